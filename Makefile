@@ -1,0 +1,59 @@
+# `make serve` and `make test` need Python 3.11 or later and nothing else; both set `.venv` up first.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+INSTALLED := .venv/.installed
+
+.PHONY: install serve test lint format generate check-generated lock clean
+
+install: $(INSTALLED)
+
+# uv is bootstrapped by pip, hash-checked like everything else, and does the rest in seconds.
+$(INSTALLED): pyproject.toml requirements-dev.lock requirements-uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Leadkeep needs Python 3.11 or later; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv || \
+	  { echo "This Python has no venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements-dev.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+serve: install
+	@$(BIN)/python -m service serve
+
+test: install
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@$(BIN)/buf breaking --against protos/released.binpb
+
+format: install
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/buf format --write
+
+generate: install
+	@$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=generated --pyi_out=generated \
+	  --grpc_python_out=generated protos/leadkeep/v1/lead_service.proto
+
+# The stubs are committed so that nobody needs protoc to use them; this catches a proto that moved without them.
+check-generated: generate
+	@git diff --exit-code -- generated || { echo "generated/ is stale: run 'make generate' and commit it" >&2; exit 1; }
+	@test -z "$$(git status --porcelain -- generated)" || { git status --short -- generated >&2; exit 1; }
+
+# Versions and hashes only: no registry's address belongs in a lock.
+COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header
+lock: install
+	@$(COMPILE) pyproject.toml --output-file requirements.lock
+	@$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	@grep '^uv==' requirements-dev.lock | cut -d' ' -f1 | $(COMPILE) - --output-file requirements-uv.lock
+
+clean:
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

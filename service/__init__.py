@@ -1,0 +1,1 @@
+"""Leadkeep keeps the leads that chatbots collect: encrypted, free of duplicates, and never lost."""

@@ -1,0 +1,43 @@
+"""Who is calling, and what that caller may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """A permission carried in a token's `scope` claim."""
+
+    CREATE = "leads:create"
+    READ_OWN = "leads:read-own"
+    """Read what the same subject created."""
+    READ = "leads:read"
+    UPDATE = "leads:update"
+    UNMASK = "leads:unmask"
+    ERASE = "leads:erase"
+    OPERATE = "leads:operate"
+
+
+ROLES: dict[str, frozenset[Scope]] = {
+    "chatbot": frozenset({Scope.CREATE, Scope.READ_OWN}),
+    "agent": frozenset({Scope.READ, Scope.UPDATE}),
+    "admin": frozenset(Scope),
+}
+"""What `leadkeep token --role` puts into a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The verified subject of a token (the actor in history and audit) and its scopes."""
+
+    subject: str
+    scopes: frozenset[Scope]
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the token carries `scope`."""
+        return scope in self.scopes
+
+    def may_read_lead_created_by(self, creator: str) -> bool:
+        """Whether the caller may read a lead that the subject `creator` created."""
+        return self.may(Scope.READ) or (self.may(Scope.READ_OWN) and creator == self.subject)

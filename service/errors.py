@@ -1,0 +1,250 @@
+"""What can go wrong, in the domain's words.
+
+Every error's text is fixed or built from names, never from a field's value: it may be shown to any caller and
+written to any log. `reason` is the stable word for programs (google.rpc.ErrorInfo); `rpc/status.py` gives each
+error its status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+from uuid import UUID
+
+
+class Reason(StrEnum):
+    """The stable, machine-readable reasons of the contract."""
+
+    LEAD_INVALID = "LEAD_INVALID"
+    DUPLICATE_PHONE = "DUPLICATE_PHONE"
+    DUPLICATE_NID = "DUPLICATE_NID"
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    LEAD_NOT_FOUND = "LEAD_NOT_FOUND"
+    CONVERSATION_NOT_FOUND = "CONVERSATION_NOT_FOUND"
+    VERSION_MISMATCH = "VERSION_MISMATCH"
+    STATUS_TRANSITION = "STATUS_TRANSITION"
+    TOKEN_MISSING = "TOKEN_MISSING"
+    TOKEN_INVALID = "TOKEN_INVALID"
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"
+    SCOPE_MISSING = "SCOPE_MISSING"
+    PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
+    QUEUE_FULL = "QUEUE_FULL"
+    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
+    STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
+    FIELD_UNREADABLE = "FIELD_UNREADABLE"
+    NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
+    INTERNAL = "INTERNAL"
+
+
+class LeadkeepError(Exception):
+    """The root of every error that the domain raises on purpose."""
+
+    reason: ClassVar[Reason]
+
+    def __init__(self, text: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.metadata: dict[str, str] = dict(metadata or {})
+
+
+class RetryableError(LeadkeepError):
+    """The same call may succeed later; `retry_after` says when to try, in seconds."""
+
+    def __init__(self, text: str, retry_after: float) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One fault of one field: its path in the request (`lead.phone`) and what to do about it."""
+
+    field: str
+    description: str
+
+
+class LeadValidationError(LeadkeepError):
+    """The request holds fields that are not accepted; `violations` names all of them at once."""
+
+    reason = Reason.LEAD_INVALID
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        self.violations = tuple(violations)
+        fields = ", ".join(dict.fromkeys(violation.field for violation in self.violations))
+        super().__init__(f"the request is not valid, see the violations of: {fields}")
+
+
+class DuplicateLeadError(LeadkeepError):
+    """The submission meets an existing lead by phone, by nid, or by both (perhaps two different leads)."""
+
+    def __init__(
+        self, *, phone_lead_id: UUID | None, nid_lead_id: UUID | None, visible: frozenset[UUID]
+    ) -> None:
+        """`visible` holds the ids of those met leads that the caller may read; other ids stay untold."""
+        met = {"phone": phone_lead_id, "nid": nid_lead_id}
+        fields = [name for name, lead_id in met.items() if lead_id is not None]
+        metadata = {"fields": ",".join(fields)}
+        for name, lead_id in met.items():
+            if lead_id is not None and lead_id in visible:
+                metadata.setdefault("lead_id", str(lead_id))
+                metadata[f"{name}_lead_id"] = str(lead_id)
+        super().__init__(f"a lead with this {' and this '.join(fields)} exists already", metadata)
+        self.fields = tuple(fields)
+
+    @property
+    def reason(self) -> Reason:  # type: ignore[override] # the one error whose reason depends on what was met
+        """DUPLICATE_PHONE when the phone met a lead (also when the nid did), else DUPLICATE_NID."""
+        return Reason.DUPLICATE_PHONE if "phone" in self.fields else Reason.DUPLICATE_NID
+
+
+class RequestIdReusedError(LeadkeepError):
+    """The subject used this request_id before, for other content; the first result stays."""
+
+    reason = Reason.REQUEST_ID_REUSED
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this request_id was used before with other content; use a new one for a new submission"
+        )
+
+
+class LeadNotFoundError(LeadkeepError):
+    """There is no lead with this id that the caller may read."""
+
+    reason = Reason.LEAD_NOT_FOUND
+
+    def __init__(self) -> None:
+        super().__init__("there is no lead with this id, or it is not yours to read")
+
+
+class ConversationNotFoundError(LeadkeepError):
+    """No lead that the caller may read is linked to this conversation."""
+
+    reason = Reason.CONVERSATION_NOT_FOUND
+
+    def __init__(self) -> None:
+        super().__init__("no lead is linked to this conversation, or it is not yours to read")
+
+
+class VersionMismatchError(LeadkeepError):
+    """The lead was changed since the caller read it."""
+
+    reason = Reason.VERSION_MISMATCH
+
+    def __init__(self, current_version: int) -> None:
+        super().__init__(
+            f"the lead is at version {current_version}; read it again and repeat with that expected_version",
+            {"current_version": str(current_version)},
+        )
+
+
+class StatusTransitionError(LeadkeepError):
+    """The status cannot be changed in this way: nothing goes back to NEW."""
+
+    reason = Reason.STATUS_TRANSITION
+
+    def __init__(self, from_status: str, to_status: str) -> None:
+        super().__init__(
+            f"a lead that is {from_status} cannot become {to_status}", {"from": from_status, "to": to_status}
+        )
+
+
+class TokenMissingError(LeadkeepError):
+    """The call carries no bearer token."""
+
+    reason = Reason.TOKEN_MISSING
+
+    def __init__(self) -> None:
+        super().__init__("send a token: metadata or header 'authorization: Bearer TOKEN'")
+
+
+class TokenInvalidError(LeadkeepError):
+    """The token is not one that this service accepts."""
+
+    reason = Reason.TOKEN_INVALID
+
+    def __init__(self, text: str = "the token is not valid here") -> None:
+        super().__init__(text)
+
+
+class TokenExpiredError(LeadkeepError):
+    """The token's time is over."""
+
+    reason = Reason.TOKEN_EXPIRED
+
+    def __init__(self) -> None:
+        super().__init__("the token has expired; get a new one")
+
+
+class ScopeMissingError(LeadkeepError):
+    """The token does not allow this call."""
+
+    reason = Reason.SCOPE_MISSING
+
+    def __init__(self, needed: str) -> None:
+        super().__init__(f"the token lacks the scope {needed}", {"scope": needed})
+
+
+class PageTokenInvalidError(LeadkeepError):
+    """The page token was not made by this service for this filter."""
+
+    reason = Reason.PAGE_TOKEN_INVALID
+
+    def __init__(self) -> None:
+        super().__init__("this page_token belongs to another list or filter; start again without one")
+
+
+class QueueFullError(RetryableError):
+    """The service has as much work in hand as it accepts."""
+
+    reason = Reason.QUEUE_FULL
+
+    def __init__(self, retry_after: float = 1.0) -> None:
+        super().__init__("the service is at its limit of concurrent calls; try again shortly", retry_after)
+
+
+class DeadlineTooShortError(LeadkeepError):
+    """The caller's deadline leaves no time for an answer; what was begun may still complete."""
+
+    reason = Reason.DEADLINE_TOO_SHORT
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the deadline is over before the outcome is known; repeat with the same request_id and more time"
+        )
+
+
+class StorageUnavailableError(RetryableError):
+    """The database cannot be reached, or cannot make anything durable now."""
+
+    reason = Reason.STORAGE_UNAVAILABLE
+
+    def __init__(self, retry_after: float = 2.0) -> None:
+        super().__init__("the storage is not available now; nothing was confirmed, try again", retry_after)
+
+
+class FieldUnreadableError(LeadkeepError):
+    """A sealed field cannot be opened: wrong key, damage, or a token that belongs to another lead or field."""
+
+    reason = Reason.FIELD_UNREADABLE
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        super().__init__(
+            f"stored fields cannot be opened: {', '.join(fields)}; tell the operator",
+            {"fields": ",".join(fields)},
+        )
+
+
+class NotImplementedYetError(LeadkeepError):
+    """The contract names this call, and this release does not answer it yet."""
+
+    reason = Reason.NOT_IMPLEMENTED
+
+    def __init__(self, rpc: str) -> None:
+        super().__init__(f"{rpc} is not available in this release")
+
+
+class StartRefusedError(Exception):
+    """The service must not start like this; the text tells the operator what to do."""

@@ -1,0 +1,183 @@
+"""What a lead is and which states it has.
+
+The field names are the story's JSON names; the contract, the stored model and this module agree on them, and a
+parity test holds the three together. Nothing here knows how a lead is stored, sealed or sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+
+class LeadStatus(StrEnum):
+    """Where the sales team stands with a lead (story AC-013.1)."""
+
+    NEW = "new"
+    CONTACTED = "contacted"
+    CONVERTED = "converted"
+    NOT_INTERESTED = "not_interested"
+
+
+CUSTOMER_FIELDS = (
+    "name",
+    "phone",
+    "nid",
+    "address",
+    "interested_policy",
+    "email",
+    "preferred_contact_time",
+    "notes",
+    "conversation_id",
+)
+"""What a caller may set when a lead is created, in the contract's order."""
+
+REQUIRED_FIELDS = frozenset({"name", "phone", "nid", "address", "interested_policy"})
+"""The mandatory fields of the story (AC-013.1)."""
+
+CORRECTABLE_FIELDS = tuple(name for name in CUSTOMER_FIELDS if name != "conversation_id")
+"""What UpdateLead may change. A conversation is linked when the lead comes in, and only on proof of phone and nid;
+an editable link would let a corrected field open somebody else's lead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomerDetails:
+    """What a customer told the chatbot, normalised. An optional field that was not given is None."""
+
+    name: str
+    phone: str
+    nid: str
+    address: str
+    interested_policy: str
+    email: str | None = None
+    preferred_contact_time: str | None = None
+    notes: str | None = None
+    conversation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lead:
+    """One interested person, with every field in clear.
+
+    A sensitive field that could not be opened is None and named in `unreadable_fields`. The required fields are
+    None only then.
+    """
+
+    id: UUID
+    name: str
+    phone: str | None
+    nid: str | None
+    address: str | None
+    interested_policy: str
+    email: str | None
+    preferred_contact_time: str | None
+    notes: str | None
+    conversation_id: str | None
+    status: LeadStatus
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    assignee: str | None
+    transcript_uri: str | None
+    resubmissions: int
+    unreadable_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedLead:
+    """A lead as it is stored: sensitive fields as sealed tokens, everything else in clear."""
+
+    id: UUID
+    name: str
+    interested_policy: str
+    preferred_contact_time: str | None
+    conversation_id: str | None
+    status: LeadStatus
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    assignee: str | None
+    resubmissions: int
+    created_by: str
+    sealed: Mapping[str, str] = field(repr=False)
+    """Sealed token by sensitive field; a field that was not given is absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedSubmission:
+    """One attempt to create a lead, ready to be stored. It becomes the lead `id`, or a resubmission of another."""
+
+    id: UUID
+    name: str
+    interested_policy: str
+    preferred_contact_time: str | None
+    conversation_id: str | None
+    created_by: str
+    request_id: str | None
+    content_digest: bytes = field(repr=False)
+    """Keyed digest of the normalised content, to tell a repeat of a request from its request_id used again."""
+    phone_index: bytes = field(repr=False)
+    nid_index: bytes = field(repr=False)
+    sealed: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusChange:
+    """One row of a lead's status history."""
+
+    from_status: LeadStatus
+    to_status: LeadStatus
+    actor: str
+    reason: str | None
+    changed_at: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentChange:
+    """One row of a lead's assignment history; None stands for nobody."""
+
+    from_assignee: str | None
+    to_assignee: str | None
+    actor: str
+    reason: str | None
+    changed_at: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedResubmission:
+    """A refused duplicate as it is stored. Its tokens are bound to `submission_id`, not to the lead that it met."""
+
+    submission_id: UUID
+    name: str
+    interested_policy: str
+    preferred_contact_time: str | None
+    conversation_id: str | None
+    submitted_at: datetime
+    actor: str
+    verified: bool
+    sealed: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resubmission:
+    """A refused duplicate, opened. `verified`: phone and nid both met the lead that it is kept with."""
+
+    name: str
+    phone: str | None
+    nid: str | None
+    address: str | None
+    interested_policy: str
+    email: str | None
+    preferred_contact_time: str | None
+    notes: str | None
+    conversation_id: str | None
+    transcript_uri: str | None
+    submitted_at: datetime
+    actor: str
+    verified: bool
+    unreadable_fields: tuple[str, ...] = ()
