@@ -1,0 +1,27 @@
+#!/bin/sh
+# Makes the roles of Leadkeep and its database. PostgreSQL's image runs this once, when its data folder is new; for
+# a server of your own run it once as a superuser (PGHOST, POSTGRES_USER, … as psql reads them).
+#
+#   leadkeep_admin  owns the database, for `leadkeep migrate`
+#   leadkeep_app    group without login: the migrations grant it what the service may do, and nothing more
+#   leadkeep_serve  the service's login; its rights are those of leadkeep_app
+set -eu
+: "${LEADKEEP_ADMIN_PASSWORD:?set the password of leadkeep_admin}"
+: "${LEADKEEP_SERVE_PASSWORD:?set the password of leadkeep_serve}"
+
+# \getenv, not arguments: those could be read in the list of processes. psql's :'…' quotes whatever stands in them.
+psql --no-psqlrc --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname postgres <<'SQL'
+\getenv admin_password LEADKEEP_ADMIN_PASSWORD
+\getenv serve_password LEADKEEP_SERVE_PASSWORD
+-- A statement that fails or is slow must not carry a password into the server's log.
+SET log_statement = 'none';
+SET log_min_error_statement = 'panic';
+SET log_min_duration_statement = -1;
+CREATE ROLE leadkeep_app NOLOGIN;
+CREATE ROLE leadkeep_admin LOGIN PASSWORD :'admin_password';
+CREATE ROLE leadkeep_serve LOGIN PASSWORD :'serve_password' IN ROLE leadkeep_app;
+CREATE DATABASE leadkeep OWNER leadkeep_admin ENCODING 'UTF8' TEMPLATE template0;
+-- By default every role of the server may connect to every database.
+REVOKE ALL ON DATABASE leadkeep FROM PUBLIC;
+GRANT CONNECT ON DATABASE leadkeep TO leadkeep_app;
+SQL

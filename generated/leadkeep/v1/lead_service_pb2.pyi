@@ -1,0 +1,331 @@
+import datetime
+
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class LeadStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEAD_STATUS_UNSPECIFIED: _ClassVar[LeadStatus]
+    LEAD_STATUS_NEW: _ClassVar[LeadStatus]
+    LEAD_STATUS_CONTACTED: _ClassVar[LeadStatus]
+    LEAD_STATUS_CONVERTED: _ClassVar[LeadStatus]
+    LEAD_STATUS_NOT_INTERESTED: _ClassVar[LeadStatus]
+
+class LeadView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEAD_VIEW_UNSPECIFIED: _ClassVar[LeadView]
+    LEAD_VIEW_MASKED: _ClassVar[LeadView]
+    LEAD_VIEW_FULL: _ClassVar[LeadView]
+
+class SaveState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SAVE_STATE_UNSPECIFIED: _ClassVar[SaveState]
+    SAVE_STATE_SAVED: _ClassVar[SaveState]
+    SAVE_STATE_DELAYED: _ClassVar[SaveState]
+LEAD_STATUS_UNSPECIFIED: LeadStatus
+LEAD_STATUS_NEW: LeadStatus
+LEAD_STATUS_CONTACTED: LeadStatus
+LEAD_STATUS_CONVERTED: LeadStatus
+LEAD_STATUS_NOT_INTERESTED: LeadStatus
+LEAD_VIEW_UNSPECIFIED: LeadView
+LEAD_VIEW_MASKED: LeadView
+LEAD_VIEW_FULL: LeadView
+SAVE_STATE_UNSPECIFIED: SaveState
+SAVE_STATE_SAVED: SaveState
+SAVE_STATE_DELAYED: SaveState
+
+class Lead(_message.Message):
+    __slots__ = ("id", "name", "phone", "nid", "address", "interested_policy", "email", "preferred_contact_time", "notes", "conversation_id", "status", "created_at", "updated_at", "version", "assignee", "masked", "transcript_uri", "resubmissions", "unreadable_fields")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PHONE_FIELD_NUMBER: _ClassVar[int]
+    NID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    INTERESTED_POLICY_FIELD_NUMBER: _ClassVar[int]
+    EMAIL_FIELD_NUMBER: _ClassVar[int]
+    PREFERRED_CONTACT_TIME_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_AT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNEE_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIPT_URI_FIELD_NUMBER: _ClassVar[int]
+    RESUBMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    phone: str
+    nid: str
+    address: str
+    interested_policy: str
+    email: str
+    preferred_contact_time: str
+    notes: str
+    conversation_id: str
+    status: LeadStatus
+    created_at: _timestamp_pb2.Timestamp
+    updated_at: _timestamp_pb2.Timestamp
+    version: int
+    assignee: str
+    masked: bool
+    transcript_uri: str
+    resubmissions: int
+    unreadable_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., address: _Optional[str] = ..., interested_policy: _Optional[str] = ..., email: _Optional[str] = ..., preferred_contact_time: _Optional[str] = ..., notes: _Optional[str] = ..., conversation_id: _Optional[str] = ..., status: _Optional[_Union[LeadStatus, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., assignee: _Optional[str] = ..., masked: _Optional[bool] = ..., transcript_uri: _Optional[str] = ..., resubmissions: _Optional[int] = ..., unreadable_fields: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Confirmation(_message.Message):
+    __slots__ = ("text", "next_steps", "reference", "locale")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    LOCALE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    next_steps: _containers.RepeatedScalarFieldContainer[str]
+    reference: str
+    locale: str
+    def __init__(self, text: _Optional[str] = ..., next_steps: _Optional[_Iterable[str]] = ..., reference: _Optional[str] = ..., locale: _Optional[str] = ...) -> None: ...
+
+class CreateLeadRequest(_message.Message):
+    __slots__ = ("lead", "request_id", "locale")
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LOCALE_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    request_id: str
+    locale: str
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., request_id: _Optional[str] = ..., locale: _Optional[str] = ...) -> None: ...
+
+class CreateLeadResponse(_message.Message):
+    __slots__ = ("id", "message", "state", "confirmation", "lead")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMATION_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    message: str
+    state: SaveState
+    confirmation: Confirmation
+    lead: Lead
+    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[SaveState, str]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
+
+class GetLeadRequest(_message.Message):
+    __slots__ = ("id", "view")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    view: LeadView
+    def __init__(self, id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+
+class GetLeadResponse(_message.Message):
+    __slots__ = ("lead",)
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
+
+class UpdateStatusRequest(_message.Message):
+    __slots__ = ("id", "status", "reason", "expected_version")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    status: LeadStatus
+    reason: str
+    expected_version: int
+    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[LeadStatus, str]] = ..., reason: _Optional[str] = ..., expected_version: _Optional[int] = ...) -> None: ...
+
+class UpdateStatusResponse(_message.Message):
+    __slots__ = ("lead",)
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
+
+class UpdateLeadRequest(_message.Message):
+    __slots__ = ("lead", "update_mask", "expected_version")
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    update_mask: _field_mask_pb2.FieldMask
+    expected_version: int
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., expected_version: _Optional[int] = ...) -> None: ...
+
+class UpdateLeadResponse(_message.Message):
+    __slots__ = ("lead",)
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
+
+class GetLeadByConversationRequest(_message.Message):
+    __slots__ = ("conversation_id", "view")
+    CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    conversation_id: str
+    view: LeadView
+    def __init__(self, conversation_id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+
+class GetLeadByConversationResponse(_message.Message):
+    __slots__ = ("lead", "other_lead_ids")
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    OTHER_LEAD_IDS_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    other_lead_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., other_lead_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListLeadsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "statuses", "created_after", "created_before", "assignee", "interested_policy", "conversation_id", "phone", "nid", "view")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AFTER_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNEE_FIELD_NUMBER: _ClassVar[int]
+    INTERESTED_POLICY_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PHONE_FIELD_NUMBER: _ClassVar[int]
+    NID_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    statuses: _containers.RepeatedScalarFieldContainer[LeadStatus]
+    created_after: _timestamp_pb2.Timestamp
+    created_before: _timestamp_pb2.Timestamp
+    assignee: str
+    interested_policy: str
+    conversation_id: str
+    phone: str
+    nid: str
+    view: LeadView
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+
+class ListLeadsResponse(_message.Message):
+    __slots__ = ("leads", "next_page_token")
+    LEADS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    leads: _containers.RepeatedCompositeFieldContainer[Lead]
+    next_page_token: str
+    def __init__(self, leads: _Optional[_Iterable[_Union[Lead, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ListStatusChangesRequest(_message.Message):
+    __slots__ = ("lead_id",)
+    LEAD_ID_FIELD_NUMBER: _ClassVar[int]
+    lead_id: str
+    def __init__(self, lead_id: _Optional[str] = ...) -> None: ...
+
+class StatusChange(_message.Message):
+    __slots__ = ("from_status", "to_status", "actor", "reason", "changed_at", "version")
+    FROM_STATUS_FIELD_NUMBER: _ClassVar[int]
+    TO_STATUS_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    from_status: LeadStatus
+    to_status: LeadStatus
+    actor: str
+    reason: str
+    changed_at: _timestamp_pb2.Timestamp
+    version: int
+    def __init__(self, from_status: _Optional[_Union[LeadStatus, str]] = ..., to_status: _Optional[_Union[LeadStatus, str]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
+
+class ListStatusChangesResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[StatusChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[StatusChange, _Mapping]]] = ...) -> None: ...
+
+class ListAssignmentsRequest(_message.Message):
+    __slots__ = ("lead_id",)
+    LEAD_ID_FIELD_NUMBER: _ClassVar[int]
+    lead_id: str
+    def __init__(self, lead_id: _Optional[str] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("from_assignee", "to_assignee", "actor", "reason", "changed_at", "version")
+    FROM_ASSIGNEE_FIELD_NUMBER: _ClassVar[int]
+    TO_ASSIGNEE_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    from_assignee: str
+    to_assignee: str
+    actor: str
+    reason: str
+    changed_at: _timestamp_pb2.Timestamp
+    version: int
+    def __init__(self, from_assignee: _Optional[str] = ..., to_assignee: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
+
+class ListAssignmentsResponse(_message.Message):
+    __slots__ = ("assignments",)
+    ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
+    def __init__(self, assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ...) -> None: ...
+
+class ListResubmissionsRequest(_message.Message):
+    __slots__ = ("lead_id", "view")
+    LEAD_ID_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    lead_id: str
+    view: LeadView
+    def __init__(self, lead_id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+
+class Resubmission(_message.Message):
+    __slots__ = ("lead", "submitted_at", "actor", "verified")
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_AT_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    submitted_at: _timestamp_pb2.Timestamp
+    actor: str
+    verified: bool
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., submitted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., verified: _Optional[bool] = ...) -> None: ...
+
+class ListResubmissionsResponse(_message.Message):
+    __slots__ = ("resubmissions",)
+    RESUBMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    resubmissions: _containers.RepeatedCompositeFieldContainer[Resubmission]
+    def __init__(self, resubmissions: _Optional[_Iterable[_Union[Resubmission, _Mapping]]] = ...) -> None: ...
+
+class AssignLeadRequest(_message.Message):
+    __slots__ = ("id", "assignee", "reason", "expected_version")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNEE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    assignee: str
+    reason: str
+    expected_version: int
+    def __init__(self, id: _Optional[str] = ..., assignee: _Optional[str] = ..., reason: _Optional[str] = ..., expected_version: _Optional[int] = ...) -> None: ...
+
+class AssignLeadResponse(_message.Message):
+    __slots__ = ("lead",)
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
+
+class EraseLeadRequest(_message.Message):
+    __slots__ = ("id", "reason")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    reason: str
+    def __init__(self, id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class EraseLeadResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,207 @@
+"""What is started, in which order, and how does it stop? The only place that builds things.
+
+Start: PostgreSQL (embedded) → schema → keyring → canary → doors → ready.
+Stop: not ready → doors take nothing new and finish what runs → database connections → PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+import uuid_utils.compat
+from leadkeep.v1 import lead_service_pb2 as pb
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.registry import CollectorRegistry
+
+from service.config import Settings
+from service.confirmation import ConfirmationService
+from service.encryption import EncryptionService
+from service.errors import StartRefusedError, StorageUnavailableError
+from service.http.door import HttpDoor
+from service.keyring import create_keyring, load_keyring
+from service.lead_service import LeadService
+from service.rpc.call import Work
+from service.rpc.chain import chained
+from service.rpc.interceptors import standard_chain
+from service.rpc.key_sources import JwksFile, JwksUrl, KeySource
+from service.rpc.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
+from service.rpc.masking import sensitive_fields
+from service.rpc.metrics import Metrics
+from service.rpc.readiness import Readiness
+from service.rpc.server import GrpcServer, Tls
+from service.rpc.servicer import LeadServicer
+from service.rpc.tokens import TokenVerifier
+from service.storage.canary import confirm_canary, has_canary
+from service.storage.database import Database
+from service.storage.embedded import EmbeddedPostgres
+from service.storage.repository import LeadRepository
+from service.storage.schema import (
+    OWN_DATABASE,
+    OWN_LOGIN,
+    prepare_own_database,
+    require_current,
+    revision_of,
+)
+from service.validation import ValidationService
+
+SENSITIVE_FIELDS = sensitive_fields(pb.Lead.DESCRIPTOR)
+"""The one list from which sealing and masking derive: the contract's `debug_redact`."""
+
+
+def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
+    """Run the service until SIGTERM or SIGINT. `on_ready` hears the gRPC and the HTTP port.
+
+    Raises StartRefusedError when the service must not start like this.
+    """
+    with database_url(settings) as url:
+        asyncio.run(_serve(settings, url, on_ready))
+
+
+@contextmanager
+def database_url(settings: Settings) -> Iterator[str]:
+    """The URL of the database as the role of `serve`; an embedded server runs as long as it is used.
+
+    Must be entered in the main thread, before grpc starts threads: it starts a child process.
+    """
+    if settings.database_url is not None:
+        yield settings.database_url
+        return
+    postgres = EmbeddedPostgres(settings.data_dir)
+    postgres.start()
+    try:
+        prepare_own_database(
+            postgres.url(user="postgres", database="postgres"), postgres.url(user="postgres", database=OWN_DATABASE)
+        )
+        yield postgres.url(user=OWN_LOGIN, database=OWN_DATABASE)
+    finally:
+        postgres.stop()
+
+
+def validation_of(settings: Settings) -> ValidationService:
+    """The validation that the settings describe."""
+    return ValidationService(
+        default_region=settings.default_region,
+        phone_rule=settings.phone_rule,
+        nid_rule=settings.nid_rule,
+        policies=settings.policies or (),
+    )
+
+
+async def confirmed_encryption(settings: Settings, database: Database, normaliser: str) -> EncryptionService:
+    """The keyring's encryption, proven to be the one of this database.
+
+    An embedded service that starts for the first time makes its keyring. Raises StartRefusedError.
+    """
+    path = settings.keyring_path
+    if settings.embedded and not path.exists() and not await has_canary(database):
+        create_keyring(path, now=datetime.now(UTC))
+    encryption = EncryptionService(load_keyring(path))
+    await confirm_canary(database, encryption, normaliser)
+    return encryption
+
+
+def token_verifier(settings: Settings) -> TokenVerifier:
+    """The token check: the issuer's public keys, or the local signing key when no issuer is set."""
+    jwks = settings.auth_jwks
+    if jwks is None:
+        local_key = LocalSigningKey.load_or_create(settings.signing_key_path)
+        return TokenVerifier(local_key, issuer=LOCAL_ISSUER, audience=LOCAL_AUDIENCE)
+    is_url = "://" in jwks
+    keys: KeySource = JwksUrl(jwks, plaintext_allowed=settings.allow_plaintext) if is_url else JwksFile(Path(jwks))
+    return TokenVerifier(keys, issuer=settings.auth_issuer or "", audience=settings.auth_audience or "")
+
+
+async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    database = Database(url)
+    try:
+        validation = validation_of(settings)
+        encryption = await _checked(settings, database, validation)
+        registry = _registry()
+        metrics = Metrics(registry)
+        work = Work()
+        leads = LeadService(
+            repository=LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS),
+            encryption=encryption,
+            validation=validation,
+            confirmation=ConfirmationService(
+                override_dir=settings.confirmation_dir, default_locale=settings.default_locale
+            ),
+            sensitive_fields=SENSITIVE_FIELDS,
+            new_id=new_id,
+            transcript_url=settings.transcript_url,
+        )
+        chain = standard_chain(
+            verify=token_verifier(settings).verify,
+            metrics=metrics,
+            max_concurrent_calls=settings.max_concurrent_calls,
+            work=work,
+            new_id=new_id,
+        )
+        methods = chained(chain, LeadServicer(leads))
+        tls = _tls(settings)
+        grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
+        readiness = Readiness(database.answers, grpc_door.set_serving, metrics)
+        http_door = HttpDoor(
+            methods,
+            host=settings.http_address.host,
+            port=settings.http_address.port,
+            tls=tls,
+            readiness=readiness,
+            registry=registry,
+        )
+        await grpc_door.start()
+        await http_door.start()
+        await readiness.start()
+        on_ready(grpc_door.port, http_door.port)
+        await stop.wait()
+        structlog.get_logger("leadkeep").info("stopping")
+        deadline = time.monotonic() + settings.shutdown_grace
+        await readiness.stop()
+        await asyncio.gather(grpc_door.stop(settings.shutdown_grace), http_door.stop(settings.shutdown_grace))
+        # What a caller has left running is finished too: its lead may be half-way into the database.
+        await work.finish(max(0.0, deadline - time.monotonic()))
+    finally:
+        await database.close()
+
+
+async def _checked(settings: Settings, database: Database, validation: ValidationService) -> EncryptionService:
+    try:
+        require_current(await revision_of(database))
+        return await confirmed_encryption(settings, database, validation.normaliser_identity)
+    except StorageUnavailableError:
+        raise StartRefusedError(
+            "the database cannot be reached: see that it runs and that LEADKEEP_DATABASE_URL is right"
+        ) from None
+
+
+def new_id() -> UUID:
+    """A UUIDv7 (RFC 9562): made before the database is asked, and in the order of time."""
+    made: UUID = uuid_utils.compat.uuid7()
+    return made
+
+
+def _registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def _tls(settings: Settings) -> Tls | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)

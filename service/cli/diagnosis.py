@@ -1,0 +1,116 @@
+"""Is everything well? Each check stands alone, so that one fault does not hide the next."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from service import app
+from service.config import Settings
+from service.encryption import EncryptionService
+from service.errors import LeadkeepError, StartRefusedError
+from service.keyring import load_keyring
+from service.rpc.local_key import LocalSigningKey
+from service.storage.canary import compare_canary
+from service.storage.database import Database
+from service.storage.embedded import EmbeddedPostgres
+from service.storage.failures import StorageFaultError
+from service.storage.schema import OWN_DATABASE, OWN_LOGIN, excess_rights, require_current, revision_of
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+def diagnose(settings: Settings) -> list[Finding]:
+    """Check everything that `serve` needs, whether it runs or not."""
+    findings = [
+        _finding("data folder", lambda: _data_folder(settings)),
+        _finding("keyring", lambda: _keyring(settings)),
+        _finding("tokens", lambda: _tokens(settings)),
+    ]
+    try:
+        with _database_url(settings) as url:
+            findings += asyncio.run(_database_findings(settings, url))
+    except StartRefusedError as refused:
+        findings.append(Finding("database", False, str(refused)))
+    return findings
+
+
+@contextmanager
+def _database_url(settings: Settings) -> Iterator[str]:
+    """The database of the service that runs; if none runs, an embedded server is started for the checks."""
+    running = None
+    if settings.embedded:
+        running = EmbeddedPostgres.running_url(settings.data_dir, user=OWN_LOGIN, database=OWN_DATABASE)
+    if running is not None:
+        yield running
+        return
+    with app.database_url(settings) as url:
+        yield url
+
+
+async def _database_findings(settings: Settings, url: str) -> list[Finding]:
+    database = Database(url)
+    try:
+        if not await database.answers():
+            return [Finding("database", False, "cannot be reached, or takes no writes")]
+        findings = [Finding("database", True, "embedded" if settings.embedded else "reachable, takes writes")]
+        try:
+            revision = await revision_of(database)
+            require_current(revision)
+        except (StartRefusedError, LeadkeepError, StorageFaultError) as error:
+            return [*findings, Finding("schema", False, str(error))]
+        findings.append(Finding("schema", True, f"revision {revision}"))
+        excess = await excess_rights(database)
+        detail = f"more than needed: may {', '.join(excess)}" if excess else "no DDL, no DELETE"
+        findings.append(Finding("rights of serve", not excess, detail))
+        try:
+            encryption = EncryptionService(load_keyring(settings.keyring_path))
+            found = await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+            detail = "keyring and normaliser are those of the stored leads" if found else "no service has started yet"
+            findings.append(Finding("canary", True, detail))
+        except StartRefusedError as refused:
+            findings.append(Finding("canary", False, str(refused)))
+        return findings
+    finally:
+        await database.close()
+
+
+def _finding(check: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check, True, look())
+    except StartRefusedError as refused:
+        return Finding(check, False, str(refused))
+
+
+def _data_folder(settings: Settings) -> str:
+    folder = settings.data_dir
+    if not folder.exists():
+        return f"{folder} is made by the first serve"
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        raise StartRefusedError(f"{folder} can be entered by others; run: chmod 700 '{folder}'")
+    return f"{folder}, mode 0700"
+
+
+def _keyring(settings: Settings) -> str:
+    if settings.embedded and not settings.keyring_path.exists() and not settings.data_dir.exists():
+        return "is made by the first serve"
+    return f"{len(load_keyring(settings.keyring_path).keys)} keys in {settings.keyring_path}"
+
+
+def _tokens(settings: Settings) -> str:
+    if settings.auth_jwks is not None:
+        return "verified with the keys of LEADKEEP_AUTH_JWKS"
+    if not settings.signing_key_path.exists():
+        return "the local signing key is made by the first serve or token"
+    LocalSigningKey.load(settings.signing_key_path)
+    return f"verified with {settings.signing_key_path}"

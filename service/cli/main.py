@@ -1,0 +1,187 @@
+"""The commands of `leadkeep`.
+
+Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage; 3 `doctor` found a fault.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import wraps
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.access import ROLES
+from service.config import Settings, load_settings
+from service.errors import StartRefusedError
+
+P = ParamSpec("P")
+
+REFUSED = 1
+UNHEALTHY = 3
+
+app = typer.Typer(
+    help="Leadkeep keeps the leads that chatbots collect. Settings are LEADKEEP_… variables; see `leadkeep config`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _refusals_are_told(command: Callable[P, None]) -> Callable[P, None]:
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except StartRefusedError as refused:
+            typer.echo(f"leadkeep: {refused}", err=True)
+            raise typer.Exit(REFUSED) from None
+
+    return run
+
+
+@app.command()
+@_refusals_are_told
+def serve() -> None:
+    """Run the service until it is stopped (Ctrl-C, SIGTERM)."""
+    settings = load_settings()
+    # Imported here: the service costs most of a second, which `token` and `config` should not pay.
+    from service import app as application
+    from service.cli.welcome import welcome
+    from service.log import configure_logging
+
+    configure_logging(settings.log_level)
+    first = settings.auth_jwks is None and not settings.signing_key_path.exists()
+
+    def on_ready(grpc_port: int, http_port: int) -> None:
+        typer.echo(welcome(settings, grpc_port, http_port, first=first, now=time.time()))
+        sys.stdout.flush()
+
+    application.serve(settings, on_ready=on_ready)
+
+
+@app.command()
+@_refusals_are_told
+def token(
+    role: Annotated[str, typer.Option(help="chatbot (create, read its own), agent (read, update) or admin (all).")],
+    subject: Annotated[str, typer.Option(help="Who acts with it; default: the role's name.")] = "",
+    ttl: Annotated[str, typer.Option(help="How long it is good: 30s, 15m, 1h, 7d.")] = "1h",
+) -> None:
+    """Print a token, signed with this service's own key."""
+    from service.cli.durations import duration
+    from service.rpc.local_key import LocalSigningKey
+
+    if role not in ROLES:
+        raise typer.BadParameter(f"must be one of: {', '.join(ROLES)}", param_hint="--role")
+    try:
+        lifetime = duration(ttl)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--ttl") from None
+    settings = load_settings()
+    if settings.auth_jwks is not None:
+        raise StartRefusedError("tokens come from the issuer of LEADKEEP_AUTH_JWKS; the local signing key is not used")
+    key = LocalSigningKey.load_or_create(settings.signing_key_path)
+    try:
+        typer.echo(key.issue(subject or role, ROLES[role], lifetime, now=time.time()))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--subject") from None
+
+
+@app.command()
+@_refusals_are_told
+def config(as_json: AsJson = False) -> None:
+    """Print every setting with value, default and meaning; secrets hidden."""
+    rows = load_settings().rows()
+    if as_json:
+        typer.echo(
+            json.dumps(
+                [
+                    {
+                        "name": row.name,
+                        "value": row.value,
+                        "default": row.default,
+                        "meaning": row.meaning,
+                        "source": row.source,
+                    }
+                    for row in rows
+                ],
+                indent=2,
+            )
+        )
+        return
+    table = Table("variable", "value", "from", "default", "meaning", show_lines=False)
+    for row in rows:
+        table.add_row(row.name, row.value, row.source, row.default, row.meaning)
+    Console().print(table)
+
+
+@app.command()
+@_refusals_are_told
+def migrate() -> None:
+    """Bring the database's schema to this release; needs a role with DDL rights. Safe to repeat."""
+    settings = load_settings()
+    from service.storage.schema import migrate as run_migrations
+
+    if settings.migration_url is None:
+        raise StartRefusedError(
+            "the embedded database is migrated when the service starts; set LEADKEEP_DATABASE_URL for another one"
+        )
+    migration = run_migrations(settings.migration_url)
+    if migration.before == migration.after:
+        typer.echo(f"The schema is up to date ({migration.after}).")
+    else:
+        typer.echo(f"The schema is at {migration.after} now (before: {migration.before or 'none'}).")
+
+
+@app.command()
+@_refusals_are_told
+def doctor(as_json: AsJson = False) -> None:
+    """Is everything well? Checks settings, database, schema, rights and keys; exit code 3 if not."""
+    settings = load_settings()
+    from service.cli.diagnosis import diagnose
+
+    findings = diagnose(settings)
+    healthy = all(finding.ok for finding in findings)
+    if as_json:
+        checks = [{"check": f.check, "ok": f.ok, "detail": f.detail} for f in findings]
+        typer.echo(json.dumps({"healthy": healthy, "checks": checks}, indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.detail}")
+    if not healthy:
+        raise typer.Exit(UNHEALTHY)
+
+
+@keys_app.command("init")
+@_refusals_are_told
+def keys_init() -> None:
+    """Make a keyring with fresh keys. An existing one is never touched."""
+    settings: Settings = load_settings()
+    from service.keyring import create_keyring
+
+    path = settings.keyring_path
+    try:
+        made = create_keyring(path, now=datetime.now(UTC))
+    except OSError as error:
+        raise StartRefusedError(f"the keyring {path} cannot be made: {error.strerror}") from None
+    if not made:
+        raise StartRefusedError(f"there is a keyring at {path} already; it stays as it is")
+    typer.echo(
+        f"Made {path} (mode 0600). Without it no stored lead can be opened: "
+        "keep a copy in a safe place, apart from the database's backups."
+    )

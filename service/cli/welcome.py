@@ -1,0 +1,58 @@
+"""What a newcomer needs next, printed when the service is ready."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from datetime import timedelta
+
+from service.access import ROLES
+from service.config import Settings
+from service.rpc.local_key import LocalSigningKey
+
+FIRST_TOKEN_LIFE = timedelta(hours=1)
+
+EXAMPLE = {
+    "name": "John Doe",
+    "phone": "+1234567890",
+    "nid": "123456789",
+    "address": "123 Main St, City, Country",
+    "interested_policy": "Term Life 20-Year",
+    "email": "john@example.com",
+}
+"""The story's own example (US-013)."""
+
+
+def welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool, now: float) -> str:
+    """Where the doors are; on the first start, calls that can be pasted, with a token."""
+    grpc = _reachable(settings.grpc_address.host, grpc_port)
+    http = _reachable(settings.http_address.host, http_port)
+    secure = settings.tls_cert is not None
+    scheme = "https" if secure else "http"
+    lines = [f"Leadkeep is ready: gRPC on {grpc}, JSON on {scheme}://{http}"]
+    if not first:
+        return "\n".join(lines)
+    key = LocalSigningKey.load_or_create(settings.signing_key_path)
+    token = key.issue("chatbot", ROLES["chatbot"], FIRST_TOKEN_LIFE, now=now)
+    header = f"authorization: Bearer {token}"
+    lead = json.dumps(EXAMPLE)
+    request = json.dumps({"lead": {**EXAMPLE, "phone": "+1234567891", "nid": "123456790"}})
+    grpcurl = ["grpcurl", *([] if secure else ["-plaintext"]), "-H", header, "-d", request, grpc]
+    curl = ["curl", "-H", header, "-H", "content-type: application/json", "-d", lead, f"{scheme}://{http}/api/leads/"]
+    lines += [
+        "",
+        "Create a lead as a chatbot (this token is good for an hour):",
+        "",
+        shlex.join([*grpcurl, "leadkeep.v1.LeadService/CreateLead"]),
+        "",
+        shlex.join(curl),
+        "",
+        "More tokens, in another terminal: leadkeep token --role agent (or admin, chatbot)",
+    ]
+    return "\n".join(lines)
+
+
+def _reachable(host: str, port: int) -> str:
+    """The address to call: a door that listens everywhere is called on this machine."""
+    called = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 # compared, not bound
+    return f"[{called}]:{port}" if ":" in called else f"{called}:{port}"

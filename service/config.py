@@ -1,0 +1,295 @@
+"""Which settings exist, with default and meaning; how they are read, checked and shown.
+
+Settings are environment variables named LEADKEEP_*, and the same names in a `.env` file of the working folder; the
+environment wins, and an empty value is unset. Wrong settings stop the start with every fault named at once. No
+fault repeats a value: a password or key can stand in any variable by mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service import config_values as values
+from service.config_values import Address
+from service.errors import StartRefusedError
+
+_PREFIX = "LEADKEEP_"
+
+Source = Literal["environment", "file", "default"]
+
+
+class ConfigurationError(StartRefusedError):
+    """Settings are wrong; the text has one line for each fault, and no value."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n  ".join(("these settings are wrong:", *self.faults)))
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One setting as an operator sees it, secrets hidden, and where its value comes from."""
+
+    name: str
+    value: str
+    default: str
+    meaning: str
+    source: Source
+
+
+def _read_by(reader: Callable[[str], object]) -> BeforeValidator:
+    # What is no text is a default that needs no reading.
+    return BeforeValidator(lambda value: reader(value) if isinstance(value, str) else value)
+
+
+def _setting(default: object, meaning: str, *, shown: str | None = None, secret: bool = False) -> Any:
+    """Declare a setting. `shown` words a default that another setting decides; `secret` keeps it out of repr."""
+    if shown is None:
+        shown = "unset" if default is None else str(default)
+    return Field(default, description=meaning, json_schema_extra={"shown": shown}, repr=not secret)
+
+
+_Folder = Annotated[Path, _read_by(values.folder)]
+_File = Annotated[Path, _read_by(values.readable_file)]
+_Url = Annotated[str, _read_by(values.database_url)]
+_Address = Annotated[Address, _read_by(Address.parse)]
+
+
+class Settings(BaseSettings):
+    """Every setting, read and checked. A check between two settings stands with the later one of them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_ignore_empty=True,
+        env_file_encoding="utf-8",
+        enable_decoding=False,  # a list is written as `policies` says, not as JSON
+        extra="ignore",  # a .env file is often shared with other programs
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    data_dir: Annotated[Path, _read_by(values.folder_to_be)] = _setting(
+        ".leadkeep", "embedded PostgreSQL, keyring and local signing key; mode 0700"
+    )
+    database_url: _Url | None = _setting(
+        None,
+        "postgresql://…, several hosts allowed (target_session_attrs=read-write)",
+        shown="unset: the embedded PostgreSQL",
+        secret=True,
+    )
+    admin_database_url: _Url | None = _setting(
+        None,
+        "for migrate: the role with DDL rights; serve never needs it",
+        shown="the same as LEADKEEP_DATABASE_URL",
+        secret=True,
+    )
+    tls_cert: _File | None = _setting(None, "TLS for both doors: the certificate chain, PEM")
+    tls_key: _File | None = _setting(None, "TLS for both doors: the certificate's key, PEM")
+    tls_client_ca: _File | None = _setting(None, "with it, client certificates of this CA are required")
+    allow_plaintext: Annotated[bool, _read_by(values.switch)] = _setting(
+        False, "1 allows addresses beyond loopback without TLS, where the network itself is trusted", shown="0"
+    )
+    grpc_address: _Address = _setting("127.0.0.1:50051", "where the gRPC door listens")
+    http_address: _Address = _setting("127.0.0.1:8080", "where the JSON door listens")
+    keyring: Annotated[Path | None, _read_by(values.absolute)] = _setting(
+        None,
+        "the keyring, file mode 0600; made on first start only when embedded",
+        shown="<data>/keyring.json",
+    )
+    auth_jwks: str | None = _setting(
+        None, "file or URL of the issuer's public keys", shown="unset: the local signing key", secret=True
+    )
+    auth_issuer: str | None = _setting(None, "the issuer that a token must name; with LEADKEEP_AUTH_JWKS")
+    auth_audience: str | None = _setting(None, "the audience that a token must name; with LEADKEEP_AUTH_JWKS")
+    default_region: Annotated[str, _read_by(values.region)] | None = _setting(
+        None, "region for phone numbers without +, such as BD; unset: such numbers are refused with a hint"
+    )
+    phone_rule: Annotated[Literal["e164", "valid"], _read_by(values.one_of("e164", "valid"))] = _setting(
+        "e164", "e164 or valid: only numbers that the numbering plan of their country has"
+    )
+    nid_rule: Annotated[Literal["any", "BD"], _read_by(values.one_of("any", "BD"))] = _setting(
+        "any", "any or BD: 10, 13 or 17 digits"
+    )
+    policies: Annotated[tuple[str, ...], _read_by(values.policies)] | None = _setting(
+        None, "the policies on offer, separated by ; or one a line", shown="unset: any policy is accepted"
+    )
+    transcript_url: Annotated[str, _read_by(values.transcript_url)] | None = _setting(
+        None, "e.g. https://chat.example/conversations/{conversation_id}, fills transcript_uri"
+    )
+    confirmation_dir: _Folder | None = _setting(None, "folder with your own texts for customers, e.g. fr.toml")
+    default_locale: str = _setting("en", "the language of the customer's texts when the wanted one is not there")
+    max_concurrent_calls: Annotated[int, _read_by(values.number(int, 1, 100_000))] = _setting(
+        512, "calls at work at once; more are refused with QUEUE_FULL"
+    )
+    log_level: Annotated[str, _read_by(values.one_of("debug", "info", "warning", "error"))] = _setting(
+        "info", "debug, info, warning or error"
+    )
+    shutdown_grace: Annotated[float, _read_by(values.number(float, 0, 3600))] = _setting(
+        10, "seconds that running calls get to finish on SIGTERM"
+    )
+
+    _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the service runs its own PostgreSQL."""
+        return self.database_url is None
+
+    @property
+    def keyring_path(self) -> Path:
+        """Where the keyring is."""
+        return self.keyring or self.data_dir / "keyring.json"
+
+    @property
+    def signing_key_path(self) -> Path:
+        """Where the local signing key for tokens is, which is used unless an issuer is set."""
+        return self.data_dir / "signing-key.pem"
+
+    @property
+    def migration_url(self) -> str | None:
+        """The database as the role with DDL rights sees it; None when embedded."""
+        return self.admin_database_url or self.database_url
+
+    def rows(self) -> list[SettingRow]:
+        """Return every setting for an operator's eyes, secrets hidden."""
+        return list(self._rows())
+
+    def _rows(self) -> Iterator[SettingRow]:
+        effective = {"keyring": self.keyring_path, "admin_database_url": self.migration_url}
+        for name, field in type(self).model_fields.items():
+            default = str(cast(dict[str, object], field.json_schema_extra)["shown"])
+            value = effective.get(name, getattr(self, name))
+            yield SettingRow(
+                name=_variable(name),
+                value=_shown(value) if value is not None else default if default.startswith("unset") else "unset",
+                default=default,
+                meaning=field.description or "",
+                source=self._sources.get(name, "default"),
+            )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _blank_is_unset(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        return value.strip() or cls.model_fields[info.field_name or ""].default
+
+    @field_validator("admin_database_url")
+    @classmethod
+    def _admin_needs_a_database(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("database_url", value) is None:
+            raise ValueError("only beside LEADKEEP_DATABASE_URL; set that, or remove this one")
+        return value
+
+    @field_validator("tls_key")
+    @classmethod
+    def _certificate_and_key_go_together(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if "tls_cert" in info.data and (info.data["tls_cert"] is None) != (value is None):
+            raise ValueError("certificate and key go together; set LEADKEEP_TLS_CERT and this one, or neither")
+        return value
+
+    @field_validator("tls_client_ca")
+    @classmethod
+    def _client_certificates_need_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value and info.data.get("tls_cert", value) is None:
+            raise ValueError("only beside LEADKEEP_TLS_CERT and LEADKEEP_TLS_KEY; set them, or remove this one")
+        return value
+
+    @field_validator("grpc_address", "http_address")
+    @classmethod
+    def _the_network_sees_no_plaintext(cls, value: Address, info: ValidationInfo) -> Address:
+        protected = info.data.get("tls_cert", value) or info.data.get("allow_plaintext", True)
+        if not protected and not value.is_loopback:
+            raise ValueError(
+                "reachable beyond this machine without TLS; set LEADKEEP_TLS_CERT and LEADKEEP_TLS_KEY, "
+                "or LEADKEEP_ALLOW_PLAINTEXT=1 where the network itself is trusted"
+            )
+        return value
+
+    @field_validator("http_address")
+    @classmethod
+    def _each_door_has_its_port(cls, value: Address, info: ValidationInfo) -> Address:
+        if "grpc_address" in info.data and value.clashes_with(info.data["grpc_address"]):
+            raise ValueError("LEADKEEP_GRPC_ADDRESS listens there already; write another port")
+        return value
+
+    @field_validator("auth_jwks")
+    @classmethod
+    def _keys_come_unharmed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        allowed = info.data.get("allow_plaintext", True)
+        return value and values.jwks(value, plaintext_allowed=allowed)
+
+    @field_validator("auth_issuer", "auth_audience")
+    @classmethod
+    def _issuer_and_audience_belong_to_keys(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "auth_jwks" not in info.data:
+            return value
+        if info.data["auth_jwks"] and not value:
+            raise ValueError("missing beside LEADKEEP_AUTH_JWKS; write what the issuer's tokens name")
+        if value and not info.data["auth_jwks"]:
+            raise ValueError("only beside LEADKEEP_AUTH_JWKS; set that, or remove this one")
+        return value
+
+
+def load_settings(env_file: Path = Path(".env")) -> Settings:
+    """Read the settings, or raise ConfigurationError with every fault."""
+    try:
+        in_file = {name for name, value in dotenv_values(env_file, encoding="utf-8").items() if value}
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError([f"{env_file}: cannot be read as UTF-8 text; correct or remove it"]) from None
+    in_environment = {name for name, value in os.environ.items() if value}
+    faults = list(_misspelt(in_environment | in_file))
+    try:
+        settings = Settings(_env_file=env_file)  # type: ignore[call-arg] # mypy sees the fields only
+    except ValidationError as invalid:
+        faults += [
+            f"{_variable(str(error['loc'][0]))}: {error['msg'].removeprefix('Value error, ')}"
+            for error in invalid.errors(include_url=False, include_input=False)
+        ]
+    if faults:
+        raise ConfigurationError(faults)
+    origins: tuple[tuple[Source, set[str]], ...] = (("file", in_file), ("environment", in_environment))
+    for source, names in origins:
+        upper = {name.upper() for name in names}
+        named = {field: source for field in Settings.model_fields if _variable(field) in upper}
+        settings._sources.update(named)  # noqa: SLF001 # filled once, here; a public field would be a setting
+    return settings
+
+
+def _misspelt(names: set[str]) -> Iterator[str]:
+    """Name each LEADKEEP_ variable that is none but nearly one: unnoticed, its setting would keep the default.
+
+    Only near misses: Kubernetes sets LEADKEEP_SERVICE_HOST and the like for a service called leadkeep.
+    """
+    known = [_variable(name).removeprefix(_PREFIX) for name in Settings.model_fields]
+    for name in sorted(names):
+        rest = name.upper().removeprefix(_PREFIX)
+        if not name.upper().startswith(_PREFIX) or rest in known:
+            continue
+        # 0.8: DATABSE_URL and AUTH_JWKS_URL are caught; names of other things score below 0.75.
+        if near := difflib.get_close_matches(rest, known, n=1, cutoff=0.8):
+            yield f"{name}: there is no such setting; write {_PREFIX}{near[0]}"
+
+
+def _variable(field: str) -> str:
+    return _PREFIX + field.upper()
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return "; ".join(value)
+    return values.without_secrets(str(value))

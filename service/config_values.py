@@ -1,0 +1,228 @@
+"""How the value of one setting is read, and what is told when it cannot be.
+
+Each function takes the text of a variable and returns the value, or raises ValueError with what is wrong and what
+to write instead, without repeating the text.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+_DATABASE_URL = re.compile(r"postgres(?:ql)?://[^\s\x00-\x1f\x7f]+")
+_LONGEST_POLICY = 200
+"""The limit of interested_policy: a longer name on offer could never be chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a door listens. As text it is `host:port`, an IPv6 host in brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it. A host name other than localhost counts as reachable."""
+        return _is_loopback(self.host)
+
+    def clashes_with(self, other: Address) -> bool:
+        """Whether both cannot be listened on at once. Port 0 is any free port and never clashes."""
+        if self.port != other.port or self.port == 0:
+            return False
+        hosts = {"127.0.0.1" if address.host == "localhost" else address.host for address in (self, other)}
+        return len(hosts) == 1 or not hosts.isdisjoint({"0.0.0.0", "::"})  # noqa: S104 # compared, not bound
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `host:port`."""
+        host, colon, port = text.rpartition(":")
+        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise ValueError("not an address; write host:port with a port up to 65535, such as 127.0.0.1:50051")
+        if not host:
+            raise ValueError("the host is missing; write 127.0.0.1:PORT, or 0.0.0.0:PORT for every interface")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+            if not _is_ip(host, version=6):
+                raise ValueError("not an IPv6 address in brackets; write it such as [::1]:50051")
+        elif ":" in host:
+            raise ValueError("an IPv6 address stands in brackets; write it such as [::1]:50051")
+        # What looks like a number must be an IPv4 address: resolvers read 127.1 or 0177.0.0.1 in their own ways.
+        elif not (_HOST_NAME.fullmatch(host) if re.search("[A-Za-z]", host) else _is_ip(host, version=4)):
+            raise ValueError("the host is not an IP address or host name; write such as 127.0.0.1:50051")
+        return cls(host.lower(), int(port))
+
+
+def _is_ip(host: str, *, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == version
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def switch(text: str) -> bool:
+    """Read 1 or 0."""
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError("neither yes nor no; write 1 or 0")
+    return words[text.lower()]
+
+
+def number(kind: type[int] | type[float], lowest: int, highest: int) -> Callable[[str], float]:
+    """Make a reader of numbers between two bounds, both included."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(-1)
+        if not lowest <= value <= highest:  # refuses nan, too
+            wanted = "whole number" if kind is int else "number"
+            raise ValueError(f"not a {wanted} between {lowest} and {highest}; write one")
+        return value
+
+    return read
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Make a reader of one word out of a few, in any case."""
+
+    def read(text: str) -> str:
+        for word in words:
+            if text.lower() == word.lower():
+                return word
+        raise ValueError(f"not known; write one of: {', '.join(words)}")
+
+    return read
+
+
+def absolute(text: str) -> Path:
+    """Read a path; a relative one starts at the working folder, `~` at the home folder."""
+    if "\0" in text:
+        raise ValueError("not a path; write one without NUL")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:  # `~name` of nobody
+        raise ValueError("the home folder is not known; write the path in full") from None
+
+
+def readable_file(text: str) -> Path:
+    """Read the path of a file that must be there."""
+    path = absolute(text)
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ValueError("there is no file that can be read; write the path of one (not its content)")
+    return path
+
+
+def folder(text: str) -> Path:
+    """Read the path of a folder that must be there."""
+    path = absolute(text)
+    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+        raise ValueError("there is no folder that can be read; write the path of one")
+    return path
+
+
+def folder_to_be(text: str) -> Path:
+    """Read the path of a folder that may be made later."""
+    path = absolute(text)
+    if path.exists() and not path.is_dir():
+        raise ValueError("something else than a folder is there; write the path of a folder")
+    return path
+
+
+def database_url(text: str) -> str:
+    """Read a PostgreSQL URL. libpq reads its parts: several hosts and every parameter of its own are allowed."""
+    if not _DATABASE_URL.fullmatch(text):
+        raise ValueError("not a PostgreSQL URL; write postgresql://user:password@host:5432/database")
+    return text
+
+
+def jwks(text: str, *, plaintext_allowed: bool) -> str:
+    """Read where the issuer's public keys are: an http(s) URL, or the path of a file, which is made absolute."""
+    if "://" not in text:
+        return str(readable_file(text))
+    url = _web_url(text)
+    if url is None:
+        raise ValueError("not a web address; write an https:// URL or the path of a file")
+    if url[0] == "http" and not _is_loopback(url[1]) and not plaintext_allowed:
+        raise ValueError(
+            "keys that come over http can be exchanged on the way; write an https:// URL, "
+            "or set LEADKEEP_ALLOW_PLAINTEXT=1 where the network is trusted"
+        )
+    return text
+
+
+def transcript_url(text: str) -> str:
+    """Read the pattern of a transcript's URL."""
+    if _web_url(text) is None or "{conversation_id}" not in text:
+        raise ValueError(
+            "not a pattern of web addresses; write such as https://chat.example/conversations/{conversation_id}"
+        )
+    return text
+
+
+def _web_url(text: str) -> tuple[str, str] | None:
+    """Return scheme and host of an http(s) URL, None when it is none."""
+    if re.search(r"[\s\x00-\x1f\x7f]", text):
+        return None
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return None
+    return (parts.scheme, parts.hostname) if parts.scheme in {"http", "https"} and parts.hostname else None
+
+
+def region(text: str) -> str:
+    """Read an ISO 3166 country whose phone numbers are known."""
+    import phonenumbers  # takes 50 ms: only who sets a region pays for it
+
+    if text.upper() not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError("not a country that phone numbers are known of; write two letters, such as BD")
+    return text.upper()
+
+
+def policies(text: str) -> tuple[str, ...]:
+    """Read a list of names, one a line or separated by `;`: a comma may be part of a name."""
+    names = tuple(dict.fromkeys(name.strip() for name in re.split(r"[;\n]", text) if name.strip()))
+    if not names or max(map(len, names)) > _LONGEST_POLICY:
+        raise ValueError(
+            f"not a list of names of up to {_LONGEST_POLICY} characters; write such as Term Life; Whole Life"
+        )
+    return names
+
+
+def without_secrets(text: str) -> str:
+    """Return a URL with its password, and every parameter that may hold one, replaced by `***`."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return text
+    address, question, query = rest.partition("?")
+    rest = address + question + "&".join(_without_secret(parameter) for parameter in query.split("&"))
+    # Up to the last @, for a password may hold an unescaped one: better to hide too much than too little.
+    credentials, at, location = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}://{user}{colon and ':***'}{at}{location}"
+
+
+def _without_secret(parameter: str) -> str:
+    name, equals, value = parameter.partition("=")
+    # libpq: password, sslpassword, oauth_client_secret, scram_client_key. A web address: token, key and the like.
+    secret = re.search("password|secret|scram|token|api_?key", unquote(name), re.IGNORECASE)
+    return f"{name}{equals}{'***' if secret else value}"

@@ -1,0 +1,221 @@
+"""What the customer is told once a lead is saved: thanks, what happens next, a reference (story AC-013.7).
+
+The texts are TOML files, one a locale: the shipped ones in `locales/`, and an operator's own. An operator's
+`en.toml` replaces the shipped `en.toml` as a whole, never key by key: half of each could promise two things
+that differ. All of them are read and checked once: a broken text stops the start, and never a confirmation.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import StartRefusedError
+
+_SHIPPED = Path(__file__).with_name("locales")
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+"""Base 32 without I, L, O and U: nothing in it is misheard or misread for something else in it."""
+
+_LONGEST_LOCALES = 200
+"""No browser sends a longer list of languages; beyond it is not worth reading."""
+
+_LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*")
+_QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What the customer is told, ready to be shown as plain text."""
+
+    text: str
+    next_steps: tuple[str, ...]
+    reference: str
+    locale: str
+    """The locale of the texts, which may be a wider one than was asked for, or the default."""
+
+
+def reference_of(lead_id: UUID) -> str:
+    """Return the short reference of a lead, easy to read out: `LK-XXXX-XXXX`.
+
+    It spells the last 40 bits of the id, the random end of a UUIDv7; being derived, it needs no storage. Among
+    a million leads two may share one: it finds a request together with the name, and is no identifier.
+    """
+    bits = lead_id.int
+    letters = "".join(_CROCKFORD[bits >> shift & 31] for shift in range(35, -1, -5))
+    return f"LK-{letters[:4]}-{letters[4:]}"
+
+
+def _template(*, must: frozenset[str] = frozenset(), may: frozenset[str]) -> AfterValidator:
+    """Check that a text has exactly the placeholders it should have, and that formatting it cannot fail."""
+
+    def check(text: str) -> str:
+        if not text.strip():
+            raise ValueError("the text is empty")
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(f"{error}; write a brace that is meant as such twice") from None
+        used = set()
+        for _, name, form, conversion in parts:
+            if name is None:
+                continue
+            # Exact names only: str.format would follow {name.attribute} into Python objects.
+            if name not in may or form or conversion:
+                raise ValueError(f"only {_braced(may)} can stand in braces here, without anything added")
+            used.add(name)
+        if missing := must - used:
+            raise ValueError(f"{_braced(missing)} must stand in this text")
+        return text
+
+    return AfterValidator(check)
+
+
+def _braced(names: frozenset[str] | set[str]) -> str:
+    return " and ".join(f"{{{name}}}" for name in sorted(names))
+
+
+_KNOWN = frozenset({"name", "reference"})
+_CONTACT_TIME = frozenset({"preferred_contact_time"})
+
+
+class _Table(BaseModel):
+    # A misspelt key must be a fault: else its text would silently be missing.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _NextStep(_Table):
+    text: Annotated[str, _template(may=_KNOWN)]
+    with_contact_time: Annotated[str, _template(must=_CONTACT_TIME, may=_KNOWN | _CONTACT_TIME)] | None = None
+    """Takes the place of `text` when the customer said when to call."""
+
+
+class _Message(_Table):
+    text: Annotated[str, _template(must=_KNOWN, may=_KNOWN)]
+    next_steps: list[_NextStep] = Field(min_length=1)
+
+
+class _Texts(_Table):
+    """One file. Each table is one occasion, so that another occasion is another table."""
+
+    saved: _Message
+
+
+class ConfirmationService:
+    """Words the confirmation in the customer's language.
+
+    `override_dir` holds the operator's own files (`fr.toml`, `pt-BR.toml`): new locales, or replacements of
+    shipped ones. A text that cannot be used raises StartRefusedError with the file, the key and the fault.
+    """
+
+    def __init__(self, *, override_dir: Path | None = None, default_locale: str = "en") -> None:
+        texts = _read_folder(_SHIPPED)
+        if override_dir is not None:
+            texts |= _read_folder(override_dir)
+        self._texts = texts
+        default = _tag(default_locale).lower()
+        if default not in texts:
+            raise StartRefusedError(
+                "there are no texts for the default locale; there are texts for: "
+                + ", ".join(sorted(locale for locale, _ in texts.values()))
+            )
+        self._default = default
+
+    def confirm(self, *, lead_id: UUID, name: str, locales: str, preferred_contact_time: str | None) -> Confirmation:
+        """Return the confirmation of a saved lead.
+
+        `locales` is one language tag or a list in the form of an Accept-Language header. What cannot be read
+        or is not there leads to the default locale: a confirmation never fails for its language.
+        """
+        locale, texts = self._texts[self._look_up(locales)]
+        reference = reference_of(lead_id)
+        # Only the template is interpreted, so braces in a customer's words stay braces.
+        values = {
+            "name": name,
+            "reference": reference,
+            "preferred_contact_time": preferred_contact_time,
+        }
+        steps = (
+            step.with_contact_time if preferred_contact_time and step.with_contact_time else step.text
+            for step in texts.saved.next_steps
+        )
+        return Confirmation(
+            text=texts.saved.text.format_map(values),
+            next_steps=tuple(step.format_map(values) for step in steps),
+            reference=reference,
+            locale=locale,
+        )
+
+    def _look_up(self, locales: str) -> str:
+        """Return the key of the texts that suit best: the look-up of RFC 4647, section 3.4."""
+        if len(locales) > _LONGEST_LOCALES:
+            return self._default
+        for language_range in _by_preference(locales):
+            for candidate in _widening(language_range):
+                if candidate in self._texts:
+                    return candidate
+        return self._default
+
+
+def _by_preference(locales: str) -> list[str]:
+    """Return the language ranges, the most wanted first; what cannot be read or has q=0 is left out."""
+    ranges: list[tuple[float, str]] = []
+    for entry in locales.split(","):
+        tag, separator, parameter = entry.partition(";")
+        tag = _tag(tag)
+        quality = _QUALITY.fullmatch(parameter.strip() if separator else "q=1")
+        if quality and _LANGUAGE_TAG.fullmatch(tag) and (weight := float(quality[1])) > 0:
+            ranges.append((weight, tag.lower()))
+    ranges.sort(key=lambda weighted: -weighted[0])  # stable: equals stay in the order they were sent
+    return [tag for _, tag in ranges]
+
+
+def _widening(language_range: str) -> Iterator[str]:
+    """Yield a range and then its wider ones: bn-bd, bn."""
+    subtags = language_range.split("-")
+    while subtags:
+        yield "-".join(subtags)
+        subtags.pop()
+        # A single letter only introduces what followed it (x-private), so it goes together with that.
+        if subtags and len(subtags[-1]) == 1:
+            subtags.pop()
+
+
+def _tag(text: str) -> str:
+    return text.strip().replace("_", "-")  # POSIX and Java write bn_BD
+
+
+def _read_folder(folder: Path) -> dict[str, tuple[str, _Texts]]:
+    """Return the texts of a folder by lower-cased locale, each with the locale as its file spells it."""
+    if not folder.is_dir():
+        raise StartRefusedError(f"{folder}: the folder of the confirmation texts does not exist")
+    found: dict[str, tuple[str, _Texts]] = {}
+    for path in sorted(folder.glob("*.toml")):
+        locale = _tag(path.stem)
+        if not _LANGUAGE_TAG.fullmatch(locale):
+            raise StartRefusedError(f"{path}: name the file after a language, such as fr.toml or pt-BR.toml")
+        if locale.lower() in found:
+            raise StartRefusedError(f"{path}: another file of this folder holds the same locale")
+        found[locale.lower()] = (locale, _read(path))
+    return found
+
+
+def _read(path: Path) -> _Texts:
+    try:
+        return _Texts.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as invalid:
+        faults = [
+            f"{path}: {'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}"
+            for error in invalid.errors(include_url=False)
+        ]
+        raise StartRefusedError("\n".join(faults)) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StartRefusedError(f"{path}: cannot be read as TOML: {error}") from None

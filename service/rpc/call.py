@@ -1,0 +1,79 @@
+"""What every interceptor knows of a call, whichever door it came through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+from google.protobuf.message import Message
+
+from service.access import Caller
+from service.errors import LeadkeepError
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One call on its way through the chain."""
+
+    rpc: str
+    """The method's short name, such as `CreateLead`."""
+    door: str
+    """`grpc` or `http`."""
+    peer: str
+    metadata: Mapping[str, str]
+    """Metadata or headers, keys in lower case."""
+    deadline: float
+    """When the service must have answered, on the monotonic clock: the caller's deadline less a margin."""
+    fault: LeadkeepError | None = None
+    """Why the request could not be read. It is told only to callers who may make the call; `request` is empty then."""
+    id: str = ""
+    """Names the call in the log and in the trailing metadata `x-request-id`."""
+    caller: Caller | None = None
+    retries: int = 0
+    """Attempts that went before the answer: the client's own, and the service's on its storage."""
+    trailing: dict[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Call, Message], Coroutine[Any, Any, Message]]
+Interceptor = Callable[[Call, Message, Handler], Coroutine[Any, Any, Message]]
+
+
+def compose(interceptors: Sequence[Interceptor], handler: Handler) -> Handler:
+    """The handler behind all interceptors, the first one outermost."""
+
+    def wrap(inner: Handler, interceptor: Interceptor) -> Handler:
+        async def handle(call: Call, request: Message) -> Message:
+            return await interceptor(call, request, inner)
+
+        return handle
+
+    return reduce(wrap, reversed(interceptors), handler)
+
+
+class Work:
+    """What runs on behalf of callers, and goes on when they have gone."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Message]] = set()
+
+    def begin(self, coroutine: Coroutine[Any, Any, Message]) -> asyncio.Task[Message]:
+        """Run it in a task that nobody but this process's end can cancel."""
+        task = asyncio.create_task(coroutine)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until all is done, `seconds` at most."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+
+    def _ended(self, task: asyncio.Task[Message]) -> None:
+        self._running.discard(task)
+        # The outcome of work that nobody waits for any more is wanted by nobody; asking for it keeps asyncio from
+        # printing the exception, whose text may hold values.
+        if not task.cancelled():
+            task.exception()

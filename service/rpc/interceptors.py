@@ -1,0 +1,263 @@
+"""What happens around every call, at every door. `standard_chain` holds the order, with its reasons.
+
+An interceptor is a small async function of call, request and next. None of them knows a transport, and none logs a
+request, a response or an error's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from uuid import UUID
+
+import structlog
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import Caller, Scope
+from service.errors import (
+    DeadlineTooShortError,
+    LeadkeepError,
+    LeadValidationError,
+    QueueFullError,
+    Reason,
+    ScopeMissingError,
+    Violation,
+)
+from service.rpc.call import Call, Handler, Interceptor, Work
+from service.rpc.masking import mask_message
+from service.rpc.metrics import Metrics
+from service.rpc.status import CallFailedError, failure_of, failure_of_incident
+from service.rpc.tokens import bearer_token
+from service.storage.failures import StorageFaultError
+from service.storage.retry import Retry, RetryScope, retry_scope
+
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+"""What a caller's own `x-request-id` may look like to be taken over into the log."""
+
+STORAGE_MARGIN = 0.05
+"""Seconds before the service's own deadline at which storage retries end, so that the caller hears UNAVAILABLE, which
+says what is wrong, and not DEADLINE_EXCEEDED."""
+
+SCOPES: dict[str, tuple[Scope, ...]] = {
+    "CreateLead": (Scope.CREATE,),
+    "GetLead": (Scope.READ, Scope.READ_OWN),
+    "UpdateStatus": (Scope.UPDATE,),
+    "UpdateLead": (Scope.UPDATE,),
+    "GetLeadByConversation": (Scope.READ, Scope.READ_OWN),
+    "ListLeads": (Scope.READ, Scope.READ_OWN),
+    "ListStatusChanges": (Scope.READ,),
+    "ListAssignments": (Scope.READ,),
+    "ListResubmissions": (Scope.READ,),
+    "AssignLead": (Scope.UPDATE,),
+    "EraseLead": (Scope.ERASE,),
+}
+"""The scopes of which a caller needs one; the first is the one that an error names."""
+
+OPERATORS_CONCERN = frozenset({Reason.STORAGE_UNAVAILABLE, Reason.FIELD_UNREADABLE})
+"""Failures that no caller can mend: they are logged as errors."""
+
+Verify = Callable[[str], Awaitable[Caller]]
+
+
+def standard_chain(
+    *, verify: Verify, metrics: Metrics, max_concurrent_calls: int, work: Work, new_id: Callable[[], UUID]
+) -> Sequence[Interceptor]:
+    """Every interceptor, outermost first."""
+    return (
+        # First, so that everything behind it can name the call.
+        request_ids(new_id),
+        # Outside of errors, so that it sees the status that the caller sees.
+        access_log(metrics),
+        # Outside of everything that may fail.
+        errors(new_id),
+        # Outside of the work, which it leaves running when the caller's time is over or the caller is gone.
+        deadline(work),
+        # Inside of deadline, so that work which was left running still counts.
+        concurrency(max_concurrent_calls),
+        # Before anything looks at the request.
+        authentication(verify),
+        # Around the servicer and nothing else: no unmasked message gets past it.
+        masking,
+        # Innermost: hears of the retries that the servicer's storage calls make.
+        retry_log(metrics),
+    )
+
+
+def request_ids(new_id: Callable[[], UUID]) -> Interceptor:
+    """Name the call: by the caller's `x-request-id` if it has a usable one, else by a new id."""
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        sent = call.metadata.get("x-request-id", "")
+        call.id = sent if REQUEST_ID.fullmatch(sent) else str(new_id())
+        call.trailing["x-request-id"] = call.id
+        return await proceed(call, request)
+
+    return intercept
+
+
+def access_log(metrics: Metrics) -> Interceptor:
+    """One line and one observation per call."""
+    log = structlog.get_logger("leadkeep.access")
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        began = time.monotonic()
+        code, reason = "OK", None
+        metrics.in_flight.inc()
+        try:
+            return await proceed(call, request)
+        except CallFailedError as failed:
+            code, reason = failed.code_name, failed.reason.value
+            raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        finally:
+            seconds = time.monotonic() - began
+            metrics.in_flight.dec()
+            metrics.calls.labels(call.rpc, call.door, code).inc()
+            metrics.latency.labels(call.rpc, call.door).observe(seconds)
+            log.info(
+                "call",
+                rpc=call.rpc,
+                door=call.door,
+                code=code,
+                reason=reason,
+                milliseconds=round(seconds * 1000, 2),
+                subject=call.caller.subject if call.caller else None,
+                retries=call.retries,
+                request_id=call.id,
+                peer=call.peer,
+            )
+
+    return intercept
+
+
+def errors(new_id: Callable[[], UUID]) -> Interceptor:
+    """Turn whatever is raised behind it into a status. Of an unforeseen error only its type and place are logged."""
+    log = structlog.get_logger("leadkeep.errors")
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        try:
+            return await proceed(call, request)
+        except StorageFaultError as error:
+            incident_id = str(new_id())
+            log.error("storage fault", rpc=call.rpc, incident_id=incident_id, cause=error.cause, request_id=call.id)
+            raise failure_of_incident(incident_id) from None
+        except LeadkeepError as error:
+            if error.reason in OPERATORS_CONCERN:
+                log.error("call failed", rpc=call.rpc, reason=error.reason.value, request_id=call.id)
+            raise failure_of(error) from None
+        except Exception as error:  # noqa: BLE001 # the text of an unforeseen error must not reach a caller
+            incident_id = str(new_id())
+            frames = traceback.extract_tb(error.__traceback__)
+            log.error(
+                "unexpected error",
+                rpc=call.rpc,
+                incident_id=incident_id,
+                error=type(error).__qualname__,
+                at=[f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+                request_id=call.id,
+            )
+            raise failure_of_incident(incident_id) from None
+
+    return intercept
+
+
+def deadline(work: Work) -> Interceptor:
+    """Answer before the caller's deadline, and let no caller cancel what was begun.
+
+    The work runs in a task of its own. A caller that hangs up or runs out of time leaves it running to its end: a
+    cancelled database call could report a commit as done that a failover then loses.
+    """
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        remaining = call.deadline - time.monotonic()
+        if remaining <= 0:
+            raise DeadlineTooShortError
+        task = work.begin(proceed(call, request))
+        done, _ = await asyncio.wait({task}, timeout=remaining)
+        if not done:
+            raise DeadlineTooShortError
+        return task.result()
+
+    return intercept
+
+
+def concurrency(limit: int) -> Interceptor:
+    """Refuse at once what is beyond `limit` calls at a time, so that memory and waiting stay bounded."""
+    active = 0
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        nonlocal active
+        if active >= limit:
+            raise QueueFullError
+        active += 1
+        try:
+            return await proceed(call, request)
+        finally:
+            active -= 1
+
+    return intercept
+
+
+def authentication(verify: Verify) -> Interceptor:
+    """No token, no access; no scope, no call. A request that could not be read is refused only here."""
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        call.caller = caller = await verify(bearer_token(call.metadata.get("authorization")))
+        scopes = SCOPES[call.rpc]
+        if not any(caller.may(scope) for scope in scopes):
+            raise ScopeMissingError(scopes[0])
+        if call.fault is not None:
+            raise call.fault
+        return await proceed(call, request)
+
+    return intercept
+
+
+async def masking(call: Call, request: Message, proceed: Handler) -> Message:
+    """Mask the response unless the caller may see it unmasked and did not ask for a masked view."""
+    view = getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED)
+    if view not in pb.LeadView.values():
+        raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
+    may_unmask = call.caller is not None and call.caller.may(Scope.UNMASK)
+    if view == pb.LEAD_VIEW_FULL and not may_unmask:
+        raise ScopeMissingError(Scope.UNMASK)
+    response = await proceed(call, request)
+    if not may_unmask or view == pb.LEAD_VIEW_MASKED:
+        mask_message(response)
+    return response
+
+
+def retry_log(metrics: Metrics) -> Interceptor:
+    """Log and count the client's earlier attempts and every storage retry inside the call."""
+    log = structlog.get_logger("leadkeep.retries")
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        earlier = call.metadata.get("grpc-previous-rpc-attempts", "")
+        if earlier.isascii() and earlier.isdecimal() and int(earlier[:6]) > 0:
+            call.retries += int(earlier[:6])
+            metrics.client_retries.labels(call.rpc).inc()
+            log.info("client retried", rpc=call.rpc, attempt=call.retries + 1, request_id=call.id)
+
+        def on_retry(retry: Retry) -> None:
+            call.retries += 1
+            metrics.storage_retries.labels(call.rpc, retry.cause).inc()
+            log.warning(
+                "storage retried",
+                rpc=call.rpc,
+                attempt=retry.attempt,
+                wait_ms=round(retry.wait * 1000, 1),
+                cause=retry.cause,
+                request_id=call.id,
+            )
+
+        # The work runs in a task of its own, so this is its context and nobody else's.
+        retry_scope.set(RetryScope(call.deadline - STORAGE_MARGIN, on_retry))
+        return await proceed(call, request)
+
+    return intercept

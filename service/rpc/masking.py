@@ -1,0 +1,111 @@
+"""How sensitive fields are shown to those who may not see them.
+
+Which fields are sensitive is read from the contract (`debug_redact`); a sensitive field without a rule of its own is
+masked whole. Every mask contains `•••`, and no mask shows how long the value is. A field that is not set stays unset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from phonenumbers import COUNTRY_CODE_TO_REGION_CODE
+
+from service.validation import MASK
+
+HIDDEN_AT_LEAST = 4
+"""Characters that a partial mask must hide. A value too short for that is masked whole: with fewer hidden, the rest
+is quickly guessed."""
+
+LONGEST_COUNTRY_CODE = 3
+"""Digits; ITU-T E.164."""
+
+
+def sensitive_fields(descriptor: Descriptor) -> tuple[str, ...]:
+    """The names of a message's own sensitive fields, in the contract's order."""
+    return tuple(field.name for field in descriptor.fields if field.GetOptions().debug_redact)
+
+
+def mask_phone(phone: str) -> str:
+    """Country code and last 2 digits: `+880•••78`."""
+    digits = phone.removeprefix("+")
+    country = next(
+        (
+            digits[:length]
+            for length in range(1, LONGEST_COUNTRY_CODE + 1)
+            if digits[:length].isdecimal() and int(digits[:length]) in COUNTRY_CODE_TO_REGION_CODE
+        ),
+        "",
+    )
+    if len(digits) - len(country) - 2 < HIDDEN_AT_LEAST:
+        return MASK
+    return f"+{country}{MASK}{digits[-2:]}"
+
+
+def mask_nid(nid: str) -> str:
+    """The last 2 characters: `•••89`."""
+    return MASK if len(nid) - 2 < HIDDEN_AT_LEAST else MASK + nid[-2:]
+
+
+def mask_email(email: str) -> str:
+    """First letter and domain: `j•••@example.com`. A local part of one letter would be shown whole: masked whole."""
+    local, _, domain = email.rpartition("@")
+    return MASK if len(local) < 2 else f"{local[0]}{MASK}@{domain}"  # said above
+
+
+MASKS: dict[str, Callable[[str], str]] = {"phone": mask_phone, "nid": mask_nid, "email": mask_email}
+
+
+def mask_message(message: Message) -> None:
+    """Mask every sensitive field in a message and in the messages inside it, in place."""
+    plan = _plan(message.DESCRIPTOR)
+    for name, mask in plan.masks:
+        if value := getattr(message, name):
+            setattr(message, name, mask(value))
+    if plan.says_masked:
+        message.masked = True  # type: ignore[attr-defined]
+    for name in plan.single:
+        if message.HasField(name):
+            mask_message(getattr(message, name))
+    for name in plan.repeated:
+        for item in getattr(message, name):
+            mask_message(item)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    masks: tuple[tuple[str, Callable[[str], str]], ...]
+    says_masked: bool
+    single: tuple[str, ...]
+    repeated: tuple[str, ...]
+
+
+@cache
+def _plan(descriptor: Descriptor) -> _Plan:
+    names = sensitive_fields(descriptor)
+    inner = [field for field in descriptor.fields if field.message_type and _holds_sensitive(field.message_type)]
+    return _Plan(
+        masks=tuple((name, MASKS.get(name, _mask_whole)) for name in names),
+        says_masked=bool(names) and "masked" in descriptor.fields_by_name,
+        single=tuple(field.name for field in inner if not _is_repeated(field)),
+        repeated=tuple(field.name for field in inner if _is_repeated(field)),
+    )
+
+
+@cache
+def _holds_sensitive(descriptor: Descriptor) -> bool:
+    # The contract's messages do not contain themselves, so this ends.
+    return bool(sensitive_fields(descriptor)) or any(
+        _holds_sensitive(field.message_type) for field in descriptor.fields if field.message_type
+    )
+
+
+def _is_repeated(field: FieldDescriptor) -> bool:
+    return field.is_repeated
+
+
+def _mask_whole(_value: str) -> str:
+    return MASK

@@ -1,0 +1,69 @@
+"""Whether the service can be used now, watched all the time and told to every door."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from service.rpc.metrics import Metrics
+
+CHECK_SECONDS = 1.0
+"""How often the database is asked, and how long it may take to answer. A load balancer asks about as often."""
+
+Probe = Callable[[], Awaitable[bool]]
+Listener = Callable[[bool], Awaitable[None]]
+
+
+class Readiness:
+    """Ready while the database takes writes and nobody has asked the service to stop."""
+
+    def __init__(self, probe: Probe, listener: Listener, metrics: Metrics) -> None:
+        self._probe = probe
+        self._listener = listener
+        self._metrics = metrics
+        self._stopping = False
+        self._asking: asyncio.Task[bool] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self.ready = False
+        self.reasons: tuple[str, ...] = ("starting",)
+
+    async def start(self) -> None:
+        """Look once, then go on watching."""
+        await self._look()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Be not ready for good."""
+        self._stopping = True
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+        await self._set("stopping")
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            await self._look()
+
+    async def _look(self) -> None:
+        # A frozen server never answers, and waiting on its connection cannot be bounded from within: the question is
+        # left where it is, and not asked again before it ends.
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(self._probe())
+        await asyncio.wait({self._asking}, timeout=CHECK_SECONDS)
+        answered = self._asking.done() and self._asking.result()
+        if not self._stopping:
+            await self._set(None if answered else "the database cannot be reached or takes no writes")
+
+    async def _set(self, reason: str | None) -> None:
+        ready = reason is None
+        self.reasons = () if reason is None else (reason,)
+        if ready != self.ready:
+            self.ready = ready
+            self._metrics.ready.set(ready)
+            structlog.get_logger("leadkeep.readiness").info("ready" if ready else "not ready", reason=reason)
+            await self._listener(ready)

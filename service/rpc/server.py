@@ -1,0 +1,94 @@
+"""The gRPC door: the contract's methods, health and reflection on one port."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.errors import StartRefusedError
+from service.rpc.call import Handler
+from service.rpc.chain import SERVICE, grpc_handler
+
+LARGEST_REQUEST = 256 * 1024
+"""Bytes. The longest valid lead is about 25 kB; what is refused for its texts should still hear which text it was."""
+
+LARGEST_RESPONSE = 4 * 1024 * 1024
+"""Bytes: what clients accept unless they are told otherwise; a page of the longest valid leads is half of it."""
+
+LARGEST_METADATA = 16 * 1024
+"""Bytes. A token is at most 8 kB."""
+
+OPTIONS = (
+    # Two servers on one port would share it silently; a clash must raise.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", LARGEST_REQUEST),
+    ("grpc.max_send_message_length", LARGEST_RESPONSE),
+    ("grpc.max_metadata_size", LARGEST_METADATA),
+    ("grpc.absolute_max_metadata_size", LARGEST_METADATA),
+    # A chatbot may keep a quiet connection alive with a ping every 10 seconds.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The certificate that a door shows, its key, and the authority of client certificates (None: none are asked)."""
+
+    certificate: Path
+    key: Path
+    client_authority: Path | None
+
+
+class GrpcServer:
+    """The gRPC door. Says SERVING only after `set_serving(True)`."""
+
+    def __init__(self, methods: Mapping[str, Handler], *, address: str, tls: Tls | None) -> None:
+        """Raises StartRefusedError when the address is in use or cannot be had."""
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._server.add_generic_rpc_handlers((grpc_handler(methods),))
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        try:
+            if tls is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, _credentials(tls))
+        except RuntimeError:
+            raise StartRefusedError(
+                f"{address} cannot be used for gRPC: another program has it, or it is not an address of this machine. "
+                "Set LEADKEEP_GRPC_ADDRESS"
+            ) from None
+
+    async def start(self) -> None:
+        """Begin to answer; health says NOT_SERVING."""
+        await self.set_serving(False)
+        await self._server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health says, for the whole server and for LeadService."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE.full_name):
+            await self._health.set(name, status)
+
+    async def stop(self, grace: float) -> None:
+        """Take no new calls and wait at most `grace` seconds for those that run."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    authority = tls.client_authority.read_bytes() if tls.client_authority else None
+    return grpc.ssl_server_credentials(
+        [(tls.key.read_bytes(), tls.certificate.read_bytes())],
+        root_certificates=authority,
+        require_client_auth=authority is not None,
+    )

@@ -1,0 +1,116 @@
+"""LeadService of the contract: each method reads its request, asks the use case, and writes the answer.
+
+Servicers raise; the chain turns what they raise into a status. Answers are unmasked here: the chain masks them.
+"""
+
+from __future__ import annotations
+
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import Caller
+from service.errors import NotImplementedYetError
+from service.lead_service import LeadService
+from service.rpc import wire
+from service.rpc.call import Call
+
+
+class LeadServicer:
+    """The contract's methods by name, behind the chain of both doors."""
+
+    def __init__(self, leads: LeadService) -> None:
+        self._leads = leads
+
+    async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
+        """Store a new lead."""
+        created = await self._leads.create_lead(
+            _caller(call), wire.customer_fields(request.lead), request_id=request.request_id, locale=request.locale
+        )
+        return pb.CreateLeadResponse(
+            id=str(created.lead.id),
+            message="Lead created successfully",
+            state=pb.SAVE_STATE_SAVED,
+            confirmation=wire.confirmation_message(created.confirmation),
+            lead=wire.lead_message(created.lead),
+        )
+
+    async def GetLead(self, call: Call, request: pb.GetLeadRequest) -> pb.GetLeadResponse:  # noqa: N802
+        """Show one lead."""
+        lead = await self._leads.get_lead(_caller(call), wire.lead_id_of(request.id, "id"))
+        return pb.GetLeadResponse(lead=wire.lead_message(lead))
+
+    async def UpdateStatus(self, call: Call, request: pb.UpdateStatusRequest) -> pb.UpdateStatusResponse:  # noqa: N802
+        """Move a lead on."""
+        lead = await self._leads.update_status(
+            _caller(call),
+            wire.lead_id_of(request.id, "id"),
+            wire.status_of(request.status, "status"),
+            reason=request.reason,
+            expected_version=wire.expected_version_of(request.expected_version),
+        )
+        return pb.UpdateStatusResponse(lead=wire.lead_message(lead))
+
+    async def UpdateLead(self, call: Call, request: pb.UpdateLeadRequest) -> pb.UpdateLeadResponse:  # noqa: N802
+        """Correct customer fields."""
+        lead = await self._leads.correct_lead(
+            _caller(call),
+            wire.lead_id_of(request.lead.id, "lead.id"),
+            wire.corrected_fields(request),
+            expected_version=wire.expected_version_of(request.expected_version),
+        )
+        return pb.UpdateLeadResponse(lead=wire.lead_message(lead))
+
+    async def GetLeadByConversation(  # noqa: N802
+        self, call: Call, request: pb.GetLeadByConversationRequest
+    ) -> pb.GetLeadByConversationResponse:
+        """Show the newest lead of a conversation."""
+        lead, others = await self._leads.get_lead_by_conversation(_caller(call), request.conversation_id)
+        return pb.GetLeadByConversationResponse(
+            lead=wire.lead_message(lead), other_lead_ids=[str(other) for other in others]
+        )
+
+    async def ListLeads(self, call: Call, request: pb.ListLeadsRequest) -> pb.ListLeadsResponse:  # noqa: N802
+        """Show a page of leads."""
+        leads, next_page_token = await self._leads.list_leads(_caller(call), wire.list_query(request))
+        return pb.ListLeadsResponse(leads=[wire.lead_message(lead) for lead in leads], next_page_token=next_page_token)
+
+    async def ListStatusChanges(  # noqa: N802
+        self, call: Call, request: pb.ListStatusChangesRequest
+    ) -> pb.ListStatusChangesResponse:
+        """Show a lead's status history."""
+        changes = await self._leads.status_changes(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        return pb.ListStatusChangesResponse(changes=wire.status_change_messages(changes))
+
+    async def ListAssignments(  # noqa: N802
+        self, call: Call, request: pb.ListAssignmentsRequest
+    ) -> pb.ListAssignmentsResponse:
+        """Show a lead's assignment history."""
+        changes = await self._leads.assignments(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        return pb.ListAssignmentsResponse(assignments=wire.assignment_messages(changes))
+
+    async def ListResubmissions(  # noqa: N802
+        self, call: Call, request: pb.ListResubmissionsRequest
+    ) -> pb.ListResubmissionsResponse:
+        """Show what was refused as a duplicate of a lead."""
+        kept = await self._leads.resubmissions(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        return pb.ListResubmissionsResponse(resubmissions=wire.resubmission_messages(kept))
+
+    async def AssignLead(self, call: Call, request: pb.AssignLeadRequest) -> pb.AssignLeadResponse:  # noqa: N802
+        """Give a lead to somebody."""
+        lead = await self._leads.assign_lead(
+            _caller(call),
+            wire.lead_id_of(request.id, "id"),
+            request.assignee,
+            reason=request.reason,
+            expected_version=wire.expected_version_of(request.expected_version),
+        )
+        return pb.AssignLeadResponse(lead=wire.lead_message(lead))
+
+    async def EraseLead(self, _call: Call, _request: pb.EraseLeadRequest) -> pb.EraseLeadResponse:  # noqa: N802
+        """Named by the contract; a later release answers it."""
+        raise NotImplementedYetError("EraseLead")
+
+
+def _caller(call: Call) -> Caller:
+    if call.caller is None:
+        raise AssertionError("a servicer was reached without authentication")
+    return call.caller

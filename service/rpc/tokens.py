@@ -1,0 +1,205 @@
+"""The token check: a bearer token becomes a Caller, or the call ends here.
+
+Follows RFC 7515 and 7519 (JWS, JWT), RFC 8725 (JWT best practice), RFC 9068 (access tokens) and OWASP ASVS v5,
+chapter 9 (self-contained tokens). What an error says is fixed text: no part of a token is shown or logged.
+A token cannot be withdrawn: it is good until `exp`, or until its key leaves the key set and a minute has passed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+
+from service.access import Caller, Scope
+from service.errors import TokenExpiredError, TokenInvalidError, TokenMissingError
+from service.rpc.jwks import ALGORITHMS
+from service.rpc.key_sources import KeySource
+
+MAX_TOKEN_BYTES = 8 * 1024
+"""gRPC's own limit for all metadata of a call; checked before anything is parsed."""
+
+REMEMBERED_SECONDS = 60.0
+"""How long a removed key may still be trusted, against 90 to 170 microseconds a verification."""
+
+NOT_BEFORE_LEEWAY = 5.0
+"""Issuers set `nbf` to the moment of issue, and clocks differ a little. `exp` has no leeway: late is late."""
+
+MAX_SUBJECT_CHARACTERS = 200
+
+_ACCESS_TOKEN_TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
+# RFC 6750, 2.1: `Bearer`, one space, b64token. More spaces are forgiven, a second token is not.
+_BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)
+_SCOPES = {scope.value: scope for scope in Scope}
+
+
+def bearer_token(authorization: str | None) -> str:
+    """The token of an `authorization` header or metadata value (RFC 6750, 2.1).
+
+    Raises TokenMissingError when there is none (no value, another scheme, nothing after `Bearer`), and
+    TokenInvalidError when what follows `Bearer` is not exactly one token.
+    """
+    scheme, _, credentials = (authorization or "").strip(" ").partition(" ")
+    if scheme.lower() != "bearer" or not credentials:
+        raise TokenMissingError
+    match = _BEARER.fullmatch(f"{scheme} {credentials}")
+    if match is None:
+        raise TokenInvalidError("the authorization value must be 'Bearer TOKEN', with exactly one token")
+    return match.group(1)
+
+
+def is_subject(value: object) -> bool:
+    """Whether `value` can be a token's `sub`, the actor in history and audit: 1 to 200 visible characters.
+
+    Line breaks, control and direction marks could forge a line of the audit, outer spaces a namesake.
+    """
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_SUBJECT_CHARACTERS
+        and value.isprintable()
+        and value == value.strip()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A token that passed: who it names, and the span of the clock in which that may be repeated unchecked."""
+
+    caller: Caller
+    expires: float
+    since: float
+
+    def expired(self, now: float) -> bool:
+        return now >= self.expires
+
+    def current(self, now: float) -> bool:
+        # `since` bounds from below too: a clock set back must not stretch the minute.
+        return self.since <= now < self.since + REMEMBERED_SECONDS
+
+
+class TokenVerifier:
+    """Tells who is calling, from tokens of one issuer for one audience, signed by a key of `keys`.
+
+    Verified tokens are remembered by their SHA-256 digest, the `remembered` most recently used, for a minute at
+    most and never past `exp`. `clock` gives the seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        keys: KeySource,
+        *,
+        issuer: str,
+        audience: str,
+        clock: Callable[[], float] = time.time,
+        remembered: int = 4096,
+    ) -> None:
+        if not issuer or not audience:
+            raise ValueError("issuer and audience must be set: a token for someone else would pass")
+        self._keys = keys
+        self._issuer = issuer
+        self._audience = audience
+        self._clock = clock
+        self._capacity = remembered
+        self._remembered: OrderedDict[bytes, _Verified] = OrderedDict()
+
+    async def verify(self, token: str) -> Caller:
+        """The caller that the token names.
+
+        Raises TokenExpiredError for a token that was good once, TokenInvalidError for any other that does not
+        pass, and StorageUnavailableError when the issuer's keys were never reachable (then nobody can tell).
+        """
+        if len(token) > MAX_TOKEN_BYTES or not token.isascii():
+            raise TokenInvalidError
+        digest = hashlib.sha256(token.encode("ascii")).digest()
+        now = self._clock()
+        verified = self._remembered.pop(digest, None)
+        if verified is None or not verified.current(now):
+            verified = await self._check(token)
+        elif verified.expired(now):
+            raise TokenExpiredError
+        self._remembered[digest] = verified
+        if len(self._remembered) > self._capacity:
+            self._remembered.popitem(last=False)
+        return verified.caller
+
+    async def _check(self, token: str) -> _Verified:
+        key = await self._keys.key(_key_id(token))
+        try:
+            # The time is judged below, by `clock`; the signature and all else here.
+            claims = jwt.decode(
+                token,
+                key.material,
+                algorithms=key.algorithms,
+                issuer=self._issuer,
+                audience=self._audience,
+                options={
+                    "require": ["exp", "iss", "aud", "sub"],
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    # RFC 7519 gives `iat` no such meaning: `nbf` is the claim that says "not yet".
+                    "verify_iat": False,
+                },
+            )
+        except (jwt.PyJWTError, ValueError):
+            raise TokenInvalidError from None
+        now = self._clock()
+        expires = _seconds(claims["exp"])
+        if "nbf" in claims and _seconds(claims["nbf"]) > now + NOT_BEFORE_LEEWAY:
+            raise TokenInvalidError("the token is not valid yet")
+        if not is_subject(claims["sub"]):
+            raise TokenInvalidError("the token's sub must be 1 to 200 visible characters")
+        verified = _Verified(Caller(claims["sub"], _scopes(claims)), expires, since=now)
+        if verified.expired(now):
+            raise TokenExpiredError
+        return verified
+
+
+def _key_id(token: str) -> str | None:
+    """The `kid` of a token whose header is acceptable.
+
+    Nothing in the header can bring its own key: `jwk`, `jku`, `x5c` and `x5u` are not looked at (RFC 8725, 3.10).
+    """
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError):
+        raise TokenInvalidError from None
+    # Looked at before the key is: a token that cannot pass must not make the issuer's keys be fetched.
+    algorithm, kind = header.get("alg"), header.get("typ", "JWT")
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        raise TokenInvalidError
+    # RFC 7515, 4.1.11: what is critical must be understood, and no extension is understood here.
+    if "crit" in header:
+        raise TokenInvalidError
+    # RFC 8725, 3.11: a logout or proof token of the same issuer is not an access token.
+    if not isinstance(kind, str) or kind.lower() not in _ACCESS_TOKEN_TYPES:
+        raise TokenInvalidError
+    kid: str | None = header.get("kid")
+    return kid
+
+
+def _seconds(value: object) -> float:
+    """A NumericDate (RFC 7519, 2). JSON of Python's reader also knows NaN, which compares as never expired."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TokenInvalidError
+    try:
+        seconds = float(value)
+    except OverflowError:
+        raise TokenInvalidError from None
+    if not math.isfinite(seconds):
+        raise TokenInvalidError
+    return seconds
+
+
+def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
+    """The scopes of RFC 8693, 4.2: one string, separated by spaces. Other services' scopes are passed over."""
+    scope = claims.get("scope", "")
+    if not isinstance(scope, str):
+        raise TokenInvalidError("the token's scope must be one string, separated by spaces")
+    return frozenset(_SCOPES[name] for name in scope.split(" ") if name in _SCOPES)

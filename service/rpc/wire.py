@@ -1,0 +1,188 @@
+"""Between the contract's messages and the domain's words. No decision is taken here but what a message means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.confirmation import Confirmation
+from service.errors import LeadValidationError, Violation
+from service.lead import (
+    CORRECTABLE_FIELDS,
+    CUSTOMER_FIELDS,
+    AssignmentChange,
+    Lead,
+    LeadStatus,
+    Resubmission,
+    StatusChange,
+)
+from service.lead_service import ListQuery
+
+_STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
+_LEAD_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def lead_id_of(text: str, path: str) -> UUID:
+    """A lead's id. Raises LeadValidationError."""
+    if not _LEAD_ID.fullmatch(text):
+        raise _invalid(path, "is required: a lead's id, as CreateLead answered it")
+    return UUID(text)
+
+
+def customer_fields(lead: pb.Lead) -> dict[str, str]:
+    """What a submission tells, without the fields that are empty."""
+    return {name: value for name in CUSTOMER_FIELDS if (value := getattr(lead, name))}
+
+
+def corrected_fields(request: pb.UpdateLeadRequest) -> dict[str, str]:
+    """The fields that an update sets, empty ones for removal (AIP-134). Raises LeadValidationError."""
+    lead, paths = request.lead, list(request.update_mask.paths)
+    if paths == ["*"]:
+        paths = list(CORRECTABLE_FIELDS)
+    elif not paths:
+        paths = [name for name in CORRECTABLE_FIELDS if getattr(lead, name)]
+        if not paths:
+            raise _invalid("update_mask", "names no field, and lead holds none to set")
+    if not set(paths) <= set(CORRECTABLE_FIELDS):
+        raise _invalid("update_mask", f"may name only: {', '.join(CORRECTABLE_FIELDS)}")
+    return {name: getattr(lead, name) for name in paths}
+
+
+def status_of(number: int, path: str) -> LeadStatus:
+    """A status to set or to look for. Raises LeadValidationError."""
+    if number not in _STATUS_FROM_WIRE:
+        raise _invalid(path, f"must be one of: {', '.join(pb.LeadStatus.keys()[1:])}")
+    return _STATUS_FROM_WIRE[number]
+
+
+def expected_version_of(number: int) -> int:
+    """The version that the caller has seen, 0 for any. Raises LeadValidationError."""
+    if number < 0:
+        raise _invalid("expected_version", "must not be negative; 0 means any version")
+    return number
+
+
+def list_query(request: pb.ListLeadsRequest) -> ListQuery:
+    """What a caller wants listed. Raises LeadValidationError."""
+    return ListQuery(
+        page_size=request.page_size,
+        page_token=request.page_token,
+        statuses=tuple(status_of(number, "statuses") for number in request.statuses),
+        created_after=_moment(request, "created_after"),
+        created_before=_moment(request, "created_before"),
+        assignee=request.assignee,
+        interested_policy=request.interested_policy,
+        conversation_id=request.conversation_id,
+        phone=request.phone,
+        nid=request.nid,
+    )
+
+
+def lead_message(lead: Lead) -> pb.Lead:
+    """A lead, unmasked."""
+    return pb.Lead(
+        id=str(lead.id),
+        name=lead.name,
+        phone=lead.phone,
+        nid=lead.nid,
+        address=lead.address,
+        interested_policy=lead.interested_policy,
+        email=lead.email,
+        preferred_contact_time=lead.preferred_contact_time,
+        notes=lead.notes,
+        conversation_id=lead.conversation_id,
+        status=_status(lead.status),
+        created_at=_timestamp(lead.created_at),
+        updated_at=_timestamp(lead.updated_at),
+        version=lead.version,
+        assignee=lead.assignee,
+        transcript_uri=lead.transcript_uri,
+        resubmissions=lead.resubmissions,
+        unreadable_fields=lead.unreadable_fields,
+    )
+
+
+def confirmation_message(confirmation: Confirmation) -> pb.Confirmation:
+    """What to tell the customer."""
+    return pb.Confirmation(
+        text=confirmation.text,
+        next_steps=confirmation.next_steps,
+        reference=confirmation.reference,
+        locale=confirmation.locale,
+    )
+
+
+def status_change_messages(changes: Iterable[StatusChange]) -> list[pb.StatusChange]:
+    """A status history."""
+    return [
+        pb.StatusChange(
+            from_status=_status(change.from_status),
+            to_status=_status(change.to_status),
+            actor=change.actor,
+            reason=change.reason,
+            changed_at=_timestamp(change.changed_at),
+            version=change.version,
+        )
+        for change in changes
+    ]
+
+
+def assignment_messages(changes: Iterable[AssignmentChange]) -> list[pb.Assignment]:
+    """An assignment history."""
+    return [
+        pb.Assignment(
+            from_assignee=change.from_assignee,
+            to_assignee=change.to_assignee,
+            actor=change.actor,
+            reason=change.reason,
+            changed_at=_timestamp(change.changed_at),
+            version=change.version,
+        )
+        for change in changes
+    ]
+
+
+def resubmission_messages(resubmissions: Iterable[Resubmission]) -> list[pb.Resubmission]:
+    """Refused duplicates, unmasked."""
+    return [
+        pb.Resubmission(
+            lead=pb.Lead(
+                **{name: getattr(kept, name) for name in CUSTOMER_FIELDS},
+                transcript_uri=kept.transcript_uri,
+                unreadable_fields=kept.unreadable_fields,
+            ),
+            submitted_at=_timestamp(kept.submitted_at),
+            actor=kept.actor,
+            verified=kept.verified,
+        )
+        for kept in resubmissions
+    ]
+
+
+def _status(status: LeadStatus) -> str:
+    return f"LEAD_STATUS_{status.name}"
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+def _moment(request: pb.ListLeadsRequest, name: str) -> datetime | None:
+    if not request.HasField(name):
+        return None
+    try:
+        moment: datetime = getattr(request, name).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise _invalid(name, "is not a moment between the years 1 and 9999") from None
+    return moment
+
+
+def _invalid(path: str, description: str) -> LeadValidationError:
+    return LeadValidationError([Violation(path, description)])

@@ -1,0 +1,52 @@
+"""Files that hold secrets: made whole or not at all, and readable by their owner only."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from service.errors import StartRefusedError
+
+OWNER_ONLY = 0o600
+
+
+def create_secret_file(path: Path, content: bytes) -> bool:
+    """Write `content` to a new file of mode 0600; False when the file is there already, which then stays as it is.
+
+    The content reaches the disk before the name does (fsync, link, fsync of the folder), so a crash leaves either
+    no file or the whole one, and of two racing processes both end up with the same file.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            draft.hardlink_to(path)
+        except FileExistsError:
+            return False
+    finally:
+        draft.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def read_secret_file(path: Path) -> bytes:
+    """The file's content. Raises StartRefusedError when it cannot be read or others than its owner may read it."""
+    try:
+        mode = path.stat().st_mode
+        content = path.read_bytes()
+    except OSError as error:
+        raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise StartRefusedError(f"{path} holds secrets and may be read by others; run: chmod 600 '{path}'")
+    return content

@@ -1,0 +1,1 @@
+"""Where leads are kept: the only package that talks to databases."""

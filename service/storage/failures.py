@@ -1,0 +1,104 @@
+"""What a database driver's error means, decided once, by SQLSTATE and constraint name.
+
+The driver's own texts never leave this module: PostgreSQL prints the values of a failing row into them.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import psycopg
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+BUSY = frozenset(
+    {
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "55P03",  # lock_not_available: lock_timeout ran out
+    }
+)
+"""The transaction was undone because of another one; the same again may succeed."""
+
+UNREACHABLE_CLASSES = frozenset(
+    {
+        "08",  # connection exceptions
+        "53",  # insufficient resources: too many connections, disk full, out of memory
+        "57",  # operator intervention: shutdown, crash, starting up, cancelled
+        "58",  # system errors outside PostgreSQL, such as I/O errors
+    }
+)
+UNREACHABLE = frozenset(
+    {
+        "25006",  # read_only_sql_transaction: the primary that we knew was demoted
+        "3D000",  # invalid_catalog_name: the database is being restored
+    }
+)
+
+
+class Failure(Enum):
+    """What to do about a failed database call."""
+
+    RETRY = "retry"
+    """Nothing was stored, or what was stored is found by its id: do it again."""
+    PERMANENT = "permanent"
+    """The same again fails again."""
+
+
+class StorageFaultError(Exception):
+    """The database refused a statement for a reason that no caller can mend; `cause` is its SQLSTATE."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"the database refused a statement (SQLSTATE {cause})")
+        self.cause = cause
+
+
+class CommitNotDurableError(Exception):
+    """PostgreSQL committed locally but gave up waiting for its synchronous standby.
+
+    A failover may lose such a commit, so it confirms nothing. It is settled like a commit whose answer was lost: by
+    looking the submission up in a transaction that waits for the standby itself.
+    """
+
+
+def cause_of(error: BaseException) -> str:
+    """The SQLSTATE behind an error, or a fixed word where there is none. Holds no value, so it may be logged."""
+    if isinstance(error, CommitNotDurableError):
+        return "not_durable"
+    if isinstance(error, PoolTimeoutError):
+        return "pool_timeout"
+    driver_error = error.orig if isinstance(error, DBAPIError) else error
+    return (isinstance(driver_error, psycopg.Error) and driver_error.sqlstate) or "connection"
+
+
+def is_driver_error(error: BaseException) -> bool:
+    """Whether the error comes from the database or its driver."""
+    return isinstance(error, DBAPIError | psycopg.Error)
+
+
+def classify(error: BaseException) -> Failure:
+    """Whether the same call may succeed when it is made again."""
+    if isinstance(error, CommitNotDurableError | PoolTimeoutError | OSError):
+        return Failure.RETRY
+    driver_error = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(driver_error, psycopg.Error):
+        return Failure.PERMANENT
+    sqlstate = driver_error.sqlstate
+    if sqlstate is None:  # the server did not speak: the connection was lost, or was never made
+        return Failure.RETRY if isinstance(driver_error, psycopg.OperationalError) else Failure.PERMANENT
+    may_pass = sqlstate in BUSY or sqlstate in UNREACHABLE or sqlstate[:2] in UNREACHABLE_CLASSES
+    return Failure.RETRY if may_pass else Failure.PERMANENT
+
+
+def spoils_connection(error: BaseException) -> bool:
+    """Whether the connection leads to a server that can no longer serve, though it still answers.
+
+    The pool notices only connections that broke; a demoted primary refuses writes on connections that work.
+    """
+    sqlstate = cause_of(error)
+    return sqlstate in UNREACHABLE or sqlstate[:3] == "57P"
+
+
+def violated_constraint(error: IntegrityError) -> str | None:
+    """The name of the constraint that a statement violated."""
+    return error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None

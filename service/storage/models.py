@@ -1,0 +1,206 @@
+"""The stored shape: tables, constraints and indexes.
+
+Sensitive fields (phone, nid, address, email, notes) hold sealed tokens only; a CHECK refuses anything that does not
+look like one. Unique indexes on the blind indexes decide duplicates. Migrations create what is declared here, and a
+test holds both together.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import cast
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from service.lead import LeadStatus
+
+RESUBMISSIONS_KEPT = 20
+"""How many resubmissions of a lead are kept; the count on the lead goes on."""
+
+NOW = text("now()")
+STATUSES = ", ".join(f"'{status.value}'" for status in LeadStatus)
+SEALED_FORM = ".gAAAAAAAAAAA"
+"""What every sealed token contains: the dot behind the key id, then Fernet's version byte 0x80 and time 0 in base64."""
+
+
+class Base(DeclarativeBase):
+    """The metadata of every table, with names for all constraints: errors are told apart by constraint name."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 # SQLAlchemy reads this attribute as it is
+        str: Text(),
+        bytes: LargeBinary(),
+        datetime: DateTime(timezone=True),
+    }
+
+
+def _sealed(columns: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(" AND ".join(f"strpos({column}, '{SEALED_FORM}') > 0" for column in columns), name="sealed")
+
+
+SENSITIVE_COLUMNS = ("phone", "nid", "address", "email", "notes")
+
+
+class Lead(Base):
+    """One interested person."""
+
+    __tablename__ = "lead"
+    __table_args__ = (
+        UniqueConstraint("phone_index"),
+        UniqueConstraint("nid_index"),
+        UniqueConstraint("created_by", "request_id"),
+        CheckConstraint(f"status IN ({STATUSES})", name="status"),
+        CheckConstraint("version >= 1", name="version"),
+        CheckConstraint("resubmissions >= 0", name="resubmissions"),
+        CheckConstraint("octet_length(phone_index) = 32 AND octet_length(nid_index) = 32", name="blind_indexes"),
+        _sealed(SENSITIVE_COLUMNS),
+        # Lists are read newest first by (created_at, id); each filter has an index in that order.
+        Index(None, "created_at", "id"),
+        Index(None, "status", "created_at", "id"),
+        Index(None, "interested_policy", "created_at", "id"),
+        Index(None, "created_by", "created_at", "id"),
+        Index(None, "assignee", "created_at", "id", postgresql_where=text("assignee IS NOT NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    phone: Mapped[str]
+    nid: Mapped[str]
+    address: Mapped[str]
+    interested_policy: Mapped[str]
+    email: Mapped[str | None]
+    preferred_contact_time: Mapped[str | None]
+    notes: Mapped[str | None]
+    conversation_id: Mapped[str | None]
+    status: Mapped[str] = mapped_column(server_default=LeadStatus.NEW.value)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    version: Mapped[int] = mapped_column(BigInteger, server_default="1")
+    assignee: Mapped[str | None]
+    resubmissions: Mapped[int] = mapped_column(Integer, server_default="0")
+    phone_index: Mapped[bytes]
+    nid_index: Mapped[bytes]
+    created_by: Mapped[str]
+    request_id: Mapped[str | None]
+    content_digest: Mapped[bytes]
+
+
+class StatusChange(Base):
+    """One step of a lead's status history. Rows are only ever added."""
+
+    __tablename__ = "status_change"
+    __table_args__ = (
+        CheckConstraint(f"from_status IN ({STATUSES}) AND to_status IN ({STATUSES})", name="status"),
+        CheckConstraint("from_status <> to_status", name="changes"),
+        UniqueConstraint("lead_id", "version"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"))
+    from_status: Mapped[str]
+    to_status: Mapped[str]
+    actor: Mapped[str]
+    reason: Mapped[str | None]
+    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    version: Mapped[int] = mapped_column(BigInteger)
+
+
+class AssignmentChange(Base):
+    """One step of a lead's assignment history. Rows are only ever added."""
+
+    __tablename__ = "assignment_change"
+    __table_args__ = (UniqueConstraint("lead_id", "version"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"))
+    from_assignee: Mapped[str | None]
+    to_assignee: Mapped[str | None]
+    actor: Mapped[str]
+    reason: Mapped[str | None]
+    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    version: Mapped[int] = mapped_column(BigInteger)
+
+
+class LeadConversation(Base):
+    """Which conversation is linked to which lead."""
+
+    __tablename__ = "lead_conversation"
+    __table_args__ = (Index(None, "lead_id"),)
+
+    conversation_id: Mapped[str] = mapped_column(primary_key=True)
+    lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"), primary_key=True)
+    linked_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Resubmission(Base):
+    """A refused duplicate, kept with the lead that it met.
+
+    The newest few are kept in a ring of slots, which a role without the right to DELETE can maintain.
+    """
+
+    __tablename__ = "resubmission"
+    __table_args__ = (
+        CheckConstraint(f"slot >= 0 AND slot < {RESUBMISSIONS_KEPT}", name="slot"),
+        _sealed(SENSITIVE_COLUMNS),
+    )
+
+    lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"), primary_key=True)
+    slot: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    submission_id: Mapped[UUID]
+    name: Mapped[str]
+    phone: Mapped[str]
+    nid: Mapped[str]
+    address: Mapped[str]
+    interested_policy: Mapped[str]
+    email: Mapped[str | None]
+    preferred_contact_time: Mapped[str | None]
+    notes: Mapped[str | None]
+    conversation_id: Mapped[str | None]
+    actor: Mapped[str]
+    request_id: Mapped[str | None]
+    content_digest: Mapped[bytes]
+    verified: Mapped[bool]
+    submitted_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class KeyCanary(Base):
+    """The proof of which keyring and which normaliser the stored leads belong to: one row, once."""
+
+    __tablename__ = "key_canary"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    sealed: Mapped[str]
+    digest: Mapped[bytes]
+    normaliser: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+def table(model: type[Base]) -> Table:
+    """A model's table, for statements that are written without the ORM: its unit of work costs two to three times."""
+    return cast("Table", model.__table__)

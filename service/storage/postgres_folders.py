@@ -1,0 +1,95 @@
+"""The folders of the embedded PostgreSQL: where they lie, who may enter them, and who owns the data folder now."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+from service.errors import StartRefusedError
+from service.storage.postgres_binaries import ServerUser
+
+PORT = 5432  # there is no port: the number is a part of the socket's file name
+SOCKET_NAME = f".s.PGSQL.{PORT}"
+
+_LOCK_NAME = "leadkeep.lock"
+_SOCKET_PATH_LIMIT = 103  # bytes that fit in sun_path everywhere: 107 on Linux, 103 on macOS
+
+
+class DataDirInUseError(StartRefusedError):
+    """Another running service owns this data folder."""
+
+
+def homes(data_dir: Path, root_base: Path) -> list[Path]:
+    """Where the databases of this data folder may lie: the place for this process's own server comes first."""
+    return [root_base / short_hash(data_dir), data_dir] if os.geteuid() == 0 else [data_dir]
+
+
+def short_hash(path: Path) -> str:
+    """A name for this path that fits where the path does not."""
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+
+
+def make_folder(folder: Path, mode: int) -> None:
+    """Make this folder with exactly this mode."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(mode)  # mkdir's own mode would pass through the umask
+
+
+def lock_data_dir(data_dir: Path) -> int:
+    """Make the data folder private and own it until the returned descriptor is closed, as the kernel does for us."""
+    path = data_dir / _LOCK_NAME
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if data_dir.stat().st_mode & 0o077:
+            if not path.exists() and any(data_dir.iterdir()):  # it may be /tmp, or somebody's home
+                raise StartRefusedError(
+                    f"{data_dir} is open to other users and holds other files: give Leadkeep a folder of its own, "
+                    f"or make it private with: chmod 700 {data_dir}"
+                )
+            data_dir.chmod(0o700)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise StartRefusedError(f"the data folder {data_dir} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise DataDirInUseError(
+            f"the data folder {data_dir} is in use by another Leadkeep (process {owner}): stop that one first, "
+            f"or give this one another folder in LEADKEEP_DATA_DIR"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def make_socket_dir(clusters: Path, data_dir: Path, user: ServerUser | None) -> Path:
+    """The folder of the socket: only the server's user can enter it.
+
+    It lies beside the data, or in /tmp when that path is too long for a socket, or holds a comma or a colon: libpq and
+    SQLAlchemy read those as a list of hosts and as a port.
+    """
+    owner = (user.uid, user.gid) if user else (os.geteuid(), os.getegid())
+    folder = clusters / "socket"
+    if len(os.fsencode(folder / SOCKET_NAME)) > _SOCKET_PATH_LIMIT or {",", ":"} & set(str(folder)):
+        folder = Path(f"/tmp/leadkeep-{owner[0]}-{short_hash(data_dir)}")  # noqa: S108 # checked below
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise StartRefusedError(f"{folder} cannot be used for the database's socket: remove it") from error
+    try:
+        if os.fstat(descriptor).st_uid not in (owner[0], os.geteuid()):
+            raise StartRefusedError(f"{folder} belongs to another user: it cannot hold the database's socket")
+        os.fchmod(descriptor, 0o700)
+        os.fchown(descriptor, *owner)
+        for stale in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):  # nobody serves it: its pid may be someone else's now
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(stale, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    return folder

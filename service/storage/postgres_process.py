@@ -1,0 +1,147 @@
+"""Starting PostgreSQL's programs, and telling whether a server is at work in a data folder.
+
+PostgreSQL writes its process id into `postmaster.pid` and leaves it there when it is killed. The number may belong
+to an unrelated process by now, so the process itself is asked before it is waited for or sent a signal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import StartRefusedError
+from service.storage.postgres_binaries import ServerUser
+
+_PR_SET_PDEATHSIG = 1
+_WAIT_SECONDS = 30
+# A killed service's server has got SIGINT from the kernel and needs a moment for its checkpoint. One that did not
+# get it is asked after 3 s, and told to end without a checkpoint after 15 s (the next start recovers).
+_ASK_AFTER = ((3, signal.SIGINT), (15, signal.SIGQUIT))
+
+
+@dataclass(frozen=True, slots=True)
+class PidFile:
+    """What `postmaster.pid` says."""
+
+    pid: int
+    socket_dir: Path
+    ready: bool
+
+    @staticmethod
+    def read(data: Path) -> PidFile | None:
+        """The file in this data folder; None when it is absent or not written to its end yet."""
+        try:
+            # 1 pid, 2 data folder, 3 start time, 4 port, 5 socket folder, 6 address, 7 shared memory, 8 state
+            lines = _path(data).read_bytes().split(b"\n")
+            return PidFile(
+                pid=abs(int(lines[0])),  # a single-user server writes it negative
+                socket_dir=Path(os.fsdecode(lines[4])) if len(lines) > 4 else Path(),
+                ready=len(lines) > 7 and lines[7].strip() == b"ready",
+            )
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @staticmethod
+    def disown(data: Path) -> None:
+        """Make a file that was left behind acceptable to the server that this process starts next.
+
+        PostgreSQL refuses to start when the number in it is alive, even as somebody else's process. It takes its
+        parent's number for stale, so ours is written. Removing the file would also switch off its look at the
+        shared memory, by which it notices a killed server's last backends.
+        """
+        try:
+            content = _path(data).read_bytes()
+        except FileNotFoundError:
+            return
+        if PidFile.read(data) is None:
+            _path(data).unlink()  # a power cut emptied it: PostgreSQL would refuse it
+            return
+        descriptor = os.open(_path(data), os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(b"\n".join([b"%d" % os.getpid(), *content.split(b"\n")[1:]]))
+
+
+def running_server(data: Path) -> PidFile | None:
+    """The server that is at work in this data folder now."""
+    found = PidFile.read(data)
+    if found is None:
+        return None
+    command = _command_line(found.pid)
+    is_server = Path(command.partition(" -D ")[0]).name == "postgres" and f" -D {data} " in f"{command} "
+    return found if is_server else None
+
+
+def wait_for_previous_server(data: Path) -> None:
+    """Return when no server is at work in this data folder, which the caller owns: one that is there is an orphan.
+
+    Raises StartRefusedError when it does not end.
+    """
+    began = time.monotonic()
+    to_send = list(_ASK_AFTER)
+    while (server := running_server(data)) is not None:
+        waited = time.monotonic() - began
+        if waited > _WAIT_SECONDS:
+            raise StartRefusedError(
+                f"an earlier PostgreSQL (process {server.pid}) still works in {data} and does not end: stop it first"
+            )
+        if to_send and waited > to_send[0][0]:
+            os.kill(server.pid, to_send.pop(0)[1])
+        time.sleep(0.05)
+
+
+def spawn(command: Sequence[str | Path], cwd: Path, user: ServerUser | None, output: int) -> subprocess.Popen[bytes]:
+    """Start a program of PostgreSQL that gets SIGINT when the calling thread dies, in whatever way."""
+    return subprocess.Popen(  # noqa: S603 # PostgreSQL's own programs, without a shell
+        command,
+        cwd=cwd,
+        # Only what it needs: the service's environment may hold secrets, and PGPORT and the like would be obeyed.
+        env={"PATH": os.defpath, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches the service alone, which then stops the server in order
+        # Popen changes the user before it calls preexec_fn. It must: setuid would clear the death signal.
+        user=user.uid if user else None,
+        group=user.gid if user else None,
+        extra_groups=[] if user else None,
+        preexec_fn=_die_with_parent(),
+    )
+
+
+def _path(data: Path) -> Path:
+    return data / "postmaster.pid"
+
+
+def _command_line(pid: int) -> str:
+    """How this process was started; empty when it is gone. Its folder would be private to its user, this is not."""
+    if sys.platform == "linux":
+        try:
+            return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").strip())
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+    ps = ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)]
+    return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603 # a number
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """What the child does before exec. All that it needs is prepared here, before the fork."""
+    if sys.platform != "linux":
+        return None  # no such signal there: the next start waits for the orphan and stops it
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def ask_for_signal() -> None:
+        if prctl(_PR_SET_PDEATHSIG, int(signal.SIGINT)) != 0:
+            os.write(2, b"the kernel refused PR_SET_PDEATHSIG\n")
+            os._exit(1)
+        if os.getppid() != parent:  # it died before it was asked
+            os._exit(1)
+
+    return ask_for_signal

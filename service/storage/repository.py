@@ -1,0 +1,290 @@
+"""Where leads are kept and found.
+
+It handles sealed leads only, and has no policy: who may see what, and which change is allowed, is the caller's to
+decide. What it answers is durable. See submissions.py for how a submission becomes a lead or meets one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, Select, func, insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import LeadNotFoundError, StorageUnavailableError
+from service.lead import (
+    AssignmentChange,
+    LeadStatus,
+    SealedLead,
+    SealedResubmission,
+    SealedSubmission,
+    StatusChange,
+)
+from service.storage import models, submissions
+from service.storage.database import Database
+from service.storage.failures import violated_constraint
+from service.storage.requests import (
+    AssignmentStep,
+    Correction,
+    DuplicateFoundError,
+    LeadFilter,
+    Position,
+    StatusStep,
+    Step,
+)
+from service.storage.submissions import Met, Outcome
+
+OTHER_LEADS_SHOWN = 100
+"""How many further leads of one conversation are named."""
+
+_BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index")
+
+
+class _BlindIndexTakenError(Exception):
+    pass
+
+
+class LeadRepository:
+    """The leads of one database."""
+
+    def __init__(self, database: Database, *, sensitive_fields: Sequence[str]) -> None:
+        self._database = database
+        self._sensitive = tuple(sensitive_fields)
+
+    async def create(self, submission: SealedSubmission) -> Outcome:
+        """Store a submission as a lead, or find out what it meets; a refused duplicate is kept. Safe to repeat."""
+        columns = submissions.columns_of(submission, self._sensitive)
+
+        async def work(connection: AsyncConnection) -> Outcome:
+            return await submissions.submit(connection, submission, columns, self._lead)
+
+        return await self._database.write(work)
+
+    async def get(self, lead_id: UUID) -> SealedLead | None:
+        """The lead with this id."""
+
+        async def work(connection: AsyncConnection) -> SealedLead | None:
+            row = (await connection.execute(select(_LEAD).where(_LEAD.c.id == lead_id))).one_or_none()
+            return self._lead(row) if row is not None else None
+
+        return await self._database.read(work)
+
+    async def find_by_conversation(
+        self, conversation_id: str, *, created_by: str | None
+    ) -> tuple[SealedLead | None, list[UUID]]:
+        """The newest lead that is linked to a conversation, and the ids of the others, newest first."""
+        links = models.LeadConversation
+        found = (
+            select(_LEAD)
+            .join(links, links.lead_id == _LEAD.c.id)
+            .where(links.conversation_id == conversation_id)
+            .order_by(_LEAD.c.created_at.desc(), _LEAD.c.id.desc())
+            .limit(OTHER_LEADS_SHOWN + 1)
+        )
+        if created_by is not None:
+            found = found.where(_LEAD.c.created_by == created_by)
+
+        async def work(connection: AsyncConnection) -> tuple[SealedLead | None, list[UUID]]:
+            rows = (await connection.execute(found)).all()
+            return (self._lead(rows[0]) if rows else None), [row.id for row in rows[1:]]
+
+        return await self._database.read(work)
+
+    async def list_leads(self, lead_filter: LeadFilter, *, after: Position | None, limit: int) -> list[SealedLead]:
+        """At most `limit` leads behind the position `after`, newest first."""
+        query = _filtered(lead_filter)
+        if after is not None:
+            query = query.where(tuple_(_LEAD.c.created_at, _LEAD.c.id) < tuple_(after.created_at, after.id))
+        query = query.order_by(_LEAD.c.created_at.desc(), _LEAD.c.id.desc()).limit(limit)
+
+        async def work(connection: AsyncConnection) -> list[SealedLead]:
+            return [self._lead(row) for row in await connection.execute(query)]
+
+        return await self._database.read(work)
+
+    async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None]) -> SealedLead:
+        """Take the step that `decide` names when it is shown the lead, locked; None changes nothing.
+
+        The answer waits for the synchronous standby even then, because taking the lock writes to the log. `decide`
+        may be asked again, and what it raises is passed on. Raises LeadNotFoundError.
+        """
+
+        async def work(connection: AsyncConnection) -> SealedLead:
+            current = await self._lock(connection, lead_id, key_share=True)
+            step = decide(current)
+            return current if step is None else await self._take(connection, current, step)
+
+        return await self._database.write(work)
+
+    async def correct(self, lead_id: UUID, decide: Callable[[SealedLead], Correction | None]) -> SealedLead:
+        """Like `change`, for customer fields. Raises DuplicateFoundError when the new phone or nid meets a lead."""
+        refused = Correction(columns={})
+
+        async def work(connection: AsyncConnection) -> SealedLead:
+            nonlocal refused
+            # A new phone or nid needs the strongest lock. Taking it at once, not on top of a weaker one, keeps a
+            # submission that meets this lead from waiting for us while we wait for it.
+            current = await self._lock(connection, lead_id, key_share=False)
+            correction = decide(current)
+            if correction is None:
+                return current
+            refused = correction
+            try:
+                return await self._update(connection, current, correction.columns)
+            except IntegrityError as error:
+                if violated_constraint(error) in _BLIND_INDEXES:
+                    raise _BlindIndexTakenError from None
+                raise
+
+        for _ in range(submissions.INSERTS_TRIED):
+            try:
+                return await self._database.write(work)
+            except _BlindIndexTakenError:
+                if met := await self._met_by(lead_id, refused):
+                    raise DuplicateFoundError(met) from None
+                # The lead that it met has gone meanwhile: the way is free.
+        raise StorageUnavailableError
+
+    async def _lock(self, connection: AsyncConnection, lead_id: UUID, *, key_share: bool) -> SealedLead:
+        locked = select(_LEAD).where(_LEAD.c.id == lead_id).with_for_update(key_share=key_share)
+        row = (await connection.execute(locked)).one_or_none()
+        if row is None:
+            raise LeadNotFoundError
+        return self._lead(row)
+
+    async def _take(self, connection: AsyncConnection, current: SealedLead, step: Step) -> SealedLead:
+        made = {"lead_id": current.id, "version": current.version + 1, "actor": step.actor, "reason": step.reason}
+        match step:
+            case StatusStep():
+                columns: dict[str, Any] = {"status": step.to_status.value}
+                made |= {"from_status": current.status.value, "to_status": step.to_status.value}
+                await connection.execute(insert(models.StatusChange).values(made))
+            case AssignmentStep():
+                columns = {"assignee": step.to_assignee}
+                made |= {"from_assignee": current.assignee, "to_assignee": step.to_assignee}
+                await connection.execute(insert(models.AssignmentChange).values(made))
+        return await self._update(connection, current, columns)
+
+    async def _update(self, connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]) -> SealedLead:
+        values = {**columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
+        changed = update(_LEAD).where(_LEAD.c.id == current.id).values(values).returning(_LEAD)
+        return self._lead((await connection.execute(changed)).one())
+
+    async def _met_by(self, lead_id: UUID, refused: Correction) -> Met | None:
+        async def work(connection: AsyncConnection) -> Met | None:
+            return await submissions.look_up(
+                connection,
+                refused.columns.get("phone_index"),
+                refused.columns.get("nid_index"),
+                other_than=lead_id,
+            )
+
+        return await self._database.write(work)
+
+    async def status_changes(self, lead_id: UUID) -> list[StatusChange]:
+        """A lead's status history, oldest first."""
+        table = models.StatusChange
+        return [
+            StatusChange(
+                from_status=LeadStatus(row.from_status),
+                to_status=LeadStatus(row.to_status),
+                actor=row.actor,
+                reason=row.reason,
+                changed_at=row.changed_at,
+                version=row.version,
+            )
+            for row in await self._rows(select(table.__table__).where(table.lead_id == lead_id).order_by(table.version))
+        ]
+
+    async def assignments(self, lead_id: UUID) -> list[AssignmentChange]:
+        """A lead's assignment history, oldest first."""
+        table = models.AssignmentChange
+        return [
+            AssignmentChange(
+                from_assignee=row.from_assignee,
+                to_assignee=row.to_assignee,
+                actor=row.actor,
+                reason=row.reason,
+                changed_at=row.changed_at,
+                version=row.version,
+            )
+            for row in await self._rows(select(table.__table__).where(table.lead_id == lead_id).order_by(table.version))
+        ]
+
+    async def resubmissions(self, lead_id: UUID) -> list[SealedResubmission]:
+        """The resubmissions that are kept with a lead, newest first."""
+        table = models.Resubmission
+        newest_first = (table.submitted_at.desc(), table.submission_id.desc())
+        return [
+            SealedResubmission(
+                submission_id=row.submission_id,
+                name=row.name,
+                interested_policy=row.interested_policy,
+                preferred_contact_time=row.preferred_contact_time,
+                conversation_id=row.conversation_id,
+                submitted_at=row.submitted_at,
+                actor=row.actor,
+                verified=row.verified,
+                sealed=self._sealed(row),
+            )
+            for row in await self._rows(select(table.__table__).where(table.lead_id == lead_id).order_by(*newest_first))
+        ]
+
+    async def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        async def work(connection: AsyncConnection) -> Sequence[Row[Any]]:
+            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+            return rows
+
+        return await self._database.read(work)
+
+    def _sealed(self, row: Row[Any]) -> dict[str, str]:
+        columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
+        return {name: token for name in self._sensitive if (token := columns[name]) is not None}
+
+    def _lead(self, row: Row[Any]) -> SealedLead:
+        return SealedLead(
+            id=row.id,
+            name=row.name,
+            interested_policy=row.interested_policy,
+            preferred_contact_time=row.preferred_contact_time,
+            conversation_id=row.conversation_id,
+            status=LeadStatus(row.status),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+            version=row.version,
+            assignee=row.assignee,
+            resubmissions=row.resubmissions,
+            created_by=row.created_by,
+            sealed=self._sealed(row),
+        )
+
+
+_LEAD = models.table(models.Lead)
+
+
+def _filtered(wanted: LeadFilter) -> Select[Any]:
+    query = select(_LEAD)
+    equals = {
+        _LEAD.c.assignee: wanted.assignee,
+        _LEAD.c.interested_policy: wanted.interested_policy,
+        _LEAD.c.phone_index: wanted.phone_index,
+        _LEAD.c.nid_index: wanted.nid_index,
+        _LEAD.c.created_by: wanted.created_by,
+    }
+    for column, value in equals.items():
+        if value is not None:
+            query = query.where(column == value)
+    if wanted.statuses:
+        query = query.where(_LEAD.c.status.in_([status.value for status in wanted.statuses]))
+    if wanted.created_after is not None:
+        query = query.where(_LEAD.c.created_at >= wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(_LEAD.c.created_at < wanted.created_before)
+    if wanted.conversation_id is not None:
+        links = models.LeadConversation
+        linked = select(links.lead_id).where(links.conversation_id == wanted.conversation_id)
+        query = query.where(_LEAD.c.id.in_(linked))
+    return query

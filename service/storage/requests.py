@@ -1,0 +1,71 @@
+"""What can be asked of the repository: the steps and corrections of a lead, and what a list holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from service.lead import LeadStatus
+from service.storage.submissions import Met
+
+
+class DuplicateFoundError(Exception):
+    """A correction would give a lead the phone or nid of the leads in `met`."""
+
+    def __init__(self, met: Met) -> None:
+        super().__init__("the correction meets another lead")
+        self.met = met
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusStep:
+    """A change of status, and why."""
+
+    to_status: LeadStatus
+    actor: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentStep:
+    """A change of assignee, and why."""
+
+    to_assignee: str | None
+    actor: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """New values of clear columns, new tokens of sealed ones (None: removed), new blind indexes."""
+
+    columns: Mapping[str, Any] = field(repr=False)
+
+
+Step = StatusStep | AssignmentStep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeadFilter:
+    """What a list holds; None and empty mean: any. `created_by` restricts it to one subject's leads."""
+
+    statuses: Sequence[LeadStatus] = ()
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    assignee: str | None = None
+    interested_policy: str | None = None
+    conversation_id: str | None = None
+    phone_index: bytes | None = field(default=None, repr=False)
+    nid_index: bytes | None = field(default=None, repr=False)
+    created_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The place of a lead in lists, which run by these two, newest first."""
+
+    created_at: datetime
+    id: UUID

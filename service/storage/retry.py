@@ -1,0 +1,90 @@
+"""Storage calls are retried with full jitter until they succeed or the caller's time is over.
+
+The caller's time and its wish to hear of every retry travel in a context variable: between the call and the database
+nobody else has to know of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import backoff
+
+from service.errors import StorageUnavailableError
+from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_driver_error
+
+if TYPE_CHECKING:
+    from backoff.types import Details
+
+T = TypeVar("T")
+
+FIRST_WAIT = 0.02
+"""Seconds before the first retry, at most (full jitter): about the time in which a rival's transaction ends."""
+
+LONGEST_WAIT = 1.0
+"""Seconds between retries, at most: a database that comes back is noticed within a second."""
+
+DEFAULT_PATIENCE = 10.0
+"""Seconds that a storage call may go on when no caller's deadline says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """One repeated storage call: which attempt failed, how long we wait now (seconds), and why (SQLSTATE)."""
+
+    attempt: int
+    wait: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScope:
+    """How long the current call may retry (on the monotonic clock) and who hears of it."""
+
+    deadline: float
+    on_retry: Callable[[Retry], None]
+
+
+retry_scope: ContextVar[RetryScope | None] = ContextVar("retry_scope", default=None)
+
+
+async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
+    """The operation's result, however often it takes.
+
+    Raises StorageUnavailableError when the time is over, StorageFaultError for what no repetition can mend, and lets
+    every other error through.
+    """
+    scope = retry_scope.get()
+    deadline = scope.deadline if scope else time.monotonic() + DEFAULT_PATIENCE
+
+    def waits() -> Generator[float, None, None]:
+        longest = FIRST_WAIT
+        yield longest  # backoff starts its generators with an empty send and throws this value away
+        while True:
+            yield max(0.0, min(longest, deadline - time.monotonic()))
+            longest = min(longest * 2, LONGEST_WAIT)
+
+    def hopeless(error: Exception) -> bool:
+        return classify(error) is Failure.PERMANENT or time.monotonic() >= deadline
+
+    def tell(details: Details) -> None:
+        if scope is not None:
+            error: BaseException = cast("dict[str, Any]", details)["exception"]
+            scope.on_retry(Retry(details["tries"], details["wait"], cause_of(error)))
+
+    @backoff.on_exception(waits, Exception, giveup=hopeless, on_backoff=tell, jitter=backoff.full_jitter, logger=None)
+    async def attempt() -> T:
+        return await operation()
+
+    try:
+        return await attempt()
+    except Exception as error:
+        if classify(error) is Failure.RETRY:
+            raise StorageUnavailableError from None
+        if is_driver_error(error):
+            raise StorageFaultError(cause_of(error)) from None
+        raise

@@ -1,0 +1,149 @@
+"""Is the database ours, and does it have the shape that this release works with?
+
+`migrate` needs a role with DDL rights; the service itself never does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import NullPool
+
+from service.errors import StartRefusedError
+from service.storage.database import Database, sqlalchemy_url
+from service.storage.failures import cause_of
+
+REVISION = "0001"
+"""The schema that this release works with: the newest file in migrations/versions."""
+
+APPLICATION_ROLE = "leadkeep_app"
+"""The group role that holds the rights of `serve`; the login role of `serve` is a member of it."""
+
+OWN_DATABASE = "leadkeep"
+OWN_LOGIN = "leadkeep_serve"
+"""Database and login role on the embedded server."""
+
+_MIGRATION_LOCK = 0x4C4B_4D49  # "LKMI": two operators who migrate at once take turns
+_UNDEFINED_TABLE = "42P01"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What `migrate` did: the revision found (None: an empty database) and the one that is there now."""
+
+    before: str | None
+    after: str
+
+
+def migrate(url: str) -> Migration:
+    """Bring the schema to this release's revision. Safe to repeat.
+
+    Raises StartRefusedError when the database is newer than this release, cannot be reached, or refuses.
+    """
+    from alembic import command  # costs 440 ms, which a start without migrations should not pay
+    from alembic.config import Config
+
+    engine = create_engine(sqlalchemy_url(url), poolclass=NullPool, hide_parameters=True)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+            before = _revision(connection)
+            connection.commit()
+            if before is not None and before > REVISION:
+                raise StartRefusedError(_newer(before))
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+            return Migration(before, REVISION)
+    except DBAPIError as error:
+        raise StartRefusedError(
+            f"the migration failed (SQLSTATE {cause_of(error)}): the role of LEADKEEP_ADMIN_DATABASE_URL must be able "
+            f"to create tables and grant rights, and must be able to create the role {APPLICATION_ROLE} or find it made"
+        ) from None
+    finally:
+        engine.dispose()
+
+
+def _revision(connection: Connection) -> str | None:
+    if not connection.execute(text("SELECT to_regclass('alembic_version') IS NOT NULL")).scalar_one():
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def prepare_own_database(admin_url: str, owner_url: str) -> None:
+    """Make the database, the schema and the login role of `serve` on the embedded server. Safe to repeat.
+
+    `admin_url` leads to the server's maintenance database, `owner_url` to Leadkeep's own, both as the superuser.
+    """
+    engine = create_engine(sqlalchemy_url(admin_url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        wanted = {"name": OWN_DATABASE}
+        if not connection.execute(text("SELECT 1 FROM pg_database WHERE datname = :name"), wanted).one_or_none():
+            connection.execute(text(f"CREATE DATABASE {OWN_DATABASE}"))
+    engine.dispose()
+    engine = create_engine(sqlalchemy_url(owner_url), poolclass=NullPool)
+    with engine.connect() as connection:
+        current = _revision(connection) == REVISION
+    if not current:
+        migrate(owner_url)
+    with engine.begin() as connection:
+        wanted = {"name": OWN_LOGIN}
+        if not connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :name"), wanted).one_or_none():
+            connection.execute(text(f"CREATE ROLE {OWN_LOGIN} LOGIN IN ROLE {APPLICATION_ROLE}"))
+    engine.dispose()
+
+
+async def excess_rights(database: Database) -> list[str]:
+    """What the role of `serve` may do and should not; empty when all is well."""
+    questions = {
+        "create tables": "SELECT has_schema_privilege(current_user, 'public', 'CREATE')",
+        "be a superuser": "SELECT rolsuper FROM pg_roles WHERE rolname = current_user",
+    } | {
+        f"delete from {table}": f"SELECT has_table_privilege(current_user, '{table}', 'DELETE')"  # noqa: S608 # our own names
+        for table in ("lead", "status_change", "assignment_change", "lead_conversation", "resubmission")
+    }
+
+    async def ask(connection: AsyncConnection) -> list[str]:
+        return [what for what, query in questions.items() if (await connection.execute(text(query))).scalar_one()]
+
+    return await database.read(ask)
+
+
+async def revision_of(database: Database) -> str | None:
+    """The schema revision that the database is at; None for a database that was never migrated."""
+
+    async def look(connection: AsyncConnection) -> str | None:
+        try:
+            result = await connection.execute(text("SELECT version_num FROM alembic_version"))
+        except DBAPIError as error:
+            if cause_of(error) == _UNDEFINED_TABLE:
+                return None
+            raise
+        return result.scalar_one_or_none()
+
+    return await database.read(look)
+
+
+def require_current(revision: str | None) -> None:
+    """Raise StartRefusedError, which says what to run, unless the schema is this release's."""
+    if revision is None:
+        raise StartRefusedError("the database has no Leadkeep schema yet; run: leadkeep migrate")
+    if revision < REVISION:
+        raise StartRefusedError(
+            f"the database is at schema {revision}, this release needs {REVISION}; run: leadkeep migrate"
+        )
+    if revision > REVISION:
+        raise StartRefusedError(_newer(revision))
+
+
+def _newer(revision: str) -> str:
+    return (
+        f"the database is at schema {revision}, newer than this release, which knows {REVISION}; "
+        "run the release that migrated it, or a later one"
+    )

@@ -1,0 +1,213 @@
+"""What a caller may send, and the form in which it is kept.
+
+A description of a violation is fixed text: it never holds the value or a part of it, so it may be shown and logged.
+Equal people must give equal values here, because duplicates are found by the normalised phone and NID; whoever
+changes what counts as equal raises NORMALISER_VERSION.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from service.errors import LeadValidationError, Violation
+from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, REQUIRED_FIELDS, CustomerDetails
+from service.validation.email import normalise_email
+from service.validation.nid import NidNormaliser, NidRule
+from service.validation.phone import PhoneNormaliser, PhoneRule
+from service.validation.text import MASK, TextRule, ValueRefusedError
+
+__all__ = ["MASK", "NORMALISER_VERSION", "NidRule", "PhoneRule", "ValidationService"]
+
+NORMALISER_VERSION = 1
+"""Grows with every change after which a phone or NID that was stored before could get another canonical form."""
+
+_NAME = TextRule(limit=200)
+_ADDRESS = TextRule(limit=500, lines=True)
+_POLICY = TextRule(limit=200)
+_PREFERRED_CONTACT_TIME = TextRule(limit=200)
+_NOTES = TextRule(limit=4000, lines=True)
+_CONVERSATION_ID = TextRule(limit=200, spaces=False)
+_REQUEST_ID = TextRule(limit=128, spaces=False)
+_REASON = TextRule(limit=500, lines=True)
+_ASSIGNEE = TextRule(limit=200)
+
+_POLICIES_NAMED = 10
+"""How many policies of the catalogue a violation lists."""
+
+_Rule = Callable[[str], str | None]
+
+
+class ValidationService:
+    """Checks and normalises what callers send. Immutable, and safe to share between threads.
+
+    default_region: ISO country code (BD) of phone numbers without `+`; None refuses such numbers.
+    policies: the policies on offer; empty accepts any.
+    Raises ValueError for a region, rule or policy that it cannot work with.
+    """
+
+    def __init__(
+        self,
+        *,
+        default_region: str | None = None,
+        phone_rule: PhoneRule | str = PhoneRule.E164,
+        nid_rule: NidRule | str = NidRule.ANY,
+        policies: Collection[str] = (),
+    ) -> None:
+        if phone_rule not in tuple(PhoneRule):
+            raise ValueError(f"the phone rule must be one of: {', '.join(PhoneRule)}")
+        if nid_rule not in tuple(NidRule):
+            raise ValueError(f"the NID rule must be one of: {', '.join(NidRule)}")
+        self._phone = PhoneNormaliser(default_region, PhoneRule(phone_rule))
+        self._nid = NidNormaliser(NidRule(nid_rule))
+        self._policies = _catalogue(policies)
+        self._identity = f"{NORMALISER_VERSION};region={default_region or '-'};phone={phone_rule};nid={nid_rule}"
+        self._rules: dict[str, _Rule] = {
+            "name": _NAME.normalise,
+            "phone": self._phone.canonical,
+            "nid": self._nid.canonical,
+            "address": _ADDRESS.normalise,
+            "interested_policy": self._policy_on_offer,
+            "email": normalise_email,
+            "preferred_contact_time": _PREFERRED_CONTACT_TIME.normalise,
+            "notes": _NOTES.normalise,
+            "conversation_id": _CONVERSATION_ID.normalise,
+        }
+
+    @property
+    def normaliser_identity(self) -> str:
+        """What decides which values count as equal, such as `1;region=BD;phone=e164;nid=BD`.
+
+        Blind indexes that were computed under another identity do not meet those of this one.
+        """
+        return self._identity
+
+    def submission(self, fields: Mapping[str, str]) -> CustomerDetails:
+        """The normalised details of a new lead. A field that is missing or empty was not given.
+
+        Raises LeadValidationError with every violation, and ValueError for a name that no customer field has.
+        """
+        self._refuse_unknown(fields)
+        violations: list[Violation] = []
+        # Any: which fields may be None is known to REQUIRED_FIELDS, not to the type checker.
+        accepted: dict[str, Any] = {
+            name: self._field(name, fields.get(name, ""), "is required", violations) for name in CUSTOMER_FIELDS
+        }
+        if violations:
+            raise LeadValidationError(violations)
+        return CustomerDetails(**accepted)
+
+    def correction(self, fields: Mapping[str, str]) -> dict[str, str | None]:
+        """The normalised values of the fields that a correction names; None empties an optional one.
+
+        Raises LeadValidationError with every violation, and ValueError for a name that no customer field has.
+        """
+        self._refuse_unknown(fields)
+        violations: list[Violation] = []
+        accepted: dict[str, str | None] = {}
+        for name, value in fields.items():
+            if name in CORRECTABLE_FIELDS:
+                accepted[name] = self._field(name, value, "is required and cannot be emptied", violations)
+            else:
+                violations.append(Violation(f"lead.{name}", "is set with the new lead and cannot be changed"))
+        if violations:
+            raise LeadValidationError(violations)
+        return accepted
+
+    def phone_key(self, value: str, path: str = "phone") -> str:
+        """The canonical phone number to look for. Raises LeadValidationError, also for an empty value."""
+        return _required(self._phone.canonical, value, path)
+
+    def nid_key(self, value: str, path: str = "nid") -> str:
+        """The canonical NID to look for. Raises LeadValidationError, also for an empty value."""
+        return _required(self._nid.canonical, value, path)
+
+    def nid_identity(self, nid: str) -> str:
+        """What the blind index of a canonical NID is computed of: equal for two NIDs of one person."""
+        return self._nid.identity(nid)
+
+    def policy_key(self, value: str, path: str = "interested_policy") -> str:
+        """The policy to look for, in the catalogue's spelling when it is there.
+
+        Leads may be of a policy that is no longer on offer, so another one is looked for as it is written. Raises
+        LeadValidationError, also for an empty value.
+        """
+        policy = _required(_POLICY.normalise, value, path)
+        return self._policies.get(_folded(policy), policy)
+
+    def reason(self, value: str, path: str = "reason") -> str | None:
+        """Why something was done: at most 500 characters, in lines; None if empty. Raises LeadValidationError."""
+        return _optional(_REASON.normalise, value, path)
+
+    def assignee(self, value: str, path: str = "assignee") -> str | None:
+        """Who takes care: at most 200 characters in one line; None if empty. Raises LeadValidationError."""
+        return _optional(_ASSIGNEE.normalise, value, path)
+
+    def request_id(self, value: str, path: str = "request_id") -> str | None:
+        """At most 128 visible characters; None if empty. Raises LeadValidationError."""
+        return _optional(_REQUEST_ID.normalise, value, path)
+
+    def conversation_id(self, value: str, path: str = "conversation_id") -> str | None:
+        """At most 200 visible characters; None if empty. Raises LeadValidationError."""
+        return _optional(_CONVERSATION_ID.normalise, value, path)
+
+    def _refuse_unknown(self, fields: Mapping[str, str]) -> None:
+        if not fields.keys() <= self._rules.keys():
+            raise ValueError("the caller of ValidationService passed a field that customers do not have")
+
+    def _field(self, name: str, value: str, missing: str, violations: list[Violation]) -> str | None:
+        try:
+            normal = self._rules[name](value) if value else None
+        except ValueRefusedError as refused:
+            violations.append(Violation(f"lead.{name}", refused.description))
+            return None
+        if normal is None and name in REQUIRED_FIELDS:
+            violations.append(Violation(f"lead.{name}", missing))
+        return normal
+
+    def _policy_on_offer(self, value: str) -> str | None:
+        policy = _POLICY.normalise(value)
+        if policy is None or not self._policies:
+            return policy
+        spelling = self._policies.get(_folded(policy))
+        if spelling is None:
+            named = ", ".join(list(self._policies.values())[:_POLICIES_NAMED])
+            more = ", …" if len(self._policies) > _POLICIES_NAMED else ""
+            raise ValueRefusedError(f"is not one of the policies on offer: {named}{more}")
+        return spelling
+
+
+def _optional(rule: _Rule, value: str, path: str) -> str | None:
+    try:
+        return rule(value)
+    except ValueRefusedError as refused:
+        violation = Violation(path, refused.description)
+    raise LeadValidationError([violation])
+
+
+def _required(rule: _Rule, value: str, path: str) -> str:
+    normal = _optional(rule, value, path)
+    if normal is None:
+        raise LeadValidationError([Violation(path, "is required")])
+    return normal
+
+
+def _catalogue(policies: Collection[str]) -> dict[str, str]:
+    """The policies on offer by the form in which they are compared. Raises ValueError."""
+    catalogue: dict[str, str] = {}
+    for policy in policies:
+        try:
+            spelling = _POLICY.normalise(policy)
+        except ValueRefusedError as refused:
+            raise ValueError(f"a policy on offer {refused.description}") from None
+        if spelling is None:
+            raise ValueError("a policy on offer is empty")
+        if _folded(spelling) in catalogue:
+            raise ValueError(f"the policy {spelling} is on offer twice")
+        catalogue[_folded(spelling)] = spelling
+    return catalogue
+
+
+def _folded(policy: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(policy.split()).casefold())

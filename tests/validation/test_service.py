@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import pytest
+
+from service.errors import LeadValidationError, Violation
+from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, REQUIRED_FIELDS, CustomerDetails
+from service.validation import MASK, NidRule, PhoneRule, ValidationService
+
+CATALOGUE = ["Health Insurance", "Straße Kasko"]
+
+
+def violations_of(service: ValidationService, fields: dict[str, str]) -> dict[str, str]:
+    with pytest.raises(LeadValidationError) as refused:
+        service.submission(fields)
+    return {violation.field: violation.description for violation in refused.value.violations}
+
+
+def test_the_storys_example_is_accepted_as_it_is(service: ValidationService, fields: dict[str, str]) -> None:
+    details = service.submission(fields)
+
+    assert details == CustomerDetails(**fields)
+
+
+@pytest.mark.parametrize("given", ["", " ", "\u200b", "\u00a0\n", None])
+def test_an_optional_field_that_shows_nothing_is_none(
+    service: ValidationService, fields: dict[str, str], given: str | None
+) -> None:
+    for name in set(CUSTOMER_FIELDS) - REQUIRED_FIELDS:
+        del fields[name]
+        if given is not None:
+            fields[name] = given
+
+    details = service.submission(fields)
+
+    assert (details.email, details.preferred_contact_time, details.notes, details.conversation_id) == (None,) * 4
+
+
+@pytest.mark.parametrize("given", ["", "\t ", "\u200b\ufeff", "\u3164", "\u2800", "\u200e"])
+def test_a_required_field_that_shows_nothing_is_missing(service: ValidationService, given: str) -> None:
+    found = violations_of(service, dict.fromkeys(REQUIRED_FIELDS, given))
+
+    assert found == {f"lead.{name}": "is required" for name in REQUIRED_FIELDS}
+
+
+def test_all_violations_are_named_at_once(service: ValidationService) -> None:
+    found = violations_of(service, dict.fromkeys(CUSTOMER_FIELDS, "•••\u202e"))
+
+    assert list(found) == [f"lead.{name}" for name in CUSTOMER_FIELDS]
+
+
+@pytest.mark.parametrize("name", CUSTOMER_FIELDS)
+@pytest.mark.parametrize("masked", [MASK, f"+880{MASK}78", f"j{MASK}@example.com", f"{MASK}89"])
+def test_a_masked_value_is_refused_in_every_field(
+    service: ValidationService, fields: dict[str, str], name: str, masked: str
+) -> None:
+    found = violations_of(service, {**fields, name: masked})
+
+    assert found == {f"lead.{name}": "looks like a masked value; send the real one"}
+
+
+@pytest.mark.parametrize("name", CUSTOMER_FIELDS)
+@pytest.mark.parametrize("filling", ["x", "é", " ", "\u0301", "1", "•"])
+def test_ten_megabytes_are_refused_unread(
+    service: ValidationService, fields: dict[str, str], name: str, filling: str
+) -> None:
+    found = violations_of(service, {**fields, name: filling * 10_000_000})
+
+    assert "at most" in found[f"lead.{name}"] or "must have" in found[f"lead.{name}"]
+
+
+def test_a_field_that_customers_do_not_have_is_the_programs_fault(service: ValidationService) -> None:
+    with pytest.raises(ValueError, match="customers do not have"):
+        service.submission({"status": "new"})
+
+
+def test_a_correction_touches_only_the_fields_that_it_names(service: ValidationService) -> None:
+    assert service.correction({"phone": "+880 1712-345678", "email": ""}) == {
+        "phone": "+8801712345678",
+        "email": None,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED_FIELDS))
+def test_a_correction_cannot_empty_a_required_field(service: ValidationService, name: str) -> None:
+    with pytest.raises(LeadValidationError) as refused:
+        service.correction({name: " "})
+
+    assert refused.value.violations == (Violation(f"lead.{name}", "is required and cannot be emptied"),)
+
+
+def test_a_correction_cannot_change_the_conversation(service: ValidationService) -> None:
+    with pytest.raises(LeadValidationError) as refused:
+        service.correction({"conversation_id": "conv-2", "nid": "1"})
+
+    assert [violation.field for violation in refused.value.violations] == ["lead.conversation_id", "lead.nid"]
+
+
+def test_every_correctable_field_can_be_corrected(service: ValidationService, fields: dict[str, str]) -> None:
+    named = {name: fields[name] for name in CORRECTABLE_FIELDS}
+
+    assert service.correction(named) == named
+
+
+@pytest.mark.parametrize("given", ["health insurance", "  HEALTH \u00a0 Insurance "])
+def test_a_policy_is_kept_in_the_catalogues_spelling(fields: dict[str, str], given: str) -> None:
+    service = ValidationService(policies=CATALOGUE)
+
+    assert service.submission({**fields, "interested_policy": given}).interested_policy == "Health Insurance"
+
+
+def test_a_policy_is_compared_without_case_in_every_script(fields: dict[str, str]) -> None:
+    service = ValidationService(policies=CATALOGUE)
+
+    kept = service.submission({**fields, "interested_policy": "STRASSE KASKO"}).interested_policy
+
+    assert kept == "Straße Kasko"
+
+
+def test_a_policy_that_is_not_on_offer_is_refused_with_the_offer(fields: dict[str, str]) -> None:
+    service = ValidationService(policies=CATALOGUE)
+
+    found = violations_of(service, {**fields, "interested_policy": "Yacht"})
+
+    assert found == {"lead.interested_policy": "is not one of the policies on offer: Health Insurance, Straße Kasko"}
+
+
+def test_a_violation_lists_at_most_ten_policies(fields: dict[str, str]) -> None:
+    service = ValidationService(policies=[f"P{number}" for number in range(11)])
+
+    found = violations_of(service, fields)
+
+    assert found["lead.interested_policy"].endswith("P8, P9, …")
+
+
+def test_a_policy_no_longer_on_offer_can_still_be_looked_for() -> None:
+    service = ValidationService(policies=CATALOGUE)
+
+    assert service.policy_key("yacht") == "yacht"
+    assert service.policy_key("health insurance") == "Health Insurance"
+
+
+def test_a_filter_names_its_own_path(service: ValidationService) -> None:
+    with pytest.raises(LeadValidationError) as refused:
+        service.phone_key("", "phone")
+    assert refused.value.violations == (Violation("phone", "is required"),)
+
+    with pytest.raises(LeadValidationError) as refused:
+        service.nid_key("1", "filter.nid")
+    assert [violation.field for violation in refused.value.violations] == ["filter.nid"]
+
+
+def test_a_reason_may_have_lines_and_an_assignee_may_not(service: ValidationService) -> None:
+    assert service.reason("called\r\nback\tlater") == "called\nback\tlater"
+    with pytest.raises(LeadValidationError, match="assignee"):
+        service.assignee("agent\n7")
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"), [("reason", 500), ("assignee", 200), ("request_id", 128), ("conversation_id", 200)]
+)
+def test_the_texts_of_a_request_have_limits(service: ValidationService, method: str, limit: int) -> None:
+    check = getattr(service, method)
+
+    assert check("x" * limit) == "x" * limit
+    assert check("") is None
+    with pytest.raises(LeadValidationError) as refused:
+        check("x" * (limit + 1))
+    assert refused.value.violations == (Violation(method, f"is too long: at most {limit} characters"),)
+
+
+@pytest.mark.parametrize("given", ["a b", "a\u00a0b", "a\u200bb", "a\u200db", "a\tb", "a\u2028b"])
+def test_an_identifier_holds_visible_characters_only(service: ValidationService, given: str) -> None:
+    for check in (service.request_id, service.conversation_id):
+        with pytest.raises(LeadValidationError):
+            check(given)
+
+
+def test_the_identity_tells_what_decides_about_equals() -> None:
+    service = ValidationService(default_region="BD", phone_rule=PhoneRule.VALID, nid_rule=NidRule.BD)
+
+    assert service.normaliser_identity == "1;region=BD;phone=valid;nid=BD"
+    assert ValidationService().normaliser_identity == "1;region=-;phone=e164;nid=any"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"default_region": "XX"}, "default region"),
+        ({"default_region": ""}, "default region"),
+        ({"phone_rule": "strict"}, "one of: e164, valid"),
+        ({"nid_rule": "XX"}, "one of: any, BD"),
+        ({"policies": ["Health", " "]}, "is empty"),
+        ({"policies": ["Health", "HEALTH"]}, "on offer twice"),
+        ({"policies": ["x" * 201]}, "too long"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, str], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ValidationService(**settings)
