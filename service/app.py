@@ -39,6 +39,7 @@ from service.rpc.readiness import Readiness
 from service.rpc.server import GrpcServer, Tls
 from service.rpc.servicer import LeadServicer
 from service.rpc.tokens import TokenVerifier
+from service.sealing import LeadSealer
 from service.storage.canary import confirm_canary, has_canary
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
@@ -52,7 +53,7 @@ from service.storage.schema import (
 )
 from service.validation import ValidationService
 
-SENSITIVE_FIELDS = sensitive_fields(pb.Lead.DESCRIPTOR)
+SENSITIVE_FIELDS = sensitive_fields(pb.Lead)
 """The one list from which sealing and masking derive: the contract's `debug_redact`."""
 
 
@@ -134,14 +135,18 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         work = Work()
         leads = LeadService(
             repository=LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS),
-            encryption=encryption,
+            sealer=LeadSealer(
+                encryption,
+                validation,
+                sensitive_fields=SENSITIVE_FIELDS,
+                transcript_url=settings.transcript_url,
+            ),
             validation=validation,
             confirmation=ConfirmationService(
                 override_dir=settings.confirmation_dir, default_locale=settings.default_locale
             ),
-            sensitive_fields=SENSITIVE_FIELDS,
+            sign_page_token=encryption.sign_page_token,
             new_id=new_id,
-            transcript_url=settings.transcript_url,
         )
         chain = standard_chain(
             verify=token_verifier(settings).verify,

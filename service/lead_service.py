@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from urllib.parse import quote
 from uuid import UUID
 
 from service.access import Caller, Scope
 from service.confirmation import Confirmation, ConfirmationService
-from service.encryption import EncryptionService
 from service.errors import (
     ConversationNotFoundError,
     DuplicateLeadError,
-    FieldUnreadableError,
     LeadNotFoundError,
     LeadValidationError,
     RequestIdReusedError,
@@ -28,18 +25,16 @@ from service.errors import (
     Violation,
 )
 from service.lead import (
-    CUSTOMER_FIELDS,
     AssignmentChange,
     CustomerDetails,
     Lead,
     LeadStatus,
     Resubmission,
     SealedLead,
-    SealedResubmission,
-    SealedSubmission,
     StatusChange,
 )
 from service.page_token import make_page_token, read_page_token
+from service.sealing import LeadSealer
 from service.storage.repository import LeadRepository
 from service.storage.requests import (
     AssignmentStep,
@@ -88,31 +83,29 @@ class LeadService:
         self,
         *,
         repository: LeadRepository,
-        encryption: EncryptionService,
+        sealer: LeadSealer,
         validation: ValidationService,
         confirmation: ConfirmationService,
-        sensitive_fields: Sequence[str],
+        sign_page_token: Callable[[bytes], bytes],
         new_id: Callable[[], UUID],
-        transcript_url: str | None = None,
     ) -> None:
         self._repository = repository
-        self._encryption = encryption
+        self._sealer = sealer
         self._validation = validation
         self._confirmation = confirmation
-        self._sensitive = tuple(sensitive_fields)
+        self._sign_page_token = sign_page_token
         self._new_id = new_id
-        self._transcript_url = transcript_url
 
     async def create_lead(
         self, caller: Caller, fields: Mapping[str, str], *, request_id: str = "", locale: str = ""
     ) -> CreatedLead:
         """Store a new lead. Raises LeadValidationError, DuplicateLeadError, RequestIdReusedError."""
         details, request = self._validated(fields, request_id)
-        submission = self._seal(details, caller, request)
+        submission = self._sealer.seal(self._new_id(), details, created_by=caller.subject, request_id=request)
         outcome = await self._repository.create(submission)
         match outcome:
             case Created(sealed):
-                lead = self._open(sealed)
+                lead = self._sealer.open(sealed)
                 confirmation = self._confirmation.confirm(
                     lead_id=lead.id,
                     name=lead.name,
@@ -127,7 +120,7 @@ class LeadService:
 
     async def get_lead(self, caller: Caller, lead_id: UUID) -> Lead:
         """One lead. Raises LeadNotFoundError, FieldUnreadableError."""
-        return self._open(await self._readable(caller, lead_id))
+        return self._sealer.open(await self._readable(caller, lead_id))
 
     async def get_lead_by_conversation(self, caller: Caller, conversation_id: str) -> tuple[Lead, list[UUID]]:
         """The newest lead of a conversation and the ids of the others. Raises ConversationNotFoundError."""
@@ -137,7 +130,7 @@ class LeadService:
         newest, others = await self._repository.find_by_conversation(wanted, created_by=_own_only(caller))
         if newest is None:
             raise ConversationNotFoundError
-        return self._open(newest), others
+        return self._sealer.open(newest), others
 
     async def list_leads(self, caller: Caller, query: ListQuery) -> tuple[list[Lead], str]:
         """One page of leads and the token of the next, empty on the last.
@@ -151,7 +144,7 @@ class LeadService:
             raise LeadValidationError([Violation("page_size", "must not be negative")])
         wanted = self._filter(caller, query)
         identity = repr(wanted) + (wanted.phone_index or b"").hex() + "/" + (wanted.nid_index or b"").hex()
-        sign = self._encryption.sign_page_token
+        sign = self._sign_page_token
         after = None
         if query.page_token:
             after = Position(*read_page_token(query.page_token, list_identity=identity, sign=sign))
@@ -161,7 +154,7 @@ class LeadService:
         token = ""
         if more:
             token = make_page_token(page[-1].created_at, page[-1].id, list_identity=identity, sign=sign)
-        return [self._open(sealed, flag_unreadable=True) for sealed in page], token
+        return [self._sealer.open(sealed, flag_unreadable=True) for sealed in page], token
 
     async def update_status(
         self, caller: Caller, lead_id: UUID, to_status: LeadStatus, *, reason: str = "", expected_version: int = 0
@@ -177,7 +170,7 @@ class LeadService:
                 raise StatusTransitionError(current.status, to_status)
             return StatusStep(to_status=to_status, actor=caller.subject, reason=why)
 
-        return self._open(await self._repository.change(lead_id, decide))
+        return self._sealer.open(await self._repository.change(lead_id, decide))
 
     async def assign_lead(
         self, caller: Caller, lead_id: UUID, assignee: str, *, reason: str = "", expected_version: int = 0
@@ -191,7 +184,7 @@ class LeadService:
             _require_version(current, expected_version)
             return AssignmentStep(to_assignee=to_assignee, actor=caller.subject, reason=why)
 
-        return self._open(await self._repository.change(lead_id, decide))
+        return self._sealer.open(await self._repository.change(lead_id, decide))
 
     async def correct_lead(
         self, caller: Caller, lead_id: UUID, fields: Mapping[str, str], *, expected_version: int = 0
@@ -203,14 +196,14 @@ class LeadService:
         accepted = self._validation.correction(fields)
 
         def decide(current: SealedLead) -> Correction | None:
-            changed = {name: value for name, value in accepted.items() if value != self._value_of(current, name)}
+            changed = {name: value for name, value in accepted.items() if value != self._sealer.value_of(current, name)}
             if not changed:
                 return None
             _require_version(current, expected_version)
-            return self._correction(lead_id, changed)
+            return self._sealer.correction(lead_id, changed)
 
         try:
-            return self._open(await self._repository.correct(lead_id, decide))
+            return self._sealer.open(await self._repository.correct(lead_id, decide))
         except DuplicateFoundError as found:
             raise _duplicate(found.met, caller) from None
 
@@ -227,7 +220,7 @@ class LeadService:
     async def resubmissions(self, caller: Caller, lead_id: UUID) -> list[Resubmission]:
         """What was refused as a duplicate of a lead, newest first. Raises LeadNotFoundError."""
         await self._readable(caller, lead_id)
-        return [self._open_resubmission(sealed) for sealed in await self._repository.resubmissions(lead_id)]
+        return [self._sealer.open_resubmission(sealed) for sealed in await self._repository.resubmissions(lead_id)]
 
     async def _readable(self, caller: Caller, lead_id: UUID) -> SealedLead:
         sealed = await self._repository.get(lead_id)
@@ -250,49 +243,6 @@ class LeadService:
             raise LeadValidationError(violations)
         return details, request
 
-    def _seal(self, details: CustomerDetails, caller: Caller, request_id: str | None) -> SealedSubmission:
-        lead_id = self._new_id()
-        values: dict[str, str | None] = {name: getattr(details, name) for name in CUSTOMER_FIELDS}
-        sealed = {
-            name: self._encryption.seal(lead_id, name, value)
-            for name in self._sensitive
-            if (value := values[name]) is not None
-        }
-        return SealedSubmission(
-            id=lead_id,
-            name=details.name,
-            interested_policy=details.interested_policy,
-            preferred_contact_time=details.preferred_contact_time,
-            conversation_id=details.conversation_id,
-            created_by=caller.subject,
-            request_id=request_id,
-            content_digest=self._encryption.content_digest(values.values()),
-            phone_index=self._encryption.blind_index("phone", details.phone),
-            nid_index=self._nid_index(details.nid),
-            sealed=sealed,
-        )
-
-    def _nid_index(self, nid: str) -> bytes:
-        return self._encryption.blind_index("nid", self._validation.nid_identity(nid))
-
-    def _correction(self, lead_id: UUID, changed: Mapping[str, str | None]) -> Correction:
-        columns: dict[str, str | bytes | None] = {}
-        for name, value in changed.items():
-            is_sealed = name in self._sensitive and value is not None
-            columns[name] = self._encryption.seal(lead_id, name, value or "") if is_sealed else value
-        if phone := changed.get("phone"):
-            columns["phone_index"] = self._encryption.blind_index("phone", phone)
-        if nid := changed.get("nid"):
-            columns["nid_index"] = self._nid_index(nid)
-        return Correction(columns=columns)
-
-    def _value_of(self, sealed: SealedLead, name: str) -> str | None:
-        """The present value of a customer field; a correction also mends a field that cannot be opened."""
-        if name not in self._sensitive:
-            value: str | None = getattr(sealed, name)
-            return value
-        return self._open_fields(sealed.id, sealed.sealed)[0].get(name)
-
     def _filter(self, caller: Caller, query: ListQuery) -> LeadFilter:
         violations: list[Violation] = []
 
@@ -312,67 +262,13 @@ class LeadService:
             assignee=checked(self._validation.assignee, query.assignee),
             interested_policy=checked(self._validation.policy_key, query.interested_policy),
             conversation_id=checked(self._validation.conversation_id, query.conversation_id),
-            phone_index=self._encryption.blind_index("phone", phone) if phone else None,
-            nid_index=self._nid_index(nid) if nid else None,
+            phone_index=self._sealer.phone_index(phone) if phone else None,
+            nid_index=self._sealer.nid_index(nid) if nid else None,
             created_by=_own_only(caller),
         )
         if violations:
             raise LeadValidationError(violations)
         return wanted
-
-    def _open_fields(
-        self, sealed_for: UUID, tokens: Mapping[str, str]
-    ) -> tuple[dict[str, str | None], tuple[str, ...]]:
-        values: dict[str, str | None] = dict.fromkeys(self._sensitive)
-        unreadable: list[str] = []
-        for name, token in tokens.items():
-            try:
-                values[name] = self._encryption.open(sealed_for, name, token)
-            except FieldUnreadableError:
-                unreadable.append(name)
-        return values, tuple(unreadable)
-
-    def _open(self, sealed: SealedLead, *, flag_unreadable: bool = False) -> Lead:
-        """A lead in clear. Raises FieldUnreadableError unless such fields are to be left out and named."""
-        values, unreadable = self._open_fields(sealed.id, sealed.sealed)
-        if unreadable and not flag_unreadable:
-            raise FieldUnreadableError(unreadable)
-        return Lead(
-            id=sealed.id,
-            name=sealed.name,
-            interested_policy=sealed.interested_policy,
-            preferred_contact_time=sealed.preferred_contact_time,
-            conversation_id=sealed.conversation_id,
-            status=sealed.status,
-            created_at=sealed.created_at,
-            updated_at=sealed.updated_at,
-            version=sealed.version,
-            assignee=sealed.assignee,
-            transcript_uri=self._transcript_uri(sealed.conversation_id),
-            resubmissions=sealed.resubmissions,
-            unreadable_fields=unreadable,
-            **values,
-        )
-
-    def _open_resubmission(self, sealed: SealedResubmission) -> Resubmission:
-        values, unreadable = self._open_fields(sealed.submission_id, sealed.sealed)
-        return Resubmission(
-            name=sealed.name,
-            interested_policy=sealed.interested_policy,
-            preferred_contact_time=sealed.preferred_contact_time,
-            conversation_id=sealed.conversation_id,
-            transcript_uri=self._transcript_uri(sealed.conversation_id),
-            submitted_at=sealed.submitted_at,
-            actor=sealed.actor,
-            verified=sealed.verified,
-            unreadable_fields=unreadable,
-            **values,
-        )
-
-    def _transcript_uri(self, conversation_id: str | None) -> str | None:
-        if self._transcript_url is None or conversation_id is None:
-            return None
-        return self._transcript_url.replace("{conversation_id}", quote(conversation_id, safe=""))
 
 
 def _own_only(caller: Caller) -> str | None:

@@ -27,7 +27,7 @@ def create_secret_file(path: Path, content: bytes) -> bool:
             file.flush()
             os.fsync(file.fileno())
         try:
-            draft.hardlink_to(path)
+            path.hardlink_to(draft)
         except FileExistsError:
             return False
     finally:

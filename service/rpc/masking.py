@@ -24,9 +24,9 @@ LONGEST_COUNTRY_CODE = 3
 """Digits; ITU-T E.164."""
 
 
-def sensitive_fields(descriptor: Descriptor) -> tuple[str, ...]:
+def sensitive_fields(message: type[Message]) -> tuple[str, ...]:
     """The names of a message's own sensitive fields, in the contract's order."""
-    return tuple(field.name for field in descriptor.fields if field.GetOptions().debug_redact)
+    return _sensitive(message.DESCRIPTOR)
 
 
 def mask_phone(phone: str) -> str:
@@ -75,6 +75,10 @@ def mask_message(message: Message) -> None:
             mask_message(item)
 
 
+def _sensitive(descriptor: Descriptor) -> tuple[str, ...]:
+    return tuple(field.name for field in descriptor.fields if field.GetOptions().debug_redact)
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     masks: tuple[tuple[str, Callable[[str], str]], ...]
@@ -85,7 +89,7 @@ class _Plan:
 
 @cache
 def _plan(descriptor: Descriptor) -> _Plan:
-    names = sensitive_fields(descriptor)
+    names = _sensitive(descriptor)
     inner = [field for field in descriptor.fields if field.message_type and _holds_sensitive(field.message_type)]
     return _Plan(
         masks=tuple((name, MASKS.get(name, _mask_whole)) for name in names),
@@ -98,7 +102,7 @@ def _plan(descriptor: Descriptor) -> _Plan:
 @cache
 def _holds_sensitive(descriptor: Descriptor) -> bool:
     # The contract's messages do not contain themselves, so this ends.
-    return bool(sensitive_fields(descriptor)) or any(
+    return bool(_sensitive(descriptor)) or any(
         _holds_sensitive(field.message_type) for field in descriptor.fields if field.message_type
     )
 

@@ -1,0 +1,64 @@
+"""What tests share: one PostgreSQL a run, a fresh database or a running service for each test that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.running_service import RunningService
+
+StartService = Callable[..., RunningService]
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
+    """The run's PostgreSQL."""
+    base = tmp_path_factory.mktemp("postgres")
+    # PostgreSQL runs as another user when the tests run as root; pytest's own folders are closed to others.
+    for folder in (base, *list(base.parents)[:2]):
+        if folder.name.startswith("pytest-"):
+            folder.chmod(0o711)
+    base.chmod(0o711)
+    server = TestServer(base / "data")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def database(postgres_server: TestServer) -> TestDatabase:
+    """A migrated, empty database of this test's own."""
+    return postgres_server.fresh_database()
+
+
+@pytest.fixture
+def start_service(tmp_path: Path) -> Iterator[StartService]:
+    """Start services that end with the test: `start_service("name", database_url=…, settings=…)`."""
+    started: list[RunningService] = []
+
+    def start(
+        name: str = "leadkeep",
+        *,
+        database_url: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        wait: bool = True,
+    ) -> RunningService:
+        service = RunningService(tmp_path / name, database_url=database_url, settings=settings)
+        started.append(service)
+        return service.start(wait=wait)
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A running service that the tests of one module share, on a database of its own."""
+    folder = tmp_path_factory.mktemp("service") / "leadkeep"
+    running = RunningService(folder, database_url=postgres_server.fresh_database().serve_url)
+    running.start()
+    yield running
+    running.stop()

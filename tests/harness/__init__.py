@@ -1,0 +1,1 @@
+"""A real PostgreSQL and the real service, started for tests."""

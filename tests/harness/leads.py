@@ -1,0 +1,34 @@
+"""Leads to send: the story's example, and as many different people as a test needs."""
+
+from __future__ import annotations
+
+import itertools
+
+from leadkeep.v1 import lead_service_pb2 as pb
+
+STORY = {
+    "name": "John Doe",
+    "phone": "+1234567890",
+    "nid": "123456789",
+    "address": "123 Main St, City, Country",
+    "interested_policy": "Term Life 20-Year",
+    "email": "john@example.com",
+}
+"""The request of US-013, word for word."""
+
+_numbers = itertools.count(1)
+
+
+def somebody(**fields: str) -> pb.Lead:
+    """A person nobody has seen before; `fields` replace what is made up."""
+    number = next(_numbers)
+    made_up = {
+        "name": f"Person {number}",
+        "phone": f"+88017{number:08d}",
+        "nid": f"19{number:011d}",
+        "address": f"{number} Lake Road, Dhaka",
+        "interested_policy": "Term Life 20-Year",
+        "email": f"person{number}@example.com",
+        "notes": f"note {number}",
+    }
+    return pb.Lead(**(made_up | fields))

@@ -1,0 +1,143 @@
+"""The real service in a process of its own, as a caller and as an operator meet it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+from leadkeep.v1 import lead_service_pb2_grpc
+
+from service.access import ROLES, Scope
+from service.keyring import create_keyring
+from service.rpc.local_key import LocalSigningKey
+
+READY = re.compile(r"gRPC on (\S+), JSON on (https?)://(\S+)")
+START_SECONDS = 60
+
+
+class RunningService:
+    """`leadkeep serve` with its data in `data_dir`, on free ports.
+
+    With `database_url` None it runs its own embedded PostgreSQL. Without a keyring one is made, as an operator would.
+    """
+
+    def __init__(
+        self, data_dir: Path, *, database_url: str | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self.data_dir = data_dir
+        self.out_path = data_dir.with_name(data_dir.name + ".out")
+        self.log_path = data_dir.with_name(data_dir.name + ".log")
+        self.environment = clean_environment() | {
+            "LEADKEEP_DATA_DIR": str(data_dir),
+            "LEADKEEP_GRPC_ADDRESS": "127.0.0.1:0",
+            "LEADKEEP_HTTP_ADDRESS": "127.0.0.1:0",
+        }
+        if database_url is not None:
+            self.environment["LEADKEEP_DATABASE_URL"] = database_url
+        self.environment |= settings or {}
+        keyring = Path(self.environment.get("LEADKEEP_KEYRING", str(data_dir / "keyring.json")))
+        if database_url is not None and not keyring.exists():
+            create_keyring(keyring, now=datetime.now(UTC))
+        self.grpc_address = self.http_address = self.http_scheme = ""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> RunningService:
+        """Start it, and wait until it says that it is ready. Raises AssertionError with its log when it ends."""
+        self.out_path.write_bytes(b"")
+        with self.out_path.open("ab") as out, self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service", "serve"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                cwd=self.data_dir.parent,
+            )
+        if wait:
+            self.wait_until_ready()
+        return self
+
+    def wait_until_ready(self) -> None:
+        """Wait for the line that names the doors."""
+        assert self.process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if match := READY.search(self.out_path.read_text()):
+                self.grpc_address, self.http_scheme, self.http_address = match.groups()
+                return
+            if self.process.poll() is not None:
+                raise AssertionError(f"serve ended with {self.process.returncode}: {self.log()[-3000:]}")
+            time.sleep(0.02)
+        raise AssertionError(f"serve was not ready after {START_SECONDS} s: {self.log()[-3000:]}")
+
+    def log(self) -> str:
+        """Everything it has written to standard error."""
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self.process is not None
+        return self.process.pid
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        if self.process is None or self.process.poll() is not None:
+            return self.process.returncode if self.process else 0
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def token(self, role: str = "admin", *, subject: str | None = None, scopes: set[Scope] | None = None) -> str:
+        """A token of this service's own key, by role or by exact scopes."""
+        key = LocalSigningKey.load_or_create(self.data_dir / "signing-key.pem")
+        granted = ROLES[role] if scopes is None else scopes
+        return key.issue(subject or role, granted, timedelta(hours=1), now=time.time())
+
+    def metadata(self, role: str = "admin", **token: object) -> list[tuple[str, str]]:
+        """Call metadata with a token."""
+        return [("authorization", f"Bearer {self.token(role, **token)}")]  # type: ignore[arg-type]
+
+    def channel(self) -> grpc.Channel:
+        """A new channel to the gRPC door."""
+        return grpc.insecure_channel(self.grpc_address)
+
+    def stub(self, channel: grpc.Channel) -> lead_service_pb2_grpc.LeadServiceStub:
+        """The generated client."""
+        return lead_service_pb2_grpc.LeadServiceStub(channel)
+
+    @property
+    def http_url(self) -> str:
+        """The base of the JSON door."""
+        return f"{self.http_scheme}://{self.http_address}"
+
+    def leadkeep(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run an operator's command with this service's settings."""
+        return subprocess.run(
+            [sys.executable, "-m", "service", *arguments],
+            env=self.environment | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=self.data_dir.parent,
+            check=False,
+        )
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without settings of Leadkeep."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("LEADKEEP_")}
