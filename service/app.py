@@ -43,10 +43,12 @@ from service.sealing import LeadSealer
 from service.storage.canary import confirm_canary, has_canary
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
+from service.storage.failures import StorageFaultError
 from service.storage.repository import LeadRepository
 from service.storage.schema import (
     OWN_DATABASE,
     OWN_LOGIN,
+    UNREACHABLE_AT_START,
     prepare_own_database,
     require_current,
     revision_of,
@@ -187,9 +189,9 @@ async def _checked(settings: Settings, database: Database, validation: Validatio
         require_current(await revision_of(database))
         return await confirmed_encryption(settings, database, validation.normaliser_identity)
     except StorageUnavailableError:
-        raise StartRefusedError(
-            "the database cannot be reached: see that it runs and that LEADKEEP_DATABASE_URL is right"
-        ) from None
+        raise StartRefusedError(UNREACHABLE_AT_START) from None
+    except StorageFaultError as fault:
+        raise StartRefusedError(f"{fault}: see that the role of LEADKEEP_DATABASE_URL has the grants") from None
 
 
 def new_id() -> UUID:

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     QUEUE_FULL = "QUEUE_FULL"
     DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
+    KEYS_UNAVAILABLE = "KEYS_UNAVAILABLE"
     FIELD_UNREADABLE = "FIELD_UNREADABLE"
     NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
     INTERNAL = "INTERNAL"
@@ -223,6 +224,15 @@ class StorageUnavailableError(RetryableError):
 
     def __init__(self, retry_after: float = 2.0) -> None:
         super().__init__("the storage is not available now; nothing was confirmed, try again", retry_after)
+
+
+class KeysUnavailableError(RetryableError):
+    """The issuer's public keys are not known yet and cannot be fetched now, so no token can be verified."""
+
+    reason = Reason.KEYS_UNAVAILABLE
+
+    def __init__(self, retry_after: float = 5.0) -> None:
+        super().__init__("tokens cannot be verified now: their issuer's keys cannot be fetched; try again", retry_after)
 
 
 class FieldUnreadableError(LeadkeepError):

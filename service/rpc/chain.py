@@ -47,7 +47,7 @@ def answer_by(seconds: float | None) -> float:
     return time.monotonic() + seconds - min(ANSWER_MARGIN, seconds / 10)
 
 
-def grpc_handler(methods: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
+def grpc_handler(methods: Mapping[str, Handler]) -> grpc.GenericRpcHandler[bytes, bytes]:
     """The methods as a handler for grpc.aio."""
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name]))

@@ -57,7 +57,7 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
 }
 """The scopes of which a caller needs one; the first is the one that an error names."""
 
-OPERATORS_CONCERN = frozenset({Reason.STORAGE_UNAVAILABLE, Reason.FIELD_UNREADABLE})
+OPERATORS_CONCERN = frozenset({Reason.STORAGE_UNAVAILABLE, Reason.KEYS_UNAVAILABLE, Reason.FIELD_UNREADABLE})
 """Failures that no caller can mend: they are logged as errors."""
 
 Verify = Callable[[str], Awaitable[Caller]]

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from service.errors import StartRefusedError, StorageUnavailableError, TokenInvalidError
+from service.errors import KeysUnavailableError, StartRefusedError, TokenInvalidError
 from service.rpc.jwks import MAX_JWKS_BYTES, JwksError, KeySet, PublicKey, read_jwks
 
 FILE_LOOK_SECONDS = 2.0
@@ -128,7 +128,7 @@ class JwksUrl:
         elif self._clock() >= self._fetched_at + REFRESH_SECONDS:
             self._begin_fetch()
         if self._keys is None:
-            raise StorageUnavailableError(retry_after=FIRST_KEYS_PAUSE_SECONDS)
+            raise KeysUnavailableError(retry_after=FIRST_KEYS_PAUSE_SECONDS)
         return _known(self._keys, kid)
 
     def _begin_fetch(self) -> asyncio.Task[None] | None:

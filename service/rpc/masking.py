@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -26,7 +27,7 @@ LONGEST_COUNTRY_CODE = 3
 
 def sensitive_fields(message: type[Message]) -> tuple[str, ...]:
     """The names of a message's own sensitive fields, in the contract's order."""
-    return _sensitive(message.DESCRIPTOR)
+    return _sensitive(cast("Descriptor", message.DESCRIPTOR))
 
 
 def mask_phone(phone: str) -> str:

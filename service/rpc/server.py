@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,17 @@ class GrpcServer:
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    try:
+        # grpc itself says no more than that the port cannot be had.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_authority is not None:
+            context.load_verify_locations(tls.client_authority)
+    except (OSError, ssl.SSLError):
+        raise StartRefusedError(
+            "the TLS files cannot be used: LEADKEEP_TLS_CERT and LEADKEEP_TLS_KEY must be a PEM certificate and its "
+            "own key without a password, LEADKEEP_TLS_CLIENT_CA a PEM certificate"
+        ) from None
     authority = tls.client_authority.read_bytes() if tls.client_authority else None
     return grpc.ssl_server_credentials(
         [(tls.key.read_bytes(), tls.certificate.read_bytes())],

@@ -31,6 +31,7 @@ CODES: dict[Reason, int] = {
     Reason.QUEUE_FULL: code_pb2.RESOURCE_EXHAUSTED,
     Reason.DEADLINE_TOO_SHORT: code_pb2.DEADLINE_EXCEEDED,
     Reason.STORAGE_UNAVAILABLE: code_pb2.UNAVAILABLE,
+    Reason.KEYS_UNAVAILABLE: code_pb2.UNAVAILABLE,
     Reason.FIELD_UNREADABLE: code_pb2.DATA_LOSS,
     Reason.NOT_IMPLEMENTED: code_pb2.UNIMPLEMENTED,
     Reason.INTERNAL: code_pb2.INTERNAL,

@@ -113,7 +113,7 @@ class TokenVerifier:
         """The caller that the token names.
 
         Raises TokenExpiredError for a token that was good once, TokenInvalidError for any other that does not
-        pass, and StorageUnavailableError when the issuer's keys were never reachable (then nobody can tell).
+        pass, and KeysUnavailableError when the issuer's keys were never reachable (then nobody can tell).
         """
         if len(token) > MAX_TOKEN_BYTES or not token.isascii():
             raise TokenInvalidError

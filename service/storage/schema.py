@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from service.errors import StartRefusedError
 from service.storage.database import Database, sqlalchemy_url
-from service.storage.failures import cause_of
+from service.storage.failures import Failure, cause_of, classify
 
 REVISION = "0001"
 """The schema that this release works with: the newest file in migrations/versions."""
@@ -26,6 +26,11 @@ APPLICATION_ROLE = "leadkeep_app"
 OWN_DATABASE = "leadkeep"
 OWN_LOGIN = "leadkeep_serve"
 """Database and login role on the embedded server."""
+
+UNREACHABLE_AT_START = (
+    "the database cannot be reached: see that it runs, and that LEADKEEP_DATABASE_URL (for migrate: "
+    "LEADKEEP_ADMIN_DATABASE_URL), its user and its password are right"
+)
 
 _MIGRATION_LOCK = 0x4C4B_4D49  # "LKMI": two operators who migrate at once take turns
 _UNDEFINED_TABLE = "42P01"
@@ -62,6 +67,8 @@ def migrate(url: str) -> Migration:
             connection.commit()
             return Migration(before, REVISION)
     except DBAPIError as error:
+        if classify(error) is Failure.RETRY:
+            raise StartRefusedError(UNREACHABLE_AT_START) from None
         raise StartRefusedError(
             f"the migration failed (SQLSTATE {cause_of(error)}): the role of LEADKEEP_ADMIN_DATABASE_URL must be able "
             f"to create tables and grant rights, and must be able to create the role {APPLICATION_ROLE} or find it made"

@@ -1,0 +1,215 @@
+"""Between JSON, query strings and the contract's messages, led by the messages' descriptors.
+
+protobuf's own JSON reader stops at the first fault and quotes the value in its text. This one collects all faults of a
+request and never repeats a value; a name is repeated only when it looks like the name of a field.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NoReturn, cast
+from urllib.parse import parse_qsl
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from service.errors import LeadValidationError, Violation
+
+UNKNOWN_NAMED = 20
+"""How many unknown fields are named. A body holds thousands, and the answer must not grow with it."""
+
+MOST_PARAMETERS = 100
+"""Parameters in a query string; the longest list of filters that makes sense has 20."""
+
+_FIELD_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{0,39}")
+_INTEGER = re.compile("-?[0-9]{1,19}")
+_BITS = {FieldDescriptor.TYPE_INT32: 32, FieldDescriptor.TYPE_INT64: 64}
+
+
+class _RefusedError(Exception):
+    """A value cannot be read; the text says what is wanted and holds nothing of the value."""
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises LeadValidationError."""
+    if not raw.strip():
+        raise _invalid("body", "is required: a JSON object")
+    try:
+        # A byte order mark is no JSON, but some clients write one (RFC 8259 lets a reader skip it).
+        parsed = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_no_constant)
+    except _RefusedError as refused:
+        description = str(refused)
+    except ValueError:
+        # Not UTF-8, not JSON, or a number of thousands of digits.
+        description = "is not JSON in UTF-8 (RFC 8259)"
+    except RecursionError:
+        description = "is nested too deeply"
+    else:
+        if isinstance(parsed, dict):
+            return parsed
+        description = "must be a JSON object"
+    raise _invalid("body", description)
+
+
+def parse_query(raw: bytes) -> list[tuple[str, str]]:
+    """The parameters of a query string; one that is empty counts as not given. Raises LeadValidationError."""
+    try:
+        return parse_qsl(raw.decode("ascii"), errors="strict", max_num_fields=MOST_PARAMETERS)
+    except ValueError:
+        description = f"must be percent-encoded UTF-8 with at most {MOST_PARAMETERS} parameters"
+    raise _invalid("query", description)
+
+
+def fill(
+    message: Message,
+    given: Iterable[tuple[str, object]],
+    *,
+    names: Collection[str],
+    ignored: Collection[str] = (),
+    path: str = "",
+    whole: str,
+) -> None:
+    """Set the fields of a message that are given; null counts as not given.
+
+    Names are the contract's or their lowerCamelCase, as in protobuf's JSON. `names` may be given, `ignored` are passed
+    over whatever they hold, and every other name is a fault. `path` stands before a field's name in a violation;
+    `whole` is what holds the fields, for faults that belong to no field. Raises LeadValidationError with all faults.
+    """
+    violations: list[Violation] = []
+    seen: set[str] = set()
+    unknown: set[str] = set()
+    for key, value in given:
+        field = _field_called(message, key)
+        if field is None or field.name not in {*names, *ignored}:
+            unknown.add(key)
+        elif field.name in ignored or value is None:
+            continue
+        elif field.name in seen and not field.is_repeated:
+            violations.append(Violation(path + field.name, "is given twice"))
+        else:
+            seen.add(field.name)
+            try:
+                _set(message, field, value)
+            except _RefusedError as refused:
+                violations.append(Violation(path + field.name, str(refused)))
+    violations += _unknown_fields(unknown, path, whole)
+    if violations:
+        raise LeadValidationError(list(dict.fromkeys(violations)))
+
+
+def comma_separated(given: Iterable[tuple[str, str]], name: str) -> list[tuple[str, str]]:
+    """The parameters, with those called `name` split at their commas."""
+    return [(key, part) for key, value in given for part in (value.split(",") if key == name else [value]) if part]
+
+
+def to_json(message: Message) -> bytes:
+    """protobuf's JSON with the contract's field names. Every field is there, also when it is empty or zero.
+
+    64-bit integers are strings, as protobuf's JSON has them: other readers of JSON would round them.
+    """
+    return encoded(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+
+
+def encoded(content: object) -> bytes:
+    """Compact JSON in UTF-8, without escapes that nobody needs."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def short_enum_names(enum: EnumDescriptor) -> list[str]:
+    """The values of an enum as people write them: `not_interested` for LEAD_STATUS_NOT_INTERESTED."""
+    return [value.name.removeprefix(_enum_prefix(enum)).lower() for value in enum.values if value.number != 0]
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        # Readers differ in which of two they take; nobody should have to guess which one was checked.
+        raise _RefusedError("has a name twice in one object")
+    return members
+
+
+def _no_constant(_name: str) -> NoReturn:
+    raise _RefusedError("holds NaN or Infinity, which JSON does not have")
+
+
+def _field_called(message: Message, key: str) -> FieldDescriptor | None:
+    # The stubs know two kinds of descriptor, which differ in nothing.
+    descriptor = cast(Descriptor, message.DESCRIPTOR)
+    return descriptor.fields_by_name.get(key) or descriptor.fields_by_camelcase_name.get(key)
+
+
+def _unknown_fields(unknown: Collection[str], path: str, whole: str) -> list[Violation]:
+    # A value sent in the place of a name must not come back either.
+    named = sorted(key for key in unknown if _FIELD_NAME.fullmatch(key))[:UNKNOWN_NAMED]
+    violations = [Violation(path + key, "is not a field of this request") for key in named]
+    if len(named) < len(unknown):
+        violations.append(Violation(whole, "holds more names that are not fields of this request"))
+    return violations
+
+
+def _set(message: Message, field: FieldDescriptor, value: object) -> None:
+    read = _read(field, value)
+    if field.is_repeated:
+        getattr(message, field.name).append(read)
+    elif isinstance(read, Message):
+        getattr(message, field.name).CopyFrom(read)
+    else:
+        setattr(message, field.name, read)
+
+
+def _read(field: FieldDescriptor, value: object) -> str | int | Timestamp:
+    if field.enum_type is not None:
+        return _enum_number(field.enum_type, value)
+    if field.type in _BITS:
+        return _integer(value, _BITS[field.type])
+    if not isinstance(value, str):
+        raise _RefusedError("must be a string")
+    if field.message_type is not None:
+        return _moment(value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _RefusedError("is not valid Unicode: it contains half of a surrogate pair") from None
+    return value
+
+
+def _integer(value: object, bits: int) -> int:
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        value = int(value)
+    # True is an int to Python and none to JSON.
+    if not isinstance(value, int) or isinstance(value, bool) or not -(1 << bits - 1) <= value < 1 << bits - 1:
+        raise _RefusedError(f"must be a whole number of {bits} bits")
+    return value
+
+
+def _enum_number(enum: EnumDescriptor, value: object) -> int:
+    if isinstance(value, str):
+        name = value.upper()
+        found = enum.values_by_name.get(name) or enum.values_by_name.get(_enum_prefix(enum) + name)
+    else:
+        found = enum.values_by_number.get(value) if type(value) is int else None
+    if found is None:
+        raise _RefusedError(f"must be one of: {', '.join(short_enum_names(enum))}")
+    return int(found.number)
+
+
+def _enum_prefix(enum: EnumDescriptor) -> str:
+    return str(enum.values_by_number[0].name.removesuffix("UNSPECIFIED"))
+
+
+def _moment(text: str) -> Timestamp:
+    moment = Timestamp()
+    try:
+        # A `+` that is not percent-encoded arrives as a space; an RFC 3339 time has no other place for one.
+        moment.FromJsonString(text.replace(" ", "+"))
+    except (ValueError, OverflowError):
+        raise _RefusedError("must be an RFC 3339 time, such as 2026-01-31T09:00:00Z") from None
+    return moment
+
+
+def _invalid(field: str, description: str) -> LeadValidationError:
+    return LeadValidationError([Violation(field, description)])

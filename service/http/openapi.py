@@ -1,0 +1,282 @@
+"""The OpenAPI 3.1 document of the JSON door, made from the contract's descriptors and the door's own list of paths."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+
+from service.errors import Reason
+from service.http import openapi_texts as texts
+from service.http.json_codec import short_enum_names
+from service.http.problems import MEDIA_TYPE
+from service.http.routes import OPERATIONS, STATUS_FIELDS, Operation
+from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
+from service.rpc.chain import SERVICE
+
+_Json = dict[str, Any]
+
+_MESSAGES = SERVICE.file.message_types_by_name
+
+_SCALARS: dict[int, _Json] = {
+    FieldDescriptor.TYPE_STRING: {"type": "string"},
+    FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
+    FieldDescriptor.TYPE_INT32: {"type": "integer", "format": "int32"},
+    # protobuf's JSON writes them as strings.
+    FieldDescriptor.TYPE_INT64: {"type": "string", "format": "int64"},
+}
+
+
+def document() -> _Json:
+    """The document, ready for JSON."""
+    paths: _Json = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path.replace(":path}", "}"), {})[operation.method.lower()] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Leadkeep",
+            "version": version("leadkeep"),
+            "description": texts.ABOUT,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"token": []}],
+        "paths": {**paths, **_open_paths()},
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "schemas": _schemas(),
+            "headers": _HEADERS,
+            "responses": {f"Error{status}": _error(status) for status in texts.ERRORS},
+        },
+    }
+
+
+def _operation(operation: Operation) -> _Json:
+    summary, description, more_errors = texts.OPERATIONS[operation.rpc]
+    method = SERVICE.methods_by_name[operation.rpc]
+    answer: _Json = {"schema": _ref("schemas", method.output_type.name)}
+    described: _Json = {
+        "operationId": operation.rpc,
+        "summary": summary,
+        "description": description,
+        "parameters": [*_path_parameters(operation), *_query_parameters(operation, method.input_type), *_PARAMETERS],
+        "responses": {
+            "200": _success("Done.", answer),
+            **{
+                str(status): _ref("responses", f"Error{status}")
+                for status in sorted((*texts.GENERAL_ERRORS, *more_errors))
+            },
+        },
+    }
+    if operation.rpc == "CreateLead":
+        answer["examples"] = {"story": {"value": texts.EXAMPLE_CREATED}}
+        described["parameters"] += _CREATE_PARAMETERS
+        described["requestBody"] = _body("LeadSubmission", texts.EXAMPLE_SUBMISSION)
+        del described["responses"]["200"]
+        described["responses"] |= {
+            "201": _success("The database has the lead.", answer, "Location"),
+            "202": _success(
+                "The lead lies in the service's durable queue and reaches the database later.", answer, "Location"
+            ),
+        }
+    elif operation.rpc == "UpdateStatus":
+        described["requestBody"] = _body("StatusUpdate", {"status": "contacted", "expected_version": 1})
+    return described
+
+
+def _path_parameters(operation: Operation) -> list[_Json]:
+    names = [part.strip("{}").split(":")[0] for part in operation.path.split("/") if part.startswith("{")]
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
+def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
+    parameters = []
+    for name in operation.query:
+        # One text serves every `view`.
+        description = texts.FIELDS["ListLeadsRequest"][name]
+        schema = _request_schema(request.fields_by_name[name])
+        parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
+    return parameters
+
+
+def _schemas() -> _Json:
+    answers = [SERVICE.methods_by_name[operation.rpc].output_type for operation in OPERATIONS]
+    return {
+        **{answer.name: _message(answer) for answer in answers},
+        "Lead": _message(_MESSAGES["Lead"]) | {"examples": [texts.EXAMPLE_LEAD]},
+        "Confirmation": _message(_MESSAGES["Confirmation"]),
+        "LeadSubmission": _submission(),
+        "StatusUpdate": _status_update(),
+        "Problem": _PROBLEM,
+    }
+
+
+def _message(descriptor: Descriptor) -> _Json:
+    properties = {}
+    for field in descriptor.fields:
+        schema = _answer_schema(field)
+        properties[field.name] = schema | {"description": texts.FIELDS[descriptor.name][field.name]}
+    always = [field.name for field in descriptor.fields if not field.has_presence]
+    return {"type": "object", "properties": properties, **({"required": always} if always else {})}
+
+
+def _answer_schema(field: FieldDescriptor) -> _Json:
+    if field.message_type is not None:
+        schema = _message_schema(field.message_type)
+    elif field.enum_type is not None:
+        schema = {"type": "string", "enum": [value.name for value in field.enum_type.values]}
+    else:
+        schema = _SCALARS[field.type]
+    return {"type": "array", "items": schema} if field.is_repeated else schema
+
+
+def _message_schema(descriptor: Descriptor) -> _Json:
+    if descriptor.full_name == "google.protobuf.Timestamp":
+        return {"type": "string", "format": "date-time"}
+    return _ref("schemas", descriptor.name)
+
+
+def _request_schema(field: FieldDescriptor) -> _Json:
+    if field.enum_type is None:
+        return _answer_schema(field)
+    schema: _Json = {"type": "string", "enum": _accepted(field.enum_type)}
+    return {"type": "array", "items": schema} if field.is_repeated else schema
+
+
+def _accepted(enum: EnumDescriptor) -> list[str]:
+    return [*short_enum_names(enum), *(value.name for value in enum.values if value.number != 0)]
+
+
+def _submission() -> _Json:
+    properties = {}
+    for name in CUSTOMER_FIELDS:
+        schema: _Json = {"type": "string", "description": texts.FIELDS["Lead"][name]}
+        if name in REQUIRED_FIELDS:
+            schema["minLength"] = 1
+        if name in texts.LONGEST:
+            schema["maxLength"] = texts.LONGEST[name]
+        properties[name] = schema
+    return {
+        "type": "object",
+        "description": "What the customer told.",
+        "properties": properties,
+        "required": [name for name in CUSTOMER_FIELDS if name in REQUIRED_FIELDS],
+        "examples": [texts.EXAMPLE_SUBMISSION],
+    }
+
+
+def _status_update() -> _Json:
+    fields = _MESSAGES["UpdateStatusRequest"].fields_by_name
+    properties = {
+        name: _request_schema(fields[name]) | {"description": texts.FIELDS["UpdateStatusRequest"][name]}
+        for name in STATUS_FIELDS
+    }
+    properties["reason"]["maxLength"] = texts.LONGEST_REASON
+    properties["expected_version"]["type"] = ["integer", "string"]
+    return {"type": "object", "properties": properties, "required": ["status"], "additionalProperties": False}
+
+
+def _success(description: str, content: _Json, *headers: str) -> _Json:
+    names = ("x-request-id", "leadkeep-retries", *headers)
+    return {
+        "description": description,
+        "headers": {name: _ref("headers", name) for name in names},
+        "content": {"application/json": content},
+    }
+
+
+def _error(status: int) -> _Json:
+    headers = ["x-request-id", "leadkeep-retries"] if status not in (413, 415, 431) else []
+    headers += {401: ["WWW-Authenticate"], 403: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(
+        status, []
+    )
+    return {
+        "description": texts.ERRORS[status],
+        "headers": {name: _ref("headers", name) for name in headers},
+        "content": {MEDIA_TYPE: {"schema": _ref("schemas", "Problem")}},
+    }
+
+
+def _body(schema: str, example: object) -> _Json:
+    return {"required": True, "content": {"application/json": {"schema": _ref("schemas", schema), "example": example}}}
+
+
+def _ref(kind: str, name: str) -> _Json:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _open_paths() -> _Json:
+    def path(summary: str, **answers: str) -> _Json:
+        responses = {status.removeprefix("http"): {"description": text} for status, text in answers.items()}
+        return {"get": {"summary": summary, "security": [], "responses": responses}}
+
+    return {
+        "/healthz": path("Whether the process lives", http200="It does."),
+        "/readyz": path("Whether calls should be sent here", http200="Yes.", http503="No: `reasons` says why not."),
+        "/metrics": path("Metrics in Prometheus' text format", http200="The metrics."),
+        "/openapi.json": path("This document", http200="The document."),
+    }
+
+
+def _header(name: str, description: str, schema: _Json) -> _Json:
+    return {"name": name, "in": "header", "description": description, "schema": schema}
+
+
+_HEADERS: _Json = {
+    name: {"description": description, "schema": {"type": "string"}}
+    for name, description in {
+        "x-request-id": "Names the call in the service's log: the caller's own, or made by the service.",
+        "leadkeep-retries": "How many attempts went before this answer, the client's and the service's on its storage.",
+        "Location": "The path of the lead.",
+        "Retry-After": "Seconds after which to try again.",
+        "WWW-Authenticate": "What is wrong with the token (RFC 6750).",
+    }.items()
+}
+
+_PARAMETERS = [
+    _header(
+        "Request-Timeout",
+        "How many seconds the caller waits, such as 2.5; 30 when not given.",
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1_000_000},
+    ),
+    _header(
+        "x-request-id",
+        "Names the call in the service's log: at most 128 visible ASCII characters.",
+        {"type": "string", "maxLength": 128},
+    ),
+]
+
+_CREATE_PARAMETERS = [
+    _header(
+        "Idempotency-Key",
+        "The request_id: unique per subject, so that the same again answers the same lead. A "
+        "UUID is a good choice. Recommended: without it a repeat after a lost answer is refused as a duplicate.",
+        {"type": "string", "maxLength": texts.LONGEST_REQUEST_ID},
+    ),
+    _header("Accept-Language", "The customer's language, for the confirmation.", {"type": "string"}),
+]
+
+_PROBLEM: _Json = {
+    "type": "object",
+    "description": "RFC 9457 problem details. What is wrong with the HTTP request itself has no reason.",
+    "properties": {
+        "type": {"type": "string", "description": "`urn:leadkeep:problem:REASON`, or `about:blank`."},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "For people; holds no value of a field."},
+        "reason": {"type": "string", "enum": [reason.value for reason in Reason]},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+        "violations": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"field": {"type": "string"}, "description": {"type": "string"}},
+                "required": ["field", "description"],
+            },
+        },
+        "request_id": {"type": "string"},
+    },
+    "required": ["type", "title", "status", "detail"],
+}

@@ -1,0 +1,196 @@
+"""The words of the OpenAPI document: what each field, path and answer means.
+
+The fields themselves are read from the contract's descriptors; a parity test holds these words, the descriptors and
+the limits of ValidationService together.
+"""
+
+from __future__ import annotations
+
+ABOUT = """\
+Keeps the leads that chatbots collect: encrypted, free of duplicates, and never lost.
+
+This is the JSON door of the gRPC service `leadkeep.v1.LeadService`; both doors answer the same. JSON is protobuf's
+JSON with the contract's field names: every field is there, an empty text means "not set", and 64-bit integers are
+strings. Requests may also use lowerCamelCase names.
+
+Every path under `/api` needs a token: `Authorization: Bearer TOKEN`. Phone, nid, e-mail, address and notes are masked
+(`•••`) unless the token has the scope `leads:unmask`. Errors are RFC 9457 problem details whose `reason` is stable; no
+error repeats a value of the request. A caller that hangs up does not stop what was begun.
+
+A request has at most 16 KiB of line and headers and 256 KiB of body."""
+
+FIELDS: dict[str, dict[str, str]] = {
+    "Lead": {
+        "id": "Identifier, a UUIDv7. Output.",
+        "name": "Full name.",
+        "phone": "Phone number in any usual form, kept as `+` and 7 to 15 digits. Unique among leads. "
+        "Masked: country code and last 2 digits.",
+        "nid": "National ID, 4 to 32 letters or digits, kept upper-cased and without separators. Unique among leads. "
+        "Masked: last 2 characters.",
+        "address": "Postal address; may have several lines. Masked whole.",
+        "interested_policy": "Policy of interest. An operator may restrict it to the policies on offer.",
+        "email": "E-mail address. Masked: first letter and domain.",
+        "preferred_contact_time": "When the customer likes to be contacted, in free text.",
+        "notes": "Notes and comments; may have several lines. Masked whole.",
+        "conversation_id": "The conversation that the lead came from: visible characters without spaces.",
+        "status": "Where the sales team stands. Output.",
+        "created_at": "When the lead was accepted. Output.",
+        "updated_at": "When the lead was last changed. Output.",
+        "version": "Grows by one with each change, from 1. Output.",
+        "assignee": "Who of the sales team has the lead; empty for nobody. Output.",
+        "masked": "Whether sensitive fields are masked in this answer. Output.",
+        "transcript_uri": "Where the conversation's transcript is found, when the operator has configured it. Output.",
+        "resubmissions": "How many submissions were refused as duplicates of this lead. Output.",
+        "unreadable_fields": "Sensitive fields that cannot be opened and are left out; only in lists. Output.",
+    },
+    "Confirmation": {
+        "text": "Thanks the customer by name and gives the reference.",
+        "next_steps": "What happens next, and when, a sentence each.",
+        "reference": "A short reference that can be read out, such as `LK-7F3K-9QXM`.",
+        "locale": "The locale of the texts, a BCP 47 tag.",
+    },
+    "CreateLeadResponse": {
+        "id": "The lead's identifier.",
+        "message": '"Lead created successfully".',
+        "state": "Where the lead lies: SAVED in the database, or DELAYED in the service's durable queue.",
+        "confirmation": "What to tell the customer.",
+        "lead": "The lead as it was stored.",
+    },
+    "GetLeadResponse": {"lead": "The lead."},
+    "UpdateStatusResponse": {"lead": "The lead after the change."},
+    "UpdateStatusRequest": {
+        "status": "The status to set. Back to `new` is refused; the same again changes nothing and succeeds.",
+        "reason": "Why; kept in the history. Write no customer data into it.",
+        "expected_version": "The version that the caller has seen, as a number or a string; 0 to change any version.",
+    },
+    "GetLeadByConversationResponse": {
+        "lead": "The newest lead that the conversation is linked to and the caller may read.",
+        "other_lead_ids": "The other leads, newest first; at most 100.",
+    },
+    "ListLeadsRequest": {
+        "page_size": "How many leads a page holds: 1 to 100, 50 when not given.",
+        "page_token": "`next_page_token` of the page before, with the same filters.",
+        "statuses": "Only leads with one of these statuses; repeated, or separated by commas.",
+        "created_after": "Only leads created at or after this moment (RFC 3339).",
+        "created_before": "Only leads created before this moment (RFC 3339).",
+        "assignee": "Only leads assigned to exactly this person.",
+        "interested_policy": "Only leads interested in exactly this policy.",
+        "conversation_id": "Only leads linked to this conversation.",
+        "phone": "Only the lead with this phone number. Needs `leads:unmask`. The service logs no query string, but "
+        "proxies on the way may: where that matters, ask over gRPC.",
+        "nid": "Only the lead with this national ID. Needs `leads:unmask`. The service logs no query string, but "
+        "proxies on the way may: where that matters, ask over gRPC.",
+        "view": "How sensitive fields are shown: `masked`, or `full` (403 without `leads:unmask`). Not given: as the "
+        "caller may see them.",
+    },
+    "ListLeadsResponse": {
+        "leads": "The leads, newest first.",
+        "next_page_token": "Send it as `page_token` for the next page; empty on the last page.",
+    },
+}
+"""What each field means, by message. UpdateStatusRequest without `id`, which the path holds."""
+
+LONGEST: dict[str, int] = {
+    "name": 200,
+    "address": 500,
+    "interested_policy": 200,
+    "email": 254,
+    "preferred_contact_time": 200,
+    "notes": 4000,
+    "conversation_id": 200,
+}
+"""Characters of a lead's texts. Phone and nid have no limit as they are written, but as they are kept."""
+
+LONGEST_REQUEST_ID = 128
+
+LONGEST_REASON = 500
+
+OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
+    "CreateLead": (
+        "Store a new lead",
+        "Answers when the lead is on disk. Scope: `leads:create`. A submission that meets an existing lead by phone or "
+        "nid is refused with 409 and kept as a resubmission. Output fields of a lead are ignored.",
+        (409, 413, 415),
+    ),
+    "ListLeads": (
+        "List leads, newest first",
+        "All filters that are given must match. Scope: `leads:read`, or `leads:read-own` for the caller's own.",
+        (),
+    ),
+    "GetLead": ("Show a lead", "Scope: `leads:read`, or `leads:read-own` for the caller's own.", (404,)),
+    "UpdateStatus": (
+        "Move a lead on",
+        "Records the change in the lead's history. Scope: `leads:update`.",
+        (404, 409, 413, 415),
+    ),
+    "GetLeadByConversation": (
+        "Show the newest lead of a conversation",
+        "A slash in the conversation's id is written %2F. Scope: `leads:read`, or `leads:read-own` for the caller's "
+        "own.",
+        (404,),
+    ),
+}
+"""Summary, description, and the errors beside those of every call."""
+
+GENERAL_ERRORS = (400, 401, 403, 429, 431, 500, 503, 504)
+
+ERRORS: dict[int, str] = {
+    400: "LEAD_INVALID (all violations), PAGE_TOKEN_INVALID, or STATUS_TRANSITION (metadata `from`, `to`).",
+    401: "TOKEN_MISSING, TOKEN_INVALID, or TOKEN_EXPIRED.",
+    403: "SCOPE_MISSING (metadata `scope`: the one that is needed).",
+    404: "LEAD_NOT_FOUND or CONVERSATION_NOT_FOUND, also for what the caller may not read.",
+    409: "DUPLICATE_PHONE or DUPLICATE_NID (metadata `fields`), REQUEST_ID_REUSED, or VERSION_MISMATCH (metadata "
+    "`current_version`).",
+    413: "The body is longer than 256 KiB.",
+    415: "The body is not `application/json`.",
+    429: "QUEUE_FULL. `Retry-After` says when to try again.",
+    431: "The request's line and headers are longer than 16 KiB.",
+    500: "INTERNAL (metadata `incident_id`: quote it to the operator) or FIELD_UNREADABLE (metadata `fields`).",
+    503: "STORAGE_UNAVAILABLE: nothing was confirmed. `Retry-After` says when to try again.",
+    504: "DEADLINE_TOO_SHORT: what was begun may still complete; repeat with the same Idempotency-Key.",
+}
+
+EXAMPLE_SUBMISSION = {
+    "name": "John Doe",
+    "phone": "+1234567890",
+    "nid": "123456789",
+    "address": "123 Main St, City, Country",
+    "interested_policy": "Term Life 20-Year",
+    "email": "john@example.com",
+}
+"""The request of the user story."""
+
+EXAMPLE_LEAD = {
+    "id": "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f",
+    "name": "John Doe",
+    "phone": "+1•••90",
+    "nid": "•••89",
+    "address": "•••",
+    "interested_policy": "Term Life 20-Year",
+    "email": "j•••@example.com",
+    "preferred_contact_time": "",
+    "notes": "",
+    "conversation_id": "",
+    "status": "LEAD_STATUS_NEW",
+    "created_at": "2026-01-31T09:00:00.123456Z",
+    "updated_at": "2026-01-31T09:00:00.123456Z",
+    "version": "1",
+    "assignee": "",
+    "masked": True,
+    "transcript_uri": "",
+    "resubmissions": "0",
+    "unreadable_fields": [],
+}
+
+EXAMPLE_CREATED = {
+    "id": EXAMPLE_LEAD["id"],
+    "message": "Lead created successfully",
+    "state": "SAVE_STATE_SAVED",
+    "confirmation": {
+        "text": "Thank you, John Doe. Your reference is LK-7F3K-9QXM.",
+        "next_steps": ["A colleague calls you within one working day."],
+        "reference": "LK-7F3K-9QXM",
+        "locale": "en",
+    },
+    "lead": EXAMPLE_LEAD,
+}

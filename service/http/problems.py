@@ -1,0 +1,117 @@
+"""Errors as RFC 9457 problem details, and the headers that go with them.
+
+A failed call says what its gRPC status says. What is wrong with the HTTP request itself (no such path, body too long)
+has no reason of the contract and the type `about:blank`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from google.rpc import code_pb2, error_details_pb2
+from starlette.responses import Response
+
+from service.errors import Reason
+from service.http.json_codec import encoded
+from service.rpc.status import CallFailedError
+
+MEDIA_TYPE = "application/problem+json"
+
+PROBLEM_TYPE = "urn:leadkeep:problem:"
+"""Stands before the reason in `type`."""
+
+HTTP_STATUS: dict[int, int] = {
+    code_pb2.CANCELLED: 499,
+    code_pb2.UNKNOWN: 500,
+    code_pb2.INVALID_ARGUMENT: 400,
+    code_pb2.DEADLINE_EXCEEDED: 504,
+    code_pb2.NOT_FOUND: 404,
+    code_pb2.ALREADY_EXISTS: 409,
+    code_pb2.PERMISSION_DENIED: 403,
+    code_pb2.RESOURCE_EXHAUSTED: 429,
+    code_pb2.FAILED_PRECONDITION: 400,
+    code_pb2.ABORTED: 409,
+    code_pb2.OUT_OF_RANGE: 400,
+    code_pb2.UNIMPLEMENTED: 501,
+    code_pb2.INTERNAL: 500,
+    code_pb2.UNAVAILABLE: 503,
+    code_pb2.DATA_LOSS: 500,
+    code_pb2.UNAUTHENTICATED: 401,
+}
+"""The mapping that google/rpc/code.proto recommends."""
+
+SAFE_HEADERS = {
+    # Leads are personal data: no cache on the way may keep an answer.
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+}
+"""What every answer carries."""
+
+_REALM = 'Bearer realm="leadkeep"'
+
+
+class HttpProblemError(Exception):
+    """The HTTP request itself is not one that this door answers."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> bytes:
+        """The problem details."""
+        title = HTTPStatus(self.status).phrase
+        return encoded({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
+
+    def response(self) -> Response:
+        """The answer to the request."""
+        return Response(self.body, self.status, {**SAFE_HEADERS, **self.headers}, MEDIA_TYPE)
+
+
+def failure_response(failed: CallFailedError, headers: Mapping[str, str]) -> Response:
+    """A failed call as problem details; `headers` go with every answer of the call."""
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in failed.status.details:
+        # Each detail fits one of the two, or is RetryInfo, which becomes a header.
+        detail.Unpack(info)
+        detail.Unpack(bad_request)
+    status = HTTP_STATUS[failed.status.code]
+    problem: dict[str, Any] = {
+        "type": PROBLEM_TYPE + failed.reason.value,
+        "title": failed.reason.value.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": failed.status.message,
+        "reason": failed.reason.value,
+    }
+    if info.metadata:
+        problem["metadata"] = dict(info.metadata)
+    if bad_request.field_violations:
+        problem["violations"] = [
+            {"field": violation.field, "description": violation.description}
+            for violation in bad_request.field_violations
+        ]
+    if "x-request-id" in headers:
+        problem["request_id"] = headers["x-request-id"]
+    return Response(
+        encoded(problem), status, {**SAFE_HEADERS, **headers, **_headers_of(failed, info.metadata)}, MEDIA_TYPE
+    )
+
+
+def _headers_of(failed: CallFailedError, metadata: Mapping[str, str]) -> dict[str, str]:
+    headers = {}
+    if failed.retry_after is not None:
+        # The header takes whole seconds; sooner than the service says would be in vain.
+        headers["retry-after"] = str(math.ceil(failed.retry_after))
+    if failed.reason is Reason.TOKEN_MISSING:
+        # RFC 6750: no error code for a request without any token.
+        headers["www-authenticate"] = _REALM
+    elif failed.status.code == code_pb2.UNAUTHENTICATED:
+        headers["www-authenticate"] = f'{_REALM}, error="invalid_token"'
+    elif failed.reason is Reason.SCOPE_MISSING:
+        headers["www-authenticate"] = f'{_REALM}, error="insufficient_scope", scope="{metadata.get("scope", "")}"'
+    return headers

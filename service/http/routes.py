@@ -1,0 +1,231 @@
+"""The paths of the JSON door: how each reads its request, and how its answer is written.
+
+What cannot be read becomes the call's `fault`: it is told only to callers who may make the call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from email.message import Message as Header
+from typing import Any
+
+from google.protobuf import message_factory
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.errors import LeadkeepError, LeadValidationError, Violation
+from service.http.json_codec import comma_separated, fill, parse_object, parse_query, to_json
+from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
+from service.lead import CUSTOMER_FIELDS
+from service.rpc.call import Call, Handler
+from service.rpc.chain import SERVICE, answer_by
+from service.rpc.server import LARGEST_REQUEST
+from service.rpc.status import CallFailedError
+
+OUTPUT_FIELDS = tuple(name for name in pb.Lead.DESCRIPTOR.fields_by_name if name not in CUSTOMER_FIELDS)
+"""Fields of a lead that a request may carry, as a copy of an answer does, and that are ignored."""
+
+LIST_FIELDS = tuple(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
+
+STATUS_FIELDS = ("status", "reason", "expected_version")
+
+_TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of the contract at one path."""
+
+    method: str
+    path: str
+    rpc: str
+    read: Callable[[Request, bytes], Message]
+    """The request in the contract's words. Raises LeadValidationError."""
+    query: tuple[str, ...] = ()
+    """The request's fields that are query parameters."""
+
+    def status_and_headers(self, response: Message) -> tuple[int, dict[str, str]]:
+        """How HTTP says what the response says."""
+        if not isinstance(response, pb.CreateLeadResponse):
+            return 200, {}
+        delayed = response.state == pb.SAVE_STATE_DELAYED
+        return 202 if delayed else 201, {"location": f"/api/leads/{response.id}"}
+
+
+def _create(request: Request, body: bytes) -> pb.CreateLeadRequest:
+    message = pb.CreateLeadRequest(
+        request_id=_unquoted(request.headers.get("idempotency-key", "")),
+        locale=request.headers.get("accept-language", ""),
+    )
+    fill(
+        message.lead,
+        parse_object(body).items(),
+        names=CUSTOMER_FIELDS,
+        ignored=OUTPUT_FIELDS,
+        path="lead.",
+        whole="body",
+    )
+    return message
+
+
+def _list(_request: Request, _body: bytes) -> pb.ListLeadsRequest:
+    return pb.ListLeadsRequest()
+
+
+def _get(request: Request, _body: bytes) -> pb.GetLeadRequest:
+    return pb.GetLeadRequest(id=request.path_params["id"])
+
+
+def _move(request: Request, body: bytes) -> pb.UpdateStatusRequest:
+    message = pb.UpdateStatusRequest(id=request.path_params["id"])
+    fill(message, parse_object(body).items(), names=STATUS_FIELDS, whole="body")
+    return message
+
+
+def _of_conversation(request: Request, _body: bytes) -> pb.GetLeadByConversationRequest:
+    return pb.GetLeadByConversationRequest(conversation_id=request.path_params["conversation_id"])
+
+
+OPERATIONS = (
+    Operation("POST", "/api/leads", "CreateLead", _create),
+    Operation("GET", "/api/leads", "ListLeads", _list, query=LIST_FIELDS),
+    Operation("GET", "/api/leads/{id}", "GetLead", _get, query=("view",)),
+    Operation("POST", "/api/leads/{id}/status", "UpdateStatus", _move),
+    # `path`: a conversation's id may hold a slash, as %2F.
+    Operation(
+        "GET",
+        "/api/conversations/{conversation_id:path}/lead",
+        "GetLeadByConversation",
+        _of_conversation,
+        query=("view",),
+    ),
+)
+
+
+def endpoint_of(operation: Operation, handle: Handler) -> Endpoint:
+    """The operation as a function of the HTTP request."""
+    empty = message_factory.GetMessageClass(SERVICE.methods_by_name[operation.rpc].input_type)
+
+    async def answer(request: Request) -> Response:
+        seconds, fault = _timeout(request)
+        # Counted from here: the caller waits while the body arrives, too.
+        deadline = answer_by(seconds)
+        body = await _body(request) if operation.method == "POST" else b""
+        message: Message = empty()
+        try:
+            if fault is None:
+                message = _read(operation, request, body)
+        except LeadValidationError as error:
+            fault = error
+        call = Call(
+            rpc=operation.rpc,
+            door="http",
+            peer=f"{request.client.host}:{request.client.port}" if request.client else "",
+            metadata=_metadata(request),
+            deadline=deadline,
+            fault=fault,
+        )
+        try:
+            response = await handle(call, message)
+        except CallFailedError as failed:
+            return failure_response(failed, _call_headers(call))
+        status, headers = operation.status_and_headers(response)
+        return json_response(to_json(response), status, {**_call_headers(call), **headers})
+
+    return answer
+
+
+class Resource:
+    """What answers at one path, by HTTP method; other methods are refused and the right ones named."""
+
+    def __init__(self, by_method: Mapping[str, Endpoint]) -> None:
+        self._by_method = by_method
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        # uvicorn sends the head of a GET's answer to HEAD.
+        endpoint = self._by_method.get("GET" if scope["method"] == "HEAD" else scope["method"], self._refuse)
+        try:
+            response = await endpoint(Request(scope, receive))
+        except HttpProblemError as problem:
+            response = problem.response()
+        except ClientDisconnect:
+            # Gone before the body was there: nothing was begun, and nobody hears an answer.
+            return
+        await response(scope, receive, send)
+
+    async def _refuse(self, _request: Request) -> Response:
+        allowed = ", ".join([*self._by_method, *(["HEAD"] if "GET" in self._by_method else [])])
+        raise HttpProblemError(405, f"this path answers only: {allowed}", {"allow": allowed})
+
+
+def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer in JSON."""
+    return Response(body, status, {**SAFE_HEADERS, **(headers or {})}, "application/json")
+
+
+def _read(operation: Operation, request: Request, body: bytes) -> Message:
+    query = comma_separated(parse_query(request.scope["query_string"]), "statuses")
+    message = operation.read(request, body)
+    fill(message, query, names=operation.query, whole="query")
+    return message
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request in JSON, read no further than its limit."""
+    too_large = HttpProblemError(413, f"the body is longer than {LARGEST_REQUEST} bytes")
+    announced = request.headers.get("content-length", "0")
+    # h11 has checked that it is a number of at most 20 digits.
+    if int(announced) > LARGEST_REQUEST:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_REQUEST:
+            raise too_large
+    if body:
+        _require_json(request.headers.get("content-type", ""))
+    return bytes(body)
+
+
+def _require_json(content_type: str) -> None:
+    header = Header()
+    header["content-type"] = content_type
+    if header.get_content_type() != "application/json" or header.get_content_charset("utf-8") not in ("utf-8", "utf8"):
+        # Also keeps other sites' forms out: a browser sends this type across sites only after asking.
+        raise HttpProblemError(415, "send the body as Content-Type: application/json, in UTF-8")
+
+
+def _timeout(request: Request) -> tuple[float | None, LeadkeepError | None]:
+    """How many seconds the caller waits, and what is wrong with how it said so."""
+    sent = request.headers.get("request-timeout")
+    if sent is None:
+        return None, None
+    if not _TIMEOUT.fullmatch(sent) or float(sent) == 0:
+        wanted = "must be a number of seconds above 0 and below 1000000, such as 2.5"
+        return None, LeadValidationError([Violation("Request-Timeout", wanted)])
+    return float(sent), None
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    metadata: dict[str, Any] = {}
+    for key, value in request.headers.items():
+        # Two fields of one name mean a list (RFC 9110): two tokens are no token, instead of the last one winning.
+        metadata[key] = f"{metadata[key]}, {value}" if key in metadata else value
+    return metadata
+
+
+def _call_headers(call: Call) -> dict[str, str]:
+    return {**call.trailing, "leadkeep-retries": str(call.retries)}
+
+
+def _unquoted(key: str) -> str:
+    """The Idempotency-Key draft of the IETF writes the key in quotes, most clients do not: both mean one key."""
+    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
