@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import remove_embedded_database
 from tests.harness.running_service import RunningService
 
 StartService = Callable[..., RunningService]
@@ -52,6 +53,7 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
     yield start
     for service in started:
         service.stop()
+        remove_embedded_database(service.data_dir)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 Promise: one service for one data folder (a lock decides), a server that stops when the service dies in whatever
 way, a start that needs no help after kill -9 or a power cut, and a server log without any customer's value.
 
-Caveat for root: PostgreSQL refuses to run as root, so its data then lies in `/var/lib/leadkeep/<hash of the data
-folder's path>/` where its own user can reach it, and `data-folder.txt` there says which data folder that is. Back up
-and move both: a data folder that was moved finds an empty database at its new place, a data folder that was deleted
-leaves its database behind, and a container that keeps only the data folder on a volume loses the database. Started
-by an ordinary user, everything lies inside the data folder.
+Caveat for root: PostgreSQL refuses to run as root, so its data then lies in `/var/lib/leadkeep/<name>/`, where its
+own user can reach it. The data folder keeps the name (`database-name`), and `data-folder.txt` there says which data
+folder that is. Back up both: a data folder whose database is gone is refused, a data folder that was deleted leaves
+its database behind, and a container that keeps only the data folder on a volume loses the database. Started by an
+ordinary user, everything lies inside the data folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ from service.storage.postgres_binaries import (
     find_binaries,
     make_reachable,
 )
-from service.storage.postgres_folders import PORT, DataDirInUseError, homes, lock_data_dir, make_folder, make_socket_dir
+from service.storage.postgres_folders import (
+    PORT,
+    DataDirInUseError,
+    claim_root_home,
+    homes,
+    lock_data_dir,
+    make_folder,
+    make_socket_dir,
+)
 from service.storage.postgres_process import PidFile, running_server, spawn, wait_for_previous_server
 
 __all__ = ["ROOT_BASE", "DataDirInUseError", "EmbeddedPostgres"]
@@ -90,8 +98,6 @@ class EmbeddedPostgres:
             raise ValueError(f"these PostgreSQL settings cannot be changed: {', '.join(kept)}")
         self._data_dir = data_dir.resolve()
         self._root_base = root_base.resolve()
-        self._home = homes(self._data_dir, self._root_base)[0]
-        self._clusters = self._home / "postgres"
         self._asked_binaries = binaries
         self._binaries: PostgresBinaries | None = None
         self._settings = {**_DEFAULTS, **(settings or {})}
@@ -126,8 +132,16 @@ class EmbeddedPostgres:
 
     @property
     def log_file(self) -> Path:
-        """The server's log: starts, warnings and errors, never a customer's value."""
+        """The log of the started server: starts, warnings and errors, never a customer's value."""
         return self._home / "postgres.log"
+
+    @property
+    def _home(self) -> Path:
+        return homes(self._data_dir, self._root_base)[0]
+
+    @property
+    def _clusters(self) -> Path:
+        return self._home / "postgres"
 
     def url(self, *, user: str, database: str) -> str:
         """How libpq, psycopg, pg_dump and (after a change of scheme) SQLAlchemy reach the started server."""
@@ -168,13 +182,14 @@ class EmbeddedPostgres:
 
     def _start(self) -> None:
         user = None
-        if self._home != self._data_dir:
+        if os.geteuid() == 0:
             if any(self._data_dir.glob("postgres/*/data/PG_VERSION")):
                 raise StartRefusedError(
                     f"the database in {self._data_dir} was made by an ordinary user "
                     f"({self._data_dir.stat().st_uid}): start Leadkeep as that user, root would begin an empty one"
                 )
-            user = self._prepare_root_home()
+            claim_root_home(self._data_dir, self._root_base)
+            user = choose_server_user(self._clusters)
         binaries = self._choose_binaries()
         if user is not None:
             binaries = make_reachable(binaries, user, self._root_base / "runtime")
@@ -192,16 +207,6 @@ class EmbeddedPostgres:
             self._make_database(cluster, binaries, user)
         self._socket_dir = make_socket_dir(self._clusters, self._data_dir, user)
         self._launch(data, binaries, user)
-
-    def _prepare_root_home(self) -> ServerUser:
-        """Make root's folder for this data folder."""
-        self._root_base.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self._root_base, self._home):
-            if folder.exists() and folder.stat().st_uid != 0:
-                raise StartRefusedError(f"{folder} must belong to root")
-            make_folder(folder, 0o711)
-        (self._home / "data-folder.txt").write_bytes(os.fsencode(self._data_dir) + b"\n")
-        return choose_server_user(self._clusters)
 
     def _choose_binaries(self) -> PostgresBinaries:
         """The programs that fit the database that is there; the folder is named after their major version."""

@@ -6,15 +6,18 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 from pathlib import Path
 
 from service.errors import StartRefusedError
+from service.secret_file import create_secret_file
 from service.storage.postgres_binaries import ServerUser
 
 PORT = 5432  # there is no port: the number is a part of the socket's file name
 SOCKET_NAME = f".s.PGSQL.{PORT}"
 
 _LOCK_NAME = "leadkeep.lock"
+_NAME_FILE = "database-name"
 _SOCKET_PATH_LIMIT = 103  # bytes that fit in sun_path everywhere: 107 on Linux, 103 on macOS
 
 
@@ -23,8 +26,50 @@ class DataDirInUseError(StartRefusedError):
 
 
 def homes(data_dir: Path, root_base: Path) -> list[Path]:
-    """Where the databases of this data folder may lie: the place for this process's own server comes first."""
-    return [root_base / short_hash(data_dir), data_dir] if os.geteuid() == 0 else [data_dir]
+    """Where the databases of this data folder lie: the place of this process's own server comes first.
+
+    Root's lie in `root_base`, under a name that is kept in the data folder: a folder that is moved finds its database,
+    and a new folder in the place of a deleted one begins with an empty one.
+    """
+    if os.geteuid() != 0:
+        return [data_dir]
+    try:
+        return [root_base / (data_dir / _NAME_FILE).read_text().strip(), data_dir]
+    except FileNotFoundError:
+        return [data_dir]
+
+
+def claim_root_home(data_dir: Path, root_base: Path) -> None:
+    """Make root's place for the database of this data folder, which the caller owns, or find it again.
+
+    Raises StartRefusedError when the database is gone, or belongs to the folder that this one is a copy of.
+    """
+    root_base.parent.mkdir(parents=True, exist_ok=True)
+    if root_base.exists() and root_base.stat().st_uid != 0:
+        raise StartRefusedError(f"{root_base} must belong to root")
+    make_folder(root_base, 0o711)
+    if not (data_dir / _NAME_FILE).exists():
+        home = root_base / secrets.token_hex(6)
+        make_folder(home, 0o711)
+        # Only now: a name without its place would look like a database that was lost.
+        create_secret_file(data_dir / _NAME_FILE, f"{home.name}\n".encode())
+    home = homes(data_dir, root_base)[0]
+    if not home.is_dir():
+        raise StartRefusedError(
+            f"the database of {data_dir} is not at {home} any more: put it back from its backup, or, to begin with an "
+            f"empty one, delete {data_dir}"
+        )
+    if home.stat().st_uid != 0:
+        raise StartRefusedError(f"{home} must belong to root")
+    owner = home / "data-folder.txt"
+    if owner.exists():
+        other = Path(os.fsdecode(owner.read_bytes().removesuffix(b"\n")))
+        if other != data_dir and (other / _NAME_FILE).exists() and homes(other, root_base)[0] == home:
+            raise StartRefusedError(
+                f"{data_dir} is a copy of {other}, whose database cannot serve both: delete {data_dir / _NAME_FILE} "
+                "and its keyring.json to begin with an empty database here"
+            )
+    owner.write_bytes(os.fsencode(data_dir) + b"\n")
 
 
 def short_hash(path: Path) -> str:

@@ -529,3 +529,47 @@ def _system_binaries() -> PostgresBinaries:
         return find_binaries(use_package=False)
     except StartRefusedError:
         pytest.skip("no PostgreSQL is installed on this machine")
+
+
+@root_only
+def test_root_a_moved_data_folder_finds_its_database(make: Make, folder: Path) -> None:
+    before = make(folder / "data")
+    before.start()
+    ask(before, "CREATE TABLE kept ()")
+    before.stop()
+    (folder / "data").rename(folder / "moved")
+    after = make(folder / "moved")
+    after.start()
+    assert ask(after, "SELECT to_regclass('kept')::text") == "kept"
+
+
+@root_only
+def test_root_a_new_data_folder_in_the_place_of_a_deleted_one_begins_empty(make: Make, folder: Path) -> None:
+    before = make(folder / "data")
+    before.start()
+    ask(before, "CREATE TABLE gone ()")
+    before.stop()
+    shutil.rmtree(folder / "data")
+    after = make(folder / "data")
+    after.start()
+    assert ask(after, "SELECT to_regclass('gone')::text") is None
+
+
+@root_only
+def test_root_a_copied_data_folder_does_not_take_the_database_of_the_first(make: Make, folder: Path) -> None:
+    first = make(folder / "data")
+    first.start()
+    shutil.copytree(folder / "data", folder / "copy")
+    with pytest.raises(StartRefusedError, match="is a copy of"):
+        make(folder / "copy").start()
+    assert first.running
+
+
+@root_only
+def test_root_a_data_folder_whose_database_is_gone_is_refused(make: Make, folder: Path) -> None:
+    server = make(folder / "data")
+    server.start()
+    server.stop()
+    shutil.rmtree(folder / "root-base")
+    with pytest.raises(StartRefusedError, match="is not at"):
+        make(folder / "data").start()

@@ -1,0 +1,94 @@
+"""Other programs' processes, found in /proc: a server's children, and whoever works in a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.storage.embedded import ROOT_BASE
+from service.storage.postgres_folders import homes
+from service.storage.postgres_process import PidFile
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    children = [child for child in _pids() if _parent(child) == pid]
+    return [pid, *children]
+
+
+def resident_megabytes(pid: int) -> float:
+    """The memory that a process holds."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1_000_000
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A server and its children, stopped in their tracks for a while."""
+    stopped = family(pid)
+    for each in stopped:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in stopped:
+            os.kill(each, signal.SIGCONT)
+
+
+def embedded_home(data_dir: Path) -> Path:
+    """Where the embedded PostgreSQL of this data folder keeps its data."""
+    return homes(data_dir.resolve(), ROOT_BASE)[0]
+
+
+def postgres_pid(data_dir: Path) -> int:
+    """The process id of the embedded PostgreSQL of a running service."""
+    (data,) = (embedded_home(data_dir) / "postgres").glob("*/data")
+    found = PidFile.read(data)
+    assert found is not None
+    return found.pid
+
+
+def processes_in(folder: Path) -> list[int]:
+    """The processes whose command line names this folder."""
+    return [pid for pid in _pids() if str(folder) in _command_line(pid)]
+
+
+def remove_embedded_database(data_dir: Path) -> None:
+    """Remove what root's embedded PostgreSQL leaves apart from the data folder."""
+    home = embedded_home(data_dir)
+    if home != data_dir.resolve():
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def eventually(true: Callable[[], bool], *, within: float) -> bool:
+    """Whether it becomes true in that many seconds."""
+    deadline = time.monotonic() + within
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        # Behind the name in brackets, which may hold anything: state, parent, …
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -1,0 +1,126 @@
+"""A real door on a real socket, with the real chain, in front of a servicer that answers what the test tells it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from uuid import uuid4
+
+import httpx
+import pytest
+import pytest_asyncio
+from google.protobuf import message_factory
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+from prometheus_client import CollectorRegistry
+
+from service.access import ROLES, Caller
+from service.errors import TokenExpiredError, TokenInvalidError
+from service.http.door import HttpDoor
+from service.rpc.call import Call, Handler
+from service.rpc.chain import SERVICE, chained
+from service.rpc.interceptors import standard_chain
+from service.rpc.metrics import Metrics
+
+LEAD_ID = "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"
+
+STORY = {
+    "name": "John Doe",
+    "phone": "+1234567890",
+    "nid": "123456789",
+    "address": "123 Main St, City, Country",
+    "interested_policy": "Term Life 20-Year",
+    "email": "john@example.com",
+}
+
+
+class Servicer:
+    """Remembers what it was asked, and answers or raises what the test says."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.requests: list[Message] = []
+        self.answers: dict[str, Message | Exception] = {}
+        self.before: Callable[[], Awaitable[None]] | None = None
+
+    def __getattr__(self, rpc: str) -> Handler:
+        method = SERVICE.methods_by_name[rpc]
+
+        async def answer(call: Call, request: Message) -> Message:
+            self.calls.append(call)
+            self.requests.append(request)
+            if self.before is not None:
+                await self.before()
+            outcome = self.answers.get(rpc) or message_factory.GetMessageClass(method.output_type)()
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        return answer
+
+
+class Readiness:
+    def __init__(self) -> None:
+        self.ready = True
+        self.reasons: list[str] = []
+
+
+async def verify(token: str) -> Caller:
+    if token == "expired":
+        raise TokenExpiredError
+    if token not in ROLES:
+        raise TokenInvalidError
+    return Caller(token, ROLES[token])
+
+
+@pytest.fixture
+def servicer() -> Servicer:
+    return Servicer()
+
+
+@pytest.fixture
+def readiness() -> Readiness:
+    return Readiness()
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Handler]:
+    chain = standard_chain(verify=verify, metrics=Metrics(registry), max_concurrent_calls=64, new_id=uuid4)
+    return chained(chain, servicer)
+
+
+@pytest_asyncio.fixture
+async def door(
+    methods: Mapping[str, Handler], readiness: Readiness, registry: CollectorRegistry
+) -> AsyncIterator[HttpDoor]:
+    door = HttpDoor(methods, host="127.0.0.1", port=0, tls=None, readiness=readiness, registry=registry)
+    await door.start()
+    yield door
+    await door.stop(1)
+
+
+@pytest_asyncio.fixture
+async def client(door: HttpDoor) -> AsyncIterator[httpx.AsyncClient]:
+    """An admin, who sees everything."""
+    headers = {"authorization": "Bearer admin"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", headers=headers, timeout=20) as client:
+        yield client
+
+
+def lead(**changes: object) -> pb.Lead:
+    fields: dict[str, object] = {**STORY, "id": LEAD_ID, "status": "LEAD_STATUS_NEW", "version": 1, **changes}
+    return pb.Lead(**fields)  # type: ignore[arg-type] # the fields' types differ
+
+
+def created(state: int = pb.SAVE_STATE_SAVED) -> pb.CreateLeadResponse:
+    return pb.CreateLeadResponse(
+        id=LEAD_ID,
+        message="Lead created successfully",
+        state=state,  # type: ignore[arg-type] # an enum value is an int
+        confirmation=pb.Confirmation(text="Thank you, José", locale="es"),
+        lead=lead(),
+    )

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+from collections.abc import Mapping
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.errors import StartRefusedError
+from service.http.door import HttpDoor
+from service.rpc.call import Handler
+from tests.http.conftest import STORY, Readiness, Servicer
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_health_readiness_metrics_and_document_need_no_token(client: httpx.AsyncClient) -> None:
+    del client.headers["authorization"]
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_readiness_says_why_not(client: httpx.AsyncClient, readiness: Readiness) -> None:
+    readiness.ready, readiness.reasons = False, ["the database cannot be reached"]
+    response = await client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json() == {"ready": False, "reasons": ["the database cannot be reached"]}
+    assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_metrics_count_the_doors_calls(client: httpx.AsyncClient) -> None:
+    await client.get("/api/leads")
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert 'leadkeep_calls_total{code="OK",door="http",rpc="ListLeads"} 1.0' in response.text
+
+
+async def test_a_port_in_use_stops_the_start(door: HttpDoor, methods: Mapping[str, Handler]) -> None:
+    with pytest.raises(StartRefusedError, match="LEADKEEP_HTTP_ADDRESS"):
+        _door(methods, port=door.port)
+
+
+async def test_a_door_holds_its_port_before_it_starts(methods: Mapping[str, Handler]) -> None:
+    first = _door(methods)
+    with pytest.raises(StartRefusedError):
+        _door(methods, port=first.port)
+    await first.stop(0)
+    second = _door(methods, port=first.port)
+    await second.stop(0)
+
+
+async def test_an_address_of_another_machine_stops_the_start(methods: Mapping[str, Handler]) -> None:
+    with pytest.raises(StartRefusedError, match=r"192\.0\.2\.1"):
+        _door(methods, host="192.0.2.1")
+
+
+async def test_signals_stay_with_the_process(door: HttpDoor) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+async def test_a_caller_that_hangs_up_does_not_stop_the_work(door: HttpDoor, servicer: Servicer) -> None:
+    begun, finished = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await asyncio.sleep(0.2)
+        finished.set()
+
+    servicer.before = work
+    _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    body = json.dumps(STORY).encode()
+    head = f"POST /api/leads/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\ncontent-length: {len(body)}\r\n"
+    writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+    async with asyncio.timeout(5):
+        await begun.wait()
+        writer.transport.abort()
+        await finished.wait()
+
+
+async def test_stopping_waits_for_what_runs(methods: Mapping[str, Handler], servicer: Servicer) -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await asyncio.sleep(0.3)
+
+    servicer.before = work
+    door = _door(methods)
+    await door.start()
+    async with httpx.AsyncClient(headers={"authorization": "Bearer admin"}) as client:
+        running = asyncio.create_task(client.get(f"http://127.0.0.1:{door.port}/api/leads"))
+        await begun.wait()
+        await door.stop(5)
+        assert (await running).status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            await client.get(f"http://127.0.0.1:{door.port}/healthz")
+
+
+async def test_an_unforeseen_error_of_the_door_is_an_incident(
+    methods: Mapping[str, Handler], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(_call: object, _request: object) -> object:
+        raise RuntimeError("+8801712345678")
+
+    caplog.set_level(logging.DEBUG)
+    door = _door({**methods, "ListLeads": broken})  # type: ignore[dict-item] # that is what is broken
+    await door.start()
+    async with httpx.AsyncClient() as client:
+        response = await client.get(f"http://127.0.0.1:{door.port}/api/leads")
+    await door.stop(1)
+    assert (response.status_code, response.json()["reason"]) == (500, "INTERNAL")
+    printed = capsys.readouterr()
+    logged = printed.out + printed.err + caplog.text
+    assert response.json()["metadata"]["incident_id"] in logged
+    assert "8801712345678" not in logged + response.text
+
+
+def _door(methods: Mapping[str, Handler], *, host: str = "127.0.0.1", port: int = 0) -> HttpDoor:
+    return HttpDoor(methods, host=host, port=port, tls=None, readiness=Readiness(), registry=CollectorRegistry())

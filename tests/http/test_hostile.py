@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import tracemalloc
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from service.http import protocol
+from service.http.door import HttpDoor
+from tests.http.conftest import STORY, Servicer
+
+pytestmark = pytest.mark.asyncio
+
+CANARY = "+8801712345678"
+
+BODIES: list[tuple[str, bytes, list[str]]] = [
+    ("nothing", b"", ["body"]),
+    ("no JSON", b"name=" + CANARY.encode(), ["body"]),
+    ("half a JSON", b'{"phone": "' + CANARY.encode(), ["body"]),
+    ("an array", b'["' + CANARY.encode() + b'"]', ["body"]),
+    ("a string", b'"' + CANARY.encode() + b'"', ["body"]),
+    ("not UTF-8", b'{"name": "\xff\xfe"}', ["body"]),
+    ("UTF-16", json.dumps(STORY).encode("utf-16"), ["body"]),
+    ("a name twice", b'{"phone": "1", "phone": "' + CANARY.encode() + b'"}', ["body"]),
+    ("a name twice inside", b'{"id": {"a": 1, "a": 2}}', ["body"]),
+    ("NaN", b'{"phone": NaN}', ["body"]),
+    ("Infinity", b'{"phone": -Infinity}', ["body"]),
+    ("deep arrays", b"[" * 100_000, ["body"]),
+    ("deep objects", b'{"a":' * 40_000, ["body"]),
+    ("deep in an ignored field", b'{"id": ' + b"[" * 90_000 + b"]" * 90_000 + b"}", ["body"]),
+    ("a number of 100,000 digits", b'{"phone": ' + b"9" * 100_000 + b"}", ["body"]),
+    ("numbers and lists", b'{"phone": 8801712345678, "nid": ["1"], "name": true}', ["lead.phone", "lead.nid", "lead.name"]),
+    ("objects", b'{"address": {"street": "' + CANARY.encode() + b'"}}', ["lead.address"]),
+    ("lone surrogates", b'{"name": "\\ud800", "notes": "a\\udfffb"}', ["lead.name", "lead.notes"]),
+    ("both spellings", b'{"interested_policy": "a", "interestedPolicy": "b"}', ["lead.interested_policy"]),
+    ("an unknown field", b'{"colour": "' + CANARY.encode() + b'"}', ["lead.colour"]),
+    ("a value as name", b'{"' + CANARY.encode() + b'": "phone"}', ["body"]),
+    ("a long name", b'{"' + b"a" * 41 + b'": 1}', ["body"]),
+    ("a lone surrogate as name", b'{"\\ud800": 1}', ["body"]),
+    ("the request's own message", b'{"lead": {"phone": "' + CANARY.encode() + b'"}}', ["lead.lead"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "fields"), [row[1:] for row in BODIES], ids=[row[0] for row in BODIES])
+async def test_a_hostile_body_is_refused_without_an_echo(
+    client: httpx.AsyncClient, servicer: Servicer, body: bytes, fields: list[str]
+) -> None:
+    response = await client.post("/api/leads/", content=body, headers={"content-type": "application/json"})
+    problem = response.json()
+    assert (response.status_code, problem["reason"]) == (400, "LEAD_INVALID")
+    assert [violation["field"] for violation in problem["violations"]] == fields
+    assert CANARY.removeprefix("+") not in response.text
+    assert servicer.calls == []
+
+
+async def test_thousands_of_unknown_fields_get_a_short_answer(client: httpx.AsyncClient) -> None:
+    response = await client.post("/api/leads/", json={f"field_{number}": 1 for number in range(10_000)})
+    assert len(response.json()["violations"]) == 21
+
+
+async def test_a_byte_order_mark_is_passed_over(client: httpx.AsyncClient, servicer: Servicer) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(STORY).encode()
+    await client.post("/api/leads/", content=body, headers={"content-type": "application/json; charset=UTF-8"})
+    assert len(servicer.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "json", ";"],
+)
+async def test_only_json_is_taken(client: httpx.AsyncClient, servicer: Servicer, content_type: str | None) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    response = await client.post("/api/leads/", content=json.dumps(STORY).encode(), headers=headers)
+    assert (response.status_code, response.json()["status"]) == (415, 415)
+    assert servicer.calls == []
+
+
+async def test_ten_megabytes_are_refused_and_not_kept(client: httpx.AsyncClient, servicer: Servicer) -> None:
+    piece = b"x" * 65_536
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(160):
+            yield piece
+
+    tracemalloc.start()
+    try:
+        response = await client.post("/api/leads/", content=body(), headers={"content-type": "application/json"})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (response.status_code, response.json()["status"]) == (413, 413)
+    assert peak < 3_000_000
+    assert servicer.calls == []
+
+
+async def test_an_announced_ten_megabytes_are_refused_before_they_come(door: HttpDoor) -> None:
+    head = b"POST /api/leads/ HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\nexpect: 100-continue\r\n\r\n"
+    answer = await _exchange(door, head)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+async def test_the_longest_body_is_taken(client: httpx.AsyncClient, servicer: Servicer) -> None:
+    body = json.dumps(STORY).encode()
+    body += b" " * (256 * 1024 - len(body))
+    await client.post("/api/leads/", content=body, headers={"content-type": "application/json"})
+    assert len(servicer.calls) == 1
+
+
+async def test_a_long_head_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.get("/api/leads", headers={"x-filler": "x" * 16_384})
+    assert response.status_code in (400, 431)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET /" + CANARY.encode() + b"\r\n\r\n",
+        b"POST /api/leads/ HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /api/leads/ HTTP/1.1\r\nhost: x\r\n" + CANARY.encode() + b"\r\n\r\n",
+        b"POST /api/leads/ HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + CANARY.encode() + b"\r\n",
+        b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n" + CANARY.encode() + b"\r\n\r\n",
+        b"POST /api/leads/ HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        + b"50000\r\n" + b"x" * 0x50000 + b"\r\n" + CANARY.encode() + b"\r\n",
+    ],
+    ids=["TLS", "no version", "length", "header", "chunk", "pipelined", "chunk after the answer"],
+)  # fmt: skip
+async def test_what_is_no_http_is_refused_and_not_logged(
+    door: HttpDoor, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    answer = await _exchange(door, sent)
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 404 ", b"HTTP/1.1 413 "))
+    assert b"application/problem+json" in answer
+    assert CANARY.encode() not in answer
+    assert CANARY not in caplog.text
+
+
+async def test_a_request_that_never_arrives_is_given_up(door: HttpDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "ARRIVAL_PATIENCE", 0.05)
+    for sent in (b"", b"GET /healthz HTT", b"POST /api/leads/ HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"):
+        assert await _exchange(door, sent) == b""
+
+
+async def _exchange(door: HttpDoor, sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(sent)
+    answer = bytearray()
+    try:
+        # A connection that stays open for the next request is as good as one that is closed.
+        async with asyncio.timeout(2):
+            while piece := await reader.read(65_536):
+                answer += piece
+    except (TimeoutError, ConnectionError):
+        pass
+    writer.close()
+    return bytes(answer)

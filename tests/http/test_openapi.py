@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+from leadkeep.v1 import lead_service_pb2 as pb
+from openapi_spec_validator import validate
+
+from service.errors import LeadValidationError
+from service.http import openapi_texts as texts
+from service.http.openapi import document
+from service.http.problems import HTTP_STATUS
+from service.http.routes import OPERATIONS
+from service.lead import CUSTOMER_FIELDS
+from service.rpc.chain import SERVICE
+from service.rpc.status import CODES
+from service.validation import ValidationService
+from tests.http.conftest import STORY, Servicer, created
+
+
+def test_the_document_is_valid_openapi() -> None:
+    validate(document())
+
+
+def test_every_path_of_the_door_is_in_the_document() -> None:
+    described = {
+        (method.upper(), path)
+        for path, methods in document()["paths"].items()
+        for method in methods
+        if path.startswith("/api")
+    }
+    assert described == {(operation.method, operation.path.replace(":path", "")) for operation in OPERATIONS}
+
+
+@pytest.mark.parametrize("name", ["Lead", "Confirmation", *(f"{operation.rpc}Response" for operation in OPERATIONS)])
+def test_a_schema_has_the_fields_of_its_message(name: str) -> None:
+    fields = set(SERVICE.file.message_types_by_name[name].fields_by_name)
+    assert set(document()["components"]["schemas"][name]["properties"]) == fields
+    assert set(texts.FIELDS[name]) == fields
+
+
+def test_words_stand_for_fields_that_exist() -> None:
+    for name, words in texts.FIELDS.items():
+        assert set(words) <= set(SERVICE.file.message_types_by_name[name].fields_by_name)
+
+
+def test_the_submission_has_every_customer_field() -> None:
+    assert tuple(document()["components"]["schemas"]["LeadSubmission"]["properties"]) == CUSTOMER_FIELDS
+
+
+def test_every_filter_is_a_described_parameter() -> None:
+    parameters = document()["paths"]["/api/leads"]["get"]["parameters"]
+    described = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
+    assert described == set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
+
+
+def test_every_status_of_an_error_is_described() -> None:
+    # 501 belongs to a call that has no path.
+    assert {HTTP_STATUS[code] for code in CODES.values()} - {501} <= set(texts.ERRORS)
+
+
+@pytest.mark.parametrize("name", sorted(texts.LONGEST))
+def test_a_described_limit_is_the_limit(name: str) -> None:
+    longest = texts.LONGEST[name]
+    validation = ValidationService()
+    address = f"john@{'.'.join(['a' * 60] * 4)}.example.com"
+    for length, accepted in ((longest, True), (longest + 1, False)):
+        value = "x" * length if name != "email" else address.rjust(length, "j")
+        try:
+            validation.submission({**STORY, name: value})
+            refused: list[str] = []
+        except LeadValidationError as error:
+            refused = [violation.field for violation in error.violations]
+        assert refused == ([] if accepted else [f"lead.{name}"])
+
+
+def test_the_limits_of_reason_and_request_id_are_the_limits() -> None:
+    validation = ValidationService()
+    for check, longest in (
+        (validation.reason, texts.LONGEST_REASON),
+        (validation.request_id, texts.LONGEST_REQUEST_ID),
+    ):
+        check("x" * longest)
+        with pytest.raises(LeadValidationError):
+            check("x" * (longest + 1))
+
+
+async def test_the_storys_request_and_its_answer_fit_their_schemas(
+    client: httpx.AsyncClient, servicer: Servicer
+) -> None:
+    described = (await client.get("/openapi.json")).json()
+    servicer.answers["CreateLead"] = created()
+    answer = (await client.post("/api/leads/", json=STORY)).json()
+    problem = (await client.get("/api/leads?page_size=x")).json()
+    for name, content in (
+        ("LeadSubmission", STORY),
+        ("CreateLeadResponse", answer),
+        ("CreateLeadResponse", texts.EXAMPLE_CREATED),
+        ("Problem", problem),
+    ):
+        _check(described, name, content)
+    assert texts.EXAMPLE_SUBMISSION == STORY
+
+
+def _check(described: dict[str, Any], name: str, content: object) -> None:
+    Draft202012Validator({**described, "$ref": f"#/components/schemas/{name}"}).validate(content)

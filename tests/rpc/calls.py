@@ -1,0 +1,130 @@
+"""A caller of the running service, and what a refused call tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import psycopg
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import Scope
+from tests.harness.running_service import RunningService
+
+
+class Client:
+    """One caller: a role, or exact scopes, and a subject (which is the role's name unless told)."""
+
+    def __init__(
+        self,
+        service: RunningService,
+        channel: grpc.Channel,
+        role: str = "admin",
+        *,
+        subject: str | None = None,
+        scopes: set[Scope] | None = None,
+    ) -> None:
+        self._stub = service.stub(channel)
+        self._metadata = service.metadata(role, subject=subject, scopes=scopes)
+
+    def call(self, rpc: str, request: Message) -> Any:
+        return getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=10)
+
+    def create(self, lead: pb.Lead, *, request_id: str = "", locale: str = "") -> pb.CreateLeadResponse:
+        request = pb.CreateLeadRequest(lead=lead, request_id=request_id, locale=locale)
+        response: pb.CreateLeadResponse = self.call("CreateLead", request)
+        return response
+
+    def get(self, lead_id: str, view: pb.LeadView = pb.LEAD_VIEW_UNSPECIFIED) -> pb.Lead:
+        lead: pb.Lead = self.call("GetLead", pb.GetLeadRequest(id=lead_id, view=view)).lead
+        return lead
+
+    def by_conversation(self, conversation_id: str) -> pb.GetLeadByConversationResponse:
+        request = pb.GetLeadByConversationRequest(conversation_id=conversation_id)
+        response: pb.GetLeadByConversationResponse = self.call("GetLeadByConversation", request)
+        return response
+
+    def list_leads(self, **request: Any) -> pb.ListLeadsResponse:
+        response: pb.ListLeadsResponse = self.call("ListLeads", pb.ListLeadsRequest(**request))
+        return response
+
+    def listed_ids(self, **request: Any) -> list[str]:
+        return [lead.id for lead in self.list_leads(**request).leads]
+
+    def move(self, lead_id: str, status: pb.LeadStatus, **request: Any) -> pb.Lead:
+        wanted = pb.UpdateStatusRequest(id=lead_id, status=status, **request)
+        lead: pb.Lead = self.call("UpdateStatus", wanted).lead
+        return lead
+
+    def assign(self, lead_id: str, assignee: str, **request: Any) -> pb.Lead:
+        lead: pb.Lead = self.call("AssignLead", pb.AssignLeadRequest(id=lead_id, assignee=assignee, **request)).lead
+        return lead
+
+    def correct(
+        self, lead_id: str, mask: list[str] | None = None, *, expected_version: int = 0, **fields: str
+    ) -> pb.Lead:
+        request = pb.UpdateLeadRequest(
+            lead=pb.Lead(id=lead_id, **fields),
+            update_mask=FieldMask(paths=mask) if mask is not None else None,
+            expected_version=expected_version,
+        )
+        lead: pb.Lead = self.call("UpdateLead", request).lead
+        return lead
+
+    def status_changes(self, lead_id: str) -> list[pb.StatusChange]:
+        return list(self.call("ListStatusChanges", pb.ListStatusChangesRequest(lead_id=lead_id)).changes)
+
+    def assignments(self, lead_id: str) -> list[pb.Assignment]:
+        return list(self.call("ListAssignments", pb.ListAssignmentsRequest(lead_id=lead_id)).assignments)
+
+    def resubmissions(
+        self, lead_id: str, view: pb.LeadView = pb.LEAD_VIEW_UNSPECIFIED
+    ) -> list[pb.Resubmission]:
+        request = pb.ListResubmissionsRequest(lead_id=lead_id, view=view)
+        return list(self.call("ListResubmissions", request).resubmissions)
+
+
+@dataclass
+class Refusal:
+    """What a refused call told its caller."""
+
+    text: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    violations: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def refused(code: grpc.StatusCode, reason: str) -> Iterator[Refusal]:
+    """Expect the call inside to end with this status and this reason."""
+    refusal = Refusal()
+    error: grpc.RpcError | None = None
+    try:
+        yield refusal
+    except grpc.RpcError as raised:
+        error = raised
+    assert error is not None, f"the call was not refused with {reason}"
+    status = rpc_status.from_call(error)  # type: ignore[arg-type] # a client's RpcError is a Call too
+    assert status is not None, error
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad_request)
+    assert (error.code(), info.reason) == (code, reason), error  # type: ignore[attr-defined]
+    assert info.domain == "leadkeep.v1"
+    refusal.text = status.message
+    refusal.metadata.update(info.metadata)
+    refusal.violations.update({violation.field: violation.description for violation in bad_request.field_violations})
+
+
+def execute(service: RunningService, statement: str, **values: object) -> list[tuple[Any, ...]]:
+    """Run SQL beside the service, as somebody with access to its database."""
+    with psycopg.connect(service.environment["LEADKEEP_DATABASE_URL"]) as connection:
+        cursor = connection.execute(statement.encode(), values)
+        return cursor.fetchall() if cursor.description else []
