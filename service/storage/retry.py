@@ -28,8 +28,9 @@ FIRST_WAIT = 0.02
 LONGEST_WAIT = 1.0
 """Seconds between retries, at most: a database that comes back is noticed within a second."""
 
-DEFAULT_PATIENCE = 10.0
-"""Seconds that a storage call may go on when no caller's deadline says otherwise."""
+PATIENCE = 10.0
+"""Seconds that a storage call goes on at most, however long its caller would wait: a database that did not come back
+by then is an outage, and the caller is better told so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,9 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
     every other error through.
     """
     scope = retry_scope.get()
-    deadline = scope.deadline if scope else time.monotonic() + DEFAULT_PATIENCE
+    deadline = time.monotonic() + PATIENCE
+    if scope is not None:
+        deadline = min(deadline, scope.deadline)
 
     def waits() -> Generator[float, None, None]:
         longest = FIRST_WAIT
