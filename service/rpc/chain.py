@@ -18,7 +18,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.errors import LeadkeepError, LeadValidationError, Violation
 from service.rpc.call import Call, Handler, Interceptor, compose
-from service.rpc.status import CallFailedError
+from service.rpc.status import CallFailedError, failure_of_incident
 
 SERVICE = pb.DESCRIPTOR.services_by_name["LeadService"]
 
@@ -71,11 +71,18 @@ def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any]
         )
         try:
             response = await handle(call, request)
+            answered = response.SerializeToString()
         except CallFailedError as failed:
-            details = (STATUS_DETAILS, failed.status.SerializeToString())
-            await context.abort(_CODES[failed.status.code], failed.status.message, (*_trailing(call), details))
-        context.set_trailing_metadata(_trailing(call))
-        return response.SerializeToString()
+            failure = failed
+        except Exception:  # noqa: BLE001 # grpc would send its text to the caller
+            # The chain answers for everything behind it, so this is a fault of the chain itself.
+            failure = failure_of_incident(call.id)
+        else:
+            context.set_trailing_metadata(_trailing(call))
+            return answered
+        details = (STATUS_DETAILS, failure.status.SerializeToString())
+        await context.abort(_CODES[failure.status.code], failure.status.message, (*_trailing(call), details))
+        raise AssertionError("abort returned")
 
     return answer
 
