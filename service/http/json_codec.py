@@ -137,6 +137,9 @@ def _no_constant(_name: str) -> NoReturn:
 
 
 def _field_called(message: Message, key: str) -> FieldDescriptor | None:
+    # Asked for a lone surrogate, protobuf raises SystemError; no field has such a name.
+    if not key.isascii():
+        return None
     # The stubs know two kinds of descriptor, which differ in nothing.
     descriptor = cast(Descriptor, message.DESCRIPTOR)
     return descriptor.fields_by_name.get(key) or descriptor.fields_by_camelcase_name.get(key)

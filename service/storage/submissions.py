@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, and_, func, literal, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, and_, false, func, literal, or_, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -142,7 +142,7 @@ async def _link(connection: AsyncConnection, conversation_id: str, lead_id: UUID
 
 
 def _look_up_submission(submission: SealedSubmission) -> Any:
-    same_request = and_(_LEAD.c.created_by == submission.created_by, _LEAD.c.request_id == submission.request_id)
+    same_request = and_(_LEAD.c.created_by == submission.created_by, _is(_LEAD.c.request_id, submission.request_id))
     return _locked(
         select(_LEAD).where(
             or_(
@@ -153,6 +153,11 @@ def _look_up_submission(submission: SealedSubmission) -> Any:
             )
         )
     )
+
+
+def _is(request_id: ColumnElement[str | None], wanted: str | None) -> ColumnElement[bool]:
+    # SQLAlchemy would make IS NULL of a comparison with None, and find everything that came without a request_id.
+    return false() if wanted is None else request_id == wanted
 
 
 def _locked(query: Any) -> Any:
@@ -187,7 +192,7 @@ async def _keep(connection: AsyncConnection, submission: SealedSubmission, colum
             _KEPT.c.submission_id == submission.id,
             and_(
                 _KEPT.c.actor == submission.created_by,
-                _KEPT.c.request_id == submission.request_id,
+                _is(_KEPT.c.request_id, submission.request_id),
                 _KEPT.c.content_digest == submission.content_digest,
             ),
         ),
