@@ -14,8 +14,6 @@ from functools import wraps
 from typing import Annotated, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from service.access import ROLES
 from service.config import Settings, load_settings
@@ -25,6 +23,9 @@ P = ParamSpec("P")
 
 REFUSED = 1
 UNHEALTHY = 3
+
+PIPE_COLUMNS = 240
+"""Wide enough for a setting to stand in one line, so that grep finds all of it."""
 
 app = typer.Typer(
     help="Leadkeep keeps the leads that chatbots collect. Settings are LEADKEEP_… variables; see `leadkeep config`.",
@@ -124,10 +125,17 @@ def config(as_json: AsJson = False) -> None:
             )
         )
         return
-    table = Table("variable", "value", "from", "default", "meaning", show_lines=False)
+    from rich.console import Console  # costs 100 ms, which serve should not pay
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    table = Table("variable", "value", "from", "default", "meaning", box=None)
+    table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(row.name, row.value, row.source, row.default, row.meaning)
-    Console().print(table)
+    console.print(table)
 
 
 @app.command()
