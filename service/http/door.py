@@ -19,7 +19,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 
-from service.errors import StartRefusedError
+from service.errors import DeadlineTooShortError, StartRefusedError
 from service.http.json_codec import encoded
 from service.http.openapi import document
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
@@ -28,7 +28,7 @@ from service.http.routes import OPERATIONS, Endpoint, Resource, endpoint_of, jso
 from service.rpc.call import Call, Handler
 from service.rpc.interceptors import errors
 from service.rpc.server import Tls
-from service.rpc.status import CallFailedError
+from service.rpc.status import CallFailedError, failure_of
 
 BACKLOG = 1024
 """Connections that the kernel keeps while the loop is busy."""
@@ -132,6 +132,9 @@ class _Guard:
             await self._errors(call, Empty(), serve)
         except CallFailedError as failed:
             await failure_response(failed, {})(scope, receive, send)
+        except asyncio.CancelledError:
+            # Only the end of the grace at a stop cancels a request, and its work goes on: the outcome is not known.
+            await failure_response(failure_of(DeadlineTooShortError()), {})(scope, receive, send)
 
 
 def _head_size(scope: Scope) -> int:

@@ -73,6 +73,10 @@ class DoorProtocol(H11Protocol):
             headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
             for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:
+            # A request that broke off half-way has its answer now; what reads it must not send a second one.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _look(self) -> None:

@@ -182,6 +182,9 @@ def deadline(work: Work) -> Interceptor:
         done, _ = await asyncio.wait({task}, timeout=remaining)
         if not done:
             raise DeadlineTooShortError
+        if task.cancelled():
+            # Passed on as it is, it would leave the caller without any status (grpc/grpc#29248).
+            raise RuntimeError("the work was cancelled from within")
         return task.result()
 
     return intercept

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -54,7 +56,7 @@ class GrpcServer:
         """Raises StartRefusedError when the address is in use or cannot be had."""
         self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers((grpc_handler(methods),))
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -83,7 +85,36 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         """Take no new calls and wait at most `grace` seconds for those that run."""
         await self._health.enter_graceful_shutdown()
+        self._health.release_watchers()
         await self._server.stop(grace)
+
+
+class _Health(health.aio.HealthServicer):
+    """Health whose watchers are let go when the service stops: their streams never end by themselves, and each one
+    would hold the stop up for its whole grace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._over = asyncio.Event()
+
+    def release_watchers(self) -> None:
+        """End every stream, its last word being NOT_SERVING."""
+        self._over.set()
+
+    async def Watch(  # noqa: N802 # the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Tell every change until the watcher hangs up or the service stops."""
+        watching = asyncio.create_task(super().Watch(request, context))
+        over = asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait({watching, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+            watching.cancel()
+            await asyncio.wait({watching})
+        if self._over.is_set():
+            await context.write(health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING))
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:

@@ -28,6 +28,10 @@ FIRST_WAIT = 0.02
 LONGEST_WAIT = 1.0
 """Seconds between retries, at most: a database that comes back is noticed within a second."""
 
+LONGEST_FORESEEN = 0.25
+"""Seconds that another attempt is expected to take, at most: it may wait 200 ms for a lock. An attempt that took longer
+hung on a server that has gone since, and says nothing of the next one."""
+
 PATIENCE = 10.0
 """Seconds that a storage call goes on at most, however long its caller would wait: a database that did not come back
 by then is an outage, and the caller is better told so."""
@@ -63,16 +67,24 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
     deadline = time.monotonic() + PATIENCE
     if scope is not None:
         deadline = min(deadline, scope.deadline)
+    began = time.monotonic()
+    foreseen = 0.0
+
+    def time_to_wait() -> float:
+        # Another attempt must not only begin in time, it must end in time.
+        return deadline - time.monotonic() - foreseen
 
     def waits() -> Generator[float, None, None]:
         longest = FIRST_WAIT
         yield longest  # backoff starts its generators with an empty send and throws this value away
         while True:
-            yield max(0.0, min(longest, deadline - time.monotonic()))
+            yield max(0.0, min(longest, time_to_wait()))
             longest = min(longest * 2, LONGEST_WAIT)
 
     def hopeless(error: Exception) -> bool:
-        return classify(error) is Failure.PERMANENT or time.monotonic() >= deadline
+        nonlocal foreseen
+        foreseen = min(time.monotonic() - began, LONGEST_FORESEEN)
+        return classify(error) is Failure.PERMANENT or time_to_wait() <= 0
 
     def tell(details: Details) -> None:
         if scope is not None:
@@ -81,6 +93,8 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
 
     @backoff.on_exception(waits, Exception, giveup=hopeless, on_backoff=tell, jitter=backoff.full_jitter, logger=None)
     async def attempt() -> T:
+        nonlocal began
+        began = time.monotonic()
         return await operation()
 
     try:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from service.access import ROLES, Caller
 from service.errors import TokenExpiredError, TokenInvalidError
 from service.http.door import HttpDoor
-from service.rpc.call import Call, Handler
+from service.rpc.call import Call, Handler, Work
 from service.rpc.chain import SERVICE, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
@@ -89,7 +89,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Handler]:
-    chain = standard_chain(verify=verify, metrics=Metrics(registry), max_concurrent_calls=64, new_id=uuid4)
+    chain = standard_chain(verify=verify, metrics=Metrics(registry), max_concurrent_calls=64, work=Work(), new_id=uuid4)
     return chained(chain, servicer)
 
 
@@ -114,6 +114,11 @@ async def client(door: HttpDoor) -> AsyncIterator[httpx.AsyncClient]:
 def lead(**changes: object) -> pb.Lead:
     fields: dict[str, object] = {**STORY, "id": LEAD_ID, "status": "LEAD_STATUS_NEW", "version": 1, **changes}
     return pb.Lead(**fields)  # type: ignore[arg-type] # the fields' types differ
+
+
+def submission(**fields: str) -> pb.CreateLeadRequest:
+    """What the servicer gets of these fields."""
+    return pb.CreateLeadRequest(lead=pb.Lead(**fields))  # type: ignore[arg-type] # they are texts
 
 
 def created(state: int = pb.SAVE_STATE_SAVED) -> pb.CreateLeadResponse:

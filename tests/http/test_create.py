@@ -7,9 +7,7 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.lead import CUSTOMER_FIELDS
-from tests.http.conftest import LEAD_ID, STORY, Servicer, created
-
-pytestmark = pytest.mark.asyncio
+from tests.http.conftest import LEAD_ID, STORY, Servicer, created, submission
 
 
 @pytest.mark.parametrize("path", ["/api/leads/", "/api/leads"])
@@ -21,7 +19,7 @@ async def test_the_storys_request_is_answered_with_id_and_message(
     assert response.status_code == 201
     assert response.json()["id"] == LEAD_ID
     assert response.json()["message"] == "Lead created successfully"
-    assert servicer.requests == [pb.CreateLeadRequest(lead=pb.Lead(**STORY), locale="")]
+    assert servicer.requests == [submission(**STORY)]
 
 
 async def test_a_created_lead_is_found_at_its_location(client: httpx.AsyncClient, servicer: Servicer) -> None:
@@ -57,18 +55,18 @@ async def test_every_customer_field_is_read_in_both_spellings(client: httpx.Asyn
     camel = {descriptor.fields_by_name[name].camelcase_name: value for name, value in snake.items()}
     for body in (snake, camel):
         await client.post("/api/leads/", json=body)
-    assert servicer.requests == [pb.CreateLeadRequest(lead=pb.Lead(**snake))] * 2
+    assert servicer.requests == [submission(**snake)] * 2
 
 
 async def test_output_fields_are_ignored(client: httpx.AsyncClient, servicer: Servicer) -> None:
     output: dict[str, Any] = {"id": 1, "status": "odd", "created_at": {}, "version": [], "masked": "yes"}
     await client.post("/api/leads/", json={**STORY, **output, "unreadable_fields": 3, "transcriptUri": None})
-    assert servicer.requests == [pb.CreateLeadRequest(lead=pb.Lead(**STORY))]
+    assert servicer.requests == [submission(**STORY)]
 
 
 async def test_null_is_not_given(client: httpx.AsyncClient, servicer: Servicer) -> None:
     await client.post("/api/leads/", json={**STORY, "notes": None})
-    assert servicer.requests == [pb.CreateLeadRequest(lead=pb.Lead(**STORY))]
+    assert servicer.requests == [submission(**STORY)]
 
 
 async def test_the_answer_shows_every_field_and_is_not_escaped(client: httpx.AsyncClient, servicer: Servicer) -> None:

@@ -15,8 +15,6 @@ from service.http.door import HttpDoor
 from service.rpc.call import Handler
 from tests.http.conftest import STORY, Readiness, Servicer
 
-pytestmark = pytest.mark.asyncio
-
 
 async def test_health_readiness_metrics_and_document_need_no_token(client: httpx.AsyncClient) -> None:
     del client.headers["authorization"]
@@ -59,7 +57,6 @@ async def test_an_address_of_another_machine_stops_the_start(methods: Mapping[st
 
 
 async def test_signals_stay_with_the_process(door: HttpDoor) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -101,6 +98,31 @@ async def test_stopping_waits_for_what_runs(methods: Mapping[str, Handler], serv
             await client.get(f"http://127.0.0.1:{door.port}/healthz")
 
 
+async def test_what_outlasts_the_grace_is_answered_as_unknown_and_goes_on(
+    methods: Mapping[str, Handler], servicer: Servicer, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, finished = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await asyncio.sleep(0.5)
+        finished.set()
+
+    servicer.before = work
+    caplog.set_level(logging.DEBUG)
+    door = _door(methods)
+    await door.start()
+    async with httpx.AsyncClient(headers={"authorization": "Bearer admin"}) as client:
+        running = asyncio.create_task(client.get(f"http://127.0.0.1:{door.port}/api/leads"))
+        await begun.wait()
+        await door.stop(0)
+        assert (await running).json()["reason"] == "DEADLINE_TOO_SHORT"
+    assert not finished.is_set()
+    async with asyncio.timeout(5):
+        await finished.wait()
+    assert "Traceback" not in caplog.text
+
+
 async def test_an_unforeseen_error_of_the_door_is_an_incident(
     methods: Mapping[str, Handler], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +140,23 @@ async def test_an_unforeseen_error_of_the_door_is_an_incident(
     logged = printed.out + printed.err + caplog.text
     assert response.json()["metadata"]["incident_id"] in logged
     assert "8801712345678" not in logged + response.text
+
+
+async def test_uvicorn_prints_no_exception(
+    methods: Mapping[str, Handler], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_guard: object, _scope: object, _receive: object, _send: object) -> None:
+        raise RuntimeError("+8801712345678")
+
+    # Nothing is known that gets past the guard: so it is taken away.
+    monkeypatch.setattr("service.http.door._Guard.__call__", broken)
+    caplog.set_level(logging.DEBUG)
+    door = _door(methods)
+    await door.start()
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{door.port}/healthz")).status_code == 500
+    await door.stop(1)
+    assert "8801712345678" not in caplog.text
 
 
 def _door(methods: Mapping[str, Handler], *, host: str = "127.0.0.1", port: int = 0) -> HttpDoor:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,43 +20,43 @@ NAMES = tuple(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
 
 @given(st.dictionaries(st.sampled_from(NAMES), JSON))
 def test_whatever_is_given_is_set_or_refused_without_an_echo(fields: dict[str, object]) -> None:
-    try:
-        fill(pb.ListLeadsRequest(), fields.items(), names=NAMES, whole="body")
-    except LeadValidationError as error:
-        assert {violation.field for violation in error.violations} <= set(fields)
+    refused = _refused(lambda: fill(pb.ListLeadsRequest(), fields.items(), names=NAMES, whole="body"))
+    assert set(refused) <= set(fields)
 
 
 @given(st.text(st.sampled_from("0123456789-:.TZ+tz ٣"), min_size=1))
 def test_a_time_is_read_or_refused(text: str) -> None:
-    try:
-        fill(pb.ListLeadsRequest(), [("created_after", text)], names=NAMES, whole="query")
-    except LeadValidationError as error:
-        assert [violation.field for violation in error.violations] == ["created_after"]
+    assert _refused(lambda: _set_time(text)) in ([], ["created_after"])
 
 
 @pytest.mark.parametrize(
     "text", ["0000-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59", "2026-01-31", "2026-01-31T09:00:00", "Z", "T+", "now"]
 )
 def test_an_odd_time_is_refused(text: str) -> None:
-    with pytest.raises(LeadValidationError):
-        fill(pb.ListLeadsRequest(), [("created_after", text)], names=NAMES, whole="query")
+    assert _refused(lambda: _set_time(text)) == ["created_after"]
 
 
 @given(st.binary())
 def test_any_bytes_are_an_object_or_refused(raw: bytes) -> None:
-    try:
-        assert isinstance(parse_object(raw), dict)
-    except LeadValidationError as error:
-        assert [violation.field for violation in error.violations] == ["body"]
+    assert _refused(lambda: parse_object(raw)) in ([], ["body"])
 
 
 @given(st.binary())
 def test_any_bytes_are_parameters_or_refused(raw: bytes) -> None:
-    try:
-        assert isinstance(parse_query(raw), list)
-    except LeadValidationError as error:
-        assert [violation.field for violation in error.violations] == ["query"]
+    assert _refused(lambda: parse_query(raw)) in ([], ["query"])
 
 
 def test_64_bit_integers_are_strings() -> None:
     assert b'"version":"9007199254740993"' in to_json(pb.Lead(version=9007199254740993))
+
+
+def _set_time(text: str) -> None:
+    fill(pb.ListLeadsRequest(), [("created_after", text)], names=NAMES, whole="query")
+
+
+def _refused(read: Callable[[], object]) -> list[str]:
+    try:
+        read()
+    except LeadValidationError as error:
+        return [violation.field for violation in error.violations]
+    return []

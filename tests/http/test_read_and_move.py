@@ -9,8 +9,6 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.http.conftest import LEAD_ID, Servicer, lead
 
-pytestmark = pytest.mark.asyncio
-
 
 async def test_a_lead_is_shown_under_its_path(client: httpx.AsyncClient, servicer: Servicer) -> None:
     servicer.answers["GetLead"] = pb.GetLeadResponse(lead=lead())
@@ -144,3 +142,9 @@ async def test_the_callers_patience_is_the_calls_deadline(client: httpx.AsyncCli
 async def test_a_patience_that_is_none_is_refused(client: httpx.AsyncClient, sent: str) -> None:
     response = await client.get("/api/leads", headers={"Request-Timeout": sent})
     assert [violation["field"] for violation in response.json()["violations"]] == ["Request-Timeout"]
+
+
+async def test_a_header_does_not_say_who_the_peer_is(client: httpx.AsyncClient, servicer: Servicer) -> None:
+    await client.get("/api/leads", headers={"x-forwarded-for": "192.0.2.1"})
+    (call,) = servicer.calls
+    assert call.peer.startswith("127.0.0.1:")

@@ -20,8 +20,6 @@ from service.rpc.call import Handler
 from service.rpc.server import Tls
 from tests.http.conftest import Readiness
 
-pytestmark = pytest.mark.asyncio
-
 
 @pytest.fixture
 def tls(tmp_path: Path) -> Tls:

@@ -71,7 +71,7 @@ class Client:
         self, lead_id: str, mask: list[str] | None = None, *, expected_version: int = 0, **fields: str
     ) -> pb.Lead:
         request = pb.UpdateLeadRequest(
-            lead=pb.Lead(id=lead_id, **fields),
+            lead=pb.Lead(id=lead_id, **fields),  # type: ignore[arg-type] # texts only
             update_mask=FieldMask(paths=mask) if mask is not None else None,
             expected_version=expected_version,
         )
@@ -84,9 +84,7 @@ class Client:
     def assignments(self, lead_id: str) -> list[pb.Assignment]:
         return list(self.call("ListAssignments", pb.ListAssignmentsRequest(lead_id=lead_id)).assignments)
 
-    def resubmissions(
-        self, lead_id: str, view: pb.LeadView = pb.LEAD_VIEW_UNSPECIFIED
-    ) -> list[pb.Resubmission]:
+    def resubmissions(self, lead_id: str, view: pb.LeadView = pb.LEAD_VIEW_UNSPECIFIED) -> list[pb.Resubmission]:
         request = pb.ListResubmissionsRequest(lead_id=lead_id, view=view)
         return list(self.call("ListResubmissions", request).resubmissions)
 
@@ -110,13 +108,13 @@ def refused(code: grpc.StatusCode, reason: str) -> Iterator[Refusal]:
     except grpc.RpcError as raised:
         error = raised
     assert error is not None, f"the call was not refused with {reason}"
-    status = rpc_status.from_call(error)  # type: ignore[arg-type] # a client's RpcError is a Call too
+    status = rpc_status.from_call(error)  # type: ignore[arg-type] # of a client it is a Call too
     assert status is not None, error
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
         detail.Unpack(info)
         detail.Unpack(bad_request)
-    assert (error.code(), info.reason) == (code, reason), error  # type: ignore[attr-defined]
+    assert (error.code(), info.reason) == (code, reason), error
     assert info.domain == "leadkeep.v1"
     refusal.text = status.message
     refusal.metadata.update(info.metadata)

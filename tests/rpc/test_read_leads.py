@@ -213,7 +213,11 @@ class TestMovedTokens:
 
     def test_a_damaged_value_is_data_loss(self, service: RunningService, admin: Client) -> None:
         lead_id = admin.create(somebody()).id
-        execute(service, "UPDATE lead SET notes = left(notes, 60) || 'AAAA' || substr(notes, 65) WHERE id = %(id)s", id=lead_id)
+        execute(
+            service,
+            "UPDATE lead SET notes = left(notes, 60) || 'AAAA' || substr(notes, 65) WHERE id = %(id)s",
+            id=lead_id,
+        )
 
         with refused(StatusCode.DATA_LOSS, "FIELD_UNREADABLE"):
             admin.get(lead_id)

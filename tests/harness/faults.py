@@ -1,0 +1,96 @@
+"""Faults that are put into a test's own database: rows that others hold, statements that take long or fail."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from tests.harness.postgres import TestServer
+
+SLOW = "Slow Person"
+"""The name of a lead whose insert takes its time, once `slow_inserts` was called."""
+
+
+def execute(admin_url: str, *statements: str) -> None:
+    """Run SQL as the owner of the database."""
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def value_of(admin_url: str, query: str) -> object:
+    """The single value that a query answers."""
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+@contextmanager
+def locked_lead(admin_url: str, lead_id: str) -> Iterator[psycopg.Connection]:
+    """Hold a lead's row like a foreign transaction would; leaving gives it free."""
+    with psycopg.connect(admin_url) as connection:
+        connection.execute("SELECT 1 FROM lead WHERE id = %s FOR UPDATE", (lead_id,))
+        yield connection
+        connection.rollback()
+
+
+@contextmanager
+def briefly_locked_lead(admin_url: str, lead_id: str, seconds: float) -> Iterator[None]:
+    """Hold a lead's row for some time, from now on."""
+    with locked_lead(admin_url, lead_id) as connection:
+        release = threading.Timer(seconds, connection.rollback)
+        release.start()
+        try:
+            yield
+        finally:
+            release.join()
+
+
+def slow_inserts(admin_url: str, seconds: float) -> None:
+    """From now on it takes `seconds` to insert a lead whose name is SLOW."""
+    execute(
+        admin_url,
+        f"""CREATE OR REPLACE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$""",
+        f"""CREATE OR REPLACE TRIGGER take_time BEFORE INSERT ON lead
+            FOR EACH ROW WHEN (NEW.name = '{SLOW}') EXECUTE FUNCTION take_time()""",
+    )
+
+
+@contextmanager
+def failing_inserts(admin_url: str, sqlstate: str, times: int) -> Iterator[None]:
+    """The next `times` inserts of a lead fail with this SQLSTATE."""
+    execute(
+        admin_url,
+        # A sequence is not rolled back, so it counts the attempts.
+        "DROP SEQUENCE IF EXISTS attempts CASCADE",
+        "CREATE SEQUENCE attempts",
+        "GRANT USAGE ON SEQUENCE attempts TO leadkeep_app",
+        f"""CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF nextval('attempts') <= {times} THEN
+                 RAISE EXCEPTION 'on purpose' USING ERRCODE = '{sqlstate}', DETAIL = NEW::text;
+               END IF; RETURN NEW; END $$""",
+        "CREATE OR REPLACE TRIGGER fail BEFORE INSERT ON lead FOR EACH ROW EXECUTE FUNCTION fail()",
+    )
+    try:
+        yield
+    finally:
+        execute(admin_url, "DROP TRIGGER fail ON lead")
+
+
+@contextmanager
+def own_postgres() -> Iterator[TestServer]:
+    """A PostgreSQL of a module's own, which its tests may stop."""
+    # Not in pytest's folders: each start of pytest closes them to the user that PostgreSQL runs as under root.
+    with tempfile.TemporaryDirectory(prefix="leadkeep-test-") as folder:
+        base = Path(folder)
+        base.chmod(0o711)
+        server = TestServer(base / "data")
+        yield server
+        server.stop()

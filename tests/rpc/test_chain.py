@@ -1,0 +1,549 @@
+"""What the chain does around every call, link by link and as a whole at a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+from leadkeep.v1 import lead_service_pb2_grpc
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+
+from service.access import Caller, Scope
+from service.errors import LeadNotFoundError, QueueFullError, StorageUnavailableError
+from service.rpc import interceptors
+from service.rpc.call import Call, Handler, Interceptor, Work, compose
+from service.rpc.chain import SERVICE, answer_by, chained
+from service.rpc.metrics import Metrics
+from service.rpc.server import GrpcServer
+from service.rpc.status import CallFailedError
+from tests.harness import faults
+from tests.harness.answers import fails
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.running_service import RunningService
+
+RETRY_POLICY = (Path(__file__).parents[2] / "docs/retry_policy.json").read_text()
+
+
+# The running service
+
+
+@pytest.fixture(scope="module")
+def database(postgres_server: TestServer) -> TestDatabase:
+    made = postgres_server.fresh_database()
+    faults.slow_inserts(made.admin_url, 0.6)
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    running = RunningService(tmp_path_factory.mktemp("chain") / "leadkeep", database_url=database.serve_url)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def stub(service: RunningService) -> Iterator[lead_service_pb2_grpc.LeadServiceStub]:
+    with service.channel() as channel:
+        yield service.stub(channel)
+
+
+Stub = lead_service_pb2_grpc.LeadServiceStub
+
+
+def bearer(service: RunningService) -> dict[str, str]:
+    return {"authorization": f"Bearer {service.token()}"}
+
+
+def trailing(call: grpc.Call) -> dict[str, str | bytes]:
+    return dict(call.trailing_metadata())
+
+
+def lines_of(service: RunningService, request_id: str, event: str) -> list[dict[str, object]]:
+    """The log's lines of one call; the one of its end is written after the caller has its answer."""
+    wanted: list[dict[str, object]] = []
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        lines = [json.loads(line) for line in service.log().splitlines() if request_id in line]
+        wanted = [line for line in lines if line["event"] == event]
+        if any(line["event"] == "call" for line in lines):
+            break
+        time.sleep(0.02)
+    return wanted
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
+
+
+def stored(database: TestDatabase, request_id: str) -> bool:
+    return bool(faults.value_of(database.admin_url, f"SELECT count(*) FROM lead WHERE request_id = '{request_id}'"))
+
+
+def being_inserted(database: TestDatabase) -> bool:
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    return bool(faults.value_of(database.admin_url, sleeping))
+
+
+def create(service: RunningService, stub: Stub, *metadata: tuple[str, str]) -> grpc.Call:
+    request = pb.CreateLeadRequest(lead=somebody())
+    _, call = stub.CreateLead.with_call(request, metadata=[*service.metadata(), *metadata], timeout=10)
+    assert isinstance(call, grpc.Call)
+    return call
+
+
+def test_callers_request_id_is_taken_over(service: RunningService, stub: Stub) -> None:
+    assert trailing(create(service, stub, ("x-request-id", "chat-4711")))["x-request-id"] == "chat-4711"
+
+
+@pytest.mark.parametrize(
+    "unusable", ["", "two words", "x" * 129, 'a\tb"'], ids=["empty", "with a space", "too long", "with a tab"]
+)
+def test_unusable_request_id_is_replaced(service: RunningService, unusable: str) -> None:
+    # Over HTTP: a gRPC client does not even send some of these.
+    headers = {"x-request-id": unusable} | bearer(service)
+    answer = httpx.get(f"{service.http_url}/api/leads", headers=headers)
+    assert UUID(answer.headers["x-request-id"])
+
+
+def test_failed_call_has_its_request_id_too(service: RunningService, stub: Stub) -> None:
+    metadata = [("x-request-id", "chat-4712")]
+    failure = fails(lambda: stub.GetLead(pb.GetLeadRequest(id=str(uuid4())), metadata=metadata, timeout=10))
+    assert failure.trailing["x-request-id"] == "chat-4712"
+
+
+def test_call_without_retries_says_zero(service: RunningService, stub: Stub) -> None:
+    assert trailing(create(service, stub))["leadkeep-retries"] == "0"
+
+
+def test_clients_attempts_are_counted_and_logged(service: RunningService) -> None:
+    # Over HTTP: a gRPC client writes this header itself, as the tests with the recommended policy show.
+    request_id = str(uuid4())
+    headers = {"grpc-previous-rpc-attempts": "2", "x-request-id": request_id}
+    answer = httpx.get(f"{service.http_url}/api/leads", headers=headers | bearer(service))
+    assert answer.headers["leadkeep-retries"] == "2"
+    (line,) = lines_of(service, request_id, "client retried")
+    assert (line["rpc"], line["attempt"]) == ("ListLeads", 3)
+
+
+@pytest.mark.parametrize("nonsense", ["-1", "many", "1.5", "٣"])
+def test_nonsense_in_the_number_of_attempts_counts_nothing(service: RunningService, nonsense: str) -> None:
+    headers = {
+        b"authorization": f"Bearer {service.token()}".encode(),
+        b"grpc-previous-rpc-attempts": nonsense.encode(),
+    }
+    answer = httpx.get(f"{service.http_url}/api/leads", headers=headers)
+    assert (answer.status_code, answer.headers["leadkeep-retries"]) == (200, "0")
+
+
+def test_lock_timeouts_are_retried_until_the_lock_is_released(
+    service: RunningService, stub: Stub, database: TestDatabase
+) -> None:
+    lead = stub.CreateLead(pb.CreateLeadRequest(lead=somebody()), metadata=service.metadata()).lead
+    request_id = str(uuid4())
+    with faults.briefly_locked_lead(database.admin_url, lead.id, 0.7):
+        answer = httpx.post(
+            f"{service.http_url}/api/leads/{lead.id}/status",
+            json={"status": "LEAD_STATUS_CONTACTED"},
+            headers={"x-request-id": request_id, "grpc-previous-rpc-attempts": "3"} | bearer(service),
+        )
+    assert answer.status_code == 200
+    lines = lines_of(service, request_id, "storage retried")
+    assert lines
+    assert answer.headers["leadkeep-retries"] == str(3 + len(lines))
+    assert [line["attempt"] for line in lines] == list(range(1, len(lines) + 1))
+    assert {(line["rpc"], line["cause"]) for line in lines} == {("UpdateStatus", "55P03")}
+    assert all(isinstance(line["wait_ms"], float) and line["wait_ms"] >= 0 for line in lines)
+
+
+@pytest.mark.parametrize("sqlstate", ["40P01", "40001", "57P01", "53300"])
+def test_passing_faults_of_the_storage_are_retried(
+    service: RunningService, stub: Stub, database: TestDatabase, sqlstate: str
+) -> None:
+    request_id = str(uuid4())
+    with faults.failing_inserts(database.admin_url, sqlstate, times=2):
+        call = create(service, stub, ("x-request-id", request_id))
+    assert trailing(call)["leadkeep-retries"] == "2"
+    assert [line["cause"] for line in lines_of(service, request_id, "storage retried")] == [sqlstate] * 2
+
+
+def test_lasting_fault_of_the_storage_is_not_retried(
+    service: RunningService, stub: Stub, database: TestDatabase
+) -> None:
+    request = pb.CreateLeadRequest(lead=somebody())
+    with faults.failing_inserts(database.admin_url, "22012", times=1):
+        failure = fails(lambda: stub.CreateLead(request, metadata=service.metadata(), timeout=10))
+    assert (failure.code, failure.trailing["leadkeep-retries"]) == (grpc.StatusCode.INTERNAL, "0")
+
+
+def test_storage_retries_are_metrics_by_cause(service: RunningService, stub: Stub, database: TestDatabase) -> None:
+    with faults.failing_inserts(database.admin_url, "40P01", times=1):
+        create(service, stub)
+    metrics = httpx.get(f"{service.http_url}/metrics").text
+    assert re.search(r'^leadkeep_storage_retries_total\{cause="40P01",rpc="CreateLead"\} [1-9]', metrics, re.MULTILINE)
+
+
+def test_hanging_up_does_not_cancel_the_work(service: RunningService, stub: Stub, database: TestDatabase) -> None:
+    request_id = str(uuid4())
+    request = pb.CreateLeadRequest(lead=somebody(name=faults.SLOW), request_id=request_id)
+    call = stub.CreateLead.future(request, metadata=[*service.metadata(), ("x-request-id", request_id)], timeout=10)
+    wait_until(lambda: being_inserted(database))
+    call.cancel()
+    (line,) = lines_of(service, request_id, "call")
+    assert line["code"] == "CANCELLED"
+    assert not stored(database, request_id)
+    wait_until(lambda: stored(database, request_id))
+
+
+def test_hanging_up_at_the_json_door_does_not_cancel_the_work(service: RunningService, database: TestDatabase) -> None:
+    request_id = str(uuid4())
+    lead = somebody(name=faults.SLOW)
+    body = json.dumps({sent.name: value for sent, value in lead.ListFields()})
+    host, port = service.http_address.rsplit(":", 1)
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            f"POST /api/leads/ HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {service.token()}\r\n"
+            f"content-type: application/json\r\nidempotency-key: {request_id}\r\n"
+            f"content-length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        wait_until(lambda: being_inserted(database))
+    wait_until(lambda: stored(database, request_id))
+
+
+def test_work_goes_on_after_the_deadline(service: RunningService, stub: Stub, database: TestDatabase) -> None:
+    request_id = str(uuid4())
+    request = pb.CreateLeadRequest(lead=somebody(name=faults.SLOW), request_id=request_id)
+    failure = fails(lambda: stub.CreateLead(request, metadata=service.metadata(), timeout=0.4))
+    assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_until(lambda: stored(database, request_id))
+
+
+def test_repeat_after_a_missed_deadline_answers_the_lead(
+    service: RunningService, stub: Stub, database: TestDatabase
+) -> None:
+    request = pb.CreateLeadRequest(lead=somebody(name=faults.SLOW), request_id=str(uuid4()))
+    fails(lambda: stub.CreateLead(request, metadata=service.metadata(), timeout=0.4))
+    repeated = stub.CreateLead(request, metadata=service.metadata(), timeout=10)
+    assert repeated.lead.nid == request.lead.nid
+    stored_as = faults.value_of(database.admin_url, f"SELECT id FROM lead WHERE request_id = '{request.request_id}'")
+    assert repeated.id == str(stored_as)
+
+
+def test_access_log_has_one_line_for_each_call(service: RunningService, stub: Stub) -> None:
+    request_id = str(uuid4())
+    create(service, stub, ("x-request-id", request_id))
+    (line,) = lines_of(service, request_id, "call")
+    assert isinstance(line.pop("milliseconds"), float)
+    assert str(line.pop("peer")).startswith("ipv4:127.0.0.1:")
+    assert line.pop("timestamp")
+    assert line == {
+        "event": "call",
+        "level": "info",
+        "rpc": "CreateLead",
+        "door": "grpc",
+        "code": "OK",
+        "reason": None,
+        "subject": "admin",
+        "retries": 0,
+        "request_id": request_id,
+    }
+
+
+def test_access_log_names_the_reason_of_a_failure(service: RunningService, stub: Stub) -> None:
+    request_id = str(uuid4())
+    metadata = [*service.metadata("agent"), ("x-request-id", request_id)]
+    fails(lambda: stub.GetLead(pb.GetLeadRequest(id=str(uuid4())), metadata=metadata, timeout=10))
+    (line,) = lines_of(service, request_id, "call")
+    assert (line["code"], line["reason"], line["subject"]) == ("NOT_FOUND", "LEAD_NOT_FOUND", "agent")
+
+
+def test_calls_at_both_doors_are_metrics(service: RunningService, stub: Stub) -> None:
+    create(service, stub)
+    httpx.get(f"{service.http_url}/api/leads")
+    metrics = httpx.get(f"{service.http_url}/metrics").text
+    assert 'leadkeep_calls_total{code="OK",door="grpc",rpc="CreateLead"}' in metrics
+    assert 'leadkeep_calls_total{code="UNAUTHENTICATED",door="http",rpc="ListLeads"}' in metrics
+
+
+# The chain without a service behind it
+
+
+class Leads:
+    """A servicer whose GetLead does what a test wants; no other method is called."""
+
+    def __init__(self, get_lead: Callable[[Call], Awaitable[Message]]) -> None:
+        self._get_lead = get_lead
+
+    async def GetLead(self, call: Call, _request: Message) -> Message:  # noqa: N802
+        return await self._get_lead(call)
+
+    def __getattr__(self, _name: str) -> object:
+        return self.GetLead
+
+
+async def anybody(_token: str) -> Caller:
+    return Caller("anybody", frozenset(Scope))
+
+
+def a_call(**fields: object) -> Call:
+    metadata = {"authorization": "Bearer anybody"}
+    known = {"rpc": "GetLead", "door": "grpc", "peer": "", "metadata": metadata, "deadline": time.monotonic() + 5}
+    return Call(**(known | fields))  # type: ignore[arg-type]
+
+
+def standard(work: Work | None = None, limit: int = 10) -> list[Interceptor]:
+    chain = interceptors.standard_chain(
+        verify=anybody,
+        metrics=Metrics(CollectorRegistry()),
+        max_concurrent_calls=limit,
+        work=work or Work(),
+        new_id=uuid4,
+    )
+    return list(chain)
+
+
+@asynccontextmanager
+async def served(leads: Leads, *options: tuple[str, object]) -> AsyncIterator[Stub]:
+    """The stub of a server in this loop."""
+    server = GrpcServer(chained(standard(), leads), address="127.0.0.1:0", tls=None)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
+        yield lead_service_pb2_grpc.LeadServiceStub(channel)
+    await server.stop(0)
+
+
+BEARER = (("authorization", "Bearer anybody"),)
+
+
+def test_order_of_the_chain() -> None:
+    names = [link.__qualname__.split(".")[0] for link in standard()]
+    assert names == [
+        "request_ids",
+        "access_log",
+        "errors",
+        "deadline",
+        "concurrency",
+        "authentication",
+        "masking",
+        "retry_log",
+    ]
+
+
+def test_first_interceptor_is_outermost() -> None:
+    order: list[str] = []
+
+    def noting(name: str) -> Interceptor:
+        async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+            order.append(name)
+            response = await proceed(call, request)
+            order.append(f"{name} after")
+            return response
+
+        return intercept
+
+    async def handler(_call: Call, request: Message) -> Message:
+        order.append("handler")
+        return request
+
+    asyncio.run(compose([noting("first"), noting("second")], handler)(a_call(), pb.GetLeadRequest()))
+    assert order == ["first", "second", "handler", "second after", "first after"]
+
+
+def test_every_method_of_the_contract_needs_a_scope() -> None:
+    assert interceptors.SCOPES.keys() == {method.name for method in SERVICE.methods}
+
+
+@pytest.mark.parametrize(("seconds", "margin"), [(10, 0.05), (1, 0.05), (0.5, 0.05), (0.2, 0.02), (0.01, 0.001)])
+def test_answer_is_due_before_the_callers_deadline(seconds: float, margin: float) -> None:
+    assert answer_by(seconds) - time.monotonic() == pytest.approx(seconds - margin, abs=0.02)
+
+
+def test_caller_without_a_deadline_does_not_wait_for_ever() -> None:
+    assert answer_by(None) - time.monotonic() == pytest.approx(30, abs=0.02)
+
+
+async def test_deadline_that_is_over_begins_nothing() -> None:
+    began = []
+
+    async def handler(call: Call, _request: Message) -> Message:
+        began.append(call)
+        return pb.GetLeadResponse()
+
+    with pytest.raises(CallFailedError) as failed:
+        await compose(standard(), handler)(a_call(deadline=time.monotonic()), pb.GetLeadRequest())
+    assert failed.value.reason == "DEADLINE_TOO_SHORT"
+    assert not began
+
+
+async def test_work_that_was_left_running_counts_against_the_bound() -> None:
+    work, finish = Work(), asyncio.Event()
+
+    async def handler(_call: Call, _request: Message) -> Message:
+        await finish.wait()
+        return pb.GetLeadResponse()
+
+    handle = compose(standard(work, limit=1), handler)
+    with pytest.raises(CallFailedError) as late:
+        await handle(a_call(deadline=time.monotonic() + 0.02), pb.GetLeadRequest())
+    with pytest.raises(CallFailedError) as refused:
+        await handle(a_call(), pb.GetLeadRequest())
+    assert (late.value.reason, refused.value.reason) == ("DEADLINE_TOO_SHORT", "QUEUE_FULL")
+    finish.set()
+    await work.finish(1)
+    assert await handle(a_call(), pb.GetLeadRequest()) == pb.GetLeadResponse()
+
+
+async def test_call_that_was_refused_gives_no_place_free() -> None:
+    finish = asyncio.Event()
+
+    async def handler(call: Call, request: Message) -> Message:
+        await finish.wait()
+        return request
+
+    handle = compose([interceptors.concurrency(1)], handler)
+    running = asyncio.create_task(handle(a_call(), pb.GetLeadRequest()))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        with pytest.raises(QueueFullError):
+            await handle(a_call(), pb.GetLeadRequest())
+    finish.set()
+    await running
+
+
+async def test_cancelled_caller_leaves_the_work_running() -> None:
+    work, finish, finished = Work(), asyncio.Event(), asyncio.Event()
+
+    async def handler(_call: Call, request: Message) -> Message:
+        await finish.wait()
+        finished.set()
+        return request
+
+    handle = compose(standard(work), handler)
+    caller = asyncio.create_task(handle(a_call(), pb.GetLeadRequest()))
+    await asyncio.sleep(0.01)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    finish.set()
+    await work.finish(1)
+    assert finished.is_set()
+
+
+async def test_text_of_an_unforeseen_error_goes_nowhere() -> None:
+    async def fail(_call: Call) -> Message:
+        raise ValueError("+8801712345678 of John")
+
+    with capture_logs() as logs:
+        async with served(Leads(fail)) as stub:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.GetLead(pb.GetLeadRequest(), metadata=BEARER, timeout=5)
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    everything = f"{caught.value.details()}{caught.value.trailing_metadata()}{logs}"
+    assert "8801712345678" not in everything
+    assert "John" not in everything
+    (line,) = [line for line in logs if line["event"] == "unexpected error"]
+    assert line["error"] == "ValueError"
+    assert line["incident_id"] in (caught.value.details() or "")
+    assert any("test_chain.py" in place for place in line["at"])
+
+
+async def test_error_of_the_domain_keeps_its_reason_through_the_chain() -> None:
+    async def fail(_call: Call) -> Message:
+        raise LeadNotFoundError
+
+    async with served(Leads(fail)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetLead(pb.GetLeadRequest(), metadata=BEARER, timeout=5)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_servicer_that_is_cancelled_from_within_still_gives_a_status() -> None:
+    async def fail(_call: Call) -> Message:
+        raise asyncio.CancelledError
+
+    async with served(Leads(fail)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetLead(pb.GetLeadRequest(), metadata=BEARER, timeout=5)
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+
+
+async def test_error_after_the_caller_has_gone_is_printed_by_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(_call: Call, _request: Message) -> Message:
+        await asyncio.sleep(0.03)
+        raise ValueError("+8801712345678")
+
+    work = Work()
+    with contextlib.suppress(CallFailedError), capture_logs() as logs:
+        await compose(standard(work), handler)(a_call(deadline=time.monotonic() + 0.01), pb.GetLeadRequest())
+    await work.finish(1)
+    assert "8801712345678" not in caplog.text + str(logs)
+
+
+async def test_client_with_the_recommended_policy_repeats_what_was_unavailable() -> None:
+    attempts: list[str] = []
+
+    async def fail_twice(call: Call) -> Message:
+        attempts.append(call.metadata.get("grpc-previous-rpc-attempts", "0"))
+        if len(attempts) < 3:
+            raise StorageUnavailableError
+        return pb.GetLeadResponse()
+
+    async with served(Leads(fail_twice), ("grpc.service_config", RETRY_POLICY)) as stub:
+        call = stub.GetLead(pb.GetLeadRequest(), metadata=BEARER, timeout=20)
+        await call
+        told = dict(await call.trailing_metadata())
+    assert attempts == ["0", "1", "2"]
+    assert told["leadkeep-retries"] == "2"
+
+
+async def test_client_with_the_recommended_policy_repeats_what_no_place_was_free_for() -> None:
+    attempts = 0
+
+    async def fail_once(_call: Call) -> Message:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 2:
+            raise QueueFullError
+        return pb.CreateLeadResponse()
+
+    async with served(Leads(fail_once), ("grpc.service_config", RETRY_POLICY)) as stub:
+        await stub.CreateLead(pb.CreateLeadRequest(), metadata=BEARER, timeout=20)
+    assert attempts == 2
+
+
+async def test_client_with_the_recommended_policy_repeats_no_refusal() -> None:
+    attempts = 0
+
+    async def fail(_call: Call) -> Message:
+        nonlocal attempts
+        attempts += 1
+        raise LeadNotFoundError
+
+    async with served(Leads(fail), ("grpc.service_config", RETRY_POLICY)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.GetLead(pb.GetLeadRequest(), metadata=BEARER, timeout=20)
+    assert attempts == 1
+
+
+def test_recommended_policy_names_the_contracts_methods() -> None:
+    names = [name for config in json.loads(RETRY_POLICY)["methodConfig"] for name in config["name"]]
+    assert {name["service"] for name in names} == {SERVICE.full_name}
+    assert {name["method"] for name in names if "method" in name} <= {method.name for method in SERVICE.methods}

@@ -1,0 +1,375 @@
+"""The doors as a load balancer, an operator and a stranger meet them: health, reflection, TLS, limits, start and stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.rpc.chain import SERVICE
+from service.rpc.server import LARGEST_METADATA, LARGEST_REQUEST, GrpcServer
+from tests.conftest import StartService
+from tests.harness import faults
+from tests.harness.answers import fails
+from tests.harness.leads import STORY, somebody
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.running_service import RunningService
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health_of(channel: grpc.Channel, service: str = "") -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    answer: health_pb2.HealthCheckResponse = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+    return answer.status
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.05)
+
+
+# Health
+
+
+async def test_health_says_not_serving_until_the_service_is_ready() -> None:
+    async def nothing(*_: object) -> pb.GetLeadResponse:
+        return pb.GetLeadResponse()
+
+    server = GrpcServer({method.name: nothing for method in SERVICE.methods}, address="127.0.0.1:0", tls=None)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        before = await stub.Check(health_pb2.HealthCheckRequest())
+        await server.set_serving(True)
+        after = await stub.Check(health_pb2.HealthCheckRequest())
+    await server.stop(0)
+    assert (before.status, after.status) == (NOT_SERVING, SERVING)
+
+
+def test_health_of_a_running_service_needs_no_token(service: RunningService) -> None:
+    with service.channel() as channel:
+        for name in ("", "leadkeep.v1.LeadService"):
+            assert health_of(channel, name) == SERVING
+    assert httpx.get(f"{service.http_url}/readyz").json() == {"ready": True, "reasons": []}
+    assert httpx.get(f"{service.http_url}/healthz").status_code == 200
+
+
+def test_health_of_an_unknown_service_is_not_found(service: RunningService) -> None:
+    with service.channel() as channel:
+        assert fails(lambda: health_of(channel, "nobody.v1.Nothing")).code == grpc.StatusCode.NOT_FOUND  # type: ignore[arg-type, return-value]
+
+
+def test_readiness_follows_the_database(tmp_path: Path) -> None:
+    with faults.own_postgres() as server:
+        running = RunningService(tmp_path / "leadkeep", database_url=server.fresh_database().serve_url).start()
+        readyz = f"{running.http_url}/readyz"
+        with running.channel() as channel:
+            assert (health_of(channel), httpx.get(readyz).status_code) == (SERVING, 200)
+            server.stop()
+            wait_until(lambda: health_of(channel) == NOT_SERVING)
+            away = httpx.get(readyz)
+            assert httpx.get(f"{running.http_url}/healthz").status_code == 200
+            server.postgres.start()
+            wait_until(lambda: health_of(channel, "leadkeep.v1.LeadService") == SERVING)
+            assert httpx.get(readyz).status_code == 200
+            created = running.stub(channel).CreateLead(
+                pb.CreateLeadRequest(lead=somebody()), metadata=running.metadata(), timeout=10
+            )
+        assert running.stop() == 0
+    assert away.status_code == 503
+    assert away.json() == {"ready": False, "reasons": ["the database cannot be reached or takes no writes"]}
+    assert created.state == pb.SAVE_STATE_SAVED
+
+
+# Reflection
+
+
+def buf_curl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    buf = Path(sys.executable).with_name("buf")
+    command = [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_reflection_lists_the_services_without_a_token(service: RunningService) -> None:
+    listed = buf_curl("--list-services", f"http://{service.grpc_address}")
+    assert {"leadkeep.v1.LeadService", "grpc.health.v1.Health"} <= set(listed.stdout.split()), listed.stderr
+
+
+def test_reflection_lists_the_methods(service: RunningService) -> None:
+    listed = buf_curl("--list-methods", f"http://{service.grpc_address}")
+    wanted = {f"{SERVICE.full_name}/{method.name}" for method in SERVICE.methods}
+    assert wanted <= set(listed.stdout.split()), listed.stderr
+
+
+def test_lead_is_created_through_reflection(service: RunningService) -> None:
+    url = f"http://{service.grpc_address}/leadkeep.v1.LeadService/CreateLead"
+    header = f"authorization: Bearer {service.token('chatbot')}"
+    called = buf_curl("-H", header, "-d", json.dumps({"lead": STORY}), url)
+    assert called.returncode == 0, called.stderr
+    answer = json.loads(called.stdout)
+    assert answer["id"]
+    assert answer["message"] == "Lead created successfully"
+
+
+@pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl is not installed; buf curl does the same above")
+def test_grpcurl_lists_and_calls(service: RunningService) -> None:
+    def grpcurl(*arguments: str) -> str:
+        command = ["grpcurl", "-plaintext", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    assert "leadkeep.v1.LeadService" in grpcurl(service.grpc_address, "list")
+    lead = {field.name: value for field, value in somebody().ListFields()}
+    header = f"authorization: Bearer {service.token('chatbot')}"
+    data = json.dumps({"lead": lead})
+    answer = grpcurl("-H", header, "-d", data, service.grpc_address, "leadkeep.v1.LeadService/CreateLead")
+    assert "Lead created successfully" in answer
+
+
+# TLS
+
+
+@dataclass(frozen=True)
+class Certificate:
+    certificate: Path
+    key: Path
+
+
+class Authority:
+    """A certificate authority of a test's own."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        basic = x509.BasicConstraints(ca=True, path_length=0)
+        own = self._builder(self._name, self._key.public_key()).add_extension(basic, critical=True)
+        self.path = folder / f"{name}.pem"
+        self.path.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
+
+    def issue(self, name: str) -> Certificate:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
+        signed = (
+            self._builder(subject, key.public_key())
+            .add_extension(names, critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        files = Certificate(self._folder / f"{name}-cert.pem", self._folder / f"{name}-key.pem")
+        files.certificate.write_bytes(signed.public_bytes(Encoding.PEM))
+        files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return files
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + timedelta(hours=1))
+        )
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"), "authority")
+
+
+@pytest.fixture(scope="module")
+def mutual_service(
+    authority: Authority, postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
+    """A service that asks for client certificates."""
+    own = authority.issue("server")
+    settings = {
+        "LEADKEEP_TLS_CERT": str(own.certificate),
+        "LEADKEEP_TLS_KEY": str(own.key),
+        "LEADKEEP_TLS_CLIENT_CA": str(authority.path),
+    }
+    folder = tmp_path_factory.mktemp("mutual") / "leadkeep"
+    running = RunningService(folder, database_url=postgres_server.fresh_database().serve_url, settings=settings)
+    running.start()
+    yield running
+    running.stop()
+
+
+def secure_channel(service: RunningService, authority: Authority, client: Certificate | None) -> grpc.Channel:
+    credentials = grpc.ssl_channel_credentials(
+        authority.path.read_bytes(),
+        client.key.read_bytes() if client else None,
+        client.certificate.read_bytes() if client else None,
+    )
+    return grpc.secure_channel(service.grpc_address, credentials)
+
+
+def tls_context(authority: Authority, client: Certificate | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=authority.path)
+    if client is not None:
+        context.load_cert_chain(client.certificate, client.key)
+    return context
+
+
+def test_tls_without_client_certificates_serves_both_doors(
+    authority: Authority, database: TestDatabase, start_service: StartService
+) -> None:
+    own = authority.issue("plain-server")
+    settings = {"LEADKEEP_TLS_CERT": str(own.certificate), "LEADKEEP_TLS_KEY": str(own.key)}
+    running = start_service(database_url=database.serve_url, settings=settings)
+    with secure_channel(running, authority, None) as channel:
+        answer = running.stub(channel).CreateLead(
+            pb.CreateLeadRequest(lead=somebody()), metadata=running.metadata(), timeout=10
+        )
+    assert answer.id
+    assert running.http_url.startswith("https://")
+    assert httpx.get(f"{running.http_url}/readyz", verify=tls_context(authority, None)).status_code == 200
+    with grpc.insecure_channel(running.grpc_address) as plain:
+        assert fails(lambda: health_of(plain)).code == grpc.StatusCode.UNAVAILABLE  # type: ignore[arg-type, return-value]
+
+
+def test_client_with_a_certificate_is_served_at_both_doors(
+    mutual_service: RunningService, authority: Authority
+) -> None:
+    client = authority.issue("client")
+    with secure_channel(mutual_service, authority, client) as channel:
+        assert health_of(channel) == SERVING
+    answer = httpx.get(f"{mutual_service.http_url}/readyz", verify=tls_context(authority, client))
+    assert answer.status_code == 200
+
+
+def test_client_without_a_certificate_is_refused_at_both_doors(
+    mutual_service: RunningService, authority: Authority
+) -> None:
+    with secure_channel(mutual_service, authority, None) as channel:
+        assert fails(lambda: health_of(channel)).code == grpc.StatusCode.UNAVAILABLE  # type: ignore[arg-type, return-value]
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{mutual_service.http_url}/readyz", verify=tls_context(authority, None))
+
+
+def test_client_with_a_strangers_certificate_is_refused_at_both_doors(
+    mutual_service: RunningService, authority: Authority, tmp_path: Path
+) -> None:
+    stranger = Authority(tmp_path, "stranger").issue("client")
+    with secure_channel(mutual_service, authority, stranger) as channel:
+        assert fails(lambda: health_of(channel)).code == grpc.StatusCode.UNAVAILABLE  # type: ignore[arg-type, return-value]
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{mutual_service.http_url}/readyz", verify=tls_context(authority, stranger))
+
+
+# Start and stop
+
+
+def refusal(service: RunningService) -> str:
+    """What a start that must fail says."""
+    assert service.process is not None
+    assert service.process.wait(timeout=60) == 1
+    assert "Traceback" not in service.log()
+    return service.log()
+
+
+@pytest.mark.parametrize("variable", ["LEADKEEP_GRPC_ADDRESS", "LEADKEEP_HTTP_ADDRESS"])
+def test_plaintext_beyond_loopback_is_refused(tmp_path: Path, variable: str) -> None:
+    running = RunningService(tmp_path / "leadkeep", settings={variable: "0.0.0.0:0"})
+    said = refusal(running.start(wait=False))
+    assert variable in said
+    assert "LEADKEEP_ALLOW_PLAINTEXT=1" in said
+
+
+@pytest.mark.parametrize("variable", ["LEADKEEP_GRPC_ADDRESS", "LEADKEEP_HTTP_ADDRESS"])
+def test_port_in_use_is_refused(database: TestDatabase, start_service: StartService, variable: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        running = start_service(database_url=database.serve_url, settings={variable: address}, wait=False)
+        said = refusal(running)
+    assert "another program has it" in said
+    assert variable in said
+
+
+def test_sigterm_lets_a_running_call_finish(database: TestDatabase, start_service: StartService) -> None:
+    faults.slow_inserts(database.admin_url, 1.5)
+    running = start_service(database_url=database.serve_url)
+    assert running.process is not None
+    seen: list[int] = []
+    with running.channel() as channel, running.channel() as other:
+        watch = health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+
+        def follow() -> None:
+            try:
+                seen.extend(answer.status for answer in watch)
+            except grpc.RpcError:
+                return
+
+        watching = threading.Thread(target=follow)
+        watching.start()
+        request = pb.CreateLeadRequest(lead=somebody(name=faults.SLOW), request_id=str(uuid4()))
+        call = running.stub(channel).CreateLead.future(request, metadata=running.metadata(), timeout=20)
+        wait_until(lambda: bool(faults.value_of(database.admin_url, SLEEPING)))
+        running.process.send_signal(signal.SIGTERM)
+        assert call.result().state == pb.SAVE_STATE_SAVED
+        finished = time.monotonic()
+        assert running.process.wait(timeout=30) == 0
+        took = time.monotonic() - finished
+        watching.join(timeout=10)
+    # Neither the watcher of the health, nor a channel that stays open, holds the stop up.
+    assert took < 3
+    assert (seen[0], seen[-1]) == (SERVING, NOT_SERVING)
+
+
+SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+
+
+# Limits
+
+
+def test_oversize_message_is_refused_and_the_connection_goes_on(service: RunningService) -> None:
+    with service.channel() as channel:
+        large = pb.CreateLeadRequest(lead=somebody(notes="n" * (LARGEST_REQUEST + 1)))
+        failure = fails(lambda: service.stub(channel).CreateLead(large, metadata=service.metadata(), timeout=10))
+        assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert health_of(channel) == SERVING
+
+
+def test_message_below_the_limit_hears_which_text_is_too_long(service: RunningService) -> None:
+    with service.channel() as channel:
+        large = pb.CreateLeadRequest(lead=somebody(notes="n" * (LARGEST_REQUEST - 10_000)))
+        failure = fails(lambda: service.stub(channel).CreateLead(large, metadata=service.metadata(), timeout=10))
+    assert failure.violations.keys() == {"lead.notes"}
+
+
+def test_oversize_metadata_is_refused(service: RunningService) -> None:
+    with service.channel() as channel:
+        metadata = [*service.metadata(), ("x-much", "m" * (LARGEST_METADATA + 1))]
+        request = pb.GetLeadRequest(id=str(uuid4()))
+        failure = fails(lambda: service.stub(channel).GetLead(request, metadata=metadata, timeout=10))
+        assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert health_of(channel) == SERVING

@@ -1,0 +1,458 @@
+"""Every error of the contract, provoked at both doors of a running service."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import ROLES
+from service.errors import Reason
+from service.rpc.local_key import LocalSigningKey
+from tests.harness import faults
+from tests.harness.answers import Failure, fails
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.running_service import RunningService
+
+
+@dataclass
+class Attempt:
+    """A call that must fail, as each door takes it."""
+
+    rpc: str
+    request: Message
+    http: tuple[str, str] | None
+    """Method and path; None for a call that the JSON door does not have."""
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    role: str = "admin"
+    token: str | None = None
+    """Instead of the role's; empty for none."""
+    seconds: float = 10
+
+
+class World:
+    """A running service, its database, and a client of each door."""
+
+    def __init__(self, service: RunningService, database: TestDatabase) -> None:
+        self.service, self.admin_url = service, database.admin_url
+        self.channel = service.channel()
+        self.stub = service.stub(self.channel)
+        self.http = httpx.Client(base_url=service.http_url, timeout=30)
+
+    def close(self) -> None:
+        self.channel.close()
+        self.http.close()
+
+    def lead(self, lead: pb.Lead | None = None, **request: str) -> pb.Lead:
+        wanted = pb.CreateLeadRequest(lead=lead or somebody(), **request)
+        answer: pb.CreateLeadResponse = self.stub.CreateLead(wanted, metadata=self.service.metadata(), timeout=10)
+        return answer.lead
+
+    def over_grpc(self, attempt: Attempt) -> Failure:
+        token = self._token(attempt)
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        method = getattr(self.stub, attempt.rpc)
+        return fails(lambda: method(attempt.request, metadata=metadata, timeout=attempt.seconds))
+
+    def raw(self, rpc: str, sent: bytes, *metadata: tuple[str, str]) -> Failure:
+        """A call with bytes of the test's own."""
+        method = self.channel.unary_unary(f"/leadkeep.v1.LeadService/{rpc}", None, None)
+        return fails(lambda: method(sent, metadata=metadata, timeout=10))
+
+    def over_http(self, attempt: Attempt) -> httpx.Response:
+        assert attempt.http is not None
+        token = self._token(attempt)
+        headers = {"request-timeout": str(attempt.seconds), **attempt.headers}
+        if token:
+            headers["authorization"] = f"Bearer {token}"
+        method, path = attempt.http
+        return self.http.request(method, path, json=attempt.body, headers=headers)
+
+    def _token(self, attempt: Attempt) -> str:
+        return self.service.token(attempt.role) if attempt.token is None else attempt.token
+
+
+def create(lead: pb.Lead, **more: Any) -> Attempt:
+    """CreateLead at both doors."""
+    sent = {name.name: value for name, value in lead.ListFields()}
+    request_id = more.pop("request_id", "")
+    headers = {"idempotency-key": request_id} if request_id else {}
+    request = pb.CreateLeadRequest(lead=lead, request_id=request_id)
+    return Attempt("CreateLead", request, ("POST", "/api/leads/"), body=sent, headers=headers, **more)
+
+
+def get(lead_id: str, **more: Any) -> Attempt:
+    """GetLead at both doors."""
+    return Attempt("GetLead", pb.GetLeadRequest(id=lead_id), ("GET", f"/api/leads/{lead_id}"), **more)
+
+
+def move(lead_id: str, status: pb.LeadStatus, version: int = 0, **more: Any) -> Attempt:
+    """UpdateStatus at both doors."""
+    return Attempt(
+        "UpdateStatus",
+        pb.UpdateStatusRequest(id=lead_id, status=status, expected_version=version),
+        ("POST", f"/api/leads/{lead_id}/status"),
+        body={"status": pb.LeadStatus.Name(status), "expected_version": version},
+        **more,
+    )
+
+
+@contextmanager
+def lead_invalid(world: World) -> Iterator[Attempt]:
+    yield create(pb.Lead(name="N", phone="12", email="no address"))
+
+
+@contextmanager
+def duplicate_phone(world: World) -> Iterator[Attempt]:
+    yield create(somebody(phone=world.lead().phone))
+
+
+@contextmanager
+def duplicate_nid(world: World) -> Iterator[Attempt]:
+    yield create(somebody(nid=world.lead().nid))
+
+
+@contextmanager
+def request_id_reused(world: World) -> Iterator[Attempt]:
+    request_id = str(uuid4())
+    world.lead(request_id=request_id)
+    yield create(somebody(), request_id=request_id)
+
+
+@contextmanager
+def lead_not_found(world: World) -> Iterator[Attempt]:
+    yield get(str(uuid4()))
+
+
+@contextmanager
+def conversation_not_found(world: World) -> Iterator[Attempt]:
+    request = pb.GetLeadByConversationRequest(conversation_id="nobody-spoke-here")
+    yield Attempt("GetLeadByConversation", request, ("GET", "/api/conversations/nobody-spoke-here/lead"))
+
+
+@contextmanager
+def version_mismatch(world: World) -> Iterator[Attempt]:
+    yield move(world.lead().id, pb.LEAD_STATUS_CONTACTED, version=7)
+
+
+@contextmanager
+def status_transition(world: World) -> Iterator[Attempt]:
+    lead = world.lead()
+    world.stub.UpdateStatus(
+        pb.UpdateStatusRequest(id=lead.id, status=pb.LEAD_STATUS_CONTACTED), metadata=world.service.metadata()
+    )
+    yield move(lead.id, pb.LEAD_STATUS_NEW)
+
+
+@contextmanager
+def token_missing(world: World) -> Iterator[Attempt]:
+    yield get(str(uuid4()), token="")
+
+
+@contextmanager
+def token_invalid(world: World) -> Iterator[Attempt]:
+    yield get(str(uuid4()), token="not.a.token")
+
+
+@contextmanager
+def token_expired(world: World) -> Iterator[Attempt]:
+    key = LocalSigningKey.load(world.service.data_dir / "signing-key.pem")
+    old = key.issue("admin", ROLES["admin"], timedelta(hours=1), now=time.time() - 7200)
+    yield get(str(uuid4()), token=old)
+
+
+@contextmanager
+def scope_missing(world: World) -> Iterator[Attempt]:
+    yield move(str(uuid4()), pb.LEAD_STATUS_CONTACTED, role="chatbot")
+
+
+@contextmanager
+def page_token_invalid(world: World) -> Iterator[Attempt]:
+    yield Attempt("ListLeads", pb.ListLeadsRequest(page_token="AAAA"), ("GET", "/api/leads?page_token=AAAA"))
+
+
+@contextmanager
+def queue_full(world: World) -> Iterator[Attempt]:
+    lead = world.lead()
+    moved = pb.UpdateStatusRequest(id=lead.id, status=pb.LEAD_STATUS_CONTACTED)
+    with faults.locked_lead(world.admin_url, lead.id):
+        blocked = world.stub.UpdateStatus.future(moved, metadata=world.service.metadata(), timeout=20)
+        _wait_until(lambda: _waits_for_a_lock(world.admin_url))
+        yield get(lead.id)
+    blocked.result()
+
+
+@contextmanager
+def deadline_too_short(world: World) -> Iterator[Attempt]:
+    faults.slow_inserts(world.admin_url, 1.2)
+    yield create(somebody(name=faults.SLOW), seconds=0.8)
+
+
+@contextmanager
+def field_unreadable(world: World) -> Iterator[Attempt]:
+    one, other = world.lead(), world.lead()
+    taken = f"(SELECT phone FROM lead WHERE id = '{other.id}')"
+    faults.execute(world.admin_url, f"UPDATE lead SET phone = {taken} WHERE id = '{one.id}'")
+    yield get(one.id)
+
+
+@contextmanager
+def not_implemented(world: World) -> Iterator[Attempt]:
+    yield Attempt("EraseLead", pb.EraseLeadRequest(id=str(uuid4())), None)
+
+
+@contextmanager
+def internal(world: World) -> Iterator[Attempt]:
+    lead = world.lead()
+    faults.execute(world.admin_url, "REVOKE INSERT ON status_change FROM leadkeep_app")
+    yield move(lead.id, pb.LEAD_STATUS_CONTACTED)
+    faults.execute(world.admin_url, "GRANT INSERT ON status_change TO leadkeep_app")
+
+
+@contextmanager
+def storage_unavailable(world: World) -> Iterator[Attempt]:
+    yield get(str(uuid4()), seconds=0.8)
+
+
+@contextmanager
+def keys_unavailable(world: World) -> Iterator[Attempt]:
+    yield get(str(uuid4()))
+
+
+@dataclass(frozen=True)
+class Row:
+    provoke: Callable[[World], AbstractContextManager[Attempt]]
+    code: grpc.StatusCode
+    http: int
+    metadata: frozenset[str] = frozenset()
+    """The names of ErrorInfo's metadata."""
+    retry: bool = False
+    world: str = "world"
+    """The fixture of the service that can fail like this."""
+
+
+TABLE = {
+    Reason.LEAD_INVALID: Row(lead_invalid, grpc.StatusCode.INVALID_ARGUMENT, 400),
+    Reason.DUPLICATE_PHONE: Row(
+        duplicate_phone, grpc.StatusCode.ALREADY_EXISTS, 409, frozenset({"fields", "lead_id", "phone_lead_id"})
+    ),
+    Reason.DUPLICATE_NID: Row(
+        duplicate_nid, grpc.StatusCode.ALREADY_EXISTS, 409, frozenset({"fields", "lead_id", "nid_lead_id"})
+    ),
+    Reason.REQUEST_ID_REUSED: Row(request_id_reused, grpc.StatusCode.ALREADY_EXISTS, 409),
+    Reason.LEAD_NOT_FOUND: Row(lead_not_found, grpc.StatusCode.NOT_FOUND, 404),
+    Reason.CONVERSATION_NOT_FOUND: Row(conversation_not_found, grpc.StatusCode.NOT_FOUND, 404),
+    Reason.VERSION_MISMATCH: Row(version_mismatch, grpc.StatusCode.ABORTED, 409, frozenset({"current_version"})),
+    Reason.STATUS_TRANSITION: Row(
+        status_transition, grpc.StatusCode.FAILED_PRECONDITION, 400, frozenset({"from", "to"})
+    ),
+    Reason.TOKEN_MISSING: Row(token_missing, grpc.StatusCode.UNAUTHENTICATED, 401),
+    Reason.TOKEN_INVALID: Row(token_invalid, grpc.StatusCode.UNAUTHENTICATED, 401),
+    Reason.TOKEN_EXPIRED: Row(token_expired, grpc.StatusCode.UNAUTHENTICATED, 401),
+    Reason.SCOPE_MISSING: Row(scope_missing, grpc.StatusCode.PERMISSION_DENIED, 403, frozenset({"scope"})),
+    Reason.PAGE_TOKEN_INVALID: Row(page_token_invalid, grpc.StatusCode.INVALID_ARGUMENT, 400),
+    Reason.QUEUE_FULL: Row(queue_full, grpc.StatusCode.RESOURCE_EXHAUSTED, 429, retry=True, world="world_of_one_call"),
+    Reason.DEADLINE_TOO_SHORT: Row(deadline_too_short, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
+    Reason.STORAGE_UNAVAILABLE: Row(
+        storage_unavailable, grpc.StatusCode.UNAVAILABLE, 503, retry=True, world="world_without_database"
+    ),
+    Reason.KEYS_UNAVAILABLE: Row(
+        keys_unavailable, grpc.StatusCode.UNAVAILABLE, 503, retry=True, world="world_without_issuer"
+    ),
+    Reason.FIELD_UNREADABLE: Row(field_unreadable, grpc.StatusCode.DATA_LOSS, 500, frozenset({"fields"})),
+    Reason.NOT_IMPLEMENTED: Row(not_implemented, grpc.StatusCode.UNIMPLEMENTED, 501),
+    Reason.INTERNAL: Row(internal, grpc.StatusCode.INTERNAL, 500, frozenset({"incident_id"})),
+}
+
+NOT_IN_TABLE: dict[Reason, str] = {}
+"""Reasons that no call can answer in this release, each with why."""
+
+GRPC_ONLY = {Reason.NOT_IMPLEMENTED: "EraseLead has no path at the JSON door"}
+
+VALUES = {
+    Reason.DUPLICATE_PHONE: {"fields": "phone"},
+    Reason.DUPLICATE_NID: {"fields": "nid"},
+    Reason.VERSION_MISMATCH: {"current_version": "1"},
+    Reason.STATUS_TRANSITION: {"from": "contacted", "to": "new"},
+    Reason.SCOPE_MISSING: {"scope": "leads:update"},
+    Reason.FIELD_UNREADABLE: {"fields": "phone"},
+}
+"""Metadata whose values are the same each time."""
+
+
+def _running(folder_of: pytest.TempPathFactory, database: TestDatabase, **settings: str) -> Iterator[World]:
+    service = RunningService(folder_of.mktemp("table") / "leadkeep", database_url=database.serve_url, settings=settings)
+    service.start()
+    world = World(service, database)
+    yield world
+    world.close()
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def world(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    yield from _running(tmp_path_factory, postgres_server.fresh_database())
+
+
+@pytest.fixture(scope="module")
+def world_of_one_call(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    yield from _running(tmp_path_factory, postgres_server.fresh_database(), LEADKEEP_MAX_CONCURRENT_CALLS="1")
+
+
+@pytest.fixture(scope="module")
+def world_without_issuer(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    yield from _running(
+        tmp_path_factory,
+        postgres_server.fresh_database(),
+        LEADKEEP_AUTH_JWKS="http://127.0.0.1:9/jwks",
+        LEADKEEP_AUTH_ISSUER="https://issuer.example/",
+        LEADKEEP_AUTH_AUDIENCE="leadkeep",
+    )
+
+
+@pytest.fixture(scope="module")
+def world_without_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with faults.own_postgres() as server:
+        worlds = _running(tmp_path_factory, server.fresh_database())
+        world = next(worlds)
+        server.stop()
+        yield world
+        next(worlds, None)
+
+
+@pytest.mark.parametrize("reason", TABLE)
+def test_grpc_answers_status_and_reason(reason: Reason, request: pytest.FixtureRequest) -> None:
+    row = TABLE[reason]
+    world: World = request.getfixturevalue(row.world)
+    with row.provoke(world) as attempt:
+        failure = world.over_grpc(attempt)
+    assert (failure.code, failure.reason, failure.domain) == (row.code, reason.value, "leadkeep.v1")
+    assert failure.metadata.keys() == row.metadata
+    assert VALUES.get(reason, {}).items() <= failure.metadata.items()
+    assert (failure.retry_after is not None) == row.retry
+    assert failure.text
+    assert failure.trailing["x-request-id"]
+
+
+@pytest.mark.parametrize("reason", [reason for reason in TABLE if reason not in GRPC_ONLY])
+def test_json_door_answers_the_same_as_a_problem(reason: Reason, request: pytest.FixtureRequest) -> None:
+    row = TABLE[reason]
+    world: World = request.getfixturevalue(row.world)
+    with row.provoke(world) as attempt:
+        response = world.over_http(attempt)
+    problem = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (response.status_code, problem["status"], problem["reason"]) == (row.http, row.http, reason.value)
+    assert problem["type"] == f"urn:leadkeep:problem:{reason.value}"
+    assert problem["detail"]
+    assert problem.get("metadata", {}).keys() == row.metadata
+    assert VALUES.get(reason, {}).items() <= problem.get("metadata", {}).items()
+    assert ("retry-after" in response.headers) == row.retry
+    assert problem["request_id"] == response.headers["x-request-id"]
+
+
+def test_every_reason_is_in_the_table() -> None:
+    assert TABLE.keys() | NOT_IN_TABLE.keys() == set(Reason)
+    assert not TABLE.keys() & NOT_IN_TABLE.keys()
+
+
+def test_all_violations_are_named_at_once(world: World) -> None:
+    with lead_invalid(world) as attempt:
+        failure = world.over_grpc(attempt)
+        problem = world.over_http(attempt).json()
+    fields = {"lead.phone", "lead.nid", "lead.address", "lead.interested_policy", "lead.email"}
+    assert failure.violations.keys() == fields
+    assert {violation["field"] for violation in problem["violations"]} == fields
+
+
+def test_phones_reason_comes_first_when_both_met_a_lead(world: World) -> None:
+    lead = world.lead()
+    failure = world.over_grpc(create(somebody(phone=lead.phone, nid=lead.nid)))
+    assert (failure.reason, failure.metadata["fields"]) == (Reason.DUPLICATE_PHONE, "phone,nid")
+
+
+def test_duplicate_does_not_tell_the_lead_to_who_may_not_read_it(world: World) -> None:
+    failure = world.over_grpc(create(somebody(phone=world.lead().phone), role="chatbot"))
+    assert failure.reason == Reason.DUPLICATE_PHONE
+    assert failure.metadata == {"fields": "phone"}
+
+
+def test_incident_tells_its_id_and_nothing_of_its_cause(world: World) -> None:
+    with internal(world) as attempt:
+        failure = world.over_grpc(attempt)
+    incident_id = failure.metadata["incident_id"]
+    assert UUID(incident_id)
+    assert failure.text == f"an unexpected error; tell the operator this incident id: {incident_id}"
+    assert re.search(rf'"incident_id": "{incident_id}".*"cause": "42501"', world.service.log())
+
+
+def test_full_view_without_the_scope_names_the_scope(world: World) -> None:
+    lead = world.lead()
+    request = pb.GetLeadRequest(id=lead.id, view=pb.LEAD_VIEW_FULL)
+    failure = world.over_grpc(Attempt("GetLead", request, None, role="agent"))
+    assert (failure.reason, failure.metadata) == (Reason.SCOPE_MISSING, {"scope": "leads:unmask"})
+
+
+def test_page_token_of_another_filter_is_refused(world: World) -> None:
+    for _ in range(2):
+        world.lead()
+    page = world.stub.ListLeads(pb.ListLeadsRequest(page_size=1), metadata=world.service.metadata(), timeout=10)
+    other = pb.ListLeadsRequest(page_size=1, page_token=page.next_page_token, assignee="somebody")
+    assert world.over_grpc(Attempt("ListLeads", other, None)).reason == Reason.PAGE_TOKEN_INVALID
+
+
+def test_list_goes_on_past_a_field_that_cannot_be_opened(world: World) -> None:
+    with field_unreadable(world) as attempt:
+        broken = attempt.request.id  # type: ignore[attr-defined] # a GetLeadRequest
+    page = world.stub.ListLeads(pb.ListLeadsRequest(page_size=2), metadata=world.service.metadata(), timeout=10)
+    flagged = {lead.id: list(lead.unreadable_fields) for lead in page.leads}
+    assert len(flagged) == 2
+    assert flagged[broken] == ["phone"]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        pytest.param(b"\x0a\x04\x12\x02\xff\xfe", id="text that is no UTF-8"),
+        pytest.param(b"\x0a\x7f\x00", id="truncated message"),
+        pytest.param(b"\xff\xff\xff\xff", id="no protobuf at all"),
+    ],
+)
+def test_undecodable_request_is_invalid(world: World, damaged: bytes) -> None:
+    failure = world.raw("CreateLead", damaged, *world.service.metadata())
+    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.LEAD_INVALID)
+    assert failure.violations.keys() == {"request"}
+
+
+def test_undecodable_request_of_a_stranger_is_not_looked_at(world: World) -> None:
+    assert world.raw("CreateLead", b"\xff").reason == Reason.TOKEN_MISSING
+
+
+def test_unknown_method_is_unimplemented(world: World) -> None:
+    assert world.raw("Nothing", b"").code == grpc.StatusCode.UNIMPLEMENTED
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
+
+
+def _waits_for_a_lock(admin_url: str) -> bool:
+    # Between two attempts nobody waits; then the next look sees it.
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(faults.value_of(admin_url, waiting))

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from grpc import StatusCode
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import Scope
+from service.rpc.chain import SERVICE
+from service.rpc.masking import MASKS, mask_email, mask_message, mask_nid, mask_phone, sensitive_fields
+from service.validation import MASK
+from tests.harness.leads import somebody
+from tests.rpc.calls import Client, refused
+from tests.rpc.conftest import Connect
+
+CANARY = "clear-canary"
+
+
+class TestMasks:
+    @pytest.mark.parametrize(
+        ("phone", "masked"),
+        [
+            ("+8801712345678", "+880•••78"),
+            ("+1234567890", "+1•••90"),
+            ("+4915112345678", "+49•••78"),
+            ("+1234567", "+1•••67"),
+            ("+8801234", "•••"),
+        ],
+    )
+    def test_a_phone_keeps_country_code_and_last_two_digits(self, phone: str, masked: str) -> None:
+        assert mask_phone(phone) == masked
+
+    def test_a_phone_of_no_known_country_keeps_its_last_two_digits(self) -> None:
+        assert mask_phone("+99912345678") == "+•••78"
+
+    @pytest.mark.parametrize(("nid", "masked"), [("123456789", "•••89"), ("123456", "•••56"), ("12345", "•••")])
+    def test_an_nid_keeps_its_last_two_characters(self, nid: str, masked: str) -> None:
+        assert mask_nid(nid) == masked
+
+    @pytest.mark.parametrize(
+        ("email", "masked"),
+        [("john@example.com", "j•••@example.com"), ("jo@example.com", "j•••@example.com"), ("j@example.com", "•••")],
+    )
+    def test_an_email_keeps_first_letter_and_domain(self, email: str, masked: str) -> None:
+        assert mask_email(email) == masked
+
+    @pytest.mark.parametrize("length", range(7, 16))
+    def test_a_masked_phone_hides_four_digits_at_least_and_never_its_length(self, length: int) -> None:
+        masked = mask_phone("+880" + "1" * (length - 3))
+
+        assert masked in (MASK, "+880•••11")
+        assert (masked == MASK) == (length - 3 - 2 < 4)
+
+    def test_equal_ends_give_equal_masks_whatever_the_length(self) -> None:
+        assert mask_nid("123456") == mask_nid("9" * 30 + "56")
+
+    @pytest.mark.parametrize("value", ["", "+", "x", "+1", "@", "a@", "ab@", "☃☃☃☃☃☃☃"])
+    @pytest.mark.parametrize("mask", MASKS.values())
+    def test_every_mask_contains_the_sign_whatever_the_value(self, mask: Callable[[str], str], value: str) -> None:
+        assert MASK in mask(value)
+
+
+def all_messages() -> list[Descriptor]:
+    return list(pb.DESCRIPTOR.message_types_by_name.values())
+
+
+def filled(descriptor: Descriptor, text: str) -> Message:
+    """A message whose every text, at any depth, is `text`; lists hold two."""
+    message = message_factory.GetMessageClass(descriptor)()
+    for field in descriptor.fields:
+        if field.type == FieldDescriptor.TYPE_STRING:
+            if field.is_repeated:
+                getattr(message, field.name).extend([text, text])
+            else:
+                setattr(message, field.name, text)
+        elif field.message_type is not None and field.message_type.file is pb.DESCRIPTOR:
+            if field.is_repeated:
+                getattr(message, field.name).extend([filled(field.message_type, text) for _ in range(2)])
+            else:
+                getattr(message, field.name).CopyFrom(filled(field.message_type, text))
+    return message
+
+
+def texts(message: Message, *, sensitive: bool) -> Iterator[str]:
+    """The sensitive, or the other, texts in a message and in those inside it."""
+    for field, value in message.ListFields():
+        values = list(value) if field.is_repeated else [value]
+        for item in values:
+            if isinstance(item, Message):
+                yield from texts(item, sensitive=sensitive)
+            elif isinstance(item, str) and field.GetOptions().debug_redact == sensitive:
+                yield item
+
+
+class TestMessages:
+    @pytest.mark.parametrize("descriptor", all_messages(), ids=lambda descriptor: descriptor.name)
+    def test_every_sensitive_field_at_any_depth_is_masked_and_no_other(self, descriptor: Descriptor) -> None:
+        message = filled(descriptor, CANARY)
+
+        mask_message(message)
+
+        assert all(CANARY not in text and MASK in text for text in texts(message, sensitive=True))
+        assert all(text == CANARY for text in texts(message, sensitive=False))
+
+    def test_the_contract_has_messages_in_which_there_is_something_to_mask(self) -> None:
+        sensitive = {d.name for d in all_messages() if list(texts(filled(d, CANARY), sensitive=True))}
+
+        assert {"Lead", "GetLeadResponse", "ListLeadsResponse", "ListResubmissionsResponse"} <= sensitive
+
+    def test_a_field_that_is_not_set_stays_unset(self) -> None:
+        lead = pb.Lead(name="Ada", phone="+8801712345678")
+
+        mask_message(lead)
+
+        assert lead == pb.Lead(name="Ada", phone="+880•••78", masked=True)
+
+    def test_the_storys_sensitive_fields_are_the_contracts(self) -> None:
+        assert set(sensitive_fields(pb.Lead)) == {"phone", "nid", "address", "email", "notes"}
+
+
+def known_person() -> pb.Lead:
+    """Somebody whose every sensitive value can be recognised in any text."""
+    person = somebody()
+    person.address = f"Address canary {uuid4()}"
+    person.notes = f"Notes canary {uuid4()}"
+    person.email = f"canary-{uuid4()}@example.com"
+    person.conversation_id = f"talk-{uuid4()}"
+    return person
+
+
+def clear_values(person: pb.Lead) -> list[str]:
+    return [getattr(person, name).lstrip("+") for name in sensitive_fields(pb.Lead)]
+
+
+def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
+    """A request of each rpc that shows as much as it can of a known person's lead."""
+    match rpc:
+        case "CreateLead":
+            return pb.CreateLeadRequest(lead=known_person())
+        case "GetLead":
+            return pb.GetLeadRequest(id=lead_id)
+        case "UpdateStatus":
+            return pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONTACTED)
+        case "UpdateLead":
+            return pb.UpdateLeadRequest(lead=pb.Lead(id=lead_id, name=f"Name {uuid4()}"))
+        case "GetLeadByConversation":
+            return pb.GetLeadByConversationRequest(conversation_id=person.conversation_id)
+        case "ListLeads":
+            return pb.ListLeadsRequest(conversation_id=person.conversation_id)
+        case "ListStatusChanges":
+            return pb.ListStatusChangesRequest(lead_id=lead_id)
+        case "ListAssignments":
+            return pb.ListAssignmentsRequest(lead_id=lead_id)
+        case "ListResubmissions":
+            return pb.ListResubmissionsRequest(lead_id=lead_id)
+        case "AssignLead":
+            return pb.AssignLeadRequest(id=lead_id, assignee=f"Sam {uuid4()}")
+        case "EraseLead":
+            return pb.EraseLeadRequest(id=lead_id)
+        case _:
+            raise AssertionError(f"{rpc} is new: say here which request of it shows most of a lead")
+
+
+RPCS = [method.name for method in SERVICE.methods]
+SHOWING = [method.name for method in SERVICE.methods if list(texts(filled(method.output_type, CANARY), sensitive=True))]
+WITH_VIEW = [method.name for method in SERVICE.methods if "view" in method.input_type.fields_by_name]
+
+
+@pytest.fixture(scope="module")
+def person() -> pb.Lead:
+    return known_person()
+
+
+@pytest.fixture(scope="module")
+def lead_id(admin: Client, person: pb.Lead) -> str:
+    """The known person's lead, with one resubmission."""
+    lead_id = admin.create(person).id
+    with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+        admin.create(person)
+    return lead_id
+
+
+def answered(client: Client, rpc: str, request: Message) -> str:
+    """Everything that a call tells its caller, its refusal included."""
+    try:
+        response: Message = client.call(rpc, request)
+    except grpc.RpcError as error:
+        return f"{error} {error.trailing_metadata()}"
+    return f"{response} {response.SerializeToString()!r}"
+
+
+class TestRpcs:
+    @pytest.mark.parametrize("rpc", RPCS)
+    def test_a_masked_caller_never_gets_a_clear_value(
+        self, connect: Connect, person: pb.Lead, lead_id: str, rpc: str
+    ) -> None:
+        masked = connect(subject="all-but-unmask", scopes=set(Scope) - {Scope.UNMASK})
+        request = requests_for(rpc, lead_id, person)
+        clear = clear_values(request.lead if isinstance(request, pb.CreateLeadRequest) else person)
+
+        told = answered(masked, rpc, request)
+
+        assert not [value for value in clear if value in told]
+
+    @pytest.mark.parametrize("rpc", SHOWING)
+    def test_the_same_request_shows_them_to_who_may_unmask(
+        self, admin: Client, person: pb.Lead, lead_id: str, rpc: str
+    ) -> None:
+        request = requests_for(rpc, lead_id, person)
+        clear = clear_values(request.lead if isinstance(request, pb.CreateLeadRequest) else person)
+
+        told = answered(admin, rpc, request)
+
+        assert all(value in told for value in clear)
+
+    @pytest.mark.parametrize("rpc", WITH_VIEW)
+    def test_a_masked_view_is_masked_for_everybody(
+        self, admin: Client, person: pb.Lead, lead_id: str, rpc: str
+    ) -> None:
+        request = requests_for(rpc, lead_id, person)
+        request.view = pb.LEAD_VIEW_MASKED  # type: ignore[attr-defined]
+
+        told = answered(admin, rpc, request)
+
+        assert MASK in told
+        assert not [value for value in clear_values(person) if value in told]
+
+    @pytest.mark.parametrize("rpc", WITH_VIEW)
+    def test_a_full_view_is_refused_without_the_scope(
+        self, connect: Connect, person: pb.Lead, lead_id: str, rpc: str
+    ) -> None:
+        masked = connect(subject="all-but-unmask", scopes=set(Scope) - {Scope.UNMASK})
+        request = requests_for(rpc, lead_id, person)
+        request.view = pb.LEAD_VIEW_FULL  # type: ignore[attr-defined]
+
+        with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING") as refusal:
+            masked.call(rpc, request)
+
+        assert refusal.metadata == {"scope": "leads:unmask"}
+
+    @pytest.mark.parametrize("rpc", WITH_VIEW)
+    def test_a_full_view_is_given_with_the_scope(self, admin: Client, person: pb.Lead, lead_id: str, rpc: str) -> None:
+        request = requests_for(rpc, lead_id, person)
+        request.view = pb.LEAD_VIEW_FULL  # type: ignore[attr-defined]
+
+        assert person.address in answered(admin, rpc, request)
+
+    def test_a_lead_says_whether_it_is_masked(self, admin: Client, agent: Client, lead_id: str) -> None:
+        assert agent.get(lead_id).masked
+        assert not admin.get(lead_id).masked
+        assert admin.get(lead_id, view=pb.LEAD_VIEW_MASKED).masked
+
+    def test_fields_that_were_not_given_stay_unset_in_a_masked_view(self, chatbot: Client) -> None:
+        sent = somebody()
+        sent.ClearField("email")
+        sent.ClearField("notes")
+
+        lead = chatbot.create(sent).lead
+
+        assert lead.masked
+        assert (lead.email, lead.notes) == ("", "")
+
+    def test_name_and_policy_are_shown(self, agent: Client, admin: Client) -> None:
+        lead = agent.get(admin.create(somebody(name="Ada", interested_policy="Term")).id)
+
+        assert (lead.name, lead.interested_policy) == ("Ada", "Term")

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import base64
+import hmac
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import PageTokenInvalidError
+from service.page_token import make_page_token, read_page_token
+
+LEAD = UUID("01a20a63-8ee1-744a-afa5-abde66ecd311")
+MOMENT = datetime(2026, 1, 31, 9, 30, 0, 123_456, tzinfo=UTC)
+
+
+def sign(payload: bytes) -> bytes:
+    return hmac.digest(b"key", payload, "sha256")
+
+
+def sign_otherwise(payload: bytes) -> bytes:
+    return hmac.digest(b"another key", payload, "sha256")
+
+
+def token(moment: datetime = MOMENT, lead_id: UUID = LEAD) -> str:
+    return make_page_token(moment, lead_id, list_identity="filter", sign=sign)
+
+
+@given(
+    moment=st.datetimes(timezones=st.just(UTC)),
+    number=st.integers(min_value=0, max_value=2**128 - 1),
+)
+def test_a_token_keeps_its_place_to_the_microsecond(moment: datetime, number: int) -> None:
+    place = (moment, UUID(int=number))
+
+    assert read_page_token(token(*place), list_identity="filter", sign=sign) == place
+
+
+def test_one_moment_in_two_zones_is_one_place() -> None:
+    elsewhere = MOMENT.astimezone(timezone(timedelta(hours=6)))
+
+    assert token(elsewhere) == token(MOMENT)
+
+
+def test_the_moment_that_is_read_knows_its_zone() -> None:
+    moment, _ = read_page_token(token(), list_identity="filter", sign=sign)
+
+    assert moment.utcoffset() == timedelta(0)
+
+
+def test_a_token_needs_no_escaping_in_a_url() -> None:
+    for _ in range(50):
+        assert set(token(lead_id=uuid4())) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def test_a_token_of_another_list_is_refused() -> None:
+    with pytest.raises(PageTokenInvalidError):
+        read_page_token(token(), list_identity="another filter", sign=sign)
+
+
+def test_a_token_of_another_key_is_refused() -> None:
+    with pytest.raises(PageTokenInvalidError):
+        read_page_token(token(), list_identity="filter", sign=sign_otherwise)
+
+
+def test_a_token_with_any_bit_changed_is_refused() -> None:
+    raw = base64.urlsafe_b64decode(token() + "==")
+    for at in range(len(raw)):
+        changed = bytearray(raw)
+        changed[at] ^= 1
+        with pytest.raises(PageTokenInvalidError):
+            read_page_token(base64.urlsafe_b64encode(changed).decode(), list_identity="filter", sign=sign)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 20, 53])
+def test_a_shortened_token_is_refused(cut: int) -> None:
+    with pytest.raises(PageTokenInvalidError):
+        read_page_token(token()[:-cut], list_identity="filter", sign=sign)
+
+
+@pytest.mark.parametrize("nonsense", ["", "x", "====", "☃", "\x00", "a b", "A" * 54, "A" * 10_000])
+def test_what_is_no_token_is_refused(nonsense: str) -> None:
+    with pytest.raises(PageTokenInvalidError):
+        read_page_token(nonsense, list_identity="filter", sign=sign)
+
+
+@given(st.text())
+def test_no_text_raises_anything_else(text: str) -> None:
+    with pytest.raises(PageTokenInvalidError):
+        read_page_token(text, list_identity="filter", sign=sign)
