@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
 from tests.harness.processes import remove_embedded_database
 from tests.harness.running_service import RunningService
 
@@ -15,17 +15,12 @@ StartService = Callable[..., RunningService]
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
+def postgres_server() -> Iterator[TestServer]:
     """The run's PostgreSQL."""
-    base = tmp_path_factory.mktemp("postgres")
-    # PostgreSQL runs as another user when the tests run as root; pytest's own folders are closed to others.
-    for folder in (base, *list(base.parents)[:2]):
-        if folder.name.startswith("pytest-"):
-            folder.chmod(0o711)
-    base.chmod(0o711)
-    server = TestServer(base / "data")
-    yield server
-    server.stop()
+    with folder_for_postgres() as folder:
+        server = TestServer(folder / "data")
+        yield server
+        server.stop()
 
 
 @pytest.fixture

@@ -158,11 +158,9 @@ class TestRpcs:
     @pytest.mark.parametrize("rpc", SCOPES)
     def test_the_contract_says_which_scope_an_rpc_needs(self, rpc: str) -> None:
         source = (Path(app.__file__).parents[1] / "protos/leadkeep/v1/lead_service.proto").read_text()
-        comment = source.partition(f"rpc {rpc}(")[0].rpartition(") {}")[0] or source.partition(f"rpc {rpc}(")[0]
-        block = source.partition(f"  rpc {rpc}(")[0].rpartition("\n\n")[2]
+        comment = source.partition(f"  rpc {rpc}(")[0].rpartition("\n\n")[2]
 
-        assert comment
-        assert all(f"`{scope.value}`" in block for scope in SCOPES[rpc])
+        assert all(f"`{scope.value}`" in comment for scope in SCOPES[rpc])
 
 
 class TestErrors:

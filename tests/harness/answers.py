@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -50,7 +49,7 @@ def failure_of(error: grpc.RpcError) -> Failure:
     )
 
 
-def fails(call: Callable[[], Message]) -> Failure:
+def fails(call: Callable[[], object]) -> Failure:
     """The failure of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -14,7 +14,7 @@ M = TypeVar("M", bound=Message)
 
 def detail(error: grpc.RpcError, kind: type[M]) -> M | None:
     """The status detail of this kind; None when there is none."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(cast(grpc.Call, error))
     for packed in status.details if status is not None else ():
         found = kind()
         if packed.Unpack(found):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,3 +64,18 @@ class TestServer:
     def stop(self) -> None:
         """Shut it down."""
         self.postgres.stop()
+
+
+@contextmanager
+def folder_for_postgres() -> Iterator[Path]:
+    """A folder that PostgreSQL's user can enter, when root runs it.
+
+    Not one of pytest's: every run of pytest closes the folder above all of its folders to others, also those of a
+    run beside it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="lk-"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

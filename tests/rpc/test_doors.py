@@ -1,4 +1,4 @@
-"""The doors as a load balancer, an operator and a stranger meet them: health, reflection, TLS, limits, start and stop."""
+"""The doors as a load balancer, an operator and a stranger meet them: health, reflection, TLS, start, stop."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -30,7 +31,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.rpc.chain import SERVICE
-from service.rpc.server import LARGEST_METADATA, LARGEST_REQUEST, GrpcServer
+from service.rpc.server import LARGEST_METADATA, LARGEST_REQUEST, GrpcServer, Tls
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.answers import fails
@@ -43,7 +44,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def health_of(channel: grpc.Channel, service: str = "") -> int:
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
     answer: health_pb2.HealthCheckResponse = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
     return answer.status
 
@@ -58,14 +59,20 @@ def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
 # Health
 
 
-async def test_health_says_not_serving_until_the_service_is_ready() -> None:
+def a_server(tls: Tls | None = None) -> GrpcServer:
+    """The gRPC door alone, in the test's loop."""
+
     async def nothing(*_: object) -> pb.GetLeadResponse:
         return pb.GetLeadResponse()
 
-    server = GrpcServer({method.name: nothing for method in SERVICE.methods}, address="127.0.0.1:0", tls=None)
+    return GrpcServer({method.name: nothing for method in SERVICE.methods}, address="127.0.0.1:0", tls=tls)
+
+
+async def test_health_says_not_serving_until_the_service_is_ready() -> None:
+    server = a_server()
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         before = await stub.Check(health_pb2.HealthCheckRequest())
         await server.set_serving(True)
         after = await stub.Check(health_pb2.HealthCheckRequest())
@@ -83,7 +90,7 @@ def test_health_of_a_running_service_needs_no_token(service: RunningService) -> 
 
 def test_health_of_an_unknown_service_is_not_found(service: RunningService) -> None:
     with service.channel() as channel:
-        assert fails(lambda: health_of(channel, "nobody.v1.Nothing")).code == grpc.StatusCode.NOT_FOUND  # type: ignore[arg-type, return-value]
+        assert fails(lambda: health_of(channel, "nobody.v1.Nothing")).code == grpc.StatusCode.NOT_FOUND
 
 
 def test_readiness_follows_the_database(tmp_path: Path) -> None:
@@ -113,7 +120,7 @@ def test_readiness_follows_the_database(tmp_path: Path) -> None:
 
 def buf_curl(*arguments: str) -> subprocess.CompletedProcess[str]:
     buf = Path(sys.executable).with_name("buf")
-    command = [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments]
+    command = [str(buf), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -238,21 +245,21 @@ def tls_context(authority: Authority, client: Certificate | None) -> ssl.SSLCont
     return context
 
 
-def test_tls_without_client_certificates_serves_both_doors(
-    authority: Authority, database: TestDatabase, start_service: StartService
-) -> None:
+async def test_tls_asks_for_no_client_certificate_unless_told(authority: Authority) -> None:
     own = authority.issue("plain-server")
-    settings = {"LEADKEEP_TLS_CERT": str(own.certificate), "LEADKEEP_TLS_KEY": str(own.key)}
-    running = start_service(database_url=database.serve_url, settings=settings)
-    with secure_channel(running, authority, None) as channel:
-        answer = running.stub(channel).CreateLead(
-            pb.CreateLeadRequest(lead=somebody()), metadata=running.metadata(), timeout=10
-        )
-    assert answer.id
-    assert running.http_url.startswith("https://")
-    assert httpx.get(f"{running.http_url}/readyz", verify=tls_context(authority, None)).status_code == 200
-    with grpc.insecure_channel(running.grpc_address) as plain:
-        assert fails(lambda: health_of(plain)).code == grpc.StatusCode.UNAVAILABLE  # type: ignore[arg-type, return-value]
+    server = a_server(Tls(own.certificate, own.key, None))
+    await server.start()
+    request = health_pb2.HealthCheckRequest()
+    credentials = grpc.ssl_channel_credentials(authority.path.read_bytes())
+    async with grpc.aio.secure_channel(f"127.0.0.1:{server.port}", credentials) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        assert (await stub.Check(request, timeout=5)).status == NOT_SERVING
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Check(request, timeout=5)
+    await server.stop(0)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_client_with_a_certificate_is_served_at_both_doors(
@@ -269,7 +276,7 @@ def test_client_without_a_certificate_is_refused_at_both_doors(
     mutual_service: RunningService, authority: Authority
 ) -> None:
     with secure_channel(mutual_service, authority, None) as channel:
-        assert fails(lambda: health_of(channel)).code == grpc.StatusCode.UNAVAILABLE  # type: ignore[arg-type, return-value]
+        assert fails(lambda: health_of(channel)).code == grpc.StatusCode.UNAVAILABLE
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{mutual_service.http_url}/readyz", verify=tls_context(authority, None))
 
@@ -279,7 +286,7 @@ def test_client_with_a_strangers_certificate_is_refused_at_both_doors(
 ) -> None:
     stranger = Authority(tmp_path, "stranger").issue("client")
     with secure_channel(mutual_service, authority, stranger) as channel:
-        assert fails(lambda: health_of(channel)).code == grpc.StatusCode.UNAVAILABLE  # type: ignore[arg-type, return-value]
+        assert fails(lambda: health_of(channel)).code == grpc.StatusCode.UNAVAILABLE
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{mutual_service.http_url}/readyz", verify=tls_context(authority, stranger))
 
@@ -321,7 +328,8 @@ def test_sigterm_lets_a_running_call_finish(database: TestDatabase, start_servic
     assert running.process is not None
     seen: list[int] = []
     with running.channel() as channel, running.channel() as other:
-        watch = health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        health: Any = health_pb2_grpc.HealthStub(other)
+        watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=30)
 
         def follow() -> None:
             try:

@@ -69,13 +69,13 @@ async def test_what_may_pass_is_repeated_until_it_succeeds(heard: list[Retry]) -
 
 
 async def test_the_waits_are_jittered_over_their_whole_and_doubling_range() -> None:
-    waits: list[list[float]] = []
-    for _ in range(60):
+    async def waits_of_a_caller() -> list[float]:
         heard: list[Retry] = []
-        token = retry_scope.set(RetryScope(time.monotonic() + 60, heard.append))
+        retry_scope.set(RetryScope(time.monotonic() + 60, heard.append))
         await with_retries(failing(*(lock_not_available() for _ in range(3))))
-        retry_scope.reset(token)
-        waits.append([retry.wait for retry in heard])
+        return [retry.wait for retry in heard]
+
+    waits = await asyncio.gather(*(waits_of_a_caller() for _ in range(60)))
 
     for number, column in enumerate(zip(*waits, strict=True)):
         longest = FIRST_WAIT * 2**number

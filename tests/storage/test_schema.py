@@ -1,0 +1,278 @@
+"""The schema: how it comes to be, what it refuses, and what the role of `serve` may not do."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+from leadkeep.v1 import lead_service_pb2 as pb
+from psycopg import errors
+
+from service.storage.schema import REVISION, migrate
+from tests.conftest import StartService
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.running_service import RunningService
+
+TABLES = {
+    "alembic_version",
+    "assignment_change",
+    "key_canary",
+    "lead",
+    "lead_conversation",
+    "resubmission",
+    "status_change",
+}
+
+
+def tables(database: TestDatabase) -> set[str]:
+    with psycopg.connect(database.admin_url) as connection:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        return {row[0] for row in connection.execute(query)}
+
+
+def set_revision(database: TestDatabase, revision: str) -> None:
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = %s", [revision])
+
+
+def test_migrate_makes_every_table_in_an_empty_database(postgres_server: TestServer) -> None:
+    empty = postgres_server.empty_database()
+    done = migrate(empty.admin_url)
+    assert (done.before, done.after) == (None, REVISION)
+    assert tables(empty) == TABLES
+
+
+def test_migrate_again_changes_nothing(database: TestDatabase) -> None:
+    done = migrate(database.admin_url)
+    assert (done.before, done.after) == (REVISION, REVISION)
+
+
+def test_two_operators_who_migrate_at_once_both_succeed(postgres_server: TestServer, tmp_path: Path) -> None:
+    empty = postgres_server.empty_database()
+    operator = RunningService(tmp_path / "operator", database_url=empty.admin_url)
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(lambda _: operator.leadkeep("migrate"), range(2)))
+    assert [each.returncode for each in done] == [0, 0], done
+    assert tables(empty) == TABLES
+
+
+def test_migrate_refuses_a_database_of_a_later_release(database: TestDatabase, tmp_path: Path) -> None:
+    set_revision(database, "9999")
+    refused = RunningService(tmp_path / "operator", database_url=database.admin_url).leadkeep("migrate")
+    assert refused.returncode == 1
+    assert "newer than this release" in refused.stderr
+
+
+def test_serve_refuses_a_database_without_schema_and_says_what_to_run(
+    postgres_server: TestServer, tmp_path: Path
+) -> None:
+    empty = postgres_server.empty_database()
+    refused = RunningService(tmp_path / "leadkeep", database_url=empty.serve_url).leadkeep("serve")
+    assert refused.returncode == 1
+    assert "leadkeep migrate" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("revision", "advice"), [("0000", "leadkeep migrate"), ("9999", "run the release that migrated it")]
+)
+def test_serve_refuses_another_schema_and_says_what_to_run(
+    revision: str, advice: str, database: TestDatabase, tmp_path: Path
+) -> None:
+    set_revision(database, revision)
+    refused = RunningService(tmp_path / "leadkeep", database_url=database.serve_url).leadkeep("serve")
+    assert refused.returncode == 1
+    assert revision in refused.stderr
+    assert advice in refused.stderr
+
+
+LEAD = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+TOKEN = "e1.gAAAAAAAAAAAtoken"
+
+
+@pytest.fixture
+def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
+    """A connection as the role of `serve`, to a database with one row in each table."""
+    with psycopg.connect(database.serve_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO lead (id, name, phone, nid, address, interested_policy, phone_index, nid_index, created_by,"
+            " content_digest) VALUES (%s, 'Rahima', %s, %s, %s, 'Term', %s, %s, 'chatbot', %s)",
+            [LEAD, TOKEN, TOKEN, TOKEN, b"p" * 32, b"n" * 32, b"c" * 32],
+        )
+        connection.execute(
+            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
+            " VALUES (%s, 'new', 'contacted', 'agent', 2)",
+            [LEAD],
+        )
+        connection.execute(
+            "INSERT INTO assignment_change (lead_id, to_assignee, actor, version) VALUES (%s, 'rahima', 'agent', 3)",
+            [LEAD],
+        )
+        connection.execute("INSERT INTO lead_conversation (conversation_id, lead_id) VALUES ('chat-1', %s)", [LEAD])
+        connection.execute(
+            "INSERT INTO resubmission (lead_id, slot, submission_id, name, phone, nid, address, interested_policy,"
+            " actor, content_digest, verified) VALUES (%s, 0, %s, 'R', %s, %s, %s, 'Term', 'chatbot', %s, true)",
+            [LEAD, LEAD, TOKEN, TOKEN, TOKEN, b"c" * 32],
+        )
+        connection.execute(
+            "INSERT INTO key_canary (id, sealed, digest, normaliser) VALUES (1, %s, %s, 'any')", [TOKEN, b"d" * 32]
+        )
+        yield connection
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *(f"DELETE FROM {table}" for table in sorted(TABLES)),
+        *(f"TRUNCATE {table} CASCADE" for table in sorted(TABLES)),
+        "UPDATE status_change SET actor = 'nobody'",
+        "UPDATE assignment_change SET actor = 'nobody'",
+        "UPDATE lead_conversation SET conversation_id = 'chat-2'",
+        "UPDATE key_canary SET normaliser = 'other'",
+        "UPDATE alembic_version SET version_num = '9999'",
+        "INSERT INTO alembic_version VALUES ('9999')",
+        "CREATE TABLE mine (id int)",
+        "CREATE FUNCTION mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE SCHEMA mine",
+        "ALTER TABLE lead ADD COLUMN mine int",
+        "ALTER TABLE lead DROP CONSTRAINT ck_lead_sealed",
+        "ALTER TABLE lead DISABLE TRIGGER ALL",
+        "DROP TABLE lead CASCADE",
+        "DROP INDEX ix_lead_created_at_id",
+        "CREATE INDEX mine ON lead (name)",
+        "CREATE ROLE mine",
+        "SET ROLE postgres",
+        "COPY lead TO PROGRAM 'cat'",
+    ],
+)
+def test_the_role_of_serve_may_not(statement: str, stored: psycopg.Connection) -> None:
+    with pytest.raises(errors.InsufficientPrivilege):
+        stored.execute(statement.encode())
+
+
+def test_the_role_of_serve_cannot_give_itself_rights(stored: psycopg.Connection) -> None:
+    stored.execute("GRANT DELETE ON lead TO leadkeep_serve")  # PostgreSQL answers with a warning
+    with pytest.raises(errors.InsufficientPrivilege):
+        stored.execute("DELETE FROM lead")
+
+
+@pytest.mark.parametrize(
+    ("statement", "constraint"),
+    [
+        ("UPDATE lead SET status = 'lost'", "ck_lead_status"),
+        ("UPDATE lead SET status = 'NEW'", "ck_lead_status"),
+        ("UPDATE lead SET version = 0", "ck_lead_version"),
+        ("UPDATE lead SET resubmissions = -1", "ck_lead_resubmissions"),
+        ("UPDATE lead SET phone_index = 'short'", "ck_lead_blind_indexes"),
+        ("UPDATE lead SET nid_index = ''", "ck_lead_blind_indexes"),
+        ("UPDATE lead SET phone = '+8801712345678'", "ck_lead_sealed"),
+        ("UPDATE lead SET nid = '1990123456789'", "ck_lead_sealed"),
+        ("UPDATE lead SET address = '1 Lake Road'", "ck_lead_sealed"),
+        ("UPDATE lead SET email = 'rahima@example.com'", "ck_lead_sealed"),
+        ("UPDATE lead SET notes = ''", "ck_lead_sealed"),
+        ("UPDATE resubmission SET phone = '+8801712345678'", "ck_resubmission_sealed"),
+        ("UPDATE resubmission SET notes = 'call me'", "ck_resubmission_sealed"),
+        ("UPDATE resubmission SET slot = 20", "ck_resubmission_slot"),
+        (
+            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
+            f" VALUES ('{LEAD}', 'new', 'lost', 'agent', 9)",
+            "ck_status_change_status",
+        ),
+        (
+            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
+            f" VALUES ('{LEAD}', 'new', 'new', 'agent', 9)",
+            "ck_status_change_changes",
+        ),
+        ("INSERT INTO key_canary (id, sealed, digest, normaliser) VALUES (2, 's', 'd', 'n')", "ck_key_canary_single"),
+    ],
+)
+def test_a_check_refuses(statement: str, constraint: str, stored: psycopg.Connection) -> None:
+    with pytest.raises(errors.CheckViolation) as refused:
+        stored.execute(statement.encode())
+    assert refused.value.diag.constraint_name == constraint
+
+
+def test_one_version_of_a_lead_has_one_status_change(stored: psycopg.Connection) -> None:
+    with pytest.raises(errors.UniqueViolation):
+        stored.execute(
+            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
+            " VALUES (%s, 'contacted', 'converted', 'agent', 2)",
+            [LEAD],
+        )
+
+
+# What a dump must not hold.
+
+SECRET = {
+    "phone": "+8801798765432",
+    "nid": "1985120394857",
+    "address": "47 Shapla Housing, Mirpur, Dhaka",
+    "email": "farzana.akter@example.org",
+    "notes": "Has two children and a heart condition",
+}
+CORRECTED = {"phone": "+8801655544433", "address": "Road 11, Banani, Dhaka"}
+RESUBMITTED = {"email": "other.mail@example.net", "notes": "Asks again about the premium"}
+NAME = "Farzana Akter Chowdhury"
+
+
+def disguises(value: str) -> Iterator[bytes]:
+    """The ways in which a value may hide: clear, without its separators, reversed, in base64 or hex."""
+    bare = re.sub(r"[^A-Za-z0-9]", "", value)
+    for form in {value, value.lower(), value.upper(), bare, value[::-1], bare[::-1], value.lstrip("+")}:
+        for raw in {form.encode(), form.encode("utf-16-le")}:
+            yield raw
+            yield raw.hex().encode()
+            yield raw.hex().upper().encode()
+            for offset in range(3):
+                # In the middle of something else, base64 has three phases; characters at the edges mix with others.
+                for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
+                    yield encode(b"\0" * offset + raw).rstrip(b"=")[(offset * 8 + 5) // 6 : -1]
+
+
+def dump(server: TestServer, database: TestDatabase) -> bytes:
+    command: list[str | Path] = [server.postgres.bin_dir / "pg_dump", "--dbname", database.admin_url]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+@pytest.fixture
+def dumped(postgres_server: TestServer, database: TestDatabase, start_service: StartService) -> bytes:
+    """A dump after a lead was created, met, corrected, moved and assigned."""
+    service = start_service(database_url=database.serve_url)
+    metadata = service.metadata("admin")
+    with service.channel() as channel:
+        stub = service.stub(channel)
+        lead = somebody(name=NAME, conversation_id="chat-1", **SECRET)
+        made = stub.CreateLead(pb.CreateLeadRequest(lead=lead, request_id="r-1"), metadata=metadata, timeout=10)
+        again = pb.Lead()
+        again.CopyFrom(lead)
+        again.MergeFrom(pb.Lead(**RESUBMITTED))  # type: ignore[arg-type] # strings only
+        with pytest.raises(Exception, match="ALREADY_EXISTS"):
+            stub.CreateLead(pb.CreateLeadRequest(lead=again), metadata=metadata, timeout=10)
+        correction = pb.UpdateLeadRequest(lead=pb.Lead(id=made.id, **CORRECTED))  # type: ignore[arg-type]
+        correction.update_mask.paths.extend(CORRECTED)
+        stub.UpdateLead(correction, metadata=metadata, timeout=10)
+        moved = pb.UpdateStatusRequest(id=made.id, status=pb.LEAD_STATUS_CONTACTED, reason="called")
+        stub.UpdateStatus(moved, metadata=metadata, timeout=10)
+        stub.AssignLead(pb.AssignLeadRequest(id=made.id, assignee="rahima"), metadata=metadata, timeout=10)
+    return dump(postgres_server, database)
+
+
+def test_a_dump_holds_no_value_of_a_sensitive_field_in_any_disguise(dumped: bytes) -> None:
+    assert NAME.encode() in dumped, "the dump has no leads"
+    secrets = [*SECRET.values(), *CORRECTED.values(), *RESUBMITTED.values()]
+    assert [value for value in secrets if any(disguise in dumped for disguise in disguises(value))] == []
+
+
+@pytest.mark.parametrize("value", SECRET.values())
+@pytest.mark.parametrize("before", ["", "x", "xy", "xyz"])
+def test_the_search_finds_a_value_that_hides(value: str, before: str) -> None:
+    hidden = f"{before}{value} and more".encode()
+    for found in (hidden, base64.b64encode(hidden), hidden.hex().encode(), hidden[::-1]):
+        assert any(disguise in found for disguise in disguises(value))

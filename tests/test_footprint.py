@@ -1,0 +1,64 @@
+"""How fast the service starts, and how much memory it holds when nobody calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from tests.harness.processes import eventually, remove_embedded_database, resident_megabytes
+from tests.harness.running_service import RunningService
+
+START_SECONDS = 3.0
+IDLE_MEGABYTES = 150.0
+
+STARTS = 5
+"""The fastest counts: other work on the machine only ever makes a start slower."""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """An embedded service that has been started before."""
+    service = RunningService(tmp_path_factory.mktemp("footprint") / "leadkeep")
+    service.start()
+    yield service
+    service.stop()
+    remove_embedded_database(service.data_dir)
+
+
+def is_serving(service: RunningService) -> bool:
+    with service.channel() as channel:
+        ask = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            return bool(
+                ask(health_pb2.HealthCheckRequest(), timeout=5).status == health_pb2.HealthCheckResponse.SERVING
+            )
+        except grpc.RpcError:
+            return False
+
+
+def seconds_to_serving(service: RunningService) -> float:
+    service.stop()
+    began = time.monotonic()
+    service.start()
+    assert eventually(lambda: is_serving(service), within=30)
+    return time.monotonic() - began
+
+
+def test_a_start_on_an_existing_data_folder_is_serving_in_three_seconds(service: RunningService) -> None:
+    starts = []
+    while len(starts) < STARTS and min(starts, default=START_SECONDS) >= START_SECONDS:
+        starts.append(seconds_to_serving(service))
+    assert min(starts) < START_SECONDS, starts
+
+
+def test_an_idle_service_holds_less_than_150_megabytes(service: RunningService) -> None:
+    assert is_serving(service)
+    assert resident_megabytes(service.pid) < IDLE_MEGABYTES
