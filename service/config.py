@@ -79,7 +79,8 @@ class Settings(BaseSettings):
     )
 
     data_dir: Annotated[Path, _read_by(values.folder_to_be)] = _setting(
-        ".leadkeep", "embedded PostgreSQL, keyring and local signing key; mode 0700"
+        ".leadkeep",
+        "keyring, local signing key and embedded PostgreSQL (as root that lies in /var/lib/leadkeep); mode 0700",
     )
     database_url: _Url | None = _setting(
         None,

@@ -80,9 +80,7 @@ class LeadValidationError(LeadkeepError):
 class DuplicateLeadError(LeadkeepError):
     """The submission meets an existing lead by phone, by nid, or by both (perhaps two different leads)."""
 
-    def __init__(
-        self, *, phone_lead_id: UUID | None, nid_lead_id: UUID | None, visible: frozenset[UUID]
-    ) -> None:
+    def __init__(self, *, phone_lead_id: UUID | None, nid_lead_id: UUID | None, visible: frozenset[UUID]) -> None:
         """`visible` holds the ids of those met leads that the caller may read; other ids stay untold."""
         met = {"phone": phone_lead_id, "nid": nid_lead_id}
         fields = [name for name, lead_id in met.items() if lead_id is not None]
@@ -106,9 +104,7 @@ class RequestIdReusedError(LeadkeepError):
     reason = Reason.REQUEST_ID_REUSED
 
     def __init__(self) -> None:
-        super().__init__(
-            "this request_id was used before with other content; use a new one for a new submission"
-        )
+        super().__init__("this request_id was used before with other content; use a new one for a new submission")
 
 
 class LeadNotFoundError(LeadkeepError):

@@ -53,7 +53,7 @@ def seconds_to_serving(service: RunningService) -> float:
 
 
 def test_a_start_on_an_existing_data_folder_is_serving_in_three_seconds(service: RunningService) -> None:
-    starts = []
+    starts: list[float] = []
     while len(starts) < STARTS and min(starts, default=START_SECONDS) >= START_SECONDS:
         starts.append(seconds_to_serving(service))
     assert min(starts) < START_SECONDS, starts

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 from service.access import ROLES
 from service.config import Settings
@@ -47,9 +50,15 @@ def welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool, 
         "",
         shlex.join(curl),
         "",
-        "More tokens, in another terminal: leadkeep token --role agent (or admin, chatbot)",
+        f"More tokens, in another terminal: {_command()} token --role agent (or admin, chatbot)",
     ]
     return "\n".join(lines)
+
+
+def _command() -> str:
+    """The command as it can be pasted: in a clone it is not on the PATH."""
+    beside = Path(sys.executable).with_name("leadkeep")
+    return shlex.quote(str(beside)) if beside.exists() and shutil.which("leadkeep") is None else "leadkeep"
 
 
 def _reachable(host: str, port: int) -> str:

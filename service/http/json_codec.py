@@ -25,7 +25,9 @@ UNKNOWN_NAMED = 20
 MOST_PARAMETERS = 100
 """Parameters in a query string; the longest list of filters that makes sense has 20."""
 
-_FIELD_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{0,39}")
+_FIELD_NAME = re.compile("[A-Za-z_]{1,40}")
+"""What is repeated when it names no field. Without digits: a NID that stands in a name's place must not come back."""
+
 _INTEGER = re.compile("-?[0-9]{1,19}")
 _BITS = {FieldDescriptor.TYPE_INT32: 32, FieldDescriptor.TYPE_INT64: 64}
 

@@ -65,7 +65,7 @@ def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any]
             rpc=method.name,
             door="grpc",
             peer=context.peer(),
-            metadata={key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)},
+            metadata=_metadata(context),
             deadline=answer_by(context.time_remaining()),
             fault=fault,
         )
@@ -85,6 +85,15 @@ def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any]
         raise AssertionError("abort returned")
 
     return answer
+
+
+def _metadata(context: grpc.aio.ServicerContext[bytes, bytes]) -> dict[str, str]:
+    """Text metadata; what comes twice is joined, as HTTP does, so that two tokens are none."""
+    joined: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            joined[key] = f"{joined[key]}, {value}" if key in joined else value
+    return joined
 
 
 def _decoded(request_class: type[Message], raw: bytes) -> tuple[Message, LeadkeepError | None]:

@@ -11,6 +11,7 @@ import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -179,7 +180,11 @@ def deadline(work: Work) -> Interceptor:
         if remaining <= 0:
             raise DeadlineTooShortError
         task = work.begin(proceed(call, request))
-        done, _ = await asyncio.wait({task}, timeout=remaining)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=remaining)
+        finally:
+            if not task.done():
+                task.add_done_callback(partial(_tell_of_late_failure, call))
         if not done:
             raise DeadlineTooShortError
         if task.cancelled():
@@ -188,6 +193,19 @@ def deadline(work: Work) -> Interceptor:
         return task.result()
 
     return intercept
+
+
+def _tell_of_late_failure(call: Call, task: asyncio.Task[Message]) -> None:
+    """Log the failure of work whose caller has gone; nobody else hears of it."""
+    if task.cancelled() or (error := task.exception()) is None or isinstance(error, LeadkeepError):
+        return
+    structlog.get_logger("leadkeep.errors").error(
+        "work failed after its caller had gone",
+        rpc=call.rpc,
+        error=type(error).__qualname__,
+        cause=error.cause if isinstance(error, StorageFaultError) else None,
+        request_id=call.id,
+    )
 
 
 def concurrency(limit: int) -> Interceptor:

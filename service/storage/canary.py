@@ -52,7 +52,7 @@ async def compare_canary(database: Database, encryption: EncryptionService, norm
         raise StartRefusedError(
             f"phone numbers and national IDs were normalised as '{stored_normaliser}', these settings mean "
             f"'{normaliser}': duplicates would be let in. Set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and "
-            "LEADKEEP_NID_RULE back, or compute the blind indexes anew: leadkeep keys reindex"
+            "LEADKEEP_NID_RULE back. (A later release computes the blind indexes anew: leadkeep keys reindex)"
         )
     return True
 

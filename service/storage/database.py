@@ -34,6 +34,8 @@ SESSION_SETTINGS = {
     "lock_timeout": "200ms",
     # A transaction whose process froze must not keep its locks for longer than its callers can wait.
     "idle_in_transaction_session_timeout": "10s",
+    # What is confirmed is on disk, and on the synchronous standby's if there is one, whatever role or database say.
+    "synchronous_commit": "on",
 }
 
 _COMMIT_WARNINGS = "commit_warnings"

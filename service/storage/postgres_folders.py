@@ -44,6 +44,11 @@ def claim_root_home(data_dir: Path, root_base: Path) -> None:
 
     Raises StartRefusedError when the database is gone, or belongs to the folder that this one is a copy of.
     """
+    if data_dir == root_base:
+        raise StartRefusedError(
+            f"{data_dir} is where root's databases lie: give Leadkeep another folder in LEADKEEP_DATA_DIR, or start it "
+            "as an ordinary user"
+        )
     root_base.parent.mkdir(parents=True, exist_ok=True)
     if root_base.exists() and root_base.stat().st_uid != 0:
         raise StartRefusedError(f"{root_base} must belong to root")

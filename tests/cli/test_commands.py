@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import stat
 import subprocess
@@ -118,7 +117,7 @@ def test_a_token_is_good_for_as_long_as_was_asked(ttl: str | None, seconds: int,
         ["--role", "agent", "--ttl", "0s"],
         ["--role", "agent", "--ttl", "-1h"],
         ["--role", "agent", "--ttl", "9999d"],
-        ["--role", "agent", "--subject", "two words"],
+        ["--role", "agent", "--subject", "two\nlines"],
         ["--role", "agent", "--subject", "x" * 201],
     ],
     ids=" ".join,
@@ -436,4 +435,4 @@ def test_serve_ends_in_order_on_sigterm(database: TestDatabase, start_service: S
 
 
 def test_the_data_folder_is_its_owners_alone(embedded: RunningService) -> None:
-    assert stat.S_IMODE(os.stat(embedded.data_dir).st_mode) == 0o700
+    assert stat.S_IMODE(embedded.data_dir.stat().st_mode) == 0o700

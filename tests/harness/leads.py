@@ -31,4 +31,7 @@ def somebody(**fields: str) -> pb.Lead:
         "email": f"person{number}@example.com",
         "notes": f"note {number}",
     }
-    return pb.Lead(**(made_up | fields))
+    lead = pb.Lead()
+    for name, value in (made_up | fields).items():
+        setattr(lead, name, value)
+    return lead

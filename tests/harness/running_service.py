@@ -21,6 +21,7 @@ from service.rpc.local_key import LocalSigningKey
 
 READY = re.compile(r"gRPC on (\S+), JSON on (https?)://(\S+)")
 START_SECONDS = 60
+COMPILED = Path(__file__).parents[2] / ".pytest_cache" / "compiled"
 
 
 class RunningService:
@@ -128,7 +129,7 @@ class RunningService:
         """Run an operator's command with this service's settings."""
         return subprocess.run(
             [sys.executable, "-m", "service", *arguments],
-            env=self.environment | (env or {}),
+            env=self.environment | dict(env or {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -140,4 +141,8 @@ class RunningService:
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without settings of Leadkeep."""
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith("LEADKEEP_")}
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("LEADKEEP_")}
+    if kept.pop("PYTHONDONTWRITEBYTECODE", None):
+        # An installation has compiled modules after its first start; without them each start takes two seconds more.
+        kept["PYTHONPYCACHEPREFIX"] = str(COMPILED)
+    return kept

@@ -39,6 +39,7 @@ BODIES: list[tuple[str, bytes, list[str]]] = [
     ("lone surrogates", b'{"name": "\\ud800", "notes": "a\\udfffb"}', ["lead.name", "lead.notes"]),
     ("both spellings", b'{"interested_policy": "a", "interestedPolicy": "b"}', ["lead.interested_policy"]),
     ("an unknown field", b'{"colour": "' + CANARY.encode() + b'"}', ["lead.colour"]),
+    ("a nid as name", b'{"AB1234567": "nid"}', ["body"]),
     ("a value as name", b'{"' + CANARY.encode() + b'": "phone"}', ["body"]),
     ("a long name", b'{"' + b"a" * 41 + b'": 1}', ["body"]),
     ("a lone surrogate as name", b'{"\\ud800": 1}', ["body"]),
