@@ -143,6 +143,9 @@ def _root_key(number: int, entry: Any) -> RootKey:
         created_at = datetime.fromisoformat(entry["created_at"])
         if created_at.tzinfo is None:
             raise ValueError(f"key {number} was created at a time without an offset")
+        if entry["purpose"] not in tuple(Purpose) or entry["state"] not in tuple(KeyState):
+            # Not repeated: a secret may stand in the wrong line.
+            raise ValueError(f"key {number} has a purpose or a state that this release does not know")
         return RootKey(Purpose(entry["purpose"]), key_id, KeyState(entry["state"]), created_at, secret)
     except KeyError as missing:
         raise ValueError(f"key {number} has no {missing.args[0]}") from None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import tracemalloc
@@ -60,7 +61,8 @@ async def test_a_hostile_body_is_refused_without_an_echo(
 
 
 async def test_thousands_of_unknown_fields_get_a_short_answer(client: httpx.AsyncClient) -> None:
-    response = await client.post("/api/leads/", json={f"field_{number}": 1 for number in range(10_000)})
+    names = ["field_" + "".join(letters) for letters in itertools.product("abcdefghij", repeat=4)]
+    response = await client.post("/api/leads/", json=dict.fromkeys(names, 1))
     assert len(response.json()["violations"]) == 21
 
 

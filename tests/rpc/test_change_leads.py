@@ -281,6 +281,12 @@ class TestCorrection:
 
         assert again == before
 
+    def test_a_masked_caller_cannot_test_a_guess_with_a_version_that_never_matches(
+        self, agent: Client, lead_id: str, person: pb.Lead
+    ) -> None:
+        with refused(StatusCode.ABORTED, "VERSION_MISMATCH"):
+            agent.correct(lead_id, phone=person.phone, expected_version=99)
+
     def test_a_stale_version_is_refused(self, admin: Client, lead_id: str) -> None:
         admin.correct(lead_id, name="New Name")
 

@@ -137,7 +137,8 @@ class LeadServiceServicer:
     def UpdateLead(self, request, context):
         """UpdateLead corrects customer fields, phone and nid too: duplicates are decided again.
 
-        A correction that changes nothing succeeds, whatever the expected version.
+        A correction that changes nothing succeeds, and for callers with `leads:unmask` whatever the expected version. (Others
+        could test guesses of what they see masked.)
 
         Scope: `leads:update`. Errors: NOT_FOUND LEAD_NOT_FOUND; ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID;
         ABORTED VERSION_MISMATCH (metadata `current_version`).
