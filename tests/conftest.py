@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
 from tests.harness.processes import remove_embedded_database
 from tests.harness.running_service import RunningService
+
+# A run must not fail because the machine is slow, and one that fails must fail again: inputs are the same every time.
+settings.register_profile("leadkeep", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("leadkeep")
 
 StartService = Callable[..., RunningService]
 

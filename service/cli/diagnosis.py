@@ -37,12 +37,20 @@ def diagnose(settings: Settings) -> list[Finding]:
         _finding("keyring", lambda: _keyring(settings)),
         _finding("tokens", lambda: _tokens(settings)),
     ]
+    if _is_untouched(settings):
+        # Looking must not make anything: a database without a keyring would only be half of a first start.
+        return [*findings, Finding("database", True, "is made by the first serve")]
     try:
         with _database_url(settings) as url:
             findings += asyncio.run(_database_findings(settings, url))
     except StartRefusedError as refused:
         findings.append(Finding("database", False, str(refused)))
     return findings
+
+
+def _is_untouched(settings: Settings) -> bool:
+    """Whether the embedded service has never been started."""
+    return settings.embedded and not EmbeddedPostgres.has_database(settings.data_dir)
 
 
 @contextmanager
@@ -102,7 +110,7 @@ def _data_folder(settings: Settings) -> str:
 
 
 def _keyring(settings: Settings) -> str:
-    if settings.embedded and not settings.keyring_path.exists() and not settings.data_dir.exists():
+    if _is_untouched(settings) and not settings.keyring_path.exists():
         return "is made by the first serve"
     return f"{len(load_keyring(settings.keyring_path).keys)} keys in {settings.keyring_path}"
 

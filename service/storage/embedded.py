@@ -115,6 +115,12 @@ class EmbeddedPostgres:
                     return _url(server.socket_dir, user, database)
         return None
 
+    @staticmethod
+    def has_database(data_dir: Path, *, root_base: Path = ROOT_BASE) -> bool:
+        """Whether a database was ever made for this data folder."""
+        places = homes(data_dir.resolve(), root_base.resolve())
+        return any(found for home in places for found in home.glob("postgres/*/data/PG_VERSION"))
+
     @property
     def running(self) -> bool:
         """Whether our server process is alive."""

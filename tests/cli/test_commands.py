@@ -323,6 +323,18 @@ def test_doctor_finds_a_stopped_embedded_service_well_and_leaves_no_server(start
     assert processes_in(embedded_home(service.data_dir) / "postgres") == []
 
 
+def test_doctor_before_the_first_serve_finds_nothing_wrong_and_makes_nothing(operator: RunningService) -> None:
+    done = operator.leadkeep("doctor", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["healthy"] is True
+    assert not operator.data_dir.exists()
+
+
+def test_doctor_between_the_first_token_and_the_first_serve_finds_nothing_wrong(operator: RunningService) -> None:
+    operator.leadkeep("token", "--role", "agent")
+    assert operator.leadkeep("doctor").returncode == 0
+
+
 def test_doctor_prints_a_line_for_each_check(embedded: RunningService) -> None:
     lines = embedded.leadkeep("doctor").stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"ok    {check}" for check in ALL_WELL]
