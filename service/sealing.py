@@ -89,7 +89,8 @@ class LeadSealer:
         if name not in self._sensitive:
             value: str | None = getattr(sealed, name)
             return value
-        return self._open_fields(sealed.id, sealed.sealed)[0].get(name)
+        tokens = {name: sealed.sealed[name]} if name in sealed.sealed else {}
+        return self._open_fields(sealed.id, tokens)[0][name]
 
     def open(self, sealed: SealedLead, *, flag_unreadable: bool = False) -> Lead:
         """A lead in clear. Raises FieldUnreadableError unless such fields are to be left out and named."""
