@@ -1,20 +1,30 @@
 """The connections to PostgreSQL, and the two ways to use one.
 
 `write` runs a transaction and answers only when its commit is durable, a synchronous standby included. `read` runs
-single statements. Both retry as `retry.py` says; what they are given may therefore run more than once.
+single statements. Both retry as `retry.py` says; what they are given may therefore run more than once. No attempt is
+waited for longer than our own timer says, and none is cancelled on the server: one that hangs is left behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from psycopg.errors import Diagnostic
-from sqlalchemy import event, make_url, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from service.storage.failures import CommitNotDurableError, spoils_connection
+from service.storage.attempts import Attempt, Hosts
+from service.storage.database_url import sqlalchemy_url
+from service.storage.failures import (
+    CommitNotDurableError,
+    DatabaseHungError,
+    LeftBehindError,
+    NotConfirmedError,
+    spoils_connection,
+)
 from service.storage.retry import with_retries
 
 T = TypeVar("T")
@@ -23,11 +33,12 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 CONNECTIONS = 16
 """Per process. More would only queue inside PostgreSQL: a transaction takes about a millisecond."""
 
-CHECKOUT_SECONDS = 5.0
+CHECKOUT_SECONDS = 2.0
 """How long a call waits for a free connection before it counts as unavailable and is retried."""
 
-CONNECT_SECONDS = 5
-"""How long one host of the URL is tried."""
+CONNECT_SECONDS = 2
+"""How long one host of the URL is tried (libpq knows nothing shorter): after a failover to the next host, a first
+host that is frozen costs this much."""
 
 SESSION_SETTINGS = {
     # A foreign lock on a row is waited for this long; then the transaction is undone and tried again.
@@ -38,14 +49,29 @@ SESSION_SETTINGS = {
     "synchronous_commit": "on",
 }
 
+STILL_AT_WORK = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(CAST(:pids AS int[])) AND state = 'active'"
+    " AND usename = current_user AND query_start < clock_timestamp() - interval '1 s'"
+)
+"""Which of the backends that we left behind wait still, as one does whose commit waits for a standby. By the age of
+the statement, because a new connection may have an old one's process id."""
+
 _COMMIT_WARNINGS = "commit_warnings"
 
 
 class Database:
-    """A pool of connections as the role of `serve`. Connects when it is first used."""
+    """A pool of connections as the role of `serve`. Connects when it is first used.
 
-    def __init__(self, url: str) -> None:
+    With `guarded`, nothing is read or written before `admit` has named the canary of the right database, and every
+    new connection is checked for it: no failover and no restore can put leads into another one unnoticed.
+    """
+
+    def __init__(self, url: str, *, guarded: bool = False) -> None:
         options = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
+        self._guarded = guarded
+        self._canary: str | None = None
+        self._left_behind: set[int] = set()
+        self._hosts = Hosts()
         self._engine = create_async_engine(
             sqlalchemy_url(url),
             pool_size=CONNECTIONS,
@@ -63,46 +89,59 @@ class Database:
                 "tcp_user_timeout": 15_000,
             },
         )
-        event.listen(self._engine.sync_engine, "connect", _collect_warnings)
+        event.listen(self._engine.sync_engine, "do_connect", self._hosts.order)
+        event.listen(self._engine.sync_engine, "connect", self._on_connect)
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def admit(self, canary: str) -> None:
+        """Use the database, which was confirmed to hold this canary."""
+        self._canary = canary
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the database was confirmed."""
+        return self._canary is not None or not self._guarded
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in one transaction; the result is returned only when the commit is durable.
 
         Raises StorageUnavailableError when that cannot be had in time, and what `work` itself raises.
         """
+        return await with_retries(partial(self.write_once, work))
 
-        async def attempt() -> T:
-            async with self._engine.connect() as connection:
-                try:
-                    result = await work(connection)
-                    warnings: list[str] = (await connection.get_raw_connection()).info[_COMMIT_WARNINGS]
-                    warnings.clear()
-                    await connection.commit()
-                except Exception as error:
-                    if spoils_connection(error):
-                        await connection.invalidate()
-                    raise
-                if warnings:
-                    raise CommitNotDurableError
-                return result
+    async def write_once(self, work: Work[T]) -> T:
+        """Like `write` without retries: raises what went wrong, see failures.py, and of a hung server the like."""
 
-        return await with_retries(attempt)
+        async def transaction(connection: AsyncConnection) -> T:
+            try:
+                if self._left_behind:
+                    await self._see_what_was_left_behind(connection)
+                result = await work(connection)
+                warnings: list[str] = (await connection.get_raw_connection()).info[_COMMIT_WARNINGS]
+                warnings.clear()
+                await connection.commit()
+            except Exception as error:
+                if spoils_connection(error):
+                    await connection.invalidate()
+                raise
+            if warnings:
+                raise CommitNotDurableError
+            return result
+
+        return await self._once(self._engine, transaction)
 
     async def read(self, work: Work[T]) -> T:
         """Run `work`, whose statements each stand alone. Raises like `write`."""
-
-        async def attempt() -> T:
-            async with self._reader.connect() as connection:
-                return await work(connection)
-
-        return await with_retries(attempt)
+        return await with_retries(partial(self._once, self._reader, work))
 
     async def answers(self) -> bool:
         """Whether the database can be reached and takes writes now. Tries once."""
+
+        async def ask(connection: AsyncConnection) -> bool:
+            return not (await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
+
         try:
-            async with self._reader.connect() as connection:
-                return not (await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
+            return await self._once(self._reader, ask)
         except Exception:  # noqa: BLE001 # whatever the cause, the answer is no
             return False
 
@@ -110,23 +149,37 @@ class Database:
         """Give all connections back."""
         await self._engine.dispose()
 
+    async def _once(self, engine: AsyncEngine, work: Work[T]) -> T:
+        if not self.admitted:
+            raise NotConfirmedError
+        attempt = Attempt(engine, work)
+        if await attempt.finished():
+            return attempt.result()
+        left = attempt.leave_behind()
+        if left is not None:
+            self._left_behind.add(left.pid)
+            self._hosts.suspect = (left.host, left.port)
+        # What lies idle in the pool leads to the same server.
+        await self._engine.dispose()
+        raise DatabaseHungError
 
-def sqlalchemy_url(url: str) -> str:
-    """An operator's `postgresql://` URL, which names no driver, as SQLAlchemy's with psycopg 3.
+    async def _see_what_was_left_behind(self, connection: AsyncConnection) -> None:
+        pids = list(self._left_behind)
+        if (await connection.execute(STILL_AT_WORK, {"pids": pids})).scalar_one():
+            raise LeftBehindError
+        self._left_behind.difference_update(pids)
 
-    Several hosts (`postgresql://a,b/db`) are libpq's own notation; SQLAlchemy takes them as query arguments.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in ("postgresql", "postgres"):
-        raise ValueError("a database URL starts with postgresql://")
-    authority, slash, tail = rest.partition("/")
-    credentials, at, hosts = authority.rpartition("@")
-    if "," not in hosts:
-        return f"postgresql+psycopg://{rest}"
-    path, _, query = tail.partition("?")
-    listed = "&".join(f"host={host}" for host in hosts.split(","))
-    parsed = make_url(f"postgresql+psycopg://{credentials}{at}{slash}{path}?{query}&{listed}".replace("?&", "?"))
-    return parsed.render_as_string(hide_password=False)
+    def _on_connect(self, driver_connection: Any, entry: ConnectionPoolEntry) -> None:
+        _collect_warnings(driver_connection, entry)
+        if self._canary is None:
+            return
+        cursor = driver_connection.cursor()
+        cursor.execute("SELECT sealed FROM key_canary")
+        found = cursor.fetchone()
+        cursor.close()
+        driver_connection.rollback()
+        if found is None or found[0] != self._canary:
+            raise NotConfirmedError
 
 
 def _collect_warnings(driver_connection: Any, entry: ConnectionPoolEntry) -> None:

@@ -36,6 +36,18 @@ UNREACHABLE = frozenset(
 )
 
 
+class DatabaseHungError(Exception):
+    """The database did not finish an attempt in time. The attempt was left behind; its outcome is not known."""
+
+
+class LeftBehindError(Exception):
+    """The server is still at work on an attempt that was left behind: another one would only join it."""
+
+
+class NotConfirmedError(Exception):
+    """The database has not been confirmed as the one that this keyring and this normaliser belong to."""
+
+
 class Failure(Enum):
     """What to do about a failed database call."""
 
@@ -61,10 +73,18 @@ class CommitNotDurableError(Exception):
     """
 
 
+_OWN_FAILURES: dict[type[BaseException], str] = {
+    CommitNotDurableError: "not_durable",
+    DatabaseHungError: "hung",
+    LeftBehindError: "left_behind",
+    NotConfirmedError: "not_confirmed",
+}
+
+
 def cause_of(error: BaseException) -> str:
     """The SQLSTATE behind an error, or a fixed word where there is none. Holds no value, so it may be logged."""
-    if isinstance(error, CommitNotDurableError):
-        return "not_durable"
+    if (word := _OWN_FAILURES.get(type(error))) is not None:
+        return word
     if isinstance(error, PoolTimeoutError):
         return "pool_timeout"
     driver_error = error.orig if isinstance(error, DBAPIError) else error
@@ -78,7 +98,7 @@ def is_driver_error(error: BaseException) -> bool:
 
 def classify(error: BaseException) -> Failure:
     """Whether the same call may succeed when it is made again."""
-    if isinstance(error, CommitNotDurableError | PoolTimeoutError | OSError):
+    if type(error) in _OWN_FAILURES or isinstance(error, PoolTimeoutError | OSError):
         return Failure.RETRY
     driver_error = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(driver_error, psycopg.Error):
@@ -88,6 +108,11 @@ def classify(error: BaseException) -> Failure:
         return Failure.RETRY if isinstance(driver_error, psycopg.OperationalError) else Failure.PERMANENT
     may_pass = sqlstate in BUSY or sqlstate in UNREACHABLE or sqlstate[:2] in UNREACHABLE_CLASSES
     return Failure.RETRY if may_pass else Failure.PERMANENT
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether the transaction was undone because of another one."""
+    return cause_of(error) in BUSY
 
 
 def spoils_connection(error: BaseException) -> bool:

@@ -29,13 +29,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service.lead import LeadStatus
+from service.lead import ConflictResolution, LeadStatus
 
 RESUBMISSIONS_KEPT = 20
 """How many resubmissions of a lead are kept; the count on the lead goes on."""
 
 NOW = text("now()")
 STATUSES = ", ".join(f"'{status.value}'" for status in LeadStatus)
+RESOLUTIONS = ", ".join(f"'{resolution.value}'" for resolution in ConflictResolution)
 SEALED_FORM = ".gAAAAAAAAAAA"
 """What every sealed token contains: the dot behind the key id, then Fernet's version byte 0x80 and time 0 in base64."""
 
@@ -71,8 +72,11 @@ class Lead(Base):
 
     __tablename__ = "lead"
     __table_args__ = (
-        UniqueConstraint("phone_index"),
-        UniqueConstraint("nid_index"),
+        # A person may decide that a lead stands beside another one with the same phone or nid; that one is "shared".
+        Index("uq_lead_phone_index", "phone_index", unique=True, postgresql_where=text("NOT phone_shared")),
+        Index("uq_lead_nid_index", "nid_index", unique=True, postgresql_where=text("NOT nid_shared")),
+        Index("ix_lead_phone_shared", "phone_index", postgresql_where=text("phone_shared")),
+        Index("ix_lead_nid_shared", "nid_index", postgresql_where=text("nid_shared")),
         UniqueConstraint("created_by", "request_id"),
         CheckConstraint(f"status IN ({STATUSES})", name="status"),
         CheckConstraint("version >= 1", name="version"),
@@ -105,6 +109,8 @@ class Lead(Base):
     resubmissions: Mapped[int] = mapped_column(Integer, server_default="0")
     phone_index: Mapped[bytes]
     nid_index: Mapped[bytes]
+    phone_shared: Mapped[bool] = mapped_column(server_default=text("false"))
+    nid_shared: Mapped[bool] = mapped_column(server_default=text("false"))
     created_by: Mapped[str]
     request_id: Mapped[str | None]
     content_digest: Mapped[bytes]
@@ -186,6 +192,61 @@ class Resubmission(Base):
     content_digest: Mapped[bytes]
     verified: Mapped[bool]
     submitted_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class LeadAlias(Base):
+    """An id that was acknowledged and stands for another lead: reads of it lead there."""
+
+    __tablename__ = "lead_alias"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"), index=True)
+    created_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class LeadConflict(Base):
+    """An acknowledged submission that met a lead when it came out of the spool: a person decides what becomes of it.
+
+    Its own side is sealed here, bound to `id`; the other side are the leads that it met. Rows are never removed, so
+    that a submission which is drained twice is decided once.
+    """
+
+    __tablename__ = "lead_conflict"
+    __table_args__ = (
+        Index(None, "created_by", "request_id"),
+        CheckConstraint(f"resolution IN ({RESOLUTIONS})", name="resolution"),
+        CheckConstraint("(resolution IS NULL) = (resolved_at IS NULL)", name="resolved"),
+        CheckConstraint(
+            "phone_lead_id IS NOT NULL OR nid_lead_id IS NOT NULL OR request_lead_id IS NOT NULL", name="meets"
+        ),
+        _sealed(SENSITIVE_COLUMNS),
+        Index(None, "accepted_at", "id", postgresql_where=text("resolution IS NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    phone: Mapped[str]
+    nid: Mapped[str]
+    address: Mapped[str]
+    interested_policy: Mapped[str]
+    email: Mapped[str | None]
+    preferred_contact_time: Mapped[str | None]
+    notes: Mapped[str | None]
+    conversation_id: Mapped[str | None]
+    created_by: Mapped[str]
+    request_id: Mapped[str | None]
+    content_digest: Mapped[bytes]
+    phone_lead_id: Mapped[UUID | None] = mapped_column(ForeignKey("lead.id"), index=True)
+    nid_lead_id: Mapped[UUID | None] = mapped_column(ForeignKey("lead.id"), index=True)
+    request_lead_id: Mapped[UUID | None] = mapped_column(ForeignKey("lead.id"), index=True)
+    """The lead that has this submission's request_id with other content."""
+    accepted_at: Mapped[datetime]
+    found_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    resolution: Mapped[str | None]
+    resolved_by: Mapped[str | None]
+    resolved_at: Mapped[datetime | None]
+    reason: Mapped[str | None]
 
 
 class KeyCanary(Base):

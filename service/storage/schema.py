@@ -14,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
 from service.errors import StartRefusedError
-from service.storage.database import Database, sqlalchemy_url
+from service.storage.database import Database
+from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import Failure, cause_of, classify
 
-REVISION = "0001"
+REVISION = "0002"
 """The schema that this release works with: the newest file in migrations/versions."""
 
 APPLICATION_ROLE = "leadkeep_app"
@@ -113,7 +114,15 @@ async def excess_rights(database: Database) -> list[str]:
         "be a superuser": "SELECT rolsuper FROM pg_roles WHERE rolname = current_user",
     } | {
         f"delete from {table}": f"SELECT has_table_privilege(current_user, '{table}', 'DELETE')"  # noqa: S608 # our own names
-        for table in ("lead", "status_change", "assignment_change", "lead_conversation", "resubmission")
+        for table in (
+            "lead",
+            "status_change",
+            "assignment_change",
+            "lead_conversation",
+            "resubmission",
+            "lead_alias",
+            "lead_conflict",
+        )
     }
 
     async def ask(connection: AsyncConnection) -> list[str]:

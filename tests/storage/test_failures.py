@@ -14,7 +14,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from service.errors import LeadNotFoundError
-from service.storage.database import Database, sqlalchemy_url
+from service.storage.database import Database
+from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import (
     CommitNotDurableError,
     Failure,

@@ -26,6 +26,8 @@ TABLES = {
     "assignment_change",
     "key_canary",
     "lead",
+    "lead_alias",
+    "lead_conflict",
     "lead_conversation",
     "resubmission",
     "status_change",

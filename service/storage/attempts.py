@@ -1,0 +1,108 @@
+"""One attempt at the database, bounded by our own timer.
+
+A frozen server answers nothing, and psycopg would go on waiting even when its task is cancelled: it asks the server to
+cancel the statement and waits for the end. So an attempt that hangs is left behind: its socket is closed under it,
+and what the server makes of it is found out later, by looking for what it was to store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import psycopg
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+T = TypeVar("T")
+
+ATTEMPT_SECONDS = 2.0
+"""How long an attempt may take once it has its connection: hundreds of times what a transaction takes, and short
+enough for an answer within the deadlines that callers set."""
+
+CONNECTING_SECONDS = 7.0
+"""How long an attempt may wait for its connection. The pool and the driver bound that themselves, each host of the
+URL apart; this is for a server that freezes between accepting a connection and its first answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """The server process that an attempt was left with, and where it runs."""
+
+    pid: int
+    host: str
+    port: int
+
+
+class Attempt(Generic[T]):
+    """Some work on a connection of its own, begun at once."""
+
+    def __init__(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._expired: asyncio.Future[None] = self._loop.create_future()
+        self._timer = self._loop.call_later(CONNECTING_SECONDS, self._expire)
+        self._driver: psycopg.AsyncConnection[Any] | None = None
+        self._task = asyncio.create_task(self._run(engine, work))
+
+    async def finished(self) -> bool:
+        """Wait for the end of the work; False when it does not come in time."""
+        try:
+            ends: set[asyncio.Future[Any]] = {self._task, self._expired}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._timer.cancel()
+            if not self._task.done():
+                self._task.add_done_callback(_outcome_is_not_wanted)
+        return self._task.done()
+
+    def result(self) -> T:
+        """What the finished work answered or raised."""
+        return self._task.result()
+
+    def leave_behind(self) -> LeftBehind | None:
+        """Wait no more; None when there was no connection yet."""
+        left = None
+        if self._driver is not None and not self._driver.closed:
+            info = self._driver.info
+            left = LeftBehind(info.backend_pid, info.host, info.port)
+            # Before the task is cancelled: with the socket open, psycopg would wait for the server once more.
+            self._driver.pgconn.finish()
+        self._task.cancel()
+        return left
+
+    async def _run(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with engine.connect() as connection:
+            self._driver = (await connection.get_raw_connection()).driver_connection
+            self._timer.cancel()
+            if not self._expired.done():
+                self._timer = self._loop.call_later(ATTEMPT_SECONDS, self._expire)
+            return await work(connection)
+
+    def _expire(self) -> None:
+        if not self._expired.done():
+            self._expired.set_result(None)
+
+
+class Hosts:
+    """The order in which the hosts of a URL are tried: the one that hung last comes last."""
+
+    def __init__(self) -> None:
+        self.suspect: tuple[str, int] | None = None
+
+    def order(self, _dialect: Any, _entry: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+        """SQLAlchemy's `do_connect`: put the suspect behind the others."""
+        hosts = str(parameters.get("host", "")).split(",")
+        if self.suspect is None or len(hosts) < 2:
+            return
+        ports = str(parameters.get("port", "")).split(",")
+        pairs = list(zip(hosts, ports if len(ports) == len(hosts) else [ports[0]] * len(hosts), strict=True))
+        pairs.sort(key=lambda pair: pair == (self.suspect[0], str(self.suspect[1])) if self.suspect else False)
+        parameters["host"] = ",".join(host for host, _ in pairs)
+        parameters["port"] = ",".join(port for _, port in pairs)
+
+
+def _outcome_is_not_wanted(task: asyncio.Task[Any]) -> None:
+    # Asking for it keeps asyncio from printing the exception, whose text may hold values.
+    if not task.cancelled():
+        task.exception()
