@@ -23,6 +23,9 @@ class Reason(StrEnum):
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     LEAD_NOT_FOUND = "LEAD_NOT_FOUND"
     CONVERSATION_NOT_FOUND = "CONVERSATION_NOT_FOUND"
+    CONFLICT_NOT_FOUND = "CONFLICT_NOT_FOUND"
+    LEAD_IN_CONFLICT = "LEAD_IN_CONFLICT"
+    CONFLICT_RESOLVED = "CONFLICT_RESOLVED"
     VERSION_MISMATCH = "VERSION_MISMATCH"
     STATUS_TRANSITION = "STATUS_TRANSITION"
     TOKEN_MISSING = "TOKEN_MISSING"
@@ -123,6 +126,37 @@ class ConversationNotFoundError(LeadkeepError):
 
     def __init__(self) -> None:
         super().__init__("no lead is linked to this conversation, or it is not yours to read")
+
+
+class LeadInConflictError(LeadkeepError):
+    """The id was acknowledged while the database was away, and the submission met a lead when it came in."""
+
+    reason = Reason.LEAD_IN_CONFLICT
+
+    def __init__(self, conflict_id: UUID) -> None:
+        super().__init__(
+            "this submission met an existing lead after it was acknowledged; it is kept, and a person decides what "
+            "becomes of it (ResolveConflict)",
+            {"conflict_id": str(conflict_id)},
+        )
+
+
+class ConflictNotFoundError(LeadkeepError):
+    """There is no conflict with this id."""
+
+    reason = Reason.CONFLICT_NOT_FOUND
+
+    def __init__(self) -> None:
+        super().__init__("there is no conflict with this id; ListConflicts names those that wait")
+
+
+class ConflictResolvedError(LeadkeepError):
+    """The conflict was decided before, in another way; the first decision stays."""
+
+    reason = Reason.CONFLICT_RESOLVED
+
+    def __init__(self, resolution: str) -> None:
+        super().__init__(f"this conflict was resolved before, as {resolution}", {"resolution": resolution})
 
 
 class VersionMismatchError(LeadkeepError):

@@ -22,6 +22,17 @@ class LeadStatus(StrEnum):
     NOT_INTERESTED = "not_interested"
 
 
+class ConflictResolution(StrEnum):
+    """What a person decided about a submission that met a lead when it came out of the spool."""
+
+    KEEP_FIRST = "keep_first"
+    """The lead that was met stays as it is; the submission's id leads to it."""
+    TAKE_NEW = "take_new"
+    """The lead that was met takes the submission's values; the submission's id leads to it."""
+    OWN_LEAD = "own_lead"
+    """The submission becomes a lead of its own, beside the one it met."""
+
+
 CUSTOMER_FIELDS = (
     "name",
     "phone",
@@ -122,6 +133,58 @@ class SealedSubmission:
     phone_index: bytes = field(repr=False)
     nid_index: bytes = field(repr=False)
     sealed: Mapping[str, str] = field(repr=False)
+    accepted_at: datetime | None = None
+    """When it was acknowledged, if that was before the database had it; None: it is not acknowledged yet."""
+    refused: bool = False
+    """Whether its caller was told that it is a duplicate of another submission in the spool."""
+
+    def as_lead(self, created_at: datetime) -> SealedLead:
+        """The new lead that it is, or will be."""
+        return SealedLead(
+            id=self.id,
+            name=self.name,
+            interested_policy=self.interested_policy,
+            preferred_contact_time=self.preferred_contact_time,
+            conversation_id=self.conversation_id,
+            status=LeadStatus.NEW,
+            created_at=created_at,
+            updated_at=created_at,
+            version=1,
+            assignee=None,
+            resubmissions=0,
+            created_by=self.created_by,
+            sealed=self.sealed,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedConflict:
+    """A conflict as it is stored: the submission's side sealed and bound to `id`, and which leads it met."""
+
+    id: UUID
+    name: str
+    interested_policy: str
+    preferred_contact_time: str | None
+    conversation_id: str | None
+    created_by: str
+    request_id: str | None
+    phone_lead_id: UUID | None
+    nid_lead_id: UUID | None
+    request_lead_id: UUID | None
+    accepted_at: datetime
+    found_at: datetime
+    resolution: ConflictResolution | None
+    resolved_by: str | None
+    resolved_at: datetime | None
+    reason: str | None
+    content_digest: bytes = field(repr=False)
+    sealed: Mapping[str, str] = field(repr=False)
+
+    @property
+    def lead_ids(self) -> tuple[UUID, ...]:
+        """The leads that it met, each once."""
+        met = (self.phone_lead_id, self.nid_lead_id, self.request_lead_id)
+        return tuple(dict.fromkeys(lead_id for lead_id in met if lead_id is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ Everything sensitive passes here on its way into storage and out of it. Which fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from urllib.parse import quote
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from service.lead import (
     CUSTOMER_FIELDS,
     CustomerDetails,
     Lead,
+    LeadStatus,
     Resubmission,
     SealedLead,
     SealedResubmission,
@@ -72,17 +75,50 @@ class LeadSealer:
             sealed=sealed,
         )
 
+    def refreshed(self, submission: SealedSubmission) -> SealedSubmission:
+        """The submission with its digest and blind indexes computed afresh from its opened fields.
+
+        Raises FieldUnreadableError.
+        """
+        values, unreadable = self._open_fields(submission.id, submission.sealed)
+        if unreadable:
+            raise FieldUnreadableError(unreadable)
+        phone, nid = values["phone"], values["nid"]
+        if phone is None or nid is None:
+            raise FieldUnreadableError([name for name in ("phone", "nid") if values[name] is None])
+        content = [values[name] if name in values else getattr(submission, name) for name in CUSTOMER_FIELDS]
+        return replace(
+            submission,
+            content_digest=self._encryption.content_digest(content),
+            phone_index=self.phone_index(phone),
+            nid_index=self.nid_index(nid),
+        )
+
     def correction(self, lead_id: UUID, changed: Mapping[str, str | None]) -> Correction:
         """New normalised values of a lead's fields, ready to be stored; None removes an optional one."""
-        columns: dict[str, str | bytes | None] = {}
+        columns: dict[str, str | bytes | bool | None] = {}
         for name, value in changed.items():
             is_sealed = name in self._sensitive and value is not None
             columns[name] = self._encryption.seal(lead_id, name, value or "") if is_sealed else value
         if phone := changed.get("phone"):
-            columns["phone_index"] = self.phone_index(phone)
+            columns |= {"phone_index": self.phone_index(phone), "phone_shared": False}
         if nid := changed.get("nid"):
-            columns["nid_index"] = self.nid_index(nid)
+            columns |= {"nid_index": self.nid_index(nid), "nid_shared": False}
         return Correction(columns=columns)
+
+    def acknowledged(self, lead_id: UUID, details: CustomerDetails, accepted_at: datetime) -> Lead:
+        """The lead that a submission is acknowledged as before the database has it."""
+        return Lead(
+            id=lead_id,
+            **{name: getattr(details, name) for name in CUSTOMER_FIELDS},
+            status=LeadStatus.NEW,
+            created_at=accepted_at,
+            updated_at=accepted_at,
+            version=1,
+            assignee=None,
+            transcript_uri=self._transcript_uri(details.conversation_id),
+            resubmissions=0,
+        )
 
     def value_of(self, sealed: SealedLead, name: str) -> str | None:
         """The present value of a customer field; None also for one that cannot be opened: a correction mends it."""

@@ -7,10 +7,26 @@ decide. What it answers is durable. See submissions.py for how a submission beco
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -40,7 +56,17 @@ from service.storage.submissions import Met, Outcome
 OTHER_LEADS_SHOWN = 100
 """How many further leads of one conversation are named."""
 
-_BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index")
+BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index")
+"""The unique indexes that decide duplicates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """An id that was answered to `created_by` before the database had the submission."""
+
+    created_by: str
+    in_conflict: bool
+    """Whether a person has yet to decide what becomes of it."""
 
 
 class _BlindIndexTakenError(Exception):
@@ -56,19 +82,35 @@ class LeadRepository:
 
     async def create(self, submission: SealedSubmission) -> Outcome:
         """Store a submission as a lead, or find out what it meets; a refused duplicate is kept. Safe to repeat."""
-        columns = submissions.columns_of(submission, self._sensitive)
+        return (await self._database.write(partial(self._store, [submission])))[submission.id]
 
-        async def work(connection: AsyncConnection) -> Outcome:
-            return await submissions.submit(connection, submission, columns, self._lead)
+    async def create_all_once(self, batch: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
+        """Like `create` for many in one transaction, tried once: raises what went wrong, see failures.py."""
+        return await self._database.write_once(partial(self._store, batch))
 
-        return await self._database.write(work)
+    async def _store(self, batch: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
+        return await submissions.store(connection, batch, self._sensitive, self.lead_of)
 
     async def get(self, lead_id: UUID) -> SealedLead | None:
-        """The lead with this id."""
+        """The lead with this id, or the one that the id leads to."""
 
         async def work(connection: AsyncConnection) -> SealedLead | None:
-            row = (await connection.execute(select(_LEAD).where(_LEAD.c.id == lead_id))).one_or_none()
-            return self._lead(row) if row is not None else None
+            row = (await connection.execute(select(_LEAD).where(_is_or_leads_to(lead_id)))).one_or_none()
+            return self.lead_of(row) if row is not None else None
+
+        return await self._database.read(work)
+
+    async def acknowledged(self, lead_id: UUID) -> Acknowledged | None:
+        """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
+        alias, conflict = models.LeadAlias, models.LeadConflict
+        query = union_all(
+            select(alias.created_by, false().label("in_conflict")).where(alias.id == lead_id),
+            select(conflict.created_by, true()).where(conflict.id == lead_id, conflict.resolution.is_(None)),
+        )
+
+        async def work(connection: AsyncConnection) -> Acknowledged | None:
+            row = (await connection.execute(query)).first()
+            return None if row is None else Acknowledged(row.created_by, row.in_conflict)
 
         return await self._database.read(work)
 
@@ -89,7 +131,7 @@ class LeadRepository:
 
         async def work(connection: AsyncConnection) -> tuple[SealedLead | None, list[UUID]]:
             rows = (await connection.execute(found)).all()
-            return (self._lead(rows[0]) if rows else None), [row.id for row in rows[1:]]
+            return (self.lead_of(rows[0]) if rows else None), [row.id for row in rows[1:]]
 
         return await self._database.read(work)
 
@@ -101,7 +143,7 @@ class LeadRepository:
         query = query.order_by(_LEAD.c.created_at.desc(), _LEAD.c.id.desc()).limit(limit)
 
         async def work(connection: AsyncConnection) -> list[SealedLead]:
-            return [self._lead(row) for row in await connection.execute(query)]
+            return [self.lead_of(row) for row in await connection.execute(query)]
 
         return await self._database.read(work)
 
@@ -113,7 +155,7 @@ class LeadRepository:
         """
 
         async def work(connection: AsyncConnection) -> SealedLead:
-            current = await self._lock(connection, lead_id, key_share=True)
+            current = await self.lock_within(connection, lead_id, key_share=True)
             step = decide(current)
             return current if step is None else await self._take(connection, current, step)
 
@@ -127,15 +169,15 @@ class LeadRepository:
             nonlocal refused
             # A new phone or nid needs the strongest lock. Taking it at once, not on top of a weaker one, keeps a
             # submission that meets this lead from waiting for us while we wait for it.
-            current = await self._lock(connection, lead_id, key_share=False)
+            current = await self.lock_within(connection, lead_id)
             correction = decide(current)
             if correction is None:
                 return current
             refused = correction
             try:
-                return await self._update(connection, current, correction.columns)
+                return await self.update_within(connection, current, correction.columns)
             except IntegrityError as error:
-                if violated_constraint(error) in _BLIND_INDEXES:
+                if violated_constraint(error) in BLIND_INDEXES:
                     raise _BlindIndexTakenError from None
                 raise
 
@@ -148,12 +190,16 @@ class LeadRepository:
                 # The lead that it met has gone meanwhile: the way is free.
         raise StorageUnavailableError
 
-    async def _lock(self, connection: AsyncConnection, lead_id: UUID, *, key_share: bool) -> SealedLead:
-        locked = select(_LEAD).where(_LEAD.c.id == lead_id).with_for_update(key_share=key_share)
+    async def lock_within(self, connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
+        """The lead that an id leads to, locked in a transaction of the caller's. Raises LeadNotFoundError.
+
+        With `key_share` others may still refer to it.
+        """
+        locked = select(_LEAD).where(_is_or_leads_to(lead_id)).with_for_update(key_share=key_share)
         row = (await connection.execute(locked)).one_or_none()
         if row is None:
             raise LeadNotFoundError
-        return self._lead(row)
+        return self.lead_of(row)
 
     async def _take(self, connection: AsyncConnection, current: SealedLead, step: Step) -> SealedLead:
         made = {"lead_id": current.id, "version": current.version + 1, "actor": step.actor, "reason": step.reason}
@@ -166,12 +212,15 @@ class LeadRepository:
                 columns = {"assignee": step.to_assignee}
                 made |= {"from_assignee": current.assignee, "to_assignee": step.to_assignee}
                 await connection.execute(insert(models.AssignmentChange).values(made))
-        return await self._update(connection, current, columns)
+        return await self.update_within(connection, current, columns)
 
-    async def _update(self, connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]) -> SealedLead:
+    async def update_within(
+        self, connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]
+    ) -> SealedLead:
+        """Give a locked lead new values in a transaction of the caller's."""
         values = {**columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
         changed = update(_LEAD).where(_LEAD.c.id == current.id).values(values).returning(_LEAD)
-        return self._lead((await connection.execute(changed)).one())
+        return self.lead_of((await connection.execute(changed)).one())
 
     async def _met_by(self, lead_id: UUID, refused: Correction) -> Met | None:
         async def work(connection: AsyncConnection) -> Met | None:
@@ -244,7 +293,8 @@ class LeadRepository:
         columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
         return {name: token for name in self._sensitive if (token := columns[name]) is not None}
 
-    def _lead(self, row: Row[Any]) -> SealedLead:
+    def lead_of(self, row: Row[Any]) -> SealedLead:
+        """The lead of a row of its table."""
         return SealedLead(
             id=row.id,
             name=row.name,
@@ -265,18 +315,28 @@ class LeadRepository:
 _LEAD = models.table(models.Lead)
 
 
+def _is_or_leads_to(lead_id: UUID) -> ColumnElement[bool]:
+    alias = models.LeadAlias
+    return _LEAD.c.id == func.coalesce(select(alias.lead_id).where(alias.id == lead_id).scalar_subquery(), lead_id)
+
+
 def _filtered(wanted: LeadFilter) -> Select[Any]:
     query = select(_LEAD)
     equals = {
         _LEAD.c.assignee: wanted.assignee,
         _LEAD.c.interested_policy: wanted.interested_policy,
-        _LEAD.c.phone_index: wanted.phone_index,
-        _LEAD.c.nid_index: wanted.nid_index,
         _LEAD.c.created_by: wanted.created_by,
     }
     for column, value in equals.items():
         if value is not None:
             query = query.where(column == value)
+    for index, shared, wanted_index in (
+        (_LEAD.c.phone_index, _LEAD.c.phone_shared, wanted.phone_index),
+        (_LEAD.c.nid_index, _LEAD.c.nid_shared, wanted.nid_index),
+    ):
+        if wanted_index is not None:
+            # Each half has its partial index; without them this would read every lead.
+            query = query.where(or_(and_(index == wanted_index, ~shared), and_(index == wanted_index, shared)))
     if wanted.statuses:
         query = query.where(_LEAD.c.status.in_([status.value for status in wanted.statuses]))
     if wanted.created_after is not None:

@@ -1,23 +1,28 @@
-"""How a submission becomes a lead, or meets one: two statements in one READ COMMITTED transaction.
+"""How submissions become leads, or meet one: two statements in one READ COMMITTED transaction, however many they are.
 
 First an insert with ON CONFLICT DO NOTHING and no target, so that whichever unique index a rival holds, the insert
-waits for that rival and then does nothing. When it did nothing, a second statement looks the submission up by its own
-id, its request_id, its phone and its nid. It is a statement of its own because one statement cannot see a rival that
-committed while it waited.
+waits for that rival and then does nothing. For those for which it did nothing, a second statement looks for their own
+ids, their request_ids, phones and nids. It is a statement of its own because one statement cannot see a rival that
+committed while it waited. Submissions of one batch meet each other in the same way.
 
 The look-up locks what it finds FOR KEY SHARE. That keeps the row while we answer for it, and it writes to the log: the
 commit of every answer that rests on an existing row therefore waits for the synchronous standby. A plain look-up would
 not, and could confirm a row that a failover then loses.
+
+A submission that was acknowledged before (it waited in the spool) is never refused: what it meets makes it an alias of
+the lead that its own request became elsewhere, or a conflict for a person to decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, and_, false, func, literal, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, and_, false, func, literal, or_, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -72,11 +77,98 @@ class RequestIdReused:
     """The subject used the request_id for other content."""
 
 
-Outcome = Created | Met | RequestIdReused
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The submission is acknowledged, and no lead yet: it waits in the spool, or for a person to decide."""
+
+    id: UUID
+    """The id that it was acknowledged under; another one's when it repeats that one, with the same values."""
+    accepted_at: datetime
+    decided: bool = False
+    """Whether a person has decided meanwhile, so that it is in the database under this id in some way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aliased:
+    """An acknowledged submission whose request had become another lead: its id leads there."""
+
+
+@dataclass(frozen=True, slots=True)
+class InConflict:
+    """An acknowledged submission that meets a lead: a person decides."""
+
+
+Outcome = Created | Met | RequestIdReused | Waiting | Aliased | InConflict
+
+_COLUMN_TYPES = {
+    "id": "uuid",
+    "name": "text",
+    "phone": "text",
+    "nid": "text",
+    "address": "text",
+    "interested_policy": "text",
+    "email": "text",
+    "preferred_contact_time": "text",
+    "notes": "text",
+    "conversation_id": "text",
+    "phone_index": "bytea",
+    "nid_index": "bytea",
+    "created_by": "text",
+    "request_id": "text",
+    "content_digest": "bytea",
+}
+_COLUMNS = ", ".join(_COLUMN_TYPES)
+_ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMN_TYPES.items())
+
+# Arrays, so that the statement is the same for every size of a batch: it is prepared once a connection.
+_INSERT = text(f"""
+    WITH inserted AS (
+        INSERT INTO lead ({_COLUMNS}, created_at)
+        SELECT {_COLUMNS}, coalesce(accepted_at, now())
+        FROM unnest({_ARRAYS}, CAST(:accepted_at AS timestamptz[])) AS entry ({_COLUMNS}, accepted_at)
+        WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
+          AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
+          AND (accepted_at IS NOT NULL OR NOT EXISTS (
+              SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
+        ON CONFLICT DO NOTHING
+        RETURNING id, created_at, conversation_id
+    ), linked AS (
+        INSERT INTO lead_conversation (conversation_id, lead_id)
+        SELECT conversation_id, id FROM inserted WHERE conversation_id IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )
+    SELECT id, created_at FROM inserted
+""")  # noqa: S608 # our own names
+
+# Locked in the order of ids, so that two batches which meet the same leads lock them in the same order.
+_LOOK_UP = text("""
+    SELECT * FROM lead WHERE id IN (
+        SELECT unnest(CAST(:id AS uuid[]))
+        UNION
+        SELECT l.id FROM lead l JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
+            AS request (created_by, request_id) USING (created_by, request_id)
+        UNION
+        SELECT l.id FROM lead l WHERE l.phone_index = ANY(CAST(:phone_index AS bytea[])) AND NOT l.phone_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.nid_index = ANY(CAST(:nid_index AS bytea[])) AND NOT l.nid_shared
+    ) ORDER BY id FOR KEY SHARE
+""")
+_CONFLICTS = text("""
+    SELECT * FROM lead_conflict WHERE id IN (
+        SELECT unnest(CAST(:id AS uuid[]))
+        UNION
+        SELECT c.id FROM lead_conflict c JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
+            AS request (created_by, request_id) USING (created_by, request_id)
+    ) ORDER BY accepted_at, id FOR KEY SHARE
+""")
+_ALIASES = text("""
+    SELECT a.id FROM lead_alias a JOIN lead l ON l.id = a.lead_id WHERE a.id = ANY(CAST(:id AS uuid[]))
+    ORDER BY l.id FOR KEY SHARE OF l
+""")
 
 
 def columns_of(submission: SealedSubmission, sensitive: Sequence[str]) -> dict[str, Any]:
-    """The submission's columns, alike in the tables of leads and of resubmissions."""
+    """The submission's columns, alike in the tables of leads, of resubmissions and of conflicts."""
     sealed = {name: submission.sealed.get(name) for name in sensitive}
     return sealed | {
         "name": submission.name,
@@ -88,81 +180,138 @@ def columns_of(submission: SealedSubmission, sensitive: Sequence[str]) -> dict[s
     }
 
 
-async def submit(
+async def store(
     connection: AsyncConnection,
-    submission: SealedSubmission,
-    columns: dict[str, Any],
+    submissions: Sequence[SealedSubmission],
+    sensitive: Sequence[str],
     lead_of: Callable[[Row[Any]], SealedLead],
-) -> Outcome:
-    """Store the submission as a lead, or say what it meets and keep it there as a resubmission."""
+) -> dict[UUID, Outcome]:
+    """Store each submission as a lead, or say what it meets and keep it there; by id, for every one of them."""
+    outcomes: dict[UUID, Outcome] = {}
+    # By phone, so that rival batches wait for each other in one direction; what was refused already makes way.
+    left = sorted(submissions, key=attrgetter("refused", "phone_index"))
     for _ in range(INSERTS_TRIED):
-        if row := await _insert(connection, submission, columns):
-            return Created(lead_of(row))
-        rows = (await connection.execute(_look_up_submission(submission))).all()
-        if own := next((row for row in rows if row.id == submission.id), None):
-            return Created(lead_of(own))
-        if repeated := next((row for row in rows if _is_same_request(row, submission)), None):
-            same = repeated.content_digest == submission.content_digest
-            return Created(lead_of(repeated)) if same else RequestIdReused()
-        if met := _met(rows, submission.phone_index, submission.nid_index):
-            await _keep(connection, submission, columns, met)
-            return met
+        inserted = await connection.execute(_INSERT, _arrays(left, sensitive))
+        created_at = {row.id: row.created_at for row in inserted}
+        outcomes |= {entry.id: Created(entry.as_lead(created_at[entry.id])) for entry in left if entry.id in created_at}
+        left = [entry for entry in left if entry.id not in created_at]
+        if left:
+            found = await _find(connection, left, lead_of)
+            for entry in left:
+                if outcome := await _settle(connection, entry, columns_of(entry, sensitive), found):
+                    outcomes[entry.id] = outcome
+            left = [entry for entry in left if entry.id not in outcomes]
+        if not left:
+            return outcomes
     raise StorageUnavailableError
+
+
+def _arrays(entries: Sequence[SealedSubmission], sensitive: Sequence[str]) -> dict[str, list[Any]]:
+    return {
+        name: [entry.sealed.get(name) if name in sensitive else getattr(entry, name) for entry in entries]
+        for name in (*_COLUMN_TYPES, "accepted_at")
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What stands in the way of a batch; all rows of leads are locked."""
+
+    leads: Sequence[Row[Any]]
+    conflicts: Sequence[Row[Any]]
+    aliases: frozenset[UUID]
+    lead_of: Callable[[Row[Any]], SealedLead]
+
+
+async def _find(
+    connection: AsyncConnection, entries: Sequence[SealedSubmission], lead_of: Callable[[Row[Any]], SealedLead]
+) -> _Found:
+    keys = {
+        name: [getattr(entry, name) for entry in entries]
+        for name in ("id", "created_by", "request_id", "phone_index", "nid_index")
+    }
+    leads = (await connection.execute(_LOOK_UP, keys)).all()
+    conflicts = (await connection.execute(_CONFLICTS, keys)).all()
+    aliases: frozenset[UUID] = frozenset()
+    if any(entry.accepted_at for entry in entries):
+        aliases = frozenset((await connection.execute(_ALIASES, keys)).scalars())
+    return _Found(leads, conflicts, aliases, lead_of)
+
+
+async def _settle(
+    connection: AsyncConnection, entry: SealedSubmission, columns: dict[str, Any], found: _Found
+) -> Outcome | None:
+    """What became of a submission that was not inserted; None when nothing stands in its way any more."""
+    if own := next((row for row in found.leads if row.id == entry.id), None):
+        return Created(found.lead_of(own))
+    if entry.id in found.aliases:
+        return Aliased()
+    if any(row.id == entry.id for row in found.conflicts):
+        return InConflict()
+    request = next((row for row in found.leads if _is_same_request(row, entry)), None)
+    same = request is not None and request.content_digest == entry.content_digest
+    met = _met(found.leads, entry.phone_index, entry.nid_index)
+    if entry.accepted_at is not None:
+        return await _settle_late(connection, entry, columns, request, same=same, met=met)
+    if request is not None:
+        return Created(found.lead_of(request)) if same else RequestIdReused()
+    if conflict := next((row for row in found.conflicts if _is_same_request(row, entry)), None):
+        same = conflict.content_digest == entry.content_digest
+        decided = conflict.resolution is not None
+        return Waiting(conflict.id, conflict.accepted_at, decided) if same else RequestIdReused()
+    if met is not None:
+        await _keep(connection, entry, columns, met)
+    return met
+
+
+async def _settle_late(
+    connection: AsyncConnection,
+    entry: SealedSubmission,
+    columns: dict[str, Any],
+    request: Row[Any] | None,
+    *,
+    same: bool,
+    met: Met | None,
+) -> Outcome | None:
+    if request is not None and same:
+        alias = {"id": entry.id, "lead_id": request.id, "created_by": entry.created_by}
+        await connection.execute(insert(models.LeadAlias).values(alias).on_conflict_do_nothing())
+        return Aliased()
+    if entry.refused and met is not None:
+        await _keep(connection, entry, columns, met)
+        return met
+    if request is None and met is None:
+        return None
+    conflict = columns | {
+        "id": entry.id,
+        "created_by": entry.created_by,
+        "accepted_at": entry.accepted_at,
+        "phone_lead_id": met.phone.id if met and met.phone else None,
+        "nid_lead_id": met.nid.id if met and met.nid else None,
+        "request_lead_id": request.id if request is not None else None,
+    }
+    await connection.execute(insert(models.LeadConflict).values(conflict).on_conflict_do_nothing())
+    return InConflict()
 
 
 async def look_up(
     connection: AsyncConnection, phone_index: bytes | None, nid_index: bytes | None, *, other_than: UUID
 ) -> Met | None:
     """Which leads other than one have this phone or this nid; locks them."""
-    wanted = [(_LEAD.c.phone_index, phone_index), (_LEAD.c.nid_index, nid_index)]
-    equal = [column == value for column, value in wanted if value is not None]
-    rows = (await connection.execute(_locked(select(_LEAD).where(or_(*equal), _LEAD.c.id != other_than)))).all()
-    return _met(rows, phone_index, nid_index)
-
-
-async def _insert(
-    connection: AsyncConnection, submission: SealedSubmission, columns: dict[str, Any]
-) -> Row[Any] | None:
-    values = columns | {
-        "id": submission.id,
-        "created_by": submission.created_by,
-        "phone_index": submission.phone_index,
-        "nid_index": submission.nid_index,
+    keys: dict[str, list[Any]] = {
+        "id": [],
+        "created_by": [],
+        "request_id": [],
+        "phone_index": [phone_index],
+        "nid_index": [nid_index],
     }
-    inserted = insert(_LEAD).values(values).on_conflict_do_nothing().returning(_LEAD)
-    row: Row[Any] | None = (await connection.execute(inserted)).one_or_none()
-    if row is not None and submission.conversation_id is not None:
-        await _link(connection, submission.conversation_id, submission.id)
-    return row
-
-
-async def _link(connection: AsyncConnection, conversation_id: str, lead_id: UUID) -> None:
-    link = {"conversation_id": conversation_id, "lead_id": lead_id}
-    await connection.execute(insert(_LINK).values(link).on_conflict_do_nothing())
-
-
-def _look_up_submission(submission: SealedSubmission) -> Any:
-    same_request = and_(_LEAD.c.created_by == submission.created_by, _is(_LEAD.c.request_id, submission.request_id))
-    return _locked(
-        select(_LEAD).where(
-            or_(
-                _LEAD.c.id == submission.id,
-                same_request,
-                _LEAD.c.phone_index == submission.phone_index,
-                _LEAD.c.nid_index == submission.nid_index,
-            )
-        )
-    )
+    rows = (await connection.execute(_LOOK_UP, keys)).all()
+    return _met([row for row in rows if row.id != other_than], phone_index, nid_index)
 
 
 def _is(request_id: ColumnElement[str | None], wanted: str | None) -> ColumnElement[bool]:
     # SQLAlchemy would make IS NULL of a comparison with None, and find everything that came without a request_id.
     return false() if wanted is None else request_id == wanted
-
-
-def _locked(query: Any) -> Any:
-    # In the order of ids, so that two submissions which meet the same two leads lock them in the same order.
-    return query.order_by(_LEAD.c.id).with_for_update(read=True, key_share=True)
 
 
 def _is_same_request(row: Row[Any], submission: SealedSubmission) -> bool:
@@ -174,8 +323,13 @@ def _is_same_request(row: Row[Any], submission: SealedSubmission) -> bool:
 
 
 def _met(rows: Sequence[Row[Any]], phone_index: bytes | None, nid_index: bytes | None) -> Met | None:
-    phone = next((MetLead(row.id, row.created_by) for row in rows if row.phone_index == phone_index), None)
-    nid = next((MetLead(row.id, row.created_by) for row in rows if row.nid_index == nid_index), None)
+    def first(column: str, shared: str, wanted: bytes | None) -> MetLead | None:
+        # A lead that stands beside another one by decision is not met by what it shares: the other one is.
+        holders = (row for row in rows if getattr(row, column) == wanted and not getattr(row, shared))
+        return next((MetLead(row.id, row.created_by) for row in holders), None)
+
+    phone = first("phone_index", "phone_shared", phone_index)
+    nid = first("nid_index", "nid_shared", nid_index)
     return Met(phone, nid) if phone or nid else None
 
 
@@ -220,4 +374,5 @@ async def _keep(connection: AsyncConnection, submission: SealedSubmission, colum
     replaced = {name: keep.excluded[name] for name in [*names, "submitted_at"]}
     await connection.execute(keep.on_conflict_do_update(index_elements=[_KEPT.c.lead_id, _KEPT.c.slot], set_=replaced))
     if met.verified and submission.conversation_id is not None:
-        await _link(connection, submission.conversation_id, lead_ids[0])
+        link = {"conversation_id": submission.conversation_id, "lead_id": lead_ids[0]}
+        await connection.execute(insert(_LINK).values(link).on_conflict_do_nothing())

@@ -7,11 +7,14 @@ import pytest
 from google.rpc import code_pb2
 
 from service.errors import (
+    ConflictNotFoundError,
+    ConflictResolvedError,
     ConversationNotFoundError,
     DeadlineTooShortError,
     DuplicateLeadError,
     FieldUnreadableError,
     KeysUnavailableError,
+    LeadInConflictError,
     LeadNotFoundError,
     LeadValidationError,
     NotImplementedYetError,
@@ -34,6 +37,9 @@ RAISED = [
     (RequestIdReusedError(), 409, "REQUEST_ID_REUSED"),
     (LeadNotFoundError(), 404, "LEAD_NOT_FOUND"),
     (ConversationNotFoundError(), 404, "CONVERSATION_NOT_FOUND"),
+    (ConflictNotFoundError(), 404, "CONFLICT_NOT_FOUND"),
+    (LeadInConflictError(UUID(LEAD_ID)), 400, "LEAD_IN_CONFLICT"),
+    (ConflictResolvedError("keep_first"), 400, "CONFLICT_RESOLVED"),
     (VersionMismatchError(4), 409, "VERSION_MISMATCH"),
     (StatusTransitionError("contacted", "new"), 400, "STATUS_TRANSITION"),
     (PageTokenInvalidError(), 400, "PAGE_TOKEN_INVALID"),

@@ -492,10 +492,9 @@ class TestForeignLocks:
     ) -> None:
         rival = submit(phone="+1234567")
         newcomer = submit(phone="+1234567")
-        columns = submissions.columns_of(rival, SENSITIVE_COLUMNS)
 
         async def begin_and_fail(connection: AsyncConnection) -> None:
-            await submissions.submit(connection, rival, columns, lambda row: row)  # type: ignore[arg-type,return-value]
+            await submissions.store(connection, [rival], SENSITIVE_COLUMNS, lambda row: row)  # type: ignore[arg-type,return-value]
             waiting.append(asyncio.create_task(repository.create(newcomer)))
             await asyncio.sleep(0.05)
             raise ValueError("undone")
@@ -534,10 +533,9 @@ class TestAnswersRestOnCommits:
         first = submit(request_id="r1", phone="+1234567")
         await repository.create(first)
         second = {"own id": first, "request_id": again(first), "phone": submit(phone="+1234567")}[kind]
-        columns = submissions.columns_of(second, SENSITIVE_COLUMNS)
 
         async def work(connection: AsyncConnection) -> bool:
-            await submissions.submit(connection, second, columns, lambda row: row)  # type: ignore[arg-type,return-value]
+            await submissions.store(connection, [second], SENSITIVE_COLUMNS, lambda row: row)  # type: ignore[arg-type,return-value]
             return await assigned_transaction(connection)
 
         assert await connected.write(work)
