@@ -107,6 +107,17 @@ class Settings(BaseSettings):
         "the keyring, file mode 0600; made on first start only when embedded",
         shown="<data>/keyring.json",
     )
+    spool_dir: Annotated[Path | None, _read_by(values.absolute)] = _setting(
+        None,
+        "where leads wait while the database is away; on a lasting disk, one folder a service",
+        shown="<data>/spool",
+    )
+    spool_limit_mb: Annotated[int, _read_by(values.number(int, 1, 1_000_000))] = _setting(
+        1024, "megabytes that may wait in the spool; beyond it leads are refused with UNAVAILABLE"
+    )
+    spool_alarm_age: Annotated[float, _read_by(values.number(float, 1, 31_536_000))] = _setting(
+        3600, "seconds for which a lead may wait in the spool before the service calls itself degraded"
+    )
     auth_jwks: str | None = _setting(
         None, "file or URL of the issuer's public keys", shown="unset: the local signing key", secret=True
     )
@@ -152,6 +163,16 @@ class Settings(BaseSettings):
         return self.keyring or self.data_dir / "keyring.json"
 
     @property
+    def spool_path(self) -> Path:
+        """The folder of the spool."""
+        return self.spool_dir or self.data_dir / "spool"
+
+    @property
+    def spool_bytes(self) -> int:
+        """How much may wait in the spool."""
+        return self.spool_limit_mb * 1_000_000
+
+    @property
     def signing_key_path(self) -> Path:
         """Where the local signing key for tokens is, which is used unless an issuer is set."""
         return self.data_dir / "signing-key.pem"
@@ -166,7 +187,11 @@ class Settings(BaseSettings):
         return list(self._rows())
 
     def _rows(self) -> Iterator[SettingRow]:
-        effective = {"keyring": self.keyring_path, "admin_database_url": self.migration_url}
+        effective = {
+            "keyring": self.keyring_path,
+            "spool_dir": self.spool_path,
+            "admin_database_url": self.migration_url,
+        }
         for name, field in type(self).model_fields.items():
             default = str(cast(dict[str, object], field.json_schema_extra)["shown"])
             value = effective.get(name, getattr(self, name))

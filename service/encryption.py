@@ -59,6 +59,13 @@ class EncryptionService:
             key.id: Fernet(base64.urlsafe_b64encode(_derive(key.secret, f"seal/{key.id}")))
             for key in keyring.usable(Purpose.ENCRYPTION)
         }
+        spool = keyring.primary(Purpose.SPOOL)
+        self._spool_primary_id = spool.id
+        self._spool_fernets = {
+            key.id: Fernet(base64.urlsafe_b64encode(_derive(key.secret, f"spool/{key.id}")))
+            for key in keyring.usable(Purpose.SPOOL)
+        }
+        self._spool_index_key = _derive(spool.secret, "spool-index")
         index_root = keyring.primary(Purpose.INDEX).secret
         self._index_keys = {name: _derive(index_root, f"index/{name}") for name in PADDED_FIELDS}
         self._content_key = _derive(index_root, "content-digest")
@@ -112,6 +119,30 @@ class EncryptionService:
     def sign_page_token(self, payload: bytes) -> bytes:
         """The tag that proves that this service made a page token."""
         return hmac.digest(self._page_token_key, payload, "sha256")
+
+    def seal_spooled(self, submission_id: UUID, payload: bytes) -> str:
+        """Seal a whole submission for the spool, bound to its id, with a key of the spool's own root."""
+        token = self._spool_fernets[self._spool_primary_id].encrypt_at_time(submission_id.bytes + payload, 0)
+        return f"{self._spool_primary_id}.{token.decode()}"
+
+    def open_spooled(self, submission_id: UUID, sealed: str) -> bytes:
+        """What `seal_spooled` sealed. Raises FieldUnreadableError for damage, another key or another submission."""
+        key_id, _, token = sealed.partition(".")
+        fernet = self._spool_fernets.get(key_id)
+        if fernet is None:
+            raise FieldUnreadableError(["spooled"])
+        try:
+            payload = fernet.decrypt(token.encode())
+        except InvalidToken:
+            raise FieldUnreadableError(["spooled"]) from None
+        if payload[:16] != submission_id.bytes:
+            raise FieldUnreadableError(["spooled"])
+        return payload[16:]
+
+    def spool_index(self, kind: str, *values: str) -> bytes:
+        """The keyed digest by which the spool finds a request or a conversation again."""
+        framed = b"".join(struct.pack(">I", len(raw := value.encode())) + raw for value in (kind, *values))
+        return hmac.digest(self._spool_index_key, framed, "sha256")
 
     def make_canary(self) -> KeyCanary:
         """A canary of this keyring, to be kept with the data that it protects."""

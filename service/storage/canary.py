@@ -21,8 +21,8 @@ async def has_canary(database: Database) -> bool:
     return await database.read(_look) is not None
 
 
-async def confirm_canary(database: Database, encryption: EncryptionService, normaliser: str) -> None:
-    """Leave this keyring's canary in a database that has none yet, and compare it with the one that is there.
+async def confirm_canary(database: Database, encryption: EncryptionService, normaliser: str) -> KeyCanary:
+    """The database's canary, which is this keyring's: left there if there is none yet.
 
     Raises StartRefusedError when the keyring or the normaliser is another one.
     """
@@ -32,16 +32,18 @@ async def confirm_canary(database: Database, encryption: EncryptionService, norm
         mine = {"id": 1, "sealed": made.sealed, "digest": made.index, "normaliser": normaliser}
         await connection.execute(insert(models.KeyCanary).values(mine).on_conflict_do_nothing())
 
-    if not await compare_canary(database, encryption, normaliser):
+    canary = await compare_canary(database, encryption, normaliser)
+    while canary is None:
         await database.write(leave)
-        await compare_canary(database, encryption, normaliser)
+        canary = await compare_canary(database, encryption, normaliser)
+    return canary
 
 
-async def compare_canary(database: Database, encryption: EncryptionService, normaliser: str) -> bool:
-    """Whether there is a canary; raises StartRefusedError when it is another keyring's or normaliser's."""
+async def compare_canary(database: Database, encryption: EncryptionService, normaliser: str) -> KeyCanary | None:
+    """The database's canary, if it has one; raises StartRefusedError when it is another keyring's or normaliser's."""
     found = await database.read(_look)
     if found is None:
-        return False
+        return None
     canary, stored_normaliser = found
     if not encryption.confirms(canary):
         raise StartRefusedError(
@@ -54,7 +56,7 @@ async def compare_canary(database: Database, encryption: EncryptionService, norm
             f"'{normaliser}': duplicates would be let in. Set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and "
             "LEADKEEP_NID_RULE back. (A later release computes the blind indexes anew: leadkeep keys reindex)"
         )
-    return True
+    return canary
 
 
 async def _look(connection: AsyncConnection) -> tuple[KeyCanary, str] | None:

@@ -1,0 +1,128 @@
+"""No lead goes into a database that was not confirmed as the one of this keyring and this normaliser.
+
+While the database is away, the spool's own memory of it stands in: with it leads can be spooled, without it nothing is
+accepted. A database that turns out to be another one is never written to, and what was spooled stays where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import structlog
+
+from service.encryption import EncryptionService
+from service.errors import StartRefusedError, StorageUnavailableError
+from service.storage.canary import confirm_canary
+from service.storage.database import Database
+from service.storage.failures import StorageFaultError
+from service.storage.retry import RetryScope, retry_scope
+from service.storage.schema import UNREACHABLE_AT_START, require_current, revision_of
+from service.storage.spool import Spool
+from service.storage.spool_file import SpoolError
+
+PATIENCE_AT_START = 3.0
+"""Seconds that a start waits for the database before it goes on without: about what a restart of it takes."""
+
+TRY_SECONDS = 1.0
+"""How often the database is asked for once the service has started without it."""
+
+
+class Admission:
+    """Lets `database` be used once it is confirmed. `confirming` leads to the same one and is not guarded."""
+
+    def __init__(
+        self, database: Database, confirming: Database, spool: Spool, encryption: EncryptionService, normaliser: str
+    ) -> None:
+        self._database = database
+        self._confirming = confirming
+        self._spool = spool
+        self._encryption = encryption
+        self._normaliser = normaliser
+        self._trying: asyncio.Task[None] | None = None
+        self.refusal: str | None = None
+        """Why the database that was found cannot be used; for the operator's eyes."""
+
+    async def start(self) -> None:
+        """Confirm the database; if it is away, go on with what the spool remembers and confirm it later.
+
+        Raises StartRefusedError when database or spool belong to another keyring or normaliser.
+        """
+        try:
+            await self._confirm()
+        except StorageUnavailableError:
+            structlog.get_logger("leadkeep").warning("started without the database", what=UNREACHABLE_AT_START)
+            await self._recall()
+            self._trying = asyncio.create_task(self._try_until_confirmed())
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        if self._trying is not None:
+            self._trying.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._trying
+
+    async def _confirm(self) -> None:
+        try:
+            retry_scope.set(RetryScope(time.monotonic() + PATIENCE_AT_START, lambda _: None))
+            require_current(await revision_of(self._confirming))
+            await self._require_own_spool()
+            canary = await confirm_canary(self._confirming, self._encryption, self._normaliser)
+        except StorageFaultError as fault:
+            raise StartRefusedError(f"{fault}: see that the role of LEADKEEP_DATABASE_URL has the grants") from None
+        finally:
+            retry_scope.set(None)
+        with contextlib.suppress(SpoolError):  # then the next start needs the database, and no lead is in danger
+            if await self._spool.identity() != (canary, self._normaliser):
+                await self._spool.remember(canary, self._normaliser)
+        self._spool.identified = True
+        self._database.admit(canary.sealed)
+
+    async def _require_own_spool(self) -> None:
+        """Another normaliser is no harm here: the drain computes the blind indexes anew."""
+        with contextlib.suppress(SpoolError):
+            known = await self._spool.identity()
+            if known is not None and not self._spool.empty and not self._encryption.confirms(known[0]):
+                raise StartRefusedError(self._foreign_spool())
+
+    async def _recall(self) -> None:
+        with contextlib.suppress(SpoolError):
+            known = await self._spool.identity()
+            if known is None:
+                return
+            canary, normaliser = known
+            if not self._encryption.confirms(canary):
+                raise StartRefusedError(self._foreign_spool())
+            if normaliser != self._normaliser:
+                raise StartRefusedError(
+                    f"phone numbers and national IDs were normalised as '{normaliser}', these settings mean "
+                    f"'{self._normaliser}'. Set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE "
+                    "back, or start when the database can be reached"
+                )
+            self._spool.identified = True
+
+    def _foreign_spool(self) -> str:
+        return (
+            f"the spool {self._spool.folder} belongs to another keyring: what lies in it would not open. Point "
+            "LEADKEEP_KEYRING to that keyring, or LEADKEEP_SPOOL_DIR to another folder"
+        )
+
+    async def _try_until_confirmed(self) -> None:
+        log = structlog.get_logger("leadkeep")
+        while True:
+            await asyncio.sleep(TRY_SECONDS)
+            try:
+                await self._confirm()
+            except StorageUnavailableError:
+                continue
+            except StartRefusedError as refused:
+                if self.refusal != str(refused):
+                    self.refusal = str(refused)
+                    log.error("the database cannot be used", what=self.refusal)
+            except Exception as error:  # noqa: BLE001 # it must be tried again, whatever it was
+                log.error("the database could not be confirmed", error=type(error).__qualname__)
+            else:
+                self.refusal = None
+                log.info("the database is confirmed")
+                return

@@ -1,0 +1,176 @@
+"""What lies in the spool goes to the database as soon as that is back: oldest first, behind live traffic, exactly once.
+
+A submission is removed from the spool only after the commit that has it. A crash in between changes nothing: the same
+submission again is found by its id. What cannot be opened, or is refused by the database whatever we do, is set aside
+in the spool and reported; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from enum import Enum
+from uuid import UUID
+
+import backoff
+import structlog
+
+from service.errors import StorageUnavailableError
+from service.lead import SealedSubmission
+from service.storage.database import Database
+from service.storage.failures import Failure, cause_of, classify, is_busy
+from service.storage.outage import Outage
+from service.storage.repository import LeadRepository
+from service.storage.retry import FIRST_WAIT, LONGEST_WAIT
+from service.storage.spool import Spool
+from service.storage.spool_file import SpoolError
+from service.storage.submissions import Aliased, Created, InConflict, Met, Outcome
+
+BATCH = 250
+"""Submissions a transaction. More gain nothing, and would hold live leads up for longer than they notice."""
+
+SMALL_BATCH = 50
+"""While live leads wait, and for the first attempt after an outage."""
+
+LOOK_SECONDS = 0.25
+"""How often it is looked whether there is anything to do."""
+
+TEND_SECONDS = 5.0
+"""How often an idle spool is looked after."""
+
+
+class Step(Enum):
+    """How one round of the drain ended."""
+
+    DRAINED = "drained"
+    IDLE = "idle"
+    UNREACHABLE = "unreachable"
+
+
+class Drain:
+    """Empties the spool. `busy` tells whether live leads wait; `on_drained` hears each outcome's name."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        repository: LeadRepository,
+        spool: Spool,
+        outage: Outage,
+        refreshed: Callable[[SealedSubmission], SealedSubmission],
+        busy: Callable[[], bool] = lambda: False,
+        on_drained: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._database = database
+        self._repository = repository
+        self._spool = spool
+        self._outage = outage
+        self._refreshed = refreshed
+        self._busy = busy
+        self._on_drained = on_drained
+        self._log = structlog.get_logger("leadkeep.drain")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to drain whenever there is something to drain."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End; what was not drained stays in the spool."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        failures = 0
+        tended_at = time.monotonic()
+        while True:
+            began = time.monotonic()
+            step = await self._step_told()
+            took = time.monotonic() - began
+            failures = failures + 1 if step is Step.UNREACHABLE else 0
+            if step is Step.DRAINED:
+                # Live leads get at least as much of the database's time as the drain.
+                await asyncio.sleep(took if self._busy() else 0)
+            elif step is Step.UNREACHABLE:
+                await asyncio.sleep(backoff.full_jitter(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(failures, 10))))
+            else:
+                await asyncio.sleep(LOOK_SECONDS)
+                if time.monotonic() - tended_at > TEND_SECONDS:
+                    tended_at = time.monotonic()
+                    await self._spool.tend()
+
+    async def _step_told(self) -> Step:
+        try:
+            return await self.step()
+        except SpoolError as error:
+            self._log.error("the spool cannot be read", what=str(error))
+        except Exception as error:  # noqa: BLE001 # the drain must go on, whatever it was
+            self._log.error("the drain failed", error=type(error).__qualname__)
+        return Step.IDLE
+
+    async def step(self) -> Step:
+        """Drain one batch. Raises SpoolError."""
+        if self._spool.size.waiting == 0 and self._spool.fault is None:
+            return await self._look_for_end_of_outage()
+        small = self._busy() or self._outage.lasting
+        opened = await self._spool.oldest(SMALL_BATCH if small else BATCH, self._refreshed)
+        for each in opened.damaged:
+            self._log.error("a spooled submission cannot be opened and was set aside", id=str(each))
+            self._on_drained("set_aside")
+        if not opened.submissions:
+            return await self._look_for_end_of_outage()
+        began = time.monotonic()
+        try:
+            outcomes = await self._repository.create_all_once(opened.submissions)
+        except Exception as error:  # noqa: BLE001 # told apart by what it means
+            if _concerns_an_entry(error):
+                return await self._one_by_one(opened.submissions)
+            self._outage.began(cause_of(error), since=began)
+            return Step.UNREACHABLE
+        self._outage.over()
+        await self._remove(outcomes)
+        return Step.DRAINED
+
+    async def _one_by_one(self, submissions: list[SealedSubmission]) -> Step:
+        """After a batch that failed for one of its submissions: let every other one through."""
+        moved = False
+        for submission in submissions:
+            try:
+                outcomes = await self._repository.create_all_once([submission])
+            except Exception as error:  # noqa: BLE001 # told apart by what it means
+                if not _concerns_an_entry(error):
+                    self._outage.began(cause_of(error))
+                    return Step.UNREACHABLE
+                if not is_busy(error) and not isinstance(error, StorageUnavailableError):
+                    await self._spool.set_aside(submission.id, f"refused by the database ({cause_of(error)})")
+                    self._log.error("a spooled submission was set aside", id=str(submission.id), cause=cause_of(error))
+                    self._on_drained("set_aside")
+            else:
+                moved = True
+                await self._remove(outcomes)
+        return Step.DRAINED if moved else Step.IDLE
+
+    async def _remove(self, outcomes: dict[UUID, Outcome]) -> None:
+        await self._spool.remove(list(outcomes))
+        for outcome in outcomes.values():
+            self._on_drained(_NAMES[type(outcome)])
+
+    async def _look_for_end_of_outage(self) -> Step:
+        if not self._outage.lasting:
+            return Step.IDLE
+        if not await self._database.answers():
+            return Step.UNREACHABLE
+        self._outage.over()
+        return Step.IDLE
+
+
+_NAMES: dict[type, str] = {Created: "saved", Aliased: "alias", InConflict: "conflict", Met: "resubmission"}
+"""What became of a drained submission, as it is counted."""
+
+
+def _concerns_an_entry(error: Exception) -> bool:
+    return is_busy(error) or isinstance(error, StorageUnavailableError) or classify(error) is Failure.PERMANENT

@@ -1,0 +1,298 @@
+"""The local durable queue: where an acknowledged lead waits while the database cannot be had.
+
+Promises: what `put` answered Waiting for is on this machine's disk, sealed, until `remove`. A repeated request is
+answered as the first one, and a submission that meets a waiting one is refused and kept, as the database would do.
+One process owns a spool. A waiting lead lies on one disk only, see docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+from service.encryption import EncryptionService, KeyCanary
+from service.errors import FieldUnreadableError, StartRefusedError
+from service.lead import SealedSubmission
+from service.storage.spool_file import Row, Size, SpoolError, SpoolFile
+from service.storage.submissions import Met, MetLead, RequestIdReused, Waiting
+
+T = TypeVar("T")
+
+OWNER_WAIT_SECONDS = 3.0
+"""How long a start waits for the process that owns the spool: one that is stopping lets go of it last."""
+
+Kept = Waiting | Met | RequestIdReused
+
+
+class SpoolOwnedError(StartRefusedError):
+    """Another process uses the spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What came out of the spool to be drained."""
+
+    submissions: list[SealedSubmission]
+    damaged: list[UUID]
+
+
+class Spool:
+    """The spool of one folder, in a thread of its own. Must be closed."""
+
+    def __init__(self, folder: Path, encryption: EncryptionService, *, max_bytes: int) -> None:
+        """Raises StartRefusedError when the folder cannot be had, or another process owns it."""
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.size = Size(0, 0, None, 0)
+        """What lay in it after the last change."""
+        self.fault: str | None = None
+        """Why it took nothing when it was last asked to; None: it did."""
+        self.identified = False
+        """Whether keyring and normaliser were confirmed: by the database, or by what the spool remembers of it."""
+        self._full_at = math.inf
+        self._encryption = encryption
+        self._lock = _owned(folder)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._file: SpoolFile | None = None
+        try:
+            self.size = self._thread.submit(lambda: self._usable_file().size()).result()
+        except SpoolError as error:
+            # The database may do without a spool; until it can, nothing is confirmed.
+            self.fault = str(error)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a lead can be made durable here, as far as is known."""
+        return self.identified and self.fault is None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits in it, damaged or not, and this is known."""
+        return self._file is not None and self.size.waiting + self.size.damaged == 0
+
+    async def put(self, submissions: Sequence[SealedSubmission]) -> dict[UUID, Kept]:
+        """Make submissions durable with one fsync; the outcome of each. Raises SpoolError: nothing is confirmed."""
+        if not self.identified:
+            raise SpoolError("it is not known yet which database these leads belong to")
+        kept = await self._call(partial(self._put, submissions, datetime.now(UTC)))
+        self.fault = None
+        return kept
+
+    async def meeting(self, submissions: Sequence[SealedSubmission]) -> set[UUID]:
+        """Which of the submissions repeat or meet one that waits here. Raises SpoolError."""
+        return set() if self.empty else await self._call(partial(self._meeting, submissions))
+
+    async def holds(self, lead_id: UUID) -> bool:
+        """Whether an acknowledged lead waits here. Raises SpoolError."""
+        return not self.empty and await self._call(lambda: self._usable_file().holds("id", [lead_id.bytes]))
+
+    async def holds_conversation(self, conversation_id: str) -> bool:
+        """Whether an acknowledged lead of this conversation waits here. Raises SpoolError."""
+        index = self._encryption.spool_index("conversation", conversation_id)
+        return not self.empty and await self._call(lambda: self._usable_file().holds("conversation", [index]))
+
+    async def oldest(self, limit: int, refreshed: Callable[[SealedSubmission], SealedSubmission]) -> Opened:
+        """The first submissions, each passed through `refreshed`; what cannot be opened is set aside."""
+        return await self._call(partial(self._oldest, limit, refreshed))
+
+    async def remove(self, ids: Sequence[UUID]) -> None:
+        """Forget submissions that are durable elsewhere. Raises SpoolError."""
+        await self._call(lambda: self._usable_file().remove(ids))
+
+    async def set_aside(self, lead_id: UUID, damage: str) -> None:
+        """Keep a submission that can never be drained as it is. Raises SpoolError."""
+        await self._call(lambda: self._usable_file().set_aside(lead_id, damage))
+
+    async def identity(self) -> tuple[KeyCanary, str] | None:
+        """The keyring's canary and the normaliser that the spool remembers. Raises SpoolError."""
+        return await self._call(lambda: self._usable_file().identity())
+
+    async def remember(self, canary: KeyCanary, normaliser: str) -> None:
+        """Note the keyring and the normaliser that the database has confirmed. Raises SpoolError."""
+        await self._call(lambda: self._usable_file().remember(canary, normaliser))
+
+    async def tend(self) -> None:
+        """Look whether it works, mend what can be mended, give room back. For quiet moments. Never raises."""
+        try:
+            await self._call(self._tend)
+        except SpoolError:
+            return
+        if self.size.bytes < self._full_at:
+            self.fault = None
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._file is not None:
+            self._thread.submit(self._file.close).result()
+        self._thread.shutdown()
+        os.close(self._lock)
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        def run() -> T:
+            result = work()
+            self.size = self._usable_file().size()
+            return result
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        except SpoolError as error:
+            self.fault = str(error)
+            self._full_at = self.size.bytes if error.full else math.inf
+            raise
+
+    def _usable_file(self) -> SpoolFile:
+        if self._file is None:
+            self._file = SpoolFile(self.folder, max_bytes=self.max_bytes)
+        return self._file
+
+    def _put(self, submissions: Sequence[SealedSubmission], now: datetime) -> dict[UUID, Kept]:
+        file = self._usable_file()
+        with file.transaction():
+            return {entry.id: self._keep(file, entry, now) for entry in submissions}
+
+    def _keep(self, file: SpoolFile, entry: SealedSubmission, now: datetime) -> Kept:
+        request = self._request_index(entry)
+        if own := file.find("id", entry.id.bytes):
+            return Waiting(own[0].id, own[0].accepted_at)
+        if repeated := next(iter(file.find("request", request)), None):
+            if repeated.content != entry.content_digest:
+                return RequestIdReused()
+            if not repeated.refused:
+                return Waiting(repeated.id, repeated.accepted_at)
+        phone, nid = (
+            next((row for row in file.find(column, index) if not row.refused), None)
+            for column, index in (("phone", entry.phone_index), ("nid", entry.nid_index))
+        )
+        met = Met(self._met(phone), self._met(nid)) if phone or nid else None
+        known = repeated or any(
+            row.refused and row.content == entry.content_digest for row in file.find("phone", entry.phone_index)
+        )
+        if met is None or not known:
+            entry = replace(entry, accepted_at=now, refused=met is not None)
+            file.insert(self._row(entry, request, now))
+        return met or Waiting(entry.id, now)
+
+    def _met(self, row: Row | None) -> MetLead | None:
+        if row is None:
+            return None
+        try:
+            return MetLead(row.id, self._submission(row).created_by)
+        except FieldUnreadableError:
+            return MetLead(row.id, "")
+
+    def _meeting(self, submissions: Sequence[SealedSubmission]) -> set[UUID]:
+        file = self._usable_file()
+        met: set[UUID] = set()
+        for entry in submissions:
+            request = self._request_index(entry)
+            if (
+                file.holds("phone", [entry.phone_index])
+                or file.holds("nid", [entry.nid_index])
+                or (request is not None and file.holds("request", [request]))
+            ):
+                met.add(entry.id)
+        return met
+
+    def _oldest(self, limit: int, refreshed: Callable[[SealedSubmission], SealedSubmission]) -> Opened:
+        file = self._usable_file()
+        opened = Opened([], [])
+        for row in file.oldest(limit):
+            try:
+                opened.submissions.append(refreshed(self._submission(row)))
+            except FieldUnreadableError:
+                file.set_aside(row.id, "cannot be opened")
+                opened.damaged.append(row.id)
+        return opened
+
+    def _tend(self) -> None:
+        file = self._usable_file()
+        if self.fault is not None:
+            file.probe()
+        if self.empty:
+            file.shrink()
+
+    def _request_index(self, entry: SealedSubmission) -> bytes | None:
+        if entry.request_id is None:
+            return None
+        return self._encryption.spool_index("request", entry.created_by, entry.request_id)
+
+    def _row(self, entry: SealedSubmission, request: bytes | None, now: datetime) -> Row:
+        conversation = entry.conversation_id
+        return Row(
+            id=entry.id,
+            accepted_at=now,
+            request=request,
+            content=entry.content_digest,
+            phone=entry.phone_index,
+            nid=entry.nid_index,
+            conversation=self._encryption.spool_index("conversation", conversation) if conversation else None,
+            refused=entry.refused,
+            payload=self._encryption.seal_spooled(entry.id, _payload(entry, now)),
+        )
+
+    def _submission(self, row: Row) -> SealedSubmission:
+        """Raises FieldUnreadableError."""
+        try:
+            fields: dict[str, Any] = json.loads(self._encryption.open_spooled(row.id, row.payload))
+            return SealedSubmission(
+                id=row.id,
+                accepted_at=datetime.fromisoformat(fields.pop("accepted_at")),
+                content_digest=row.content,
+                phone_index=row.phone,
+                nid_index=row.nid,
+                **fields,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise FieldUnreadableError(["spooled"]) from None
+
+
+_PAYLOAD = (
+    "name",
+    "interested_policy",
+    "preferred_contact_time",
+    "conversation_id",
+    "created_by",
+    "request_id",
+    "refused",
+)
+
+
+def _payload(entry: SealedSubmission, accepted_at: datetime) -> bytes:
+    fields: dict[str, Any] = {name: getattr(entry, name) for name in _PAYLOAD}
+    fields |= {"sealed": dict(entry.sealed), "accepted_at": accepted_at.isoformat()}
+    return json.dumps(fields).encode()
+
+
+def _owned(folder: Path) -> int:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise StartRefusedError(
+            f"the spool's folder {folder} cannot be used: {error.strerror}; see LEADKEEP_SPOOL_DIR"
+        ) from None
+    deadline = time.monotonic() + OWNER_WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise SpoolOwnedError(
+                    f"another process uses the spool {folder}; each service needs its own LEADKEEP_SPOOL_DIR"
+                ) from None
+            time.sleep(0.05)
+        else:
+            return lock

@@ -1,0 +1,332 @@
+"""The file of the spool: SQLite with a write-ahead log, one row a submission, and one fsync for a whole batch.
+
+Promises: what `put` returned for is on disk; what `put` raised for may be there or not, and hurts nothing that was put
+before or is put later. Everything that a customer told is sealed twice, the rows' own keys are keyed digests. Not safe
+for two threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+from service.encryption import KeyCanary
+from service.errors import StartRefusedError
+
+FILE_NAME = "spool.sqlite"
+SCHEMA = 1
+PAGE_BYTES = 4096
+
+BALLAST_BYTES = 256 * 1024
+"""Kept on the disk beside the spool and given free when the disk is full: SQLite needs room even to delete."""
+
+CHECKPOINT_PAGES = 256
+"""Pages of log after which they are moved into the file: 1 MiB, so that the log stays small beside the spool."""
+
+WORTH_SHRINKING = 256
+"""Free pages from which an emptied file is made small again."""
+
+_TABLES = """
+    CREATE TABLE entry (
+        seq INTEGER PRIMARY KEY,
+        id BLOB NOT NULL UNIQUE,
+        accepted_at INTEGER NOT NULL,
+        request BLOB UNIQUE,
+        content BLOB NOT NULL,
+        phone BLOB NOT NULL,
+        nid BLOB NOT NULL,
+        conversation BLOB,
+        refused INTEGER NOT NULL,
+        damage TEXT,
+        payload TEXT NOT NULL
+    );
+    CREATE INDEX entry_phone ON entry (phone);
+    CREATE INDEX entry_nid ON entry (nid);
+    CREATE INDEX entry_conversation ON entry (conversation);
+    CREATE TABLE identity (
+        id INTEGER PRIMARY KEY CHECK (id = 1), sealed TEXT NOT NULL, digest BLOB NOT NULL, normaliser TEXT NOT NULL
+    );
+"""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class SpoolError(Exception):
+    """The spool cannot do it now; `full` tells a want of room from a fault of the disk or the file."""
+
+    def __init__(self, what: str, *, full: bool = False) -> None:
+        super().__init__(what)
+        self.full = full
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One submission as it lies in the file."""
+
+    id: UUID
+    accepted_at: datetime
+    request: bytes | None
+    content: bytes
+    phone: bytes
+    nid: bytes
+    conversation: bytes | None
+    refused: bool
+    payload: str
+    damage: str | None = None
+    """Why it was set aside; None: it is to be drained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What lies in the file."""
+
+    waiting: int
+    damaged: int
+    oldest: datetime | None
+    bytes: int
+
+
+class SpoolFile:
+    """The rows of one spool folder, which must exist. Raises SpoolError from everything it does."""
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self._path = folder / FILE_NAME
+        self._ballast = folder / "ballast"
+        self._unsettled = True
+        with _told(self):
+            self._create(folder)
+            self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=1)
+            for setting in (
+                "journal_mode = WAL",
+                "synchronous = FULL",
+                f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+                f"max_page_count = {max_bytes // PAGE_BYTES}",
+            ):
+                self._connection.execute(f"PRAGMA {setting}")
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT")
+            elif version != SCHEMA:
+                raise SpoolError(f"the spool's file was written by a later release (format {version})")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is on disk together when it ends, or nothing is."""
+        with _told(self):
+            self._settle()
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._connection.execute("ROLLBACK")
+                raise
+
+    def insert(self, row: Row) -> None:
+        """Add a row, inside a transaction."""
+        self._connection.execute(
+            "INSERT INTO entry (id, accepted_at, request, content, phone, nid, conversation, refused, payload)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                row.id.bytes,
+                (row.accepted_at - _EPOCH) // _MICROSECOND,
+                row.request,
+                row.content,
+                row.phone,
+                row.nid,
+                row.conversation,
+                row.refused,
+                row.payload,
+            ),
+        )
+
+    def find(self, column: str, value: bytes | None) -> list[Row]:
+        """The rows with this value in a column, oldest first; none for None."""
+        if value is None:
+            return []
+        return self._rows(f"WHERE {column} = ? ORDER BY seq", value)
+
+    def holds(self, column: str, values: Sequence[bytes]) -> bool:
+        """Whether a row has one of these values in a column."""
+        with _told(self):
+            query = f"SELECT 1 FROM entry WHERE {column} = ? LIMIT 1"  # noqa: S608 # our own name
+            return any(self._connection.execute(query, (value,)).fetchone() for value in values)
+
+    def oldest(self, limit: int) -> list[Row]:
+        """The first rows that are to be drained."""
+        return self._rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
+
+    def remove(self, ids: Iterable[UUID]) -> None:
+        """Forget these rows: they are durable elsewhere."""
+        keys = [(each.bytes,) for each in ids]
+        self._make_room(lambda: self._connection.executemany("DELETE FROM entry WHERE id = ?", keys))
+
+    def set_aside(self, row_id: UUID, damage: str) -> None:
+        """Keep a row, and drain it no more."""
+        self._make_room(
+            lambda: self._connection.execute("UPDATE entry SET damage = ? WHERE id = ?", (damage, row_id.bytes))
+        )
+
+    def identity(self) -> tuple[KeyCanary, str] | None:
+        """The canary of the keyring and the normaliser that the rows belong to."""
+        with _told(self):
+            row = self._connection.execute("SELECT sealed, digest, normaliser FROM identity").fetchone()
+        return None if row is None else (KeyCanary(row[0], row[1]), row[2])
+
+    def remember(self, canary: KeyCanary, normaliser: str) -> None:
+        """Note whom the rows belong to."""
+        with self.transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO identity VALUES (1, ?, ?, ?)", (canary.sealed, canary.index, normaliser)
+            )
+
+    def size(self) -> Size:
+        """What lies in the file."""
+        with _told(self):
+            return _size(self._connection)
+
+    def probe(self) -> None:
+        """Write something that changes nothing."""
+        with self.transaction():
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    def shrink(self) -> None:
+        """Give the room of an emptied file back, and put the ballast on the disk again. For quiet moments."""
+        with _told(self):
+            (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+            if free > WORTH_SHRINKING:
+                self._connection.execute("VACUUM")
+                self._checkpoint()
+            self._load_ballast()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._connection.close()
+
+    def _create(self, folder: Path) -> None:
+        if not self._path.exists():
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+            for each in (folder, folder.parent):
+                _sync_folder(each)
+        self._load_ballast()
+
+    def _load_ballast(self) -> None:
+        if not self._ballast.exists():
+            with contextlib.suppress(OSError):  # no room for it is no reason to do without a spool
+                self._ballast.write_bytes(os.urandom(BALLAST_BYTES))
+
+    def _rows(self, condition: str, *parameters: object) -> list[Row]:
+        with _told(self):
+            return list(_rows(self._connection, condition, *parameters))
+
+    def _make_room(self, change: Callable[[], object]) -> None:
+        try:
+            with self.transaction():
+                change()
+        except SpoolError as error:
+            if not error.full or not self._ballast.exists():
+                raise
+            self._ballast.unlink()
+            with self.transaction():
+                change()
+
+    def _settle(self) -> None:
+        """After a fault, and at first: move the log into the file.
+
+        The system forgets what it could not write once it has said so. A commit whose fsync failed, ours or that of a
+        process before us, may stand in the log and never reach the disk, and what is appended behind it would be lost
+        with it. Moving the log writes everything anew.
+        """
+        if self._unsettled:
+            self._checkpoint()
+            self._unsettled = False
+
+    def _checkpoint(self) -> None:
+        (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise SpoolError("another program reads the spool and does not end")
+
+
+def peek(folder: Path) -> tuple[Size, list[Row]]:
+    """What lies in a spool, whoever owns it; nothing when there is none. Raises StartRefusedError."""
+    if not (folder / FILE_NAME).exists():
+        return Size(0, 0, None, 0), []
+    with _as_operator(folder, "ro") as connection:
+        return _size(connection), list(_rows(connection, "ORDER BY seq"))
+
+
+def take_back(folder: Path) -> None:
+    """Let everything that was set aside be drained again, by whoever owns the spool. Raises StartRefusedError."""
+    if (folder / FILE_NAME).exists():
+        with _as_operator(folder, "rw") as connection:
+            connection.execute("UPDATE entry SET damage = NULL")
+
+
+@contextmanager
+def _as_operator(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{(folder / FILE_NAME).absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+        ) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise StartRefusedError(f"the spool {folder} cannot be read ({code})") from None
+
+
+def _size(connection: sqlite3.Connection) -> Size:
+    query = "SELECT count(*), count(damage), min(accepted_at) FROM entry"
+    total, damaged, oldest = connection.execute(query).fetchone()
+    pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _PAGE_COUNTS)
+    moment = None if oldest is None else _EPOCH + oldest * _MICROSECOND
+    return Size(total - damaged, damaged, moment, (pages - free) * PAGE_BYTES)
+
+
+def _rows(connection: sqlite3.Connection, condition: str, *parameters: object) -> Iterator[Row]:
+    columns = "id, accepted_at, request, content, phone, nid, conversation, refused, payload, damage"
+    found = connection.execute(f"SELECT {columns} FROM entry {condition}", parameters)  # noqa: S608 # our own names
+    for row_id, accepted_at, request, content, phone, nid, conversation, refused, payload, damage in found:
+        yield Row(
+            id=UUID(bytes=row_id),
+            accepted_at=_EPOCH + accepted_at * _MICROSECOND,
+            request=request,
+            content=content,
+            phone=phone,
+            nid=nid,
+            conversation=conversation,
+            refused=bool(refused),
+            payload=payload,
+            damage=damage,
+        )
+
+
+_PAGE_COUNTS = ("page_count", "freelist_count")
+
+
+@contextmanager
+def _told(file: SpoolFile) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        file._unsettled = True  # noqa: SLF001 # this module's own
+        code = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise SpoolError(f"the spool's file cannot be used ({code})", full=code == "SQLITE_FULL") from None
+    except OSError as error:
+        raise SpoolError(f"the spool's folder cannot be used ({error.strerror})") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
