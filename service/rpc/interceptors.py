@@ -55,6 +55,8 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
     "ListResubmissions": (Scope.READ,),
     "AssignLead": (Scope.UPDATE,),
     "EraseLead": (Scope.ERASE,),
+    "ListConflicts": (Scope.OPERATE,),
+    "ResolveConflict": (Scope.OPERATE,),
 }
 """The scopes of which a caller needs one; the first is the one that an error names."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller
+from service.conflict_service import ConflictService
 from service.errors import NotImplementedYetError
 from service.lead_service import LeadService
 from service.rpc import wire
@@ -17,18 +18,19 @@ from service.rpc.call import Call
 class LeadServicer:
     """The contract's methods by name, behind the chain of both doors."""
 
-    def __init__(self, leads: LeadService) -> None:
+    def __init__(self, leads: LeadService, conflicts: ConflictService) -> None:
         self._leads = leads
+        self._conflicts = conflicts
 
     async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
-        """Store a new lead."""
+        """Make a new lead durable."""
         created = await self._leads.create_lead(
             _caller(call), wire.customer_fields(request.lead), request_id=request.request_id, locale=request.locale
         )
         return pb.CreateLeadResponse(
             id=str(created.lead.id),
             message="Lead created successfully",
-            state=pb.SAVE_STATE_SAVED,
+            state=pb.SAVE_STATE_DELAYED if created.delayed else pb.SAVE_STATE_SAVED,
             confirmation=wire.confirmation_message(created.confirmation),
             lead=wire.lead_message(created.lead),
         )
@@ -108,6 +110,26 @@ class LeadServicer:
     async def EraseLead(self, _call: Call, _request: pb.EraseLeadRequest) -> pb.EraseLeadResponse:  # noqa: N802
         """Named by the contract; a later release answers it."""
         raise NotImplementedYetError("EraseLead")
+
+    async def ListConflicts(self, _call: Call, request: pb.ListConflictsRequest) -> pb.ListConflictsResponse:  # noqa: N802
+        """Show a page of conflicts."""
+        conflicts, next_page_token = await self._conflicts.list_conflicts(
+            page_size=request.page_size, page_token=request.page_token, resolved_too=request.include_resolved
+        )
+        return pb.ListConflictsResponse(conflicts=wire.conflict_messages(conflicts), next_page_token=next_page_token)
+
+    async def ResolveConflict(  # noqa: N802
+        self, call: Call, request: pb.ResolveConflictRequest
+    ) -> pb.ResolveConflictResponse:
+        """Decide what becomes of a submission that met a lead."""
+        lead = await self._conflicts.resolve_conflict(
+            _caller(call),
+            wire.lead_id_of(request.id, "id"),
+            wire.resolution_of(request.resolution, "resolution"),
+            lead_id=wire.lead_id_of(request.lead_id, "lead_id") if request.lead_id else None,
+            reason=request.reason,
+        )
+        return pb.ResolveConflictResponse(lead=wire.lead_message(lead))
 
 
 def _caller(call: Call) -> Caller:

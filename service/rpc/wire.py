@@ -11,11 +11,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.confirmation import Confirmation
+from service.conflict_service import Conflict
 from service.errors import LeadValidationError, Violation
 from service.lead import (
     CORRECTABLE_FIELDS,
     CUSTOMER_FIELDS,
     AssignmentChange,
+    ConflictResolution,
     Lead,
     LeadStatus,
     Resubmission,
@@ -24,6 +26,10 @@ from service.lead import (
 from service.lead_service import ListQuery
 
 _STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
+_RESOLUTION_FROM_WIRE = {
+    pb.ConflictResolution.Value(f"CONFLICT_RESOLUTION_{resolution.name}"): resolution
+    for resolution in ConflictResolution
+}
 _LEAD_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -162,6 +168,36 @@ def resubmission_messages(resubmissions: Iterable[Resubmission]) -> list[pb.Resu
         )
         for kept in resubmissions
     ]
+
+
+def conflict_messages(conflicts: Iterable[Conflict]) -> list[pb.Conflict]:
+    """Conflicts, unmasked."""
+    return [
+        pb.Conflict(
+            id=str(conflict.submission.id),
+            submission=pb.Lead(
+                **{name: getattr(conflict.submission, name) for name in CUSTOMER_FIELDS},
+                transcript_uri=conflict.submission.transcript_uri,
+                unreadable_fields=conflict.submission.unreadable_fields,
+            ),
+            leads=[lead_message(lead) for lead in conflict.leads],
+            met_fields=conflict.met_fields,
+            accepted_at=_timestamp(conflict.accepted_at),
+            found_at=_timestamp(conflict.found_at),
+            resolution=f"CONFLICT_RESOLUTION_{conflict.resolution.name}" if conflict.resolution else None,
+            resolved_by=conflict.resolved_by,
+            resolved_at=_timestamp(conflict.resolved_at) if conflict.resolved_at else None,
+            reason=conflict.reason,
+        )
+        for conflict in conflicts
+    ]
+
+
+def resolution_of(number: int, path: str) -> ConflictResolution:
+    """How a conflict is to be resolved. Raises LeadValidationError."""
+    if number not in _RESOLUTION_FROM_WIRE:
+        raise _invalid(path, f"must be one of: {', '.join(pb.ConflictResolution.keys()[1:])}")
+    return _RESOLUTION_FROM_WIRE[number]
 
 
 def _status(status: LeadStatus) -> str:

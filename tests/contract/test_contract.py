@@ -27,6 +27,8 @@ METHODS = {
     "ListResubmissions",
     "AssignLead",
     "EraseLead",
+    "ListConflicts",
+    "ResolveConflict",
 }
 
 FIELDS = {
@@ -56,6 +58,11 @@ FIELDS = {
     "AssignLeadResponse": "lead",
     "EraseLeadRequest": "id reason",
     "EraseLeadResponse": "",
+    "Conflict": "id submission leads met_fields accepted_at found_at resolution resolved_by resolved_at reason",
+    "ListConflictsRequest": "page_size page_token include_resolved view",
+    "ListConflictsResponse": "conflicts next_page_token",
+    "ResolveConflictRequest": "id resolution lead_id reason view",
+    "ResolveConflictResponse": "lead",
 }
 """The design's fields; the first one has number 1, and so on."""
 

@@ -31,6 +31,17 @@ def value_of(admin_url: str, query: str) -> object:
     return row[0]
 
 
+def conflict_with(database_url: str, lead_id: str) -> str:
+    """Make a conflict of the newest resubmission of a lead, as if it had been acknowledged and came late; its id."""
+    copied = """name, phone, nid, address, interested_policy, email, preferred_contact_time, notes, conversation_id,
+        request_id, content_digest"""
+    query = f"""
+        INSERT INTO lead_conflict (id, {copied}, created_by, phone_lead_id, accepted_at)
+        SELECT submission_id, {copied}, actor, lead_id, submitted_at FROM resubmission WHERE lead_id = '{lead_id}'
+        ORDER BY submitted_at DESC LIMIT 1 RETURNING id"""
+    return str(value_of(database_url, query))
+
+
 @contextmanager
 def locked_lead(admin_url: str, lead_id: str) -> Iterator[psycopg.Connection]:
     """Hold a lead's row like a foreign transaction would; leaving gives it free."""
@@ -61,6 +72,24 @@ def slow_inserts(admin_url: str, seconds: float) -> None:
         f"""CREATE OR REPLACE TRIGGER take_time BEFORE INSERT ON lead
             FOR EACH ROW WHEN (NEW.name = '{SLOW}') EXECUTE FUNCTION take_time()""",
     )
+
+
+def slow_changes(admin_url: str, seconds: float) -> None:
+    """From now on it takes `seconds` to change the status of a lead for the reason SLOW."""
+    execute(
+        admin_url,
+        f"""CREATE OR REPLACE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$""",
+        f"""CREATE OR REPLACE TRIGGER take_time BEFORE INSERT ON status_change
+            FOR EACH ROW WHEN (NEW.reason = '{SLOW}') EXECUTE FUNCTION take_time()""",
+    )
+
+
+def broken_spool(data_dir: Path) -> None:
+    """Give a service that has not started yet a spool which takes nothing, so that only the database confirms."""
+    folder = data_dir / "spool"
+    folder.mkdir(mode=0o700)
+    (folder / "spool.sqlite").write_bytes(b"this is no database " * 1000)
 
 
 @contextmanager

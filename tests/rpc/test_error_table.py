@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -61,6 +61,12 @@ class World:
         answer: pb.CreateLeadResponse = self.stub.CreateLead(wanted, metadata=self.service.metadata(), timeout=10)
         return answer.lead
 
+    def conflict(self) -> str:
+        """The id of a conflict that waits."""
+        lead = self.lead()
+        fails(lambda: self.lead(somebody(phone=lead.phone)))
+        return faults.conflict_with(self.admin_url, lead.id)
+
     def over_grpc(self, attempt: Attempt) -> Failure:
         token = self._token(attempt)
         metadata = [("authorization", f"Bearer {token}")] if token else []
@@ -108,6 +114,11 @@ def move(lead_id: str, status: pb.LeadStatus, version: int = 0, **more: Any) -> 
         body={"status": pb.LeadStatus.Name(status), "expected_version": version},
         **more,
     )
+
+
+def resolve(conflict_id: str, resolution: pb.ConflictResolution) -> Attempt:
+    """ResolveConflict, which only the gRPC door has."""
+    return Attempt("ResolveConflict", pb.ResolveConflictRequest(id=conflict_id, resolution=resolution), None)
 
 
 @contextmanager
@@ -197,8 +208,28 @@ def queue_full(world: World) -> Iterator[Attempt]:
 
 @contextmanager
 def deadline_too_short(world: World) -> Iterator[Attempt]:
-    faults.slow_inserts(world.admin_url, 1.2)
-    yield create(somebody(name=faults.SLOW), seconds=0.8)
+    faults.slow_changes(world.admin_url, 1.2)
+    attempt = move(world.lead().id, pb.LEAD_STATUS_CONTACTED, seconds=0.8)
+    attempt.request.MergeFrom(pb.UpdateStatusRequest(reason=faults.SLOW))
+    yield replace(attempt, body={**(attempt.body or {}), "reason": faults.SLOW})
+
+
+@contextmanager
+def conflict_not_found(world: World) -> Iterator[Attempt]:
+    yield resolve(str(uuid4()), pb.CONFLICT_RESOLUTION_KEEP_FIRST)
+
+
+@contextmanager
+def conflict_resolved(world: World) -> Iterator[Attempt]:
+    conflict_id = world.conflict()
+    first = pb.ResolveConflictRequest(id=conflict_id, resolution=pb.CONFLICT_RESOLUTION_KEEP_FIRST)
+    world.stub.ResolveConflict(first, metadata=world.service.metadata(), timeout=10)
+    yield resolve(conflict_id, pb.CONFLICT_RESOLUTION_TAKE_NEW)
+
+
+@contextmanager
+def lead_in_conflict(world: World) -> Iterator[Attempt]:
+    yield get(world.conflict())
 
 
 @contextmanager
@@ -272,6 +303,13 @@ TABLE = {
     Reason.KEYS_UNAVAILABLE: Row(
         keys_unavailable, grpc.StatusCode.UNAVAILABLE, 503, retry=True, world="world_without_issuer"
     ),
+    Reason.CONFLICT_NOT_FOUND: Row(conflict_not_found, grpc.StatusCode.NOT_FOUND, 404),
+    Reason.CONFLICT_RESOLVED: Row(
+        conflict_resolved, grpc.StatusCode.FAILED_PRECONDITION, 400, frozenset({"resolution"})
+    ),
+    Reason.LEAD_IN_CONFLICT: Row(
+        lead_in_conflict, grpc.StatusCode.FAILED_PRECONDITION, 400, frozenset({"conflict_id"})
+    ),
     Reason.FIELD_UNREADABLE: Row(field_unreadable, grpc.StatusCode.DATA_LOSS, 500, frozenset({"fields"})),
     Reason.NOT_IMPLEMENTED: Row(not_implemented, grpc.StatusCode.UNIMPLEMENTED, 501),
     Reason.INTERNAL: Row(internal, grpc.StatusCode.INTERNAL, 500, frozenset({"incident_id"})),
@@ -280,7 +318,11 @@ TABLE = {
 NOT_IN_TABLE: dict[Reason, str] = {}
 """Reasons that no call can answer in this release, each with why."""
 
-GRPC_ONLY = {Reason.NOT_IMPLEMENTED: "EraseLead has no path at the JSON door"}
+GRPC_ONLY = {
+    Reason.NOT_IMPLEMENTED: "EraseLead has no path at the JSON door",
+    Reason.CONFLICT_NOT_FOUND: "ResolveConflict has no path at the JSON door",
+    Reason.CONFLICT_RESOLVED: "ResolveConflict has no path at the JSON door",
+}
 
 VALUES = {
     Reason.DUPLICATE_PHONE: {"fields": "phone"},

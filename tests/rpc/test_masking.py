@@ -15,7 +15,9 @@ from service.access import Scope
 from service.rpc.chain import SERVICE
 from service.rpc.masking import MASKS, mask_email, mask_message, mask_nid, mask_phone, sensitive_fields
 from service.validation import MASK
+from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody
+from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
 from tests.rpc.conftest import Connect
 
@@ -163,9 +165,16 @@ def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
             return pb.AssignLeadRequest(id=lead_id, assignee=f"Sam {uuid4()}")
         case "EraseLead":
             return pb.EraseLeadRequest(id=lead_id)
+        case "ListConflicts":
+            return pb.ListConflictsRequest(include_resolved=True)
+        case "ResolveConflict":
+            return pb.ResolveConflictRequest(id=CONFLICT_WITH[lead_id], resolution=pb.CONFLICT_RESOLUTION_KEEP_FIRST)
         case _:
             raise AssertionError(f"{rpc} is new: say here which request of it shows most of a lead")
 
+
+CONFLICT_WITH: dict[str, str] = {}
+"""The conflict that met a lead, by the lead."""
 
 RPCS = [method.name for method in SERVICE.methods]
 SHOWING = [method.name for method in SERVICE.methods if list(texts(filled(method.output_type, CANARY), sensitive=True))]
@@ -178,11 +187,12 @@ def person() -> pb.Lead:
 
 
 @pytest.fixture(scope="module")
-def lead_id(admin: Client, person: pb.Lead) -> str:
-    """The known person's lead, with one resubmission."""
+def lead_id(service: RunningService, admin: Client, person: pb.Lead) -> str:
+    """The known person's lead, with one resubmission and one conflict."""
     lead_id = admin.create(person).id
     with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
         admin.create(person)
+    CONFLICT_WITH[lead_id] = conflict_with(service.environment["LEADKEEP_DATABASE_URL"], lead_id)
     return lead_id
 
 

@@ -30,6 +30,13 @@ class SaveState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SAVE_STATE_UNSPECIFIED: _ClassVar[SaveState]
     SAVE_STATE_SAVED: _ClassVar[SaveState]
     SAVE_STATE_DELAYED: _ClassVar[SaveState]
+
+class ConflictResolution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONFLICT_RESOLUTION_UNSPECIFIED: _ClassVar[ConflictResolution]
+    CONFLICT_RESOLUTION_KEEP_FIRST: _ClassVar[ConflictResolution]
+    CONFLICT_RESOLUTION_TAKE_NEW: _ClassVar[ConflictResolution]
+    CONFLICT_RESOLUTION_OWN_LEAD: _ClassVar[ConflictResolution]
 LEAD_STATUS_UNSPECIFIED: LeadStatus
 LEAD_STATUS_NEW: LeadStatus
 LEAD_STATUS_CONTACTED: LeadStatus
@@ -41,6 +48,10 @@ LEAD_VIEW_FULL: LeadView
 SAVE_STATE_UNSPECIFIED: SaveState
 SAVE_STATE_SAVED: SaveState
 SAVE_STATE_DELAYED: SaveState
+CONFLICT_RESOLUTION_UNSPECIFIED: ConflictResolution
+CONFLICT_RESOLUTION_KEEP_FIRST: ConflictResolution
+CONFLICT_RESOLUTION_TAKE_NEW: ConflictResolution
+CONFLICT_RESOLUTION_OWN_LEAD: ConflictResolution
 
 class Lead(_message.Message):
     __slots__ = ("id", "name", "phone", "nid", "address", "interested_policy", "email", "preferred_contact_time", "notes", "conversation_id", "status", "created_at", "updated_at", "version", "assignee", "masked", "transcript_uri", "resubmissions", "unreadable_fields")
@@ -329,3 +340,67 @@ class EraseLeadRequest(_message.Message):
 class EraseLeadResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Conflict(_message.Message):
+    __slots__ = ("id", "submission", "leads", "met_fields", "accepted_at", "found_at", "resolution", "resolved_by", "resolved_at", "reason")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SUBMISSION_FIELD_NUMBER: _ClassVar[int]
+    LEADS_FIELD_NUMBER: _ClassVar[int]
+    MET_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_AT_FIELD_NUMBER: _ClassVar[int]
+    FOUND_AT_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    RESOLVED_BY_FIELD_NUMBER: _ClassVar[int]
+    RESOLVED_AT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    submission: Lead
+    leads: _containers.RepeatedCompositeFieldContainer[Lead]
+    met_fields: _containers.RepeatedScalarFieldContainer[str]
+    accepted_at: _timestamp_pb2.Timestamp
+    found_at: _timestamp_pb2.Timestamp
+    resolution: ConflictResolution
+    resolved_by: str
+    resolved_at: _timestamp_pb2.Timestamp
+    reason: str
+    def __init__(self, id: _Optional[str] = ..., submission: _Optional[_Union[Lead, _Mapping]] = ..., leads: _Optional[_Iterable[_Union[Lead, _Mapping]]] = ..., met_fields: _Optional[_Iterable[str]] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., found_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resolution: _Optional[_Union[ConflictResolution, str]] = ..., resolved_by: _Optional[str] = ..., resolved_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ListConflictsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "include_resolved", "view")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_RESOLVED_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    include_resolved: bool
+    view: LeadView
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_resolved: _Optional[bool] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+
+class ListConflictsResponse(_message.Message):
+    __slots__ = ("conflicts", "next_page_token")
+    CONFLICTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    conflicts: _containers.RepeatedCompositeFieldContainer[Conflict]
+    next_page_token: str
+    def __init__(self, conflicts: _Optional[_Iterable[_Union[Conflict, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ResolveConflictRequest(_message.Message):
+    __slots__ = ("id", "resolution", "lead_id", "reason", "view")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    LEAD_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    resolution: ConflictResolution
+    lead_id: str
+    reason: str
+    view: LeadView
+    def __init__(self, id: _Optional[str] = ..., resolution: _Optional[_Union[ConflictResolution, str]] = ..., lead_id: _Optional[str] = ..., reason: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+
+class ResolveConflictResponse(_message.Message):
+    __slots__ = ("lead",)
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...

@@ -90,6 +90,16 @@ class LeadServiceStub:
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadRequest.SerializeToString,
                 response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadResponse.FromString,
                 _registered_method=True)
+        self.ListConflicts = channel.unary_unary(
+                '/leadkeep.v1.LeadService/ListConflicts',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListConflictsRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListConflictsResponse.FromString,
+                _registered_method=True)
+        self.ResolveConflict = channel.unary_unary(
+                '/leadkeep.v1.LeadService/ResolveConflict',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictResponse.FromString,
+                _registered_method=True)
 
 
 class LeadServiceServicer:
@@ -97,7 +107,10 @@ class LeadServiceServicer:
     """
 
     def CreateLead(self, request, context):
-        """CreateLead stores a new lead and answers only when it is on disk.
+        """CreateLead takes a new lead and answers only when it is on disk: in the database (SAVED), or, while the database
+        cannot be had, in the service's own durable queue, from where it reaches the database later (DELAYED).
+
+        A caller who sets no deadline waits 10 seconds at most for the database, as does one who sets a longer one.
 
         Phone and nid are unique among all leads. A submission that meets an existing lead is refused and kept, sealed, as a
         resubmission of that lead; when phone and nid both meet one lead, its conversation is linked to that lead too.
@@ -115,7 +128,9 @@ class LeadServiceServicer:
         """GetLead shows one lead.
 
         Scope: `leads:read`, or `leads:read-own` for leads that the same subject created.
-        Errors: NOT_FOUND LEAD_NOT_FOUND (also for a lead that the caller may not read).
+        Errors: NOT_FOUND LEAD_NOT_FOUND (also for a lead that the caller may not read); UNAVAILABLE STORAGE_UNAVAILABLE
+        (also for a lead that was acknowledged as DELAYED and has not reached the database yet); FAILED_PRECONDITION
+        LEAD_IN_CONFLICT (it met a lead on its way there, and a person decides; metadata `conflict_id`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +231,28 @@ class LeadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListConflicts(self, request, context):
+        """ListConflicts shows submissions that were acknowledged as DELAYED and met a lead when they reached the database,
+        oldest first. Nothing of them is lost; a person decides what becomes of them.
+
+        Scope: `leads:operate`. Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveConflict(self, request, context):
+        """ResolveConflict decides what becomes of such a submission. Its id leads to the answered lead from then on.
+
+        The same decision again changes nothing and succeeds.
+
+        Scope: `leads:operate`. Errors: NOT_FOUND CONFLICT_NOT_FOUND; FAILED_PRECONDITION CONFLICT_RESOLVED (decided before,
+        in another way; metadata `resolution`); ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID (the new values meet a third lead).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LeadServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -273,6 +310,16 @@ def add_LeadServiceServicer_to_server(servicer, server):
                     servicer.EraseLead,
                     request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadRequest.FromString,
                     response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadResponse.SerializeToString,
+            ),
+            'ListConflicts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListConflicts,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListConflictsRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListConflictsResponse.SerializeToString,
+            ),
+            'ResolveConflict': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveConflict,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -573,6 +620,60 @@ class LeadService:
             '/leadkeep.v1.LeadService/EraseLead',
             leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadRequest.SerializeToString,
             leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListConflicts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/ListConflicts',
+            leadkeep_dot_v1_dot_lead__service__pb2.ListConflictsRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.ListConflictsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveConflict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/ResolveConflict',
+            leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,149 @@
+"""What an operator may do about acknowledged submissions that met a lead: see both sides, and decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from service.access import Caller
+from service.errors import DuplicateLeadError, LeadValidationError, Violation
+from service.lead import CORRECTABLE_FIELDS, ConflictResolution, Lead, SealedConflict, SealedLead, SealedSubmission
+from service.page_token import make_page_token, read_page_token
+from service.sealing import LeadSealer
+from service.storage.conflicts import ConflictRepository, Decision, KeepFirst, OwnLead, TakeNew
+from service.storage.requests import Correction, DuplicateFoundError, Position
+from service.validation import ValidationService
+
+LARGEST_PAGE = 25
+"""A conflict shows up to four of the longest leads: a page of it fits into one message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """A submission and the leads that it met, opened; fields that cannot be opened are left out and named."""
+
+    submission: Lead
+    leads: tuple[Lead, ...]
+    met_fields: tuple[str, ...]
+    """Which of phone, nid and request_id met a lead."""
+    accepted_at: datetime
+    found_at: datetime
+    resolution: ConflictResolution | None
+    resolved_by: str | None
+    resolved_at: datetime | None
+    reason: str | None
+
+
+class ConflictService:
+    """The use cases around conflicts."""
+
+    def __init__(
+        self,
+        *,
+        conflicts: ConflictRepository,
+        sealer: LeadSealer,
+        validation: ValidationService,
+        sign_page_token: Callable[[bytes], bytes],
+    ) -> None:
+        self._conflicts = conflicts
+        self._sealer = sealer
+        self._validation = validation
+        self._sign_page_token = sign_page_token
+
+    async def list_conflicts(
+        self, *, page_size: int = 0, page_token: str = "", resolved_too: bool = False
+    ) -> tuple[list[Conflict], str]:
+        """One page of conflicts, oldest first, and the token of the next. Raises PageTokenInvalidError."""
+        if page_size < 0:
+            raise LeadValidationError([Violation("page_size", "must not be negative")])
+        identity, sign = f"conflicts/{resolved_too}", self._sign_page_token
+        after = Position(*read_page_token(page_token, list_identity=identity, sign=sign)) if page_token else None
+        limit = min(page_size or LARGEST_PAGE, LARGEST_PAGE)
+        found = await self._conflicts.list_conflicts(resolved_too=resolved_too, after=after, limit=limit + 1)
+        page, token = found[:limit], ""
+        if len(found) > limit:
+            last = page[-1][0]
+            token = make_page_token(last.accepted_at, last.id, list_identity=identity, sign=sign)
+        return [self._opened(conflict, leads) for conflict, leads in page], token
+
+    async def resolve_conflict(
+        self, caller: Caller, conflict_id: UUID, resolution: ConflictResolution, *, lead_id: UUID | None, reason: str
+    ) -> Lead:
+        """Decide; the lead that the submission's id stands for from now on.
+
+        `lead_id` names one of the leads that were met; None: the only one. Raises LeadValidationError,
+        ConflictNotFoundError, ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
+        """
+        why = self._validation.reason(reason)
+
+        def decide(conflict: SealedConflict) -> Decision:
+            if resolution is ConflictResolution.OWN_LEAD:
+                if lead_id is not None:
+                    raise LeadValidationError([Violation("lead_id", "must be empty for a lead of its own")])
+                return OwnLead(self._sealer.refreshed(_submission(conflict)))
+            target = _target(conflict, lead_id)
+            if resolution is ConflictResolution.KEEP_FIRST:
+                return KeepFirst(target)
+            submitted = self._sealer.open(_submission(conflict).as_lead(conflict.accepted_at))
+            # What the customer left out this time is no wish to have it removed.
+            told = {name: value for name in CORRECTABLE_FIELDS if (value := getattr(submitted, name)) is not None}
+
+            def correction(current: SealedLead) -> Correction:
+                return self._sealer.correction(current.id, told)
+
+            return TakeNew(target, correction)
+
+        try:
+            sealed = await self._conflicts.resolve(conflict_id, resolution, decide, actor=caller.subject, reason=why)
+        except DuplicateFoundError as found:
+            met = found.met
+            raise DuplicateLeadError(
+                phone_lead_id=met.phone.id if met.phone else None,
+                nid_lead_id=met.nid.id if met.nid else None,
+                visible=frozenset(lead.id for lead in met.leads),  # who operates sees every conflict's leads
+            ) from None
+        return self._sealer.open(sealed)
+
+    def _opened(self, conflict: SealedConflict, leads: list[SealedLead]) -> Conflict:
+        submitted = _submission(conflict).as_lead(conflict.accepted_at)
+        met = {"phone": conflict.phone_lead_id, "nid": conflict.nid_lead_id, "request_id": conflict.request_lead_id}
+        return Conflict(
+            submission=self._sealer.open(submitted, flag_unreadable=True),
+            leads=tuple(self._sealer.open(lead, flag_unreadable=True) for lead in leads),
+            met_fields=tuple(name for name, lead_id in met.items() if lead_id is not None),
+            accepted_at=conflict.accepted_at,
+            found_at=conflict.found_at,
+            resolution=conflict.resolution,
+            resolved_by=conflict.resolved_by,
+            resolved_at=conflict.resolved_at,
+            reason=conflict.reason,
+        )
+
+
+def _submission(conflict: SealedConflict) -> SealedSubmission:
+    return SealedSubmission(
+        id=conflict.id,
+        name=conflict.name,
+        interested_policy=conflict.interested_policy,
+        preferred_contact_time=conflict.preferred_contact_time,
+        conversation_id=conflict.conversation_id,
+        created_by=conflict.created_by,
+        request_id=conflict.request_id,
+        content_digest=conflict.content_digest,
+        phone_index=b"",  # computed anew from the opened fields before it is used
+        nid_index=b"",
+        sealed=conflict.sealed,
+        accepted_at=conflict.accepted_at,
+    )
+
+
+def _target(conflict: SealedConflict, lead_id: UUID | None) -> UUID:
+    met = conflict.lead_ids
+    if lead_id is None and len(met) == 1:
+        return met[0]
+    if lead_id is None or lead_id not in met:
+        choice = ", ".join(str(each) for each in met)
+        raise LeadValidationError([Violation("lead_id", f"must be one of the leads that were met: {choice}")])
+    return lead_id

@@ -1,0 +1,195 @@
+"""Conflicts: acknowledged submissions that met a lead when they came out of the spool, and what a person decides.
+
+A decision is taken once. It leaves the conflict's row as the record of who decided what, and gives the acknowledged id
+a lead: the one that it met, or one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, case, exists, func, insert, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as insert_if_absent
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import ConflictNotFoundError, ConflictResolvedError, StorageUnavailableError
+from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
+from service.storage import models
+from service.storage.database import Database
+from service.storage.failures import violated_constraint
+from service.storage.repository import BLIND_INDEXES, LeadRepository
+from service.storage.requests import Correction, DuplicateFoundError, Position
+from service.storage.submissions import INSERTS_TRIED, columns_of, look_up
+
+_LEAD = models.table(models.Lead)
+_CONFLICT = models.table(models.LeadConflict)
+
+
+@dataclass(frozen=True, slots=True)
+class KeepFirst:
+    """The id of the submission leads to the lead `lead_id`, which stays as it is."""
+
+    lead_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class TakeNew:
+    """The same, and the lead takes the submission's values: `correction` of the lead, when it is shown that."""
+
+    lead_id: UUID
+    correction: Callable[[SealedLead], Correction]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLead:
+    """The submission becomes a lead of its own."""
+
+    submission: SealedSubmission
+
+
+Decision = KeepFirst | TakeNew | OwnLead
+
+
+class _TakenMeanwhileError(Exception):
+    pass
+
+
+class ConflictRepository:
+    """The conflicts of one database."""
+
+    def __init__(self, database: Database, leads: LeadRepository, *, sensitive_fields: Sequence[str]) -> None:
+        self._database = database
+        self._leads = leads
+        self._sensitive = tuple(sensitive_fields)
+
+    async def list_conflicts(
+        self, *, resolved_too: bool, after: Position | None, limit: int
+    ) -> list[tuple[SealedConflict, list[SealedLead]]]:
+        """At most `limit` conflicts behind the position `after`, with the leads that each one met; oldest first."""
+        query = select(_CONFLICT).order_by(_CONFLICT.c.accepted_at, _CONFLICT.c.id).limit(limit)
+        if not resolved_too:
+            query = query.where(_CONFLICT.c.resolution.is_(None))
+        if after is not None:
+            query = query.where(tuple_(_CONFLICT.c.accepted_at, _CONFLICT.c.id) > tuple_(after.created_at, after.id))
+
+        async def work(connection: AsyncConnection) -> list[tuple[SealedConflict, list[SealedLead]]]:
+            conflicts = [self._conflict(row) for row in await connection.execute(query)]
+            ids = {lead_id for conflict in conflicts for lead_id in conflict.lead_ids}
+            rows = await connection.execute(select(_LEAD).where(_LEAD.c.id.in_(ids)))
+            leads = {row.id: self._leads.lead_of(row) for row in rows}
+            return [(each, [leads[lead_id] for lead_id in each.lead_ids if lead_id in leads]) for each in conflicts]
+
+        return await self._database.read(work)
+
+    async def resolve(
+        self,
+        conflict_id: UUID,
+        resolution: ConflictResolution,
+        decide: Callable[[SealedConflict], Decision],
+        *,
+        actor: str,
+        reason: str | None,
+    ) -> SealedLead:
+        """Carry out the decision that `decide` makes of `resolution`; the lead that the id stands for now.
+
+        The same decision again changes nothing. `decide` may be asked again, and what it raises is passed on. Raises
+        ConflictNotFoundError, ConflictResolvedError, and DuplicateFoundError when new values meet a third lead.
+        """
+
+        async def work(connection: AsyncConnection) -> SealedLead:
+            # Locked by an update of nothing: it waits for a rival, and the answer waits for the standby.
+            lock = update(_CONFLICT).where(_CONFLICT.c.id == conflict_id).values(id=_CONFLICT.c.id).returning(_CONFLICT)
+            conflict = self._conflict((await connection.execute(lock)).one_or_none())
+            if conflict.resolution is not None:
+                if conflict.resolution is not resolution:
+                    raise ConflictResolvedError(conflict.resolution.value)
+                return await self._leads.lock_within(connection, conflict_id)
+            lead = await self._carry_out(connection, conflict, decide(conflict))
+            record = {"resolution": resolution.value, "resolved_by": actor, "resolved_at": func.now(), "reason": reason}
+            await connection.execute(update(_CONFLICT).where(_CONFLICT.c.id == conflict_id).values(record))
+            return lead
+
+        for _ in range(INSERTS_TRIED):
+            try:
+                return await self._database.write(work)
+            except _TakenMeanwhileError:
+                continue
+        raise StorageUnavailableError
+
+    async def _carry_out(self, connection: AsyncConnection, conflict: SealedConflict, decision: Decision) -> SealedLead:
+        match decision:
+            case OwnLead(submission):
+                return await self._insert(connection, conflict, submission)
+            case KeepFirst(lead_id):
+                lead = await self._leads.lock_within(connection, lead_id)
+            case TakeNew(lead_id, correction):
+                lead = await self._take(connection, lead_id, correction)
+        alias = {"id": conflict.id, "lead_id": lead.id, "created_by": conflict.created_by}
+        await connection.execute(insert(models.LeadAlias).values(alias))
+        await self._link(connection, conflict, lead.id)
+        return lead
+
+    async def _take(
+        self, connection: AsyncConnection, lead_id: UUID, correction: Callable[[SealedLead], Correction]
+    ) -> SealedLead:
+        current = await self._leads.lock_within(connection, lead_id)
+        columns = correction(current).columns
+        keys = (columns["phone_index"], columns["nid_index"])
+        if met := await look_up(connection, *keys, other_than=lead_id):
+            raise DuplicateFoundError(met)
+        try:
+            return await self._leads.update_within(connection, current, columns)
+        except IntegrityError as error:
+            if violated_constraint(error) in BLIND_INDEXES:
+                raise _TakenMeanwhileError from None
+            raise
+
+    async def _insert(
+        self, connection: AsyncConnection, conflict: SealedConflict, submission: SealedSubmission
+    ) -> SealedLead:
+        held = {
+            name: exists().where(_LEAD.c[f"{name}_index"] == index, ~_LEAD.c[f"{name}_shared"])
+            for name, index in (("phone", submission.phone_index), ("nid", submission.nid_index))
+        }
+        requested = exists().where(
+            _LEAD.c.created_by == submission.created_by, _LEAD.c.request_id == submission.request_id
+        )
+        values: dict[str, Any] = columns_of(submission, self._sensitive) | {
+            "id": submission.id,
+            "created_by": submission.created_by,
+            "created_at": conflict.accepted_at,
+            "phone_index": submission.phone_index,
+            "nid_index": submission.nid_index,
+            "phone_shared": select(held["phone"]).scalar_subquery(),
+            "nid_shared": select(held["nid"]).scalar_subquery(),
+            "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
+        }
+        try:
+            row = (await connection.execute(insert(_LEAD).values(values).returning(_LEAD))).one()
+        except IntegrityError as error:
+            if violated_constraint(error) in BLIND_INDEXES:
+                raise _TakenMeanwhileError from None
+            raise
+        await self._link(connection, conflict, submission.id)
+        return self._leads.lead_of(row)
+
+    async def _link(self, connection: AsyncConnection, conflict: SealedConflict, lead_id: UUID) -> None:
+        if conflict.conversation_id is not None:
+            link = {"conversation_id": conflict.conversation_id, "lead_id": lead_id}
+            await connection.execute(insert_if_absent(models.LeadConversation).values(link).on_conflict_do_nothing())
+
+    def _conflict(self, row: Row[Any] | None) -> SealedConflict:
+        if row is None:
+            raise ConflictNotFoundError
+        columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
+        clear = {name: columns[name] for name in _CLEAR}
+        sealed = {name: token for name in self._sensitive if (token := columns[name]) is not None}
+        resolution = ConflictResolution(row.resolution) if row.resolution is not None else None
+        return SealedConflict(**clear, resolution=resolution, sealed=sealed)
+
+
+_CLEAR = [name for name in _CONFLICT.columns.keys() if name in SealedConflict.__slots__ and name != "resolution"]  # noqa: SIM118
