@@ -1,7 +1,8 @@
 """What is started, in which order, and how does it stop? The only place that builds things.
 
-Start: PostgreSQL (embedded) → schema → keyring → canary → doors → ready.
-Stop: not ready → doors take nothing new and finish what runs → database connections → PostgreSQL.
+Start: PostgreSQL (embedded) → keyring → spool → schema and canary → writer and drain → doors → ready.
+Stop: not ready → doors take nothing new and finish what runs → drain → writer, which spools what still waits → spool →
+database connections → PostgreSQL.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -23,8 +24,8 @@ from prometheus_client.registry import CollectorRegistry
 
 from service.config import Settings
 from service.confirmation import ConfirmationService
+from service.conflict_service import ConflictService
 from service.encryption import EncryptionService
-from service.errors import StartRefusedError, StorageUnavailableError
 from service.http.door import HttpDoor
 from service.keyring import create_keyring, load_keyring
 from service.lead_service import LeadService
@@ -40,19 +41,18 @@ from service.rpc.server import GrpcServer, Tls
 from service.rpc.servicer import LeadServicer
 from service.rpc.tokens import TokenVerifier
 from service.sealing import LeadSealer
-from service.storage.canary import confirm_canary, has_canary
+from service.storage.admission import Admission
+from service.storage.canary import has_canary
+from service.storage.condition import Condition, condition_of
+from service.storage.conflicts import ConflictRepository
 from service.storage.database import Database
+from service.storage.drain import Drain, Step
 from service.storage.embedded import EmbeddedPostgres
-from service.storage.failures import StorageFaultError
+from service.storage.outage import Outage
 from service.storage.repository import LeadRepository
-from service.storage.schema import (
-    OWN_DATABASE,
-    OWN_LOGIN,
-    UNREACHABLE_AT_START,
-    prepare_own_database,
-    require_current,
-    revision_of,
-)
+from service.storage.schema import OWN_DATABASE, OWN_LOGIN, prepare_own_database
+from service.storage.spool import Spool
+from service.storage.writer import LeadWriter
 from service.validation import ValidationService
 
 SENSITIVE_FIELDS = sensitive_fields(pb.Lead)
@@ -98,17 +98,12 @@ def validation_of(settings: Settings) -> ValidationService:
     )
 
 
-async def confirmed_encryption(settings: Settings, database: Database, normaliser: str) -> EncryptionService:
-    """The keyring's encryption, proven to be the one of this database.
-
-    An embedded service that starts for the first time makes its keyring. Raises StartRefusedError.
-    """
+async def _encryption(settings: Settings, database: Database) -> EncryptionService:
+    """The keyring's encryption. An embedded service that starts for the first time makes its keyring."""
     path = settings.keyring_path
     if settings.embedded and not path.exists() and not await has_canary(database):
         create_keyring(path, now=datetime.now(UTC))
-    encryption = EncryptionService(load_keyring(path))
-    await confirm_canary(database, encryption, normaliser)
-    return encryption
+    return EncryptionService(load_keyring(path))
 
 
 def token_verifier(settings: Settings) -> TokenVerifier:
@@ -128,21 +123,42 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    database = Database(url)
-    try:
+    async with AsyncExitStack() as stopping:
+        # What is opened first is closed last.
+        confirming, database = Database(url), Database(url, guarded=True)
+        stopping.push_async_callback(confirming.close)
+        stopping.push_async_callback(database.close)
         validation = validation_of(settings)
-        encryption = await _checked(settings, database, validation)
+        encryption = await _encryption(settings, confirming)
+        spool = Spool(settings.spool_path, encryption, max_bytes=settings.spool_bytes)
+        stopping.callback(spool.close)
+        admission = Admission(database, confirming, spool, encryption, validation.normaliser_identity)
+        await admission.start()
+        stopping.push_async_callback(admission.stop)
         registry = _registry()
         metrics = Metrics(registry)
+        metrics.watch(spool)
         work = Work()
+        repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
+        outage = Outage()
+        writer = LeadWriter(repository, spool, outage, on_batch=metrics.batches.observe, on_delayed=metrics.delayed.inc)
+        sealer = LeadSealer(
+            encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=settings.transcript_url
+        )
+        drain = Drain(
+            database=database,
+            repository=repository,
+            spool=spool,
+            outage=outage,
+            refreshed=sealer.refreshed,
+            busy=lambda: writer.busy,
+            on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
+        )
         leads = LeadService(
-            repository=LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS),
-            sealer=LeadSealer(
-                encryption,
-                validation,
-                sensitive_fields=SENSITIVE_FIELDS,
-                transcript_url=settings.transcript_url,
-            ),
+            repository=repository,
+            writer=writer,
+            spool=spool,
+            sealer=sealer,
             validation=validation,
             confirmation=ConfirmationService(
                 override_dir=settings.confirmation_dir, default_locale=settings.default_locale
@@ -157,10 +173,25 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             work=work,
             new_id=new_id,
         )
-        methods = chained(chain, LeadServicer(leads))
+        conflicts = ConflictService(
+            conflicts=ConflictRepository(database, repository, sensitive_fields=SENSITIVE_FIELDS),
+            sealer=sealer,
+            validation=validation,
+            sign_page_token=encryption.sign_page_token,
+        )
+        methods = chained(chain, LeadServicer(leads, conflicts))
         tls = _tls(settings)
         grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
-        readiness = Readiness(database.answers, grpc_door.set_serving, metrics)
+
+        def assess(database_answers: bool) -> Condition:
+            return condition_of(
+                spool,
+                database_answers=database_answers,
+                database_refusal=admission.refusal,
+                longest_wait=settings.spool_alarm_age,
+            )
+
+        readiness = Readiness(database.answers, assess, grpc_door.set_serving, metrics)
         http_door = HttpDoor(
             methods,
             host=settings.http_address.host,
@@ -169,6 +200,10 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             readiness=readiness,
             registry=registry,
         )
+        writer.start()
+        stopping.push_async_callback(writer.stop)
+        drain.start()
+        stopping.push_async_callback(drain.stop)
         await grpc_door.start()
         await http_door.start()
         await readiness.start()
@@ -180,18 +215,44 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         await asyncio.gather(grpc_door.stop(settings.shutdown_grace), http_door.stop(settings.shutdown_grace))
         # What a caller has left running is finished too: its lead may be half-way into the database.
         await work.finish(max(0.0, deadline - time.monotonic()))
-    finally:
-        await database.close()
 
 
-async def _checked(settings: Settings, database: Database, validation: ValidationService) -> EncryptionService:
-    try:
-        require_current(await revision_of(database))
-        return await confirmed_encryption(settings, database, validation.normaliser_identity)
-    except StorageUnavailableError:
-        raise StartRefusedError(UNREACHABLE_AT_START) from None
-    except StorageFaultError as fault:
-        raise StartRefusedError(f"{fault}: see that the role of LEADKEEP_DATABASE_URL has the grants") from None
+async def drain(
+    settings: Settings,
+    url: str,
+    spool: Spool,
+    encryption: EncryptionService,
+    *,
+    on_progress: Callable[[int], None],
+    patience: float,
+) -> None:
+    """Empty the spool of a service that does not run. `on_progress` hears how many leads wait still.
+
+    Ends early when nothing was drained for `patience` seconds. Raises StartRefusedError.
+    """
+    async with AsyncExitStack() as stopping:
+        confirming, database = Database(url), Database(url, guarded=True)
+        stopping.push_async_callback(confirming.close)
+        stopping.push_async_callback(database.close)
+        validation = validation_of(settings)
+        admission = Admission(database, confirming, spool, encryption, validation.normaliser_identity)
+        await admission.start()
+        stopping.push_async_callback(admission.stop)
+        sealer = LeadSealer(encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=None)
+        worker = Drain(
+            database=database,
+            repository=LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS),
+            spool=spool,
+            outage=Outage(),
+            refreshed=sealer.refreshed,
+        )
+        moved_at = time.monotonic()
+        while spool.size.waiting and time.monotonic() - moved_at < patience:
+            if await worker.step() is Step.DRAINED:
+                moved_at = time.monotonic()
+                on_progress(spool.size.waiting)
+            else:
+                await asyncio.sleep(0.5)
 
 
 def new_id() -> UUID:

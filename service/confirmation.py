@@ -1,4 +1,6 @@
-"""What the customer is told once a lead is saved: thanks, what happens next, a reference (story AC-013.7).
+"""What the customer is told once a lead is saved or kept for later: thanks, what happens next, a reference.
+
+Story AC-013.7.
 
 The texts are TOML files, one a locale: the shipped ones in `locales/`, and an operator's own. An operator's
 `en.toml` replaces the shipped `en.toml` as a whole, never key by key: half of each could promise two things
@@ -10,7 +12,7 @@ from __future__ import annotations
 import re
 import string
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -107,6 +109,9 @@ class _Texts(_Table):
     """One file. Each table is one occasion, so that another occasion is another table."""
 
     saved: _Message
+    delayed: _Message | None = None
+    """For a lead that waits in the spool. A file without it leaves that to the shipped texts of its locale, and where
+    there are none, to the shipped English: a delay is told in a foreign language rather than not at all."""
 
 
 class ConfirmationService:
@@ -117,10 +122,10 @@ class ConfirmationService:
     """
 
     def __init__(self, *, override_dir: Path | None = None, default_locale: str = "en") -> None:
-        texts = _read_folder(_SHIPPED)
-        if override_dir is not None:
-            texts |= _read_folder(override_dir)
-        self._texts = texts
+        shipped = _read_folder(_SHIPPED)
+        texts = shipped | (_read_folder(override_dir) if override_dir is not None else {})
+        self._texts = {key: (locale, each.saved) for key, (locale, each) in texts.items()}
+        self._delayed = {key: _delayed(key, texts, shipped) for key in texts}
         default = _tag(default_locale).lower()
         if default not in texts:
             raise StartRefusedError(
@@ -129,13 +134,15 @@ class ConfirmationService:
             )
         self._default = default
 
-    def confirm(self, *, lead_id: UUID, name: str, locales: str, preferred_contact_time: str | None) -> Confirmation:
-        """Return the confirmation of a saved lead.
+    def confirm(
+        self, *, lead_id: UUID, name: str, locales: str, preferred_contact_time: str | None, delayed: bool = False
+    ) -> Confirmation:
+        """Return the confirmation of a saved lead, or of one that is kept and saved later.
 
         `locales` is one language tag or a list in the form of an Accept-Language header. What cannot be read
         or is not there leads to the default locale: a confirmation never fails for its language.
         """
-        locale, texts = self._texts[self._look_up(locales)]
+        locale, message = (self._delayed if delayed else self._texts)[self._look_up(locales)]
         reference = reference_of(lead_id)
         # Only the template is interpreted, so braces in a customer's words stay braces.
         values = {
@@ -145,10 +152,10 @@ class ConfirmationService:
         }
         steps = (
             step.with_contact_time if preferred_contact_time and step.with_contact_time else step.text
-            for step in texts.saved.next_steps
+            for step in message.next_steps
         )
         return Confirmation(
-            text=texts.saved.text.format_map(values),
+            text=message.text.format_map(values),
             next_steps=tuple(step.format_map(values) for step in steps),
             reference=reference,
             locale=locale,
@@ -163,6 +170,13 @@ class ConfirmationService:
                 if candidate in self._texts:
                     return candidate
         return self._default
+
+
+def _delayed(
+    key: str, texts: Mapping[str, tuple[str, _Texts]], shipped: Mapping[str, tuple[str, _Texts]]
+) -> tuple[str, _Message]:
+    candidates = [texts.get(key), *(shipped.get(wider) for wider in _widening(key)), shipped["en"]]
+    return next((found[0], found[1].delayed) for found in candidates if found and found[1].delayed)
 
 
 def _by_preference(locales: str) -> list[str]:

@@ -7,6 +7,7 @@ exist for it. Whether sensitive fields are shown unmasked is not decided here bu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -16,11 +17,14 @@ from service.confirmation import Confirmation, ConfirmationService
 from service.errors import (
     ConversationNotFoundError,
     DuplicateLeadError,
+    LeadInConflictError,
+    LeadkeepError,
     LeadNotFoundError,
     LeadValidationError,
     RequestIdReusedError,
     ScopeMissingError,
     StatusTransitionError,
+    StorageUnavailableError,
     VersionMismatchError,
     Violation,
 )
@@ -44,7 +48,10 @@ from service.storage.requests import (
     Position,
     StatusStep,
 )
-from service.storage.submissions import Created, Met, RequestIdReused
+from service.storage.spool import Spool
+from service.storage.spool_file import SpoolError
+from service.storage.submissions import Aliased, Created, InConflict, Met, RequestIdReused, Waiting
+from service.storage.writer import LeadWriter
 from service.validation import ValidationService
 
 DEFAULT_PAGE = 50
@@ -58,6 +65,8 @@ class CreatedLead:
 
     lead: Lead
     confirmation: Confirmation
+    delayed: bool
+    """Whether it lies in the spool and reaches the database later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +92,8 @@ class LeadService:
         self,
         *,
         repository: LeadRepository,
+        writer: LeadWriter,
+        spool: Spool,
         sealer: LeadSealer,
         validation: ValidationService,
         confirmation: ConfirmationService,
@@ -90,6 +101,8 @@ class LeadService:
         new_id: Callable[[], UUID],
     ) -> None:
         self._repository = repository
+        self._writer = writer
+        self._spool = spool
         self._sealer = sealer
         self._validation = validation
         self._confirmation = confirmation
@@ -99,24 +112,35 @@ class LeadService:
     async def create_lead(
         self, caller: Caller, fields: Mapping[str, str], *, request_id: str = "", locale: str = ""
     ) -> CreatedLead:
-        """Store a new lead. Raises LeadValidationError, DuplicateLeadError, RequestIdReusedError."""
+        """Make a new lead durable.
+
+        Raises LeadValidationError, DuplicateLeadError, RequestIdReusedError, StorageUnavailableError.
+        """
         details, request = self._validated(fields, request_id)
         submission = self._sealer.seal(self._new_id(), details, created_by=caller.subject, request_id=request)
-        outcome = await self._repository.create(submission)
+        outcome = await self._writer.create(submission)
         match outcome:
             case Created(sealed):
-                lead = self._sealer.open(sealed)
-                confirmation = self._confirmation.confirm(
-                    lead_id=lead.id,
-                    name=lead.name,
-                    locales=locale,
-                    preferred_contact_time=lead.preferred_contact_time,
-                )
-                return CreatedLead(lead, confirmation)
+                return self._created(self._sealer.open(sealed), locale, delayed=False)
+            case Waiting(lead_id, accepted_at, decided):
+                lead = self._sealer.acknowledged(lead_id, details, accepted_at)
+                return self._created(lead, locale, delayed=not decided)
             case RequestIdReused():
                 raise RequestIdReusedError
             case Met():
                 raise _duplicate(outcome, caller)
+            case Aliased() | InConflict():
+                raise AssertionError("only what was acknowledged before becomes an alias or a conflict")
+
+    def _created(self, lead: Lead, locale: str, *, delayed: bool) -> CreatedLead:
+        confirmation = self._confirmation.confirm(
+            lead_id=lead.id,
+            name=lead.name,
+            locales=locale,
+            preferred_contact_time=lead.preferred_contact_time,
+            delayed=delayed,
+        )
+        return CreatedLead(lead, confirmation, delayed)
 
     async def get_lead(self, caller: Caller, lead_id: UUID) -> Lead:
         """One lead. Raises LeadNotFoundError, FieldUnreadableError."""
@@ -127,7 +151,13 @@ class LeadService:
         wanted = self._validation.conversation_id(conversation_id)
         if wanted is None:
             raise LeadValidationError([Violation("conversation_id", "is required")])
+        try:
+            waits = await self._spool.holds_conversation(wanted)
+        except SpoolError:
+            waits = True
         newest, others = await self._repository.find_by_conversation(wanted, created_by=_own_only(caller))
+        if newest is None and waits:
+            raise StorageUnavailableError
         if newest is None:
             raise ConversationNotFoundError
         return self._sealer.open(newest), others
@@ -170,7 +200,8 @@ class LeadService:
                 raise StatusTransitionError(current.status, to_status)
             return StatusStep(to_status=to_status, actor=caller.subject, reason=why)
 
-        return self._sealer.open(await self._repository.change(lead_id, decide))
+        await self._require_not_waiting(lead_id)
+        return self._sealer.open(await self._change(caller, lead_id, decide))
 
     async def assign_lead(
         self, caller: Caller, lead_id: UUID, assignee: str, *, reason: str = "", expected_version: int = 0
@@ -184,7 +215,8 @@ class LeadService:
             _require_version(current, expected_version)
             return AssignmentStep(to_assignee=to_assignee, actor=caller.subject, reason=why)
 
-        return self._sealer.open(await self._repository.change(lead_id, decide))
+        await self._require_not_waiting(lead_id)
+        return self._sealer.open(await self._change(caller, lead_id, decide))
 
     async def correct_lead(
         self, caller: Caller, lead_id: UUID, fields: Mapping[str, str], *, expected_version: int = 0
@@ -203,33 +235,67 @@ class LeadService:
             if not changed:
                 return None
             _require_version(current, expected_version)
-            return self._sealer.correction(lead_id, changed)
+            return self._sealer.correction(current.id, changed)
 
+        await self._require_not_waiting(lead_id)
         try:
             return self._sealer.open(await self._repository.correct(lead_id, decide))
+        except LeadNotFoundError:
+            raise await self._not_found(caller, lead_id) from None
         except DuplicateFoundError as found:
             raise _duplicate(found.met, caller) from None
 
     async def status_changes(self, caller: Caller, lead_id: UUID) -> list[StatusChange]:
         """A lead's status history, oldest first. Raises LeadNotFoundError."""
-        await self._readable(caller, lead_id)
-        return await self._repository.status_changes(lead_id)
+        return await self._repository.status_changes((await self._readable(caller, lead_id)).id)
 
     async def assignments(self, caller: Caller, lead_id: UUID) -> list[AssignmentChange]:
         """A lead's assignment history, oldest first. Raises LeadNotFoundError."""
-        await self._readable(caller, lead_id)
-        return await self._repository.assignments(lead_id)
+        return await self._repository.assignments((await self._readable(caller, lead_id)).id)
 
     async def resubmissions(self, caller: Caller, lead_id: UUID) -> list[Resubmission]:
         """What was refused as a duplicate of a lead, newest first. Raises LeadNotFoundError."""
-        await self._readable(caller, lead_id)
-        return [self._sealer.open_resubmission(sealed) for sealed in await self._repository.resubmissions(lead_id)]
+        lead = await self._readable(caller, lead_id)
+        return [self._sealer.open_resubmission(sealed) for sealed in await self._repository.resubmissions(lead.id)]
 
     async def _readable(self, caller: Caller, lead_id: UUID) -> SealedLead:
+        await self._require_not_waiting(lead_id)
         sealed = await self._repository.get(lead_id)
-        if sealed is None or not caller.may_read_lead_created_by(sealed.created_by):
-            raise LeadNotFoundError
+        if sealed is None:
+            raise await self._not_found(caller, lead_id)
+        if not caller.may_read_lead_created_by(sealed.created_by):
+            known = await self._repository.acknowledged(lead_id) if sealed.id != lead_id else None
+            # The caller was given this id; that it leads to somebody else's lead is no reason to deny it.
+            raise ScopeMissingError(Scope.READ) if known and known.created_by == caller.subject else LeadNotFoundError()
         return sealed
+
+    async def _change(
+        self, caller: Caller, lead_id: UUID, decide: Callable[[SealedLead], StatusStep | AssignmentStep | None]
+    ) -> SealedLead:
+        try:
+            return await self._repository.change(lead_id, decide)
+        except LeadNotFoundError:
+            raise await self._not_found(caller, lead_id) from None
+
+    async def _require_not_waiting(self, lead_id: UUID) -> None:
+        """To be called before the database is read: what is drained meanwhile is found there.
+
+        Raises StorageUnavailableError.
+        """
+        with suppress(SpoolError):  # what the database has can be read without the spool
+            if await self._spool.holds(lead_id):
+                raise StorageUnavailableError
+
+    async def _not_found(self, caller: Caller, lead_id: UUID) -> LeadkeepError:
+        try:
+            await self._spool.holds(lead_id)
+        except SpoolError:
+            # No acknowledged lead is called missing because the spool cannot be read.
+            return StorageUnavailableError()
+        known = await self._repository.acknowledged(lead_id)
+        if known is not None and known.in_conflict and caller.may_read_lead_created_by(known.created_by):
+            return LeadInConflictError(lead_id)
+        return LeadNotFoundError()
 
     def _validated(self, fields: Mapping[str, str], request_id: str) -> tuple[CustomerDetails, str | None]:
         violations: list[Violation] = []

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service import app
+from service.cli.database import operators_database_url
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import LeadkeepError, StartRefusedError
 from service.keyring import load_keyring
 from service.rpc.local_key import LocalSigningKey
 from service.storage.canary import compare_canary
+from service.storage.condition import spool_alarms
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.failures import StorageFaultError
-from service.storage.schema import OWN_DATABASE, OWN_LOGIN, excess_rights, require_current, revision_of
+from service.storage.schema import excess_rights, require_current, revision_of
+from service.storage.spool_file import peek
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,13 @@ def diagnose(settings: Settings) -> list[Finding]:
         _finding("data folder", lambda: _data_folder(settings)),
         _finding("keyring", lambda: _keyring(settings)),
         _finding("tokens", lambda: _tokens(settings)),
+        _finding("spool", lambda: _spool(settings)),
     ]
     if _is_untouched(settings):
         # Looking must not make anything: a database without a keyring would only be half of a first start.
         return [*findings, Finding("database", True, "is made by the first serve")]
     try:
-        with _database_url(settings) as url:
+        with operators_database_url(settings) as url:
             findings += asyncio.run(_database_findings(settings, url))
     except StartRefusedError as refused:
         findings.append(Finding("database", False, str(refused)))
@@ -53,24 +56,12 @@ def _is_untouched(settings: Settings) -> bool:
     return settings.embedded and not EmbeddedPostgres.has_database(settings.data_dir)
 
 
-@contextmanager
-def _database_url(settings: Settings) -> Iterator[str]:
-    """The database of the service that runs; if none runs, an embedded server is started for the checks."""
-    running = None
-    if settings.embedded:
-        running = EmbeddedPostgres.running_url(settings.data_dir, user=OWN_LOGIN, database=OWN_DATABASE)
-    if running is not None:
-        yield running
-        return
-    with app.database_url(settings) as url:
-        yield url
-
-
 async def _database_findings(settings: Settings, url: str) -> list[Finding]:
     database = Database(url)
     try:
         if not await database.answers():
-            return [Finding("database", False, "cannot be reached, or takes no writes")]
+            kept = "; a running service is degraded: it keeps new leads in its spool"
+            return [Finding("database", False, f"cannot be reached, or takes no writes{kept}")]
         findings = [Finding("database", True, "embedded" if settings.embedded else "reachable, takes writes")]
         try:
             revision = await revision_of(database)
@@ -122,3 +113,11 @@ def _tokens(settings: Settings) -> str:
         return "the local signing key is made by the first serve or token"
     LocalSigningKey.load(settings.signing_key_path)
     return f"verified with {settings.signing_key_path}"
+
+
+def _spool(settings: Settings) -> str:
+    size, _ = peek(settings.spool_path)
+    alarms = spool_alarms(size, max_bytes=settings.spool_bytes, longest_wait=settings.spool_alarm_age)
+    if alarms:
+        raise StartRefusedError(f"degraded: {'; '.join(alarms)}")
+    return f"{size.waiting} leads wait in {settings.spool_path}"

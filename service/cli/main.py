@@ -8,20 +8,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import wraps
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
 
 from service.access import ROLES
+from service.cli.conflicts import conflicts_app
+from service.cli.refusals import refusals_are_told
+from service.cli.spool import spool_app
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 
-P = ParamSpec("P")
-
-REFUSED = 1
 UNHEALTHY = 3
 
 PIPE_COLUMNS = 240
@@ -35,6 +33,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(spool_app, name="spool")
+app.add_typer(conflicts_app, name="conflicts")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -44,20 +44,8 @@ def main() -> None:
     app()
 
 
-def _refusals_are_told(command: Callable[P, None]) -> Callable[P, None]:
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except StartRefusedError as refused:
-            typer.echo(f"leadkeep: {refused}", err=True)
-            raise typer.Exit(REFUSED) from None
-
-    return run
-
-
 @app.command()
-@_refusals_are_told
+@refusals_are_told
 def serve() -> None:
     """Run the service until it is stopped (Ctrl-C, SIGTERM)."""
     settings = load_settings()
@@ -77,7 +65,7 @@ def serve() -> None:
 
 
 @app.command()
-@_refusals_are_told
+@refusals_are_told
 def token(
     role: Annotated[str, typer.Option(help="chatbot (create, read its own), agent (read, update) or admin (all).")],
     subject: Annotated[str, typer.Option(help="Who acts with it; default: the role's name.")] = "",
@@ -104,7 +92,7 @@ def token(
 
 
 @app.command()
-@_refusals_are_told
+@refusals_are_told
 def config(as_json: AsJson = False) -> None:
     """Print every setting with value, default and meaning; secrets hidden."""
     rows = load_settings().rows()
@@ -139,7 +127,7 @@ def config(as_json: AsJson = False) -> None:
 
 
 @app.command()
-@_refusals_are_told
+@refusals_are_told
 def migrate() -> None:
     """Bring the database's schema to this release; needs a role with DDL rights. Safe to repeat."""
     settings = load_settings()
@@ -157,9 +145,9 @@ def migrate() -> None:
 
 
 @app.command()
-@_refusals_are_told
+@refusals_are_told
 def doctor(as_json: AsJson = False) -> None:
-    """Is everything well? Checks settings, database, schema, rights and keys; exit code 3 if not."""
+    """Is everything well? Checks settings, database, schema, rights, keys and spool; exit code 3 if not."""
     settings = load_settings()
     from service.cli.diagnosis import diagnose
 
@@ -176,7 +164,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @keys_app.command("init")
-@_refusals_are_told
+@refusals_are_told
 def keys_init() -> None:
     """Make a keyring with fresh keys. An existing one is never touched."""
     settings: Settings = load_settings()

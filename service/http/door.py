@@ -48,8 +48,12 @@ class Readiness(Protocol):
         """Whether calls should be sent here."""
 
     @property
+    def degraded(self) -> bool:
+        """Whether all is not well, though calls are answered."""
+
+    @property
     def reasons(self) -> Sequence[str]:
-        """Why not, in fixed words: anybody may read them."""
+        """Why not, or why degraded, in fixed words and numbers: anybody may read them."""
 
 
 class HttpDoor:
@@ -154,8 +158,8 @@ def _paths(methods: Mapping[str, Handler], readiness: Readiness, registry: Colle
         return json_response(encoded({"alive": True}))
 
     async def ready(_request: Request) -> Response:
-        state = {"ready": readiness.ready, "reasons": list(readiness.reasons)}
-        return json_response(encoded(state), 200 if state["ready"] else 503)
+        state = {"ready": readiness.ready, "degraded": readiness.degraded, "reasons": list(readiness.reasons)}
+        return json_response(encoded(state), 200 if readiness.ready else 503)
 
     async def metrics(_request: Request) -> Response:
         return Response(generate_latest(registry), headers={**SAFE_HEADERS, "content-type": CONTENT_TYPE_LATEST})

@@ -214,7 +214,11 @@ def _open_paths() -> _Json:
 
     return {
         "/healthz": path("Whether the process lives", http200="It does."),
-        "/readyz": path("Whether calls should be sent here", http200="Yes.", http503="No: `reasons` says why not."),
+        "/readyz": path(
+            "Whether calls should be sent here",
+            http200="Yes; `degraded` and `reasons` say whether all is well.",
+            http503="No: `reasons` says why not.",
+        ),
         "/metrics": path("Metrics in Prometheus' text format", http200="The metrics."),
         "/openapi.json": path("This document", http200="The document."),
     }

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.storage.condition import age_of
+from service.storage.spool import Spool
+
 # Seconds: from a call that needs no database (half a millisecond) to the longest one that is waited for.
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -26,3 +30,23 @@ class Metrics:
             "leadkeep_storage_retries", "Repeated storage calls by SQLSTATE.", ["rpc", "cause"], registry=registry
         )
         self.ready = Gauge("leadkeep_ready", "1 while the service can be used.", registry=registry)
+        self.degraded = Gauge("leadkeep_degraded", "1 while it can be used but all is not well.", registry=registry)
+        self.batches = Histogram(
+            "leadkeep_batch_leads", "Leads a transaction.", buckets=BATCH_BUCKETS, registry=registry
+        )
+        self.delayed = Counter("leadkeep_delayed", "Leads that were acknowledged as DELAYED.", registry=registry)
+        self.drained = Counter(
+            "leadkeep_drained", "Spooled submissions by what became of them.", ["outcome"], registry=registry
+        )
+        self._registry = registry
+
+    def watch(self, spool: Spool) -> None:
+        """Measure the spool whenever somebody asks."""
+        for name, meaning, value in (
+            ("entries", "Leads that wait in the spool.", lambda: spool.size.waiting),
+            ("damaged", "Spooled leads that were set aside.", lambda: spool.size.damaged),
+            ("bytes", "Bytes in the spool.", lambda: spool.size.bytes),
+            ("oldest_seconds", "Age of the oldest spooled lead.", lambda: age_of(spool.size)),
+            ("usable", "1 while the spool takes leads.", lambda: float(spool.usable)),
+        ):
+            Gauge(f"leadkeep_spool_{name}", meaning, registry=self._registry).set_function(value)

@@ -9,25 +9,32 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from service.rpc.metrics import Metrics
+from service.storage.condition import Condition
 
 CHECK_SECONDS = 1.0
 """How often the database is asked, and how long it may take to answer. A load balancer asks about as often."""
 
 Probe = Callable[[], Awaitable[bool]]
+Assess = Callable[[bool], Condition]
 Listener = Callable[[bool], Awaitable[None]]
 
 
 class Readiness:
-    """Ready while the database takes writes and nobody has asked the service to stop."""
+    """Ready while leads can be made durable anywhere and nobody has asked the service to stop.
 
-    def __init__(self, probe: Probe, listener: Listener, metrics: Metrics) -> None:
+    `probe` asks the database, `assess` says what its answer means.
+    """
+
+    def __init__(self, probe: Probe, assess: Assess, listener: Listener, metrics: Metrics) -> None:
         self._probe = probe
+        self._assess = assess
         self._listener = listener
         self._metrics = metrics
         self._stopping = False
         self._asking: asyncio.Task[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
         self.ready = False
+        self.degraded = False
         self.reasons: tuple[str, ...] = ("starting",)
 
     async def start(self) -> None:
@@ -42,7 +49,7 @@ class Readiness:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
-        await self._set("stopping")
+        await self._set(Condition(False, ("stopping",)))
 
     async def _watch(self) -> None:
         while True:
@@ -57,13 +64,17 @@ class Readiness:
         await asyncio.wait({self._asking}, timeout=CHECK_SECONDS)
         answered = self._asking.done() and self._asking.result()
         if not self._stopping:
-            await self._set(None if answered else "the database cannot be reached or takes no writes")
+            await self._set(self._assess(answered))
 
-    async def _set(self, reason: str | None) -> None:
-        ready = reason is None
-        self.reasons = () if reason is None else (reason,)
-        if ready != self.ready:
-            self.ready = ready
-            self._metrics.ready.set(ready)
-            structlog.get_logger("leadkeep.readiness").info("ready" if ready else "not ready", reason=reason)
-            await self._listener(ready)
+    async def _set(self, condition: Condition) -> None:
+        degraded = condition.usable and bool(condition.reasons)
+        changed = (condition.usable, degraded) != (self.ready, self.degraded)
+        told = condition.usable != self.ready
+        self.ready, self.degraded, self.reasons = condition.usable, degraded, condition.reasons
+        if changed:
+            self._metrics.ready.set(self.ready)
+            self._metrics.degraded.set(degraded)
+            state = "degraded" if degraded else "ready" if self.ready else "not ready"
+            structlog.get_logger("leadkeep.readiness").info(state, reason="; ".join(self.reasons) or None)
+        if told:
+            await self._listener(self.ready)

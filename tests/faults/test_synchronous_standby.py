@@ -18,6 +18,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.conftest import StartService
 from tests.harness.failures import reason_of
+from tests.harness.faults import broken_spool
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, folder_for_postgres
 from tests.harness.processes import eventually
@@ -55,6 +56,8 @@ def service(
     primary: ReplicatedServer, database: TestDatabase, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
     running = RunningService(tmp_path_factory.mktemp("service") / "leadkeep", database_url=database.serve_url)
+    # What the spool confirms rests on no standby.
+    broken_spool(running.data_dir)
     running.start()
     yield running
     running.stop()

@@ -60,7 +60,7 @@ class Servicer:
 
 class Readiness:
     def __init__(self) -> None:
-        self.ready = True
+        self.ready, self.degraded = True, False
         self.reasons: list[str] = []
 
 

@@ -26,7 +26,7 @@ async def test_readiness_says_why_not(client: httpx.AsyncClient, readiness: Read
     readiness.ready, readiness.reasons = False, ["the database cannot be reached"]
     response = await client.get("/readyz")
     assert response.status_code == 503
-    assert response.json() == {"ready": False, "reasons": ["the database cannot be reached"]}
+    assert response.json() == {"ready": False, "degraded": False, "reasons": ["the database cannot be reached"]}
     assert (await client.get("/healthz")).status_code == 200
 
 

@@ -84,7 +84,7 @@ def test_health_of_a_running_service_needs_no_token(service: RunningService) -> 
     with service.channel() as channel:
         for name in ("", "leadkeep.v1.LeadService"):
             assert health_of(channel, name) == SERVING
-    assert httpx.get(f"{service.http_url}/readyz").json() == {"ready": True, "reasons": []}
+    assert httpx.get(f"{service.http_url}/readyz").json() == {"ready": True, "degraded": False, "reasons": []}
     assert httpx.get(f"{service.http_url}/healthz").status_code == 200
 
 
@@ -93,25 +93,27 @@ def test_health_of_an_unknown_service_is_not_found(service: RunningService) -> N
         assert fails(lambda: health_of(channel, "nobody.v1.Nothing")).code == grpc.StatusCode.NOT_FOUND
 
 
-def test_readiness_follows_the_database(tmp_path: Path) -> None:
+def test_without_a_database_the_service_is_degraded_and_takes_leads(tmp_path: Path) -> None:
     with faults.own_postgres() as server:
         running = RunningService(tmp_path / "leadkeep", database_url=server.fresh_database().serve_url).start()
         readyz = f"{running.http_url}/readyz"
         with running.channel() as channel:
             assert (health_of(channel), httpx.get(readyz).status_code) == (SERVING, 200)
             server.stop()
-            wait_until(lambda: health_of(channel) == NOT_SERVING)
+            wait_until(lambda: httpx.get(readyz).json()["degraded"])
             away = httpx.get(readyz)
+            assert health_of(channel) == SERVING
             assert httpx.get(f"{running.http_url}/healthz").status_code == 200
             server.postgres.start()
-            wait_until(lambda: health_of(channel, "leadkeep.v1.LeadService") == SERVING)
-            assert httpx.get(readyz).status_code == 200
+            wait_until(lambda: not httpx.get(readyz).json()["degraded"])
+            assert health_of(channel, "leadkeep.v1.LeadService") == SERVING
             created = running.stub(channel).CreateLead(
                 pb.CreateLeadRequest(lead=somebody()), metadata=running.metadata(), timeout=10
             )
         assert running.stop() == 0
-    assert away.status_code == 503
-    assert away.json() == {"ready": False, "reasons": ["the database cannot be reached or takes no writes"]}
+    assert away.status_code == 200
+    reasons = ["the database cannot be reached or takes no writes"]
+    assert away.json() == {"ready": True, "degraded": True, "reasons": reasons}
     assert created.state == pb.SAVE_STATE_SAVED
 
 

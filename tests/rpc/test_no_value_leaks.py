@@ -279,7 +279,7 @@ def go_through_everything(world: World, caller: Caller) -> None:
     slow = canary(name=faults.SLOW, phone="+8801731597248", nid="QZX7793156822")
     faults.slow_inserts(admin, DEADLINE + 0.5)
     caller.fails(
-        "deadline", "CreateLead", pb.CreateLeadRequest(lead=slow), reason="DEADLINE_TOO_SHORT", seconds=DEADLINE
+        "deadline", "CreateLead", pb.CreateLeadRequest(lead=slow), reason="STORAGE_UNAVAILABLE", seconds=DEADLINE
     )
     full_lead = stub.GetLead(pb.GetLeadRequest(id=lead_id), metadata=world.service.metadata())
     assert leaks(str(full_lead), SENSITIVE) == SENSITIVE.keys()
@@ -324,7 +324,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             tmp_path_factory.mktemp("leaks") / "leadkeep",
             database_url=database.serve_url,
             settings={"LEADKEEP_LOG_LEVEL": "debug"},
-        ).start()
+        )
+        faults.broken_spool(service.data_dir)  # else nothing would fail while the database is away
+        service.start()
         world = World(service, server, database.admin_url)
         with service.channel() as channel, httpx.Client(base_url=service.http_url, timeout=20) as http:
             go_through_everything(world, Caller(world, channel, http))

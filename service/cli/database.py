@@ -1,0 +1,52 @@
+"""The database as an operator's command reaches it, whether the service runs or not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from service import app
+from service.config import Settings
+from service.encryption import EncryptionService
+from service.errors import StartRefusedError
+from service.keyring import load_keyring
+from service.storage.canary import compare_canary
+from service.storage.database import Database
+from service.storage.embedded import EmbeddedPostgres
+from service.storage.schema import OWN_DATABASE, OWN_LOGIN, require_current, revision_of
+
+T = TypeVar("T")
+
+
+@contextmanager
+def operators_database_url(settings: Settings) -> Iterator[str]:
+    """The database of the service that runs; if none runs, an embedded server is started for the command."""
+    running = None
+    if settings.embedded:
+        running = EmbeddedPostgres.running_url(settings.data_dir, user=OWN_LOGIN, database=OWN_DATABASE)
+    if running is not None:
+        yield running
+        return
+    with app.database_url(settings) as url:
+        yield url
+
+
+def with_database(settings: Settings, work: Callable[[Database, EncryptionService], Awaitable[T]]) -> T:
+    """Run `work` with the database, which was compared with the keyring. Raises StartRefusedError."""
+
+    async def run(url: str) -> T:
+        database = Database(url)
+        try:
+            require_current(await revision_of(database))
+            encryption = EncryptionService(load_keyring(settings.keyring_path))
+            await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+            return await work(database, encryption)
+        finally:
+            await database.close()
+
+    if settings.embedded and not EmbeddedPostgres.has_database(settings.data_dir):
+        raise StartRefusedError("there is no database yet; the first serve makes it")
+    with operators_database_url(settings) as url:
+        return asyncio.run(run(url))
