@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 INSTALLED := .venv/.installed
 
-.PHONY: install serve test lint format generate check-generated lock clean
+.PHONY: install serve test bench lint format generate check-generated lock clean
 
 install: $(INSTALLED)
 
@@ -24,6 +24,10 @@ serve: install
 
 test: install
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Never part of a test run: it takes a minute and a half, and only its ratios mean anything.
+bench: install
+	@$(BIN)/python -m bench
 
 lint: install
 	@$(BIN)/ruff check .

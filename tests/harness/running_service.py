@@ -31,8 +31,14 @@ class RunningService:
     """
 
     def __init__(
-        self, data_dir: Path, *, database_url: str | None = None, settings: Mapping[str, str] | None = None
+        self,
+        data_dir: Path,
+        *,
+        database_url: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        module: str = "service",
     ) -> None:
+        self._module = module
         self.data_dir = data_dir
         self.out_path = data_dir.with_name(data_dir.name + ".out")
         self.log_path = data_dir.with_name(data_dir.name + ".log")
@@ -55,7 +61,7 @@ class RunningService:
         self.out_path.write_bytes(b"")
         with self.out_path.open("ab") as out, self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve"],
+                [sys.executable, "-m", self._module, "serve"],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
