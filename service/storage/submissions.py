@@ -125,11 +125,13 @@ _INSERT = text(f"""
     WITH inserted AS (
         INSERT INTO lead ({_COLUMNS}, created_at)
         SELECT {_COLUMNS}, coalesce(accepted_at, now())
-        FROM unnest({_ARRAYS}, CAST(:accepted_at AS timestamptz[])) AS entry ({_COLUMNS}, accepted_at)
+        FROM unnest({_ARRAYS}, CAST(:accepted_at AS timestamptz[])) WITH ORDINALITY
+            AS entry ({_COLUMNS}, accepted_at, place)
         WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
           AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
           AND (accepted_at IS NOT NULL OR NOT EXISTS (
               SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
+        ORDER BY place
         ON CONFLICT DO NOTHING
         RETURNING id, created_at, conversation_id
     ), linked AS (
@@ -188,7 +190,8 @@ async def store(
 ) -> dict[UUID, Outcome]:
     """Store each submission as a lead, or say what it meets and keep it there; by id, for every one of them."""
     outcomes: dict[UUID, Outcome] = {}
-    # By phone, so that rival batches wait for each other in one direction; what was refused already makes way.
+    # By phone, so that rival batches wait for each other in one direction; of two that meet the earlier one is first,
+    # and what was refused already makes way.
     left = sorted(submissions, key=attrgetter("refused", "phone_index"))
     for _ in range(INSERTS_TRIED):
         inserted = await connection.execute(_INSERT, _arrays(left, sensitive))
