@@ -293,8 +293,8 @@ class LeadService:
             # No acknowledged lead is called missing because the spool cannot be read.
             return StorageUnavailableError()
         known = await self._repository.acknowledged(lead_id)
-        if known is not None and known.in_conflict and caller.may_read_lead_created_by(known.created_by):
-            return LeadInConflictError(lead_id)
+        if known is not None and known.conflict_id and caller.may_read_lead_created_by(known.created_by):
+            return LeadInConflictError(known.conflict_id)
         return LeadNotFoundError()
 
     def _validated(self, fields: Mapping[str, str], request_id: str) -> tuple[CustomerDetails, str | None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, case, exists, func, insert, select, tuple_, update
+from sqlalchemy import Row, case, exists, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as insert_if_absent
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -70,7 +70,8 @@ class ConflictRepository:
         self, *, resolved_too: bool, after: Position | None, limit: int
     ) -> list[tuple[SealedConflict, list[SealedLead]]]:
         """At most `limit` conflicts behind the position `after`, with the leads that each one met; oldest first."""
-        query = select(_CONFLICT).order_by(_CONFLICT.c.accepted_at, _CONFLICT.c.id).limit(limit)
+        query = select(_CONFLICT).where(_CONFLICT.c.repeats.is_(None))
+        query = query.order_by(_CONFLICT.c.accepted_at, _CONFLICT.c.id).limit(limit)
         if not resolved_too:
             query = query.where(_CONFLICT.c.resolution.is_(None))
         if after is not None:
@@ -102,15 +103,20 @@ class ConflictRepository:
 
         async def work(connection: AsyncConnection) -> SealedLead:
             # Locked by an update of nothing: it waits for a rival, and the answer waits for the standby.
-            lock = update(_CONFLICT).where(_CONFLICT.c.id == conflict_id).values(id=_CONFLICT.c.id).returning(_CONFLICT)
+            first = func.coalesce(_repeated(conflict_id), conflict_id)
+            lock = update(_CONFLICT).where(_CONFLICT.c.id == first).values(id=_CONFLICT.c.id).returning(_CONFLICT)
             conflict = self._conflict((await connection.execute(lock)).one_or_none())
             if conflict.resolution is not None:
                 if conflict.resolution is not resolution:
                     raise ConflictResolvedError(conflict.resolution.value)
-                return await self._leads.lock_within(connection, conflict_id)
+                return await self._leads.lock_within(connection, conflict.id)
             lead = await self._carry_out(connection, conflict, decide(conflict))
             record = {"resolution": resolution.value, "resolved_by": actor, "resolved_at": func.now(), "reason": reason}
-            await connection.execute(update(_CONFLICT).where(_CONFLICT.c.id == conflict_id).values(record))
+            together = or_(_CONFLICT.c.id == conflict.id, _CONFLICT.c.repeats == conflict.id)
+            await connection.execute(update(_CONFLICT).where(together).values(record))
+            repeats = select(_CONFLICT.c.id, literal(lead.id), _CONFLICT.c.created_by)
+            repeats = repeats.where(_CONFLICT.c.repeats == conflict.id)
+            await connection.execute(insert(models.LeadAlias).from_select(["id", "lead_id", "created_by"], repeats))
             return lead
 
         for _ in range(INSERTS_TRIED):
@@ -190,6 +196,10 @@ class ConflictRepository:
         sealed = {name: token for name in self._sensitive if (token := columns[name]) is not None}
         resolution = ConflictResolution(row.resolution) if row.resolution is not None else None
         return SealedConflict(**clear, resolution=resolution, sealed=sealed)
+
+
+def _repeated(conflict_id: UUID) -> Any:
+    return select(_CONFLICT.c.repeats).where(_CONFLICT.c.id == conflict_id).scalar_subquery()
 
 
 _CLEAR = [name for name in _CONFLICT.columns.keys() if name in SealedConflict.__slots__ and name != "resolution"]  # noqa: SIM118

@@ -241,6 +241,8 @@ class LeadConflict(Base):
     nid_lead_id: Mapped[UUID | None] = mapped_column(ForeignKey("lead.id"), index=True)
     request_lead_id: Mapped[UUID | None] = mapped_column(ForeignKey("lead.id"), index=True)
     """The lead that has this submission's request_id with other content."""
+    repeats: Mapped[UUID | None] = mapped_column(ForeignKey("lead_conflict.id"), index=True)
+    """The conflict of the same request, which this one shares the fate of."""
     accepted_at: Mapped[datetime]
     found_at: Mapped[datetime] = mapped_column(server_default=NOW)
     resolution: Mapped[str | None]

@@ -16,13 +16,13 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
+    Uuid,
     and_,
-    false,
     func,
     insert,
+    null,
     or_,
     select,
-    true,
     tuple_,
     union_all,
     update,
@@ -65,8 +65,8 @@ class Acknowledged:
     """An id that was answered to `created_by` before the database had the submission."""
 
     created_by: str
-    in_conflict: bool
-    """Whether a person has yet to decide what becomes of it."""
+    conflict_id: UUID | None
+    """The conflict of which a person has yet to decide."""
 
 
 class _BlindIndexTakenError(Exception):
@@ -104,13 +104,15 @@ class LeadRepository:
         """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
         alias, conflict = models.LeadAlias, models.LeadConflict
         query = union_all(
-            select(alias.created_by, false().label("in_conflict")).where(alias.id == lead_id),
-            select(conflict.created_by, true()).where(conflict.id == lead_id, conflict.resolution.is_(None)),
+            select(alias.created_by, null().cast(Uuid).label("conflict_id")).where(alias.id == lead_id),
+            select(conflict.created_by, func.coalesce(conflict.repeats, conflict.id)).where(
+                conflict.id == lead_id, conflict.resolution.is_(None)
+            ),
         )
 
         async def work(connection: AsyncConnection) -> Acknowledged | None:
             row = (await connection.execute(query)).first()
-            return None if row is None else Acknowledged(row.created_by, row.in_conflict)
+            return None if row is None else Acknowledged(row.created_by, row.conflict_id)
 
         return await self._database.read(work)
 

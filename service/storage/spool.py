@@ -36,6 +36,16 @@ OWNER_WAIT_SECONDS = 3.0
 Kept = Waiting | Met | RequestIdReused
 
 
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Of some submissions, those that have to do with the spool."""
+
+    repeats: set[UUID]
+    """The same request waits here: the spool answers it."""
+    rivals: set[UUID]
+    """One with the same phone or nid waits here: that one was first, so it must reach the database first."""
+
+
 class SpoolOwnedError(StartRefusedError):
     """Another process uses the spool."""
 
@@ -90,9 +100,9 @@ class Spool:
         self.fault = None
         return kept
 
-    async def meeting(self, submissions: Sequence[SealedSubmission]) -> set[UUID]:
-        """Which of the submissions repeat or meet one that waits here. Raises SpoolError."""
-        return set() if self.empty else await self._call(partial(self._meeting, submissions))
+    async def meeting(self, submissions: Sequence[SealedSubmission]) -> Meeting:
+        """Which of the submissions have to do with one that waits here. Raises SpoolError."""
+        return Meeting(set(), set()) if self.empty else await self._call(partial(self._meeting, submissions))
 
     async def holds(self, lead_id: UUID) -> bool:
         """Whether an acknowledged lead waits here. Raises SpoolError."""
@@ -166,11 +176,11 @@ class Spool:
         request = self._request_index(entry)
         if own := file.find("id", entry.id.bytes):
             return Waiting(own[0].id, own[0].accepted_at)
-        if repeated := next(iter(file.find("request", request)), None):
-            if repeated.content != entry.content_digest:
-                return RequestIdReused()
-            if not repeated.refused:
-                return Waiting(repeated.id, repeated.accepted_at)
+        repeated = next(iter(file.find("request", request)), None)
+        if repeated is not None and repeated.content != entry.content_digest:
+            return RequestIdReused()
+        if repeated is not None and not repeated.refused:
+            return Waiting(repeated.id, repeated.accepted_at)
         phone, nid = (
             next((row for row in file.find(column, index) if not row.refused), None)
             for column, index in (("phone", entry.phone_index), ("nid", entry.nid_index))
@@ -179,6 +189,9 @@ class Spool:
         known = repeated or any(
             row.refused and row.content == entry.content_digest for row in file.find("phone", entry.phone_index)
         )
+        if repeated is not None and met is None:
+            # What it had met is in the database by now: this time it waits like any other, in place of itself.
+            file.delete(repeated.id)
         if met is None or not known:
             entry = replace(entry, accepted_at=now, refused=met is not None)
             file.insert(self._row(entry, request, now))
@@ -192,18 +205,16 @@ class Spool:
         except FieldUnreadableError:
             return MetLead(row.id, "")
 
-    def _meeting(self, submissions: Sequence[SealedSubmission]) -> set[UUID]:
+    def _meeting(self, submissions: Sequence[SealedSubmission]) -> Meeting:
         file = self._usable_file()
-        met: set[UUID] = set()
+        meeting = Meeting(set(), set())
         for entry in submissions:
             request = self._request_index(entry)
-            if (
-                file.holds("phone", [entry.phone_index])
-                or file.holds("nid", [entry.nid_index])
-                or (request is not None and file.holds("request", [request]))
-            ):
-                met.add(entry.id)
-        return met
+            if request is not None and file.holds("request", [request]):
+                meeting.repeats.add(entry.id)
+            elif file.holds("phone", [entry.phone_index]) or file.holds("nid", [entry.nid_index]):
+                meeting.rivals.add(entry.id)
+        return meeting
 
     def _oldest(self, limit: int, refreshed: Callable[[SealedSubmission], SealedSubmission]) -> Opened:
         file = self._usable_file()

@@ -149,6 +149,10 @@ class SpoolFile:
             ),
         )
 
+    def delete(self, row_id: UUID) -> None:
+        """Take a row out, inside a transaction."""
+        self._connection.execute("DELETE FROM entry WHERE id = ?", (row_id.bytes,))
+
     def find(self, column: str, value: bytes | None) -> list[Row]:
         """The rows with this value in a column, oldest first; none for None."""
         if value is None:

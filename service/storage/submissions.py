@@ -254,11 +254,12 @@ async def _settle(
     request = next((row for row in found.leads if _is_same_request(row, entry)), None)
     same = request is not None and request.content_digest == entry.content_digest
     met = _met(found.leads, entry.phone_index, entry.nid_index)
+    conflict = next((row for row in found.conflicts if _is_same_request(row, entry)), None)
     if entry.accepted_at is not None:
-        return await _settle_late(connection, entry, columns, request, same=same, met=met)
+        return await _settle_late(connection, entry, columns, request, conflict, same=same, met=met)
     if request is not None:
         return Created(found.lead_of(request)) if same else RequestIdReused()
-    if conflict := next((row for row in found.conflicts if _is_same_request(row, entry)), None):
+    if conflict is not None:
         same = conflict.content_digest == entry.content_digest
         decided = conflict.resolution is not None
         return Waiting(conflict.id, conflict.accepted_at, decided) if same else RequestIdReused()
@@ -272,19 +273,26 @@ async def _settle_late(
     entry: SealedSubmission,
     columns: dict[str, Any],
     request: Row[Any] | None,
+    earlier: Row[Any] | None,
     *,
     same: bool,
     met: Met | None,
 ) -> Outcome | None:
     if request is not None and same:
-        alias = {"id": entry.id, "lead_id": request.id, "created_by": entry.created_by}
-        await connection.execute(insert(models.LeadAlias).values(alias).on_conflict_do_nothing())
+        await _alias(connection, entry, request.id)
         return Aliased()
     if entry.refused and met is not None:
         await _keep(connection, entry, columns, met)
         return met
     if request is None and met is None:
         return None
+    if earlier is not None and earlier.content_digest != entry.content_digest:
+        earlier = None
+    if earlier is not None and earlier.resolution is not None:
+        # Decided meanwhile: this id leads where that one leads.
+        decided = func.coalesce(_alias_of(earlier.id), earlier.id)
+        await _alias(connection, entry, decided)
+        return Aliased()
     conflict = columns | {
         "id": entry.id,
         "created_by": entry.created_by,
@@ -292,9 +300,20 @@ async def _settle_late(
         "phone_lead_id": met.phone.id if met and met.phone else None,
         "nid_lead_id": met.nid.id if met and met.nid else None,
         "request_lead_id": request.id if request is not None else None,
+        "repeats": earlier.id if earlier is not None else None,
     }
     await connection.execute(insert(models.LeadConflict).values(conflict).on_conflict_do_nothing())
     return InConflict()
+
+
+async def _alias(connection: AsyncConnection, entry: SealedSubmission, lead_id: Any) -> None:
+    alias = {"id": entry.id, "lead_id": lead_id, "created_by": entry.created_by}
+    await connection.execute(insert(models.LeadAlias).values(alias).on_conflict_do_nothing())
+
+
+def _alias_of(conflict_id: UUID) -> Any:
+    table = models.LeadAlias
+    return select(table.lead_id).where(table.id == conflict_id).scalar_subquery()
 
 
 async def look_up(

@@ -36,6 +36,9 @@ no better."""
 ALONE_AT_ONCE = 8
 """Entries of split batches that are written beside the batches; half of the connections stay for reads."""
 
+RIVAL_SECONDS = 0.05
+"""After which an entry looks again whether a spooled one that it meets is drained."""
+
 ANSWER_SECONDS = 0.5
 """Kept free at the end of an entry's time, a quarter of it at most: enough to spool it even when the disk is busy."""
 
@@ -119,13 +122,16 @@ class LeadWriter:
         entry = _Entry(submission, loop.create_future(), gives_up_at, scope.on_retry)
         timer = loop.call_later(gives_up_at - now, self._give_up, entry)
         self._unanswered.add(entry)
-        self._waiting.append(entry)
-        self._arrived.set()
+        self._queue(entry)
         try:
             return await entry.answer
         finally:
             timer.cancel()
             self._unanswered.discard(entry)
+
+    def _queue(self, entry: _Entry) -> None:
+        self._waiting.append(entry)
+        self._arrived.set()
 
     def _give_up(self, entry: _Entry) -> None:
         if not entry.answer.done():
@@ -152,15 +158,26 @@ class LeadWriter:
         return batch
 
     async def _unmet(self, batch: list[_Entry]) -> list[_Entry]:
-        """The batch without entries that repeat or meet one in the spool: the spool answers them."""
+        """The batch without what has to do with the spool.
+
+        The spool answers what it repeats. What meets a spooled submission waits until that one is drained: it was
+        first, and only the database knows whether the newcomer is a repeat of something older.
+        """
         if self._spool.empty:
             return batch
         try:
-            met = await self._spool.meeting([entry.submission for entry in batch])
+            meeting = await self._spool.meeting([entry.submission for entry in batch])
         except SpoolError:
             return batch  # the database decides; what comes out of the spool later becomes a conflict at worst
-        self._give_up_all([entry for entry in batch if entry.submission.id in met])
-        return [entry for entry in batch if entry.submission.id not in met]
+        unmet = []
+        for entry in batch:
+            if entry.submission.id in meeting.repeats:
+                self._give_up(entry)
+            elif entry.submission.id in meeting.rivals:
+                asyncio.get_running_loop().call_later(RIVAL_SECONDS, self._queue, entry)
+            else:
+                unmet.append(entry)
+        return unmet
 
     def _give_up_all(self, entries: Sequence[_Entry]) -> None:
         for entry in entries:

@@ -58,6 +58,7 @@ def upgrade() -> None:
         sa.Column("phone_lead_id", sa.Uuid(), nullable=True),
         sa.Column("nid_lead_id", sa.Uuid(), nullable=True),
         sa.Column("request_lead_id", sa.Uuid(), nullable=True),
+        sa.Column("repeats", sa.Uuid(), nullable=True),
         sa.Column("accepted_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("found_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("resolution", sa.Text(), nullable=True),
@@ -76,6 +77,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["phone_lead_id"], ["lead.id"], name=op.f("fk_lead_conflict_phone_lead_id")),
         sa.ForeignKeyConstraint(["nid_lead_id"], ["lead.id"], name=op.f("fk_lead_conflict_nid_lead_id")),
         sa.ForeignKeyConstraint(["request_lead_id"], ["lead.id"], name=op.f("fk_lead_conflict_request_lead_id")),
+        sa.ForeignKeyConstraint(["repeats"], ["lead_conflict.id"], name=op.f("fk_lead_conflict_repeats")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lead_conflict")),
     )
     op.create_index(
@@ -85,7 +87,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("resolution IS NULL"),
     )
     op.create_index(op.f("ix_lead_conflict_created_by_request_id"), "lead_conflict", ["created_by", "request_id"])
-    for column in ("phone_lead_id", "nid_lead_id", "request_lead_id"):
+    for column in ("phone_lead_id", "nid_lead_id", "request_lead_id", "repeats"):
         op.create_index(op.f(f"ix_lead_conflict_{column}"), "lead_conflict", [column])
     for table, rights in GRANTS.items():
         op.execute(f"GRANT {rights} ON {table} TO {APPLICATION_ROLE}")
