@@ -8,6 +8,7 @@ for two threads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,13 +25,16 @@ FILE_NAME = "spool.sqlite"
 SCHEMA = 1
 PAGE_BYTES = 4096
 
-BALLAST_BYTES = 256 * 1024
-"""Kept on the disk beside the spool and given free when the disk is full: SQLite needs room even to delete."""
+SYNCHRONOUS = "FULL"
+"""An fsync of the log with each commit: the promise of this module."""
 
-CHECKPOINT_PAGES = 256
-"""Pages of log after which they are moved into the file: 1 MiB, so that the log stays small beside the spool."""
+CHECKPOINT_PAGES = 32
+"""Pages of log from which they are moved into the file. Few, because what is not moved yet needs ballast."""
 
-WORTH_SHRINKING = 256
+INDEX_ROWS = 8
+"""For how many rows the indexes grow by a page, at least; a page holds about 90 keys of each of five."""
+
+WORTH_SHRINKING = 16
 """Free pages from which an emptied file is made small again."""
 
 _TABLES = """
@@ -98,15 +102,19 @@ class SpoolFile:
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._path = folder / FILE_NAME
+        self._log = folder / f"{FILE_NAME}-wal"
         self._ballast = folder / "ballast"
+        self._loaded = 0
+        self._growth = 0
         self._unsettled = True
-        with _told(self):
+        with _told(self), contextlib.ExitStack() as undo:
             self._create(folder)
             self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=1)
+            undo.callback(self._connection.close)
             for setting in (
                 "journal_mode = WAL",
-                "synchronous = FULL",
-                f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+                f"synchronous = {SYNCHRONOUS}",
+                "wal_autocheckpoint = 0",  # done by us, because its failure matters
                 f"max_page_count = {max_bytes // PAGE_BYTES}",
             ):
                 self._connection.execute(f"PRAGMA {setting}")
@@ -115,12 +123,14 @@ class SpoolFile:
                 self._connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT")
             elif version != SCHEMA:
                 raise SpoolError(f"the spool's file was written by a later release (format {version})")
+            undo.pop_all()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is on disk together when it ends, or nothing is."""
         with _told(self):
             self._settle()
+            self._growth = 0
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -130,9 +140,12 @@ class SpoolFile:
                     with contextlib.suppress(sqlite3.Error):
                         self._connection.execute("ROLLBACK")
                 raise
+        self._keep_log_short()
 
     def insert(self, row: Row) -> None:
         """Add a row, inside a transaction."""
+        self._growth += len(row.payload) // PAGE_BYTES + 2
+        self._load_ballast(CHECKPOINT_PAGES + self._growth + self._growth // INDEX_ROWS + INDEX_ROWS)
         self._connection.execute(
             "INSERT INTO entry (id, accepted_at, request, content, phone, nid, conversation, refused, payload)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -204,13 +217,12 @@ class SpoolFile:
             self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def shrink(self) -> None:
-        """Give the room of an emptied file back, and put the ballast on the disk again. For quiet moments."""
+        """Give the room of an emptied file back. For quiet moments."""
         with _told(self):
             (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
             if free > WORTH_SHRINKING:
                 self._connection.execute("VACUUM")
                 self._checkpoint()
-            self._load_ballast()
 
     def close(self) -> None:
         """Release the file."""
@@ -221,12 +233,27 @@ class SpoolFile:
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
             for each in (folder, folder.parent):
                 _sync_folder(each)
-        self._load_ballast()
 
-    def _load_ballast(self) -> None:
-        if not self._ballast.exists():
-            with contextlib.suppress(OSError):  # no room for it is no reason to do without a spool
-                self._ballast.write_bytes(os.urandom(BALLAST_BYTES))
+    def _load_ballast(self, pages: int) -> None:
+        """Keep at least so much of the disk for ourselves: what the file grows by when the log is moved into it.
+
+        A disk that is full would else never be free again: SQLite needs room even to delete.
+        """
+        wanted = pages * PAGE_BYTES
+        if wanted > self._loaded:
+            ballast = os.open(self._ballast, os.O_CREAT | os.O_WRONLY, 0o600)
+            try:
+                os.posix_fallocate(ballast, 0, wanted)
+                self._loaded = wanted
+            except OSError as error:
+                raise SpoolError("the spool's disk is full", full=error.errno == errno.ENOSPC) from None
+            finally:
+                os.close(ballast)
+
+    def _drop_ballast(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._ballast.unlink()
+        self._loaded = 0
 
     def _rows(self, condition: str, *parameters: object) -> list[Row]:
         with _told(self):
@@ -237,11 +264,18 @@ class SpoolFile:
             with self.transaction():
                 change()
         except SpoolError as error:
-            if not error.full or not self._ballast.exists():
+            if not error.full:
                 raise
-            self._ballast.unlink()
+            with _told(self):
+                self._drop_ballast()
+                self._checkpoint()  # gives the log's room back, too
             with self.transaction():
                 change()
+
+    def _keep_log_short(self) -> None:
+        with contextlib.suppress(SpoolError), _told(self):
+            if self._log.stat().st_size > CHECKPOINT_PAGES * PAGE_BYTES:
+                self._checkpoint()
 
     def _settle(self) -> None:
         """After a fault, and at first: move the log into the file.
