@@ -1,0 +1,312 @@
+"""The one writer: who shares a transaction, who waits for whom, and what goes to the spool."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from service.app import new_id
+from service.encryption import EncryptionService
+from service.errors import StorageUnavailableError
+from service.keyring import Keyring
+from service.lead import CustomerDetails, SealedSubmission
+from service.sealing import LeadSealer
+from service.storage.database import Database
+from service.storage.drain import Drain
+from service.storage.failures import StorageFaultError
+from service.storage.models import SENSITIVE_COLUMNS
+from service.storage.outage import Outage
+from service.storage.repository import LeadRepository
+from service.storage.retry import Retry, RetryScope, retry_scope
+from service.storage.spool import Spool
+from service.storage.submissions import Created, Met, MetLead, Outcome, Waiting
+from service.storage.writer import LeadWriter
+from service.validation import ValidationService
+from tests.harness import faults
+from tests.harness.postgres import TestDatabase
+
+POISONED = "Poisoned"
+Submit = Callable[..., SealedSubmission]
+
+
+@pytest.fixture(scope="module")
+def encryption() -> EncryptionService:
+    return EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
+
+
+@pytest.fixture(scope="module")
+def own_sealer(encryption: EncryptionService) -> LeadSealer:
+    return LeadSealer(encryption, ValidationService(), sensitive_fields=SENSITIVE_COLUMNS, transcript_url=None)
+
+
+@pytest.fixture
+def submit(own_sealer: LeadSealer) -> Submit:
+    numbers = iter(range(1, 10_000))
+
+    def make(*, request_id: str | None = None, **fields: str) -> SealedSubmission:
+        number = next(numbers)
+        made_up: dict[str, Any] = {
+            "name": "Somebody",
+            "phone": f"+88017{number:08d}",
+            "nid": f"19{number:011d}",
+            "address": "1 Lake Road",
+            "interested_policy": "Term Life",
+        }
+        details = CustomerDetails(**(made_up | fields))
+        return own_sealer.seal(new_id(), details, created_by="bot", request_id=request_id)
+
+    return make
+
+
+class World:
+    """A writer, a spool and a drain on the test's database."""
+
+    def __init__(self, database: Database, spool: Spool, sealer: LeadSealer) -> None:
+        self.batches: list[int] = []
+        self.retries: list[Retry] = []
+        self.outage, self.spool, self.database = Outage(), spool, database
+        repository = LeadRepository(database, sensitive_fields=SENSITIVE_COLUMNS)
+        self.writer = LeadWriter(repository, spool, self.outage, on_batch=self.batches.append)
+        self.drain = Drain(
+            database=database, repository=repository, spool=spool, outage=self.outage, refreshed=sealer.refreshed
+        )
+
+    async def create(self, submission: SealedSubmission, seconds: float = 8.0) -> Outcome:
+        """As a caller with this deadline does it."""
+
+        async def call() -> Outcome:
+            retry_scope.set(RetryScope(time.monotonic() + seconds, self.retries.append))
+            return await self.writer.create(submission)
+
+        return await asyncio.create_task(call())
+
+    async def create_all(self, submissions: list[SealedSubmission], seconds: float = 8.0) -> list[Outcome]:
+        return await asyncio.gather(*(self.create(each, seconds) for each in submissions))
+
+
+@pytest.fixture
+async def world(
+    connected: Database, tmp_path: Path, encryption: EncryptionService, own_sealer: LeadSealer
+) -> AsyncIterator[World]:
+    spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
+    spool.identified = True
+    world = World(connected, spool, own_sealer)
+    world.writer.start()
+    yield world
+    await world.writer.stop()
+    spool.close()
+
+
+def saved(outcomes: list[Outcome]) -> bool:
+    return all(isinstance(outcome, Created) for outcome in outcomes)
+
+
+def stored(database: TestDatabase) -> int:
+    return int(str(faults.value_of(database.admin_url, "SELECT count(*) FROM lead")))
+
+
+@contextmanager
+def refusing(database: TestDatabase, sqlstate: str) -> Iterator[None]:
+    """A lead whose name is POISONED cannot be inserted."""
+    faults.execute(
+        database.admin_url,
+        f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{sqlstate}'; END $$""",
+        f"""CREATE TRIGGER refuse BEFORE INSERT ON lead FOR EACH ROW WHEN (NEW.name = '{POISONED}')
+            EXECUTE FUNCTION refuse()""",
+    )
+    yield
+    faults.execute(database.admin_url, "DROP TRIGGER refuse ON lead", "DROP FUNCTION refuse")
+
+
+async def test_a_single_lead_is_written_at_once_and_alone(world: World, submit: Submit) -> None:
+    await world.create(submit())  # connects
+    began = time.monotonic()
+    assert saved([await world.create(submit())])
+    assert time.monotonic() - began < 0.1
+    assert world.batches == [1, 1]
+
+
+async def test_leads_that_come_together_share_a_transaction(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    await world.create(submit())
+    assert saved(await world.create_all([submit() for _ in range(64)]))
+    assert len(world.batches) <= 4
+    assert stored(database) == 65
+
+
+async def test_of_two_in_one_batch_that_meet_the_first_is_saved(world: World, submit: Submit) -> None:
+    await world.create(submit())
+    pairs = [(submit(phone=f"+1234{number:04d}"), submit(phone=f"+1234{number:04d}")) for number in range(10)]
+    outcomes = await world.create_all([each for pair in pairs for each in pair])
+    for number, (first, _) in enumerate(pairs):
+        assert isinstance(outcomes[2 * number], Created)
+        assert outcomes[2 * number + 1] == Met(MetLead(first.id, "bot"), None)
+
+
+async def test_a_repeat_in_one_batch_answers_the_first(world: World, submit: Submit, own_sealer: LeadSealer) -> None:
+    await world.create(submit())
+    first = submit(request_id="r")
+    details = CustomerDetails(
+        name="Somebody",
+        phone=own_sealer._encryption.open(first.id, "phone", first.sealed["phone"]),
+        nid=own_sealer._encryption.open(first.id, "nid", first.sealed["nid"]),
+        address="1 Lake Road",
+        interested_policy="Term Life",
+    )
+    repeat = own_sealer.seal(new_id(), details, created_by="bot", request_id="r")
+    outcomes = await world.create_all([first, repeat])
+    assert [outcome.lead.id for outcome in outcomes if isinstance(outcome, Created)] == [first.id, first.id]
+
+
+@pytest.mark.parametrize("sqlstate", ["23514", "P0001"])
+async def test_a_poisoned_entry_costs_only_itself(
+    world: World, submit: Submit, database: TestDatabase, sqlstate: str
+) -> None:
+    await world.create(submit())
+    with refusing(database, sqlstate):
+        healthy = asyncio.gather(*(world.create(submit()) for _ in range(20)))
+        with pytest.raises(StorageFaultError, match=sqlstate):
+            await world.create(submit(name=POISONED))
+        assert saved(await healthy)
+    assert stored(database) == 21
+
+
+@pytest.mark.parametrize("sqlstate", ["40P01", "40001"])
+async def test_deadlocks_and_serialisation_failures_are_retried_unseen(
+    world: World, submit: Submit, database: TestDatabase, sqlstate: str
+) -> None:
+    with faults.failing_inserts(database.admin_url, sqlstate, times=3):
+        assert saved(await world.create_all([submit() for _ in range(10)]))
+    assert {retry.cause for retry in world.retries} == {sqlstate}
+    assert stored(database) == 10
+
+
+async def test_an_endless_deadlock_of_one_entry_ends_in_the_spool_and_holds_up_nobody(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    await world.create(submit())
+    with refusing(database, "40P01"):
+        unlucky = asyncio.create_task(world.create(submit(name=POISONED), seconds=2))
+        began = time.monotonic()
+        assert saved(await world.create_all([submit() for _ in range(20)]))
+        assert time.monotonic() - began < 1
+        assert isinstance(await unlucky, Waiting)
+    assert world.spool.size.waiting == 1
+
+
+async def test_a_foreign_lock_on_what_one_entry_meets_holds_up_nobody(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    lead = submit(phone="+1234567")
+    await world.create(lead)
+    with faults.locked_lead(database.admin_url, str(lead.id)):
+        blocked = asyncio.create_task(world.create(submit(phone="+1234567"), seconds=2))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        assert saved(await world.create_all([submit() for _ in range(20)]))
+        assert time.monotonic() - began < 1
+        assert isinstance(await blocked, Waiting)
+
+
+async def test_a_caller_in_a_hurry_is_spooled_alone(world: World, submit: Submit, database: TestDatabase) -> None:
+    await world.create(submit())
+    faults.slow_inserts(database.admin_url, 0.6)
+    slow = submit(name=faults.SLOW)
+    patient = asyncio.create_task(world.create(slow, seconds=8))
+    await asyncio.sleep(0.1)  # a transaction of 0.6 s is under way
+    others = asyncio.gather(*(world.create(submit(), seconds=8) for _ in range(5)))
+    began = time.monotonic()
+    hurried = await world.create(submit(), seconds=0.4)
+    assert time.monotonic() - began < 0.4
+    assert isinstance(hurried, Waiting)
+    assert saved([await patient, *await others])
+    assert world.spool.size.waiting == 1
+
+
+async def test_what_was_saved_and_spooled_is_one_lead(world: World, submit: Submit, database: TestDatabase) -> None:
+    faults.slow_inserts(database.admin_url, 0.6)
+    slow = submit(name=faults.SLOW)
+    assert isinstance(await world.create(slow, seconds=0.4), Waiting)
+    await asyncio.sleep(0.8)
+    assert stored(database) == 1
+    await world.drain.step()
+    assert (stored(database), world.spool.size.waiting) == (1, 0)
+    assert faults.value_of(database.admin_url, "SELECT count(*) FROM lead_conflict") == 0
+
+
+async def test_a_lasting_outage_sends_everything_to_the_spool_at_once(world: World, submit: Submit) -> None:
+    world.outage.began("connection", since=time.monotonic() - 10)
+    began = time.monotonic()
+    outcomes = await world.create_all([submit() for _ in range(64)])
+    assert time.monotonic() - began < 0.5
+    assert all(isinstance(outcome, Waiting) for outcome in outcomes)
+    assert world.spool.size.waiting == 64
+
+
+async def test_the_end_of_an_outage_is_noticed_by_the_drain(world: World, submit: Submit) -> None:
+    world.outage.began("connection", since=time.monotonic() - 10)
+    await world.create(submit())
+    await world.drain.step()
+    assert not world.outage.lasting
+    assert saved([await world.create(submit())])
+
+
+async def test_with_a_spool_that_takes_nothing_a_lead_is_unavailable_and_never_ok(world: World, submit: Submit) -> None:
+    world.outage.began("connection", since=time.monotonic() - 10)
+    world.spool.identified = False
+    with pytest.raises(StorageUnavailableError):
+        await world.create(submit())
+
+
+async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    faults.slow_inserts(database.admin_url, 1.0)
+    waiting = [asyncio.create_task(world.create(submit(name=faults.SLOW)))]
+    await asyncio.sleep(0.1)
+    waiting += [asyncio.create_task(world.create(submit())) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    await world.writer.stop()
+    outcomes = await asyncio.gather(*waiting)
+    assert all(isinstance(outcome, Waiting) for outcome in outcomes)
+    assert world.spool.size.waiting == 6
+
+
+async def test_one_that_repeats_a_spooled_one_is_answered_by_the_spool(world: World, submit: Submit) -> None:
+    first = submit(request_id="r")
+    await world.spool.put([first])
+    outcome = await world.create(first)
+    assert isinstance(outcome, Waiting)
+    assert outcome.id == first.id
+
+
+async def test_one_that_meets_a_spooled_one_waits_for_the_drain(world: World, submit: Submit) -> None:
+    first = submit(phone="+1234567")
+    await world.spool.put([first])
+    rival = asyncio.create_task(world.create(submit(phone="+1234567")))
+    await asyncio.sleep(0.2)
+    assert not rival.done()
+    await world.drain.step()
+    assert await rival == Met(MetLead(first.id, "bot"), None)
+
+
+async def test_a_database_that_loses_connections_is_tried_again_unseen(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    await world.create(submit())
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'leadkeep'"
+            " AND datname = current_database()"
+        )
+    assert saved(await world.create_all([submit() for _ in range(10)]))
