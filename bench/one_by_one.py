@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.cli.main import main
 from service.lead import SealedSubmission
-from service.storage.submissions import Outcome
+from service.storage.outcomes import Outcome
 from service.storage.writer import LeadWriter
 
 

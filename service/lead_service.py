@@ -39,6 +39,7 @@ from service.lead import (
 )
 from service.page_token import make_page_token, read_page_token
 from service.sealing import LeadSealer
+from service.storage.outcomes import Aliased, Created, InConflict, Met, RequestIdReused, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.requests import (
     AssignmentStep,
@@ -50,7 +51,6 @@ from service.storage.requests import (
 )
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
-from service.storage.submissions import Aliased, Created, InConflict, Met, RequestIdReused, Waiting
 from service.storage.writer import LeadWriter
 from service.validation import ValidationService
 

@@ -20,7 +20,7 @@ from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.failures import StorageFaultError
 from service.storage.schema import excess_rights, require_current, revision_of
-from service.storage.spool_file import peek
+from service.storage.spool_rows import peek
 
 
 @dataclass(frozen=True, slots=True)

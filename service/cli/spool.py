@@ -32,7 +32,7 @@ def status(as_json: AsJson = False) -> None:
     """How much waits, since when, and whether that is an alarm."""
     settings = load_settings()
     from service.storage.condition import age_of, spool_alarms
-    from service.storage.spool_file import peek
+    from service.storage.spool_rows import peek
 
     size, _ = peek(settings.spool_path)
     alarms = spool_alarms(size, max_bytes=settings.spool_bytes, longest_wait=settings.spool_alarm_age)
@@ -60,7 +60,7 @@ def status(as_json: AsJson = False) -> None:
 def list_entries(as_json: AsJson = False) -> None:
     """List what waits, oldest first: ids and times, no customer's value."""
     settings = load_settings()
-    from service.storage.spool_file import peek
+    from service.storage.spool_rows import peek
 
     _, rows = peek(settings.spool_path)
     shown = [
@@ -89,7 +89,7 @@ def drain(
     """Bring what waits into the database. A running service does so by itself; this then waits for its end."""
     settings = load_settings()
     from service.log import configure_logging
-    from service.storage.spool_file import peek, take_back
+    from service.storage.spool_rows import peek, take_back
 
     configure_logging("error")
     if retry:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from service.storage.spool import Spool
-from service.storage.spool_file import Size
+from service.storage.spool_rows import Size
 
 FULL_SHARE = 0.8
 """Of the spool's limit; beyond it there is little time left to bring the database back."""

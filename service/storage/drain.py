@@ -22,11 +22,11 @@ from service.lead import SealedSubmission
 from service.storage.database import Database
 from service.storage.failures import Failure, cause_of, classify, is_busy
 from service.storage.outage import Outage
+from service.storage.outcomes import Aliased, Created, InConflict, Met, Outcome
 from service.storage.repository import LeadRepository
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
-from service.storage.submissions import Aliased, Created, InConflict, Met, Outcome
 
 BATCH = 250
 """Submissions a transaction. More gain nothing, and would hold live leads up for longer than they notice."""

@@ -42,6 +42,7 @@ from service.lead import (
 from service.storage import models, submissions
 from service.storage.database import Database
 from service.storage.failures import violated_constraint
+from service.storage.outcomes import Met, Outcome
 from service.storage.requests import (
     AssignmentStep,
     Correction,
@@ -51,7 +52,6 @@ from service.storage.requests import (
     StatusStep,
     Step,
 )
-from service.storage.submissions import Met, Outcome
 
 OTHER_LEADS_SHOWN = 100
 """How many further leads of one conversation are named."""

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from service.lead import LeadStatus
-from service.storage.submissions import Met
+from service.storage.outcomes import Met
 
 
 class DuplicateFoundError(Exception):

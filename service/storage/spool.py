@@ -25,8 +25,9 @@ from uuid import UUID
 from service.encryption import EncryptionService, KeyCanary
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.lead import SealedSubmission
-from service.storage.spool_file import Row, Size, SpoolError, SpoolFile
-from service.storage.submissions import Met, MetLead, RequestIdReused, Waiting
+from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
+from service.storage.spool_file import SpoolError, SpoolFile
+from service.storage.spool_rows import Row, Size
 
 T = TypeVar("T")
 

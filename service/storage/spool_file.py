@@ -13,17 +13,13 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 from service.encryption import KeyCanary
-from service.errors import StartRefusedError
+from service.storage.spool_rows import EPOCH, FILE_NAME, MICROSECOND, PAGE_BYTES, Row, Size, rows_of, size_of
 
-FILE_NAME = "spool.sqlite"
 SCHEMA = 1
-PAGE_BYTES = 4096
 
 SYNCHRONOUS = "FULL"
 """An fsync of the log with each commit: the promise of this module."""
@@ -58,8 +54,6 @@ _TABLES = """
         id INTEGER PRIMARY KEY CHECK (id = 1), sealed TEXT NOT NULL, digest BLOB NOT NULL, normaliser TEXT NOT NULL
     );
 """
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class SpoolError(Exception):
@@ -68,33 +62,6 @@ class SpoolError(Exception):
     def __init__(self, what: str, *, full: bool = False) -> None:
         super().__init__(what)
         self.full = full
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One submission as it lies in the file."""
-
-    id: UUID
-    accepted_at: datetime
-    request: bytes | None
-    content: bytes
-    phone: bytes
-    nid: bytes
-    conversation: bytes | None
-    refused: bool
-    payload: str
-    damage: str | None = None
-    """Why it was set aside; None: it is to be drained."""
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What lies in the file."""
-
-    waiting: int
-    damaged: int
-    oldest: datetime | None
-    bytes: int
 
 
 class SpoolFile:
@@ -151,7 +118,7 @@ class SpoolFile:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 row.id.bytes,
-                (row.accepted_at - _EPOCH) // _MICROSECOND,
+                (row.accepted_at - EPOCH) // MICROSECOND,
                 row.request,
                 row.content,
                 row.phone,
@@ -209,7 +176,7 @@ class SpoolFile:
     def size(self) -> Size:
         """What lies in the file."""
         with _told(self):
-            return _size(self._connection)
+            return size_of(self._connection)
 
     def probe(self) -> None:
         """Write something that changes nothing."""
@@ -257,7 +224,7 @@ class SpoolFile:
 
     def _rows(self, condition: str, *parameters: object) -> list[Row]:
         with _told(self):
-            return list(_rows(self._connection, condition, *parameters))
+            return list(rows_of(self._connection, condition, *parameters))
 
     def _make_room(self, change: Callable[[], object]) -> None:
         try:
@@ -292,62 +259,6 @@ class SpoolFile:
         (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise SpoolError("another program reads the spool and does not end")
-
-
-def peek(folder: Path) -> tuple[Size, list[Row]]:
-    """What lies in a spool, whoever owns it; nothing when there is none. Raises StartRefusedError."""
-    if not (folder / FILE_NAME).exists():
-        return Size(0, 0, None, 0), []
-    with _as_operator(folder, "ro") as connection:
-        return _size(connection), list(_rows(connection, "ORDER BY seq"))
-
-
-def take_back(folder: Path) -> None:
-    """Let everything that was set aside be drained again, by whoever owns the spool. Raises StartRefusedError."""
-    if (folder / FILE_NAME).exists():
-        with _as_operator(folder, "rw") as connection:
-            connection.execute("UPDATE entry SET damage = NULL")
-
-
-@contextmanager
-def _as_operator(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    try:
-        with contextlib.closing(
-            sqlite3.connect(f"{(folder / FILE_NAME).absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
-        ) as connection:
-            yield connection
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorname", type(error).__name__)
-        raise StartRefusedError(f"the spool {folder} cannot be read ({code})") from None
-
-
-def _size(connection: sqlite3.Connection) -> Size:
-    query = "SELECT count(*), count(damage), min(accepted_at) FROM entry"
-    total, damaged, oldest = connection.execute(query).fetchone()
-    pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _PAGE_COUNTS)
-    moment = None if oldest is None else _EPOCH + oldest * _MICROSECOND
-    return Size(total - damaged, damaged, moment, (pages - free) * PAGE_BYTES)
-
-
-def _rows(connection: sqlite3.Connection, condition: str, *parameters: object) -> Iterator[Row]:
-    columns = "id, accepted_at, request, content, phone, nid, conversation, refused, payload, damage"
-    found = connection.execute(f"SELECT {columns} FROM entry {condition}", parameters)  # noqa: S608 # our own names
-    for row_id, accepted_at, request, content, phone, nid, conversation, refused, payload, damage in found:
-        yield Row(
-            id=UUID(bytes=row_id),
-            accepted_at=_EPOCH + accepted_at * _MICROSECOND,
-            request=request,
-            content=content,
-            phone=phone,
-            nid=nid,
-            conversation=conversation,
-            refused=bool(refused),
-            payload=payload,
-            damage=damage,
-        )
-
-
-_PAGE_COUNTS = ("page_count", "freelist_count")
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -29,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import StorageUnavailableError
 from service.lead import SealedLead, SealedSubmission
 from service.storage import models
+from service.storage.outcomes import Aliased, Created, InConflict, Met, MetLead, Outcome, RequestIdReused, Waiting
 
 INSERTS_TRIED = 3
 """A lead that stood in the way and was erased before we could look at it frees the way; this happens once at most in
@@ -38,67 +38,6 @@ _LEAD = models.table(models.Lead)
 _LINK = models.table(models.LeadConversation)
 _KEPT = models.table(models.Resubmission)
 
-
-@dataclass(frozen=True, slots=True)
-class MetLead:
-    """An existing lead that a submission meets."""
-
-    id: UUID
-    created_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class Met:
-    """Which lead the phone met and which one the nid met; both may be the same."""
-
-    phone: MetLead | None
-    nid: MetLead | None
-
-    @property
-    def verified(self) -> bool:
-        """Whether phone and nid both met one and the same lead."""
-        return self.phone is not None and self.phone == self.nid
-
-    @property
-    def leads(self) -> tuple[MetLead, ...]:
-        """The leads that were met, each once."""
-        return tuple(dict.fromkeys(lead for lead in (self.phone, self.nid) if lead is not None))
-
-
-@dataclass(frozen=True, slots=True)
-class Created:
-    """The submission is the lead: stored now, or by an earlier attempt or repeat."""
-
-    lead: SealedLead
-
-
-@dataclass(frozen=True, slots=True)
-class RequestIdReused:
-    """The subject used the request_id for other content."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """The submission is acknowledged, and no lead yet: it waits in the spool, or for a person to decide."""
-
-    id: UUID
-    """The id that it was acknowledged under; another one's when it repeats that one, with the same values."""
-    accepted_at: datetime
-    decided: bool = False
-    """Whether a person has decided meanwhile, so that it is in the database under this id in some way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Aliased:
-    """An acknowledged submission whose request had become another lead: its id leads there."""
-
-
-@dataclass(frozen=True, slots=True)
-class InConflict:
-    """An acknowledged submission that meets a lead: a person decides."""
-
-
-Outcome = Created | Met | RequestIdReused | Waiting | Aliased | InConflict
 
 _COLUMN_TYPES = {
     "id": "uuid",

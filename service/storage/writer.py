@@ -23,11 +23,11 @@ from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_busy, is_driver_error
 from service.storage.outage import Outage
+from service.storage.outcomes import Outcome, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
-from service.storage.submissions import Outcome, Waiting
 
 LARGEST_BATCH = 256
 """A transaction of this size takes about 40 ms, which those behind it wait for; more would share the commit's fsync

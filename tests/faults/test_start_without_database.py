@@ -54,7 +54,8 @@ def readiness(service: RunningService) -> httpx.Response:
 
 
 def is_well(service: RunningService) -> bool:
-    return readiness(service).json() == {"ready": True, "degraded": False, "reasons": []}
+    well: bool = readiness(service).json() == {"ready": True, "degraded": False, "reasons": []}
+    return well
 
 
 def spooled(service: RunningService) -> int:

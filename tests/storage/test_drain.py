@@ -15,7 +15,8 @@ from service.storage import drain as drain_module
 from service.storage.database import Database
 from service.storage.drain import Step
 from service.storage.spool import Spool
-from service.storage.spool_file import SpoolError, peek
+from service.storage.spool_file import SpoolError
+from service.storage.spool_rows import peek
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.storage.test_writer import POISONED, Submit, World, encryption, own_sealer, refusing, stored, submit

@@ -16,8 +16,8 @@ from service.sealing import LeadSealer
 from service.storage.conflicts import ConflictRepository, KeepFirst
 from service.storage.database import Database
 from service.storage.models import SENSITIVE_COLUMNS
+from service.storage.outcomes import Aliased, Created, InConflict, Met, MetLead, RequestIdReused, Waiting
 from service.storage.repository import LeadRepository
-from service.storage.submissions import Aliased, Created, InConflict, Met, MetLead, RequestIdReused, Waiting
 from tests.harness.postgres import TestDatabase
 
 ACCEPTED = datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=UTC)

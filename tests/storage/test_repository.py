@@ -25,10 +25,10 @@ from service.storage import models, submissions
 from service.storage.database import Database
 from service.storage.failures import CommitNotDurableError, StorageFaultError
 from service.storage.models import SENSITIVE_COLUMNS
+from service.storage.outcomes import Created, Met, MetLead, Outcome, RequestIdReused
 from service.storage.repository import OTHER_LEADS_SHOWN, LeadRepository
 from service.storage.requests import AssignmentStep, Correction, DuplicateFoundError, LeadFilter, Position, StatusStep
 from service.storage.retry import Retry, RetryScope, retry_scope
-from service.storage.submissions import Created, Met, MetLead, Outcome, RequestIdReused
 from tests.harness.postgres import TestDatabase
 
 Submit = Callable[..., SealedSubmission]

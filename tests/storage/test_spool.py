@@ -23,9 +23,10 @@ from service.lead import CustomerDetails, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import spool as spool_module
 from service.storage.models import SENSITIVE_COLUMNS
+from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
 from service.storage.spool import Meeting, Spool
-from service.storage.spool_file import FILE_NAME, SpoolError, peek, take_back
-from service.storage.submissions import Met, MetLead, RequestIdReused, Waiting
+from service.storage.spool_file import SpoolError
+from service.storage.spool_rows import FILE_NAME, peek, take_back
 from service.validation import ValidationService
 
 MEGABYTE = 1_000_000

@@ -15,7 +15,8 @@ import pytest
 
 from service.encryption import KeyCanary
 from service.storage import spool_file
-from service.storage.spool_file import Row, SpoolError, SpoolFile
+from service.storage.spool_file import SpoolError, SpoolFile
+from service.storage.spool_rows import FILE_NAME, Row
 from tests.harness.power import (
     Disk,
     Fault,
@@ -96,7 +97,7 @@ def stored(folder: Path) -> set[str]:
         found = {str(each.id.int) for each in file.oldest(1000)}
     finally:
         file.close()
-    with sqlite3.connect(folder / spool_file.FILE_NAME) as connection:
+    with sqlite3.connect(folder / FILE_NAME) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
     return found

@@ -24,10 +24,10 @@ from service.storage.drain import Drain
 from service.storage.failures import StorageFaultError
 from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outage import Outage
+from service.storage.outcomes import Created, Met, MetLead, Outcome, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.retry import Retry, RetryScope, retry_scope
 from service.storage.spool import Spool
-from service.storage.submissions import Created, Met, MetLead, Outcome, Waiting
 from service.storage.writer import LeadWriter
 from service.validation import ValidationService
 from tests.harness import faults

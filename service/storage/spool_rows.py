@@ -1,0 +1,103 @@
+"""What lies in a spool's file, read from it, by its owner or by an operator while somebody else owns it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+from service.errors import StartRefusedError
+
+FILE_NAME = "spool.sqlite"
+PAGE_BYTES = 4096
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+_PAGE_COUNTS = ("page_count", "freelist_count")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One submission as it lies in the file."""
+
+    id: UUID
+    accepted_at: datetime
+    request: bytes | None
+    content: bytes
+    phone: bytes
+    nid: bytes
+    conversation: bytes | None
+    refused: bool
+    payload: str
+    damage: str | None = None
+    """Why it was set aside; None: it is to be drained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What lies in the file."""
+
+    waiting: int
+    damaged: int
+    oldest: datetime | None
+    bytes: int
+
+
+def size_of(connection: sqlite3.Connection) -> Size:
+    """What lies in the file."""
+    query = "SELECT count(*), count(damage), min(accepted_at) FROM entry"
+    total, damaged, oldest = connection.execute(query).fetchone()
+    pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _PAGE_COUNTS)
+    moment = None if oldest is None else EPOCH + oldest * MICROSECOND
+    return Size(total - damaged, damaged, moment, (pages - free) * PAGE_BYTES)
+
+
+def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Iterator[Row]:
+    """The rows that meet an SQL condition."""
+    columns = "id, accepted_at, request, content, phone, nid, conversation, refused, payload, damage"
+    found = connection.execute(f"SELECT {columns} FROM entry {condition}", parameters)  # noqa: S608 # our own names
+    for row_id, accepted_at, request, content, phone, nid, conversation, refused, payload, damage in found:
+        yield Row(
+            id=UUID(bytes=row_id),
+            accepted_at=EPOCH + accepted_at * MICROSECOND,
+            request=request,
+            content=content,
+            phone=phone,
+            nid=nid,
+            conversation=conversation,
+            refused=bool(refused),
+            payload=payload,
+            damage=damage,
+        )
+
+
+def peek(folder: Path) -> tuple[Size, list[Row]]:
+    """What lies in a spool, whoever owns it; nothing when there is none. Raises StartRefusedError."""
+    if not (folder / FILE_NAME).exists():
+        return Size(0, 0, None, 0), []
+    with _as_operator(folder, "ro") as connection:
+        return size_of(connection), list(rows_of(connection, "ORDER BY seq"))
+
+
+def take_back(folder: Path) -> None:
+    """Let everything that was set aside be drained again, by whoever owns the spool. Raises StartRefusedError."""
+    if (folder / FILE_NAME).exists():
+        with _as_operator(folder, "rw") as connection:
+            connection.execute("UPDATE entry SET damage = NULL")
+
+
+@contextmanager
+def _as_operator(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{(folder / FILE_NAME).absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+        ) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise StartRefusedError(f"the spool {folder} cannot be read ({code})") from None
