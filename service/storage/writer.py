@@ -101,7 +101,7 @@ class LeadWriter:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # Also what was in a transaction whose end we did not wait for: the drain finds out by its id.
-        await self._put([entry for entry in self._unanswered if not entry.answer.done()])
+        await self._put([entry for entry in self._unanswered if not entry.answer.done()], had_room=True)
 
     @property
     def busy(self) -> bool:
@@ -239,14 +239,20 @@ class LeadWriter:
             await self._given_up.wait()
             self._given_up.clear()
             entries, self._to_spool = self._to_spool, []
-            await self._put([entry for entry in entries if not entry.answer.done()])
+            await self._put([entry for entry in entries if not entry.answer.done()], had_room=self._spool.usable)
 
-    async def _put(self, entries: list[_Entry]) -> None:
+    async def _put(self, entries: list[_Entry], *, had_room: bool) -> None:
         if not entries:
             return
         try:
             outcomes = await self._spool.put([entry.submission for entry in entries])
-        except SpoolError:
+        except SpoolError as error:
+            if error.full and had_room and len(entries) > 1:
+                # The last room is for as many as fit.
+                middle = len(entries) // 2
+                await self._put(entries[:middle], had_room=True)
+                await self._put(entries[middle:], had_room=True)
+                return
             for entry in entries:
                 entry.fail(StorageUnavailableError())
             return
