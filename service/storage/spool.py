@@ -170,8 +170,13 @@ class Spool:
 
     def _put(self, submissions: Sequence[SealedSubmission], now: datetime) -> dict[UUID, Kept]:
         file = self._usable_file()
-        with file.transaction():
-            return {entry.id: self._keep(file, entry, now) for entry in submissions}
+        try:
+            with file.transaction():
+                return {entry.id: self._keep(file, entry, now) for entry in submissions}
+        except SpoolError as error:
+            if error.full:
+                file.regain_room()  # so that fewer may still fit
+            raise
 
     def _keep(self, file: SpoolFile, entry: SealedSubmission, now: datetime) -> Kept:
         request = self._request_index(entry)

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -26,6 +26,9 @@ SYNCHRONOUS = "FULL"
 
 CHECKPOINT_PAGES = 32
 """Pages of log from which they are moved into the file. Few, because what is not moved yet needs ballast."""
+
+FEW_ROWS = 4
+"""Rows whose removal changes fewer pages than the smallest ballast has: a row lies in about 8."""
 
 INDEX_ROWS = 8
 """For how many rows the indexes grow by a page, at least; a page holds about 90 keys of each of five."""
@@ -149,16 +152,22 @@ class SpoolFile:
         """The first rows that are to be drained."""
         return self._rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
 
-    def remove(self, ids: Iterable[UUID]) -> None:
+    def remove(self, ids: Sequence[UUID]) -> None:
         """Forget these rows: they are durable elsewhere."""
         keys = [(each.bytes,) for each in ids]
-        self._make_room(lambda: self._connection.executemany("DELETE FROM entry WHERE id = ?", keys))
+        try:
+            self._change("DELETE FROM entry WHERE id = ?", keys)
+        except SpoolError as error:
+            if not error.full:
+                raise
+            for start in range(0, len(keys), FEW_ROWS):
+                self.regain_room(ballast=False)
+                self._change("DELETE FROM entry WHERE id = ?", keys[start : start + FEW_ROWS])
+            self.regain_room()
 
     def set_aside(self, row_id: UUID, damage: str) -> None:
         """Keep a row, and drain it no more."""
-        self._make_room(
-            lambda: self._connection.execute("UPDATE entry SET damage = ? WHERE id = ?", (damage, row_id.bytes))
-        )
+        self._change("UPDATE entry SET damage = ? WHERE id = ?", [(damage, row_id.bytes)])
 
     def identity(self) -> tuple[KeyCanary, str] | None:
         """The canary of the keyring and the normaliser that the rows belong to."""
@@ -226,18 +235,19 @@ class SpoolFile:
         with _told(self):
             return list(rows_of(self._connection, condition, *parameters))
 
-    def _make_room(self, change: Callable[[], object]) -> None:
-        try:
-            with self.transaction():
-                change()
-        except SpoolError as error:
-            if not error.full:
-                raise
-            with _told(self):
-                self._drop_ballast()
-                self._checkpoint()  # gives the log's room back, too
-            with self.transaction():
-                change()
+    def _change(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        with self.transaction():
+            self._connection.executemany(statement, rows)
+
+    def regain_room(self, *, ballast: bool = True) -> None:
+        """After the disk was full: move the log into the file with the ballast's room, which gives the log's back."""
+        with _told(self):
+            self._drop_ballast()
+            self._checkpoint()
+            self._unsettled = False
+        if ballast:
+            with contextlib.suppress(SpoolError):
+                self._load_ballast(CHECKPOINT_PAGES + INDEX_ROWS)
 
     def _keep_log_short(self) -> None:
         with contextlib.suppress(SpoolError), _told(self):

@@ -306,11 +306,11 @@ async def test_another_keyring_opens_nothing_and_loses_nothing(spool: Spool, sub
     spool.__init__(spool.folder, spool._encryption, max_bytes=MEGABYTE)  # type: ignore[misc] # for the fixture's close
 
 
-async def fill(spool: Spool, submit: Submit) -> list[SealedSubmission]:
+async def fill(spool: Spool, submit: Submit, batch_size: int = 8) -> list[SealedSubmission]:
     """Put until it takes no more; what was acknowledged."""
     taken: list[SealedSubmission] = []
     while True:
-        batch = [submit() for _ in range(8)]
+        batch = [submit() for _ in range(batch_size)]
         try:
             outcomes = await spool.put(batch)
         except SpoolError:
@@ -358,15 +358,18 @@ def tiny_disk(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a disk")
+@pytest.mark.parametrize("batch_size", [1, 8, 48])
 async def test_a_full_disk_refuses_what_it_cannot_keep_and_gives_everything_back(
-    tmp_path: Path, encryption: EncryptionService, submit: Submit
+    tmp_path: Path, encryption: EncryptionService, submit: Submit, batch_size: int
 ) -> None:
     with tiny_disk(tmp_path / "disk"):
         spool = opened(tmp_path / "disk" / "spool", encryption)
         for _ in range(3):
-            taken = await fill(spool, submit)
+            taken = await fill(spool, submit, batch_size)
             assert len(taken) > 20
             assert not spool.usable
+            spool.close()
+            spool = opened(tmp_path / "disk" / "spool", encryption)
             assert await empty(spool) == {each.id for each in taken}
             await spool.tend()
             assert spool.usable
