@@ -259,3 +259,45 @@ def test_the_shipped_locales_use_the_same_placeholders() -> None:
 
     assert set(used) == {"en", "bn", "es"}
     assert all(names == {"name", "reference", "preferred_contact_time"} for names in used.values())
+
+
+# Delayed
+
+
+def delayed(service: ConfirmationService, locales: str, preferred_contact_time: str | None = None) -> Confirmation:
+    return service.confirm(
+        lead_id=LEAD_ID, name="Ada", locales=locales, preferred_contact_time=preferred_contact_time, delayed=True
+    )
+
+
+@pytest.mark.parametrize("locale", ["en", "bn", "es"])
+def test_every_shipped_locale_tells_of_a_delay_in_words_of_its_own(locale: str) -> None:
+    service = ConfirmationService()
+    told, usual = (
+        delayed(service, locale),
+        service.confirm(lead_id=LEAD_ID, name="Ada", locales=locale, preferred_contact_time=None),
+    )
+    assert told.locale == locale
+    assert (told.reference, "Ada" in told.text, told.reference in told.text) == (usual.reference, True, True)
+    assert told.text != usual.text
+    assert told.next_steps != usual.next_steps
+
+
+def test_a_delay_keeps_to_the_time_that_the_customer_prefers() -> None:
+    assert any("after 5 pm" in step for step in delayed(ConfirmationService(), "en", "after 5 pm").next_steps)
+
+
+OWN = '[saved]\ntext = "{name} {reference}"\n[[saved.next_steps]]\ntext = "soon"\n'
+
+
+@pytest.mark.parametrize(("file", "locale"), [("bn-BD", "bn"), ("en", "en"), ("fr", "en")])
+def test_own_texts_without_a_delay_leave_that_to_the_shipped_ones(tmp_path: Path, file: str, locale: str) -> None:
+    (tmp_path / f"{file}.toml").write_text(OWN)
+    service = ConfirmationService(override_dir=tmp_path)
+    assert delayed(service, file) == delayed(ConfirmationService(), locale)
+
+
+def test_own_texts_may_tell_of_a_delay(tmp_path: Path) -> None:
+    (tmp_path / "fr.toml").write_text(OWN + OWN.replace("saved", "delayed").replace("soon", "plus tard"))
+    told = delayed(ConfirmationService(override_dir=tmp_path), "fr")
+    assert (told.locale, told.next_steps) == ("fr", ("plus tard",))

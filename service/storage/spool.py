@@ -235,9 +235,10 @@ class Spool:
 
     def _tend(self) -> None:
         file = self._usable_file()
+        file.count()
         if self.fault is not None:
             file.probe()
-        if self.empty:
+        if file.size().waiting + file.size().damaged == 0:
             file.shrink()
 
     def _request_index(self, entry: SealedSubmission) -> bytes | None:

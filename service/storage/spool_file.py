@@ -13,11 +13,23 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 from service.encryption import KeyCanary
-from service.storage.spool_rows import EPOCH, FILE_NAME, MICROSECOND, PAGE_BYTES, Row, Size, rows_of, size_of
+from service.storage.spool_rows import (
+    EPOCH,
+    FILE_NAME,
+    MICROSECOND,
+    PAGE_BYTES,
+    Row,
+    Size,
+    bytes_of,
+    oldest_of,
+    rows_of,
+    size_of,
+)
 
 SCHEMA = 1
 
@@ -75,7 +87,7 @@ class SpoolFile:
         self._log = folder / f"{FILE_NAME}-wal"
         self._ballast = folder / "ballast"
         self._loaded = 0
-        self._growth = 0
+        self._growth = self._added = self._set_aside = 0
         self._unsettled = True
         with _told(self), contextlib.ExitStack() as undo:
             self._create(folder)
@@ -93,6 +105,7 @@ class SpoolFile:
                 self._connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT")
             elif version != SCHEMA:
                 raise SpoolError(f"the spool's file was written by a later release (format {version})")
+            self._counted = size_of(self._connection)
             undo.pop_all()
 
     @contextmanager
@@ -100,11 +113,16 @@ class SpoolFile:
         """Everything inside is on disk together when it ends, or nothing is."""
         with _told(self):
             self._settle()
-            self._growth = 0
+            self._growth = self._added = self._set_aside = 0
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._connection.execute("COMMIT")
+                self._counted = replace(
+                    self._counted,
+                    waiting=self._counted.waiting + self._added - self._set_aside,
+                    damaged=self._counted.damaged + self._set_aside,
+                )
             except BaseException:
                 if self._connection.in_transaction:
                     with contextlib.suppress(sqlite3.Error):
@@ -114,6 +132,7 @@ class SpoolFile:
 
     def insert(self, row: Row) -> None:
         """Add a row, inside a transaction."""
+        self._added += 1
         self._growth += len(row.payload) // PAGE_BYTES + 2
         self._load_ballast(CHECKPOINT_PAGES + self._growth + self._growth // INDEX_ROWS + INDEX_ROWS)
         self._connection.execute(
@@ -134,7 +153,7 @@ class SpoolFile:
 
     def delete(self, row_id: UUID) -> None:
         """Take a row out, inside a transaction."""
-        self._connection.execute("DELETE FROM entry WHERE id = ?", (row_id.bytes,))
+        self._added -= self._connection.execute("DELETE FROM entry WHERE id = ?", (row_id.bytes,)).rowcount
 
     def find(self, column: str, value: bytes | None) -> list[Row]:
         """The rows with this value in a column, oldest first; none for None."""
@@ -154,20 +173,21 @@ class SpoolFile:
 
     def remove(self, ids: Sequence[UUID]) -> None:
         """Forget these rows: they are durable elsewhere."""
-        keys = [(each.bytes,) for each in ids]
         try:
-            self._change("DELETE FROM entry WHERE id = ?", keys)
+            self._delete(ids)
         except SpoolError as error:
             if not error.full:
                 raise
-            for start in range(0, len(keys), FEW_ROWS):
+            for start in range(0, len(ids), FEW_ROWS):
                 self.regain_room(ballast=False)
-                self._change("DELETE FROM entry WHERE id = ?", keys[start : start + FEW_ROWS])
+                self._delete(ids[start : start + FEW_ROWS])
             self.regain_room()
 
     def set_aside(self, row_id: UUID, damage: str) -> None:
         """Keep a row, and drain it no more."""
-        self._change("UPDATE entry SET damage = ? WHERE id = ?", [(damage, row_id.bytes)])
+        with self.transaction():
+            statement = "UPDATE entry SET damage = ? WHERE id = ? AND damage IS NULL"
+            self._set_aside += self._connection.execute(statement, (damage, row_id.bytes)).rowcount
 
     def identity(self) -> tuple[KeyCanary, str] | None:
         """The canary of the keyring and the normaliser that the rows belong to."""
@@ -183,9 +203,14 @@ class SpoolFile:
             )
 
     def size(self) -> Size:
-        """What lies in the file."""
+        """What lies in the file. Counted once and kept up, because counting takes the longer the more waits."""
         with _told(self):
-            return size_of(self._connection)
+            return replace(self._counted, oldest=oldest_of(self._connection), bytes=bytes_of(self._connection))
+
+    def count(self) -> None:
+        """Count anew: an operator may have changed the file."""
+        with _told(self):
+            self._counted = size_of(self._connection)
 
     def probe(self) -> None:
         """Write something that changes nothing."""
@@ -235,9 +260,10 @@ class SpoolFile:
         with _told(self):
             return list(rows_of(self._connection, condition, *parameters))
 
-    def _change(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+    def _delete(self, ids: Sequence[UUID]) -> None:
         with self.transaction():
-            self._connection.executemany(statement, rows)
+            for each in ids:
+                self.delete(each)
 
     def regain_room(self, *, ballast: bool = True) -> None:
         """After the disk was full: move the log into the file with the ballast's room, which gives the log's back."""

@@ -18,8 +18,6 @@ PAGE_BYTES = 4096
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
-_PAGE_COUNTS = ("page_count", "freelist_count")
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -49,12 +47,21 @@ class Size:
 
 
 def size_of(connection: sqlite3.Connection) -> Size:
-    """What lies in the file."""
-    query = "SELECT count(*), count(damage), min(accepted_at) FROM entry"
-    total, damaged, oldest = connection.execute(query).fetchone()
-    pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _PAGE_COUNTS)
-    moment = None if oldest is None else EPOCH + oldest * MICROSECOND
-    return Size(total - damaged, damaged, moment, (pages - free) * PAGE_BYTES)
+    """What lies in the file, counted."""
+    total, damaged = connection.execute("SELECT count(*), count(damage) FROM entry").fetchone()
+    return Size(total - damaged, damaged, oldest_of(connection), bytes_of(connection))
+
+
+def oldest_of(connection: sqlite3.Connection) -> datetime | None:
+    """When the first row of the file was accepted."""
+    first = connection.execute("SELECT accepted_at FROM entry ORDER BY seq LIMIT 1").fetchone()
+    return None if first is None else EPOCH + first[0] * MICROSECOND
+
+
+def bytes_of(connection: sqlite3.Connection) -> int:
+    """How much of the file is in use."""
+    pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+    return int((pages - free) * PAGE_BYTES)
 
 
 def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Iterator[Row]:

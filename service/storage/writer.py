@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID
 
 import backoff
+import structlog
 
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
@@ -141,13 +142,16 @@ class LeadWriter:
     async def _write_for_ever(self) -> None:
         while True:
             await self._arrived.wait()
-            batch = self._take()
-            if not batch:
+            if not (batch := self._take()):
                 self._arrived.clear()
             elif self._outage.lasting:
                 self._give_up_all(batch)
             else:
-                await self._write(await self._unmet(batch))
+                try:
+                    await self._write(await self._unmet(batch))
+                except Exception as error:  # noqa: BLE001 # a fault of ours must not end the writing
+                    structlog.get_logger("leadkeep.storage").error("the writer failed", error=type(error).__qualname__)
+                    self._give_up_all(batch)
 
     def _take(self) -> list[_Entry]:
         batch: list[_Entry] = []

@@ -210,6 +210,20 @@ def test_changes_follow_the_id_to_its_lead(case: Case) -> None:
     assert [change.to_status for change in history] == [pb.LEAD_STATUS_CONTACTED]
 
 
+def test_who_was_given_an_id_that_leads_to_somebody_elses_lead_is_told_which_scope_it_needs(
+    connect: Connect, case: Case, database_url: str
+) -> None:
+    bot = connect("chatbot", subject="bot-2")
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE lead_conflict SET created_by = 'bot-2' WHERE id = %s", [case.id])
+    case.resolve(KEEP_FIRST)
+
+    with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING"):
+        bot.get(case.id)
+    with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+        connect("chatbot", subject="bot-3").get(case.id)
+
+
 def test_the_command_line_lists_masked_and_decides(service: RunningService, case: Case) -> None:
     shown = service.leadkeep("conflicts", "list")
     assert shown.returncode == 0, shown.stderr

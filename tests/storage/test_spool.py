@@ -289,9 +289,12 @@ async def test_what_was_set_aside_can_be_tried_again(spool: Spool, submit: Submi
     submission = submit()
     await put(spool, submission)
     await spool.set_aside(submission.id, "refused by the database (23514)")
+    assert (spool.size.waiting, spool.size.damaged) == (0, 1)
     assert peek(spool.folder)[1][0].damage == "refused by the database (23514)"
     assert await waiting_in(spool) == []
     take_back(spool.folder)
+    await spool.tend()
+    assert (spool.size.waiting, spool.size.damaged) == (1, 0)
     assert [each.id for each in await waiting_in(spool)] == [submission.id]
 
 

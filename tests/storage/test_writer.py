@@ -218,6 +218,33 @@ async def test_a_foreign_lock_on_what_one_entry_meets_holds_up_nobody(
         assert isinstance(await blocked, Waiting)
 
 
+async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is_one_lead(
+    world: World,
+    submit: Submit,
+    database: TestDatabase,
+    encryption: EncryptionService,
+    own_sealer: LeadSealer,
+    tmp_path: Path,
+) -> None:
+    second = Database(database.serve_url)
+    spool = Spool(tmp_path / "second", encryption, max_bytes=10_000_000)
+    other = World(second, spool, own_sealer)
+    other.writer.start()
+    people = [(f"+1999{number:05d}", f"A{number:05d}") for number in range(60)]
+    ours = [submit(phone=phone, nid=nid) for phone, nid in people]
+    # The phone of one and the nid of the next, in the other direction.
+    crossed = [submit(phone=people[at][0], nid=people[(at + 1) % 60][1]) for at in reversed(range(60))]
+    began = time.monotonic()
+    first, others = await asyncio.gather(world.create_all(ours), other.create_all(crossed))
+    assert time.monotonic() - began < 8
+    created = sum(isinstance(outcome, Created) for outcome in (*first, *others))
+    met = sum(isinstance(outcome, Met) for outcome in (*first, *others))
+    assert (created, created + met) == (stored(database), 120)
+    await other.writer.stop()
+    spool.close()
+    await second.close()
+
+
 async def test_a_caller_in_a_hurry_is_spooled_alone(world: World, submit: Submit, database: TestDatabase) -> None:
     await world.create(submit())
     faults.slow_inserts(database.admin_url, 0.6)
