@@ -48,6 +48,7 @@ from service.storage.conflicts import ConflictRepository
 from service.storage.database import Database
 from service.storage.drain import Drain, Step
 from service.storage.embedded import EmbeddedPostgres
+from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.repository import LeadRepository
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, prepare_own_database
@@ -140,7 +141,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         metrics.watch(spool)
         work = Work()
         repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
-        outage = Outage()
+        outage, memory = Outage(), RequestMemory()
         writer = LeadWriter(repository, spool, outage, on_batch=metrics.batches.observe, on_delayed=metrics.delayed.inc)
         sealer = LeadSealer(
             encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=settings.transcript_url
@@ -150,6 +151,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             repository=repository,
             spool=spool,
             outage=outage,
+            memory=memory,
             refreshed=sealer.refreshed,
             busy=lambda: writer.busy,
             on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
@@ -244,6 +246,7 @@ async def drain(
             repository=LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS),
             spool=spool,
             outage=Outage(),
+            memory=RequestMemory(),
             refreshed=sealer.refreshed,
         )
         moved_at = time.monotonic()

@@ -21,6 +21,7 @@ from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database import Database
 from service.storage.failures import Failure, cause_of, classify, is_busy
+from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Aliased, Created, InConflict, Met, Outcome
 from service.storage.repository import LeadRepository
@@ -59,6 +60,7 @@ class Drain:
         repository: LeadRepository,
         spool: Spool,
         outage: Outage,
+        memory: RequestMemory,
         refreshed: Callable[[SealedSubmission], SealedSubmission],
         busy: Callable[[], bool] = lambda: False,
         on_drained: Callable[[str], None] = lambda _: None,
@@ -67,6 +69,7 @@ class Drain:
         self._repository = repository
         self._spool = spool
         self._outage = outage
+        self._memory = memory
         self._refreshed = refreshed
         self._busy = busy
         self._on_drained = on_drained
@@ -132,7 +135,7 @@ class Drain:
             self._outage.began(cause_of(error), since=began)
             return Step.UNREACHABLE
         self._outage.over()
-        await self._remove(outcomes)
+        await self._remove(opened.submissions, outcomes)
         return Step.DRAINED
 
     async def _one_by_one(self, submissions: list[SealedSubmission]) -> Step:
@@ -151,13 +154,16 @@ class Drain:
                     self._on_drained("set_aside")
             else:
                 moved = True
-                await self._remove(outcomes)
+                await self._remove([submission], outcomes)
         return Step.DRAINED if moved else Step.IDLE
 
-    async def _remove(self, outcomes: dict[UUID, Outcome]) -> None:
-        await self._spool.remove(list(outcomes))
-        for outcome in outcomes.values():
+    async def _remove(self, submissions: list[SealedSubmission], outcomes: dict[UUID, Outcome]) -> None:
+        for submission in submissions:
+            outcome = outcomes[submission.id]
+            if isinstance(outcome, Created):
+                self._memory.remember(submission, outcome.lead)
             self._on_drained(_NAMES[type(outcome)])
+        await self._spool.remove(list(outcomes))
 
     async def _look_for_end_of_outage(self) -> Step:
         if not self._outage.lasting:

@@ -55,7 +55,8 @@ class Waiting:
     """The id that it was acknowledged under; another one's when it repeats that one, with the same values."""
     accepted_at: datetime
     decided: bool = False
-    """Whether a person has decided meanwhile, so that it is in the database under this id in some way."""
+    """Whether it is in the database all the same: a person has decided meanwhile, or the database had it before it
+    went away."""
 
 
 @dataclass(frozen=True, slots=True)

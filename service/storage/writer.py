@@ -23,8 +23,9 @@ import structlog
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_busy, is_driver_error
+from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
-from service.storage.outcomes import Outcome, Waiting
+from service.storage.outcomes import Created, Outcome, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
 from service.storage.spool import Spool
@@ -74,6 +75,7 @@ class LeadWriter:
         repository: LeadRepository,
         spool: Spool,
         outage: Outage,
+        memory: RequestMemory,
         *,
         on_batch: Callable[[int], None] = lambda _: None,
         on_delayed: Callable[[], None] = lambda: None,
@@ -83,6 +85,7 @@ class LeadWriter:
         self._outage = outage
         self._on_batch = on_batch
         self._on_delayed = on_delayed
+        self._memory = memory
         self._waiting: deque[_Entry] = deque()
         self._to_spool: list[_Entry] = []
         self._unanswered: set[_Entry] = set()
@@ -198,7 +201,13 @@ class LeadWriter:
         else:
             self._outage.over()
             self._on_batch(len(batch))
-            _resolve(batch, outcomes)
+            for entry in batch:
+                self._answer(entry, outcomes[entry.submission.id])
+
+    def _answer(self, entry: _Entry, outcome: Outcome) -> None:
+        if isinstance(outcome, Created):
+            self._memory.remember(entry.submission, outcome.lead)
+        entry.resolve(outcome)
 
     async def _write_again(self, batch: list[_Entry], error: Exception, began: float) -> None:
         permanent = classify(error) is Failure.PERMANENT and not isinstance(error, StorageUnavailableError)
@@ -219,7 +228,7 @@ class LeadWriter:
                 return
             retry_scope.set(RetryScope(entry.gives_up_at, lambda retry: entry.failed_attempt(retry.wait, retry.cause)))
             try:
-                entry.resolve(await self._repository.create(entry.submission))
+                self._answer(entry, await self._repository.create(entry.submission))
             except StorageUnavailableError:
                 self._give_up(entry)
             except Exception as error:  # noqa: BLE001 # told to the caller, by the chain
@@ -246,6 +255,10 @@ class LeadWriter:
             await self._put([entry for entry in entries if not entry.answer.done()], had_room=self._spool.usable)
 
     async def _put(self, entries: list[_Entry], *, had_room: bool) -> None:
+        for entry in entries:
+            if known := self._memory.answer(entry.submission):
+                entry.resolve(known)
+        entries = [entry for entry in entries if not entry.answer.done()]
         if not entries:
             return
         try:
@@ -260,15 +273,18 @@ class LeadWriter:
             for entry in entries:
                 entry.fail(StorageUnavailableError())
             return
-        # The database has answered these meanwhile; left here, a refused one would come up again as a conflict.
-        answered = [entry.submission.id for entry in entries if entry.answer.done()]
+        # The database has answered these meanwhile; left here, a refused one would come up again as a conflict. But one
+        # that a repeat beside it is told of is acknowledged now.
+        answered = {entry.submission.id for entry in entries if entry.answer.done()}
+        told = [outcomes[entry.submission.id] for entry in entries if not entry.answer.done()]
+        answered -= {outcome.id for outcome in told if isinstance(outcome, Waiting)}
         _resolve(entries, outcomes)
         for outcome in outcomes.values():
             if isinstance(outcome, Waiting):
                 self._on_delayed()
         if answered:
             with contextlib.suppress(SpoolError):
-                await self._spool.remove(answered)
+                await self._spool.remove(list(answered))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from service.errors import StorageUnavailableError
 from service.keyring import Keyring
 from service.lead import CustomerDetails, SealedSubmission
 from service.sealing import LeadSealer
+from service.storage import writer as writer_module
 from service.storage.database import Database
 from service.storage.drain import Drain
 from service.storage.failures import StorageFaultError
+from service.storage.memory import RequestMemory
 from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outage import Outage
-from service.storage.outcomes import Created, Met, MetLead, Outcome, Waiting
+from service.storage.outcomes import Created, Met, MetLead, Outcome, RequestIdReused, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.retry import Retry, RetryScope, retry_scope
 from service.storage.spool import Spool
@@ -74,9 +77,15 @@ class World:
         self.retries: list[Retry] = []
         self.outage, self.spool, self.database = Outage(), spool, database
         repository = LeadRepository(database, sensitive_fields=SENSITIVE_COLUMNS)
-        self.writer = LeadWriter(repository, spool, self.outage, on_batch=self.batches.append)
+        memory = RequestMemory()
+        self.writer = LeadWriter(repository, spool, self.outage, memory, on_batch=self.batches.append)
         self.drain = Drain(
-            database=database, repository=repository, spool=spool, outage=self.outage, refreshed=sealer.refreshed
+            database=database,
+            repository=repository,
+            spool=spool,
+            outage=self.outage,
+            memory=memory,
+            refreshed=sealer.refreshed,
         )
 
     async def create(self, submission: SealedSubmission, seconds: float = 8.0) -> Outcome:
@@ -307,6 +316,56 @@ async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
     outcomes = await asyncio.gather(*waiting)
     assert all(isinstance(outcome, Waiting) for outcome in outcomes)
     assert world.spool.size.waiting == 6
+
+
+async def test_a_repeat_of_a_saved_request_hears_the_same_while_the_database_is_away(
+    world: World, submit: Submit
+) -> None:
+    saved_one = submit(request_id="r", phone="+1234567")
+    await world.create(saved_one)
+    world.outage.began("connection", since=time.monotonic() - 10)
+    await world.create(submit(phone="+1234567"))  # a rival that nobody can recognise now
+    again = await world.create(replace(saved_one, id=new_id()))
+    assert isinstance(again, Waiting)
+    assert (again.id, again.decided) == (saved_one.id, True)
+    assert await world.create(replace(submit(), request_id="r")) == RequestIdReused()
+
+
+async def test_a_repeat_of_a_drained_request_hears_the_same_while_the_database_is_away(
+    world: World, submit: Submit
+) -> None:
+    first = submit(request_id="r")
+    await world.spool.put([first])
+    await world.drain.step()
+    world.outage.began("connection", since=time.monotonic() - 10)
+    again = await world.create(replace(first, id=new_id()))
+    assert isinstance(again, Waiting)
+    assert (again.id, again.decided) == (first.id, True)
+
+
+async def test_a_repeat_that_is_told_of_a_spooled_one_keeps_it_there(
+    world: World, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that was left behind is refused by the database at the moment in which its repeat is spooled."""
+    first = submit(request_id="r")
+    repeat = replace(first, id=new_id())
+    entries = [
+        writer_module._Entry(each, asyncio.get_running_loop().create_future(), 0, lambda _: None)
+        for each in (first, repeat)
+    ]
+    put = world.spool.put
+
+    async def put_while_the_database_answers(submissions: Any) -> Any:
+        kept = await put(submissions)
+        entries[0].resolve(RequestIdReused())
+        return kept
+
+    monkeypatch.setattr(world.spool, "put", put_while_the_database_answers)
+    await world.writer._put(entries, had_room=True)
+    told = entries[1].answer.result()
+    assert isinstance(told, Waiting)
+    assert told.id == first.id
+    assert await world.spool.holds(first.id)
 
 
 async def test_one_that_repeats_a_spooled_one_is_answered_by_the_spool(world: World, submit: Submit) -> None:
