@@ -25,6 +25,10 @@ serve: install
 test: install
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Kills and freezes the service and PostgreSQL for a quarter of an hour, and writes docs/faults.md and docs/faults.svg.
+faults: install
+	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
+
 # Never part of a test run: it takes a minute and a half, and only its ratios mean anything.
 bench: install
 	@$(BIN)/python -m bench

@@ -142,7 +142,9 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         work = Work()
         repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
         outage, memory = Outage(), RequestMemory()
-        writer = LeadWriter(repository, spool, outage, on_batch=metrics.batches.observe, on_delayed=metrics.delayed.inc)
+        writer = LeadWriter(
+            repository, spool, outage, memory, on_batch=metrics.batches.observe, on_delayed=metrics.delayed.inc
+        )
         sealer = LeadSealer(
             encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=settings.transcript_url
         )
