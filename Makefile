@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 INSTALLED := .venv/.installed
 
-.PHONY: install serve test bench lint format generate check-generated lock clean
+.PHONY: install serve test faults bench lint format generate check-generated lock clean
 
 install: $(INSTALLED)
 

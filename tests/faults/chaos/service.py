@@ -1,0 +1,103 @@
+"""The service under test: on ports that stay, killed and started again, every time without it noted."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+
+import httpx
+
+from tests.faults.chaos.history import SERVICE_DOWN, History
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
+
+PORTS = range(20_000, 30_000)
+"""Below those that the system gives to outgoing connections: one of them could take a killed service's place."""
+
+ROLE = "admin"
+
+
+class KilledService:
+    """A RunningService with a history."""
+
+    def __init__(
+        self, folder: Path, database_url: str, history: History, *, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self._history = history
+        grpc_port, http_port = _free_ports()
+        addresses = {
+            "LEADKEEP_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
+            "LEADKEEP_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
+        }
+        # One line a call would be most of the work of a loaded service, and hundreds of megabytes.
+        quiet = {"LEADKEEP_LOG_LEVEL": "warning"}
+        self.running = RunningService(
+            folder / "leadkeep", database_url=database_url, settings=addresses | quiet | dict(settings or {})
+        )
+        self.kills = 0
+
+    @property
+    def address(self) -> str:
+        """Of the gRPC door."""
+        return self.running.grpc_address
+
+    @property
+    def spool_folder(self) -> Path:
+        """Where its spool lies."""
+        return Path(self.running.environment.get("LEADKEEP_SPOOL_DIR", str(self.running.data_dir / "spool")))
+
+    def start(self) -> None:
+        """Start it; ready when this returns."""
+        self.running.start()
+
+    def token(self) -> list[tuple[str, str]]:
+        """For every call."""
+        return self.running.metadata(ROLE, subject=self._history.subject)
+
+    def kill_and_start(self, before_start: Callable[[], None] = lambda: None) -> None:
+        """kill -9, and a new start."""
+        with self._history.window(SERVICE_DOWN):
+            self.running.kill()
+            self.kills += 1
+            before_start()
+            self.running.start()
+
+    def metric(self, name: str) -> float:
+        """The value of a metric without labels."""
+        text = httpx.get(f"{self.running.http_url}/metrics", timeout=10).text
+        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+        assert found is not None, f"there is no metric {name}"
+        return float(found[1])
+
+    def spooled(self) -> int:
+        """How many leads wait in its spool."""
+        return int(self.metric("leadkeep_spool_entries"))
+
+    def undrained(self, within: float = 60) -> list[str]:
+        """Wait until nothing is in the spool any more; what is there still, in words."""
+        if not eventually(lambda: self.spooled() == 0, within=within):
+            return [f"{self.spooled()} leads wait in the spool for good"]
+        aside = int(self.metric("leadkeep_spool_damaged"))
+        return [f"the drain has set {aside} leads aside"] if aside else []
+
+    def stop(self) -> None:
+        """End it, in order if it can."""
+        process = self.running.process
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            self.running.stop()
+
+
+def _free_ports() -> list[int]:
+    free: list[int] = []
+    for port in Random().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                free.append(port)
+        if len(free) == 2:
+            break
+    return free
