@@ -125,11 +125,26 @@ def test_an_acknowledged_request_that_is_refused_later_is_noticed() -> None:
     assert kinds([*CLEAN, refused], STORED) == [Kind.REFUSED]
 
 
-def test_without_postgres_nobody_knows_that_an_acknowledged_request_is_not_a_duplicate() -> None:
+KILLED, FROZEN = Window(SERVICE_DOWN, 3.0, 4.0), Window("PostgreSQL frozen", 4.5, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("windows", "excused"),
+    [
+        ([KILLED, FROZEN], True),
+        ([KILLED, Window("PostgreSQL down", 1.0, 3.0)], True),
+        ([KILLED, Window("PostgreSQL down", 1.0, 1.5)], False),
+        ([KILLED], False),
+        ([FROZEN], False),
+        ([FROZEN, Window(SERVICE_DOWN, 6.0, 7.0)], False),
+    ],
+    ids=["both", "just back", "long back", "killed", "frozen", "killed later"],
+)
+def test_only_a_killed_service_without_postgres_may_refuse_an_acknowledged_request(
+    windows: list[Window], excused: bool
+) -> None:
     refused = create("r1", ANN, at=5, code="ALREADY_EXISTS", reason="DUPLICATE_PHONE")
-    assert kinds([*CLEAN, refused], STORED, Window("PostgreSQL frozen", 4.0, 5.05)) == []
-    assert kinds([*CLEAN, refused], STORED, Window("PostgreSQL frozen", 6.0, 7.0)) == [Kind.REFUSED]
-    assert kinds([*CLEAN, refused], STORED, Window(SERVICE_DOWN, 4.0, 4.5)) == [Kind.REFUSED]
+    assert kinds([*CLEAN, refused], STORED, *windows) == ([] if excused else [Kind.REFUSED])
 
 
 def test_a_request_that_is_never_settled_is_noticed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from tests.faults.chaos.history import SERVICE_DOWN, SETTLED, Call, History, Row, Stored
@@ -30,7 +30,7 @@ class Kind(Enum):
     STORED_TWICE = "one lead is stored twice"
     TWO_IDS = "two ids were acknowledged for one request"
     MISSING = "an acknowledged id was answered NOT_FOUND"
-    REFUSED = "an acknowledged request was refused later, with PostgreSQL there"
+    REFUSED = "an acknowledged request was refused later"
     UNSETTLED = "a request was neither acknowledged nor refused in the end"
     UNEXPECTED = "a call was answered what it never must be"
     UNMARKED = "too many calls ended without a status of the service"
@@ -143,24 +143,27 @@ def _missing(history: History) -> Iterator[Violation]:
             yield Violation(Kind.MISSING, what, requests[call.asked])
 
 
-def refused_later(history: History) -> list[Call]:
-    """Repeats of acknowledged requests that were refused all the same.
+def refused_later(history: History) -> list[tuple[Call, bool]]:
+    """Repeats of acknowledged requests that were refused all the same, and whether that is excused.
 
-    While PostgreSQL is away and the service was killed since, nobody can know that such a request is older than a
-    duplicate of it in the spool: docs/clients.md says so. At any other time it is a violation.
+    While PostgreSQL is away and the service was killed since the acknowledgement, nobody can know that such a request
+    is older than a duplicate of it in the spool: docs/clients.md says so.
     """
     first = _first_acknowledged(history, lambda call: call.request_id)
-    return [
-        call
-        for call in history.calls
-        if call.code == "ALREADY_EXISTS" and first.get(call.request_id, call.ended) < call.began
-    ]
+    kills = [window for window in history.windows if window.kind == SERVICE_DOWN]
+    away = [replace(w, ended=w.ended + NOTICED_SECONDS) for w in history.windows if w.kind != SERVICE_DOWN]
+    found = []
+    for call in history.calls:
+        since = first.get(call.request_id, call.ended)
+        if call.code == "ALREADY_EXISTS" and since < call.began:
+            forgotten = any(since < kill.ended and kill.began < call.ended for kill in kills)
+            found.append((call, forgotten and any(window.overlaps(call) for window in away)))
+    return found
 
 
 def _refused(history: History) -> Iterator[Violation]:
-    away = [window for window in history.windows if window.kind != SERVICE_DOWN]
-    for call in refused_later(history):
-        if not any(window.overlaps(call) for window in away):
+    for call, excused in refused_later(history):
+        if not excused:
             yield Violation(Kind.REFUSED, f"request {call.request_id} with {call.reason}", call.request_id)
 
 

@@ -34,7 +34,8 @@ def draw(history: History, beginning: float = 0.0) -> str:
     """Everything from `beginning` seconds after the first call."""
     calls = [call for call in history.calls if call.rpc == "CreateLead" and not call.hung_up]
     zero = min(call.began for call in calls) + beginning
-    seconds = math.ceil(max(call.ended for call in calls) - zero)
+    # Whole seconds only: the last one ends when the callers do.
+    seconds = math.floor(max(call.ended for call in calls) - zero)
     answers: dict[int, Counter[str]] = defaultdict(Counter)
     times: dict[int, list[float]] = defaultdict(list)
     for call in calls:

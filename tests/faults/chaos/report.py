@@ -10,6 +10,22 @@ from tests.faults.chaos.stage import Result
 SHOWN = 20
 """Broken promises that are listed for a scenario; more of them say no more."""
 
+ABOUT = """\
+# What faults do to Leadkeep
+
+Written by `make faults` (`python -m tests.faults.chaos`), which runs the real service in front of a real PostgreSQL,
+kills and freezes both under load, and compares everything that callers were told with what is stored in the end.
+`--seed` repeats a run: the same faults in the same order, the same leads.
+"""
+PROMISES = """\
+A promise is broken when an acknowledged lead is in no table, or in two rows; when two ids were acknowledged for one
+request; when an acknowledged id was answered NOT_FOUND; when an acknowledged request was refused later (but for what
+[clients.md](clients.md) says of a service that was killed while PostgreSQL is away); when a request was never settled,
+or a call ended with an answer that no fault explains; and when less than 99.9 % of the calls carried a status made by
+the service before their deadline. Calls under way while the service itself was killed or down do not count there, and
+neither do callers that hung up.
+"""
+
 
 def page(results: Sequence[Result], *, seed: int, at: datetime, minutes: float, cores: int) -> str:
     """The whole page, Markdown."""
@@ -17,12 +33,7 @@ def page(results: Sequence[Result], *, seed: int, at: datetime, minutes: float, 
 
 
 def _lines(results: Sequence[Result], seed: int, at: datetime, minutes: float, cores: int) -> Iterator[str]:
-    yield "# What faults do to Leadkeep"
-    yield ""
-    yield "Written by `make faults` (`python -m tests.faults.chaos`), which runs the real service in front of a real"
-    yield "PostgreSQL, kills and freezes both under load, and compares everything that callers were told with what is"
-    yield "stored in the end. `--seed` repeats a run: the same faults in the same order, the same leads."
-    yield ""
+    yield ABOUT
     yield f"Seed {seed}, {at:%Y-%m-%d}, {minutes:.0f} minutes on {cores} cores, which callers and PostgreSQL shared."
     yield ""
     yield "| scenario | what was done | broken promises |"
@@ -31,12 +42,7 @@ def _lines(results: Sequence[Result], seed: int, at: datetime, minutes: float, c
         link = f"[{result.name}](#{result.name.replace(' ', '-')})"
         yield f"| {link} | {result.done} | {len(result.violations) or 'none'} |"
     yield ""
-    yield "A promise is broken when an acknowledged lead is in no table, or in two rows; when two ids were acknowledged"
-    yield "for one request; when an acknowledged id was answered NOT_FOUND, or its request refused with PostgreSQL"
-    yield "there; when a request was never settled, or a call ended with an answer that no fault explains; and when"
-    yield "less than 99.9 % of the calls carried a status made by the service before their deadline. Calls under way"
-    yield "while the service itself was killed or down do not count there, nor do callers that hung up."
-    yield ""
+    yield PROMISES
     if any(result.plot for result in results):
         yield "![Answers a second and their latency through one fault of each kind](faults.svg)"
         yield ""

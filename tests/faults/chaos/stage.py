@@ -92,6 +92,7 @@ def figures(history: History, stored: Stored) -> dict[str, object]:
         "calls": len(history.calls),
         "ids acknowledged": f"{len(acknowledged)} ({len(delayed)} of them DELAYED at first)",
         "CreateLeads refused as UNAVAILABLE by the service": sum(map(_refused, history.calls)),
+        "repeats refused without PostgreSQL, after a kill": sum(excused for _, excused in refused_later(history)),
         "leads stored": len(stored.leads),
         "conflicts": len(stored.conflicts),
         "aliases": len(stored.aliases),
