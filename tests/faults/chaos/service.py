@@ -68,14 +68,17 @@ class KilledService:
 
     def metric(self, name: str) -> float:
         """The value of a metric without labels."""
-        text = httpx.get(f"{self.running.http_url}/metrics", timeout=10).text
-        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-        assert found is not None, f"there is no metric {name}"
-        return float(found[1])
+        values = self._values(name)
+        assert values, f"there is no metric {name}"
+        return values[0]
 
     def spooled(self) -> int:
         """How many leads wait in its spool."""
         return int(self.metric("leadkeep_spool_entries"))
+
+    def wait_until_drain_begins(self) -> None:
+        """Until this process has drained something, if it does so soon."""
+        eventually(lambda: sum(self._values(r"leadkeep_drained_total\{.*\}")) > 0, within=5)
 
     def undrained(self, within: float = 60) -> list[str]:
         """Wait until nothing is in the spool any more; what is there still, in words."""
@@ -90,6 +93,10 @@ class KilledService:
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGCONT)
             self.running.stop()
+
+    def _values(self, pattern: str) -> list[float]:
+        text = httpx.get(f"{self.running.http_url}/metrics", timeout=10).text
+        return [float(found[1]) for found in re.finditer(rf"^{pattern} (\S+)$", text, re.MULTILINE)]
 
 
 def _free_ports() -> list[int]:

@@ -38,7 +38,7 @@ class Size:
 
 
 LONG = Size(kills=160, outages=15, frozen_kills=10, freezes=20, restarts=25, silences=10, lost_replies=20)
-SHORT = Size(kills=2, outages=1, frozen_kills=0, freezes=1, restarts=2, silences=0, lost_replies=1)
+SHORT = Size(kills=2, outages=1, frozen_kills=0, freezes=1, restarts=1, silences=0, lost_replies=1)
 
 
 def storm(seed: int, size: Size = LONG, tell: Tell = lambda _: None) -> Result:
@@ -99,7 +99,8 @@ class _Faults:
             time.sleep(rng.uniform(2.2, 3.5))
             self._service.kill_and_start()
             time.sleep(rng.uniform(0, 1))
-        time.sleep(rng.uniform(0, 0.6))
+        self._service.wait_until_drain_begins()
+        time.sleep(rng.uniform(0, 0.2))
         self._service.kill_and_start()
 
     def frozen_kill(self, rng: Random) -> None:

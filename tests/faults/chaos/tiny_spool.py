@@ -13,10 +13,10 @@ from tests.faults.chaos.history import Call
 from tests.faults.chaos.stage import Result, Tell, figures, stage
 from tests.harness.postgres import folder_for_postgres
 
-LEADS = 1500
+LEADS = 600
 """Several times what a megabyte holds."""
 
-AGAIN = 200
+AGAIN = 100
 
 
 class NoMountError(Exception):
