@@ -74,6 +74,7 @@ class Drain:
         self._busy = busy
         self._on_drained = on_drained
         self._log = structlog.get_logger("leadkeep.drain")
+        self._fault: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -108,12 +109,17 @@ class Drain:
 
     async def _step_told(self) -> Step:
         try:
-            return await self.step()
+            step = await self.step()
         except SpoolError as error:
-            self._log.error("the spool cannot be read", what=str(error))
+            if self._fault != str(error):
+                self._fault = str(error)
+                self._log.error("the spool cannot be read", what=self._fault)
+            return Step.IDLE
         except Exception as error:  # noqa: BLE001 # the drain must go on, whatever it was
             self._log.error("the drain failed", error=type(error).__qualname__)
-        return Step.IDLE
+            return Step.IDLE
+        self._fault = None
+        return step
 
     async def step(self) -> Step:
         """Drain one batch. Raises SpoolError."""

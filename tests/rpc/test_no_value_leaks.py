@@ -31,6 +31,7 @@ from tests.harness import faults
 from tests.harness.answers import Failure, failure_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestServer
+from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
 SENSITIVE = {
@@ -330,6 +331,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world = World(service, server, database.admin_url)
         with service.channel() as channel, httpx.Client(base_url=service.http_url, timeout=20) as http:
             go_through_everything(world, Caller(world, channel, http))
+            assert eventually(lambda: http.get("/readyz").status_code == 503, within=10)
         yield world
         service.stop()
 
