@@ -12,7 +12,7 @@ import pytest
 
 from service.storage.postgres_folders import SOCKET_NAME
 from tests.faults.chaos.background import Background
-from tests.faults.chaos.proxy import Mode, PostgresProxy
+from tests.faults.chaos.proxy import Loss, Mode, PostgresProxy
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
 
@@ -65,15 +65,25 @@ def test_it_forwards(through: Through) -> None:
 def test_a_commit_whose_reply_is_swallowed_is_done_and_its_caller_hears_of_no_answer(through: Through) -> None:
     connection = through.connect()
     connection.execute("INSERT INTO seen VALUES (1)")
-    through.proxy.drop_replies(1)
+    through.proxy.lose([Loss.REPLY])
     with pytest.raises(psycopg.OperationalError):
         connection.commit()
-    assert through.proxy.dropped == 1
+    assert through.proxy.lost == {Loss.REPLY: 1}
     assert numbers(through) == [1]
 
 
+def test_a_commit_that_is_swallowed_is_not_done_and_its_caller_hears_of_no_answer(through: Through) -> None:
+    connection = through.connect()
+    connection.execute("INSERT INTO seen VALUES (1)")
+    through.proxy.lose([Loss.COMMIT])
+    with pytest.raises(psycopg.OperationalError):
+        connection.commit()
+    assert through.proxy.lost == {Loss.COMMIT: 1}
+    assert numbers(through) == []
+
+
 def test_only_so_many_replies_are_swallowed(through: Through) -> None:
-    through.proxy.drop_replies(1)
+    through.proxy.lose([Loss.REPLY])
     with pytest.raises(psycopg.OperationalError), through.connect() as connection:
         connection.execute("INSERT INTO seen VALUES (1)")
     with through.connect() as connection:

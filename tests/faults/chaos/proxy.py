@@ -1,9 +1,11 @@
-"""A TCP proxy in front of PostgreSQL's socket that can swallow the reply to a COMMIT, fall silent, or refuse."""
+"""A TCP proxy in front of PostgreSQL's socket that can swallow a COMMIT or the reply to it, fall silent, or refuse."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -22,6 +24,14 @@ class Mode(Enum):
     """Every connection is closed."""
 
 
+class Loss(Enum):
+    """What of a commit is swallowed before its connection is closed; its caller cannot tell which it was."""
+
+    COMMIT = "commit"
+    REPLY = "reply"
+    """The transaction is committed."""
+
+
 class PostgresProxy:
     """Listens on a port of 127.0.0.1 and leads to a Unix socket. `mode` may be set from any thread."""
 
@@ -30,9 +40,9 @@ class PostgresProxy:
         self._mode = Mode.FORWARD
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self._to_drop = 0
-        self.dropped = 0
-        """How many replies to a COMMIT were swallowed."""
+        self._to_lose: list[Loss] = []
+        self.lost: Counter[Loss] = Counter()
+        """How many of each were swallowed."""
         self.port = 0
 
     async def start(self) -> None:
@@ -53,9 +63,9 @@ class PostgresProxy:
             # What was swallowed while it was silent is missing in every connection of that time.
             self._close_all()
 
-    def drop_replies(self, number: int) -> None:
-        """Swallow the replies to the next `number` COMMITs, and close each one's connection."""
-        self._to_drop = number
+    def lose(self, losses: Sequence[Loss]) -> None:
+        """Do this to the next commits, one each. From any thread."""
+        self._to_lose = list(losses)
 
     def _close_all(self) -> None:
         for writer in self._writers:
@@ -86,12 +96,9 @@ class PostgresProxy:
                 direction.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
 
-    def take_drop(self) -> bool:
-        """Whether the COMMIT that was just seen is one to lose the reply of."""
-        if not self._to_drop:
-            return False
-        self._to_drop -= 1
-        return True
+    def next_loss(self) -> Loss | None:
+        """What to swallow of the commit that was just seen."""
+        return self._to_lose.pop(0) if self._to_lose else None
 
     @property
     def silent(self) -> bool:
@@ -102,24 +109,27 @@ class PostgresProxy:
 class _Connection:
     def __init__(self, proxy: PostgresProxy) -> None:
         self._proxy = proxy
-        self._drop_reply = False
+        self._loss: Loss | None = None
         self._tail = b""
 
     async def requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(CHUNK):
             if self._proxy.silent:
                 continue
-            if COMMIT in self._tail + data and self._proxy.take_drop():
-                self._drop_reply = True
+            if COMMIT in self._tail + data:
+                self._loss = self._proxy.next_loss()
+            if self._loss is Loss.COMMIT:
+                self._proxy.lost[Loss.COMMIT] += 1
+                return
             self._tail = data[1 - len(COMMIT) :]
             writer.write(data)
             await writer.drain()
 
     async def replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(CHUNK):
-            if self._drop_reply:
+            if self._loss is Loss.REPLY:
                 # The server has answered, so the commit is done; its caller never hears of it.
-                self._proxy.dropped += 1
+                self._proxy.lost[Loss.REPLY] += 1
                 return
             if not self._proxy.silent:
                 writer.write(data)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from tests.faults.chaos.proxy import Loss
 from tests.faults.chaos.stage import Result, Stage, Tell, figures, stage
 
 READ_BACK = 500
@@ -33,12 +34,12 @@ class Size:
     """PostgreSQL ends in some way and is back at once."""
     silences: int
     """The network to PostgreSQL swallows everything for some seconds."""
-    lost_replies: int
-    """Moments in which the proxy swallows the replies to some commits."""
+    lost_commits: int
+    """Moments in which the proxy swallows some commits, or the replies to them."""
 
 
-LONG = Size(kills=160, outages=15, frozen_kills=10, freezes=20, restarts=25, silences=10, lost_replies=20)
-SHORT = Size(kills=2, outages=1, frozen_kills=0, freezes=1, restarts=1, silences=0, lost_replies=1)
+LONG = Size(kills=160, outages=15, frozen_kills=10, freezes=20, restarts=25, silences=10, lost_commits=20)
+SHORT = Size(kills=2, outages=1, frozen_kills=0, freezes=1, restarts=1, silences=0, lost_commits=1)
 
 
 def storm(seed: int, size: Size = LONG, tell: Tell = lambda _: None) -> Result:
@@ -57,12 +58,13 @@ def storm(seed: int, size: Size = LONG, tell: Tell = lambda _: None) -> Result:
                     tell(f"{number} of {len(steps)} faults after {time.monotonic() - began:.0f} s")
             time.sleep(1)
         broken = played.verdict() + played.callers.differences(READ_BACK)
+        lost = played.postgres.proxy.lost
         of_postgres = sum(faults.done.values())
         counts = {
             "seconds": round(time.monotonic() - began),
             "kill -9 of the service": played.service.kills,
             "faults of PostgreSQL": f"{of_postgres} ({', '.join(f'{n} {kind}' for kind, n in faults.done.items())})",
-            "replies to commits swallowed": played.postgres.proxy.dropped,
+            "commits swallowed": f"{lost[Loss.COMMIT]}, and the replies to {lost[Loss.REPLY]} more",
             **figures(played.history, played.postgres.stored()),
         }
     return Result("storm", "64 callers; the service killed, PostgreSQL ended, frozen and cut off", counts, broken)
@@ -84,7 +86,7 @@ class _Faults:
             *[self.freeze] * size.freezes,
             *[self.restart] * size.restarts,
             *[self.silence] * size.silences,
-            *[self.lose_replies] * size.lost_replies,
+            *[self.lose_commits] * size.lost_commits,
         ]
         self._rng.shuffle(kinds)
         return [partial(kind, Random(self._rng.random())) for kind in kinds]
@@ -132,6 +134,6 @@ class _Faults:
             time.sleep(rng.uniform(1, 5))
         time.sleep(rng.uniform(0.2, 1))
 
-    def lose_replies(self, rng: Random) -> None:
-        self._postgres.proxy.drop_replies(rng.randint(1, 5))
+    def lose_commits(self, rng: Random) -> None:
+        self._postgres.proxy.lose(rng.choices(list(Loss), k=rng.randint(1, 6)))
         time.sleep(rng.uniform(0.5, 1))
