@@ -258,6 +258,8 @@ class LeadWriter:
         for entry in entries:
             if known := self._memory.answer(entry.submission):
                 entry.resolve(known)
+        if not self._outage.lasting:
+            await self._leave_rivals_to_the_database(entries)
         entries = [entry for entry in entries if not entry.answer.done()]
         if not entries:
             return
@@ -285,6 +287,14 @@ class LeadWriter:
         if answered:
             with contextlib.suppress(SpoolError):
                 await self._spool.remove(list(answered))
+
+    async def _leave_rivals_to_the_database(self, entries: Sequence[_Entry]) -> None:
+        """Ask those that meet a spooled submission to come again: the spool would refuse a repeat of an older lead."""
+        with contextlib.suppress(SpoolError):
+            meeting = await self._spool.meeting([entry.submission for entry in entries])
+            for entry in entries:
+                if entry.submission.id in meeting.rivals and entry.submission.id not in meeting.repeats:
+                    entry.fail(StorageUnavailableError())
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -386,6 +386,13 @@ async def test_one_that_meets_a_spooled_one_waits_for_the_drain(world: World, su
     assert await rival == Met(MetLead(first.id, "bot"), None)
 
 
+async def test_one_that_meets_a_spooled_one_for_all_of_its_time_is_not_refused(world: World, submit: Submit) -> None:
+    """Only the database knows whether it repeats an older lead, and the database is there."""
+    await world.spool.put([submit(phone="+1234567")])
+    with pytest.raises(StorageUnavailableError):
+        await world.create(submit(phone="+1234567"), seconds=0.5)
+
+
 async def test_a_database_that_loses_connections_is_tried_again_unseen(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
