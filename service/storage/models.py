@@ -7,13 +7,15 @@ test holds both together.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import cast
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
+    Date,
     DateTime,
     ForeignKey,
     Identity,
@@ -262,6 +264,47 @@ class KeyCanary(Base):
     digest: Mapped[bytes]
     normaliser: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class LeadTouch(Base):
+    """A note, made by triggers, that leads of this quarter of an hour changed since their day's file was rendered.
+
+    Rows are only ever added and removed, never shared, so that transactions do not wait for each other. A render
+    removes the rows that its snapshot sees: what they tell of is in that snapshot, and what is not stays noted.
+    """
+
+    __tablename__ = "lead_touch"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    quarter: Mapped[datetime]
+    """The quarter of an hour in which the leads were created: in any time zone it belongs to one day."""
+
+
+class DailyFile(Base):
+    """The newest daily file that any replica rendered for a day, so that another one knows whether its own is old."""
+
+    __tablename__ = "daily_file"
+
+    day: Mapped[date] = mapped_column(Date(), primary_key=True)
+    timezone: Mapped[str] = mapped_column(primary_key=True)
+    snapshot_at: Mapped[datetime]
+    lead_count: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[bytes]
+    """SHA-256 of the file's leads, line by line, as the server wrote them."""
+
+
+class AccessRecord(Base):
+    """One look at values in clear, recorded before they were shown. Rows are only ever added."""
+
+    __tablename__ = "access_record"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    recorded_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    subject: Mapped[str]
+    operation: Mapped[str]
+    lead_id: Mapped[UUID | None]
+    fields: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    reason: Mapped[str | None]
 
 
 def table(model: type[Base]) -> Table:
