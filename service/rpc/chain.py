@@ -47,9 +47,9 @@ def answer_by(seconds: float | None) -> float:
     return time.monotonic() + seconds - min(ANSWER_MARGIN, seconds / 10)
 
 
-def grpc_handler(methods: Mapping[str, Handler]) -> grpc.GenericRpcHandler[bytes, bytes]:
+def grpc_handler(methods: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
     """The methods as a handler for grpc.aio."""
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name]))
         for method in SERVICE.methods
     }

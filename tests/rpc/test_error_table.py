@@ -75,7 +75,8 @@ class World:
 
     def raw(self, rpc: str, sent: bytes, *metadata: tuple[str, str]) -> Failure:
         """A call with bytes of the test's own."""
-        method = self.channel.unary_unary(f"/leadkeep.v1.LeadService/{rpc}", None, None)
+        path = f"/leadkeep.v1.LeadService/{rpc}"
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(path, None, None)
         return fails(lambda: method(sent, metadata=metadata, timeout=10))
 
     def over_http(self, attempt: Attempt) -> httpx.Response:

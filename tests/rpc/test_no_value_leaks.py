@@ -122,7 +122,9 @@ class Caller:
         )
 
     def raw_fails(self, what: str, sent: bytes, *, reason: str) -> None:
-        method = self._channel.unary_unary("/leadkeep.v1.LeadService/CreateLead", None, None)
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            "/leadkeep.v1.LeadService/CreateLead", None, None
+        )
         metadata = tuple(self._service.metadata("chatbot"))
         self._note(f"{what} (gRPC)", reason, lambda: method(sent, metadata=metadata, timeout=10))
 

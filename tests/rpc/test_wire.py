@@ -96,7 +96,7 @@ def test_an_unknown_view_is_a_violation(admin: Client) -> None:
 
 def _raw_call(service: RunningService, raw: bytes, metadata: list[tuple[str, str]]) -> None:
     with service.channel() as channel:
-        call = channel.unary_unary(
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             "/leadkeep.v1.LeadService/CreateLead", request_serializer=None, response_deserializer=None
         )
         call(raw, metadata=tuple(metadata), timeout=10)
