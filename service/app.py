@@ -1,8 +1,8 @@
 """What is started, in which order, and how does it stop? The only place that builds things.
 
-Start: PostgreSQL (embedded) → keyring → spool → schema and canary → writer and drain → doors → ready.
-Stop: not ready → doors take nothing new and finish what runs → drain → writer, which spools what still waits → spool →
-database connections → PostgreSQL.
+Start: PostgreSQL (embedded) → keyring → spool → schema and canary → daily files → writer and drain → doors → ready.
+Stop: not ready → doors take nothing new and finish what runs → drain → writer, which spools what still waits → daily
+files → spool → database connections → PostgreSQL.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from service.config import Settings
 from service.confirmation import ConfirmationService
 from service.conflict_service import ConflictService
 from service.encryption import EncryptionService
+from service.file_rendering import FileRendering
 from service.http.door import HttpDoor
 from service.keyring import create_keyring, load_keyring
 from service.lead_service import LeadService
@@ -187,12 +188,22 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         tls = _tls(settings)
         grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
 
+        files = FileRendering(
+            url=url,
+            folder=settings.files_path,
+            timezone=settings.files_timezone,
+            canary=lambda: database.canary,
+            on_render=metrics.on_render,
+        )
+        metrics.watch_files(lag=lambda: files.lag, alarm=lambda: files.alarm)
+
         def assess(database_answers: bool) -> Condition:
             return condition_of(
                 spool,
                 database_answers=database_answers,
                 database_refusal=admission.refusal,
                 longest_wait=settings.spool_alarm_age,
+                files_alarm=files.alarm,
             )
 
         readiness = Readiness(database.answers, assess, grpc_door.set_serving, metrics)
@@ -204,6 +215,8 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             readiness=readiness,
             registry=registry,
         )
+        files.start()
+        stopping.push_async_callback(files.stop)
         writer.start()
         stopping.push_async_callback(writer.stop)
         drain.start()

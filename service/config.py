@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     )
     admin_database_url: _Url | None = _setting(
         None,
-        "for migrate: the role with DDL rights; serve never needs it",
+        "for migrate, backup and restore: the role with DDL rights; serve never needs it",
         shown="the same as LEADKEEP_DATABASE_URL",
         secret=True,
     )
@@ -117,6 +117,12 @@ class Settings(BaseSettings):
     )
     spool_alarm_age: Annotated[float, _read_by(values.number(float, 1, 31_536_000))] = _setting(
         3600, "seconds for which a lead may wait in the spool before the service calls itself degraded"
+    )
+    files_dir: Annotated[Path | None, _read_by(values.absolute)] = _setting(
+        None, "the folder of the daily files; one folder for all replicas, or one of each", shown="<data>/files"
+    )
+    files_timezone: Annotated[str, _read_by(values.time_zone)] = _setting(
+        "UTC", "a day of the daily files is a day of this time zone, such as Asia/Dhaka"
     )
     auth_jwks: str | None = _setting(
         None, "file or URL of the issuer's public keys", shown="unset: the local signing key", secret=True
@@ -173,6 +179,11 @@ class Settings(BaseSettings):
         return self.spool_limit_mb * 1_000_000
 
     @property
+    def files_path(self) -> Path:
+        """The folder of the daily files."""
+        return self.files_dir or self.data_dir / "files"
+
+    @property
     def signing_key_path(self) -> Path:
         """Where the local signing key for tokens is, which is used unless an issuer is set."""
         return self.data_dir / "signing-key.pem"
@@ -190,6 +201,7 @@ class Settings(BaseSettings):
         effective = {
             "keyring": self.keyring_path,
             "spool_dir": self.spool_path,
+            "files_dir": self.files_path,
             "admin_database_url": self.migration_url,
         }
         for name, field in type(self).model_fields.items():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from zoneinfo import ZoneInfo
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _DATABASE_URL = re.compile(r"postgres(?:ql)?://[^\s\x00-\x1f\x7f]+")
@@ -196,6 +197,15 @@ def region(text: str) -> str:
     if text.upper() not in phonenumbers.SUPPORTED_REGIONS:
         raise ValueError("not a country that phone numbers are known of; write two letters, such as BD")
     return text.upper()
+
+
+def time_zone(text: str) -> str:
+    """Read the name of a time zone."""
+    try:
+        return ZoneInfo(text).key
+    # ZoneInfoNotFoundError is a KeyError; a name such as .. is a ValueError, a folder's an OSError.
+    except (KeyError, ValueError, OSError):
+        raise ValueError("no time zone has this name; write one of the IANA database, such as Asia/Dhaka") from None
 
 
 def policies(text: str) -> tuple[str, ...]:

@@ -33,20 +33,38 @@ def operators_database_url(settings: Settings) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def confirmed_database_url(settings: Settings) -> Iterator[str]:
+    """The URL of the database, which was compared with the keyring. Raises StartRefusedError."""
+    _require_database(settings)
+    with operators_database_url(settings) as url:
+        asyncio.run(_confirm(settings, url, _nothing))
+        yield url
+
+
 def with_database(settings: Settings, work: Callable[[Database, EncryptionService], Awaitable[T]]) -> T:
     """Run `work` with the database, which was compared with the keyring. Raises StartRefusedError."""
 
-    async def run(url: str) -> T:
-        database = Database(url)
-        try:
-            require_current(await revision_of(database))
-            encryption = EncryptionService(load_keyring(settings.keyring_path))
-            await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
-            return await work(database, encryption)
-        finally:
-            await database.close()
+    _require_database(settings)
+    with operators_database_url(settings) as url:
+        return asyncio.run(_confirm(settings, url, work))
 
+
+async def _confirm(settings: Settings, url: str, work: Callable[[Database, EncryptionService], Awaitable[T]]) -> T:
+    database = Database(url)
+    try:
+        require_current(await revision_of(database))
+        encryption = EncryptionService(load_keyring(settings.keyring_path))
+        await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+        return await work(database, encryption)
+    finally:
+        await database.close()
+
+
+async def _nothing(_database: Database, _encryption: EncryptionService) -> None:
+    pass
+
+
+def _require_database(settings: Settings) -> None:
     if settings.embedded and not EmbeddedPostgres.has_database(settings.data_dir):
         raise StartRefusedError("there is no database yet; the first serve makes it")
-    with operators_database_url(settings) as url:
-        return asyncio.run(run(url))

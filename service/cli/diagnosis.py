@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ def diagnose(settings: Settings) -> list[Finding]:
         _finding("keyring", lambda: _keyring(settings)),
         _finding("tokens", lambda: _tokens(settings)),
         _finding("spool", lambda: _spool(settings)),
+        _finding("daily files", lambda: _files(settings)),
     ]
     if _is_untouched(settings):
         # Looking must not make anything: a database without a keyring would only be half of a first start.
@@ -121,3 +123,19 @@ def _spool(settings: Settings) -> str:
     if alarms:
         raise StartRefusedError(f"degraded: {'; '.join(alarms)}")
     return f"{size.waiting} leads wait in {settings.spool_path}"
+
+
+def _files(settings: Settings) -> str:
+    folder = settings.files_path
+    try:
+        if not folder.exists():
+            return f"{folder} is made by the first serve"
+        files = [entry for entry in folder.iterdir() if entry.name.startswith("leads_")]
+        exposed = [entry.name for entry in files if stat.S_IMODE(entry.stat().st_mode) & 0o077]
+    except OSError as error:
+        raise StartRefusedError(f"{folder} cannot be used: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StartRefusedError(f"{folder} cannot be written")
+    if exposed:
+        raise StartRefusedError(f"{folder}/{exposed[0]} may be read by others; run: chmod 600 '{folder}'/leads_*.json")
+    return f"{len(files)} in {folder}"

@@ -15,6 +15,7 @@ import typer
 
 from service.access import ROLES
 from service.cli.conflicts import conflicts_app
+from service.cli.files import files_app
 from service.cli.refusals import refusals_are_told
 from service.cli.spool import spool_app
 from service.config import Settings, load_settings
@@ -35,6 +36,7 @@ keys_app = typer.Typer(help="The keyring, without which no sealed field opens.",
 app.add_typer(keys_app, name="keys")
 app.add_typer(spool_app, name="spool")
 app.add_typer(conflicts_app, name="conflicts")
+app.add_typer(files_app, name="files")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -60,12 +60,17 @@ def mask_email(email: str) -> str:
 MASKS: dict[str, Callable[[str], str]] = {"phone": mask_phone, "nid": mask_nid, "email": mask_email}
 
 
+def mask_value(field: str, value: str) -> str:
+    """How a sensitive field's value is shown to those who may not see it."""
+    return MASKS.get(field, _mask_whole)(value)
+
+
 def mask_message(message: Message) -> None:
     """Mask every sensitive field in a message and in the messages inside it, in place."""
     plan = _plan(message.DESCRIPTOR)
-    for name, mask in plan.masks:
+    for name in plan.masked:
         if value := getattr(message, name):
-            setattr(message, name, mask(value))
+            setattr(message, name, mask_value(name, value))
     if plan.says_masked:
         message.masked = True  # type: ignore[attr-defined]
     for name in plan.single:
@@ -82,7 +87,7 @@ def _sensitive(descriptor: Descriptor) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    masks: tuple[tuple[str, Callable[[str], str]], ...]
+    masked: tuple[str, ...]
     says_masked: bool
     single: tuple[str, ...]
     repeated: tuple[str, ...]
@@ -93,7 +98,7 @@ def _plan(descriptor: Descriptor) -> _Plan:
     names = _sensitive(descriptor)
     inner = [field for field in descriptor.fields if field.message_type and _holds_sensitive(field.message_type)]
     return _Plan(
-        masks=tuple((name, MASKS.get(name, _mask_whole)) for name in names),
+        masked=names,
         says_masked=bool(names) and "masked" in descriptor.fields_by_name,
         single=tuple(field.name for field in inner if not _is_repeated(field)),
         repeated=tuple(field.name for field in inner if _is_repeated(field)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.storage.condition import age_of
@@ -38,7 +40,18 @@ class Metrics:
         self.drained = Counter(
             "leadkeep_drained", "Spooled submissions by what became of them.", ["outcome"], registry=registry
         )
+        self.file_renders = Counter("leadkeep_file_renders", "Daily files that were rendered.", registry=registry)
+        self.file_bytes = Counter("leadkeep_file_bytes", "Bytes written into daily files.", registry=registry)
+        self.file_seconds = Histogram(
+            "leadkeep_file_seconds", "Time to render a daily file.", buckets=BUCKETS, registry=registry
+        )
         self._registry = registry
+
+    def on_render(self, size: int, seconds: float) -> None:
+        """Count one render of a daily file."""
+        self.file_renders.inc()
+        self.file_bytes.inc(size)
+        self.file_seconds.observe(seconds)
 
     def watch(self, spool: Spool) -> None:
         """Measure the spool whenever somebody asks."""
@@ -50,3 +63,12 @@ class Metrics:
             ("usable", "1 while the spool takes leads.", lambda: float(spool.usable)),
         ):
             Gauge(f"leadkeep_spool_{name}", meaning, registry=self._registry).set_function(value)
+
+    def watch_files(self, *, lag: Callable[[], float], alarm: Callable[[], str | None]) -> None:
+        """Measure the daily files whenever somebody asks."""
+        Gauge(
+            "leadkeep_files_lag_seconds", "How long the oldest change has waited for its file.", registry=self._registry
+        ).set_function(lag)
+        Gauge(
+            "leadkeep_files_alarm", "1 while the daily files cannot be rendered.", registry=self._registry
+        ).set_function(lambda: float(alarm() is not None))

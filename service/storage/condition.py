@@ -23,7 +23,12 @@ class Condition:
 
 
 def condition_of(
-    spool: Spool, *, database_answers: bool, database_refusal: str | None, longest_wait: float
+    spool: Spool,
+    *,
+    database_answers: bool,
+    database_refusal: str | None,
+    longest_wait: float,
+    files_alarm: str | None,
 ) -> Condition:
     """What is so now. `longest_wait`: the age in seconds from which a spooled lead is an alarm."""
     reasons = [] if database_answers else [database_refusal or DATABASE_AWAY]
@@ -32,6 +37,8 @@ def condition_of(
     if spool.fault is not None:
         reasons.append(f"the spool takes no leads: {spool.fault}")
     reasons += spool_alarms(spool.size, max_bytes=spool.max_bytes, longest_wait=longest_wait)
+    if files_alarm is not None:
+        reasons.append(files_alarm)
     return Condition(database_answers or spool.usable, tuple(reasons))
 
 

@@ -102,6 +102,11 @@ class Database:
         """Whether the database was confirmed."""
         return self._canary is not None or not self._guarded
 
+    @property
+    def canary(self) -> str | None:
+        """The sealed canary of the confirmed database."""
+        return self._canary
+
     async def write(self, work: Work[T]) -> T:
         """Run `work` in one transaction; the result is returned only when the commit is durable.
 

@@ -1,0 +1,160 @@
+"""The daily files, seen from the service: a process beside it renders them, and its faults are an alarm.
+
+Promise: nothing here ever makes a call wait or fail. The process ends when the service does, in whatever way, and is
+started again when it ends or falls silent before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+SILENCE_SECONDS = 60.0
+"""The process speaks once a second, during a render too; a database that hangs makes it silent."""
+
+FINISH_SECONDS = 10.0
+"""What it gets at the end for one more render of a small file."""
+
+_ADMITTED_SECONDS = 0.2
+_LONGEST_RESTART = 30.0
+
+
+class FileRendering:
+    """The process that renders the files of `folder`, and what it tells.
+
+    `canary` answers the canary of the confirmed database, None as long as there is none. `on_render` hears the bytes
+    and seconds of each render.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        folder: Path,
+        timezone: str,
+        canary: Callable[[], str | None],
+        on_render: Callable[[int, float], None],
+    ) -> None:
+        self._url = url
+        self._folder = folder
+        self._timezone = timezone
+        self._canary = canary
+        self._on_render = on_render
+        self._task: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self._lag, self._told_at = 0.0, time.monotonic()
+        self._renders = False
+        self._log = structlog.get_logger("leadkeep.files")
+        self.alarm: str | None = None
+        """Why the files do not follow; None while they do. Holds no value."""
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which the oldest change has waited for its file; 0 while another replica renders."""
+        if not self._renders or self._lag == 0.0:
+            return 0.0
+        return self._lag + time.monotonic() - self._told_at
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._keep_running())
+
+    async def stop(self) -> None:
+        """Let the process finish, and end it if it does not."""
+        self._stopping = True
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        if self._task is None:
+            return
+        await asyncio.wait({self._task}, timeout=FINISH_SECONDS)
+        self._kill()
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _keep_running(self) -> None:
+        attempts = 0
+        while not self._stopping:
+            canary = self._canary()
+            if canary is None:
+                await asyncio.sleep(_ADMITTED_SECONDS)
+                continue
+            began = time.monotonic()
+            try:
+                await self._run(canary)
+            except (OSError, ValueError) as error:
+                self._log.warning("files process failed", error=type(error).__qualname__)
+            if self._stopping:
+                return
+            attempts = 0 if time.monotonic() - began > SILENCE_SECONDS else attempts + 1
+            self._renders = False
+            self._tell_alarm("the process that renders the daily files ended")
+            await asyncio.sleep(min(2.0**attempts / 2, _LONGEST_RESTART))
+
+    async def _run(self, canary: str) -> None:
+        self._process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service.file_worker"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # A failure's traceback may hold a line of the database.
+            stderr=asyncio.subprocess.DEVNULL,
+            env=_environment(),
+            # Ctrl-C at a terminal is for the service; this process ends with it.
+            start_new_session=True,
+        )
+        assert process.stdin is not None  # noqa: S101 # both are pipes
+        assert process.stdout is not None  # noqa: S101
+        order = {"url": self._url, "folder": str(self._folder), "timezone": self._timezone, "canary": canary}
+        try:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            await process.stdin.drain()
+            while line := await asyncio.wait_for(process.stdout.readline(), SILENCE_SECONDS):
+                self._hear(line)
+        except TimeoutError:
+            self._log.warning("files process fell silent")
+        finally:
+            self._kill()
+            await process.wait()
+
+    def _hear(self, line: bytes) -> None:
+        event = json.loads(line)
+        if event["event"] == "rendered":
+            self._on_render(event["bytes"], event["seconds"])
+            return
+        if event["renders"] != self._renders and event["renders"]:
+            self._log.info("this replica renders the daily files")
+        self._renders, self._lag, self._told_at = event["renders"], event["lag"], time.monotonic()
+        self._tell_alarm(event["alarm"])
+
+    def _tell_alarm(self, alarm: str | None) -> None:
+        if alarm == self.alarm:
+            return
+        self.alarm = alarm
+        if alarm is None:
+            self._log.info("daily files are written again")
+        else:
+            self._log.error("daily files alarm", reason=alarm)
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+
+def _environment() -> dict[str, str]:
+    """The environment without our settings, some of which are secrets: the order has all that is needed.
+
+    The PG… variables stay: they belong to the URL. So does how Python finds this package.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("LEADKEEP_")}
+    kept["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    return kept

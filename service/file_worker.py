@@ -1,0 +1,204 @@
+"""The process that renders the daily files: `python -m service.file_worker`, started by file_rendering.py.
+
+It is a process of its own so that no call ever waits for a render, and it stays small: it knows neither gRPC nor
+SQLAlchemy. Its order is the first line of standard input (JSON, with the database's URL, which no other process can
+read there); the end of standard input is the order to stop. What happens is told as JSON, one event a line:
+
+    {"event": "state", "renders": true, "lag": 0.4, "alarm": null}    about once a second
+    {"event": "rendered", "bytes": 8000000, "seconds": 0.4}
+
+`lag` is the seconds for which the oldest change has waited for its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from service.days import Days
+from service.file_schedule import Schedule
+from service.file_storage import (
+    DailyFileError,
+    FileStorageService,
+    Identity,
+    RenderingStoppedError,
+    read_header,
+)
+from service.storage.daily_leads import DailyLeads, DailyLeadsError
+
+LOOK_SECONDS = 0.3
+"""How often the database is asked for touched days."""
+
+TELL_SECONDS = 1.0
+DISK_SECONDS = 1.0
+"""How often the folder is compared with what was rendered."""
+
+LAST_BYTES = 20_000_000
+"""On the order to stop, a changed file of today is rendered once more if it is smaller: that takes about a second."""
+
+_LONGEST_RETRY = 30.0
+_NICE = 10  # calls come first on a busy machine
+
+
+class FileWorker:
+    """Keeps the files equal to the database, as long as it is this replica's turn."""
+
+    def __init__(
+        self,
+        files: FileStorageService,
+        leads: DailyLeads,
+        days: Days,
+        *,
+        tell: Callable[[dict[str, Any]], None],
+        stopped: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._files = files
+        self._leads = leads
+        self._days = days
+        self._tell = tell
+        self._stopped = stopped
+        self._clock = clock
+        self._schedule = Schedule()
+        self._known: dict[date, Identity | None] = {}
+        self._changed: dict[date, float] = {}
+        self._renders = False
+        self._alarm: str | None = None
+        self._faults = 0
+        self._told_at = self._looked_at = float("-inf")
+
+    def run(self) -> None:
+        """Work until the order to stop."""
+        self._try(self._files.make_folder)
+        while not self._stopped.is_set():
+            pause = self._try(self.step)
+            self._tell_state()
+            self._stopped.wait(pause)
+        self._finish()
+
+    def step(self) -> None:
+        """Take the turn if it is free; see what changed; render at most one file."""
+        if not self._leads.take_turn():
+            self._renders = False
+            self._changed.clear()
+            return
+        if not self._renders:
+            self._survey()
+            self._renders = True
+        now = self._clock()
+        for day in self._leads.touched():
+            self._changed.setdefault(day, now)
+        if now - self._looked_at >= DISK_SECONDS:
+            self._looked_at = now
+            self._compare_with_disk(now)
+        due = self._schedule.due(self._changed, self._today(), now)
+        if due is not None:
+            self._render(due)
+
+    def _survey(self) -> None:
+        """Find out, at the beginning of the turn, which files are missing or not the newest that was rendered."""
+        now = self._clock()
+        rendered = self._leads.rendered()
+        self._known.clear()
+        for day in {*self._leads.days_with_leads(), *rendered}:
+            self._known[day] = self._files.identity(day)
+            try:
+                header = read_header(self._files.path(day))
+                current = day in rendered and header.snapshot_at == rendered[day].snapshot_at
+                current = current and header.timezone == self._days.zone
+            except (FileNotFoundError, DailyFileError):
+                current = False
+            if not current:
+                self._changed.setdefault(day, now)
+
+    def _compare_with_disk(self, now: float) -> None:
+        for day, identity in self._known.items():
+            if self._files.identity(day) != identity:
+                self._changed.setdefault(day, now)
+
+    def _render(self, day: date) -> None:
+        began = self._clock()
+        render = self._files.render(day, settles=True, stopped=self._stopped.is_set, nap=self._tell_state)
+        ended = self._clock()
+        self._changed.pop(day, None)
+        self._known[day] = self._files.identity(day)
+        self._schedule.rendered(day, self._today(), render.size, ended)
+        self._tell({"event": "rendered", "bytes": render.size, "seconds": round(ended - began, 3)})
+
+    def _finish(self) -> None:
+        today = self._today()
+        with contextlib.suppress(DailyLeadsError, OSError, DailyFileError):
+            identity = self._known.get(today) if self._renders else None
+            if identity is not None and identity[2] < LAST_BYTES and today in self._leads.touched():
+                self._files.render(today, settles=True)
+        self._leads.close()
+
+    def _try(self, work: Callable[[], None]) -> float:
+        """Do the work; the seconds to wait before the next attempt. What fails is told and tried again, for ever."""
+        try:
+            work()
+        except RenderingStoppedError:
+            return 0.0
+        except DailyLeadsError as error:
+            self._renders = False
+            # A database that is away is the service's own alarm.
+            self._alarm = None if error.away else f"the daily files cannot be rendered: SQLSTATE {error.cause}"
+        except OSError as error:
+            self._alarm = f"the daily files cannot be written: {error.strerror or 'the folder cannot be used'}"
+            if isinstance(error, FileNotFoundError):
+                # Told first; the next attempt may find it again, or make it.
+                with contextlib.suppress(OSError):
+                    self._files.make_folder()
+        else:
+            self._alarm, self._faults = None, 0
+            return LOOK_SECONDS
+        self._faults += 1
+        return min(2.0 ** min(self._faults, 5), _LONGEST_RETRY) / 2
+
+    def _today(self) -> date:
+        return self._days.day_of(datetime.now(UTC))
+
+    def _tell_state(self) -> None:
+        now = self._clock()
+        if now - self._told_at < TELL_SECONDS and self._alarm is None:
+            return
+        self._told_at = now
+        lag = now - min(self._changed.values()) if self._renders and self._changed else 0.0
+        self._tell({"event": "state", "renders": self._renders, "lag": round(lag, 3), "alarm": self._alarm})
+
+
+def main() -> None:
+    """Take the order, and work until standard input ends."""
+    order = json.loads(sys.stdin.readline())
+    os.nice(_NICE)
+    stopped = threading.Event()
+
+    def wait_for_the_end() -> None:
+        while sys.stdin.readline():
+            pass
+        stopped.set()
+
+    def tell(event: dict[str, Any]) -> None:
+        try:
+            sys.stdout.write(json.dumps(event) + "\n")
+            sys.stdout.flush()
+        except (BrokenPipeError, ValueError):
+            stopped.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    days = Days(order["timezone"])
+    leads = DailyLeads(order["url"], days, canary=order["canary"])
+    files = FileStorageService(Path(order["folder"]), days, leads)
+    FileWorker(files, leads, days, tell=tell, stopped=stopped).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The leads of a day as the daily file shows them: one snapshot of the database, as JSON that the server builds.
+
+Promise: what a snapshot yields is the state of one moment, which it names; every lead that was acknowledged before that
+moment is in it. Touches that the snapshot has seen are settled with it, all others stay noted.
+
+It is used in a process of its own that should stay small, so it talks to psycopg and leaves SQLAlchemy aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import IsolationLevel
+
+from service.days import Days
+
+UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "3D000")
+"""Beginnings of what a server says, or would say, that is away, full, or no primary any more; see failures.py."""
+
+_RENDERING_LOCK = 0x4C4B_4446  # "LKDF": one replica renders
+_CONNECT_SECONDS = 5
+_SESSION = "-c timezone=UTC -c jit=off -c synchronous_commit=off -c lock_timeout=5000"
+# synchronous_commit: a settled touch that a crash brings back is rendered again, and nothing else is written here.
+
+SENSITIVE_COLUMNS = ("phone", "nid", "address", "email", "notes")
+"""The columns that hold sealed tokens; a test holds this and models.py together."""
+
+_LINE: LiteralString = """
+SELECT row_to_json(line)::text FROM (
+    SELECT id, name, phone, nid, address, interested_policy, email, preferred_contact_time, notes, conversation_id,
+           status, created_at, updated_at, version, assignee, resubmissions, phone_shared, nid_shared, created_by,
+           request_id, encode(content_digest, 'base64') AS content_digest,
+           array_to_json(ARRAY(
+               SELECT row_to_json(link) FROM (
+                   SELECT conversation_id, linked_at FROM lead_conversation WHERE lead_id = lead.id
+                   ORDER BY linked_at, conversation_id) link)) AS conversations,
+           CASE WHEN version = 1 THEN '[]' ELSE array_to_json(ARRAY(
+               SELECT row_to_json(step) FROM (
+                   SELECT id, from_status, to_status, actor, reason, changed_at, version FROM status_change
+                   WHERE lead_id = lead.id ORDER BY version) step)) END AS status_changes,
+           CASE WHEN version = 1 THEN '[]' ELSE array_to_json(ARRAY(
+               SELECT row_to_json(step) FROM (
+                   SELECT id, from_assignee, to_assignee, actor, reason, changed_at, version FROM assignment_change
+                   WHERE lead_id = lead.id ORDER BY version) step)) END AS assignment_changes,
+           CASE WHEN resubmissions = 0 THEN '[]' ELSE array_to_json(ARRAY(
+               SELECT row_to_json(kept) FROM (
+                   SELECT slot, submission_id, name, phone, nid, address, interested_policy, email,
+                          preferred_contact_time, notes, conversation_id, actor, request_id,
+                          encode(content_digest, 'base64') AS content_digest, verified, submitted_at
+                   FROM resubmission WHERE lead_id = lead.id ORDER BY slot) kept)) END AS kept_resubmissions,
+           array_to_json(ARRAY(
+               SELECT row_to_json(alias) FROM (
+                   SELECT id, created_by, created_at FROM lead_alias WHERE lead_id = lead.id ORDER BY id) alias
+           )) AS aliases
+    FROM lead WHERE created_at >= {start} AND created_at < {end} ORDER BY created_at, id
+) line
+"""
+_KEY_IDS: LiteralString = """
+SELECT DISTINCT split_part(token, '.', 1) FROM (
+    SELECT unnest(ARRAY[phone, nid, address, email, notes]) AS token FROM lead
+    WHERE created_at >= %(start)s AND created_at < %(end)s
+    UNION ALL
+    SELECT unnest(ARRAY[kept.phone, kept.nid, kept.address, kept.email, kept.notes])
+    FROM resubmission kept JOIN lead ON lead.id = kept.lead_id
+    WHERE lead.created_at >= %(start)s AND lead.created_at < %(end)s AND lead.resubmissions > 0
+) tokens WHERE token IS NOT NULL
+"""
+
+
+class DailyLeadsError(Exception):
+    """The database did not answer, or refused; `cause` is the SQLSTATE or a fixed word, `away` whether it may pass."""
+
+    def __init__(self, cause: str, *, away: bool) -> None:
+        super().__init__(f"the database cannot be read ({cause})")
+        self.cause = cause
+        self.away = away
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What some replica rendered last for a day."""
+
+    snapshot_at: datetime
+    lead_count: int
+    digest: bytes
+
+
+class Snapshot:
+    """The leads of one day at one moment. Good inside `DailyLeads.snapshot` only."""
+
+    def __init__(self, connection: psycopg.Connection, days: Days, day: date, *, settles: bool) -> None:
+        self._connection = connection
+        self._zone = days.zone
+        self.day = day
+        start, end = days.bounds(day)
+        self._bounds = {"start": start, "end": end}
+        # The first statement takes the snapshot, after its own timestamp: what was committed by then is in it.
+        self.snapshot_at: datetime = self._value("SELECT statement_timestamp()")
+        if settles:
+            connection.execute("DELETE FROM lead_touch WHERE quarter >= %(start)s AND quarter < %(end)s", self._bounds)
+        self.lead_count: int = self._value(
+            "SELECT count(*) FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s"
+        )
+        self.key_ids = sorted(str(row[0]) for row in connection.execute(_KEY_IDS, self._bounds))
+
+    def _value(self, query: LiteralString) -> Any:
+        row = self._connection.execute(query, self._bounds).fetchone()
+        assert row is not None  # noqa: S101 # an aggregate or expression without FROM has one row
+        return row[0]
+
+    def lines(self) -> Iterator[str]:
+        """Each lead as one line of JSON without its line end, oldest first."""
+        query = psycopg.sql.SQL(_LINE).format(**{name: psycopg.sql.Literal(at) for name, at in self._bounds.items()})
+        with (
+            self._connection.cursor() as cursor,
+            cursor.copy(psycopg.sql.SQL("COPY ({}) TO STDOUT").format(query)) as copy,
+        ):
+            # rows(), for COPY's own text form doubles every backslash.
+            for (line,) in copy.rows():
+                yield line
+
+    def note_rendered(self, digest: bytes) -> None:
+        """Leave word for the other replicas of what was rendered."""
+        self._connection.execute(
+            "INSERT INTO daily_file (day, timezone, snapshot_at, lead_count, digest) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (day, timezone) DO UPDATE SET snapshot_at = excluded.snapshot_at,"
+            " lead_count = excluded.lead_count, digest = excluded.digest",
+            [self.day, self._zone, self.snapshot_at, self.lead_count, digest],
+        )
+
+
+class DailyLeads:
+    """The days of one database. Connects when first used, and again after a failure.
+
+    With `canary`, only a database that holds this canary is read: no failover can bring another one's leads in.
+    """
+
+    def __init__(self, url: str, days: Days, *, canary: str | None = None) -> None:
+        self._url = url
+        self._days = days
+        self._canary = canary
+        self._connection: psycopg.Connection | None = None
+        self._has_turn = False
+
+    def take_turn(self) -> bool:
+        """Whether this replica is the one that renders, until its connection ends."""
+        with self._failures_are_told():
+            connection = self._connected()
+            if not self._has_turn:
+                row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_RENDERING_LOCK]).fetchone()
+                self._has_turn = row is not None and row[0]
+            return self._has_turn
+
+    def touched(self) -> set[date]:
+        """The days with leads that changed since a render settled them."""
+        with self._failures_are_told():
+            rows = self._connected().execute("SELECT DISTINCT quarter FROM lead_touch")
+            return {self._days.day_of(quarter) for (quarter,) in rows}
+
+    def days_with_leads(self) -> list[date]:
+        """Every day that has a lead, oldest first: one look into the index for each."""
+        found: list[date] = []
+        after = datetime.min.replace(tzinfo=UTC) + timedelta(days=2)
+        with self._failures_are_told():
+            while True:
+                query = "SELECT min(created_at) FROM lead WHERE created_at >= %s"
+                row = self._connected().execute(query, [after]).fetchone()
+                if row is None or row[0] is None:
+                    return found
+                found.append(self._days.day_of(row[0]))
+                after = self._days.bounds(found[-1])[1]
+
+    def rendered(self) -> dict[date, Rendered]:
+        """What was rendered last, by any replica, for each day of this time zone."""
+        with self._failures_are_told():
+            rows = self._connected().execute(
+                "SELECT day, snapshot_at, lead_count, digest FROM daily_file WHERE timezone = %s", [self._days.zone]
+            )
+            return {day: Rendered(at, count, digest) for day, at, count, digest in rows}
+
+    @contextmanager
+    def snapshot(self, day: date, *, settles: bool) -> Iterator[Snapshot]:
+        """One snapshot of a day. With `settles` its touches are settled when the block ends well."""
+        with self._failures_are_told():
+            connection = self._connected()
+            connection.isolation_level = IsolationLevel.REPEATABLE_READ
+            connection.read_only = not settles
+            connection.autocommit = False
+            try:
+                with connection.transaction():
+                    yield Snapshot(connection, self._days, day, settles=settles)
+            finally:
+                if not connection.closed:
+                    connection.rollback()
+                    connection.autocommit = True
+
+    def close(self) -> None:
+        """End the connection, and with it the turn."""
+        self._has_turn = False
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> psycopg.Connection:
+        if self._connection is None or self._connection.closed:
+            self.close()
+            connection = psycopg.connect(
+                self._url,
+                autocommit=True,
+                connect_timeout=_CONNECT_SECONDS,
+                application_name="leadkeep-files",
+                options=_SESSION,
+                keepalives_idle=5,
+                keepalives_interval=5,
+                keepalives_count=2,
+                tcp_user_timeout=15_000,
+            )
+            self._connection = connection
+            if self._canary is not None:
+                row = connection.execute("SELECT sealed FROM key_canary").fetchone()
+                if row is None or row[0] != self._canary:
+                    self.close()
+                    raise DailyLeadsError("not_confirmed", away=True)
+        return self._connection
+
+    @contextmanager
+    def _failures_are_told(self) -> Iterator[None]:
+        """Drivers print values into their errors, so that none gets beyond this module."""
+        try:
+            yield
+        except psycopg.Error as error:
+            sqlstate = error.sqlstate
+            self.close()
+            away = sqlstate is None or sqlstate.startswith(UNREACHABLE_SQLSTATES)
+            raise DailyLeadsError(sqlstate or "connection", away=away) from None
+        except BaseException:
+            # A snapshot that was left half-way may still be streaming.
+            self._end_broken()
+            raise
+
+    def _end_broken(self) -> None:
+        if self._connection is not None and self._connection.info.transaction_status != 0:
+            self.close()

@@ -1,0 +1,39 @@
+"""The daily files of a running service, read as anybody would: with a plain JSON parser."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
+
+
+def file_of(service: RunningService, day: date | None = None) -> Path:
+    return service.data_dir / "files" / f"leads_{(day or today()).isoformat()}.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def leads_in(path: Path) -> dict[str, dict[str, Any]]:
+    """The leads of a file by id; none while there is no file."""
+    return {lead["id"]: lead for lead in read(path)["leads"]} if path.exists() else {}
+
+
+def soon_in(path: Path, lead_id: str, *, within: float = 10.0, **values: object) -> bool:
+    """Whether the file soon shows the lead with these values."""
+
+    def shown() -> bool:
+        lead = leads_in(path).get(lead_id)
+        return lead is not None and all(lead[name] == value for name, value in values.items())
+
+    return eventually(shown, within=within)
