@@ -305,7 +305,8 @@ def checks(done: subprocess.CompletedProcess[str]) -> dict[str, bool]:
 
 
 ALL_WELL = dict.fromkeys(
-    ["data folder", "keyring", "tokens", "spool", "database", "schema", "rights of serve", "canary"], True
+    ["data folder", "keyring", "tokens", "spool", "daily files", "database", "schema", "rights of serve", "canary"],
+    True,
 )
 
 
