@@ -104,6 +104,10 @@ class EncryptionService:
             raise FieldUnreadableError([field])
         return plaintext[value_at : value_at + value_length].decode()
 
+    def opens_with(self, key_id: str) -> bool:
+        """Whether the keyring has this encryption key, in a state in which it opens."""
+        return key_id in self._fernets
+
     def blind_index(self, field: str, value: str) -> bytes:
         """The keyed digest of a normalised phone or nid: 32 bytes, equal for equal values of the same field."""
         return hmac.digest(self._index_keys[field], value.encode(), "sha256")

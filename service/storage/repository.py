@@ -82,13 +82,14 @@ class LeadRepository:
 
     async def create(self, submission: SealedSubmission) -> Outcome:
         """Store a submission as a lead, or find out what it meets; a refused duplicate is kept. Safe to repeat."""
-        return (await self._database.write(partial(self._store, [submission])))[submission.id]
+        return (await self._database.write(partial(self.store_within, [submission])))[submission.id]
 
     async def create_all_once(self, batch: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
         """Like `create` for many in one transaction, tried once: raises what went wrong, see failures.py."""
-        return await self._database.write_once(partial(self._store, batch))
+        return await self._database.write_once(partial(self.store_within, batch))
 
-    async def _store(self, batch: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
+    async def store_within(self, batch: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
+        """Like `create_all_once`, in a transaction of the caller's."""
         return await submissions.store(connection, batch, self._sensitive, self.lead_of)
 
     async def get(self, lead_id: UUID) -> SealedLead | None:

@@ -16,7 +16,6 @@ the lead that its own request became elsewhere, or a conflict for a person to de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -155,14 +154,40 @@ def _arrays(entries: Sequence[SealedSubmission], sensitive: Sequence[str]) -> di
     }
 
 
-@dataclass(frozen=True, slots=True)
 class _Found:
-    """What stands in the way of a batch; all rows of leads are locked."""
+    """What stands in the way of a batch, by what may be met; all rows of leads are locked."""
 
-    leads: Sequence[Row[Any]]
-    conflicts: Sequence[Row[Any]]
-    aliases: frozenset[UUID]
-    lead_of: Callable[[Row[Any]], SealedLead]
+    def __init__(
+        self,
+        leads: Sequence[Row[Any]],
+        conflicts: Sequence[Row[Any]],
+        aliases: frozenset[UUID],
+        lead_of: Callable[[Row[Any]], SealedLead],
+    ) -> None:
+        self.leads = {row.id: row for row in leads}
+        self.requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
+        # A lead that stands beside another one by decision is not met by what it shares: the other one is.
+        self.phones = {row.phone_index: row for row in leads if not row.phone_shared}
+        self.nids = {row.nid_index: row for row in leads if not row.nid_shared}
+        self.conflicts = {row.id for row in conflicts}
+        self.conflicts_of: dict[tuple[str, str], Row[Any]] = {}
+        for row in conflicts:  # oldest first, and the oldest counts
+            if row.request_id is not None:
+                self.conflicts_of.setdefault((row.created_by, row.request_id), row)
+        self.aliases = aliases
+        self.lead_of = lead_of
+
+    def met(self, phone_index: bytes | None, nid_index: bytes | None) -> Met | None:
+        """Which leads have this phone and this nid."""
+        phone = self.phones.get(phone_index) if phone_index is not None else None
+        nid = self.nids.get(nid_index) if nid_index is not None else None
+        if phone is None and nid is None:
+            return None
+        return Met(_met_lead(phone), _met_lead(nid))
+
+
+def _met_lead(row: Row[Any] | None) -> MetLead | None:
+    return None if row is None else MetLead(row.id, row.created_by)
 
 
 async def _find(
@@ -184,16 +209,17 @@ async def _settle(
     connection: AsyncConnection, entry: SealedSubmission, columns: dict[str, Any], found: _Found
 ) -> Outcome | None:
     """What became of a submission that was not inserted; None when nothing stands in its way any more."""
-    if own := next((row for row in found.leads if row.id == entry.id), None):
+    if (own := found.leads.get(entry.id)) is not None:
         return Created(found.lead_of(own))
     if entry.id in found.aliases:
         return Aliased()
-    if any(row.id == entry.id for row in found.conflicts):
+    if entry.id in found.conflicts:
         return InConflict()
-    request = next((row for row in found.leads if _is_same_request(row, entry)), None)
+    by_request = None if entry.request_id is None else (entry.created_by, entry.request_id)
+    request = None if by_request is None else found.requests.get(by_request)
     same = request is not None and request.content_digest == entry.content_digest
-    met = _met(found.leads, entry.phone_index, entry.nid_index)
-    conflict = next((row for row in found.conflicts if _is_same_request(row, entry)), None)
+    met = found.met(entry.phone_index, entry.nid_index)
+    conflict = None if by_request is None else found.conflicts_of.get(by_request)
     if entry.accepted_at is not None:
         return await _settle_late(connection, entry, columns, request, conflict, same=same, met=met)
     if request is not None:
@@ -267,31 +293,17 @@ async def look_up(
         "nid_index": [nid_index],
     }
     rows = (await connection.execute(_LOOK_UP, keys)).all()
-    return _met([row for row in rows if row.id != other_than], phone_index, nid_index)
+    others = _Found([row for row in rows if row.id != other_than], [], frozenset(), lead_of=_not_asked)
+    return others.met(phone_index, nid_index)
+
+
+def _not_asked(_row: Row[Any]) -> SealedLead:
+    raise AssertionError("a look-up answers ids only")
 
 
 def _is(request_id: ColumnElement[str | None], wanted: str | None) -> ColumnElement[bool]:
     # SQLAlchemy would make IS NULL of a comparison with None, and find everything that came without a request_id.
     return false() if wanted is None else request_id == wanted
-
-
-def _is_same_request(row: Row[Any], submission: SealedSubmission) -> bool:
-    return (
-        submission.request_id is not None
-        and row.created_by == submission.created_by
-        and row.request_id == submission.request_id
-    )
-
-
-def _met(rows: Sequence[Row[Any]], phone_index: bytes | None, nid_index: bytes | None) -> Met | None:
-    def first(column: str, shared: str, wanted: bytes | None) -> MetLead | None:
-        # A lead that stands beside another one by decision is not met by what it shares: the other one is.
-        holders = (row for row in rows if getattr(row, column) == wanted and not getattr(row, shared))
-        return next((MetLead(row.id, row.created_by) for row in holders), None)
-
-    phone = first("phone_index", "phone_shared", phone_index)
-    nid = first("nid_index", "nid_shared", nid_index)
-    return Met(phone, nid) if phone or nid else None
 
 
 async def _keep(connection: AsyncConnection, submission: SealedSubmission, columns: dict[str, Any], met: Met) -> None:

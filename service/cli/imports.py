@@ -1,0 +1,228 @@
+"""`leadkeep import`: leads that come in as files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli.refusals import refusals_are_told
+from service.config import Settings, load_settings
+from service.errors import LeadkeepError, StartRefusedError
+
+if TYPE_CHECKING:
+    from service.encryption import EncryptionService
+    from service.importing.pipeline import Pipeline
+    from service.importing.reports import Report
+    from service.storage.database import Database
+
+NOT_ALL_IMPORTED = 4
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What was asked for, the same for every file."""
+
+    mapping: dict[str, str]
+    results: Path | None
+    rejects: Path | None
+    dry_run: bool
+    as_json: bool
+
+
+@refusals_are_told
+def import_files(
+    files: Annotated[list[Path], typer.Argument(help="Daily files, JSON or CSV (UTF-8).")],
+    mapping: Annotated[list[str] | None, typer.Option("--map", help='"Their header=field"; may be repeated.')] = None,
+    results: Annotated[Path | None, typer.Option(help="Where the result of each row goes; FILE.results.csv.")] = None,
+    rejects: Annotated[Path | None, typer.Option(help="Where invalid rows go; FILE.rejects.csv or .jsonl.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Import leads: daily files as they were, foreign files by their headers. Repeating is harmless.
+
+    Exit code 4 if rows could not be imported, 130 if it was interrupted.
+    """
+    settings = load_settings()
+    from service.cli.database import with_database
+    from service.importing.columns import explicit_mapping
+    from service.importing.rows import ImportRefusedError
+
+    if len(files) > 1 and (results or rejects):
+        raise typer.BadParameter("with several files each has its own", param_hint="--results, --rejects")
+    try:
+        wanted = _Wanted(explicit_mapping(mapping or []), results, rejects, dry_run, as_json)
+
+        async def work(database: Database, encryption: EncryptionService) -> tuple[list[dict[str, Any]], bool]:
+            return await _import_all(settings, database, encryption, files, wanted)
+
+        done, interrupted = with_database(settings, work)
+    except ImportRefusedError as refused:
+        raise StartRefusedError(str(refused)) from None
+    if as_json:
+        typer.echo(json.dumps(done, indent=2))
+    if interrupted:
+        typer.echo("leadkeep: interrupted; what was told is done: run the same command again to go on", err=True)
+        raise typer.Exit(INTERRUPTED)
+    if any(each["invalid"] + each["failed"] + each["older here"] for each in done):
+        raise typer.Exit(NOT_ALL_IMPORTED)
+
+
+async def _import_all(
+    settings: Settings, database: Database, encryption: EncryptionService, files: list[Path], wanted: _Wanted
+) -> tuple[list[dict[str, Any]], bool]:
+    from service import app
+    from service.importing.pipeline import Pipeline
+    from service.importing.workers import Rules, pool
+    from service.keyring import load_keyring
+    from service.storage.canary import confirm_canary
+    from service.storage.repository import LeadRepository
+
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    if not wanted.dry_run:
+        await confirm_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+    rules = Rules(
+        keyring=load_keyring(settings.keyring_path).to_json(),
+        sensitive_fields=app.SENSITIVE_FIELDS,
+        default_region=settings.default_region,
+        phone_rule=settings.phone_rule,
+        nid_rule=settings.nid_rule,
+        policies=settings.policies or (),
+    )
+    repository = LeadRepository(database, sensitive_fields=app.SENSITIVE_FIELDS)
+    workers = pool(rules)
+    done: list[dict[str, Any]] = []
+    try:
+        for path in files:
+            progress = _Progress(path)
+            pipeline = Pipeline(
+                *(database, repository, workers),
+                new_id=app.new_id,
+                dry_run=wanted.dry_run,
+                stopped=stopped,
+                on_progress=progress.tell,
+            )
+            done.append(await _import_one(pipeline, path, wanted, encryption, progress))
+            if stopped.is_set():
+                break
+    finally:
+        workers.shutdown(cancel_futures=True)
+    return done, stopped.is_set()
+
+
+async def _import_one(
+    pipeline: Pipeline, path: Path, wanted: _Wanted, encryption: EncryptionService, progress: _Progress
+) -> dict[str, Any]:
+    from service.file_storage import DailyFileError, read_lines
+    from service.importing.csv_file import CsvFile
+    from service.importing.json_file import JsonFile
+    from service.importing.reports import Report
+    from service.importing.rows import ImportRefusedError, Result
+    from service.importing.source import Kind, kind_of
+
+    kind = kind_of(path)
+    results = wanted.results or path.with_name(path.name + ".results.csv")
+    suffix = ".rejects.csv" if kind is Kind.CSV else ".rejects.jsonl"
+    rejects = wanted.rejects or path.with_name(path.name + suffix)
+    _require_apart(path, results, rejects)
+    source: CsvFile | JsonFile | None = None
+    if kind is Kind.DAILY:
+        if wanted.mapping or wanted.rejects:
+            raise ImportRefusedError(f"{path} is a daily file: it goes without --map and --rejects")
+        _require_whole(path, encryption)
+        report = Report(results, None)
+    elif kind is Kind.CSV:
+        source = CsvFile(path, wanted.mapping)
+        report = Report(results, rejects, headers=source.headers, delimiter=source.delimiter)
+    else:
+        source = JsonFile(path, wanted.mapping)
+        report = Report(results, rejects)
+    if source is not None and source.ignored:
+        typer.echo(f"{path}: these columns are not imported: {', '.join(source.ignored)}", err=True)
+    began = time.monotonic()
+    try:
+        if source is None:
+            await pipeline.import_lines(read_lines(path), report)
+        else:
+            await pipeline.import_rows(source, report)
+    except LeadkeepError as error:
+        raise StartRefusedError(f"{error.text} ({report.rows} rows are done): run the same command again") from None
+    except (OSError, DailyFileError) as error:
+        raise StartRefusedError(f"{path} cannot be read on: {error} ({report.rows} rows are done)") from None
+    finally:
+        report.close()
+        progress.end()
+    summary: dict[str, Any] = {"file": str(path), "rows": report.rows}
+    summary |= {result.value: report.counts[result] for result in Result}
+    summary |= {"seconds": round(time.monotonic() - began, 2), "dry_run": wanted.dry_run, "results": str(results)}
+    summary |= {"rejects": str(rejects) if report.has_rejects else None}
+    if not wanted.as_json:
+        _tell(path, report, wanted)
+    return summary
+
+
+def _require_apart(source: Path, results: Path, rejects: Path) -> None:
+    from service.importing.rows import ImportRefusedError
+
+    if len({source.resolve(), results.resolve(), rejects.resolve()}) < 3:  # one of them is another one
+        raise ImportRefusedError("--results and --rejects must be files of their own")
+
+
+def _require_whole(path: Path, encryption: EncryptionService) -> None:
+    """Refuse a daily file that is damaged, or that this keyring cannot open, before anything is imported."""
+    from service.file_storage import DailyFileError, content_of, read_header
+    from service.importing.rows import ImportRefusedError
+
+    try:
+        header = read_header(path)
+        count = content_of(path).lead_count
+    except DailyFileError as error:
+        raise ImportRefusedError(f"{path} is not a whole daily file: {error}") from None
+    if count != header.lead_count:
+        raise ImportRefusedError(f"{path} is damaged: it holds {count} leads, its header says {header.lead_count}")
+    if missing := [key_id for key_id in header.key_ids if not encryption.opens_with(key_id)]:
+        raise ImportRefusedError(
+            f"{path} was sealed with keys that this keyring does not have ({', '.join(missing)}): point "
+            "LEADKEEP_KEYRING to the keyring that it was rendered with"
+        )
+
+
+def _tell(path: Path, report: Report, wanted: _Wanted) -> None:
+    counted = ", ".join(f"{count} {result.value}" for result, count in report.counts.items())
+    would = " (dry run: nothing was changed)" if wanted.dry_run else ""
+    typer.echo(f"{path}: {report.rows} rows{': ' if counted else ''}{counted}{would}")
+    typer.echo(f"  each row: {report.results_path}")
+    if report.has_rejects:
+        typer.echo(f"  to correct and import again: {report.rejects_path}")
+
+
+class _Progress:
+    """A line on a terminal; silence in a pipe."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._shown_at = 0.0
+        self._terminal = sys.stderr.isatty()
+
+    def tell(self, rows: int) -> None:
+        now = time.monotonic()
+        if self._terminal and now - self._shown_at > PROGRESS_SECONDS:
+            self._shown_at = now
+            typer.echo(f"\r{self._path.name}: {rows} rows ", err=True, nl=False)
+
+    def end(self) -> None:
+        if self._terminal and self._shown_at:
+            typer.echo("\r\033[K", err=True, nl=False)

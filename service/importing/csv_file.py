@@ -1,0 +1,121 @@
+"""Rows of a CSV file, one at a time. A row that cannot be read costs only itself.
+
+A record ends with the line on which its quotes are closed (RFC 4180). If they never are, that is told of its first
+line, and reading goes on with the second.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TextIO
+
+from service.importing.columns import ignored, require_all, resolve
+from service.importing.rows import NOT_UNICODE, ImportRefusedError, Row, is_unicode
+from service.spreadsheet import restored
+
+DELIMITERS = (",", ";", "\t")
+LONGEST_RECORD = 100_000
+"""Characters. The longest lead has 6,000; a quote that is not closed must not swallow the file."""
+
+csv.field_size_limit(LONGEST_RECORD)
+
+
+class CsvFile:
+    """A CSV file with a header. Raises ImportRefusedError when it cannot be imported at all."""
+
+    def __init__(self, path: Path, mapping: Mapping[str, str]) -> None:
+        self._path = path
+        with self._opened() as file:
+            first = next(_Records(file), None)
+        if first is None:
+            raise ImportRefusedError(f"{path} is empty")
+        header = first.text
+        self.delimiter = max(DELIMITERS, key=header.count)
+        cells = _cells(header, self.delimiter)
+        if cells is None:
+            raise ImportRefusedError(f"{path}: the quotes of its header are not closed")
+        self.headers = [cell.strip() for cell in cells]
+        self._fields = resolve(self.headers, mapping)
+        require_all(self._fields, self.headers)
+        self.ignored = ignored(self._fields, self.headers)
+
+    def __iter__(self) -> Iterator[Row]:
+        with self._opened() as file:
+            records = _Records(file)
+            next(records)
+            for record in records:
+                if record.text.strip():
+                    yield self._row(record)
+
+    def _row(self, record: _Record) -> Row:
+        cells = None if record.unclosed else _cells(record.text, self.delimiter)
+        if cells is None:
+            return Row(record.number, {}, [record.text.rstrip("\r\n")], "its quotes are not closed, or it is too long")
+        if len(cells) != len(self.headers):
+            fault = f"it has {len(cells)} cells, the header has {len(self.headers)}"
+            return Row(record.number, {}, cells, fault)
+        if not is_unicode(record.text):
+            return Row(record.number, {}, cells, NOT_UNICODE)
+        pairs = zip(self._fields, cells, strict=True)
+        return Row(record.number, {field: restored(cell) for field, cell in pairs if field is not None}, cells)
+
+    def _opened(self) -> TextIO:
+        return self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+class _Record:
+    __slots__ = ("number", "text", "unclosed")
+
+    def __init__(self, number: int, text: str, *, unclosed: bool = False) -> None:
+        self.number = number
+        self.text = text
+        self.unclosed = unclosed
+
+
+class _Records:
+    """The records of a file, each with the number of its first line."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._pushed_back: deque[str] = deque()
+        self._number = 0
+
+    def __iter__(self) -> Iterator[_Record]:
+        return self
+
+    def __next__(self) -> _Record:
+        line = self._line()
+        if not line:
+            raise StopIteration
+        self._number += 1
+        number = self._number
+        if len(line) > LONGEST_RECORD:
+            while not line.endswith(("\n", "\r")) and (more := self._line()):
+                line = more
+            return _Record(number, "", unclosed=True)
+        quotes = line.count('"')
+        if quotes % 2 == 0:
+            return _Record(number, line)
+        held, size = [line], len(line)
+        while quotes % 2 and size <= LONGEST_RECORD and (more := self._line()):
+            held.append(more)
+            size += len(more)
+            quotes += more.count('"')
+        if quotes % 2 or size > LONGEST_RECORD:
+            self._pushed_back.extendleft(reversed(held[1:]))
+            return _Record(number, held[0], unclosed=True)
+        self._number += len(held) - 1
+        return _Record(number, "".join(held))
+
+    def _line(self) -> str:
+        return self._pushed_back.popleft() if self._pushed_back else self._file.readline(LONGEST_RECORD + 1)
+
+
+def _cells(text: str, delimiter: str) -> list[str] | None:
+    try:
+        return next(csv.reader([text.rstrip("\r\n")], delimiter=delimiter, strict=True), None)
+    except csv.Error:
+        return None

@@ -1,0 +1,53 @@
+"""A line of a daily file as it goes back into the database: checked, opened to prove it, indexed afresh."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+from uuid import UUID
+
+from service.encryption import EncryptionService
+from service.file_storage import MEANINGS
+from service.sealing import LeadSealer
+from service.storage.daily_leads import SENSITIVE_COLUMNS
+
+LARGEST_NUMBER = 10**15
+"""Of a history's row: moving the counter there must leave room behind it."""
+
+_LISTS = ("conversations", "status_changes", "assignment_changes", "kept_resubmissions", "aliases")
+
+
+class DailyRowError(Exception):
+    """The line is JSON, but not a lead of the daily file's format."""
+
+
+def prepared(lead: Any, encryption: EncryptionService, sealer: LeadSealer) -> dict[str, Any]:
+    """The lead with `phone_index` and `nid_index` in base64.
+
+    Every sealed field is opened, which proves that it belongs to this lead and this keyring. Raises DailyRowError,
+    FieldUnreadableError, and ValueError for an id that is none.
+    """
+    if not isinstance(lead, dict) or list(lead) != list(MEANINGS) or not all(_is_list(lead[name]) for name in _LISTS):
+        raise DailyRowError
+    opened = _opened(lead, UUID(lead["id"]), encryption)
+    for kept in lead["kept_resubmissions"]:
+        _opened(kept, UUID(kept["submission_id"]), encryption)
+    for step in (*lead["status_changes"], *lead["assignment_changes"]):
+        if not isinstance(step.get("id"), int) or not 0 < step["id"] <= LARGEST_NUMBER:
+            raise DailyRowError
+    return lead | {
+        "phone_index": base64.b64encode(sealer.phone_index(opened["phone"])).decode(),
+        "nid_index": base64.b64encode(sealer.nid_index(opened["nid"])).decode(),
+    }
+
+
+def _opened(row: dict[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:
+    try:
+        tokens = {name: row[name] for name in SENSITIVE_COLUMNS if row[name] is not None}
+        return {name: encryption.open(sealed_for, name, token) for name, token in tokens.items()}
+    except (KeyError, AttributeError):
+        raise DailyRowError from None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)

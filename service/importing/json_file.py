@@ -1,0 +1,121 @@
+"""Objects of a JSON file, one at a time: an array, `{"leads": […]}`, or one object a line.
+
+What is not JSON costs only itself: reading goes on where the next line begins an object.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from service.importing.columns import ignored, plain, resolve
+from service.importing.rows import NOT_UNICODE, ImportRefusedError, Row, is_unicode
+
+LONGEST_OBJECT = 200_000
+"""Characters. The longest lead has 6,000, and escapes make six of one."""
+
+_CHUNK = 65_536
+_FILLING = " \t\r\n,"
+_LEADS = re.compile(r'\s*\{\s*"leads"\s*:\s*\[')
+_NEXT = re.compile(r"\n[ \t]*(?=\{)")
+_DECODER = json.JSONDecoder()
+
+
+class JsonFile:
+    """A JSON file of objects."""
+
+    def __init__(self, path: Path, mapping: Mapping[str, str]) -> None:
+        self._path = path
+        self._mapping = mapping
+        self._resolved: dict[tuple[str, ...], list[str | None]] = {}
+        self.ignored: list[str] = []
+        first = next((value for value in self._values() if isinstance(value, dict)), None)
+        if first is None:
+            raise ImportRefusedError(f"{path} has no object that could be a lead")
+        self._fields_of(tuple(first))
+
+    def __iter__(self) -> Iterator[Row]:
+        for number, value in enumerate(self._values(), start=1):
+            yield self._row(number, value)
+
+    def _row(self, number: int, value: Any) -> Row:
+        if isinstance(value, _Unreadable):
+            return Row(number, {}, {"text": value.text}, "it is not JSON, or too long")
+        if not isinstance(value, dict):
+            return Row(number, {}, {"value": value}, "it is not an object")
+        try:
+            fields = self._fields_of(tuple(value))
+        except ImportRefusedError as refused:
+            return Row(number, {}, value, str(refused))
+        row: dict[str, str] = {}
+        for field, each in zip(fields, value.values(), strict=True):
+            if field is None or each is None:
+                continue
+            if isinstance(each, int) and not isinstance(each, bool):
+                row[field] = str(each)  # a phone number or national ID without quotes
+            elif not isinstance(each, str):
+                return Row(number, {}, value, f"{field} must be text")
+            else:
+                row[field] = each
+        if not all(map(is_unicode, row.values())):
+            return Row(number, {}, value, NOT_UNICODE)
+        return Row(number, row, value)
+
+    def _fields_of(self, keys: tuple[str, ...]) -> list[str | None]:
+        fields = self._resolved.get(keys)
+        if fields is None:
+            present = {plain(key) for key in keys}
+            fields = resolve(keys, {header: field for header, field in self._mapping.items() if header in present})
+            if len(self._resolved) < 1000:  # objects with ever new keys must not fill the memory
+                self._resolved[keys] = fields
+                self.ignored = list(dict.fromkeys([*self.ignored, *ignored(fields, keys)]))[:100]
+        return fields
+
+    def _values(self) -> Iterator[Any]:
+        with self._path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            yield from _values(file)
+
+
+class _Unreadable:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _values(file: TextIO) -> Iterator[Any]:
+    text, ended = file.read(_CHUNK), False
+    in_array = False
+    if opening := _LEADS.match(text):
+        text, in_array = text[opening.end() :], True
+    elif text.lstrip(_FILLING).startswith("["):
+        text, in_array = text.lstrip(_FILLING)[1:], True
+    at = 0
+    while True:
+        while at < len(text) and text[at] in _FILLING:
+            at += 1
+        if at >= len(text) - LONGEST_OBJECT // 8 and not ended:
+            text, at = text[at:], 0
+            more = file.read(_CHUNK)
+            text, ended = text + more, not more
+            continue
+        if at >= len(text) or (in_array and text[at] == "]"):
+            return
+        try:
+            value, at = _DECODER.raw_decode(text, at)
+        except ValueError:
+            if not ended and len(text) - at < LONGEST_OBJECT:
+                more = file.read(_CHUNK)
+                text, at, ended = text[at:] + more, 0, not more
+                continue
+            following = _NEXT.search(text, at)
+            if following is None and not in_array:
+                line_end = text.find("\n", at)
+                end = len(text) if line_end < 0 else line_end
+            else:
+                end = len(text) if following is None else following.end()
+            yield _Unreadable(text[at:end].strip())
+            at = end
+            continue
+        yield value

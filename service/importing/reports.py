@@ -1,0 +1,99 @@
+"""What became of each row, written as it happens: FILE.results.csv, and the rows that could not be imported.
+
+The file of rejects holds the rows as they came, with the reason in the first column; corrected, it can be imported
+again. Both may be read by their owner only (mode 0600): a reject holds values in clear.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+from service.importing.columns import REASON_COLUMN
+from service.importing.rows import ImportRefusedError, Result, Row, Told
+
+RESULT_COLUMNS = ("row", "result", "lead_id", "detail")
+
+
+class Report:
+    """The results of one file. `headers` None: rejects are written as JSON lines, else as CSV with these headers."""
+
+    def __init__(
+        self,
+        results: Path,
+        rejects: Path | None,
+        *,
+        headers: list[str] | None = None,
+        delimiter: str = ",",
+    ) -> None:
+        self.results_path = results
+        self.rejects_path = rejects
+        self._headers = headers
+        self._delimiter = delimiter
+        self._rejects: IO[str] | None = None
+        self.counts: Counter[Result] = Counter()
+        self._results = _created(results, b"row,result,")
+        self._writer = csv.writer(self._results, lineterminator="\n")
+        self._writer.writerow(RESULT_COLUMNS)
+
+    @property
+    def rows(self) -> int:
+        """How many rows were told of."""
+        return self.counts.total()
+
+    def tell(self, told: Told, row: Row | None = None) -> None:
+        """Note the result of a row; `row` is kept among the rejects when it is invalid."""
+        self.counts[told.result] += 1
+        self._writer.writerow((told.number, told.result.value, told.lead_id, told.detail))
+        if told.result is Result.INVALID and row is not None and self.rejects_path is not None:
+            self._reject(told, row)
+
+    def close(self) -> None:
+        """Finish both files."""
+        self._results.close()
+        if self._rejects is not None:
+            self._rejects.close()
+
+    @property
+    def has_rejects(self) -> bool:
+        """Whether a file of rejects was written."""
+        return self._rejects is not None
+
+    def _reject(self, told: Told, row: Row) -> None:
+        assert self.rejects_path is not None  # noqa: S101 # asked by the caller
+        if self._headers is None:
+            if self._rejects is None:
+                self._rejects = _created(self.rejects_path, b'{"' + REASON_COLUMN.encode())
+            original: Any = row.original if isinstance(row.original, dict) else {"cells": row.original}
+            kept = {REASON_COLUMN: told.detail} | {k: v for k, v in original.items() if k != REASON_COLUMN}
+            self._rejects.write(json.dumps(kept) + "\n")
+            return
+        headers = [header for header in self._headers if header != REASON_COLUMN]
+        if self._rejects is None:
+            self._rejects = _created(self.rejects_path, REASON_COLUMN.encode())
+            csv.writer(self._rejects, delimiter=self._delimiter).writerow([REASON_COLUMN, *headers])
+        cells = list(row.original)
+        if len(cells) == len(self._headers) and REASON_COLUMN in self._headers:
+            del cells[self._headers.index(REASON_COLUMN)]
+        csv.writer(self._rejects, delimiter=self._delimiter).writerow([told.detail, *cells])
+
+
+def _created(path: Path, begins: bytes) -> IO[str]:
+    """A fresh file, in the place of an earlier report at most. Raises ImportRefusedError."""
+    try:
+        if path.exists() and path.stat().st_size:
+            with path.open("rb") as earlier:
+                if not earlier.read(len(begins)) == begins:
+                    raise ImportRefusedError(
+                        f"{path} is there already and is no report of an import: name another file"
+                    )
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)
+    except OSError as error:
+        raise ImportRefusedError(f"{path} cannot be written: {error.strerror}") from None
+    # Bytes that were no UTF-8 go back as they came.
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="")
