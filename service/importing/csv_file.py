@@ -20,6 +20,8 @@ DELIMITERS = (",", ";", "\t")
 LONGEST_RECORD = 100_000
 """Characters. The longest lead has 6,000; a quote that is not closed must not swallow the file."""
 
+_SHOWN = 1000  # characters of a record that is too long, for the file of rejects
+
 csv.field_size_limit(LONGEST_RECORD)
 
 
@@ -93,9 +95,10 @@ class _Records:
         self._number += 1
         number = self._number
         if len(line) > LONGEST_RECORD:
-            while not line.endswith(("\n", "\r")) and (more := self._line()):
-                line = more
-            return _Record(number, "", unclosed=True)
+            part = line
+            while not part.endswith(("\n", "\r")) and (more := self._line()):
+                part = more
+            return _Record(number, line[:_SHOWN], unclosed=True)
         quotes = line.count('"')
         if quotes % 2 == 0:
             return _Record(number, line)

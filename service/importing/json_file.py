@@ -18,6 +18,7 @@ LONGEST_OBJECT = 200_000
 """Characters. The longest lead has 6,000, and escapes make six of one."""
 
 _CHUNK = 65_536
+_SHOWN = 1000  # characters of what is not JSON, for the file of rejects
 _FILLING = " \t\r\n,"
 _LEADS = re.compile(r'\s*\{\s*"leads"\s*:\s*\[')
 _NEXT = re.compile(r"\n[ \t]*(?=\{)")
@@ -109,13 +110,14 @@ def _values(file: TextIO) -> Iterator[Any]:
                 more = file.read(_CHUNK)
                 text, at, ended = text[at:] + more, 0, not more
                 continue
-            following = _NEXT.search(text, at)
-            if following is None and not in_array:
-                line_end = text.find("\n", at)
-                end = len(text) if line_end < 0 else line_end
-            else:
-                end = len(text) if following is None else following.end()
-            yield _Unreadable(text[at:end].strip())
+            unreadable = text[at : at + _SHOWN]
+            # What follows is looked for in what was read, and if need be in all the rest.
+            while (following := _NEXT.search(text, at)) is None and not ended:
+                text, at = text[-_SHOWN:], 0
+                more = file.read(_CHUNK)
+                text, ended = text + more, not more
+            end = len(text) if following is None else following.end()
+            yield _Unreadable(unreadable[: end - at].strip())
             at = end
             continue
         yield value

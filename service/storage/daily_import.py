@@ -82,7 +82,9 @@ def _history(table: str, columns: str, types: str, source: str) -> tuple[Any, An
         text(f"""INSERT INTO {table} (id, lead_id, {columns}) OVERRIDING SYSTEM VALUE
                  SELECT step.id, given.id, {named} {rows} ORDER BY step.id ON CONFLICT DO NOTHING"""),
         text(f"""INSERT INTO {table} (lead_id, {columns})
-                 SELECT given.id, {named} {rows} ORDER BY step.id ON CONFLICT (lead_id, version) DO NOTHING"""),
+                 SELECT given.id, {named} {rows}
+                 WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.lead_id = given.id AND t.version = step.version)
+                 ORDER BY step.id"""),
     )
 
 

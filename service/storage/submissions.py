@@ -15,6 +15,7 @@ the lead that its own request became elsewhere, or a conflict for a person to de
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -56,15 +57,18 @@ _COLUMN_TYPES = {
     "content_digest": "bytea",
 }
 _COLUMNS = ", ".join(_COLUMN_TYPES)
-_ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMN_TYPES.items())
+_DIGESTS = tuple(name for name, kind in _COLUMN_TYPES.items() if kind == "bytea")
+_GIVEN = ", ".join(f"{name} {'text' if name in _DIGESTS else kind}" for name, kind in _COLUMN_TYPES.items())
+_VALUES = ", ".join(f"decode({name}, 'hex')" if name in _DIGESTS else name for name in _COLUMN_TYPES)
 
-# Arrays, so that the statement is the same for every size of a batch: it is prepared once a connection.
+# One parameter, so that the statement is the same for every size of a batch: it is prepared once a connection. JSON is
+# written by C code; psycopg builds arrays of text in Python, which took a third of a large batch's time.
 _INSERT = text(f"""
     WITH inserted AS (
         INSERT INTO lead ({_COLUMNS}, created_at)
-        SELECT {_COLUMNS}, coalesce(accepted_at, now())
-        FROM unnest({_ARRAYS}, CAST(:accepted_at AS timestamptz[])) WITH ORDINALITY
-            AS entry ({_COLUMNS}, accepted_at, place)
+        SELECT {_VALUES}, coalesce(accepted_at, now())
+        FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, accepted_at timestamptz))
+            WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, place)
         WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
           AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
           AND (accepted_at IS NOT NULL OR NOT EXISTS (
@@ -132,7 +136,7 @@ async def store(
     # and what was refused already makes way.
     left = sorted(submissions, key=attrgetter("refused", "phone_index"))
     for _ in range(INSERTS_TRIED):
-        inserted = await connection.execute(_INSERT, _arrays(left, sensitive))
+        inserted = await connection.execute(_INSERT, {"entries": _entries(left, sensitive)})
         created_at = {row.id: row.created_at for row in inserted}
         outcomes |= {entry.id: Created(entry.as_lead(created_at[entry.id])) for entry in left if entry.id in created_at}
         left = [entry for entry in left if entry.id not in created_at]
@@ -147,11 +151,17 @@ async def store(
     raise StorageUnavailableError
 
 
-def _arrays(entries: Sequence[SealedSubmission], sensitive: Sequence[str]) -> dict[str, list[Any]]:
-    return {
-        name: [entry.sealed.get(name) if name in sensitive else getattr(entry, name) for entry in entries]
-        for name in (*_COLUMN_TYPES, "accepted_at")
-    }
+def _entries(entries: Sequence[SealedSubmission], sensitive: Sequence[str]) -> str:
+    plain = tuple(name for name in _COLUMN_TYPES if name not in sensitive and name not in (*_DIGESTS, "id"))
+    return json.dumps(
+        [
+            {name: getattr(entry, name) for name in plain}
+            | {name: getattr(entry, name).hex() for name in _DIGESTS}
+            | {"id": str(entry.id), "accepted_at": entry.accepted_at and entry.accepted_at.isoformat()}
+            | dict(entry.sealed)
+            for entry in entries
+        ]
+    )
 
 
 class _Found:

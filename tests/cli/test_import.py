@@ -1,0 +1,516 @@
+"""`leadkeep import`: what goes in, what is told, and that repeating is harmless."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.cli.imports import INTERRUPTED, NOT_ALL_IMPORTED
+from service.days import Days
+from service.file_storage import FileStorageService
+from service.storage.daily_leads import DailyLeads
+from tests.conftest import StartService
+from tests.harness.daily_files import file_of, soon_in
+from tests.harness.faults import execute, value_of
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import eventually, family, resident_megabytes
+from tests.harness.running_service import RunningService
+
+COLUMNS = ["name", "phone", "nid", "address", "interested_policy", "email", "notes"]
+
+
+@pytest.fixture
+def operator(database: TestDatabase, tmp_path: Path) -> RunningService:
+    """An operator with a database in which no service has run yet."""
+    return RunningService(tmp_path / "leadkeep", database_url=database.serve_url)
+
+
+def person(number: int, **changed: str) -> dict[str, str]:
+    made_up = {
+        "name": f"Person {number}",
+        "phone": f"+88017{number:08d}",
+        "nid": f"19{number:011d}",
+        "address": f"{number} Lake Road",
+        "interested_policy": "Term Life",
+        "email": f"person{number}@example.com",
+        "notes": "",
+    }
+    return made_up | changed
+
+
+def csv_file(folder: Path, rows: list[dict[str, str]], name: str = "leads.csv") -> Path:
+    path = folder / name
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def results_of(path: Path) -> list[dict[str, str]]:
+    with path.with_name(path.name + ".results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def count(database: TestDatabase, table: str = "lead") -> int:
+    return int(str(value_of(database.admin_url, f"SELECT count(*) FROM {table}")))
+
+
+def test_every_row_of_a_csv_becomes_a_lead(operator: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    path = csv_file(tmp_path, [person(n) for n in range(1200)])
+    done = operator.leadkeep("import", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "1200 saved" in done.stdout
+    assert count(database) == 1200
+    assert [each["result"] for each in results_of(path)] == ["saved"] * 1200
+
+
+def test_an_imported_lead_can_be_read_in_clear(
+    operator: RunningService, database: TestDatabase, start_service: StartService, tmp_path: Path
+) -> None:
+    values = person(1, name='"Quoted" \\ রহিমা \U0001f600 \U0001000f', address="two\nlines", notes="=1+1")
+    path = csv_file(tmp_path, [values])
+    assert operator.leadkeep("import", str(path)).returncode == 0
+    (result,) = results_of(path)
+    operator.start()
+    with operator.channel() as channel:
+        request = pb.GetLeadRequest(id=result["lead_id"], view=pb.LEAD_VIEW_FULL)
+        lead = operator.stub(channel).GetLead(request, metadata=operator.metadata(), timeout=10).lead
+    operator.stop()
+    assert {name: getattr(lead, name) for name in COLUMNS} == values
+    assert lead.status == pb.LEAD_STATUS_NEW
+
+
+def test_json_is_imported_too(operator: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text(json.dumps([person(n) for n in range(3)], indent=2))
+    assert operator.leadkeep("import", str(path)).returncode == 0
+    assert count(database) == 3
+
+
+def test_importing_again_changes_nothing(operator: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    path = csv_file(tmp_path, [person(n) for n in range(10)])
+    operator.leadkeep("import", str(path))
+    before = table_lines(database)
+    done = operator.leadkeep("import", str(path))
+    assert done.returncode == 0
+    assert "10 saved before" in done.stdout
+    assert table_lines(database) == before
+
+
+def test_a_bad_row_costs_only_itself_and_is_told_without_its_value(
+    operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    rows = [person(1), person(2, phone="secret-phone", email="secret-mail"), person(3)]
+    path = csv_file(tmp_path, rows)
+    done = operator.leadkeep("import", str(path))
+    assert done.returncode == NOT_ALL_IMPORTED
+    assert count(database) == 2
+    (_, bad, _) = results_of(path)
+    assert bad["result"] == "invalid"
+    assert "phone" in bad["detail"]
+    assert "email" in bad["detail"]
+    told = done.stdout + done.stderr + path.with_name("leads.csv.results.csv").read_text()
+    assert "secret" not in told
+
+
+def test_rejects_can_be_corrected_and_imported_again(
+    operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    path = csv_file(tmp_path, [person(1), person(2, phone="12")])
+    operator.leadkeep("import", str(path))
+    rejects = path.with_name("leads.csv.rejects.csv")
+    assert stat.S_IMODE(rejects.stat().st_mode) == 0o600
+    assert rejects.read_text().startswith("leadkeep_reason,")
+    rejects.write_text(rejects.read_text().replace(",12,", ",+8801700000002,"))
+    done = operator.leadkeep("import", str(rejects))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert count(database) == 2
+
+
+def test_json_rejects_can_be_imported_again(operator: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text(json.dumps([person(1, phone="12")]))
+    operator.leadkeep("import", str(path))
+    rejects = tmp_path / "leads.json.rejects.jsonl"
+    (reject,) = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert "phone" in reject["leadkeep_reason"]
+    rejects.write_text(rejects.read_text().replace('"12"', '"+8801700000001"'))
+    assert operator.leadkeep("import", str(rejects)).returncode == 0
+    assert count(database) == 1
+
+
+def test_a_duplicate_is_told_with_the_lead_that_it_met(
+    operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    first = csv_file(tmp_path, [person(1)], "first.csv")
+    second = csv_file(tmp_path, [person(1, name="Other Name"), person(2, nid=person(1)["nid"])], "second.csv")
+    operator.leadkeep("import", str(first))
+    done = operator.leadkeep("import", str(second))
+    assert done.returncode == 0
+    lead_id = results_of(first)[0]["lead_id"]
+    assert [(each["result"], each["lead_id"], each["detail"]) for each in results_of(second)] == [
+        ("duplicate", lead_id, "phone and nid"),
+        ("duplicate", lead_id, "nid"),
+    ]
+    assert count(database) == 1
+
+
+def test_of_two_equal_rows_the_first_is_the_lead(
+    operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    path = csv_file(tmp_path, [person(1), person(1), person(1, name="Third")])
+    operator.leadkeep("import", str(path))
+    assert [each["result"] for each in results_of(path)] == ["saved", "saved before", "duplicate"]
+    assert value_of(database.admin_url, "SELECT name FROM lead") == "Person 1"
+
+
+def test_a_duplicate_is_kept_with_its_lead_once(
+    operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    path = csv_file(tmp_path, [person(1), person(1, name="Again")])
+    operator.leadkeep("import", str(path))
+    operator.leadkeep("import", str(path))
+    assert count(database, "resubmission") == 1
+    assert value_of(database.admin_url, "SELECT resubmissions FROM lead") == 1
+
+
+def test_a_dry_run_changes_nothing(operator: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    path = csv_file(tmp_path, [person(1), person(2, phone="12")])
+    before = table_lines(database)
+    done = operator.leadkeep("import", "--dry-run", str(path))
+    assert done.returncode == NOT_ALL_IMPORTED
+    assert [each["result"] for each in results_of(path)] == ["saved", "invalid"]
+    assert table_lines(database) == before
+    assert count(database, "key_canary") == 0
+
+
+def test_a_dry_run_finds_duplicates(operator: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    operator.leadkeep("import", str(csv_file(tmp_path, [person(1)], "first.csv")))
+    path = csv_file(tmp_path, [person(1, name="Other")])
+    operator.leadkeep("import", "--dry-run", str(path))
+    assert [each["result"] for each in results_of(path)] == ["duplicate"]
+    assert count(database, "resubmission") == 0
+
+
+def test_columns_can_be_named(operator: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    path = tmp_path / "crm.csv"
+    path.write_text("Kunde;Handy;Ausweis;Anschrift;Produkt;Schuhe\nRahima;+8801712345678;1990;1 Lake Road;Term;42\n")
+    named = {
+        "Kunde": "name",
+        "Handy": "phone",
+        "Ausweis": "nid",
+        "Anschrift": "address",
+        "Produkt": "interested_policy",
+    }
+    maps = [part for header, field in named.items() for part in ("--map", f"{header}={field}")]
+    done = operator.leadkeep("import", *maps, str(path))
+    assert done.returncode == 0, done.stderr
+    assert "not imported: Schuhe" in done.stderr
+    assert count(database) == 1
+
+
+def test_the_summary_can_be_json(operator: RunningService, tmp_path: Path) -> None:
+    path = csv_file(tmp_path, [person(1), person(2, phone="12")])
+    (summary,) = json.loads(operator.leadkeep("import", "--json", str(path)).stdout)
+    assert (summary["rows"], summary["saved"], summary["invalid"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["none.csv"], "cannot be read"),
+        (["leads.csv", "--results", "leads.csv"], "files of their own"),
+        (["leads.csv", "--rejects", "other.txt", "--results", "other.txt"], "files of their own"),
+        (["leads.csv", "--results", "other.txt"], "no report of an import"),
+        (["leads.csv", "--map", "x=nid"], "does not have"),
+        (["other.txt"], "no column for"),
+    ],
+)
+def test_what_cannot_be_imported_is_told(
+    arguments: list[str], told: str, operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    csv_file(tmp_path, [person(1)])
+    (tmp_path / "other.txt").write_text("hello\n")
+    done = operator.leadkeep("import", *arguments)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert count(database) == 0
+    assert (tmp_path / "other.txt").read_text() == "hello\n"
+
+
+def test_another_keyring_is_refused(operator: RunningService, tmp_path: Path, database: TestDatabase) -> None:
+    path = csv_file(tmp_path, [person(1)])
+    operator.leadkeep("import", str(path))
+    stranger = RunningService(tmp_path / "stranger", database_url=database.serve_url)
+    done = stranger.leadkeep("import", str(path))
+    assert done.returncode == 1
+    assert "keyring is not the one" in done.stderr
+
+
+def begun(operator: RunningService, path: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "service", "import", str(path)]
+    return subprocess.Popen(
+        command, env=operator.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_import_that_was_interrupted_is_repeated_and_nothing_is_there_twice(
+    how: signal.Signals, operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    path = csv_file(tmp_path, [person(n) for n in range(8000)])
+    running = begun(operator, path)
+    assert eventually(lambda: count(database) > 500, within=30)
+    running.send_signal(how)
+    running.communicate(timeout=30)
+    kept = count(database)
+    assert kept < 8000
+    if how is not signal.SIGKILL:
+        assert running.returncode == INTERRUPTED
+        assert len(results_of(path)) == kept
+    done = operator.leadkeep("import", str(path))
+    assert done.returncode == 0
+    assert count(database) == 8000
+    told = [each["result"] for each in results_of(path)]
+    assert told.count("saved before") == kept
+    assert told.count("saved") == 8000 - kept
+
+
+def peak_megabytes(operator: RunningService, path: Path) -> float:
+    running, peak = begun(operator, path), 0.0
+    while running.poll() is None:
+        try:
+            peak = max(peak, sum(resident_megabytes(pid) for pid in family(running.pid)))
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            continue
+        time.sleep(0.02)
+    assert running.returncode == 0
+    return peak
+
+
+def test_memory_does_not_grow_with_the_file(operator: RunningService, tmp_path: Path) -> None:
+    small = peak_megabytes(operator, csv_file(tmp_path, [person(n) for n in range(3_000)], "small.csv"))
+    large = peak_megabytes(operator, csv_file(tmp_path, [person(n) for n in range(10_000, 40_000)], "large.csv"))
+    assert large < small + 30
+
+
+# Daily files
+
+TABLES = ("lead", "status_change", "assignment_change", "lead_conversation", "resubmission", "lead_alias")
+
+
+def table_lines(database: TestDatabase, server: TestServer | None = None) -> dict[str, list[str]]:
+    with psycopg.connect(database.admin_url) as connection:
+        return {
+            table: sorted(row[0] for row in connection.execute(f"SELECT t::text FROM {table} t".encode()))
+            for table in TABLES
+        }
+
+
+def dumped(server: TestServer, database: TestDatabase) -> list[str]:
+    """What pg_dump writes of leads, histories and links, the rows in an order of their own."""
+    chosen = [part for table in TABLES for part in ("--table", table)]
+    sequences = ["--table", "status_change_id_seq", "--table", "assignment_change_id_seq"]
+    program = str(server.postgres.bin_dir / "pg_dump")
+    command = [program, "--data-only", *chosen, *sequences, "--dbname", database.admin_url]
+    text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    # pg_dump 18 guards its scripts with a random word.
+    return sorted(line for line in text.splitlines() if not re.match(r"\\(un)?restrict ", line))
+
+
+@pytest.fixture
+def lived_in(database: TestDatabase, start_service: StartService) -> RunningService:
+    """A service with leads that have seen everything, on two days."""
+    service = start_service("source", database_url=database.serve_url)
+    with service.channel() as channel:
+        stub, metadata = service.stub(channel), service.metadata()
+        ids = []
+        for number in range(30):
+            name = f'"{number}" \\ \n রহিমা \U0001f600'.replace("\n", "")
+            lead = somebody(name=name, conversation_id=f"chat-{number}", address='1 "Lake"\n\\Road')
+            ids.append(stub.CreateLead(pb.CreateLeadRequest(lead=lead, request_id=f"r-{number}"), metadata=metadata).id)
+            again = pb.Lead()
+            again.CopyFrom(lead)
+            again.conversation_id = f"later-{number}"
+            if number % 3 == 0:
+                with pytest.raises(Exception, match="ALREADY_EXISTS"):
+                    stub.CreateLead(pb.CreateLeadRequest(lead=again), metadata=metadata)
+        for lead_id in ids[::2]:
+            moved = pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONTACTED, reason='said "yes"\n')
+            stub.UpdateStatus(moved, metadata=metadata)
+            stub.AssignLead(pb.AssignLeadRequest(id=lead_id, assignee="rahima"), metadata=metadata)
+        correction = pb.UpdateLeadRequest(lead=pb.Lead(id=ids[0], phone="+8801999999999"))
+        correction.update_mask.paths.append("phone")
+        stub.UpdateLead(correction, metadata=metadata)
+    execute(
+        database.admin_url,
+        f"INSERT INTO lead_alias (id, lead_id, created_by) VALUES (gen_random_uuid(), '{ids[1]}', 'chatbot')",
+        f"UPDATE lead SET created_at = '2026-03-29T10:00:00.123456Z' WHERE id IN ('{ids[3]}', '{ids[4]}')",
+    )
+    return service
+
+
+def files_in(service: RunningService, database: TestDatabase) -> list[Path]:
+    days = Days("UTC")
+    leads = DailyLeads(database.serve_url, days)
+    files = FileStorageService(service.data_dir.parent / "rendered", days, leads)
+    files.make_folder()
+    for day in leads.days_with_leads():
+        files.render(day, settles=False)
+    leads.close()
+    return [files.path(day) for day in files.days_on_disk()]
+
+
+def elsewhere(source: RunningService, server: TestServer) -> tuple[RunningService, TestDatabase]:
+    """An empty database, and an operator with the keyring of the source."""
+    target = server.fresh_database()
+    keyring = {"LEADKEEP_KEYRING": str(source.data_dir / "keyring.json")}
+    return RunningService(source.data_dir.parent / "target", database_url=target.serve_url, settings=keyring), target
+
+
+def test_daily_files_bring_everything_back(
+    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer
+) -> None:
+    lived_in.stop()
+    files = files_in(lived_in, database)
+    operator, target = elsewhere(lived_in, postgres_server)
+    done = operator.leadkeep("import", *map(str, files))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert dumped(postgres_server, target) == dumped(postgres_server, database)
+    again = operator.leadkeep("import", *map(str, files))
+    assert again.returncode == 0
+    assert "saved before" in again.stdout
+    assert dumped(postgres_server, target) == dumped(postgres_server, database)
+
+
+def test_histories_go_on_after_an_import(
+    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer
+) -> None:
+    lived_in.stop()
+    operator, target = elsewhere(lived_in, postgres_server)
+    operator.leadkeep("import", *map(str, files_in(lived_in, database)))
+    lead_id = str(value_of(target.admin_url, "SELECT id FROM lead WHERE status = 'contacted' LIMIT 1"))
+    operator.start()
+    with operator.channel() as channel:
+        moved = pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONVERTED)
+        lead = operator.stub(channel).UpdateStatus(moved, metadata=operator.metadata(), timeout=10).lead
+    assert lead.status == pb.LEAD_STATUS_CONVERTED
+    assert soon_in(file_of(operator, date(2026, 3, 29)), lead_id) or soon_in(file_of(operator), lead_id)
+    operator.stop()
+
+
+def test_a_database_that_has_other_histories_keeps_them(
+    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer, tmp_path: Path
+) -> None:
+    lived_in.stop()
+    files = files_in(lived_in, database)
+    operator, target = elsewhere(lived_in, postgres_server)
+    path = csv_file(tmp_path, [person(77, phone="+8801600000077", nid="another")])
+    assert operator.leadkeep("import", str(path)).returncode == 0
+    execute(
+        target.admin_url,
+        "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
+        " SELECT id, 'new', 'contacted', 'agent', 2 FROM lead",
+    )
+    done = operator.leadkeep("import", *map(str, files))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert count(target, "status_change") == count(database, "status_change") + 1
+
+
+def changed_file(path: Path, change: Any) -> None:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    lead = json.loads(lines[2].removesuffix(","))
+    change(lead)
+    lines[2] = json.dumps(lead) + ("," if lines[2].endswith(",") else "")
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def swap_token(lead: dict[str, Any]) -> None:
+    lead["phone"], lead["address"] = lead["address"], lead["phone"]
+
+
+@pytest.mark.parametrize(
+    ("change", "result"),
+    [
+        (swap_token, "invalid"),
+        (lambda lead: lead.update(id="01890a5d-ac96-774b-bcce-b302099a8057"), "invalid"),
+        (lambda lead: lead.pop("version"), "invalid"),
+        (lambda lead: lead.update(id="nonsense"), "invalid"),
+        (lambda lead: lead.update(status="lost"), "failed"),
+        (lambda lead: lead.update(created_at="yesterday or so"), "failed"),
+    ],
+)
+def test_a_damaged_lead_of_a_daily_file_costs_only_itself(
+    change: Any, result: str, lived_in: RunningService, database: TestDatabase, postgres_server: TestServer
+) -> None:
+    lived_in.stop()
+    path = files_in(lived_in, database)[-1]
+    changed_file(path, change)
+    operator, target = elsewhere(lived_in, postgres_server)
+    done = operator.leadkeep("import", str(path))
+    assert done.returncode == NOT_ALL_IMPORTED, done.stderr
+    told = [each["result"] for each in results_of(path)]
+    assert told == [result] + ["saved"] * (len(told) - 1)
+    assert count(target) == len(told) - 1
+
+
+def test_a_lead_that_is_older_here_stays_as_it_is(lived_in: RunningService, database: TestDatabase) -> None:
+    lived_in.stop()
+    path = files_in(lived_in, database)[-1]
+    changed_file(path, lambda lead: lead.update(version=lead["version"] + 1, name="Newer"))
+    done = lived_in.leadkeep("import", str(path))
+    assert done.returncode == NOT_ALL_IMPORTED
+    assert results_of(path)[0]["result"] == "older here"
+    assert value_of(database.admin_url, "SELECT count(*) FROM lead WHERE name = 'Newer'") == 0
+
+
+def test_a_lead_of_a_daily_file_that_meets_another_is_a_duplicate(
+    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer, tmp_path: Path
+) -> None:
+    lived_in.stop()
+    path = files_in(lived_in, database)[0]
+    operator, target = elsewhere(lived_in, postgres_server)
+    operator.leadkeep("import", str(path))
+    execute(target.admin_url, "DELETE FROM lead_conversation", "DELETE FROM resubmission", "DELETE FROM lead_alias")
+    execute(target.admin_url, "DELETE FROM status_change", "DELETE FROM assignment_change")
+    execute(target.admin_url, "UPDATE lead SET id = gen_random_uuid()")
+    operator.leadkeep("import", str(path))
+    assert {each["result"] for each in results_of(path)} == {"duplicate"}
+
+
+def test_a_file_of_another_keyring_is_refused(
+    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer, tmp_path: Path
+) -> None:
+    target = postgres_server.fresh_database()
+    stranger = RunningService(tmp_path / "stranger", database_url=target.serve_url)
+    done = stranger.leadkeep("import", *map(str, files_in(lived_in, database)))
+    assert done.returncode == 1
+    assert "keys that this keyring does not have" in done.stderr
+    assert count(target) == 0
+
+
+def test_a_daily_file_that_was_cut_off_is_refused(
+    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer
+) -> None:
+    path = files_in(lived_in, database)[-1]
+    path.write_bytes(path.read_bytes()[:-1000])
+    operator, target = elsewhere(lived_in, postgres_server)
+    done = operator.leadkeep("import", str(path))
+    assert done.returncode == 1
+    assert "not a whole daily file" in done.stderr
+    assert count(target) == 0

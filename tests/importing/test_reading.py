@@ -1,0 +1,205 @@
+"""Foreign files, read row by row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.importing.columns import explicit_mapping, resolve
+from service.importing.csv_file import LONGEST_RECORD, CsvFile
+from service.importing.json_file import JsonFile
+from service.importing.rows import ImportRefusedError, Row
+from service.importing.source import Kind, kind_of
+
+HEADER = "name,phone,nid,address,interested_policy"
+GOOD = "Rahima,+8801712345678,1990,1 Lake Road,Term"
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    path = folder / "leads"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def csv_rows(folder: Path, content: str | bytes) -> list[Row]:
+    return list(CsvFile(written(folder, content), {}))
+
+
+def json_rows(folder: Path, content: str | bytes) -> list[Row]:
+    return list(JsonFile(written(folder, content), {}))
+
+
+# Which file is it
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ('{"format":"leadkeep-daily-file","version":1', Kind.DAILY),
+        ('  {\n "format" : "leadkeep-daily-file"', Kind.DAILY),
+        ("[]", Kind.JSON),
+        ('\ufeff[{"name": "x"}]', Kind.JSON),
+        ('{"name": "x"}\n{"name": "y"}', Kind.JSON),
+        (HEADER, Kind.CSV),
+        ("\ufeff" + HEADER, Kind.CSV),
+    ],
+)
+def test_a_file_is_known_by_its_content(content: str, kind: Kind, tmp_path: Path) -> None:
+    assert kind_of(written(tmp_path, content)) is kind
+
+
+@pytest.mark.parametrize("content", [b"", b"  \n", HEADER.encode("utf-16"), b"PK\x03\x04\0\0"])
+def test_what_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ImportRefusedError, match=r"empty|UTF-8"):
+        kind_of(written(tmp_path, content))
+
+
+# Columns
+
+
+@pytest.mark.parametrize(
+    ("header", "field"),
+    [
+        ("name", "name"),
+        ("Full Name", "name"),
+        ("PHONE", "phone"),
+        ("Mobile-Number", "phone"),
+        ("National ID", "nid"),
+        ("Policy", "interested_policy"),
+        ("interested policy", "interested_policy"),
+        ("E-mail", "email"),
+        (" Preferred_Contact Time ", "preferred_contact_time"),
+        ("Conversation ID", "conversation_id"),
+        ("shoe size", None),
+        ("leadkeep_reason", None),
+    ],
+)
+def test_a_header_is_known_in_any_spelling(header: str, field: str | None) -> None:
+    assert resolve([header], {}) == [field]
+
+
+def test_the_operators_mapping_wins() -> None:
+    mapping = explicit_mapping(["Customer no.=nid", "Kontakt=phone"])
+    assert resolve(["customer no.", "Kontakt", "Phone"], mapping) == ["nid", "phone", None]
+
+
+@pytest.mark.parametrize("pair", ["nid", "=nid", "x=nobody", "x="])
+def test_a_mapping_that_says_nothing_is_refused(pair: str) -> None:
+    with pytest.raises(ImportRefusedError, match="--map"):
+        explicit_mapping([pair])
+
+
+def test_two_columns_for_one_field_are_refused() -> None:
+    with pytest.raises(ImportRefusedError, match="several columns are phone"):
+        resolve(["Phone", "Mobile"], {})
+
+
+def test_a_mapping_of_a_column_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ImportRefusedError, match="does not have"):
+        resolve(["Phone"], {"other": "nid"})
+
+
+def test_a_file_without_a_required_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImportRefusedError, match="no column for nid"):
+        CsvFile(written(tmp_path, "name,phone,address,policy\n"), {})
+
+
+# CSV
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_csv_comes_in_many_forms(delimiter: str, line_end: str, mark: str, tmp_path: Path) -> None:
+    content = mark + line_end.join([HEADER, GOOD, ""]).replace(",", delimiter)
+    (row,) = csv_rows(tmp_path, content)
+    assert row.fault is None
+    assert row.fields["name"] == "Rahima"
+    assert row.fields["interested_policy"] == "Term"
+
+
+@pytest.mark.parametrize("value", ['a "quoted" name', "two\nlines", "a,b", "back\\slash", "রহিমা", "\U0001f600"])
+def test_a_quoted_cell_is_read_whole(value: str, tmp_path: Path) -> None:
+    quoted = '"' + value.replace('"', '""') + '"'
+    (row, after) = csv_rows(tmp_path, f"{HEADER}\n{quoted},1,2,3,4\n{GOOD}\n")
+    assert row.fields["name"] == value
+    assert after.fields["name"] == "Rahima"
+
+
+def test_a_neutralised_cell_is_restored(tmp_path: Path) -> None:
+    (row,) = csv_rows(tmp_path, f"{HEADER}\nR,'+8801712345678,1,2,3\n")
+    assert row.fields["phone"] == "+8801712345678"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '"never closed,1,2,3,4',
+        "too,few",
+        "too,many,cells,in,this,row",
+        'a"b"c,"x"y,1,2,3',
+        "x" * (LONGEST_RECORD + 10) + ",1,2,3,4",
+        '"' + "x" * (LONGEST_RECORD + 10) + '",1,2,3,4',
+    ],
+)
+def test_a_bad_row_costs_only_itself(bad: str, tmp_path: Path) -> None:
+    rows = csv_rows(tmp_path, f"{HEADER}\n{GOOD}\n{bad}\n{GOOD}\n{GOOD}\n")
+    assert [row.fault is None for row in rows] == [True, False, True, True]
+    assert [row.number for row in rows] == [2, 3, 4, 5]
+
+
+def test_bytes_that_are_no_utf_8_cost_only_their_row(tmp_path: Path) -> None:
+    content = f"{HEADER}\n{GOOD}\n".encode() + b"Ren\xe9,1,2,3,4\n" + f"{GOOD}\n".encode()
+    rows = csv_rows(tmp_path, content)
+    assert [row.fault for row in rows] == [None, "it is not UTF-8 text", None]
+
+
+def test_empty_lines_are_passed_over(tmp_path: Path) -> None:
+    assert [row.number for row in csv_rows(tmp_path, f"{HEADER}\n\n{GOOD}\n   \n{GOOD}")] == [3, 5]
+
+
+# JSON
+
+LEAD = {"name": "Rahima", "phone": "+8801712345678", "nid": "1990", "address": "1 Lake Road", "policy": "Term"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps([LEAD, LEAD]),
+        json.dumps([LEAD, LEAD], indent=4),
+        json.dumps({"leads": [LEAD, LEAD]}),
+        f"{json.dumps(LEAD)}\n{json.dumps(LEAD)}\n",
+        "\ufeff" + json.dumps([LEAD, LEAD]),
+    ],
+)
+def test_json_comes_in_many_forms(content: str, tmp_path: Path) -> None:
+    rows = json_rows(tmp_path, content)
+    assert [row.fields["interested_policy"] for row in rows] == ["Term", "Term"]
+    assert [row.number for row in rows] == [1, 2]
+
+
+def test_a_long_file_is_read_to_its_end(tmp_path: Path) -> None:
+    content = json.dumps([LEAD | {"notes": "x" * (number % 3000)} for number in range(1000)], indent=1)
+    rows = json_rows(tmp_path, content)
+    assert [len(row.fields["notes"]) for row in rows] == [number % 3000 for number in range(1000)]
+
+
+def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
+    (row,) = json_rows(tmp_path, json.dumps([LEAD | {"nid": 1990123456789, "email": None}]))
+    assert row.fields["nid"] == "1990123456789"
+    assert "email" not in row.fields
+
+
+@pytest.mark.parametrize("bad", ["[1, 2]", "17", '"text"', '{"name": ["x"]}', '{"name": 1.5}', '{"name": "\\ud800"}'])
+def test_a_value_that_is_no_lead_costs_only_itself(bad: str, tmp_path: Path) -> None:
+    rows = json_rows(tmp_path, f"[{json.dumps(LEAD)},{bad},{json.dumps(LEAD)}]")
+    assert [row.fault is None for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize("bad", ["{broken}", '{"name": "x"', "nonsense", '{"name": "' + "x" * 300_000 + "}"])
+def test_a_line_that_is_no_json_costs_only_itself(bad: str, tmp_path: Path) -> None:
+    rows = json_rows(tmp_path, f"{json.dumps(LEAD)}\n{bad}\n{json.dumps(LEAD)}\n")
+    assert [row.fault is None for row in rows] == [True, False, True]
