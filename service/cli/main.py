@@ -1,7 +1,7 @@
 """The commands of `leadkeep`.
 
 Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage; 3 `doctor` found a fault;
-4 rows of a file could not be imported; 130 interrupted, and may be repeated.
+4 rows of a file could not be imported; 5 fields could not be opened by an export; 130 interrupted, and may be repeated.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 
 from service.access import ROLES
 from service.cli.conflicts import conflicts_app
+from service.cli.exports import export
 from service.cli.files import files_app
 from service.cli.imports import import_files
 from service.cli.refusals import refusals_are_told
@@ -40,6 +41,7 @@ app.add_typer(spool_app, name="spool")
 app.add_typer(conflicts_app, name="conflicts")
 app.add_typer(files_app, name="files")
 app.command("import")(import_files)
+app.command()(export)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

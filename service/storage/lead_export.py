@@ -1,0 +1,49 @@
+"""All leads of a span of time, one after the other, as one snapshot of the database shows them.
+
+Promise: memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from service.lead import LeadStatus, SealedLead
+from service.storage.failures import StorageFaultError, cause_of
+
+_ROWS_AHEAD = 500
+_CONNECT_SECONDS = 5
+
+_LEADS = """
+    SELECT id, name, phone, nid, address, interested_policy, email, preferred_contact_time, notes, conversation_id,
+           status, created_at, updated_at, version, assignee, resubmissions, created_by
+    FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s ORDER BY created_at, id
+"""
+
+
+def exported_leads(
+    url: str, start: datetime, end: datetime, *, sensitive_fields: Sequence[str]
+) -> Iterator[SealedLead]:
+    """The leads that were created from `start` on and before `end`, oldest first. Raises StorageFaultError."""
+    try:
+        with psycopg.connect(
+            url, connect_timeout=_CONNECT_SECONDS, application_name="leadkeep-export", options="-c timezone=UTC"
+        ) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            with connection.cursor("exported", row_factory=dict_row) as cursor:
+                cursor.itersize = _ROWS_AHEAD
+                for row in cursor.execute(_LEADS, {"start": start, "end": end}):
+                    yield _lead(row, sensitive_fields)
+    except psycopg.Error as error:
+        # A driver's text may hold values, so that it does not leave this module.
+        raise StorageFaultError(cause_of(error)) from None
+
+
+def _lead(row: dict[str, Any], sensitive_fields: Sequence[str]) -> SealedLead:
+    sealed = {name: token for name in sensitive_fields if (token := row.pop(name)) is not None}
+    return SealedLead(**row | {"status": LeadStatus(row["status"])}, sealed=sealed)

@@ -1,0 +1,160 @@
+"""`leadkeep files`: rendered, compared, shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from tests.conftest import StartService
+from tests.harness.daily_files import file_of, read, soon_in, today
+from tests.harness.faults import execute, value_of
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase
+from tests.harness.running_service import RunningService
+
+SECRET = {"phone": "+8801798765432", "nid": "1985120394857", "address": "47 Shapla", "email": "f@example.org"}
+DAY = "2026-03-29"
+
+
+@pytest.fixture
+def service(database: TestDatabase, start_service: StartService) -> RunningService:
+    """A service with a lead of today and one of an old day, both in their files."""
+    service = start_service(database_url=database.serve_url)
+    with service.channel() as channel:
+        stub, metadata = service.stub(channel), service.metadata()
+        old = stub.CreateLead(pb.CreateLeadRequest(lead=somebody(**SECRET)), metadata=metadata, timeout=10).id
+        new = stub.CreateLead(pb.CreateLeadRequest(lead=somebody()), metadata=metadata, timeout=10).id
+    execute(database.admin_url, f"UPDATE lead SET created_at = '{DAY}T10:00Z' WHERE id = '{old}'")
+    assert soon_in(service.data_dir / "files" / f"leads_{DAY}.json", old)
+    assert soon_in(file_of(service), new)
+    return service
+
+
+def old_file(service: RunningService) -> Path:
+    return service.data_dir / "files" / f"leads_{DAY}.json"
+
+
+def test_every_day_is_equal(service: RunningService) -> None:
+    done = service.leadkeep("files", "verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 files are equal to the database" in done.stdout
+
+
+def test_a_comparison_can_be_json(service: RunningService) -> None:
+    found = json.loads(service.leadkeep("files", "verify", "--json").stdout)
+    assert [each["state"] for each in found] == ["equal", "equal"]
+    assert [each["day"] for each in found] == [DAY, str(today())]
+
+
+def different(path: Path) -> None:
+    path.write_text(path.read_text().replace("Term Life", "Tern Life"))
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (different, "different"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-4]), "damaged"),
+    ],
+)
+def test_a_file_that_is_not_equal_is_found(change: object, state: str, service: RunningService) -> None:
+    service.stop()
+    assert callable(change)
+    change(old_file(service))
+    done = service.leadkeep("files", "verify", "--day", DAY, "--json")
+    assert done.returncode == 1
+    assert [each["state"] for each in json.loads(done.stdout)] == [state]
+    assert "leadkeep files render" in done.stderr
+
+
+def test_a_change_that_no_service_rendered_is_behind(service: RunningService, database: TestDatabase) -> None:
+    service.stop()
+    execute(database.admin_url, "UPDATE lead SET name = 'Changed'")
+    done = service.leadkeep("files", "verify", "--day", DAY)
+    assert "behind" in done.stdout
+    service.leadkeep("files", "render")
+    assert "equal" in service.leadkeep("files", "verify", "--day", DAY).stdout
+
+
+def test_files_are_rendered_without_a_service(service: RunningService) -> None:
+    service.stop()
+    for path in old_file(service).parent.glob("*.json"):
+        path.unlink()
+    done = service.leadkeep("files", "render")
+    assert done.returncode == 0, done.stderr
+    assert read(old_file(service))["lead_count"] == 1
+    assert file_of(service).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rendered"),
+    [
+        (["--day", DAY], [DAY]),
+        (["--from", "2026-03-28", "--to", "2026-03-30"], ["2026-03-28", DAY, "2026-03-30"]),
+        (["--to", "2026-04-01"], [DAY]),
+    ],
+)
+def test_days_can_be_chosen(arguments: list[str], rendered: list[str], service: RunningService) -> None:
+    done = service.leadkeep("files", "render", "--json", *arguments)
+    assert [each["day"] for each in json.loads(done.stdout)] == rendered
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--day", "today"], ["--day", DAY, "--from", DAY], ["--from", "2026-02-02", "--to", "2026-02-01"]]
+)
+def test_days_that_make_no_sense_are_wrong_usage(arguments: list[str], service: RunningService) -> None:
+    assert service.leadkeep("files", "render", *arguments).returncode == 2
+
+
+def test_a_day_is_shown_masked(service: RunningService) -> None:
+    done = service.leadkeep("files", "show", "--day", DAY)
+    assert done.returncode == 0, done.stderr
+    assert "+880•••32" in done.stdout
+    assert [value for value in SECRET.values() if value in done.stdout] == []
+
+
+def test_a_day_can_be_shown_as_json(service: RunningService) -> None:
+    (lead,) = json.loads(service.leadkeep("files", "show", "--day", DAY, "--json").stdout)
+    assert lead["nid"] == "•••57"
+
+
+def test_a_day_is_shown_in_clear_with_a_token_and_recorded(service: RunningService, database: TestDatabase) -> None:
+    arguments = ["files", "show", "--day", DAY, "--unmask", "--reason", "call back"]
+    done = service.leadkeep(*arguments, env={"LEADKEEP_TOKEN": service.token(subject="rahima")})
+    assert done.returncode == 0, done.stderr
+    assert [value for value in SECRET.values() if value not in done.stdout] == []
+    record = value_of(database.admin_url, "SELECT subject || ' | ' || operation || ' | ' || reason FROM access_record")
+    assert record == f"rahima | files show | daily file of {DAY}: call back"
+
+
+@pytest.mark.parametrize("role", [None, "agent", "chatbot"])
+def test_a_day_is_not_shown_in_clear_without_the_scope(role: str | None, service: RunningService) -> None:
+    env = {"LEADKEEP_TOKEN": service.token(role)} if role else {}
+    done = service.leadkeep("files", "show", "--day", DAY, "--unmask", env=env)
+    assert done.returncode == 1
+    assert done.stdout == ""
+
+
+def test_what_cannot_be_recorded_is_not_shown(service: RunningService, database: TestDatabase) -> None:
+    execute(database.admin_url, "REVOKE INSERT ON access_record FROM leadkeep_app")
+    done = service.leadkeep("files", "show", "--day", DAY, "--unmask", env={"LEADKEEP_TOKEN": service.token()})
+    execute(database.admin_url, "GRANT INSERT ON access_record TO leadkeep_app")
+    assert done.returncode == 1
+    assert done.stdout == ""
+
+
+def test_a_field_that_cannot_be_opened_is_shown_as_such(service: RunningService, database: TestDatabase) -> None:
+    service.stop()
+    execute(database.admin_url, "UPDATE lead SET phone = nid")
+    service.leadkeep("files", "render")
+    assert "(cannot be opened)" in service.leadkeep("files", "show", "--day", DAY).stdout
+
+
+def test_a_day_without_a_file_is_told(service: RunningService) -> None:
+    done = service.leadkeep("files", "show", "--day", "2020-01-01")
+    assert done.returncode == 1
+    assert "leads_2020-01-01.json" in done.stderr
