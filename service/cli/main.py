@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from service.access import ROLES
+from service.cli.backup import backup, restore
 from service.cli.conflicts import conflicts_app
 from service.cli.exports import export
 from service.cli.files import files_app
@@ -42,6 +43,8 @@ app.add_typer(conflicts_app, name="conflicts")
 app.add_typer(files_app, name="files")
 app.command("import")(import_files)
 app.command()(export)
+app.command()(backup)
+app.command()(restore)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

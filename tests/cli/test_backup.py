@@ -1,0 +1,385 @@
+"""`leadkeep backup` and `leadkeep restore`: what was acknowledged comes back, and what is wrong is refused first."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import grpc
+import psycopg
+import pytest
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.keyring import Keyring
+from service.storage.backup_manifest import DUMP, MANIFEST
+from tests.conftest import StartService
+from tests.harness.daily_files import soon_in
+from tests.harness.faults import execute, value_of
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import eventually, remove_embedded_database
+from tests.harness.running_service import RunningService
+
+NAME = '"F" \\ আক্তার \U0001f600 \U0010fffd'
+
+
+@pytest.fixture
+def service(database: TestDatabase, start_service: StartService) -> RunningService:
+    return start_service("source", database_url=database.serve_url, settings=owner(database))
+
+
+def owner(database: TestDatabase) -> dict[str, str]:
+    return {"LEADKEEP_ADMIN_DATABASE_URL": database.admin_url}
+
+
+def create(service: RunningService, **fields: str) -> pb.Lead:
+    lead = somebody(**fields)
+    with service.channel() as channel:
+        made = service.stub(channel).CreateLead(
+            pb.CreateLeadRequest(lead=lead), metadata=service.metadata(), timeout=10
+        )
+    lead.id = made.id
+    return lead
+
+
+def in_clear(service: RunningService, lead_id: str) -> pb.Lead:
+    with service.channel() as channel:
+        request = pb.GetLeadRequest(id=lead_id, view=pb.LEAD_VIEW_FULL)
+        lead: pb.Lead = service.stub(channel).GetLead(request, metadata=service.metadata(), timeout=10).lead
+        return lead
+
+
+def equal(found: pb.Lead, sent: pb.Lead) -> bool:
+    return all(getattr(found, field.name) == value for field, value in sent.ListFields())
+
+
+def backed_up(service: RunningService, folder: Path, *more: str) -> Path:
+    done = service.leadkeep("backup", str(folder), *more)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def operator(source: RunningService, target: TestDatabase, **settings: str) -> RunningService:
+    """An operator with an empty database elsewhere, and the keyring of the source."""
+    given = {"LEADKEEP_KEYRING": str(source.data_dir / "keyring.json")} | owner(target) | settings
+    return RunningService(source.data_dir.parent / "target", database_url=target.serve_url, settings=given)
+
+
+def tables(database: TestDatabase) -> int:
+    return int(str(value_of(database.admin_url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")))
+
+
+def test_what_was_acknowledged_before_a_backup_under_load_is_in_it(
+    service: RunningService, postgres_server: TestServer, tmp_path: Path
+) -> None:
+    acknowledged: list[pb.Lead] = [create(service, name=NAME)]
+    stopped = threading.Event()
+
+    def caller() -> None:
+        while not stopped.is_set():
+            acknowledged.append(create(service))
+
+    callers = [threading.Thread(target=caller) for _ in range(8)]
+    for each in callers:
+        each.start()
+    assert eventually(lambda: len(acknowledged) > 50, within=30)
+    before = list(acknowledged)
+    folder = backed_up(service, tmp_path / "backup")
+    stopped.set()
+    for each in callers:
+        each.join()
+
+    target = postgres_server.empty_database()
+    elsewhere = operator(service, target)
+    done = elsewhere.leadkeep("restore", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert elsewhere.leadkeep("doctor").returncode == 0
+    elsewhere.start()
+    assert [lead.id for lead in before if not equal(in_clear(elsewhere, lead.id), lead)] == []
+    assert soon_in(elsewhere.data_dir / "files" / service_file(service), before[0].id)
+    elsewhere.stop()
+
+
+def service_file(service: RunningService) -> str:
+    (path,) = (service.data_dir / "files").glob("leads_*.json")
+    return path.name
+
+
+def test_a_backup_is_verified_by_restoring_it(service: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    create(service)
+    done = service.leadkeep("backup", str(tmp_path / "backup"), "--verify")
+    assert done.returncode == 0, done.stderr
+    assert "restored and is equal" in done.stdout
+    left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'leadkeep_verify%'"
+    assert value_of(database.admin_url, left) == 0
+
+
+def test_a_backup_from_before_can_be_verified(service: RunningService, tmp_path: Path) -> None:
+    create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    create(service)
+    told = json.loads(service.leadkeep("backup", str(folder), "--verify", "--json").stdout)
+    assert (told["leads"], told["verified"]) == (1, True)
+
+
+def test_verifying_finds_rows_that_are_not_those_of_the_manifest(service: RunningService, tmp_path: Path) -> None:
+    create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    change_manifest(folder, lambda told: told["tables"]["lead"].update(digest="0" * 64))
+    done = service.leadkeep("backup", str(folder), "--verify")
+    assert done.returncode == 1
+    assert "lead has 1 rows instead of 1, or others" in done.stderr
+
+
+def test_a_backup_holds_no_key_and_is_its_owners(service: RunningService, tmp_path: Path) -> None:
+    create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    content = b"".join(path.read_bytes() for path in folder.iterdir())
+    keyring = Keyring.from_json((service.data_dir / "keyring.json").read_bytes())
+    for key in keyring.keys:
+        for form in (
+            key.secret,
+            key.secret.hex().encode(),
+            base64.b64encode(key.secret),
+            base64.urlsafe_b64encode(key.secret),
+        ):
+            assert form not in content
+    assert {path.name for path in folder.iterdir()} == {DUMP, MANIFEST}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_the_manifest_says_what_is_in_it(service: RunningService, tmp_path: Path) -> None:
+    create(service)
+    told = json.loads((backed_up(service, tmp_path / "backup") / MANIFEST).read_text())
+    keys = json.loads((service.data_dir / "keyring.json").read_text())["keys"]
+    assert told["key_ids"] == [key["id"] for key in keys if key["purpose"] == "encryption"]
+    assert told["schema"] == "0003"
+    assert told["tables"]["lead"]["rows"] == 1
+
+
+def test_an_embedded_service_is_backed_up_and_restored_while_it_runs(tmp_path: Path) -> None:
+    source = RunningService(tmp_path / "source").start()
+    target = RunningService(tmp_path / "target")
+    try:
+        lead = create(source, name=NAME)
+        folder = backed_up(source, tmp_path / "backup", "--verify")
+        target.data_dir.mkdir(mode=0o700)
+        (target.data_dir / "keyring.json").write_bytes((source.data_dir / "keyring.json").read_bytes())
+        (target.data_dir / "keyring.json").chmod(0o600)
+        done = target.leadkeep("restore", str(folder))
+        assert done.returncode == 0, done.stderr
+        assert target.leadkeep("doctor").returncode == 0
+        target.start()
+        assert equal(in_clear(target, lead.id), lead)
+        again = target.leadkeep("restore", str(folder))
+        assert again.returncode == 1
+        assert "in use by another Leadkeep" in again.stderr
+        target.stop()
+        refused = target.leadkeep("restore", str(folder))
+        assert refused.returncode == 1
+        assert "leads already" in refused.stderr
+        target.start()
+        assert equal(in_clear(target, lead.id), lead)
+    finally:
+        for each in (source, target):
+            each.stop()
+            remove_embedded_database(each.data_dir)
+
+
+# What is refused, before anything is touched
+
+
+def change_manifest(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    told = json.loads((folder / MANIFEST).read_text())
+    change(told)
+    (folder / MANIFEST).write_text(json.dumps(told))
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / DUMP).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / DUMP).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (flip_a_byte, "damaged"),
+        (lambda folder: (folder / DUMP).write_bytes((folder / DUMP).read_bytes()[:-1]), "damaged"),
+        (lambda folder: (folder / DUMP).unlink(), "cannot be read"),
+        (lambda folder: (folder / MANIFEST).unlink(), "not finished"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "damaged"),
+        (lambda folder: (folder / MANIFEST).write_text("{}"), "damaged"),
+        (lambda folder: change_manifest(folder, lambda told: told.update(format="x")), "not the manifest"),
+        (lambda folder: change_manifest(folder, lambda told: told.update(version=2)), "use a later one"),
+        (lambda folder: change_manifest(folder, lambda told: told.update(schema="9999")), "newer than this release"),
+        (lambda folder: change_manifest(folder, lambda told: told.update(postgres=99)), "not older"),
+        (lambda folder: change_manifest(folder, lambda told: told.update(key_ids=["ex"])), "keys which this keyring"),
+    ],
+)
+def test_a_wrong_backup_is_refused(
+    damage: Callable[[Path], object], told: str, service: RunningService, postgres_server: TestServer, tmp_path: Path
+) -> None:
+    create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    damage(folder)
+    target = postgres_server.empty_database()
+    done = operator(service, target).leadkeep("restore", str(folder))
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert tables(target) == 0
+
+
+def test_a_wrong_keyring_is_refused_first(service: RunningService, postgres_server: TestServer, tmp_path: Path) -> None:
+    create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    flip_a_byte(folder)  # it does not even get to look at the dump
+    target = postgres_server.empty_database()
+    stranger = RunningService(tmp_path / "stranger", database_url=target.serve_url, settings=owner(target))
+    done = stranger.leadkeep("restore", str(folder))
+    assert done.returncode == 1
+    assert "keyring is not the one" in done.stderr
+    assert tables(target) == 0
+
+
+def test_a_missing_keyring_is_told(service: RunningService, postgres_server: TestServer, tmp_path: Path) -> None:
+    folder = backed_up(service, tmp_path / "backup")
+    target = postgres_server.empty_database()
+    done = operator(service, target).leadkeep("restore", str(folder), env={"LEADKEEP_KEYRING": str(tmp_path / "none")})
+    assert done.returncode == 1
+    assert "there is no keyring" in done.stderr
+
+
+def test_another_normaliser_is_refused(service: RunningService, postgres_server: TestServer, tmp_path: Path) -> None:
+    folder = backed_up(service, tmp_path / "backup")
+    target = postgres_server.empty_database()
+    done = operator(service, target, LEADKEEP_NID_RULE="BD").leadkeep("restore", str(folder))
+    assert done.returncode == 1
+    assert "LEADKEEP_NID_RULE" in done.stderr
+    assert tables(target) == 0
+
+
+@pytest.mark.parametrize("content", ["CREATE TABLE mine (id int)", "CREATE SCHEMA mine CREATE TABLE t (id int)"])
+def test_a_target_that_is_not_empty_is_refused(
+    content: str, service: RunningService, postgres_server: TestServer, tmp_path: Path
+) -> None:
+    folder = backed_up(service, tmp_path / "backup")
+    target = postgres_server.empty_database()
+    execute(target.admin_url, content)
+    before = tables(target)
+    done = operator(service, target).leadkeep("restore", str(folder))
+    assert done.returncode == 1
+    assert "not empty" in done.stderr
+    assert tables(target) == before
+
+
+def test_the_service_itself_is_no_target(service: RunningService, tmp_path: Path, database: TestDatabase) -> None:
+    lead = create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    done = service.leadkeep("restore", str(folder))
+    assert done.returncode == 1
+    assert equal(in_clear(service, lead.id), lead)
+
+
+def test_a_restore_that_fails_half_way_leaves_the_target_empty(
+    service: RunningService, postgres_server: TestServer, tmp_path: Path
+) -> None:
+    create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    target = postgres_server.empty_database()
+    execute(
+        target.admin_url,
+        """CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+           $$ BEGIN IF tg_tag = 'CREATE TRIGGER' THEN RAISE EXCEPTION 'on purpose'; END IF; END $$""",
+        "CREATE EVENT TRIGGER refuse ON ddl_command_end EXECUTE FUNCTION refuse()",
+    )
+    done = operator(service, target).leadkeep("restore", str(folder))
+    assert done.returncode == 1
+    assert "pg_restore failed" in done.stderr
+    assert tables(target) == 0
+
+
+def test_a_folder_that_is_not_empty_is_no_place_for_a_backup(service: RunningService, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    done = service.leadkeep("backup", str(tmp_path / "mine"))
+    assert done.returncode == 1
+    assert "not empty" in done.stderr
+    assert (tmp_path / "mine" / "file").read_text() == "mine"
+
+
+def test_a_backup_that_fails_leaves_nothing(service: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+    with psycopg.connect(database.admin_url) as blocking:
+        # pg_dump waits for this lock until it is told to stop.
+        blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
+        command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
+        running = subprocess.Popen(command, env=service.environment, start_new_session=True)
+        assert eventually((tmp_path / "backup" / DUMP).exists, within=20)
+        time.sleep(0.5)
+        running.send_signal(2)
+        blocking.rollback()
+        assert running.wait(30) != 0
+    assert not (tmp_path / "backup").exists()
+
+
+# Secrets on the command line
+
+
+@pytest.fixture
+def with_password(database: TestDatabase) -> str:
+    parts = urlsplit(database.admin_url)
+    return urlunsplit(parts._replace(netloc="postgres:tell-nobody@"))
+
+
+def test_no_password_is_on_a_command_line(
+    with_password: str, service: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    seen: list[bytes] = []
+    with psycopg.connect(database.admin_url) as blocking:
+        blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
+        environment = service.environment | {"LEADKEEP_ADMIN_DATABASE_URL": with_password}
+        command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
+        running = subprocess.Popen(command, env=environment)
+
+        def pg_dump_runs() -> bool:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    line = path.read_bytes()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if b"pg_dump" in line and b"leadkeep.dump" in line:
+                    seen.append(line)
+            return bool(seen)
+
+        assert eventually(pg_dump_runs, within=20)
+        blocking.rollback()
+    assert running.wait(30) == 0
+    assert [line for line in seen if b"tell-nobody" in line] == []
+
+
+def test_the_database_is_not_held_up_by_a_backup(service: RunningService, tmp_path: Path) -> None:
+    failures: list[grpc.RpcError] = []
+    stopped = threading.Event()
+
+    def caller() -> None:
+        while not stopped.is_set():
+            try:
+                create(service)
+            except grpc.RpcError as error:
+                failures.append(error)
+
+    calling = threading.Thread(target=caller)
+    calling.start()
+    backed_up(service, tmp_path / "backup", "--verify")
+    stopped.set()
+    calling.join()
+    assert failures == []
