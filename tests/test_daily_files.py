@@ -331,6 +331,27 @@ def test_a_render_that_fails_settles_nothing(database: TestDatabase, tmp_path: P
     leads.close()
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(database, "2026-03-29T10:00:00Z")
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def noted_sync(descriptor: int) -> None:
+        done.append(f"sync {'folder' if stat.S_ISDIR(os.fstat(descriptor).st_mode) else 'file'}")
+        sync(descriptor)
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    rendered(database, tmp_path)
+    assert done == ["sync file", "rename", "sync folder"]
+
+
 # Replicas
 
 
