@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -198,6 +199,35 @@ def test_an_embedded_service_is_backed_up_and_restored_while_it_runs(tmp_path: P
 # What is refused, before anything is touched
 
 
+@pytest.fixture(scope="module")
+def source(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunningService, Path]:
+    """A service that has stopped, and its backup."""
+    database = postgres_server.fresh_database()
+    folder = tmp_path_factory.mktemp("source")
+    service = RunningService(folder / "source", database_url=database.serve_url, settings=owner(database)).start()
+    create(service)
+    backed_up(service, folder / "backup")
+    service.stop()
+    return service, folder / "backup"
+
+
+@pytest.fixture
+def stopped(source: tuple[RunningService, Path]) -> RunningService:
+    return source[0]
+
+
+@pytest.fixture
+def folder(source: tuple[RunningService, Path], tmp_path: Path) -> Path:
+    """A copy of the backup, which a test may damage."""
+    return Path(shutil.copytree(source[1], tmp_path / "backup"))
+
+
+@pytest.fixture
+def target(postgres_server: TestServer) -> TestDatabase:
+    """An empty database."""
+    return postgres_server.empty_database()
+
+
 def change_manifest(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
     told = json.loads((folder / MANIFEST).read_text())
     change(told)
@@ -227,23 +257,17 @@ def flip_a_byte(folder: Path) -> None:
     ],
 )
 def test_a_wrong_backup_is_refused(
-    damage: Callable[[Path], object], told: str, service: RunningService, postgres_server: TestServer, tmp_path: Path
+    damage: Callable[[Path], object], told: str, stopped: RunningService, folder: Path, target: TestDatabase
 ) -> None:
-    create(service)
-    folder = backed_up(service, tmp_path / "backup")
     damage(folder)
-    target = postgres_server.empty_database()
-    done = operator(service, target).leadkeep("restore", str(folder))
+    done = operator(stopped, target).leadkeep("restore", str(folder))
     assert done.returncode == 1
     assert told in done.stderr
     assert tables(target) == 0
 
 
-def test_a_wrong_keyring_is_refused_first(service: RunningService, postgres_server: TestServer, tmp_path: Path) -> None:
-    create(service)
-    folder = backed_up(service, tmp_path / "backup")
+def test_a_wrong_keyring_is_refused_first(folder: Path, target: TestDatabase, tmp_path: Path) -> None:
     flip_a_byte(folder)  # it does not even get to look at the dump
-    target = postgres_server.empty_database()
     stranger = RunningService(tmp_path / "stranger", database_url=target.serve_url, settings=owner(target))
     done = stranger.leadkeep("restore", str(folder))
     assert done.returncode == 1
@@ -251,18 +275,14 @@ def test_a_wrong_keyring_is_refused_first(service: RunningService, postgres_serv
     assert tables(target) == 0
 
 
-def test_a_missing_keyring_is_told(service: RunningService, postgres_server: TestServer, tmp_path: Path) -> None:
-    folder = backed_up(service, tmp_path / "backup")
-    target = postgres_server.empty_database()
-    done = operator(service, target).leadkeep("restore", str(folder), env={"LEADKEEP_KEYRING": str(tmp_path / "none")})
+def test_a_missing_keyring_is_told(stopped: RunningService, folder: Path, target: TestDatabase, tmp_path: Path) -> None:
+    done = operator(stopped, target).leadkeep("restore", str(folder), env={"LEADKEEP_KEYRING": str(tmp_path / "none")})
     assert done.returncode == 1
     assert "there is no keyring" in done.stderr
 
 
-def test_another_normaliser_is_refused(service: RunningService, postgres_server: TestServer, tmp_path: Path) -> None:
-    folder = backed_up(service, tmp_path / "backup")
-    target = postgres_server.empty_database()
-    done = operator(service, target, LEADKEEP_NID_RULE="BD").leadkeep("restore", str(folder))
+def test_another_normaliser_is_refused(stopped: RunningService, folder: Path, target: TestDatabase) -> None:
+    done = operator(stopped, target, LEADKEEP_NID_RULE="BD").leadkeep("restore", str(folder))
     assert done.returncode == 1
     assert "LEADKEEP_NID_RULE" in done.stderr
     assert tables(target) == 0
@@ -270,13 +290,11 @@ def test_another_normaliser_is_refused(service: RunningService, postgres_server:
 
 @pytest.mark.parametrize("content", ["CREATE TABLE mine (id int)", "CREATE SCHEMA mine CREATE TABLE t (id int)"])
 def test_a_target_that_is_not_empty_is_refused(
-    content: str, service: RunningService, postgres_server: TestServer, tmp_path: Path
+    content: str, stopped: RunningService, folder: Path, target: TestDatabase
 ) -> None:
-    folder = backed_up(service, tmp_path / "backup")
-    target = postgres_server.empty_database()
     execute(target.admin_url, content)
     before = tables(target)
-    done = operator(service, target).leadkeep("restore", str(folder))
+    done = operator(stopped, target).leadkeep("restore", str(folder))
     assert done.returncode == 1
     assert "not empty" in done.stderr
     assert tables(target) == before
@@ -291,18 +309,15 @@ def test_the_service_itself_is_no_target(service: RunningService, tmp_path: Path
 
 
 def test_a_restore_that_fails_half_way_leaves_the_target_empty(
-    service: RunningService, postgres_server: TestServer, tmp_path: Path
+    stopped: RunningService, folder: Path, target: TestDatabase
 ) -> None:
-    create(service)
-    folder = backed_up(service, tmp_path / "backup")
-    target = postgres_server.empty_database()
     execute(
         target.admin_url,
         """CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
            $$ BEGIN IF tg_tag = 'CREATE TRIGGER' THEN RAISE EXCEPTION 'on purpose'; END IF; END $$""",
         "CREATE EVENT TRIGGER refuse ON ddl_command_end EXECUTE FUNCTION refuse()",
     )
-    done = operator(service, target).leadkeep("restore", str(folder))
+    done = operator(stopped, target).leadkeep("restore", str(folder))
     assert done.returncode == 1
     assert "pg_restore failed" in done.stderr
     assert tables(target) == 0

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.access import Scope
 from service.cli.exports import SOME_UNREADABLE
 from service.spreadsheet import restored
-from tests.conftest import StartService
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase
+from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import resident_megabytes
 from tests.harness.running_service import RunningService
+
+Shared = tuple[RunningService, TestDatabase]
 
 SECRET = {
     "phone": "+8801798765432",
@@ -35,11 +37,28 @@ SECRET = {
 NAME = '@Farzana "F" \\ আক্তার \U0001f600 \U00020000'
 
 
+@pytest.fixture(scope="module")
+def shared(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """One service for all tests of this module."""
+    database = postgres_server.fresh_database()
+    settings = {"LEADKEEP_TRANSCRIPT_URL": "https://x/{conversation_id}"}
+    folder = tmp_path_factory.mktemp("export") / "leadkeep"
+    running = RunningService(folder, database_url=database.serve_url, settings=settings).start()
+    yield running, database
+    running.stop()
+
+
 @pytest.fixture
-def service(database: TestDatabase, start_service: StartService) -> RunningService:
-    return start_service(
-        database_url=database.serve_url, settings={"LEADKEEP_TRANSCRIPT_URL": "https://x/{conversation_id}"}
-    )
+def service(shared: Shared) -> RunningService:
+    """The service, without any lead."""
+    running, database = shared
+    execute(database.admin_url, "TRUNCATE lead CASCADE", "TRUNCATE access_record")
+    return running
+
+
+@pytest.fixture
+def database(shared: Shared) -> TestDatabase:
+    return shared[1]
 
 
 def create(service: RunningService, **fields: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from service.cli.imports import INTERRUPTED, NOT_ALL_IMPORTED
 from service.days import Days
 from service.file_storage import FileStorageService
 from service.storage.daily_leads import DailyLeads
-from tests.conftest import StartService
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
@@ -79,9 +80,7 @@ def test_every_row_of_a_csv_becomes_a_lead(operator: RunningService, database: T
     assert [each["result"] for each in results_of(path)] == ["saved"] * 1200
 
 
-def test_an_imported_lead_can_be_read_in_clear(
-    operator: RunningService, database: TestDatabase, start_service: StartService, tmp_path: Path
-) -> None:
+def test_an_imported_lead_can_be_read_in_clear(operator: RunningService, tmp_path: Path) -> None:
     values = person(1, name='"Quoted" \\ রহিমা \U0001f600 \U0001000f', address="two\nlines", notes="=1+1")
     path = csv_file(tmp_path, [values])
     assert operator.leadkeep("import", str(path)).returncode == 0
@@ -333,10 +332,24 @@ def dumped(server: TestServer, database: TestDatabase) -> list[str]:
     return sorted(line for line in text.splitlines() if not re.match(r"\\(un)?restrict ", line))
 
 
-@pytest.fixture
-def lived_in(database: TestDatabase, start_service: StartService) -> RunningService:
-    """A service with leads that have seen everything, on two days."""
-    service = start_service("source", database_url=database.serve_url)
+@dataclass(frozen=True)
+class Source:
+    """A service that has stopped, with leads that have seen everything, on two days."""
+
+    service: RunningService
+    database: TestDatabase
+    rendered: list[Path]
+
+    def files(self, folder: Path) -> list[Path]:
+        """Copies of its daily files, which a test may damage."""
+        return [Path(shutil.copy(path, folder)) for path in self.rendered]
+
+
+@pytest.fixture(scope="module")
+def source(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    database = postgres_server.fresh_database()
+    folder = tmp_path_factory.mktemp("source") / "leadkeep"
+    service = RunningService(folder, database_url=database.serve_url).start()
     with service.channel() as channel:
         stub, metadata = service.stub(channel), service.metadata()
         ids = []
@@ -362,7 +375,8 @@ def lived_in(database: TestDatabase, start_service: StartService) -> RunningServ
         f"INSERT INTO lead_alias (id, lead_id, created_by) VALUES (gen_random_uuid(), '{ids[1]}', 'chatbot')",
         f"UPDATE lead SET created_at = '2026-03-29T10:00:00.123456Z' WHERE id IN ('{ids[3]}', '{ids[4]}')",
     )
-    return service
+    service.stop()
+    return Source(service, database, files_in(service, database))
 
 
 def files_in(service: RunningService, database: TestDatabase) -> list[Path]:
@@ -376,60 +390,69 @@ def files_in(service: RunningService, database: TestDatabase) -> list[Path]:
     return [files.path(day) for day in files.days_on_disk()]
 
 
-def elsewhere(source: RunningService, server: TestServer) -> tuple[RunningService, TestDatabase]:
-    """An empty database, and an operator with the keyring of the source."""
-    target = server.fresh_database()
-    keyring = {"LEADKEEP_KEYRING": str(source.data_dir / "keyring.json")}
-    return RunningService(source.data_dir.parent / "target", database_url=target.serve_url, settings=keyring), target
+@pytest.fixture
+def target(postgres_server: TestServer) -> TestDatabase:
+    """An empty database."""
+    return postgres_server.fresh_database()
+
+
+@pytest.fixture
+def elsewhere(source: Source, target: TestDatabase, tmp_path: Path) -> RunningService:
+    """An operator with the target and the keyring of the source."""
+    keyring = {"LEADKEEP_KEYRING": str(source.service.data_dir / "keyring.json")}
+    return RunningService(tmp_path / "target", database_url=target.serve_url, settings=keyring)
 
 
 def test_daily_files_bring_everything_back(
-    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer
+    source: Source, elsewhere: RunningService, target: TestDatabase, postgres_server: TestServer, tmp_path: Path
 ) -> None:
-    lived_in.stop()
-    files = files_in(lived_in, database)
-    operator, target = elsewhere(lived_in, postgres_server)
-    done = operator.leadkeep("import", *map(str, files))
+    files = [str(path) for path in source.files(tmp_path)]
+    done = elsewhere.leadkeep("import", *files)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert dumped(postgres_server, target) == dumped(postgres_server, database)
-    again = operator.leadkeep("import", *map(str, files))
+    assert dumped(postgres_server, target) == dumped(postgres_server, source.database)
+    again = elsewhere.leadkeep("import", *files)
     assert again.returncode == 0
     assert "saved before" in again.stdout
-    assert dumped(postgres_server, target) == dumped(postgres_server, database)
+    assert dumped(postgres_server, target) == dumped(postgres_server, source.database)
 
 
 def test_histories_go_on_after_an_import(
-    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
 ) -> None:
-    lived_in.stop()
-    operator, target = elsewhere(lived_in, postgres_server)
-    operator.leadkeep("import", *map(str, files_in(lived_in, database)))
+    elsewhere.leadkeep("import", *map(str, source.files(tmp_path)))
     lead_id = str(value_of(target.admin_url, "SELECT id FROM lead WHERE status = 'contacted' LIMIT 1"))
-    operator.start()
-    with operator.channel() as channel:
+    elsewhere.start()
+    with elsewhere.channel() as channel:
         moved = pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONVERTED)
-        lead = operator.stub(channel).UpdateStatus(moved, metadata=operator.metadata(), timeout=10).lead
+        lead = elsewhere.stub(channel).UpdateStatus(moved, metadata=elsewhere.metadata(), timeout=10).lead
     assert lead.status == pb.LEAD_STATUS_CONVERTED
-    assert soon_in(file_of(operator, date(2026, 3, 29)), lead_id) or soon_in(file_of(operator), lead_id)
-    operator.stop()
+    elsewhere.stop()
+
+
+def test_imported_leads_come_into_the_daily_files(
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
+) -> None:
+    elsewhere.leadkeep("import", *map(str, source.files(tmp_path)))
+    day = date(2026, 3, 29)
+    lead_id = str(value_of(target.admin_url, f"SELECT id FROM lead WHERE created_at < '{day}T12:00Z' LIMIT 1"))
+    elsewhere.start()
+    assert soon_in(file_of(elsewhere, day), lead_id)
+    elsewhere.stop()
 
 
 def test_a_database_that_has_other_histories_keeps_them(
-    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer, tmp_path: Path
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
 ) -> None:
-    lived_in.stop()
-    files = files_in(lived_in, database)
-    operator, target = elsewhere(lived_in, postgres_server)
     path = csv_file(tmp_path, [person(77, phone="+8801600000077", nid="another")])
-    assert operator.leadkeep("import", str(path)).returncode == 0
+    assert elsewhere.leadkeep("import", str(path)).returncode == 0
     execute(
         target.admin_url,
         "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
         " SELECT id, 'new', 'contacted', 'agent', 2 FROM lead",
     )
-    done = operator.leadkeep("import", *map(str, files))
+    done = elsewhere.leadkeep("import", *map(str, source.files(tmp_path)))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert count(target, "status_change") == count(database, "status_change") + 1
+    assert count(target, "status_change") == count(source.database, "status_change") + 1
 
 
 def changed_file(path: Path, change: Any) -> None:
@@ -456,61 +479,52 @@ def swap_token(lead: dict[str, Any]) -> None:
     ],
 )
 def test_a_damaged_lead_of_a_daily_file_costs_only_itself(
-    change: Any, result: str, lived_in: RunningService, database: TestDatabase, postgres_server: TestServer
+    change: Any, result: str, source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
 ) -> None:
-    lived_in.stop()
-    path = files_in(lived_in, database)[-1]
+    path = source.files(tmp_path)[-1]
     changed_file(path, change)
-    operator, target = elsewhere(lived_in, postgres_server)
-    done = operator.leadkeep("import", str(path))
+    done = elsewhere.leadkeep("import", str(path))
     assert done.returncode == NOT_ALL_IMPORTED, done.stderr
     told = [each["result"] for each in results_of(path)]
     assert told == [result] + ["saved"] * (len(told) - 1)
     assert count(target) == len(told) - 1
 
 
-def test_a_lead_that_is_older_here_stays_as_it_is(lived_in: RunningService, database: TestDatabase) -> None:
-    lived_in.stop()
-    path = files_in(lived_in, database)[-1]
+def test_a_lead_that_is_older_here_stays_as_it_is(source: Source, tmp_path: Path) -> None:
+    path = source.files(tmp_path)[-1]
     changed_file(path, lambda lead: lead.update(version=lead["version"] + 1, name="Newer"))
-    done = lived_in.leadkeep("import", str(path))
+    done = source.service.leadkeep("import", str(path))
     assert done.returncode == NOT_ALL_IMPORTED
     assert results_of(path)[0]["result"] == "older here"
-    assert value_of(database.admin_url, "SELECT count(*) FROM lead WHERE name = 'Newer'") == 0
+    assert value_of(source.database.admin_url, "SELECT count(*) FROM lead WHERE name = 'Newer'") == 0
 
 
 def test_a_lead_of_a_daily_file_that_meets_another_is_a_duplicate(
-    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer, tmp_path: Path
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
 ) -> None:
-    lived_in.stop()
-    path = files_in(lived_in, database)[0]
-    operator, target = elsewhere(lived_in, postgres_server)
-    operator.leadkeep("import", str(path))
+    path = source.files(tmp_path)[0]
+    elsewhere.leadkeep("import", str(path))
     execute(target.admin_url, "DELETE FROM lead_conversation", "DELETE FROM resubmission", "DELETE FROM lead_alias")
     execute(target.admin_url, "DELETE FROM status_change", "DELETE FROM assignment_change")
     execute(target.admin_url, "UPDATE lead SET id = gen_random_uuid()")
-    operator.leadkeep("import", str(path))
+    elsewhere.leadkeep("import", str(path))
     assert {each["result"] for each in results_of(path)} == {"duplicate"}
 
 
-def test_a_file_of_another_keyring_is_refused(
-    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer, tmp_path: Path
-) -> None:
-    target = postgres_server.fresh_database()
+def test_a_file_of_another_keyring_is_refused(source: Source, target: TestDatabase, tmp_path: Path) -> None:
     stranger = RunningService(tmp_path / "stranger", database_url=target.serve_url)
-    done = stranger.leadkeep("import", *map(str, files_in(lived_in, database)))
+    done = stranger.leadkeep("import", *map(str, source.files(tmp_path)))
     assert done.returncode == 1
     assert "keys that this keyring does not have" in done.stderr
     assert count(target) == 0
 
 
 def test_a_daily_file_that_was_cut_off_is_refused(
-    lived_in: RunningService, database: TestDatabase, postgres_server: TestServer
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
 ) -> None:
-    path = files_in(lived_in, database)[-1]
+    path = source.files(tmp_path)[-1]
     path.write_bytes(path.read_bytes()[:-1000])
-    operator, target = elsewhere(lived_in, postgres_server)
-    done = operator.leadkeep("import", str(path))
+    done = elsewhere.leadkeep("import", str(path))
     assert done.returncode == 1
     assert "not a whole daily file" in done.stderr
     assert count(target) == 0
