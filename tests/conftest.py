@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.harness.disks import NoMountError, tiny_disk
 from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
 from tests.harness.processes import remove_embedded_database
 from tests.harness.running_service import RunningService
@@ -64,3 +65,13 @@ def service(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactor
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte; the test is skipped where none can be mounted."""
+    try:
+        with tiny_disk(tmp_path / "disk") as folder:
+            yield folder
+    except NoMountError:
+        pytest.skip("a disk cannot be mounted here")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
 import unicodedata
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 import jsonschema
 import psycopg
 import pytest
@@ -24,11 +21,10 @@ from service.file_storage import MEANINGS, DailyFileError, FileStorageService, c
 from service.storage import models
 from service.storage.daily_leads import SENSITIVE_COLUMNS, DailyLeads, DailyLeadsError
 from tests.conftest import StartService
-from tests.harness.daily_files import file_of, leads_in, read, soon_in, today
+from tests.harness.daily_files import create, file_of, leads_in, read, soon_in, today
 from tests.harness.faults import execute, value_of
-from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase
-from tests.harness.processes import eventually, family
+from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "daily-file.schema.json").read_text())
@@ -40,12 +36,6 @@ TOKEN = "e1.gAAAAAAAAAAAtoken"
 @pytest.fixture
 def service(database: TestDatabase, start_service: StartService) -> RunningService:
     return start_service(database_url=database.serve_url)
-
-
-def create(service: RunningService, **fields: str) -> str:
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody(**fields))
-        return str(service.stub(channel).CreateLead(request, metadata=service.metadata(), timeout=10).id)
 
 
 def store(database: TestDatabase, created_at: str, number: int = 0) -> None:
@@ -388,88 +378,6 @@ def test_the_renderer_reads_no_other_database(database: TestDatabase) -> None:
     assert DailyLeads(database.serve_url, Days("UTC"), canary="a").touched() == set()
     with pytest.raises(DailyLeadsError, match="not_confirmed"):
         DailyLeads(database.serve_url, Days("UTC"), canary="b").touched()
-
-
-# Faults
-
-
-def readiness(service: RunningService) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.get(f"{service.http_url}/readyz").json()
-    return answer
-
-
-def metric(service: RunningService, name: str) -> float:
-    lines = httpx.get(f"{service.http_url}/metrics").text.splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
-
-
-@pytest.fixture
-def without_folder(service: RunningService) -> Iterator[Path]:
-    """The folder of the files, taken away from a service that runs: a file lies in its place."""
-    assert soon_in(file_of(service), create(service))
-    folder = file_of(service).parent
-    aside = folder.rename(folder.with_name("aside"))
-    folder.write_text("no folder")
-    yield aside
-    if folder.is_file():
-        folder.unlink()
-
-
-def test_a_folder_that_is_gone_is_an_alarm(service: RunningService, without_folder: Path) -> None:
-    create(service)
-    assert eventually(lambda: "daily files cannot be written" in str(readiness(service)), within=10)
-    assert readiness(service)["degraded"]
-    assert metric(service, "leadkeep_files_alarm") == 1
-    assert "daily files alarm" in service.log()
-
-
-def test_a_fault_of_the_files_reaches_no_caller(service: RunningService, without_folder: Path) -> None:
-    assert eventually(lambda: metric(service, "leadkeep_files_alarm") == 1, within=10)
-    assert create(service)
-
-
-def test_files_are_written_again_when_the_fault_is_over(service: RunningService, without_folder: Path) -> None:
-    created = create(service)
-    assert eventually(lambda: metric(service, "leadkeep_files_alarm") == 1, within=10)
-    folder = file_of(service).parent
-    folder.unlink()
-    without_folder.rename(folder)
-    assert soon_in(file_of(service), created, within=20)
-    assert eventually(lambda: not readiness(service)["degraded"], within=20)
-
-
-def test_a_database_that_refuses_the_renderer_is_an_alarm(service: RunningService, database: TestDatabase) -> None:
-    assert soon_in(file_of(service), create(service))
-    execute(database.admin_url, "REVOKE SELECT ON lead_touch FROM leadkeep_app")
-    assert eventually(lambda: "42501" in str(readiness(service)), within=10)
-    execute(database.admin_url, "GRANT SELECT ON lead_touch TO leadkeep_app")
-    assert eventually(lambda: not readiness(service)["degraded"], within=30)
-
-
-def renderers(service: RunningService) -> list[int]:
-    return [pid for pid in family(service.pid) if b"file_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def test_a_renderer_that_is_killed_is_started_again(service: RunningService) -> None:
-    assert soon_in(file_of(service), create(service))
-    (killed,) = renderers(service)
-    os.kill(killed, signal.SIGKILL)
-    assert soon_in(file_of(service), create(service), within=20)
-    assert renderers(service) != [killed]
-
-
-def test_the_renderer_ends_with_a_service_that_is_killed(service: RunningService) -> None:
-    assert soon_in(file_of(service), create(service))
-    (renderer,) = renderers(service)
-    service.kill()
-    assert eventually(lambda: not Path(f"/proc/{renderer}").exists(), within=10)
-
-
-def test_the_renderers_command_line_and_environment_hold_no_secret(service: RunningService) -> None:
-    assert soon_in(file_of(service), create(service))
-    (renderer,) = renderers(service)
-    seen = Path(f"/proc/{renderer}/cmdline").read_bytes() + Path(f"/proc/{renderer}/environ").read_bytes()
-    assert b"postgresql:" not in seen
 
 
 # A reader of the format

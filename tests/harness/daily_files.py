@@ -7,8 +7,18 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from tests.harness.leads import somebody
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
+
+
+def create(service: RunningService, **fields: str) -> str:
+    """Create a lead; its id."""
+    with service.channel() as channel:
+        request = pb.CreateLeadRequest(lead=somebody(**fields))
+        return str(service.stub(channel).CreateLead(request, metadata=service.metadata(), timeout=10).id)
 
 
 def today() -> date:
