@@ -48,7 +48,7 @@ LAG_GOAL = 120.0
 
 @dataclass
 class Watch:
-    """What was seen from outside, every 20 ms: renders by their temporary file, and the memory of all processes."""
+    """What was seen from outside, every 50 ms: renders by their temporary file, and the memory of all processes."""
 
     folder: Path
     pid: int
@@ -63,13 +63,11 @@ class Watch:
     def run(self, stopped: threading.Event) -> None:
         began: float | None = None
         last: object = None
-        while not stopped.wait(0.02):
+        processes = family(self.pid)  # looked for once: reading all of /proc would be felt by the callers
+        while not stopped.wait(0.05):
             at_work = bool(list(self.folder.glob(".leads_*.tmp")))
             now = time.time()
-            memory = 0.0
-            for each in family(self.pid):
-                with suppress(OSError, ValueError):
-                    memory += resident_megabytes(each)
+            memory = sum(map(resident_megabytes, processes))
             (self.rendering if at_work else self.resting).append(memory)
             if at_work and began is None:
                 began = now
