@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
+from service.days import Days
+from service.file_storage import FileStorageService, Render
+from service.file_worker import FileWorker
+from service.storage.daily_leads import DailyLeads
 from tests.conftest import StartService
-from tests.harness.daily_files import create, file_of, soon_in
+from tests.harness.daily_files import create, file_of, read, soon_in, store_lead, today
 from tests.harness.disks import remount
 from tests.harness.faults import execute
 from tests.harness.postgres import TestDatabase
@@ -77,6 +82,29 @@ def test_a_database_that_refuses_the_renderer_is_an_alarm(service: RunningServic
     assert eventually(lambda: "42501" in str(readiness(service)), within=10)
     execute(database.admin_url, "GRANT SELECT ON lead_touch TO leadkeep_app")
     assert eventually(lambda: not readiness(service)["degraded"], within=30)
+
+
+def test_a_file_that_is_deleted_the_moment_it_appears_comes_back(
+    database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days, minutes = Days("UTC"), iter(range(0, 600, 60))
+    leads = DailyLeads(database.serve_url, days)
+    files = FileStorageService(tmp_path, days, leads)
+    store_lead(database, f"{today()}T00:00Z")
+    worker = FileWorker(files, leads, days, tell=lambda _: None, stopped=threading.Event(), clock=lambda: next(minutes))
+    render = files.render
+
+    def rendered_and_gone(*arguments: Any, **named: Any) -> Render:
+        made = render(*arguments, **named)
+        files.path(today()).unlink()
+        return made
+
+    monkeypatch.setattr(files, "render", rendered_and_gone)
+    worker.step()
+    monkeypatch.undo()
+    worker.step()
+    assert read(files.path(today()))["lead_count"] == 1
+    leads.close()
 
 
 def renderers(service: RunningService) -> list[int]:

@@ -21,7 +21,7 @@ from service.file_storage import MEANINGS, DailyFileError, FileStorageService, c
 from service.storage import models
 from service.storage.daily_leads import SENSITIVE_COLUMNS, DailyLeads, DailyLeadsError
 from tests.conftest import StartService
-from tests.harness.daily_files import create, file_of, leads_in, read, soon_in, today
+from tests.harness.daily_files import create, file_of, leads_in, read, soon_in, store_lead, today
 from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
@@ -30,22 +30,11 @@ from tests.harness.running_service import RunningService
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "daily-file.schema.json").read_text())
 OLD_DAY = date(2026, 3, 29)
 LEAD = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
-TOKEN = "e1.gAAAAAAAAAAAtoken"
 
 
 @pytest.fixture
 def service(database: TestDatabase, start_service: StartService) -> RunningService:
     return start_service(database_url=database.serve_url)
-
-
-def store(database: TestDatabase, created_at: str, number: int = 0) -> None:
-    execute(
-        database.admin_url,
-        f"""INSERT INTO lead (id, name, phone, nid, address, interested_policy, phone_index, nid_index, created_by,
-            content_digest, created_at)
-            SELECT gen_random_uuid(), 'P', '{TOKEN}', '{TOKEN}', '{TOKEN}', 'Term', sha256('p{created_at}{number}'),
-            sha256('n{created_at}{number}'), 'chatbot', sha256('c'), '{created_at}'""",
-    )
 
 
 def validate(path: Path) -> None:
@@ -113,7 +102,7 @@ def _may_stand_in_a_name(character: str) -> bool:
 @pytest.mark.parametrize("number", range(17))
 def test_every_plane_of_unicode_survives(number: int, database: TestDatabase, tmp_path: Path) -> None:
     name = f"x{plane(number)}y"
-    store(database, "2026-03-29T10:00:00Z")
+    store_lead(database, "2026-03-29T10:00:00Z")
     with psycopg.connect(database.admin_url) as connection:
         connection.execute("UPDATE lead SET name = %s", [name])
     (lead,) = read(rendered(database, tmp_path))["leads"]
@@ -124,7 +113,7 @@ def test_every_plane_of_unicode_survives(number: int, database: TestDatabase, tm
     "name", ['"quoted"', "back\\slash", "\\n", "a\nb\tc\r", "\\", '\\"', "</script>", "\u2028", "\\.", "\x7f"]
 )
 def test_what_json_and_copy_escape_survives(name: str, database: TestDatabase, tmp_path: Path) -> None:
-    store(database, "2026-03-29T10:00:00Z")
+    store_lead(database, "2026-03-29T10:00:00Z")
     with psycopg.connect(database.admin_url) as connection:
         connection.execute("UPDATE lead SET name = %s", [name])
     path = rendered(database, tmp_path)
@@ -143,7 +132,7 @@ def rendered(database: TestDatabase, folder: Path, *, zone: str = "UTC", day: da
 
 
 def test_the_header_explains_every_member_of_a_lead_in_its_order(database: TestDatabase, tmp_path: Path) -> None:
-    store(database, "2026-03-29T10:00:00Z")
+    store_lead(database, "2026-03-29T10:00:00Z")
     document = read(rendered(database, tmp_path))
     assert list(document["fields"]) == list(document["leads"][0]) == list(MEANINGS)
 
@@ -159,7 +148,7 @@ def test_every_column_of_a_lead_but_the_blind_indexes_is_in_the_file() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_day_of_few_leads_matches_the_schema(count: int, database: TestDatabase, tmp_path: Path) -> None:
     for number in range(count):
-        store(database, "2026-03-29T10:00:00Z", number)
+        store_lead(database, "2026-03-29T10:00:00Z", number)
     path = rendered(database, tmp_path)
     validate(path)
     assert content_of(path).lead_count == read_header(path).lead_count == count
@@ -177,13 +166,13 @@ def test_a_day_of_few_leads_matches_the_schema(count: int, database: TestDatabas
 def test_the_day_on_which_the_clocks_change_is_half_open(
     moment: str, inside: bool, database: TestDatabase, tmp_path: Path
 ) -> None:
-    store(database, moment)
+    store_lead(database, moment)
     assert len(read(rendered(database, tmp_path, zone="Europe/Berlin"))["leads"]) == inside
 
 
 def test_times_have_an_offset(database: TestDatabase, tmp_path: Path) -> None:
     execute(database.admin_url, "ALTER ROLE leadkeep_serve SET timezone = 'Asia/Kolkata'")
-    store(database, "2026-03-29T10:00:00.25Z")
+    store_lead(database, "2026-03-29T10:00:00.25Z")
     (lead,) = read(rendered(database, tmp_path))["leads"]
     execute(database.admin_url, "ALTER ROLE leadkeep_serve RESET timezone")
     assert datetime.fromisoformat(lead["created_at"]) == datetime(2026, 3, 29, 10, 0, 0, 250_000, tzinfo=UTC)
@@ -274,7 +263,7 @@ def test_a_service_that_stops_leaves_a_file_that_is_current(service: RunningServ
 
 def test_leads_from_before_an_upgrade_have_their_files(database: TestDatabase, start_service: StartService) -> None:
     for day in range(1, 4):
-        store(database, f"2026-02-0{day}T10:00:00Z")
+        store_lead(database, f"2026-02-0{day}T10:00:00Z")
     execute(database.admin_url, "DELETE FROM lead_touch")
     service = start_service(database_url=database.serve_url)
     expected = {f"leads_2026-02-0{day}.json" for day in range(1, 4)}
@@ -282,7 +271,7 @@ def test_leads_from_before_an_upgrade_have_their_files(database: TestDatabase, s
 
 
 def test_another_zone_gets_files_of_its_own_days(database: TestDatabase, start_service: StartService) -> None:
-    store(database, "2026-02-01T20:00:00Z")
+    store_lead(database, "2026-02-01T20:00:00Z")
     service = start_service(database_url=database.serve_url, settings={"LEADKEEP_FILES_TIMEZONE": "Asia/Dhaka"})
     assert eventually(file_of(service, date(2026, 2, 2)).exists, within=10)
     assert read(file_of(service, date(2026, 2, 2)))["timezone"] == "Asia/Dhaka"
@@ -300,17 +289,17 @@ def test_touches_are_settled_by_their_render(service: RunningService, database: 
 
 
 def test_a_touch_that_the_snapshot_does_not_see_stays_noted(database: TestDatabase) -> None:
-    store(database, "2026-03-29T10:00:00Z", 1)
+    store_lead(database, "2026-03-29T10:00:00Z", 1)
     leads = DailyLeads(database.serve_url, Days("UTC"))
     with leads.snapshot(OLD_DAY, settles=True) as snapshot:
-        store(database, "2026-03-29T10:00:00Z", 2)
+        store_lead(database, "2026-03-29T10:00:00Z", 2)
         assert len(list(snapshot.lines())) == 1
     assert leads.touched() == {OLD_DAY}
     leads.close()
 
 
 def test_a_render_that_fails_settles_nothing(database: TestDatabase, tmp_path: Path) -> None:
-    store(database, "2026-03-29T10:00:00Z")
+    store_lead(database, "2026-03-29T10:00:00Z")
     leads = DailyLeads(database.serve_url, Days("UTC"))
     files = FileStorageService(tmp_path, Days("UTC"), leads)
     files.path(OLD_DAY).mkdir()
@@ -324,7 +313,7 @@ def test_a_render_that_fails_settles_nothing(database: TestDatabase, tmp_path: P
 def test_a_file_is_on_the_disk_before_it_has_its_name(
     database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store(database, "2026-03-29T10:00:00Z")
+    store_lead(database, "2026-03-29T10:00:00Z")
     done: list[str] = []
     sync, replace = os.fsync, Path.replace
 
@@ -401,7 +390,7 @@ def test_what_is_no_daily_file_is_told(content: bytes, told: str, tmp_path: Path
 
 @pytest.mark.parametrize("cut", [1, 3, 100])
 def test_a_file_that_was_cut_off_is_told(cut: int, database: TestDatabase, tmp_path: Path) -> None:
-    store(database, "2026-03-29T10:00:00Z")
+    store_lead(database, "2026-03-29T10:00:00Z")
     path = rendered(database, tmp_path)
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(DailyFileError):
@@ -417,7 +406,7 @@ def test_leftovers_of_a_killed_render_are_removed(database: TestDatabase, tmp_pa
 
 def test_a_day_without_traffic_is_closed_by_itself(database: TestDatabase, start_service: StartService) -> None:
     yesterday = today() - timedelta(days=1)
-    store(database, f"{yesterday}T23:59:59.999Z")
+    store_lead(database, f"{yesterday}T23:59:59.999Z")
     service = start_service(database_url=database.serve_url)
     assert eventually(file_of(service, yesterday).exists, within=10)
     assert read(file_of(service, yesterday))["lead_count"] == 1
