@@ -303,22 +303,22 @@ def begun(operator: RunningService, path: Path) -> subprocess.Popen[bytes]:
 def test_an_import_that_was_interrupted_is_repeated_and_nothing_is_there_twice(
     how: signal.Signals, operator: RunningService, database: TestDatabase, tmp_path: Path
 ) -> None:
-    path = csv_file(tmp_path, [person(n) for n in range(8000)])
+    path = csv_file(tmp_path, [person(n) for n in range(4000)])
     running = begun(operator, path)
     assert eventually(lambda: count(database) > 500, within=30)
     running.send_signal(how)
     running.communicate(timeout=30)
     kept = count(database)
-    assert kept < 8000
+    assert kept < 4000
     if how is not signal.SIGKILL:
         assert running.returncode == INTERRUPTED
         assert len(results_of(path)) == kept
     done = operator.leadkeep("import", str(path))
     assert done.returncode == 0
-    assert count(database) == 8000
+    assert count(database) == 4000
     told = [each["result"] for each in results_of(path)]
     assert told.count("saved before") == kept
-    assert told.count("saved") == 8000 - kept
+    assert told.count("saved") == 4000 - kept
 
 
 def peak_megabytes(operator: RunningService, path: Path) -> float:
@@ -334,9 +334,9 @@ def peak_megabytes(operator: RunningService, path: Path) -> float:
 
 
 def test_memory_does_not_grow_with_the_file(operator: RunningService, tmp_path: Path) -> None:
-    notes = "x" * 3000
-    small = peak_megabytes(operator, csv_file(tmp_path, [person(n, notes=notes) for n in range(3_000)], "small.csv"))
-    rows = [person(n, notes=notes) for n in range(10_000, 22_000)]  # of which 36 MB are read, and 50 MB are sealed
+    notes = "x" * 4000
+    small = peak_megabytes(operator, csv_file(tmp_path, [person(n, notes=notes) for n in range(2_000)], "small.csv"))
+    rows = [person(n, notes=notes) for n in range(10_000, 18_000)]  # of which 32 MB are read, and 45 MB are sealed
     large = peak_megabytes(operator, csv_file(tmp_path, rows, "large.csv"))
     assert large < small + 20
 
