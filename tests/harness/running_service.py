@@ -147,7 +147,10 @@ class RunningService:
         )
 
     def leadkeep_here(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Like `leadkeep`, in this process: the same command without the second in which a new one starts."""
+        """Like `leadkeep`, in this process: the same command without the second in which a new one starts.
+
+        Not for commands that start PostgreSQL or its programs: this process must not fork while gRPC is at work in it.
+        """
         from service.cli.main import app
 
         with chdir(self.data_dir.parent):
