@@ -104,7 +104,13 @@ def test_days_can_be_chosen(arguments: list[str], rendered: list[str], service: 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--day", "today"], ["--day", DAY, "--from", DAY], ["--from", "2026-02-02", "--to", "2026-02-01"]]
+    "arguments",
+    [
+        ["--day", "today"],
+        ["--day", DAY, "--from", DAY],
+        ["--from", "2026-02-02", "--to", "2026-02-01"],
+        ["--from", DAY, "--to", "9999-12-31"],
+    ],
 )
 def test_days_that_make_no_sense_are_wrong_usage(arguments: list[str], service: RunningService) -> None:
     assert service.leadkeep("files", "render", *arguments).returncode == 2
