@@ -58,10 +58,16 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service_database(postgres_server: TestServer) -> TestDatabase:
+    """The database of `service`."""
+    return postgres_server.fresh_database()
+
+
+@pytest.fixture(scope="module")
+def service(service_database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A running service that the tests of one module share, on a database of its own."""
     folder = tmp_path_factory.mktemp("service") / "leadkeep"
-    running = RunningService(folder, database_url=postgres_server.fresh_database().serve_url)
+    running = RunningService(folder, database_url=service_database.serve_url)
     running.start()
     yield running
     running.stop()

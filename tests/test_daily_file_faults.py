@@ -26,11 +26,6 @@ from tests.harness.processes import eventually, family
 from tests.harness.running_service import RunningService
 
 
-@pytest.fixture
-def service(database: TestDatabase, start_service: StartService) -> RunningService:
-    return start_service(database_url=database.serve_url)
-
-
 def readiness(service: RunningService) -> dict[str, Any]:
     answer: dict[str, Any] = httpx.get(f"{service.http_url}/readyz").json()
     return answer
@@ -51,6 +46,8 @@ def without_folder(service: RunningService) -> Iterator[Path]:
     yield aside
     if folder.is_file():
         folder.unlink()
+        aside.rename(folder)
+        assert eventually(lambda: metric(service, "leadkeep_files_alarm") == 0, within=30)
 
 
 def test_a_folder_that_is_gone_is_an_alarm(service: RunningService, without_folder: Path) -> None:
@@ -76,11 +73,13 @@ def test_files_are_written_again_when_the_fault_is_over(service: RunningService,
     assert eventually(lambda: not readiness(service)["degraded"], within=20)
 
 
-def test_a_database_that_refuses_the_renderer_is_an_alarm(service: RunningService, database: TestDatabase) -> None:
+def test_a_database_that_refuses_the_renderer_is_an_alarm(
+    service: RunningService, service_database: TestDatabase
+) -> None:
     assert soon_in(file_of(service), create(service))
-    execute(database.admin_url, "REVOKE SELECT ON lead_touch FROM leadkeep_app")
+    execute(service_database.admin_url, "REVOKE SELECT ON lead_touch FROM leadkeep_app")
     assert eventually(lambda: "42501" in str(readiness(service)), within=10)
-    execute(database.admin_url, "GRANT SELECT ON lead_touch TO leadkeep_app")
+    execute(service_database.admin_url, "GRANT SELECT ON lead_touch TO leadkeep_app")
     assert eventually(lambda: not readiness(service)["degraded"], within=30)
 
 
@@ -119,7 +118,8 @@ def test_a_renderer_that_is_killed_is_started_again(service: RunningService) -> 
     assert renderers(service) != [killed]
 
 
-def test_the_renderer_ends_with_a_service_that_is_killed(service: RunningService) -> None:
+def test_the_renderer_ends_with_a_service_that_is_killed(database: TestDatabase, start_service: StartService) -> None:
+    service = start_service(database_url=database.serve_url)
     assert soon_in(file_of(service), create(service))
     (renderer,) = renderers(service)
     service.kill()
