@@ -153,10 +153,9 @@ def _tell(findings: Findings, *, with_heads: bool) -> None:
         typer.echo(f"{fault.kind}: {fault.what}{where}")
     if findings.fault_count > len(findings.faults):
         typer.echo(f"and {findings.fault_count - len(findings.faults)} more")
-    open_chains = findings.chains - findings.ended
     typer.echo(
-        f"{findings.entries} entries in {findings.chains} chains; {findings.ended} of them have ended, {open_chains} are "
-        "being written or were left by a writer that was killed."
+        f"{findings.entries} entries in {findings.chains} chains: {findings.ended} have ended, "
+        f"{findings.chains - findings.ended} are being written or were left by a writer that was killed."
     )
     if findings.earlier_entries:
         sealed = "sealed by the first chain" if findings.earlier_sealed else "to be sealed with the first unmasked read"

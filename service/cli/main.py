@@ -1,7 +1,8 @@
 """The commands of `leadkeep`.
 
 Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage; 3 `doctor` or `audit verify`
-found a fault; 4 rows of a file could not be imported; 5 fields could not be opened by an export; 130 interrupted, and may be repeated.
+found a fault; 4 rows of a file could not be imported; 5 fields could not be opened by an export; 130 interrupted, and
+may be repeated.
 """
 
 from __future__ import annotations

@@ -166,13 +166,13 @@ class AccessWriter:
                 await self._write(batch)
                 longest = FIRST_WAIT
             except Exception as error:  # noqa: BLE001 # whatever it is, it is told to those whom it concerns
-                self._failed_at = time.monotonic()
                 # The latter: somebody else has taken the chain's next number, and no entry of ours fits there.
                 if not leaves_nothing(error) or isinstance(error, IntegrityError):
                     self._chain = None
                 if classify(error) is Failure.PERMANENT:
                     self._refuse(batch, error)
                     continue
+                self._failed_at = time.monotonic()
                 wait = random.uniform(0, longest)  # noqa: S311 # spreads attempts, guards nothing
                 longest = min(longest * 2, LONGEST_WAIT)
                 self._try_again(batch, wait, cause_of(error))
