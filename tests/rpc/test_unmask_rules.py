@@ -107,7 +107,7 @@ def test_the_limit_holds_for_both_replicas_and_all_calls_at_once(caller: Any, le
         try:
             return "masked" if caller(number % 2).get(lead_id).masked else "shown"
         except grpc.RpcError as error:
-            return str(error.code())  # type: ignore[attr-defined] # of a client it is a Call too
+            return str(error.code())
 
     with ThreadPoolExecutor(16) as threads:
         told = list(threads.map(get, range(40)))
