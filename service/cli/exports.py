@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -140,20 +140,27 @@ def _write(
         sensitive_fields=SENSITIVE_FIELDS,
         transcript_url=settings.transcript_url,
     )
+
+    def to_write() -> Iterator[pb.Lead]:
+        leads = exported_leads(url, start, end, sensitive_fields=SENSITIVE_FIELDS)
+        while some := list(islice(leads, ROWS_AHEAD)):
+            messages = [lead_message(sealer.open(sealed, flag_unreadable=True)) for sealed in some]
+            if recorded is not None:
+                recorded(messages)
+            else:
+                for message in messages:
+                    mask_message(message)
+            yield from messages
+
+    messages = to_write()
+    # Taken before anything is written: what cannot be recorded leaves nothing, not even a line of headers.
+    first = list(islice(messages, 1))
     write, finish = (_json_writer if file_format == "json" else _csv_writer)(file)
-    progress, written, unreadable = _Progress(), 0, 0
-    leads = exported_leads(url, start, end, sensitive_fields=SENSITIVE_FIELDS)
-    while some := list(islice(leads, ROWS_AHEAD)):
-        messages = [lead_message(sealer.open(sealed, flag_unreadable=True)) for sealed in some]
-        if recorded is not None:
-            recorded(messages)
-        for message in messages:
-            unreadable += bool(message.unreadable_fields)
-            if recorded is None:
-                mask_message(message)
-            write(message)
-        written += len(messages)
-        progress.tell(written)
+    progress, unreadable = _Progress(), 0
+    for number, message in enumerate(chain(first, messages), start=1):
+        unreadable += bool(message.unreadable_fields)
+        write(message)
+        progress.tell(number)
     finish()
     progress.end()
     return unreadable

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,7 +134,9 @@ def show(
         looking = _recording(settings, token_file, day.date(), reason, header.lead_count) if unmask else nullcontext()
         with looking as recorded:
             leads = _leads_to_show(encryption, read_lines(path), recorded)
-            _print(leads, as_json=as_json, few=header.lead_count <= TABLE_LEADS)
+            # Taken before anything is printed: what cannot be recorded leaves no half of a table.
+            first = list(islice(leads, 1))
+            _print(chain(first, leads), as_json=as_json, few=header.lead_count <= TABLE_LEADS)
     except (DailyFileError, ValueError, KeyError):
         raise StartRefusedError(f"{path} is damaged: leadkeep files render --day {day.date()}") from None
 

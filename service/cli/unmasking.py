@@ -17,6 +17,7 @@ from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import ReasonRequiredError, StartRefusedError
 from service.keyring import load_keyring
+from service.log import configure_logging
 from service.rpc.unmasking import accesses_to
 from service.secret_file import read_secret_file
 from service.storage.access_records import AccessRecords
@@ -66,6 +67,8 @@ def recording(
     The command writes a chain of its own. `leads` says how many will be shown: raises UnmaskLimitError at once when
     that is beyond the limit. The function raises it too, and StorageUnavailableError.
     """
+    # What goes wrong is logged on standard error: standard output is for the values.
+    configure_logging(settings.log_level)
     request_id = str(app.new_id())
     with asyncio.Runner() as runner:
         database = Database(url)

@@ -9,6 +9,7 @@ and must not be reported as failed: it answers masked instead. Methods that only
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 from uuid import UUID
@@ -34,8 +35,8 @@ REASON = "leadkeep-reason"
 """The metadata, and header, with which callers say why they look at values."""
 
 PATIENCE_AFTER_CHANGE = 1.0
-"""Seconds for which the answer to a change waits for the record; then it is masked. Its caller wants to know that the
-change is done, and a lead is taken while the database is away."""
+"""Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.
+Its caller wants to know that the change is done, and a lead is taken while the database is away."""
 
 
 class Record(Protocol):
@@ -81,7 +82,7 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
         accesses = _accesses(call, caller, request, response, asked=asked, shows=shows, reason=reason)
         if accesses:
             try:
-                await record(accesses, patience=PATIENCE if only_reads(call.rpc) else PATIENCE_AFTER_CHANGE)
+                await record(accesses, patience=_patience(call))
             except (StorageUnavailableError, UnmaskLimitError):
                 if only_reads(call.rpc):
                     raise
@@ -137,6 +138,12 @@ def _accesses(
         )
         for found_id, fields in found
     ]
+
+
+def _patience(call: Call) -> float:
+    if only_reads(call.rpc):
+        return PATIENCE
+    return min(PATIENCE_AFTER_CHANGE, (call.deadline - time.monotonic()) / 2)
 
 
 def _can_be_answered_with_values(rpc: str) -> bool:

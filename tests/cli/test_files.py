@@ -127,7 +127,10 @@ def test_a_day_is_shown_in_clear_with_a_token_and_recorded(service: RunningServi
     done = service.leadkeep(*arguments, env={"LEADKEEP_TOKEN": service.token(subject="rahima")})
     assert done.returncode == 0, done.stderr
     assert [value for value in SECRET.values() if value not in done.stdout] == []
-    record = value_of(database.admin_url, "SELECT subject || ' | ' || operation || ' | ' || reason FROM access_record")
+    record = value_of(
+        database.admin_url,
+        "SELECT subject || ' | ' || operation || ' | ' || reason FROM access_record WHERE operation = 'files show'",
+    )
     assert record == f"rahima | files show | daily file of {DAY}: call back"
 
 
