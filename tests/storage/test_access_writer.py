@@ -148,8 +148,8 @@ async def test_after_a_commit_whose_end_is_not_known_a_new_chain_begins(database
     class LosesAnswers(Database):
         lost = 0
 
-        async def write_once(self, work):  # type: ignore[no-untyped-def]
-            answer = await super().write_once(work)
+        async def write_once(self, work, *, alone=False):  # type: ignore[no-untyped-def]
+            answer = await super().write_once(work, alone=alone)
             if LosesAnswers.lost == 1:
                 LosesAnswers.lost = 2
                 raise OperationalError("COMMIT", {}, psycopg.OperationalError("the connection was lost"))
