@@ -14,6 +14,7 @@ import pytest
 from service.encryption import EncryptionService
 from service.keyring import Keyring, KeyState, Purpose, RootKey
 from service.storage.access_check import Findings, LoggedHead, _Check, check, logged_heads
+from service.storage.access_digests import Entry, entry_digest
 from service.storage.access_records import Chain
 from tests.harness.faults import execute
 from tests.harness.postgres import TestDatabase, TestServer
@@ -168,6 +169,32 @@ def test_what_somebody_did_to_the_record_is_found(
 ) -> None:
     do(tampered, *statements)
     assert {fault.kind for fault in found(tampered).faults} == kinds
+
+
+def test_an_entry_that_is_right_in_itself_but_of_another_time_line_is_found(tampered: psycopg.Connection) -> None:
+    row = tampered.execute(
+        f"SELECT recorded_at, chain_id, key_id FROM access_record WHERE chain_id = {ENDED} AND number = 3".encode()
+    ).fetchone()
+    before = tampered.execute(
+        f"SELECT digest FROM access_record WHERE chain_id = {ENDED} AND number = 2".encode()
+    ).fetchone()
+    assert row is not None
+    assert before is not None
+    other = Entry(
+        recorded_at=row[0],
+        subject="nobody",
+        operation="GetLead",
+        lead_id=None,
+        fields=("phone",),
+        reason=None,
+        request_id=None,
+    )
+    tampered.execute(
+        f"""UPDATE access_record SET subject = 'nobody', lead_id = NULL, fields = '{{phone}}', digest = %s
+            WHERE chain_id = {ENDED} AND number = 3""".encode(),
+        [entry_digest(ENCRYPTION, row[2], row[1], 3, before[0], other)],
+    )
+    assert [(fault.kind, fault.number) for fault in found(tampered).faults] == [("changed", 4)]
 
 
 FORGETTING = [
