@@ -6,16 +6,22 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine
 
 from service.encryption import EncryptionService
 from service.keyring import Keyring, KeyState, Purpose, RootKey
+from service.storage import schema
 from service.storage.access_check import Findings, LoggedHead, _Check, check, logged_heads
 from service.storage.access_digests import Entry, entry_digest
 from service.storage.access_records import Chain
+from service.storage.database_url import sqlalchemy_url
 from tests.harness.faults import execute
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.storage.test_access_writer import ENCRYPTION, look, writing
@@ -311,3 +317,30 @@ def test_a_stranger_chain_in_the_log_is_missing(written: Written) -> None:
     head = written.heads[0]
     strange = list(logged_heads([line(head).replace(str(head.head.chain_id), str(uuid4()))]))
     assert [fault.kind for fault in check(written.database.serve_url, ENCRYPTION, strange).faults] == ["missing chain"]
+
+
+def test_entries_of_the_release_before_survive_the_migration_and_are_unchanged(postgres_server: TestServer) -> None:
+    database = postgres_server.empty_database()
+    engine = create_engine(sqlalchemy_url(database.admin_url))
+    with engine.connect() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        connection.commit()
+    engine.dispose()
+    execute(
+        database.admin_url,
+        "INSERT INTO access_record (subject, operation, fields, reason) VALUES ('old', 'export', '{phone}', 'audit 7')",
+    )
+    schema.migrate(database.admin_url)
+    before = check(database.serve_url, ENCRYPTION)
+
+    async def write() -> None:
+        async with writing(database) as writer:
+            await writer.record([look()])
+
+    asyncio.run(write())
+    after = check(database.serve_url, ENCRYPTION)
+    assert (before.faults, before.earlier_entries, before.earlier_sealed) == ([], 1, False)
+    assert (after.faults, after.earlier_entries, after.earlier_sealed) == ([], 1, True)
