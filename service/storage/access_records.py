@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, select, text, tuple_
+from sqlalchemy import Row, insert, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import EncryptionService
@@ -260,20 +261,7 @@ class AccessRecords:
 
         async def work(connection: AsyncConnection) -> list[RecordedAccess]:
             return [
-                RecordedAccess(
-                    id=row.id,
-                    entry=Entry(
-                        recorded_at=row.recorded_at,
-                        subject=row.subject,
-                        operation=row.operation,
-                        lead_id=row.lead_id,
-                        fields=row.fields,
-                        reason=row.reason,
-                        request_id=row.request_id,
-                    ),
-                    chain_id=row.chain_id,
-                    number=row.number,
-                )
+                RecordedAccess(id=row.id, entry=_entry_of(row), chain_id=row.chain_id, number=row.number)
                 for row in await connection.execute(query)
             ]
 
@@ -283,25 +271,19 @@ class AccessRecords:
         record = models.AccessRecord
         query = select(models.table(record)).where(record.chain_id.is_(None)).order_by(record.id)
         rows = await connection.execute(query)
-        return earlier_digest(
-            self._encryption,
-            key_id,
-            (
-                (
-                    row.id,
-                    Entry(
-                        recorded_at=row.recorded_at,
-                        subject=row.subject,
-                        operation=row.operation,
-                        lead_id=row.lead_id,
-                        fields=row.fields,
-                        reason=row.reason,
-                        request_id=None,
-                    ),
-                )
-                for row in rows
-            ),
-        )
+        return earlier_digest(self._encryption, key_id, ((row.id, _entry_of(row)) for row in rows))
+
+
+def _entry_of(row: Row[Any]) -> Entry:
+    return Entry(
+        recorded_at=row.recorded_at,
+        subject=row.subject,
+        operation=row.operation,
+        lead_id=row.lead_id,
+        fields=row.fields,
+        reason=row.reason,
+        request_id=row.request_id,
+    )
 
 
 def _entry(access: Access, now: datetime) -> Entry:
