@@ -96,7 +96,8 @@ class LeadServicer:
         self, call: Call, request: pb.ListResubmissionsRequest
     ) -> pb.ListResubmissionsResponse:
         """Show what was refused as a duplicate of a lead."""
-        kept = await self._leads.resubmissions(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        lead_id, kept = await self._leads.resubmissions(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        call.shown_lead_id = str(lead_id)
         return pb.ListResubmissionsResponse(resubmissions=wire.resubmission_messages(kept))
 
     async def AssignLead(self, call: Call, request: pb.AssignLeadRequest) -> pb.AssignLeadResponse:  # noqa: N802

@@ -119,7 +119,7 @@ def _accesses(
     shows: bool,
     reason: str | None,
 ) -> list[Access]:
-    lead_id = getattr(request, "lead_id", "") or getattr(request, "id", "")
+    lead_id = call.shown_lead_id or getattr(request, "lead_id", "") or getattr(request, "id", "")
     accesses = accesses_to(
         response, subject=caller.subject, operation=call.rpc, reason=reason, request_id=call.id, lead_id=lead_id
     )

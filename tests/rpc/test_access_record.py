@@ -71,6 +71,20 @@ def test_both_sides_of_a_conflict_are_on_record(admin: Client, connect: Connect,
     assert {entry.lead_id for entry in accesses(admin, subject="decider")} == {lead_id, CONFLICT_WITH[lead_id]}
 
 
+def test_a_look_by_an_alias_is_on_record_for_the_lead(
+    service: RunningService, admin: Client, connect: Connect, lead_id: str
+) -> None:
+    (alias,) = execute(
+        service,
+        "INSERT INTO lead_alias (id, lead_id, created_by) VALUES (gen_random_uuid(), %(lead)s, 'admin') RETURNING id",
+        lead=lead_id,
+    )[0]
+    looker = connect("admin", subject="looker by alias")
+    looker.get(str(alias))
+    assert looker.resubmissions(str(alias))
+    assert {entry.lead_id for entry in accesses(admin, subject="looker by alias")} == {lead_id}
+
+
 def test_a_list_is_one_access_for_each_lead(admin: Client, connect: Connect) -> None:
     policy = "Listed policy"
     ids = {admin.create(somebody(interested_policy=policy)).id for _ in range(3)}
