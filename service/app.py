@@ -1,14 +1,16 @@
 """What is started, in which order, and how does it stop? The only place that builds things.
 
-Start: PostgreSQL (embedded) → keyring → spool → schema and canary → daily files → writer and drain → doors → ready.
-Stop: not ready → doors take nothing new and finish what runs → drain → writer, which spools what still waits → daily
-files → spool → database connections → PostgreSQL.
+Start: PostgreSQL (embedded) → keyring → spool → schema and canary → daily files → access record, writer and drain →
+doors → ready.
+Stop: not ready → doors take nothing new and finish what runs → drain → writer, which spools what still waits → access
+record, which ends its chain → daily files → spool → database connections → PostgreSQL.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -22,6 +24,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
+from service.access_service import AccessService
 from service.config import Settings
 from service.confirmation import ConfirmationService
 from service.conflict_service import ConflictService
@@ -41,7 +44,11 @@ from service.rpc.readiness import Readiness
 from service.rpc.server import GrpcServer, Tls
 from service.rpc.servicer import LeadServicer
 from service.rpc.tokens import TokenVerifier
+from service.rpc.unmasking import unmasking
 from service.sealing import LeadSealer
+from service.storage.access_heads import AccessHeads
+from service.storage.access_records import AccessRecords
+from service.storage.access_writer import AccessWriter
 from service.storage.admission import Admission
 from service.storage.canary import has_canary
 from service.storage.condition import Condition, condition_of
@@ -171,8 +178,21 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             sign_page_token=encryption.sign_page_token,
             new_id=new_id,
         )
+        records = AccessRecords(database, encryption)
+        accesses = AccessWriter(
+            database,
+            records,
+            writer=f"serve@{socket.gethostname()}",
+            new_id=new_id,
+            limit=settings.unmask_limit,
+            on_chain=lambda chain: heads.tell(chain),
+        )
+        heads = AccessHeads(records, lambda: accesses.chain)
         chain = standard_chain(
             verify=token_verifier(settings).verify,
+            unmasking=unmasking(
+                accesses.record, check_reason=validation.reason, reason_required=settings.reason_required
+            ),
             metrics=metrics,
             max_concurrent_calls=settings.max_concurrent_calls,
             work=work,
@@ -184,7 +204,8 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             validation=validation,
             sign_page_token=encryption.sign_page_token,
         )
-        methods = chained(chain, LeadServicer(leads, conflicts))
+        access_service = AccessService(records=records, sign_page_token=encryption.sign_page_token)
+        methods = chained(chain, LeadServicer(leads, conflicts, access_service))
         tls = _tls(settings)
         grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
 
@@ -217,6 +238,10 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         )
         files.start()
         stopping.push_async_callback(files.stop)
+        heads.start()
+        stopping.push_async_callback(heads.stop)
+        accesses.start()
+        stopping.push_async_callback(accesses.stop)
         writer.start()
         stopping.push_async_callback(writer.stop)
         drain.start()

@@ -149,6 +149,12 @@ class Settings(BaseSettings):
     max_concurrent_calls: Annotated[int, _read_by(values.number(int, 1, 100_000))] = _setting(
         512, "calls at work at once; more are refused with QUEUE_FULL"
     )
+    reason_required: Annotated[bool, _read_by(values.switch)] = _setting(
+        False, "1: values are shown unmasked only to those who say why (leadkeep-reason, --reason)", shown="0"
+    )
+    unmask_limit: Annotated[int, _read_by(values.number(int, 1, 1_000_000))] | None = _setting(
+        None, "how many leads a subject may be shown unmasked within an hour", shown="unset: no limit"
+    )
     log_level: Annotated[str, _read_by(values.one_of("debug", "info", "warning", "error"))] = _setting(
         "info", "debug, info, warning or error"
     )

@@ -71,6 +71,10 @@ class EncryptionService:
         self._content_key = _derive(index_root, "content-digest")
         self._page_token_key = _derive(index_root, "page-token")
         self._canary_key = _derive(index_root, "canary")
+        self.audit_key_id = keyring.primary(Purpose.AUDIT).id
+        self._audit_keys = {
+            key.id: _derive(key.secret, f"access-record/{key.id}") for key in keyring.usable(Purpose.AUDIT)
+        }
 
     def seal(self, lead_id: UUID, field: str, value: str) -> str:
         """The stored form `<key id>.<Fernet token>` of one field of one lead.
@@ -123,6 +127,14 @@ class EncryptionService:
     def sign_page_token(self, payload: bytes) -> bytes:
         """The tag that proves that this service made a page token."""
         return hmac.digest(self._page_token_key, payload, "sha256")
+
+    def has_audit_key(self, key_id: str) -> bool:
+        """Whether the keyring can make and check digests of the access record with this key."""
+        return key_id in self._audit_keys
+
+    def audit_digest(self, key_id: str, payload: bytes) -> bytes:
+        """The keyed digest of a part of the access record. The key must be one that `has_audit_key` knows."""
+        return hmac.digest(self._audit_keys[key_id], payload, "sha256")
 
     def seal_spooled(self, submission_id: UUID, payload: bytes) -> str:
         """Seal a whole submission for the spool, bound to its id, with a key of the spool's own root."""

@@ -33,7 +33,9 @@ class Reason(StrEnum):
     TOKEN_EXPIRED = "TOKEN_EXPIRED"
     SCOPE_MISSING = "SCOPE_MISSING"
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
+    REASON_REQUIRED = "REASON_REQUIRED"
     QUEUE_FULL = "QUEUE_FULL"
+    UNMASK_LIMIT = "UNMASK_LIMIT"
     DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
     KEYS_UNAVAILABLE = "KEYS_UNAVAILABLE"
@@ -225,6 +227,29 @@ class PageTokenInvalidError(LeadkeepError):
 
     def __init__(self) -> None:
         super().__init__("this page_token belongs to another list or filter; start again without one")
+
+
+class ReasonRequiredError(LeadkeepError):
+    """Values are shown unmasked only to those who say why, and this caller did not."""
+
+    reason = Reason.REASON_REQUIRED
+
+    def __init__(self) -> None:
+        super().__init__("say why: metadata or header 'leadkeep-reason', or --reason of a command")
+
+
+class UnmaskLimitError(RetryableError):
+    """The subject was shown as many leads unmasked within an hour as it may be; this answer would go beyond."""
+
+    reason = Reason.UNMASK_LIMIT
+
+    def __init__(self, limit: int, retry_after: float) -> None:
+        super().__init__(
+            f"within an hour at most {limit} leads are shown unmasked to one subject, and this answer would go beyond; "
+            "ask for fewer, ask masked, or come again later",
+            retry_after,
+        )
+        self.metadata["limit"] = str(limit)
 
 
 class QueueFullError(RetryableError):

@@ -253,10 +253,11 @@ class LeadService:
         """A lead's assignment history, oldest first. Raises LeadNotFoundError."""
         return await self._repository.assignments((await self._readable(caller, lead_id)).id)
 
-    async def resubmissions(self, caller: Caller, lead_id: UUID) -> list[Resubmission]:
-        """What was refused as a duplicate of a lead, newest first. Raises LeadNotFoundError."""
+    async def resubmissions(self, caller: Caller, lead_id: UUID) -> tuple[UUID, list[Resubmission]]:
+        """The lead's own id, and what was refused as a duplicate of it, newest first. Raises LeadNotFoundError."""
         lead = await self._readable(caller, lead_id)
-        return [self._sealer.open_resubmission(sealed) for sealed in await self._repository.resubmissions(lead.id)]
+        kept = await self._repository.resubmissions(lead.id)
+        return lead.id, [self._sealer.open_resubmission(sealed) for sealed in kept]
 
     async def _readable(self, caller: Caller, lead_id: UUID) -> SealedLead:
         await self._require_not_waiting(lead_id)

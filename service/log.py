@@ -12,17 +12,20 @@ import sys
 from datetime import UTC, datetime
 
 import structlog
+import structlog.typing
+
+_PROCESSORS: tuple[structlog.typing.Processor, ...] = (
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.JSONRenderer(ensure_ascii=False),
+)
 
 
 def configure_logging(level: str) -> None:
     """Set logging up for the whole process; `level` is debug, info, warning or error."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ],
+        processors=_PROCESSORS,
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
@@ -33,6 +36,13 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
     # backoff prints the exception's text; every retry is logged by us.
     logging.getLogger("backoff").disabled = True
+
+
+def log_whatever_the_level(event: str, **values: object) -> None:
+    """Write a line that is evidence, not chatter: no level keeps it out."""
+    structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr), processors=_PROCESSORS, wrapper_class=structlog.stdlib.BoundLogger
+    ).info(event, **values)
 
 
 class _TemplateFormatter(logging.Formatter):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import csv
 import io
@@ -11,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,8 @@ from service.errors import StartRefusedError
 if TYPE_CHECKING:
     from leadkeep.v1 import lead_service_pb2 as pb
 
-    from service.storage.access_records import Access
+    from service.access import Caller
+    from service.cli.unmasking import Recorded
 
 SOME_UNREADABLE = 5
 FORMATS = ("json", "csv")
@@ -57,13 +59,16 @@ def export(
     from service.cli.database import confirmed_database_url
     from service.storage.failures import StorageFaultError
 
-    recorded = _access(settings, token_file, first, last, reason) if unmask else None
+    looker = _looker(settings, token_file, first, last, reason) if unmask else None
+    start, end = _bounds(settings.files_timezone, first, last)
     try:
-        with interruptible(), confirmed_database_url(settings) as url:
-            if recorded is not None:
-                asyncio.run(_record(url, recorded))
-            with _opened(output) as file:
-                unreadable = _write(settings, url, file, file_format, first, last, unmask=unmask)
+        with (
+            interruptible(),
+            confirmed_database_url(settings) as url,
+            _recording(settings, url, looker, start, end) as recorded,
+            _opened(output) as file,
+        ):
+            unreadable = _write(settings, url, file, file_format, start, end, recorded)
     except StorageFaultError as fault:
         raise StartRefusedError(f"the export failed, and nothing of it is left: {fault}") from None
     except BrokenPipeError:
@@ -75,29 +80,39 @@ def export(
         raise typer.Exit(SOME_UNREADABLE)
 
 
-def _access(
+@dataclass(frozen=True, slots=True)
+class _Looker:
+    """Who takes values out in clear, and why."""
+
+    caller: Caller
+    reason: str
+
+
+def _looker(
     settings: Settings, token_file: Path | None, first: datetime | None, last: datetime | None, reason: str
-) -> Access:
-    from service.app import SENSITIVE_FIELDS
-    from service.cli.unmasking import unmasking_caller
-    from service.storage.access_records import Access
+) -> _Looker:
+    from service.cli.unmasking import reason_to_look, unmasking_caller
 
     caller = unmasking_caller(settings, token_file)
+    told = reason_to_look(settings, reason)
     span = f"{first.date() if first else 'the first day'} to {last.date() if last else 'the last day'}"
-    why = f"export of {span}" + (f": {reason}" if reason else "")
-    return Access(subject=caller.subject, operation="export", fields=SENSITIVE_FIELDS, reason=why)
+    return _Looker(caller, f"export of {span}" + (f": {told}" if told else ""))
 
 
-async def _record(url: str, access: Access) -> None:
-    """Commit the record before the first value is written."""
-    from service.storage.access_records import record_access
-    from service.storage.database import Database
+@contextmanager
+def _recording(
+    settings: Settings, url: str, looker: _Looker | None, start: datetime, end: datetime
+) -> Iterator[Recorded | None]:
+    """What commits that leads are shown in clear; None for a masked export, which needs no record."""
+    if looker is None:
+        yield None
+        return
+    from service.cli.unmasking import recording
+    from service.storage.lead_export import count_leads
 
-    database = Database(url)
-    try:
-        await record_access(database, [access])
-    finally:
-        await database.close()
+    leads = count_leads(url, start, end)
+    with recording(settings, url, looker.caller, operation="export", reason=looker.reason, leads=leads) as recorded:
+        yield recorded
 
 
 def _write(
@@ -105,19 +120,18 @@ def _write(
     url: str,
     file: IO[str],
     file_format: str,
-    first: datetime | None,
-    last: datetime | None,
-    *,
-    unmask: bool,
+    start: datetime,
+    end: datetime,
+    recorded: Recorded | None,
 ) -> int:
-    """Write every lead; how many have fields that cannot be opened."""
+    """Write every lead, in clear if that can be recorded; how many have fields that cannot be opened."""
     from service.app import SENSITIVE_FIELDS, validation_of
     from service.encryption import EncryptionService
     from service.keyring import load_keyring
     from service.rpc.masking import mask_message
     from service.rpc.wire import lead_message
     from service.sealing import LeadSealer
-    from service.storage.lead_export import exported_leads
+    from service.storage.lead_export import ROWS_AHEAD, exported_leads
 
     sealer = LeadSealer(
         EncryptionService(load_keyring(settings.keyring_path)),
@@ -125,15 +139,25 @@ def _write(
         sensitive_fields=SENSITIVE_FIELDS,
         transcript_url=settings.transcript_url,
     )
-    start, end = _bounds(settings.files_timezone, first, last)
+
+    def to_write() -> Iterator[pb.Lead]:
+        leads = exported_leads(url, start, end, sensitive_fields=SENSITIVE_FIELDS)
+        while some := list(islice(leads, ROWS_AHEAD)):
+            messages = [lead_message(sealer.open(sealed, flag_unreadable=True)) for sealed in some]
+            if recorded is not None:
+                recorded(messages)
+            else:
+                for message in messages:
+                    mask_message(message)
+            yield from messages
+
+    messages = to_write()
+    # Taken before anything is written: what cannot be recorded leaves nothing, not even a line of headers.
+    first = list(islice(messages, 1))
     write, finish = (_json_writer if file_format == "json" else _csv_writer)(file)
     progress, unreadable = _Progress(), 0
-    leads = exported_leads(url, start, end, sensitive_fields=SENSITIVE_FIELDS)
-    for number, sealed in enumerate(leads, start=1):
-        message = lead_message(sealer.open(sealed, flag_unreadable=True))
+    for number, message in enumerate(chain(first, messages), start=1):
         unreadable += bool(message.unreadable_fields)
-        if not unmask:
-            mask_message(message)
         write(message)
         progress.tell(number)
     finish()

@@ -6,9 +6,10 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,9 @@ from service.config import Settings, load_settings
 from service.errors import FieldUnreadableError, StartRefusedError
 
 if TYPE_CHECKING:
+    from leadkeep.v1 import lead_service_pb2 as pb
+
+    from service.cli.unmasking import Recorded
     from service.encryption import EncryptionService
     from service.file_storage import FileStorageService
     from service.storage.daily_leads import DailyLeads
@@ -42,6 +46,9 @@ LONGEST_SPAN = timedelta(days=3660)
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 10.0
 """How long a running service gets to render what changes while `verify` compares."""
+
+LEADS_AHEAD = 500
+"""Leads that are held in memory until their accesses are committed, in one transaction."""
 
 TABLE_LEADS = 1000
 """A table of more leads is not laid out, for that would hold all of them."""
@@ -126,47 +133,80 @@ def show(
     path = settings.files_path / f"leads_{day.date().isoformat()}.json"
     with _file_faults_are_told(path):
         header = read_header(path)
-    if unmask:
-        _record_look(settings, token_file, day.date(), reason)
     try:
-        leads = (_shown(encryption, json.loads(line), unmask=unmask) for line in read_lines(path))
-        _print(leads, as_json=as_json, few=header.lead_count <= TABLE_LEADS)
+        looking = _recording(settings, token_file, day.date(), reason, header.lead_count) if unmask else nullcontext()
+        with looking as recorded:
+            leads = _leads_to_show(encryption, read_lines(path), recorded)
+            # Taken before anything is printed: what cannot be recorded leaves no half of a table.
+            first = list(islice(leads, 1))
+            _print(chain(first, leads), as_json=as_json, few=header.lead_count <= TABLE_LEADS)
     except (DailyFileError, ValueError, KeyError):
         raise StartRefusedError(f"{path} is damaged: leadkeep files render --day {day.date()}") from None
 
 
-def _record_look(settings: Settings, token_file: Path | None, day: date, reason: str) -> None:
-    from service.app import SENSITIVE_FIELDS
-    from service.cli.database import with_database
-    from service.cli.unmasking import unmasking_caller
-    from service.storage.access_records import Access, record_access
-    from service.storage.database import Database
+@contextmanager
+def _recording(settings: Settings, token_file: Path | None, day: date, reason: str, leads: int) -> Iterator[Recorded]:
+    """What commits that leads are shown in clear."""
+    from service.cli.database import confirmed_database_url
+    from service.cli.unmasking import reason_to_look, recording, unmasking_caller
 
     caller = unmasking_caller(settings, token_file)
-    why = f"daily file of {day}" + (f": {reason}" if reason else "")
-    access = Access(subject=caller.subject, operation="files show", fields=SENSITIVE_FIELDS, reason=why)
+    told = reason_to_look(settings, reason)
+    why = f"daily file of {day}" + (f": {told}" if told else "")
+    with (
+        confirmed_database_url(settings) as url,
+        recording(settings, url, caller, operation="files show", reason=why, leads=leads) as recorded,
+    ):
+        yield recorded
 
-    async def record(database: Database, _encryption: EncryptionService) -> None:
-        await record_access(database, [access])
 
-    with_database(settings, record)
+def _leads_to_show(
+    encryption: EncryptionService, lines: Iterator[bytes], recorded: Recorded | None
+) -> Iterator[dict[str, Any]]:
+    """The leads of a file, in clear if that can be recorded."""
+    while some := [json.loads(line) for line in islice(lines, LEADS_AHEAD)]:
+        opened = [_opened_fields(encryption, lead) for lead in some]
+        if recorded is not None:
+            recorded([_as_message(lead["id"], fields) for lead, fields in zip(some, opened, strict=True)])
+        for lead, fields in zip(some, opened, strict=True):
+            yield _shown(lead, fields, unmask=recorded is not None)
 
 
-def _shown(encryption: EncryptionService, lead: dict[str, Any], *, unmask: bool) -> dict[str, Any]:
+def _opened_fields(encryption: EncryptionService, lead: dict[str, Any]) -> dict[str, str | None]:
+    """The sensitive fields that a lead has; None for those that cannot be opened."""
     from uuid import UUID
 
-    from service.rpc.masking import mask_value
     from service.storage.daily_leads import SENSITIVE_COLUMNS
 
-    shown = {name: lead[name] for name in SHOWN}
+    fields: dict[str, str | None] = {}
     for name in SENSITIVE_COLUMNS:
-        if lead[name] is None:
-            continue
-        try:
-            value = encryption.open(UUID(lead["id"]), name, lead[name])
-            shown[name] = value if unmask else mask_value(name, value)
-        except FieldUnreadableError:
+        if lead[name] is not None:
+            try:
+                fields[name] = encryption.open(UUID(lead["id"]), name, lead[name])
+            except FieldUnreadableError:
+                fields[name] = None
+    return fields
+
+
+def _as_message(lead_id: str, fields: dict[str, str | None]) -> pb.Lead:
+    from leadkeep.v1 import lead_service_pb2 as pb
+
+    message = pb.Lead(id=lead_id)
+    for name, value in fields.items():
+        if value is not None:
+            setattr(message, name, value)
+    return message
+
+
+def _shown(lead: dict[str, Any], fields: dict[str, str | None], *, unmask: bool) -> dict[str, Any]:
+    from service.rpc.masking import mask_value
+
+    shown = {name: lead[name] for name in SHOWN}
+    for name, value in fields.items():
+        if value is None:
             shown[name] = UNREADABLE
+        else:
+            shown[name] = value if unmask else mask_value(name, value)
     return shown
 
 

@@ -1,7 +1,8 @@
 """The commands of `leadkeep`.
 
-Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage; 3 `doctor` found a fault;
-4 rows of a file could not be imported; 5 fields could not be opened by an export; 130 interrupted, and may be repeated.
+Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage; 3 `doctor` or `audit verify`
+found a fault; 4 rows of a file could not be imported; 5 fields could not be opened by an export; 130 interrupted, and
+may be repeated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from service.access import ROLES
+from service.cli.audit import audit_app
 from service.cli.backup import backup, restore
 from service.cli.conflicts import conflicts_app
 from service.cli.exports import export
@@ -41,6 +43,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(spool_app, name="spool")
 app.add_typer(conflicts_app, name="conflicts")
 app.add_typer(files_app, name="files")
+app.add_typer(audit_app, name="audit")
 app.command("import")(import_files)
 app.command()(export)
 app.command()(backup)

@@ -1,18 +1,32 @@
-"""Who may see values in clear on the command line: whoever holds a token with the scope for it."""
+"""Values in clear on the command line: who may see them, and the record of it before they are shown."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from google.protobuf.message import Message
 
 from service import app
 from service.access import Caller, Scope
 from service.config import Settings
-from service.errors import StartRefusedError
+from service.encryption import EncryptionService
+from service.errors import ReasonRequiredError, StartRefusedError
+from service.keyring import load_keyring
+from service.log import configure_logging
+from service.rpc.unmasking import accesses_to
 from service.secret_file import read_secret_file
+from service.storage.access_records import AccessRecords
+from service.storage.access_writer import AccessWriter
+from service.storage.database import Database
 
 TOKEN_VARIABLE = "LEADKEEP_TOKEN"  # noqa: S105 # the variable's name
+
+Recorded = Callable[[Sequence[Message]], None]
 
 
 def unmasking_caller(settings: Settings, token_file: Path | None) -> Caller:
@@ -34,3 +48,59 @@ def unmasking_caller(settings: Settings, token_file: Path | None) -> Caller:
     if not caller.may(Scope.UNMASK):
         raise StartRefusedError(f"this token lacks the scope {Scope.UNMASK}, which --unmask needs")
     return caller
+
+
+def reason_to_look(settings: Settings, reason: str) -> str | None:
+    """Why values are looked at, checked as at the doors. Raises LeadValidationError, ReasonRequiredError."""
+    checked = app.validation_of(settings).reason(reason, "--reason")
+    if checked is None and settings.reason_required:
+        raise ReasonRequiredError
+    return checked
+
+
+@contextmanager
+def recording(
+    settings: Settings, url: str, caller: Caller, *, operation: str, reason: str | None, leads: int
+) -> Iterator[Recorded]:
+    """A function that commits that messages are shown to the caller; they may be shown when it has returned.
+
+    The command writes a chain of its own. `leads` says how many will be shown: raises UnmaskLimitError at once when
+    that is beyond the limit. The function raises it too, and StorageUnavailableError.
+    """
+    # What goes wrong is logged on standard error: standard output is for the values.
+    configure_logging(settings.log_level)
+    request_id = str(app.new_id())
+    with asyncio.Runner() as runner:
+        database = Database(url)
+        writer = AccessWriter(
+            database,
+            AccessRecords(database, EncryptionService(load_keyring(settings.keyring_path))),
+            writer=f"{operation}@{socket.gethostname()}",
+            new_id=app.new_id,
+            limit=settings.unmask_limit,
+        )
+
+        async def record(messages: Sequence[Message]) -> None:
+            accesses = [
+                access
+                for message in messages
+                for access in accesses_to(
+                    message, subject=caller.subject, operation=operation, reason=reason, request_id=request_id
+                )
+            ]
+            if accesses:
+                await writer.record(accesses)
+
+        async def start() -> None:
+            writer.start()
+            await writer.require_room(caller.subject, leads)
+
+        async def stop() -> None:
+            await writer.stop()
+            await database.close()
+
+        try:
+            runner.run(start())
+            yield lambda messages: runner.run(record(messages))
+        finally:
+            runner.run(stop())

@@ -14,6 +14,8 @@ from service.http.problems import MEDIA_TYPE
 from service.http.routes import OPERATIONS, STATUS_FIELDS, Operation
 from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
 from service.rpc.chain import SERVICE
+from service.rpc.masking import can_show_values
+from service.rpc.unmasking import REASON
 
 _Json = dict[str, Any]
 
@@ -70,6 +72,8 @@ def _operation(operation: Operation) -> _Json:
             },
         },
     }
+    if can_show_values(method.output_type):
+        described["parameters"].append(_REASON)
     if operation.rpc == "CreateLead":
         answer["examples"] = {"story": {"value": texts.EXAMPLE_CREATED}}
         described["parameters"] += _CREATE_PARAMETERS
@@ -95,7 +99,7 @@ def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
     parameters = []
     for name in operation.query:
         # One text serves every `view`.
-        description = texts.FIELDS["ListLeadsRequest"][name]
+        description = texts.FIELDS[request.name if request.name in texts.FIELDS else "ListLeadsRequest"][name]
         schema = _request_schema(request.fields_by_name[name])
         parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
     return parameters
@@ -107,6 +111,7 @@ def _schemas() -> _Json:
         **{answer.name: _message(answer) for answer in answers},
         "Lead": _message(_MESSAGES["Lead"]) | {"examples": [texts.EXAMPLE_LEAD]},
         "Confirmation": _message(_MESSAGES["Confirmation"]),
+        "Access": _message(_MESSAGES["Access"]),
         "LeadSubmission": _submission(),
         "StatusUpdate": _status_update(),
         "Problem": _PROBLEM,
@@ -251,6 +256,13 @@ _PARAMETERS = [
         {"type": "string", "maxLength": 128},
     ),
 ]
+
+_REASON = _header(
+    REASON,
+    "Why values are looked at unmasked, for the access record; the operator may make it mandatory. Write no customer "
+    "data into it.",
+    {"type": "string", "maxLength": texts.LONGEST_REASON},
+)
 
 _CREATE_PARAMETERS = [
     _header(

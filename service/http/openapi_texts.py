@@ -14,8 +14,9 @@ JSON with the contract's field names: every field is there, an empty text means 
 strings. Requests may also use lowerCamelCase names.
 
 Every path under `/api` needs a token: `Authorization: Bearer TOKEN`. Phone, nid, e-mail, address and notes are masked
-(`•••`) unless the token has the scope `leads:unmask`. Errors are RFC 9457 problem details whose `reason` is stable; no
-error repeats a value of the request. A caller that hangs up does not stop what was begun.
+(`•••`) unless the token has the scope `leads:unmask`; each unmasked look is on record before the answer leaves. Errors
+are RFC 9457 problem details whose `reason` is stable; no error repeats a value of the request. A caller that hangs up
+does not stop what was begun.
 
 A request has at most 16 KiB of line and headers and 256 KiB of body."""
 
@@ -83,6 +84,29 @@ FIELDS: dict[str, dict[str, str]] = {
         "view": "How sensitive fields are shown: `masked`, or `full` (403 without `leads:unmask`). Not given: as the "
         "caller may see them.",
     },
+    "Access": {
+        "lead_id": "Whose fields were shown; empty when a search by phone or nid met no lead.",
+        "subject": "Who was shown them: the `sub` of the token.",
+        "operation": "By which call, such as `GetLead`, or by which command, such as `export`.",
+        "fields": "Which fields were shown, or searched for.",
+        "reason": "Why, as it was given.",
+        "request_id": "The call's `x-request-id`; the accesses of one list or one command share it.",
+        "recorded_at": "When it was recorded, which is before the values left.",
+        "chain_id": "The chain that the entry stands in; see `leadkeep audit verify`.",
+        "number": "The entry's number in its chain; 0 for entries from before there were chains.",
+    },
+    "ListAccessesRequest": {
+        "page_size": "How many entries a page holds: 1 to 100, 50 when not given.",
+        "page_token": "`next_page_token` of the page before, with the same filters.",
+        "lead_id": "Only looks at this lead.",
+        "subject": "Only looks of exactly this subject.",
+        "recorded_after": "Only looks at or after this moment (RFC 3339).",
+        "recorded_before": "Only looks before this moment (RFC 3339).",
+    },
+    "ListAccessesResponse": {
+        "accesses": "The looks, newest first.",
+        "next_page_token": "Send it as `page_token` for the next page; empty on the last page.",
+    },
     "ListLeadsResponse": {
         "leads": "The leads, newest first.",
         "next_page_token": "Send it as `page_token` for the next page; empty on the last page.",
@@ -129,13 +153,19 @@ OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "own.",
         (404,),
     ),
+    "ListAccesses": (
+        "List looks at values in clear, newest first",
+        "All filters that are given must match. Scope: `leads:operate`.",
+        (),
+    ),
 }
 """Summary, description, and the errors beside those of every call."""
 
 GENERAL_ERRORS = (400, 401, 403, 429, 431, 500, 503, 504)
 
 ERRORS: dict[int, str] = {
-    400: "LEAD_INVALID (all violations), PAGE_TOKEN_INVALID, or STATUS_TRANSITION (metadata `from`, `to`).",
+    400: "LEAD_INVALID (all violations), PAGE_TOKEN_INVALID, REASON_REQUIRED (no `leadkeep-reason`, where it is "
+    "mandatory), or STATUS_TRANSITION (metadata `from`, `to`).",
     401: "TOKEN_MISSING, TOKEN_INVALID, or TOKEN_EXPIRED.",
     403: "SCOPE_MISSING (metadata `scope`: the one that is needed).",
     404: "LEAD_NOT_FOUND or CONVERSATION_NOT_FOUND, also for what the caller may not read.",
@@ -143,11 +173,12 @@ ERRORS: dict[int, str] = {
     "`current_version`).",
     413: "The body is longer than 256 KiB.",
     415: "The body is not `application/json`.",
-    429: "QUEUE_FULL. `Retry-After` says when to try again.",
+    429: "QUEUE_FULL, or UNMASK_LIMIT (metadata `limit`: how many leads a subject is shown unmasked within an hour). "
+    "`Retry-After` says when to try again.",
     431: "The request's line and headers are longer than 16 KiB.",
     500: "INTERNAL (metadata `incident_id`: quote it to the operator) or FIELD_UNREADABLE (metadata `fields`).",
-    503: "STORAGE_UNAVAILABLE (nothing was confirmed) or KEYS_UNAVAILABLE (no token can be verified). `Retry-After` "
-    "says when to try again.",
+    503: "STORAGE_UNAVAILABLE (nothing was confirmed, or an unmasked look cannot be recorded) or KEYS_UNAVAILABLE (no "
+    "token can be verified). `Retry-After` says when to try again.",
     504: "DEADLINE_TOO_SHORT: what was begun may still complete; repeat with the same Idempotency-Key.",
 }
 

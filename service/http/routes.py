@@ -32,6 +32,8 @@ OUTPUT_FIELDS = tuple(name for name in pb.Lead.DESCRIPTOR.fields_by_name if name
 
 LIST_FIELDS = tuple(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
 
+ACCESS_FIELDS = tuple(pb.ListAccessesRequest.DESCRIPTOR.fields_by_name)
+
 STATUS_FIELDS = ("status", "reason", "expected_version")
 
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
@@ -93,6 +95,10 @@ def _of_conversation(request: Request, _body: bytes) -> pb.GetLeadByConversation
     return pb.GetLeadByConversationRequest(conversation_id=request.path_params["conversation_id"])
 
 
+def _accesses(_request: Request, _body: bytes) -> pb.ListAccessesRequest:
+    return pb.ListAccessesRequest()
+
+
 OPERATIONS = (
     Operation("POST", "/api/leads", "CreateLead", _create),
     Operation("GET", "/api/leads", "ListLeads", _list, query=LIST_FIELDS),
@@ -106,6 +112,7 @@ OPERATIONS = (
         _of_conversation,
         query=("view",),
     ),
+    Operation("GET", "/api/accesses", "ListAccesses", _accesses, query=ACCESS_FIELDS),
 )
 
 

@@ -32,6 +32,8 @@ class Call:
     id: str = ""
     """Names the call in the log and in the trailing metadata `x-request-id`."""
     caller: Caller | None = None
+    shown_lead_id: str = ""
+    """The lead that an answer is about, where its messages do not say so; the request may have named an alias of it."""
     retries: int = 0
     """Attempts that went before the answer: the client's own, and the service's on its storage."""
     trailing: dict[str, str] = field(default_factory=dict)

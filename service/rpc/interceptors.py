@@ -16,20 +16,16 @@ from uuid import UUID
 
 import structlog
 from google.protobuf.message import Message
-from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller, Scope
 from service.errors import (
     DeadlineTooShortError,
     LeadkeepError,
-    LeadValidationError,
     QueueFullError,
     Reason,
     ScopeMissingError,
-    Violation,
 )
 from service.rpc.call import Call, Handler, Interceptor, Work
-from service.rpc.masking import mask_message
 from service.rpc.metrics import Metrics
 from service.rpc.status import CallFailedError, failure_of, failure_of_incident
 from service.rpc.tokens import bearer_token
@@ -57,6 +53,7 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
     "EraseLead": (Scope.ERASE,),
     "ListConflicts": (Scope.OPERATE,),
     "ResolveConflict": (Scope.OPERATE,),
+    "ListAccesses": (Scope.OPERATE,),
 }
 """The scopes of which a caller needs one; the first is the one that an error names."""
 
@@ -67,9 +64,15 @@ Verify = Callable[[str], Awaitable[Caller]]
 
 
 def standard_chain(
-    *, verify: Verify, metrics: Metrics, max_concurrent_calls: int, work: Work, new_id: Callable[[], UUID]
+    *,
+    verify: Verify,
+    unmasking: Interceptor,
+    metrics: Metrics,
+    max_concurrent_calls: int,
+    work: Work,
+    new_id: Callable[[], UUID],
 ) -> Sequence[Interceptor]:
-    """Every interceptor, outermost first."""
+    """Every interceptor, outermost first. `unmasking` is what unmasking.py makes."""
     return (
         # First, so that everything behind it can name the call.
         request_ids(new_id),
@@ -83,9 +86,9 @@ def standard_chain(
         concurrency(max_concurrent_calls),
         # Before anything looks at the request.
         authentication(verify),
-        # Around the servicer and nothing else: no unmasked message gets past it.
-        masking,
-        # Innermost: hears of the retries that the servicer's storage calls make.
+        # Around the servicer and nothing else: no unmasked message gets past it before it is recorded.
+        unmasking,
+        # Innermost: hears of the retries that storage calls make, the servicer's and the record's.
         retry_log(metrics),
     )
 
@@ -240,20 +243,6 @@ def authentication(verify: Verify) -> Interceptor:
         return await proceed(call, request)
 
     return intercept
-
-
-async def masking(call: Call, request: Message, proceed: Handler) -> Message:
-    """Mask the response unless the caller may see it unmasked and did not ask for a masked view."""
-    view = getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED)
-    if view not in pb.LeadView.values():
-        raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
-    may_unmask = call.caller is not None and call.caller.may(Scope.UNMASK)
-    if view == pb.LEAD_VIEW_FULL and not may_unmask:
-        raise ScopeMissingError(Scope.UNMASK)
-    response = await proceed(call, request)
-    if not may_unmask or view == pb.LEAD_VIEW_MASKED:
-        mask_message(response)
-    return response
 
 
 def retry_log(metrics: Metrics) -> Interceptor:

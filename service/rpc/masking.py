@@ -6,7 +6,7 @@ masked whole. Every mask contains `•••`, and no mask shows how long the va
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -79,6 +79,36 @@ def mask_message(message: Message) -> None:
     for name in plan.repeated:
         for item in getattr(message, name):
             mask_message(item)
+
+
+def asked_by_value(request: Message) -> tuple[str, ...]:
+    """The sensitive fields that a request looks for: an answer says something about their values, masked or not.
+
+    What a lead inside the request holds is not looked for but written.
+    """
+    return tuple(name for name in _plan(request.DESCRIPTOR).masked if getattr(request, name))
+
+
+def can_show_values(descriptor: Descriptor) -> bool:
+    """Whether a message of this kind, or one inside it, can hold values of sensitive fields."""
+    return _holds_sensitive(descriptor)
+
+
+def shown_values(message: Message, inherited_id: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Which sensitive fields are set in a message and the messages inside it, and of which lead each time.
+
+    A message without an id of its own belongs to the one around it, and at last to `inherited_id`.
+    """
+    plan = _plan(message.DESCRIPTOR)
+    lead_id = getattr(message, "id", "") or inherited_id
+    if shown := tuple(name for name in plan.masked if getattr(message, name)):
+        yield lead_id, shown
+    for name in plan.single:
+        if message.HasField(name):
+            yield from shown_values(getattr(message, name), lead_id)
+    for name in plan.repeated:
+        for item in getattr(message, name):
+            yield from shown_values(item, lead_id)
 
 
 def _sensitive(descriptor: Descriptor) -> tuple[str, ...]:

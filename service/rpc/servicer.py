@@ -1,6 +1,7 @@
 """LeadService of the contract: each method reads its request, asks the use case, and writes the answer.
 
-Servicers raise; the chain turns what they raise into a status. Answers are unmasked here: the chain masks them.
+Servicers raise; the chain turns what they raise into a status. Answers are unmasked here: the chain records and masks
+them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller
+from service.access_service import AccessService
 from service.conflict_service import ConflictService
 from service.errors import NotImplementedYetError
 from service.lead_service import LeadService
@@ -18,9 +20,10 @@ from service.rpc.call import Call
 class LeadServicer:
     """The contract's methods by name, behind the chain of both doors."""
 
-    def __init__(self, leads: LeadService, conflicts: ConflictService) -> None:
+    def __init__(self, leads: LeadService, conflicts: ConflictService, accesses: AccessService) -> None:
         self._leads = leads
         self._conflicts = conflicts
+        self._accesses = accesses
 
     async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
         """Make a new lead durable."""
@@ -93,7 +96,8 @@ class LeadServicer:
         self, call: Call, request: pb.ListResubmissionsRequest
     ) -> pb.ListResubmissionsResponse:
         """Show what was refused as a duplicate of a lead."""
-        kept = await self._leads.resubmissions(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        lead_id, kept = await self._leads.resubmissions(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        call.shown_lead_id = str(lead_id)
         return pb.ListResubmissionsResponse(resubmissions=wire.resubmission_messages(kept))
 
     async def AssignLead(self, call: Call, request: pb.AssignLeadRequest) -> pb.AssignLeadResponse:  # noqa: N802
@@ -130,6 +134,11 @@ class LeadServicer:
             reason=request.reason,
         )
         return pb.ResolveConflictResponse(lead=wire.lead_message(lead))
+
+    async def ListAccesses(self, _call: Call, request: pb.ListAccessesRequest) -> pb.ListAccessesResponse:  # noqa: N802
+        """Show a page of the access record."""
+        accesses, next_page_token = await self._accesses.list_accesses(wire.access_query(request))
+        return pb.ListAccessesResponse(accesses=wire.access_messages(accesses), next_page_token=next_page_token)
 
 
 def _caller(call: Call) -> Caller:

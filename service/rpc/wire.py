@@ -10,6 +10,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.access_service import AccessQuery
 from service.confirmation import Confirmation
 from service.conflict_service import Conflict
 from service.errors import LeadValidationError, Violation
@@ -24,6 +25,7 @@ from service.lead import (
     StatusChange,
 )
 from service.lead_service import ListQuery
+from service.storage.access_records import RecordedAccess
 
 _STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
 _RESOLUTION_FROM_WIRE = {
@@ -193,6 +195,36 @@ def conflict_messages(conflicts: Iterable[Conflict]) -> list[pb.Conflict]:
     ]
 
 
+def access_query(request: pb.ListAccessesRequest) -> AccessQuery:
+    """Which accesses a caller wants listed. Raises LeadValidationError."""
+    return AccessQuery(
+        page_size=request.page_size,
+        page_token=request.page_token,
+        lead_id=lead_id_of(request.lead_id, "lead_id") if request.lead_id else None,
+        subject=request.subject,
+        recorded_after=_moment(request, "recorded_after"),
+        recorded_before=_moment(request, "recorded_before"),
+    )
+
+
+def access_messages(accesses: Iterable[RecordedAccess]) -> list[pb.Access]:
+    """Entries of the access record."""
+    return [
+        pb.Access(
+            lead_id=str(access.entry.lead_id) if access.entry.lead_id else "",
+            subject=access.entry.subject,
+            operation=access.entry.operation,
+            fields=access.entry.fields,
+            reason=access.entry.reason,
+            request_id=access.entry.request_id,
+            recorded_at=_timestamp(access.entry.recorded_at),
+            chain_id=str(access.chain_id) if access.chain_id else "",
+            number=access.number,
+        )
+        for access in accesses
+    ]
+
+
 def resolution_of(number: int, path: str) -> ConflictResolution:
     """How a conflict is to be resolved. Raises LeadValidationError."""
     if number not in _RESOLUTION_FROM_WIRE:
@@ -210,7 +242,7 @@ def _timestamp(moment: datetime) -> Timestamp:
     return timestamp
 
 
-def _moment(request: pb.ListLeadsRequest, name: str) -> datetime | None:
+def _moment(request: pb.ListLeadsRequest | pb.ListAccessesRequest, name: str) -> datetime | None:
     if not request.HasField(name):
         return None
     try:

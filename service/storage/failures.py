@@ -110,6 +110,18 @@ def classify(error: BaseException) -> Failure:
     return Failure.RETRY if may_pass else Failure.PERMANENT
 
 
+def leaves_nothing(error: BaseException) -> bool:
+    """Whether a transaction that ended with this error is known to have stored nothing.
+
+    False when nobody can tell: the server did not speak, or may have spoken after its commit.
+    """
+    if isinstance(error, NotConfirmedError | LeftBehindError | PoolTimeoutError):
+        return True
+    driver_error = error.orig if isinstance(error, DBAPIError) else error
+    sqlstate = isinstance(driver_error, psycopg.Error) and driver_error.sqlstate
+    return bool(sqlstate) and sqlstate != "40003" and str(sqlstate)[:2] not in UNREACHABLE_CLASSES
+
+
 def is_busy(error: BaseException) -> bool:
     """Whether the transaction was undone because of another one."""
     return cause_of(error) in BUSY

@@ -297,6 +297,14 @@ class AccessRecord(Base):
     """One look at values in clear, recorded before they were shown. Rows are only ever added."""
 
     __tablename__ = "access_record"
+    __table_args__ = (
+        UniqueConstraint("chain_id", "number"),
+        CheckConstraint("num_nulls(chain_id, number, key_id, digest) IN (0, 4)", name="chained"),
+        # Read newest first, of all, of a lead or of a subject; the last one also counts a subject's hour.
+        Index(None, "recorded_at", "id"),
+        Index(None, "lead_id", "recorded_at", "id"),
+        Index(None, "subject", "recorded_at", "id"),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     recorded_at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -305,6 +313,53 @@ class AccessRecord(Base):
     lead_id: Mapped[UUID | None]
     fields: Mapped[list[str]] = mapped_column(ARRAY(Text()))
     reason: Mapped[str | None]
+    request_id: Mapped[str | None]
+    chain_id: Mapped[UUID | None]
+    """NULL for what was recorded before there were chains: the first registration covers those rows."""
+    number: Mapped[int | None] = mapped_column(BigInteger)
+    key_id: Mapped[str | None]
+    digest: Mapped[bytes | None]
+    """Keyed, over this entry and the digest of the one before it; see access_digests.py."""
+
+
+class AccessChain(Base):
+    """The registration of a chain of access records. Registrations are a chain of their own. Only ever added."""
+
+    __tablename__ = "access_chain"
+    __table_args__ = (
+        UniqueConstraint("id"),
+        CheckConstraint("(number = 1) = (earlier_entries IS NOT NULL)", name="earlier"),
+        CheckConstraint("(earlier_entries IS NULL) = (earlier_digest IS NULL)", name="earlier_digest"),
+    )
+
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    id: Mapped[UUID]
+    writer: Mapped[str]
+    """What wrote it and where: `serve@host`, or a command."""
+    began_at: Mapped[datetime]
+    earlier_entries: Mapped[int | None] = mapped_column(BigInteger)
+    """How many entries there were before the first chain; with the first registration only."""
+    earlier_digest: Mapped[bytes | None]
+    key_id: Mapped[str]
+    digest: Mapped[bytes]
+
+
+class AccessHead(Base):
+    """How far a chain reached with a transaction, so that a tail that is missing is missed. Only ever added."""
+
+    __tablename__ = "access_head"
+    __table_args__ = (Index(None, "chain_id", "number"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    chain_id: Mapped[UUID]
+    number: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[bytes]
+    """The digest of the chain's last entry."""
+    ended: Mapped[bool]
+    """Whether its writer stopped and nothing comes after."""
+    key_id: Mapped[str]
+    seal: Mapped[bytes]
+    """Keyed, over all of this."""
 
 
 def table(model: type[Base]) -> Table:

@@ -160,7 +160,8 @@ def test_a_day_is_shown_in_clear_with_a_token_and_recorded(
     assert done.returncode == 0, done.stderr
     assert [value for value in SECRET.values() if value not in done.stdout] == []
     record = value_of(
-        service_database.admin_url, "SELECT subject || ' | ' || operation || ' | ' || reason FROM access_record"
+        service_database.admin_url,
+        "SELECT subject || ' | ' || operation || ' | ' || reason FROM access_record WHERE operation = 'files show'",
     )
     assert record == f"rahima | files show | daily file of {DAY}: call back"
 

@@ -20,6 +20,7 @@ from service.rpc.call import Call, Handler, Work
 from service.rpc.chain import SERVICE, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
+from tests.harness.unmasking import unmasking_into
 
 LEAD_ID = "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"
 
@@ -89,7 +90,14 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Handler]:
-    chain = standard_chain(verify=verify, metrics=Metrics(registry), max_concurrent_calls=64, work=Work(), new_id=uuid4)
+    chain = standard_chain(
+        verify=verify,
+        unmasking=unmasking_into(),
+        metrics=Metrics(registry),
+        max_concurrent_calls=64,
+        work=Work(),
+        new_id=uuid4,
+    )
     return chained(chain, servicer)
 
 

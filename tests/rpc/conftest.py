@@ -3,9 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from grpc import StatusCode
+from leadkeep.v1 import lead_service_pb2 as pb
 
+from tests.harness.faults import conflict_with
 from tests.harness.running_service import RunningService
-from tests.rpc.calls import Client
+from tests.rpc.calls import Client, refused
+from tests.rpc.showing import CONFLICT_WITH, known_person
 
 Connect = Callable[..., Client]
 
@@ -37,3 +41,18 @@ def agent(connect: Connect) -> Client:
 def chatbot(connect: Connect) -> Client:
     """Somebody who may create, and read what the same subject created."""
     return connect("chatbot")
+
+
+@pytest.fixture(scope="module")
+def person() -> pb.Lead:
+    return known_person()
+
+
+@pytest.fixture(scope="module")
+def lead_id(service: RunningService, admin: Client, person: pb.Lead) -> str:
+    """The known person's lead, with one resubmission and one conflict."""
+    lead_id = admin.create(person).id
+    with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+        admin.create(person)
+    CONFLICT_WITH[lead_id] = conflict_with(service.environment["LEADKEEP_DATABASE_URL"], lead_id)
+    return lead_id

@@ -35,6 +35,7 @@ from tests.harness.answers import fails
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
+from tests.harness.unmasking import unmasking_into
 
 RETRY_POLICY = (Path(__file__).parents[2] / "docs/retry_policy.json").read_text()
 
@@ -316,6 +317,7 @@ def a_call(**fields: object) -> Call:
 def standard(work: Work | None = None, limit: int = 10) -> list[Interceptor]:
     chain = interceptors.standard_chain(
         verify=anybody,
+        unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),
         max_concurrent_calls=limit,
         work=work or Work(),
@@ -346,7 +348,7 @@ def test_order_of_the_chain() -> None:
         "deadline",
         "concurrency",
         "authentication",
-        "masking",
+        "unmasking",
         "retry_log",
     ]
 

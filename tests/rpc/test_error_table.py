@@ -70,6 +70,7 @@ class World:
     def over_grpc(self, attempt: Attempt) -> Failure:
         token = self._token(attempt)
         metadata = [("authorization", f"Bearer {token}")] if token else []
+        metadata += [(name, value) for name, value in attempt.headers.items() if name == "leadkeep-reason"]
         method = getattr(self.stub, attempt.rpc)
         return fails(lambda: method(attempt.request, metadata=metadata, timeout=attempt.seconds))
 
@@ -197,6 +198,18 @@ def page_token_invalid(world: World) -> Iterator[Attempt]:
 
 
 @contextmanager
+def reason_required(world: World) -> Iterator[Attempt]:
+    yield get(str(uuid4()))
+
+
+@contextmanager
+def unmask_limit(world: World) -> Iterator[Attempt]:
+    for _ in range(2):
+        world.lead()
+    yield Attempt("ListLeads", pb.ListLeadsRequest(), ("GET", "/api/leads"), headers={"leadkeep-reason": "audit"})
+
+
+@contextmanager
 def queue_full(world: World) -> Iterator[Attempt]:
     lead = world.lead()
     moved = pb.UpdateStatusRequest(id=lead.id, status=pb.LEAD_STATUS_CONTACTED)
@@ -296,6 +309,15 @@ TABLE = {
     Reason.TOKEN_EXPIRED: Row(token_expired, grpc.StatusCode.UNAUTHENTICATED, 401),
     Reason.SCOPE_MISSING: Row(scope_missing, grpc.StatusCode.PERMISSION_DENIED, 403, frozenset({"scope"})),
     Reason.PAGE_TOKEN_INVALID: Row(page_token_invalid, grpc.StatusCode.INVALID_ARGUMENT, 400),
+    Reason.REASON_REQUIRED: Row(reason_required, grpc.StatusCode.INVALID_ARGUMENT, 400, world="world_that_asks_why"),
+    Reason.UNMASK_LIMIT: Row(
+        unmask_limit,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        429,
+        frozenset({"limit"}),
+        retry=True,
+        world="world_that_asks_why",
+    ),
     Reason.QUEUE_FULL: Row(queue_full, grpc.StatusCode.RESOURCE_EXHAUSTED, 429, retry=True, world="world_of_one_call"),
     Reason.DEADLINE_TOO_SHORT: Row(deadline_too_short, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     Reason.STORAGE_UNAVAILABLE: Row(
@@ -332,6 +354,7 @@ VALUES = {
     Reason.STATUS_TRANSITION: {"from": "contacted", "to": "new"},
     Reason.SCOPE_MISSING: {"scope": "leads:update"},
     Reason.FIELD_UNREADABLE: {"fields": "phone"},
+    Reason.UNMASK_LIMIT: {"limit": "1"},
 }
 """Metadata whose values are the same each time."""
 
@@ -353,6 +376,13 @@ def world(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def world_of_one_call(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     yield from _running(tmp_path_factory, postgres_server.fresh_database(), LEADKEEP_MAX_CONCURRENT_CALLS="1")
+
+
+@pytest.fixture(scope="module")
+def world_that_asks_why(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """It shows one lead an hour."""
+    settings = {"LEADKEEP_REASON_REQUIRED": "1", "LEADKEEP_UNMASK_LIMIT": "1"}
+    yield from _running(tmp_path_factory, postgres_server.fresh_database(), **settings)
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,30 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from uuid import uuid4
+from collections.abc import Callable
 
-import grpc
 import pytest
-from google.protobuf import message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.descriptor import Descriptor
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
-from service.rpc.chain import SERVICE
 from service.rpc.masking import MASKS, mask_email, mask_message, mask_nid, mask_phone, sensitive_fields
 from service.validation import MASK
-from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody
-from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
 from tests.rpc.conftest import Connect
-
-CANARY = "clear-canary"
+from tests.rpc.showing import (
+    CANARY,
+    RPCS,
+    SHOWING,
+    WITH_VIEW,
+    all_messages,
+    answered,
+    clear_values,
+    filled,
+    requests_for,
+    texts,
+)
 
 
 class TestMasks:
@@ -68,38 +71,6 @@ class TestMasks:
         assert MASK in mask(value)
 
 
-def all_messages() -> list[Descriptor]:
-    return list(pb.DESCRIPTOR.message_types_by_name.values())
-
-
-def filled(descriptor: Descriptor, text: str) -> Message:
-    """A message whose every text, at any depth, is `text`; lists hold two."""
-    message = message_factory.GetMessageClass(descriptor)()
-    for field in descriptor.fields:
-        if field.type == FieldDescriptor.TYPE_STRING:
-            if field.is_repeated:
-                getattr(message, field.name).extend([text, text])
-            else:
-                setattr(message, field.name, text)
-        elif field.message_type is not None and field.message_type.file is pb.DESCRIPTOR:
-            if field.is_repeated:
-                getattr(message, field.name).extend([filled(field.message_type, text) for _ in range(2)])
-            else:
-                getattr(message, field.name).CopyFrom(filled(field.message_type, text))
-    return message
-
-
-def texts(message: Message, *, sensitive: bool) -> Iterator[str]:
-    """The sensitive, or the other, texts in a message and in those inside it."""
-    for field, value in message.ListFields():
-        values = list(value) if field.is_repeated else [value]
-        for item in values:
-            if isinstance(item, Message):
-                yield from texts(item, sensitive=sensitive)
-            elif isinstance(item, str) and field.GetOptions().debug_redact == sensitive:
-                yield item
-
-
 class TestMessages:
     @pytest.mark.parametrize("descriptor", all_messages(), ids=lambda descriptor: descriptor.name)
     def test_every_sensitive_field_at_any_depth_is_masked_and_no_other(self, descriptor: Descriptor) -> None:
@@ -124,85 +95,6 @@ class TestMessages:
 
     def test_the_storys_sensitive_fields_are_the_contracts(self) -> None:
         assert set(sensitive_fields(pb.Lead)) == {"phone", "nid", "address", "email", "notes"}
-
-
-def known_person() -> pb.Lead:
-    """Somebody whose every sensitive value can be recognised in any text."""
-    person = somebody()
-    person.address = f"Address canary {uuid4()}"
-    person.notes = f"Notes canary {uuid4()}"
-    person.email = f"canary-{uuid4()}@example.com"
-    person.conversation_id = f"talk-{uuid4()}"
-    return person
-
-
-def clear_values(person: pb.Lead) -> list[str]:
-    return [getattr(person, name).lstrip("+") for name in sensitive_fields(pb.Lead)]
-
-
-def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
-    """A request of each rpc that shows as much as it can of a known person's lead."""
-    match rpc:
-        case "CreateLead":
-            return pb.CreateLeadRequest(lead=known_person())
-        case "GetLead":
-            return pb.GetLeadRequest(id=lead_id)
-        case "UpdateStatus":
-            return pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONTACTED)
-        case "UpdateLead":
-            return pb.UpdateLeadRequest(lead=pb.Lead(id=lead_id, name=f"Name {uuid4()}"))
-        case "GetLeadByConversation":
-            return pb.GetLeadByConversationRequest(conversation_id=person.conversation_id)
-        case "ListLeads":
-            return pb.ListLeadsRequest(conversation_id=person.conversation_id)
-        case "ListStatusChanges":
-            return pb.ListStatusChangesRequest(lead_id=lead_id)
-        case "ListAssignments":
-            return pb.ListAssignmentsRequest(lead_id=lead_id)
-        case "ListResubmissions":
-            return pb.ListResubmissionsRequest(lead_id=lead_id)
-        case "AssignLead":
-            return pb.AssignLeadRequest(id=lead_id, assignee=f"Sam {uuid4()}")
-        case "EraseLead":
-            return pb.EraseLeadRequest(id=lead_id)
-        case "ListConflicts":
-            return pb.ListConflictsRequest(include_resolved=True)
-        case "ResolveConflict":
-            return pb.ResolveConflictRequest(id=CONFLICT_WITH[lead_id], resolution=pb.CONFLICT_RESOLUTION_KEEP_FIRST)
-        case _:
-            raise AssertionError(f"{rpc} is new: say here which request of it shows most of a lead")
-
-
-CONFLICT_WITH: dict[str, str] = {}
-"""The conflict that met a lead, by the lead."""
-
-RPCS = [method.name for method in SERVICE.methods]
-SHOWING = [method.name for method in SERVICE.methods if list(texts(filled(method.output_type, CANARY), sensitive=True))]
-WITH_VIEW = [method.name for method in SERVICE.methods if "view" in method.input_type.fields_by_name]
-
-
-@pytest.fixture(scope="module")
-def person() -> pb.Lead:
-    return known_person()
-
-
-@pytest.fixture(scope="module")
-def lead_id(service: RunningService, admin: Client, person: pb.Lead) -> str:
-    """The known person's lead, with one resubmission and one conflict."""
-    lead_id = admin.create(person).id
-    with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
-        admin.create(person)
-    CONFLICT_WITH[lead_id] = conflict_with(service.environment["LEADKEEP_DATABASE_URL"], lead_id)
-    return lead_id
-
-
-def answered(client: Client, rpc: str, request: Message) -> str:
-    """Everything that a call tells its caller, its refusal included."""
-    try:
-        response: Message = client.call(rpc, request)
-    except grpc.RpcError as error:
-        return f"{error} {error.trailing_metadata()}"
-    return f"{response} {response.SerializeToString()!r}"
 
 
 class TestRpcs:

@@ -23,6 +23,8 @@ from tests.harness.running_service import RunningService
 
 TABLES = {
     "access_record",
+    "access_chain",
+    "access_head",
     "alembic_version",
     "assignment_change",
     "daily_file",
@@ -144,6 +146,8 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         "UPDATE lead_conversation SET conversation_id = 'chat-2'",
         "UPDATE key_canary SET normaliser = 'other'",
         "UPDATE access_record SET subject = 'nobody'",
+        "UPDATE access_chain SET writer = 'nobody'",
+        "UPDATE access_head SET number = 0",
         "UPDATE lead_touch SET quarter = now()",
         "UPDATE alembic_version SET version_num = '9999'",
         "INSERT INTO alembic_version VALUES ('9999')",

@@ -100,6 +100,11 @@ class LeadServiceStub:
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictRequest.SerializeToString,
                 response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictResponse.FromString,
                 _registered_method=True)
+        self.ListAccesses = channel.unary_unary(
+                '/leadkeep.v1.LeadService/ListAccesses',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListAccessesRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListAccessesResponse.FromString,
+                _registered_method=True)
 
 
 class LeadServiceServicer:
@@ -253,6 +258,15 @@ class LeadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAccesses(self, request, context):
+        """ListAccesses shows who was shown which leads unmasked, newest first, page by page. All filters that are set must match.
+
+        Scope: `leads:operate`. Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this list, or of another filter).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LeadServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -320,6 +334,11 @@ def add_LeadServiceServicer_to_server(servicer, server):
                     servicer.ResolveConflict,
                     request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictRequest.FromString,
                     response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictResponse.SerializeToString,
+            ),
+            'ListAccesses': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccesses,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListAccessesRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListAccessesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -674,6 +693,33 @@ class LeadService:
             '/leadkeep.v1.LeadService/ResolveConflict',
             leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictRequest.SerializeToString,
             leadkeep_dot_v1_dot_lead__service__pb2.ResolveConflictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAccesses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/ListAccesses',
+            leadkeep_dot_v1_dot_lead__service__pb2.ListAccessesRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.ListAccessesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,173 @@
+"""Who may see values unmasked, and the record of it: decided here for every method of the contract and every door.
+
+Promise: no value of a sensitive field leaves unmasked before its access is committed. Which fields those are is read
+from the contract (`debug_redact`), so that no method can forget it.
+
+A method that only reads is refused when its access cannot be recorded. One that changes something has done so by then
+and must not be reported as failed: it answers masked instead. Methods that only read are called Get… or List….
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+from uuid import UUID
+
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import Caller, Scope
+from service.errors import (
+    LeadValidationError,
+    ReasonRequiredError,
+    ScopeMissingError,
+    StorageUnavailableError,
+    UnmaskLimitError,
+    Violation,
+)
+from service.rpc.call import Call, Handler, Interceptor
+from service.rpc.masking import asked_by_value, can_show_values, mask_message, shown_values
+from service.storage.access_records import Access
+from service.storage.retry import PATIENCE
+
+REASON = "leadkeep-reason"
+"""The metadata, and header, with which callers say why they look at values."""
+
+PATIENCE_AFTER_CHANGE = 1.0
+"""Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.
+Its caller wants to know that the change is done, and a lead is taken while the database is away."""
+
+
+class Record(Protocol):
+    """How accesses are recorded."""
+
+    async def __call__(self, accesses: Sequence[Access], *, patience: float = PATIENCE) -> None:
+        """Must return only when all of them are committed, in `patience` seconds at most.
+
+        Must raise StorageUnavailableError when they cannot be, and UnmaskLimitError when they may not be.
+        """
+
+
+def only_reads(rpc: str) -> bool:
+    """Whether a method changes nothing, so that refusing its answer undoes it."""
+    return rpc.startswith(("Get", "List"))
+
+
+def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None], reason_required: bool) -> Interceptor:
+    """Mask the answer unless the caller may see it unmasked and did not ask for a masked one; record what is shown.
+
+    `check_reason` normalises a reason, given its name in errors, or raises LeadValidationError.
+    """
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        view = getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED)
+        if view not in pb.LeadView.values():
+            raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
+        caller = call.caller
+        if caller is None or not caller.may(Scope.UNMASK):
+            if view == pb.LEAD_VIEW_FULL:
+                raise ScopeMissingError(Scope.UNMASK)
+            return _masked(await proceed(call, request))
+        asked = asked_by_value(request)
+        shows = view != pb.LEAD_VIEW_MASKED
+        if not asked and not shows:
+            return _masked(await proceed(call, request))
+        reason = check_reason(_reason(call), REASON)
+        if reason is None and reason_required and (asked or _can_be_answered_with_values(call.rpc)):
+            if only_reads(call.rpc) or view == pb.LEAD_VIEW_FULL:
+                raise ReasonRequiredError
+            shows = False
+        response = await proceed(call, request)
+        accesses = _accesses(call, caller, request, response, asked=asked, shows=shows, reason=reason)
+        if accesses:
+            try:
+                await record(accesses, patience=_patience(call))
+            except (StorageUnavailableError, UnmaskLimitError):
+                if only_reads(call.rpc):
+                    raise
+                shows = False
+        return response if shows else _masked(response)
+
+    return intercept
+
+
+def accesses_to(
+    message: Message, *, subject: str, operation: str, reason: str | None, request_id: str, lead_id: str = ""
+) -> list[Access]:
+    """What showing a message unmasked is: one access for each lead in it. `lead_id` serves those without an id."""
+    return [
+        Access(
+            subject=subject,
+            operation=operation,
+            fields=fields,
+            lead_id=_uuid(shown_id),
+            reason=reason,
+            request_id=request_id,
+        )
+        for shown_id, fields in shown_values(message, lead_id)
+    ]
+
+
+def _accesses(
+    call: Call,
+    caller: Caller,
+    request: Message,
+    response: Message,
+    *,
+    asked: tuple[str, ...],
+    shows: bool,
+    reason: str | None,
+) -> list[Access]:
+    lead_id = call.shown_lead_id or getattr(request, "lead_id", "") or getattr(request, "id", "")
+    accesses = accesses_to(
+        response, subject=caller.subject, operation=call.rpc, reason=reason, request_id=call.id, lead_id=lead_id
+    )
+    if not asked:
+        return accesses if shows else []
+    # Who looks for a value learns whether somebody has it: of a masked lead, or of none at all.
+    found = [(access.lead_id, tuple(access.fields) if shows else ()) for access in accesses] or [(None, ())]
+    return [
+        Access(
+            subject=caller.subject,
+            operation=call.rpc,
+            fields=tuple(dict.fromkeys((*asked, *fields))),
+            lead_id=found_id,
+            reason=reason,
+            request_id=call.id,
+        )
+        for found_id, fields in found
+    ]
+
+
+def _patience(call: Call) -> float:
+    if only_reads(call.rpc):
+        return PATIENCE
+    return min(PATIENCE_AFTER_CHANGE, (call.deadline - time.monotonic()) / 2)
+
+
+def _can_be_answered_with_values(rpc: str) -> bool:
+    return can_show_values(pb.DESCRIPTOR.services_by_name["LeadService"].methods_by_name[rpc].output_type)
+
+
+def _reason(call: Call) -> str:
+    sent = call.metadata.get(REASON, "")
+    if call.door != "http":
+        return sent
+    try:
+        # HTTP's headers are read as Latin-1; what people type into them is UTF-8.
+        return sent.encode("latin-1").decode()
+    except UnicodeError:
+        return sent
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _masked(response: Message) -> Message:
+    mask_message(response)
+    return response

@@ -1,0 +1,32 @@
+"""The unmasking interceptor for chains without a database: what is recorded is kept in a list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.rpc.call import Interceptor
+from service.rpc.unmasking import unmasking
+from service.storage.access_records import Access
+from service.storage.retry import PATIENCE
+from service.validation import ValidationService
+
+
+class KeptRecord:
+    """Keeps accesses, or raises `fault` instead."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.accesses: list[Access] = []
+        self.patience: float | None = None
+        self.fault = fault
+
+    async def __call__(self, accesses: Sequence[Access], *, patience: float = PATIENCE) -> None:
+        self.patience = patience
+        if self.fault is not None:
+            raise self.fault
+        self.accesses += accesses
+
+
+def unmasking_into(record: KeptRecord | None = None, *, reason_required: bool = False) -> Interceptor:
+    """The interceptor of the service."""
+    check = ValidationService().reason
+    return unmasking(record or KeptRecord(), check_reason=check, reason_required=reason_required)

@@ -1,0 +1,162 @@
+"""Two replicas that ask why, and that show a subject 10 leads an hour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from grpc import StatusCode
+from grpc_status import rpc_status
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestServer
+from tests.harness.running_service import RunningService
+from tests.rpc.calls import Client, refused
+
+LIMIT = 10
+
+
+class Asking(Client):
+    """A caller who says why."""
+
+    def __init__(self, service: RunningService, channel: grpc.Channel, reason: str | None, subject: str) -> None:
+        super().__init__(service, channel, subject=subject)
+        if reason is not None:
+            self._metadata.append(("leadkeep-reason", reason))
+
+
+Replicas = tuple[RunningService, RunningService]
+
+
+@pytest.fixture(scope="module")
+def replicas(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    folder: Path = tmp_path_factory.mktemp("rules")
+    url = postgres_server.fresh_database().serve_url
+    settings = {"LEADKEEP_REASON_REQUIRED": "1", "LEADKEEP_UNMASK_LIMIT": str(LIMIT), "LEADKEEP_LOG_LEVEL": "error"}
+    one = RunningService(folder / "one", database_url=url, settings=settings).start()
+    shared = settings | {"LEADKEEP_KEYRING": str(folder / "one" / "keyring.json")}
+    other = RunningService(folder / "other", database_url=url, settings=shared).start()
+    yield one, other
+    one.stop()
+    other.stop()
+
+
+@pytest.fixture(scope="module")
+def channels(replicas: Replicas) -> Iterator[list[grpc.Channel]]:
+    opened = [replica.channel() for replica in replicas]
+    yield opened
+    for channel in opened:
+        channel.close()
+
+
+@pytest.fixture
+def caller(replicas: Replicas, channels: list[grpc.Channel], request: pytest.FixtureRequest) -> Any:
+    """A caller of one replica, with a subject of the test's own."""
+
+    def of(replica: int = 0, *, reason: str | None = "call back", subject: str = "") -> Client:
+        return Asking(replicas[replica], channels[replica], reason, subject or request.node.name)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def lead_id(replicas: Replicas, channels: list[grpc.Channel]) -> str:
+    return str(Client(replicas[0], channels[0], "chatbot").create(somebody()).id)
+
+
+@pytest.mark.parametrize(
+    ("rpc", "message"),
+    [
+        ("GetLead", pb.GetLeadRequest(id="01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f")),
+        ("GetLead", pb.GetLeadRequest(view=pb.LEAD_VIEW_FULL)),
+        ("ListLeads", pb.ListLeadsRequest()),
+        ("ListLeads", pb.ListLeadsRequest(phone="+8801712345678", view=pb.LEAD_VIEW_MASKED)),
+        ("ListResubmissions", pb.ListResubmissionsRequest()),
+        ("ListConflicts", pb.ListConflictsRequest()),
+        ("GetLeadByConversation", pb.GetLeadByConversationRequest()),
+        ("ResolveConflict", pb.ResolveConflictRequest(view=pb.LEAD_VIEW_FULL)),
+    ],
+)
+@pytest.mark.parametrize("reason", [None, "  "])
+def test_who_does_not_say_why_is_refused(rpc: str, message: Message, reason: str | None, caller: Any) -> None:
+    with refused(StatusCode.INVALID_ARGUMENT, "REASON_REQUIRED"):
+        caller(reason=reason).call(rpc, message)
+
+
+def test_what_shows_no_value_needs_no_reason(caller: Any, lead_id: str) -> None:
+    silent = caller(reason=None)
+    assert silent.get(lead_id, view=pb.LEAD_VIEW_MASKED).masked
+    assert silent.status_changes(lead_id) == []
+    assert silent.call("ListAccesses", pb.ListAccessesRequest()) is not None
+
+
+def test_a_change_without_a_reason_is_done_and_answered_masked(caller: Any) -> None:
+    made = caller(reason=None).create(somebody())
+    assert made.lead.masked
+    assert not caller(subject="somebody who says why").get(made.id).masked
+
+
+def test_the_limit_holds_for_both_replicas_and_all_calls_at_once(caller: Any, lead_id: str) -> None:
+    def get(number: int) -> str:
+        try:
+            return "masked" if caller(number % 2).get(lead_id).masked else "shown"
+        except grpc.RpcError as error:
+            return str(error.code())
+
+    with ThreadPoolExecutor(16) as threads:
+        told = list(threads.map(get, range(40)))
+    assert told.count("shown") == LIMIT
+    assert told.count(str(StatusCode.RESOURCE_EXHAUSTED)) == 40 - LIMIT
+
+
+def test_a_list_beyond_the_limit_is_refused_whole(caller: Any, lead_id: str) -> None:
+    policy = "A long list"
+    for _ in range(LIMIT + 1):
+        caller(subject="creator", reason=None).create(somebody(interested_policy=policy))
+    with refused(StatusCode.RESOURCE_EXHAUSTED, "UNMASK_LIMIT") as refusal:
+        caller().list_leads(interested_policy=policy)
+    assert refusal.metadata == {"limit": str(LIMIT)}
+    assert len(caller().list_leads(interested_policy=policy, page_size=LIMIT).leads) == LIMIT
+    assert caller().list_leads(interested_policy=policy, view=pb.LEAD_VIEW_MASKED).leads[0].masked
+
+
+def test_who_is_beyond_the_limit_hears_when_to_come_again(caller: Any, lead_id: str) -> None:
+    for _ in range(LIMIT):
+        caller().get(lead_id)
+    with pytest.raises(grpc.RpcError) as refusal:
+        caller().get(lead_id)
+    status = rpc_status.from_call(refusal.value)  # type: ignore[arg-type]
+    assert status is not None
+    assert "RetryInfo" in str(status)
+
+
+def test_a_change_beyond_the_limit_is_done_and_answered_masked(caller: Any, lead_id: str) -> None:
+    for _ in range(LIMIT):
+        assert not caller().get(lead_id).masked
+    lead = caller().assign(lead_id, "rahima")
+    assert (lead.masked, lead.assignee) == (True, "rahima")
+
+
+def test_a_command_obeys_the_same_rules(replicas: Replicas, caller: Any) -> None:
+    policy = "Exported"
+    for _ in range(LIMIT + 1):
+        caller(reason=None).create(somebody(interested_policy=policy))
+    token = {"LEADKEEP_TOKEN": replicas[0].token(subject="exporter")}
+    silent = replicas[0].leadkeep("export", "--format", "json", "--unmask", env=token)
+    assert (silent.returncode, silent.stdout) == (1, "")
+    assert "say why" in silent.stderr
+    beyond = replicas[0].leadkeep("export", "--format", "json", "--unmask", "--reason", "audit 7", env=token)
+    assert (beyond.returncode, beyond.stdout) == (1, "")
+    assert f"at most {LIMIT} leads" in beyond.stderr
+
+
+def test_heads_are_logged_whatever_the_level(replicas: Replicas, caller: Any, lead_id: str) -> None:
+    caller(1, subject="head").get(lead_id)
+    assert '"event": "access head"' in replicas[1].log()
+    assert '"event": "call"' not in replicas[1].log()
