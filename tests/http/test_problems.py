@@ -17,7 +17,6 @@ from service.errors import (
     LeadInConflictError,
     LeadNotFoundError,
     LeadValidationError,
-    NotImplementedYetError,
     PageTokenInvalidError,
     QueueFullError,
     Reason,
@@ -48,7 +47,6 @@ RAISED = [
     (StorageUnavailableError(1.5), 503, "STORAGE_UNAVAILABLE"),
     (KeysUnavailableError(), 503, "KEYS_UNAVAILABLE"),
     (FieldUnreadableError(["phone"]), 500, "FIELD_UNREADABLE"),
-    (NotImplementedYetError("EraseLead"), 501, "NOT_IMPLEMENTED"),
     (RuntimeError("SELECT '+1234567890'"), 500, "INTERNAL"),
 ]
 BY_TOKEN = [

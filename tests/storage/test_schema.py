@@ -34,6 +34,7 @@ TABLES = {
     "lead_touch",
     "resubmission",
     "status_change",
+    "tombstone",
 }
 NOTES = {"lead_touch"}
 """What renders of the daily files remove again."""
@@ -144,6 +145,8 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         "UPDATE lead_conversation SET conversation_id = 'chat-2'",
         "UPDATE key_canary SET normaliser = 'other'",
         "UPDATE access_record SET subject = 'nobody'",
+        *(f"UPDATE tombstone SET {column} = NULL" for column in ("id", "lead_id", "erased_at", "erased_by", "reason")),
+        "SELECT conflicts_of_lead(gen_random_uuid(), gen_random_uuid())",
         "UPDATE lead_touch SET quarter = now()",
         "UPDATE alembic_version SET version_num = '9999'",
         "INSERT INTO alembic_version VALUES ('9999')",
