@@ -8,23 +8,37 @@ docs/operations.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
+from typing import Protocol
 from uuid import UUID
 
 from service.access import Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.storage.memory import RequestMemory
-from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 from service.storage.tombstones import Tombstones
 from service.validation import ValidationService
+
+
+class SpooledCopies(Protocol):
+    """The spool of this machine, as its owner or an operator sees it."""
+
+    async def related(self, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
+        """See Spool.related; must name what was set aside too. Raises SpoolError."""
+        ...
+
+    async def remove(self, ids: Sequence[UUID]) -> None:
+        """Remove submissions that have tombstones, or leave them to the drain, which does. Raises SpoolError."""
+        ...
 
 
 class ErasureService:
     """The use case around tombstones."""
 
     def __init__(
-        self, *, tombstones: Tombstones, spool: Spool, memory: RequestMemory, validation: ValidationService
+        self, *, tombstones: Tombstones, spool: SpooledCopies, memory: RequestMemory, validation: ValidationService
     ) -> None:
         self._tombstones = tombstones
         self._spool = spool
@@ -49,13 +63,6 @@ class ErasureService:
             # No acknowledged lead is called missing because the spool cannot be read.
             raise LeadNotFoundError if spooled is not None else StorageUnavailableError
         self._memory.forget(gone)
-        await self._forget_spooled([*gone, *(spooled or ())])
-
-    async def _forget_spooled(self, ids: list[UUID]) -> None:
-        """Remove what waits here. If the spool cannot do it now, the drain does: it finds the tombstones."""
-        try:
-            waiting = [each for each in ids if await self._spool.holds(each)]
-            if waiting:
-                await self._spool.remove(waiting)
-        except SpoolError:
-            return
+        if spooled:
+            with suppress(SpoolError):  # the drain finds the tombstones
+                await self._spool.remove(list(spooled))

@@ -17,10 +17,12 @@ import typer
 from service.access import ROLES
 from service.cli.backup import backup, restore
 from service.cli.conflicts import conflicts_app
+from service.cli.erase import erase
 from service.cli.exports import export
 from service.cli.files import files_app
 from service.cli.imports import import_files
 from service.cli.refusals import refusals_are_told
+from service.cli.retention import retention
 from service.cli.spool import spool_app
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -45,6 +47,8 @@ app.command("import")(import_files)
 app.command()(export)
 app.command()(backup)
 app.command()(restore)
+app.command()(erase)
+app.command()(retention)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -28,7 +28,7 @@ _STONE = models.table(models.Tombstone)
 _LEAD = models.table(models.Lead)
 _ALIAS = models.table(models.LeadAlias)
 
-_ERASE = text("SELECT erase_lead(:id, :actor, :reason, :created_at, :erased_at, :request_digest)")
+_ERASE = text("SELECT erase_lead(:id, :actor, :reason, :created_at, :erased_at, :erased_with, :request_digest)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,29 +83,21 @@ class Tombstones:
             # What waits in the spool first: putting up a tombstone of an id without a row waits for every writer, which
             # must not wait for the lead's row, locked by us.
             for each in (*sorted(spooled.keys() - {lead_id}), lead_id):
-                accepted_at = spooled.get(each)
-                found |= await erase_within(connection, each, actor=actor, reason=reason, created_at=accepted_at)
+                kept = (spooled.get(each), None, None, None)
+                found |= await erase_within(connection, each, actor=actor, reason=reason, kept=kept)
             return frozenset(found) or None
 
         return await self._database.write(work)
 
-    async def erase_again(self, tombstone: Tombstone) -> bool:
-        """Put up a tombstone that was kept elsewhere, and erase what came back; whether the id is known here."""
+    async def erase_again(self, tombstones: Sequence[Tombstone]) -> None:
+        """Put up tombstones that were kept elsewhere, and erase what has come back, in one transaction."""
 
-        async def work(connection: AsyncConnection) -> bool:
-            return bool(
-                await erase_within(
-                    connection,
-                    tombstone.id,
-                    actor=tombstone.erased_by,
-                    reason=tombstone.reason,
-                    created_at=tombstone.created_at,
-                    erased_at=tombstone.erased_at,
-                    request_digest=tombstone.request_digest,
-                )
-            )
+        async def work(connection: AsyncConnection) -> None:
+            for each in tombstones:
+                kept = (each.created_at, each.erased_at, each.lead_id, each.request_digest)
+                await erase_within(connection, each.id, actor=each.erased_by, reason=each.reason, kept=kept)
 
-        return await self._database.write(work)
+        await self._database.write(work)
 
     async def since(self, moment: datetime) -> list[UUID]:
         """The ids that were erased at or after a moment."""
@@ -141,19 +133,14 @@ async def erase_within(
     *,
     actor: str,
     reason: str | None,
-    created_at: datetime | None = None,
-    erased_at: datetime | None = None,
-    request_digest: bytes | None = None,
+    kept: tuple[datetime | None, datetime | None, UUID | None, bytes | None] = (None, None, None, None),
 ) -> frozenset[UUID]:
-    """Erase what an id stands for in a transaction of the caller's; the ids that are gone, none for an unknown one."""
-    given = {
-        "id": lead_id,
-        "actor": actor,
-        "reason": reason,
-        "created_at": created_at,
-        "erased_at": erased_at,
-        "request_digest": request_digest,
-    }
+    """Erase what an id stands for in a transaction of the caller's; the ids that are gone, none for an unknown one.
+
+    `kept`: created_at, erased_at, lead_id and request_digest of its tombstone, as far as they are known.
+    """
+    names = ("created_at", "erased_at", "erased_with", "request_digest")
+    given = {"id": lead_id, "actor": actor, "reason": reason, **dict(zip(names, kept, strict=True))}
     return frozenset((await connection.execute(_ERASE, given)).scalar_one() or ())
 
 

@@ -23,7 +23,7 @@ GRANTS = "SELECT, INSERT, UPDATE (created_at)"
 ERASE = """
 CREATE FUNCTION erase_lead(
     wanted uuid, actor text, why text, born timestamptz DEFAULT NULL, died timestamptz DEFAULT NULL,
-    request bytea DEFAULT NULL
+    erased_with uuid DEFAULT NULL, request bytea DEFAULT NULL
 ) RETURNS uuid[] LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     target uuid;
@@ -47,7 +47,7 @@ BEGIN
 
     IF target IS NULL THEN
         INSERT INTO public.tombstone AS t (id, lead_id, created_at, erased_at, erased_by, reason, request_digest)
-        VALUES (wanted, wanted, born, coalesce(died, now()), actor, why, request)
+        VALUES (wanted, coalesce(erased_with, wanted), born, coalesce(died, now()), actor, why, request)
         ON CONFLICT (id) DO UPDATE SET created_at = coalesce(t.created_at, excluded.created_at);
         RETURN (
             SELECT array_agg(other.id) FROM public.tombstone t JOIN public.tombstone other USING (lead_id)
@@ -118,7 +118,7 @@ BEGIN
     RETURN NULL;
 END $$
 """
-FUNCTIONS = ("erase_lead(uuid, text, text, timestamptz, timestamptz, bytea)", "conflicts_of_lead(uuid, uuid)")
+FUNCTIONS = ("erase_lead(uuid, text, text, timestamptz, timestamptz, uuid, bytea)", "conflicts_of_lead(uuid, uuid)")
 
 
 def upgrade() -> None:
