@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wr
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from datetime import UTC, datetime
@@ -68,6 +69,8 @@ def serve() -> None:
     from service.cli.welcome import welcome
     from service.log import configure_logging
 
+    # A crash must not write the memory, which holds keys and values in clear, to the disk. Child processes inherit it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     configure_logging(settings.log_level)
     first = settings.auth_jwks is None and not settings.signing_key_path.exists()
 

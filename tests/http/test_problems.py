@@ -143,7 +143,7 @@ async def test_an_unknown_path_is_a_problem(client: httpx.AsyncClient, path: str
     ("method", "path", "allowed"),
     [
         ("DELETE", "/api/leads", "POST, GET, HEAD"),
-        ("PUT", f"/api/leads/{LEAD_ID}", "GET, HEAD"),
+        ("PUT", f"/api/leads/{LEAD_ID}", "GET, DELETE, HEAD"),
         ("GET", f"/api/leads/{LEAD_ID}/status", "POST"),
         ("HEAD", f"/api/leads/{LEAD_ID}/status", "POST"),
         ("POST", "/healthz", "GET, HEAD"),

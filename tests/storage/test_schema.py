@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from psycopg import errors
 
 from service.storage.schema import REVISION, migrate
 from tests.conftest import StartService
+from tests.harness.disguises import disguises
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
@@ -232,20 +232,6 @@ SECRET = {
 CORRECTED = {"phone": "+8801655544433", "address": "Road 11, Banani, Dhaka"}
 RESUBMITTED = {"email": "other.mail@example.net", "notes": "Asks again about the premium"}
 NAME = "Farzana Akter Chowdhury"
-
-
-def disguises(value: str) -> Iterator[bytes]:
-    """The ways in which a value may hide: clear, without its separators, reversed, in base64 or hex."""
-    bare = re.sub(r"[^A-Za-z0-9]", "", value)
-    for form in {value, value.lower(), value.upper(), bare, value[::-1], bare[::-1], value.lstrip("+")}:
-        for raw in {form.encode(), form.encode("utf-16-le")}:
-            yield raw
-            yield raw.hex().encode()
-            yield raw.hex().upper().encode()
-            for offset in range(3):
-                # In the middle of something else, base64 has three phases; characters at the edges mix with others.
-                for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
-                    yield encode(b"\0" * offset + raw).rstrip(b"=")[(offset * 8 + 5) // 6 : -1]
 
 
 def dump(server: TestServer, database: TestDatabase) -> bytes:
