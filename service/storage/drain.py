@@ -26,7 +26,7 @@ from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Aliased, Created, Erased, InConflict, Met, Outcome
 from service.storage.repository import LeadRepository
-from service.storage.retry import FIRST_WAIT, LONGEST_WAIT
+from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, RetryScope, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 from service.storage.tombstones import Tombstones
@@ -42,6 +42,9 @@ LOOK_SECONDS = 0.25
 
 TEND_SECONDS = 5.0
 """How often an idle spool is looked after, and how soon an erasure by another replica is heard of."""
+
+HEED_SECONDS = 1.0
+"""How long the drain waits for the database to tell of erasures."""
 
 ERASURES_OVERLAP = timedelta(minutes=1)
 """By which looks for erasures overlap: one is dated when its transaction begins, and clocks differ."""
@@ -119,6 +122,7 @@ class Drain:
     async def _heed_erasures(self) -> None:
         """Forget what was erased, by whomever: what this process remembers, and what was set aside in the spool."""
         until = datetime.now(UTC)
+        bounded = retry_scope.set(RetryScope(time.monotonic() + HEED_SECONDS, lambda _: None))
         try:
             self._memory.forget(await self._tombstones.since(self._erased_until - ERASURES_OVERLAP))
             self._erased_until = until
@@ -128,6 +132,8 @@ class Drain:
             return  # the next look makes up for it
         except Exception as error:  # noqa: BLE001 # the drain must go on, whatever it was
             self._log.error("erasures cannot be heeded", error=type(error).__qualname__)
+        finally:
+            retry_scope.reset(bounded)
 
     async def _step_told(self) -> Step:
         try:
