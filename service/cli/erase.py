@@ -109,9 +109,9 @@ def _list(settings: Settings, *, as_json: bool) -> None:
                     typer.echo(separator + json.dumps(_shown(each), ensure_ascii=False), nl=False)
                     separator = ",\n"
                 else:
-                    typer.echo(
-                        f"{each.id}  {each.erased_at.isoformat()}  {each.erased_by}  {each.reason or ''}".rstrip()
-                    )
+                    unseen = "" if each.created_at else "(no such lead was seen here)"
+                    told = (str(each.id), each.erased_at.isoformat(), each.erased_by, each.reason or "", unseen)
+                    typer.echo("  ".join(filter(None, told)))
         if as_json:
             typer.echo("[]" if after is None else "\n]")
         elif after is None:
