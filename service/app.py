@@ -29,6 +29,7 @@ from service.config import Settings
 from service.confirmation import ConfirmationService
 from service.conflict_service import ConflictService
 from service.encryption import EncryptionService
+from service.erasure_service import ErasureService
 from service.file_rendering import FileRendering
 from service.http.door import HttpDoor
 from service.keyring import create_keyring, load_keyring
@@ -61,6 +62,7 @@ from service.storage.outage import Outage
 from service.storage.repository import LeadRepository
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, prepare_own_database
 from service.storage.spool import Spool
+from service.storage.tombstones import Tombstones
 from service.storage.writer import LeadWriter
 from service.validation import ValidationService
 
@@ -149,7 +151,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         metrics.watch(spool)
         work = Work()
         repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
-        outage, memory = Outage(), RequestMemory()
+        outage, memory, tombstones = Outage(), RequestMemory(), Tombstones(database)
         writer = LeadWriter(
             repository, spool, outage, memory, on_batch=metrics.batches.observe, on_delayed=metrics.delayed.inc
         )
@@ -162,6 +164,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             spool=spool,
             outage=outage,
             memory=memory,
+            tombstones=tombstones,
             refreshed=sealer.refreshed,
             busy=lambda: writer.busy,
             on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
@@ -205,7 +208,8 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             sign_page_token=encryption.sign_page_token,
         )
         access_service = AccessService(records=records, sign_page_token=encryption.sign_page_token)
-        methods = chained(chain, LeadServicer(leads, conflicts, access_service))
+        erasures = ErasureService(tombstones=tombstones, spool=spool, memory=memory, validation=validation)
+        methods = chained(chain, LeadServicer(leads, conflicts, access_service, erasures))
         tls = _tls(settings)
         grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
 
@@ -287,6 +291,7 @@ async def drain(
             spool=spool,
             outage=Outage(),
             memory=RequestMemory(),
+            tombstones=Tombstones(database),
             refreshed=sealer.refreshed,
         )
         moved_at = time.monotonic()

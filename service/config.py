@@ -11,6 +11,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -21,6 +22,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service import config_values as values
 from service.config_values import Address
 from service.errors import StartRefusedError
+from service.lead import LeadStatus
 
 _PREFIX = "LEADKEEP_"
 
@@ -144,6 +146,11 @@ class Settings(BaseSettings):
     transcript_url: Annotated[str, _read_by(values.transcript_url)] | None = _setting(
         None, "e.g. https://chat.example/conversations/{conversation_id}, fills transcript_uri"
     )
+    retention: Annotated[tuple[str, ...], _read_by(values.retention)] | None = _setting(
+        None,
+        "what `leadkeep retention` erases: statuses and days without a change, such as not_interested=90d; new=730d",
+        shown="unset: nothing",
+    )
     confirmation_dir: _Folder | None = _setting(None, "folder with your own texts for customers, e.g. fr.toml")
     default_locale: str = _setting("en", "the language of the customer's texts when the wanted one is not there")
     max_concurrent_calls: Annotated[int, _read_by(values.number(int, 1, 100_000))] = _setting(
@@ -188,6 +195,12 @@ class Settings(BaseSettings):
     def files_path(self) -> Path:
         """The folder of the daily files."""
         return self.files_dir or self.data_dir / "files"
+
+    @property
+    def retention_policy(self) -> dict[LeadStatus, timedelta]:
+        """How long leads of a status are kept after their last change; others for ever."""
+        rules = (rule.partition("=") for rule in self.retention or ())
+        return {LeadStatus(status): timedelta(days=int(days.removesuffix("d"))) for status, _, days in rules}
 
     @property
     def signing_key_path(self) -> Path:

@@ -15,6 +15,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
+from service.lead import LeadStatus
+
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _DATABASE_URL = re.compile(r"postgres(?:ql)?://[^\s\x00-\x1f\x7f]+")
 _LONGEST_POLICY = 200
@@ -216,6 +218,18 @@ def policies(text: str) -> tuple[str, ...]:
             f"not a list of names of up to {_LONGEST_POLICY} characters; write such as Term Life; Whole Life"
         )
     return names
+
+
+def retention(text: str) -> tuple[str, ...]:
+    """Read for how many days leads of a status are kept: `not_interested=90d; converted=3650d`."""
+    rules = tuple(rule.replace(" ", "") for rule in re.split(r"[;\n]", text) if rule.strip())
+    statuses = "|".join(LeadStatus)
+    well = all(re.fullmatch(rf"({statuses})=[1-9][0-9]{{0,4}}d", rule) for rule in rules)
+    if not rules or not well or len({rule.partition("=")[0] for rule in rules}) < len(rules):
+        raise ValueError(
+            f"not a list of statuses ({', '.join(LeadStatus)}), each once, with days; write such as not_interested=90d"
+        )
+    return rules
 
 
 def without_secrets(text: str) -> str:

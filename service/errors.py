@@ -40,7 +40,6 @@ class Reason(StrEnum):
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
     KEYS_UNAVAILABLE = "KEYS_UNAVAILABLE"
     FIELD_UNREADABLE = "FIELD_UNREADABLE"
-    NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
     INTERNAL = "INTERNAL"
 
 
@@ -300,15 +299,6 @@ class FieldUnreadableError(LeadkeepError):
             f"stored fields cannot be opened: {', '.join(fields)}; tell the operator",
             {"fields": ",".join(fields)},
         )
-
-
-class NotImplementedYetError(LeadkeepError):
-    """The contract names this call, and this release does not answer it yet."""
-
-    reason = Reason.NOT_IMPLEMENTED
-
-    def __init__(self, rpc: str) -> None:
-        super().__init__(f"{rpc} is not available in this release")
 
 
 class StartRefusedError(Exception):

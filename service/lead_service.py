@@ -39,7 +39,7 @@ from service.lead import (
 )
 from service.page_token import make_page_token, read_page_token
 from service.sealing import LeadSealer
-from service.storage.outcomes import Aliased, Created, InConflict, Met, RequestIdReused, Waiting
+from service.storage.outcomes import Aliased, Created, Erased, InConflict, Met, RequestIdReused, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.requests import (
     AssignmentStep,
@@ -125,6 +125,12 @@ class LeadService:
             case Waiting(lead_id, accepted_at, decided):
                 lead = self._sealer.acknowledged(lead_id, details, accepted_at)
                 return self._created(lead, locale, delayed=not decided)
+            case Erased(created_at):
+                # Stored by an attempt whose answer was lost, and erased before this one. An error would be repeated,
+                # and the repeat would bring the person back.
+                return self._created(
+                    self._sealer.acknowledged(submission.id, details, created_at), locale, delayed=False
+                )
             case RequestIdReused():
                 raise RequestIdReusedError
             case Met():

@@ -8,6 +8,7 @@ may be repeated.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from datetime import UTC, datetime
@@ -19,10 +20,12 @@ from service.access import ROLES
 from service.cli.audit import audit_app
 from service.cli.backup import backup, restore
 from service.cli.conflicts import conflicts_app
+from service.cli.erase import erase
 from service.cli.exports import export
 from service.cli.files import files_app
 from service.cli.imports import import_files
 from service.cli.refusals import refusals_are_told
+from service.cli.retention import retention
 from service.cli.spool import spool_app
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -48,6 +51,8 @@ app.command("import")(import_files)
 app.command()(export)
 app.command()(backup)
 app.command()(restore)
+app.command()(erase)
+app.command()(retention)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -67,6 +72,8 @@ def serve() -> None:
     from service.cli.welcome import welcome
     from service.log import configure_logging
 
+    # A crash must not write the memory, which holds keys and values in clear, to the disk. Child processes inherit it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     configure_logging(settings.log_level)
     first = settings.auth_jwks is None and not settings.signing_key_path.exists()
 

@@ -11,7 +11,7 @@ from service.errors import Reason
 from service.http import openapi_texts as texts
 from service.http.json_codec import short_enum_names
 from service.http.problems import MEDIA_TYPE
-from service.http.routes import OPERATIONS, STATUS_FIELDS, Operation
+from service.http.routes import ERASURE_FIELDS, OPERATIONS, STATUS_FIELDS, Operation
 from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
 from service.rpc.chain import SERVICE
 from service.rpc.masking import can_show_values
@@ -87,6 +87,8 @@ def _operation(operation: Operation) -> _Json:
         }
     elif operation.rpc == "UpdateStatus":
         described["requestBody"] = _body("StatusUpdate", {"status": "contacted", "expected_version": 1})
+    elif operation.rpc == "EraseLead":
+        described["requestBody"] = _body("Erasure", {"reason": "the customer asked for it"}) | {"required": False}
     return described
 
 
@@ -99,7 +101,8 @@ def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
     parameters = []
     for name in operation.query:
         # One text serves every `view`.
-        description = texts.FIELDS[request.name if request.name in texts.FIELDS else "ListLeadsRequest"][name]
+        words = texts.FIELDS.get(request.name, {})
+        description = words[name] if name in words else texts.FIELDS["ListLeadsRequest"][name]
         schema = _request_schema(request.fields_by_name[name])
         parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
     return parameters
@@ -114,6 +117,7 @@ def _schemas() -> _Json:
         "Access": _message(_MESSAGES["Access"]),
         "LeadSubmission": _submission(),
         "StatusUpdate": _status_update(),
+        "Erasure": _erasure(),
         "Problem": _PROBLEM,
     }
 
@@ -181,6 +185,14 @@ def _status_update() -> _Json:
     properties["reason"]["maxLength"] = texts.LONGEST_REASON
     properties["expected_version"]["type"] = ["integer", "string"]
     return {"type": "object", "properties": properties, "required": ["status"], "additionalProperties": False}
+
+
+def _erasure() -> _Json:
+    fields = _MESSAGES["EraseLeadRequest"].fields_by_name
+    words = texts.FIELDS["EraseLeadRequest"]
+    properties = {name: _request_schema(fields[name]) | {"description": words[name]} for name in ERASURE_FIELDS}
+    properties["reason"]["maxLength"] = texts.LONGEST_REASON
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _success(description: str, content: _Json, *headers: str) -> _Json:

@@ -64,6 +64,10 @@ FIELDS: dict[str, dict[str, str]] = {
         "reason": "Why; kept in the history. Write no customer data into it.",
         "expected_version": "The version that the caller has seen, as a number or a string; 0 to change any version.",
     },
+    "EraseLeadRequest": {
+        "reason": "Why; kept with the tombstone. Write no customer data into it. In the query or in the body.",
+    },
+    "EraseLeadResponse": {},
     "GetLeadByConversationResponse": {
         "lead": "The newest lead that the conversation is linked to and the caller may read.",
         "other_lead_ids": "The other leads, newest first; at most 100.",
@@ -146,6 +150,12 @@ OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "Move a lead on",
         "Records the change in the lead's history. Scope: `leads:update`.",
         (404, 409, 413, 415),
+    ),
+    "EraseLead": (
+        "Forget a person",
+        "Removes all that the service holds of the lead and leaves a tombstone. Cannot be undone; the same again "
+        "succeeds. Scope: `leads:erase`.",
+        (404, 413, 415),
     ),
     "GetLeadByConversation": (
         "Show the newest lead of a conversation",

@@ -36,6 +36,8 @@ ACCESS_FIELDS = tuple(pb.ListAccessesRequest.DESCRIPTOR.fields_by_name)
 
 STATUS_FIELDS = ("status", "reason", "expected_version")
 
+ERASURE_FIELDS = ("reason",)
+
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -91,6 +93,14 @@ def _move(request: Request, body: bytes) -> pb.UpdateStatusRequest:
     return message
 
 
+def _erase(request: Request, body: bytes) -> pb.EraseLeadRequest:
+    message = pb.EraseLeadRequest(id=request.path_params["id"])
+    if body:
+        # A client that can send no body with DELETE gives the reason in the query, which then counts.
+        fill(message, parse_object(body).items(), names=ERASURE_FIELDS, whole="body")
+    return message
+
+
 def _of_conversation(request: Request, _body: bytes) -> pb.GetLeadByConversationRequest:
     return pb.GetLeadByConversationRequest(conversation_id=request.path_params["conversation_id"])
 
@@ -103,6 +113,7 @@ OPERATIONS = (
     Operation("POST", "/api/leads", "CreateLead", _create),
     Operation("GET", "/api/leads", "ListLeads", _list, query=LIST_FIELDS),
     Operation("GET", "/api/leads/{id}", "GetLead", _get, query=("view",)),
+    Operation("DELETE", "/api/leads/{id}", "EraseLead", _erase, query=ERASURE_FIELDS),
     Operation("POST", "/api/leads/{id}/status", "UpdateStatus", _move),
     # `path`: a conversation's id may hold a slash, as %2F.
     Operation(
@@ -124,7 +135,7 @@ def endpoint_of(operation: Operation, handle: Handler) -> Endpoint:
         seconds, fault = _timeout(request)
         # Counted from here: the caller waits while the body arrives, too.
         deadline = answer_by(seconds)
-        body = await _body(request) if operation.method == "POST" else b""
+        body = await _body(request) if operation.method != "GET" else b""
         message: Message = empty()
         try:
             if fault is None:

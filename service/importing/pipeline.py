@@ -23,7 +23,7 @@ from service.storage.daily_import import Restored, restore_leads
 from service.storage.database import Database
 from service.storage.failures import StorageFaultError
 from service.storage.lead_import import import_leads
-from service.storage.outcomes import Created, Met, Outcome, Waiting
+from service.storage.outcomes import Created, Erased, Met, Outcome, Waiting
 from service.storage.repository import LeadRepository
 
 BATCH_ROWS = 500
@@ -166,6 +166,8 @@ def _told(number: int, entry: SealedSubmission, outcome: Outcome) -> Told:
             return Told(number, Result.DUPLICATE, str(met.leads[0].id), _fields_met(met.phone, met.nid))
         case Waiting(lead_id):
             return Told(number, Result.SAVED_BEFORE, str(lead_id), "waits for a person: leadkeep conflicts list")
+        case Erased():
+            return Told(number, Result.ERASED)
         case _:
             return Told(number, Result.FAILED, detail="its request was used for something else")
 
@@ -173,6 +175,8 @@ def _told(number: int, entry: SealedSubmission, outcome: Outcome) -> Told:
 def _told_restored(number: int, lead: dict[str, Any], restored: Restored) -> Told:
     if restored.inserted:
         return Told(number, Result.SAVED, lead["id"])
+    if restored.erased:
+        return Told(number, Result.ERASED, lead["id"])
     if restored.present_version is not None:
         here, in_file = restored.present_version, lead["version"]
         if 0 < here == in_file and restored.present_resubmissions < lead["resubmissions"]:

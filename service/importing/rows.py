@@ -15,6 +15,8 @@ class Result(StrEnum):
     DUPLICATE = "duplicate"
     OLDER_HERE = "older here"
     """The database has this lead in an earlier version than the file; it stays as it is."""
+    ERASED = "erased"
+    """The lead was erased, and is not brought back."""
     INVALID = "invalid"
     FAILED = "failed"
     """The database refused it for a reason that no value of the row can mend."""

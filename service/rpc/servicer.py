@@ -11,7 +11,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.access import Caller
 from service.access_service import AccessService
 from service.conflict_service import ConflictService
-from service.errors import NotImplementedYetError
+from service.erasure_service import ErasureService
 from service.lead_service import LeadService
 from service.rpc import wire
 from service.rpc.call import Call
@@ -20,10 +20,13 @@ from service.rpc.call import Call
 class LeadServicer:
     """The contract's methods by name, behind the chain of both doors."""
 
-    def __init__(self, leads: LeadService, conflicts: ConflictService, accesses: AccessService) -> None:
+    def __init__(
+        self, leads: LeadService, conflicts: ConflictService, accesses: AccessService, erasures: ErasureService
+    ) -> None:
         self._leads = leads
         self._conflicts = conflicts
         self._accesses = accesses
+        self._erasures = erasures
 
     async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
         """Make a new lead durable."""
@@ -111,9 +114,10 @@ class LeadServicer:
         )
         return pb.AssignLeadResponse(lead=wire.lead_message(lead))
 
-    async def EraseLead(self, _call: Call, _request: pb.EraseLeadRequest) -> pb.EraseLeadResponse:  # noqa: N802
-        """Named by the contract; a later release answers it."""
-        raise NotImplementedYetError("EraseLead")
+    async def EraseLead(self, call: Call, request: pb.EraseLeadRequest) -> pb.EraseLeadResponse:  # noqa: N802
+        """Forget a person."""
+        await self._erasures.erase_lead(_caller(call), wire.lead_id_of(request.id, "id"), reason=request.reason)
+        return pb.EraseLeadResponse()
 
     async def ListConflicts(self, _call: Call, request: pb.ListConflictsRequest) -> pb.ListConflictsResponse:  # noqa: N802
         """Show a page of conflicts."""

@@ -38,7 +38,6 @@ CODES: dict[Reason, int] = {
     Reason.STORAGE_UNAVAILABLE: code_pb2.UNAVAILABLE,
     Reason.KEYS_UNAVAILABLE: code_pb2.UNAVAILABLE,
     Reason.FIELD_UNREADABLE: code_pb2.DATA_LOSS,
-    Reason.NOT_IMPLEMENTED: code_pb2.UNIMPLEMENTED,
     Reason.INTERNAL: code_pb2.INTERNAL,
 }
 

@@ -1,7 +1,7 @@
 """Leads of a daily file, put back as they were: ids, versions, times, histories, links.
 
 A lead that is there already stays as it is, so that repeating is harmless. A lead comes in with all that belongs to it,
-in one transaction, or not at all.
+in one transaction, or not at all. What was erased is not brought back.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _PRESENT = text("""
     SELECT id, version, resubmissions FROM lead WHERE id = ANY(CAST(:ids AS uuid[]))
     UNION ALL SELECT id, NULL, NULL FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
+_ERASED = text("SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[]))")
 # Oldest first, as they came to be; what another row stands in the way of is missing from the result.
 _INSERT = text(f"""
     INSERT INTO lead ({_LEAD_COLUMNS}, content_digest, phone_index, nid_index)
@@ -63,10 +64,12 @@ _DETAILS = tuple(
             FROM {_LEADS}, json_to_recordset(kept_resubmissions) AS kept (slot smallint, submission_id uuid, name text,
                 phone text, nid text, address text, interested_policy text, email text, preferred_contact_time text,
                 notes text, conversation_id text, actor text, request_id text, content_digest text, verified boolean,
-                submitted_at timestamptz)""",
+                submitted_at timestamptz)
+            WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = kept.submission_id)""",
         f"""INSERT INTO lead_alias (id, lead_id, created_by, created_at)
             SELECT other.id, given.id, other.created_by, other.created_at
             FROM {_LEADS}, json_to_recordset(aliases) AS other (id uuid, created_by text, created_at timestamptz)
+            WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = other.id)
             ON CONFLICT DO NOTHING""",
     )
 )
@@ -109,6 +112,8 @@ class Restored:
     """What became of one lead of a daily file."""
 
     inserted: bool
+    erased: bool = False
+    """It was erased, and is not brought back."""
     present_version: int | None = None
     """The version that the database has already; 0 when the id leads to another lead there."""
     present_resubmissions: int = 0
@@ -148,6 +153,8 @@ async def _restore(connection: AsyncConnection, leads: Sequence[dict[str, Any]])
         row.id: Restored(inserted=False, present_version=row.version or 0, present_resubmissions=row.resubmissions or 0)
         for row in await connection.execute(_PRESENT, {"ids": list(by_id)})
     }
+    for lead_id in (await connection.execute(_ERASED, {"ids": list(by_id)})).scalars():
+        found.setdefault(lead_id, Restored(inserted=False, erased=True))
     new = {lead_id: lead for lead_id, lead in by_id.items() if lead_id not in found}
     if not new:
         return found

@@ -2,7 +2,7 @@
 
 A submission is removed from the spool only after the commit that has it. A crash in between changes nothing: the same
 submission again is found by its id. What cannot be opened, or is refused by the database whatever we do, is set aside
-in the spool and reported; the rest goes on.
+in the spool and reported; the rest goes on. What was erased, here or by another replica, is dropped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from uuid import UUID
 
@@ -23,11 +24,12 @@ from service.storage.database import Database
 from service.storage.failures import Failure, cause_of, classify, is_busy
 from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
-from service.storage.outcomes import Aliased, Created, InConflict, Met, Outcome
+from service.storage.outcomes import Aliased, Created, Erased, InConflict, Met, Outcome
 from service.storage.repository import LeadRepository
-from service.storage.retry import FIRST_WAIT, LONGEST_WAIT
+from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, RetryScope, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
+from service.storage.tombstones import Tombstones
 
 BATCH = 250
 """Submissions a transaction. More gain nothing, and would hold live leads up for longer than they notice."""
@@ -39,7 +41,13 @@ LOOK_SECONDS = 0.25
 """How often it is looked whether there is anything to do."""
 
 TEND_SECONDS = 5.0
-"""How often an idle spool is looked after."""
+"""How often an idle spool is looked after, and how soon an erasure by another replica is heard of."""
+
+HEED_SECONDS = 1.0
+"""How long the drain waits for the database to tell of erasures."""
+
+ERASURES_OVERLAP = timedelta(minutes=1)
+"""By which looks for erasures overlap: one is dated when its transaction begins, and clocks differ."""
 
 
 class Step(Enum):
@@ -61,6 +69,7 @@ class Drain:
         spool: Spool,
         outage: Outage,
         memory: RequestMemory,
+        tombstones: Tombstones,
         refreshed: Callable[[SealedSubmission], SealedSubmission],
         busy: Callable[[], bool] = lambda: False,
         on_drained: Callable[[str], None] = lambda _: None,
@@ -70,6 +79,8 @@ class Drain:
         self._spool = spool
         self._outage = outage
         self._memory = memory
+        self._tombstones = tombstones
+        self._erased_until = datetime.now(UTC)
         self._refreshed = refreshed
         self._busy = busy
         self._on_drained = on_drained
@@ -106,6 +117,23 @@ class Drain:
                 if time.monotonic() - tended_at > TEND_SECONDS:
                     tended_at = time.monotonic()
                     await self._spool.tend()
+                    await self._heed_erasures()
+
+    async def _heed_erasures(self) -> None:
+        """Forget what was erased, by whomever: what this process remembers, and what was set aside in the spool."""
+        until = datetime.now(UTC)
+        bounded = retry_scope.set(RetryScope(time.monotonic() + HEED_SECONDS, lambda _: None))
+        try:
+            self._memory.forget(await self._tombstones.since(self._erased_until - ERASURES_OVERLAP))
+            self._erased_until = until
+            if self._spool.size.damaged and (erased := await self._tombstones.among(await self._spool.ids_set_aside())):
+                await self._spool.remove(erased)
+        except (StorageUnavailableError, SpoolError):
+            return  # the next look makes up for it
+        except Exception as error:  # noqa: BLE001 # the drain must go on, whatever it was
+            self._log.error("erasures cannot be heeded", error=type(error).__qualname__)
+        finally:
+            retry_scope.reset(bounded)
 
     async def _step_told(self) -> Step:
         try:
@@ -180,7 +208,13 @@ class Drain:
         return Step.IDLE
 
 
-_NAMES: dict[type, str] = {Created: "saved", Aliased: "alias", InConflict: "conflict", Met: "resubmission"}
+_NAMES: dict[type, str] = {
+    Created: "saved",
+    Aliased: "alias",
+    InConflict: "conflict",
+    Met: "resubmission",
+    Erased: "erased",
+}
 """What became of a drained submission, as it is counted."""
 
 

@@ -175,6 +175,7 @@ class Resubmission(Base):
     __table_args__ = (
         CheckConstraint(f"slot >= 0 AND slot < {RESUBMISSIONS_KEPT}", name="slot"),
         _sealed(SENSITIVE_COLUMNS),
+        Index(None, "submission_id"),
     )
 
     lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"), primary_key=True)
@@ -251,6 +252,27 @@ class LeadConflict(Base):
     resolved_by: Mapped[str | None]
     resolved_at: Mapped[datetime | None]
     reason: Mapped[str | None]
+
+
+class Tombstone(Base):
+    """What stays of an erased lead, and of each id that led to it or was kept with it. No customer's value.
+
+    Whoever stores a lead looks here, so that an erased one comes back neither from a spool nor from a file.
+    """
+
+    __tablename__ = "tombstone"
+    __table_args__ = (Index(None, "request_digest", postgresql_where=text("request_digest IS NOT NULL")),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    lead_id: Mapped[UUID] = mapped_column(index=True)
+    """The lead with which it was erased; its own id when it is that lead, or lay in a spool."""
+    created_at: Mapped[datetime | None]
+    """When it was accepted; None: no lead of this id was seen yet, one may lie in another replica's spool."""
+    erased_at: Mapped[datetime] = mapped_column(server_default=NOW, index=True)
+    erased_by: Mapped[str]
+    reason: Mapped[str | None]
+    request_digest: Mapped[bytes | None]
+    """SHA-256 of subject and request_id, by which a copy of the request is known that waits in a spool."""
 
 
 class KeyCanary(Base):

@@ -69,4 +69,11 @@ class InConflict:
     """An acknowledged submission that meets a lead: a person decides."""
 
 
-Outcome = Created | Met | RequestIdReused | Waiting | Aliased | InConflict
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """The submission, or the request that it is a copy of, was stored or waited for that, and its lead was erased."""
+
+    created_at: datetime
+
+
+Outcome = Created | Met | RequestIdReused | Waiting | Aliased | InConflict | Erased

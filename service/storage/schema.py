@@ -18,7 +18,7 @@ from service.storage.database import Database
 from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import Failure, cause_of, classify
 
-REVISION = "0005"
+REVISION = "0006"
 """The schema that this release works with: the newest file in migrations/versions."""
 
 APPLICATION_ROLE = "leadkeep_app"
@@ -126,6 +126,7 @@ async def excess_rights(database: Database) -> list[str]:
             "access_record",
             "access_chain",
             "access_head",
+            "tombstone",
         )
     }
     questions |= {

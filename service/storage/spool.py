@@ -118,8 +118,19 @@ class Spool:
         """The first submissions, each passed through `refreshed`; what cannot be opened is set aside."""
         return await self._call(partial(self._oldest, limit, refreshed))
 
+    async def related(self, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
+        """What waits here of a person, set aside or not, by id with the moment of its acceptance. Raises SpoolError.
+
+        That is the submission `lead_id`, and what shares a phone or nid with it or with a pair of blind indexes.
+        """
+        return {} if self.empty else await self._call(lambda: self._usable_file().related(lead_id, *indexes))
+
+    async def ids_set_aside(self) -> list[UUID]:
+        """The submissions that are drained no more. Raises SpoolError."""
+        return await self._call(lambda: self._usable_file().ids_set_aside())
+
     async def remove(self, ids: Sequence[UUID]) -> None:
-        """Forget submissions that are durable elsewhere. Raises SpoolError."""
+        """Forget submissions that are durable elsewhere or were erased; no byte of them stays. Raises SpoolError."""
         await self._call(lambda: self._usable_file().remove(ids))
 
     async def set_aside(self, lead_id: UUID, damage: str) -> None:

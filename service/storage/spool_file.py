@@ -1,8 +1,9 @@
 """The file of the spool: SQLite with a write-ahead log, one row a submission, and one fsync for a whole batch.
 
 Promises: what `put` returned for is on disk; what `put` raised for may be there or not, and hurts nothing that was put
-before or is put later. Everything that a customer told is sealed twice, the rows' own keys are keyed digests. Not safe
-for two threads.
+before or is put later. Everything that a customer told is sealed twice, the rows' own keys are keyed digests. What was
+removed has left no bytes in the folder: they are overwritten in the file, and the log, which holds them as they were
+put, is emptied. Not safe for two threads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -27,6 +29,7 @@ from service.storage.spool_rows import (
     Size,
     bytes_of,
     oldest_of,
+    related_of,
     rows_of,
     size_of,
 )
@@ -39,8 +42,9 @@ SYNCHRONOUS = "FULL"
 CHECKPOINT_PAGES = 32
 """Pages of log from which they are moved into the file. Few, because what is not moved yet needs ballast."""
 
-FEW_ROWS = 4
-"""Rows whose removal changes fewer pages than the smallest ballast has: a row lies in about 8."""
+FEW_ROWS = 2
+"""Rows whose removal changes fewer pages than the smallest ballast has: the longest lies in about 15, and each of them
+is overwritten."""
 
 INDEX_ROWS = 8
 """For how many rows the indexes grow by a page, at least; a page holds about 90 keys of each of five."""
@@ -87,7 +91,7 @@ class SpoolFile:
         self._log = folder / f"{FILE_NAME}-wal"
         self._ballast = folder / "ballast"
         self._loaded = 0
-        self._growth = self._added = self._set_aside = 0
+        self._growth = self._added = self._set_aside = self._dropped = 0
         self._unsettled = True
         with _told(self), contextlib.ExitStack() as undo:
             self._create(folder)
@@ -98,6 +102,8 @@ class SpoolFile:
                 f"synchronous = {SYNCHRONOUS}",
                 "wal_autocheckpoint = 0",  # done by us, because its failure matters
                 f"max_page_count = {max_bytes // PAGE_BYTES}",
+                "secure_delete = ON",
+                "temp_store = MEMORY",
             ):
                 self._connection.execute(f"PRAGMA {setting}")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -113,7 +119,7 @@ class SpoolFile:
         """Everything inside is on disk together when it ends, or nothing is."""
         with _told(self):
             self._settle()
-            self._growth = self._added = self._set_aside = 0
+            self._growth = self._added = self._set_aside = self._dropped = 0
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -121,7 +127,7 @@ class SpoolFile:
                 self._counted = replace(
                     self._counted,
                     waiting=self._counted.waiting + self._added - self._set_aside,
-                    damaged=self._counted.damaged + self._set_aside,
+                    damaged=self._counted.damaged + self._set_aside - self._dropped,
                 )
             except BaseException:
                 if self._connection.in_transaction:
@@ -153,7 +159,12 @@ class SpoolFile:
 
     def delete(self, row_id: UUID) -> None:
         """Take a row out, inside a transaction."""
-        self._added -= self._connection.execute("DELETE FROM entry WHERE id = ?", (row_id.bytes,)).rowcount
+        found = self._connection.execute("SELECT damage IS NULL FROM entry WHERE id = ?", (row_id.bytes,)).fetchone()
+        if found is not None:
+            self._connection.execute("DELETE FROM entry WHERE id = ?", (row_id.bytes,))
+            (waited,) = found
+            self._added -= waited
+            self._dropped += not waited
 
     def find(self, column: str, value: bytes | None) -> list[Row]:
         """The rows with this value in a column, oldest first; none for None."""
@@ -171,8 +182,19 @@ class SpoolFile:
         """The first rows that are to be drained."""
         return self._rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
 
+    def related(self, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
+        """The submissions of a person, see spool_rows.py."""
+        with _told(self):
+            return related_of(self._connection, lead_id, *indexes)
+
+    def ids_set_aside(self) -> list[UUID]:
+        """The rows that are drained no more."""
+        with _told(self):
+            rows = self._connection.execute("SELECT id FROM entry WHERE damage IS NOT NULL").fetchall()
+        return [UUID(bytes=row_id) for (row_id,) in rows]
+
     def remove(self, ids: Sequence[UUID]) -> None:
-        """Forget these rows: they are durable elsewhere."""
+        """Forget these rows, to the last byte: they are durable elsewhere, or were erased."""
         try:
             self._delete(ids)
         except SpoolError as error:
@@ -264,6 +286,9 @@ class SpoolFile:
         with self.transaction():
             for each in ids:
                 self.delete(each)
+        if self._log.exists() and self._log.stat().st_size:
+            with _told(self):
+                self._checkpoint()
 
     def regain_room(self, *, ballast: bool = True) -> None:
         """After the disk was full: move the log into the file with the ballast's room, which gives the log's back."""

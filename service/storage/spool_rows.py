@@ -83,6 +83,23 @@ def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object)
         )
 
 
+def related_of(connection: sqlite3.Connection, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
+    """The submissions of a person, with the moments of their acceptance: the one with this id, and all that share a
+    phone or nid with it, or with one of these pairs of blind indexes."""
+    own = connection.execute("SELECT phone, nid FROM entry WHERE id = ?", (lead_id.bytes,)).fetchall()
+    query = "SELECT id, accepted_at FROM entry WHERE id = ? OR phone = ? OR nid = ?"
+    rows = [row for pair in (*own, *indexes) for row in connection.execute(query, (lead_id.bytes, *pair))]
+    return {UUID(bytes=row_id): EPOCH + accepted_at * MICROSECOND for row_id, accepted_at in rows}
+
+
+def related_in(folder: Path, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
+    """The same of a spool, whoever owns it. Raises StartRefusedError."""
+    if not (folder / FILE_NAME).exists():
+        return {}
+    with _as_operator(folder, "ro") as connection:
+        return related_of(connection, lead_id, *indexes)
+
+
 def peek(folder: Path) -> tuple[Size, list[Row]]:
     """What lies in a spool, whoever owns it; nothing when there is none. Raises StartRefusedError."""
     if not (folder / FILE_NAME).exists():

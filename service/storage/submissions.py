@@ -10,13 +10,15 @@ commit of every answer that rests on an existing row therefore waits for the syn
 not, and could confirm a row that a failover then loses.
 
 A submission that was acknowledged before (it waited in the spool) is never refused: what it meets makes it an alias of
-the lead that its own request became elsewhere, or a conflict for a person to decide.
+the lead that its own request became elsewhere, or a conflict for a person to decide. One that was erased meanwhile
+stays erased; tombstones.py knows those.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -27,8 +29,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
 from service.lead import SealedLead, SealedSubmission
-from service.storage import kept_resubmissions, models
-from service.storage.outcomes import Aliased, Created, InConflict, Met, MetLead, Outcome, RequestIdReused, Waiting
+from service.storage import kept_resubmissions, models, tombstones
+from service.storage.outcomes import (
+    Aliased,
+    Created,
+    Erased,
+    InConflict,
+    Met,
+    MetLead,
+    Outcome,
+    RequestIdReused,
+    Waiting,
+)
 
 INSERTS_TRIED = 3
 """A lead that stood in the way and was erased before we could look at it frees the way; this happens once at most in
@@ -66,6 +78,10 @@ _INSERT = text(f"""
             WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, place)
         WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
           AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
+          AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = entry.id)
+          AND (accepted_at IS NULL OR entry.request_id IS NULL OR NOT EXISTS (
+              SELECT FROM tombstone t WHERE t.erased_at >= entry.accepted_at
+                 AND t.request_digest = sha256(convert_to(entry.created_by || E'\\n' || entry.request_id, 'UTF8'))))
           AND (accepted_at IS NOT NULL OR NOT EXISTS (
               SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
         ORDER BY place
@@ -130,13 +146,13 @@ async def store(
     # By phone, so that rival batches wait for each other in one direction; of two that meet the earlier one is first,
     # and what was refused already makes way.
     left = sorted(submissions, key=attrgetter("refused", "phone_index"))
-    for _ in range(INSERTS_TRIED):
+    for attempt in range(INSERTS_TRIED):
         inserted = await connection.execute(_INSERT, {"entries": _entries(left, sensitive)})
         created_at = {row.id: row.created_at for row in inserted}
         outcomes |= {entry.id: Created(entry.as_lead(created_at[entry.id])) for entry in left if entry.id in created_at}
         left = [entry for entry in left if entry.id not in created_at]
         if left:
-            found = await _find(connection, left, lead_of)
+            found = await _find(connection, left, lead_of, again=attempt > 0)
             refused = []
             for entry in left:
                 columns = columns_of(entry, sensitive)
@@ -172,6 +188,7 @@ class _Found:
         leads: Sequence[Row[Any]],
         conflicts: Sequence[Row[Any]],
         aliases: frozenset[UUID],
+        erased: Mapping[UUID, datetime],
         lead_of: Callable[[Row[Any]], SealedLead],
     ) -> None:
         self.leads = {row.id: row for row in leads}
@@ -185,6 +202,7 @@ class _Found:
             if row.request_id is not None:
                 self.conflicts_of.setdefault((row.created_by, row.request_id), row)
         self.aliases = aliases
+        self.erased = erased
         self.lead_of = lead_of
 
     def met(self, phone_index: bytes | None, nid_index: bytes | None) -> Met | None:
@@ -201,7 +219,11 @@ def _met_lead(row: Row[Any] | None) -> MetLead | None:
 
 
 async def _find(
-    connection: AsyncConnection, entries: Sequence[SealedSubmission], lead_of: Callable[[Row[Any]], SealedLead]
+    connection: AsyncConnection,
+    entries: Sequence[SealedSubmission],
+    lead_of: Callable[[Row[Any]], SealedLead],
+    *,
+    again: bool,
 ) -> _Found:
     keys = {
         name: [getattr(entry, name) for entry in entries]
@@ -210,9 +232,15 @@ async def _find(
     leads = (await connection.execute(_LOOK_UP, keys)).all()
     conflicts = (await connection.execute(_CONFLICTS, keys)).all()
     aliases: frozenset[UUID] = frozenset()
-    if any(entry.accepted_at for entry in entries):
+    erased: Mapping[UUID, datetime] = {}
+    late = any(entry.accepted_at for entry in entries)
+    if late:
         aliases = frozenset((await connection.execute(_ALIASES, keys)).scalars())
-    return _Found(leads, conflicts, aliases, lead_of)
+    if late or again:
+        # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
+        # inserted are duplicates; it is asked when nothing else explains it.
+        erased = await tombstones.erased_among(connection, entries)
+    return _Found(leads, conflicts, aliases, erased, lead_of)
 
 
 async def _settle(
@@ -221,6 +249,8 @@ async def _settle(
     """What became of a submission that was not inserted; None when nothing stands in its way any more."""
     if (own := found.leads.get(entry.id)) is not None:
         return Created(found.lead_of(own))
+    if entry.id in found.erased:
+        return Erased(found.erased[entry.id])
     if entry.id in found.aliases:
         return Aliased()
     if entry.id in found.conflicts:
@@ -300,7 +330,7 @@ async def look_up(
         "nid_index": [nid_index],
     }
     rows = (await connection.execute(_LOOK_UP, keys)).all()
-    others = _Found([row for row in rows if row.id != other_than], [], frozenset(), lead_of=_not_asked)
+    others = _Found([row for row in rows if row.id != other_than], [], frozenset(), {}, lead_of=_not_asked)
     return others.met(phone_index, nid_index)
 
 

@@ -17,7 +17,6 @@ from service.errors import (
     LeadInConflictError,
     LeadNotFoundError,
     LeadValidationError,
-    NotImplementedYetError,
     PageTokenInvalidError,
     QueueFullError,
     Reason,
@@ -52,7 +51,6 @@ RAISED = [
     (StorageUnavailableError(1.5), 503, "STORAGE_UNAVAILABLE"),
     (KeysUnavailableError(), 503, "KEYS_UNAVAILABLE"),
     (FieldUnreadableError(["phone"]), 500, "FIELD_UNREADABLE"),
-    (NotImplementedYetError("EraseLead"), 501, "NOT_IMPLEMENTED"),
     (RuntimeError("SELECT '+1234567890'"), 500, "INTERNAL"),
 ]
 BY_TOKEN = [
@@ -149,7 +147,7 @@ async def test_an_unknown_path_is_a_problem(client: httpx.AsyncClient, path: str
     ("method", "path", "allowed"),
     [
         ("DELETE", "/api/leads", "POST, GET, HEAD"),
-        ("PUT", f"/api/leads/{LEAD_ID}", "GET, HEAD"),
+        ("PUT", f"/api/leads/{LEAD_ID}", "GET, DELETE, HEAD"),
         ("GET", f"/api/leads/{LEAD_ID}/status", "POST"),
         ("HEAD", f"/api/leads/{LEAD_ID}/status", "POST"),
         ("POST", "/healthz", "GET, HEAD"),

@@ -89,7 +89,7 @@ def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
         case "AssignLead":
             return pb.AssignLeadRequest(id=lead_id, assignee=f"Sam {uuid4()}")
         case "EraseLead":
-            return pb.EraseLeadRequest(id=lead_id)
+            return pb.EraseLeadRequest(id=str(uuid4()))  # its answer is empty, and the other rpcs need the lead
         case "ListConflicts":
             return pb.ListConflictsRequest(include_resolved=True)
         case "ResolveConflict":

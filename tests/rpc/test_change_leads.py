@@ -372,8 +372,3 @@ class TestCorrection:
         admin.correct(lead_id, name="New Name")
 
         assert chatbot.create(person, request_id=request_id).id == lead_id
-
-
-def test_erasing_is_not_available_yet(admin: Client, lead_id: str) -> None:
-    with refused(StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED"):
-        admin.call("EraseLead", pb.EraseLeadRequest(id=lead_id))

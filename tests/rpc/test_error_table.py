@@ -255,11 +255,6 @@ def field_unreadable(world: World) -> Iterator[Attempt]:
 
 
 @contextmanager
-def not_implemented(world: World) -> Iterator[Attempt]:
-    yield Attempt("EraseLead", pb.EraseLeadRequest(id=str(uuid4())), None)
-
-
-@contextmanager
 def internal(world: World) -> Iterator[Attempt]:
     lead = world.lead()
     faults.execute(world.admin_url, "REVOKE INSERT ON status_change FROM leadkeep_app")
@@ -334,7 +329,6 @@ TABLE = {
         lead_in_conflict, grpc.StatusCode.FAILED_PRECONDITION, 400, frozenset({"conflict_id"})
     ),
     Reason.FIELD_UNREADABLE: Row(field_unreadable, grpc.StatusCode.DATA_LOSS, 500, frozenset({"fields"})),
-    Reason.NOT_IMPLEMENTED: Row(not_implemented, grpc.StatusCode.UNIMPLEMENTED, 501),
     Reason.INTERNAL: Row(internal, grpc.StatusCode.INTERNAL, 500, frozenset({"incident_id"})),
 }
 
@@ -342,7 +336,6 @@ NOT_IN_TABLE: dict[Reason, str] = {}
 """Reasons that no call can answer in this release, each with why."""
 
 GRPC_ONLY = {
-    Reason.NOT_IMPLEMENTED: "EraseLead has no path at the JSON door",
     Reason.CONFLICT_NOT_FOUND: "ResolveConflict has no path at the JSON door",
     Reason.CONFLICT_RESOLVED: "ResolveConflict has no path at the JSON door",
 }

@@ -238,7 +238,10 @@ def go_through_everything(world: World, caller: Caller) -> None:
     caller.http_fails("wrong content type", status=415, body=body.encode(), headers={"content-type": "text/plain"})
     caller.http_fails("oversize body", status=413, body=body.encode() * 700)
     caller.http_fails("value in the path", status=404, method="GET", path=f"/api/{quote(SENSITIVE['address'])}")
-    caller.http_fails("wrong method", status=405, method="DELETE", path=f"/api/leads/{quote(SENSITIVE['email'])}")
+    caller.http_fails(
+        "value as an id to erase", status=403, method="DELETE", path=f"/api/leads/{quote(SENSITIVE['email'])}"
+    )
+    caller.http_fails("wrong method", status=405, method="PUT", path=f"/api/leads/{quote(SENSITIVE['email'])}")
     world.told["no HTTP"] = no_http(world.service, f"{SENT['phone']} {SENSITIVE['email']} {body}\r\n\r\n")
 
     # What the database refuses. DETAIL and the driver's parameters hold the row.

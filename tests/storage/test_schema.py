@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from psycopg import errors
 
 from service.storage.schema import REVISION, migrate
 from tests.conftest import StartService
+from tests.harness.disguises import disguises
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
@@ -36,6 +36,7 @@ TABLES = {
     "lead_touch",
     "resubmission",
     "status_change",
+    "tombstone",
 }
 NOTES = {"lead_touch"}
 """What renders of the daily files remove again."""
@@ -148,6 +149,8 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         "UPDATE access_record SET subject = 'nobody'",
         "UPDATE access_chain SET writer = 'nobody'",
         "UPDATE access_head SET number = 0",
+        *(f"UPDATE tombstone SET {column} = NULL" for column in ("id", "lead_id", "erased_at", "erased_by", "reason")),
+        "SELECT conflicts_of_lead(gen_random_uuid(), gen_random_uuid())",
         "UPDATE lead_touch SET quarter = now()",
         "UPDATE alembic_version SET version_num = '9999'",
         "INSERT INTO alembic_version VALUES ('9999')",
@@ -233,20 +236,6 @@ SECRET = {
 CORRECTED = {"phone": "+8801655544433", "address": "Road 11, Banani, Dhaka"}
 RESUBMITTED = {"email": "other.mail@example.net", "notes": "Asks again about the premium"}
 NAME = "Farzana Akter Chowdhury"
-
-
-def disguises(value: str) -> Iterator[bytes]:
-    """The ways in which a value may hide: clear, without its separators, reversed, in base64 or hex."""
-    bare = re.sub(r"[^A-Za-z0-9]", "", value)
-    for form in {value, value.lower(), value.upper(), bare, value[::-1], bare[::-1], value.lstrip("+")}:
-        for raw in {form.encode(), form.encode("utf-16-le")}:
-            yield raw
-            yield raw.hex().encode()
-            yield raw.hex().upper().encode()
-            for offset in range(3):
-                # In the middle of something else, base64 has three phases; characters at the edges mix with others.
-                for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
-                    yield encode(b"\0" * offset + raw).rstrip(b"=")[(offset * 8 + 5) // 6 : -1]
 
 
 def dump(server: TestServer, database: TestDatabase) -> bytes:

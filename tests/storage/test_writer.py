@@ -31,6 +31,7 @@ from service.storage.outcomes import Created, Met, MetLead, Outcome, RequestIdRe
 from service.storage.repository import LeadRepository
 from service.storage.retry import Retry, RetryScope, retry_scope
 from service.storage.spool import Spool
+from service.storage.tombstones import Tombstones
 from service.storage.writer import LeadWriter
 from service.validation import ValidationService
 from tests.harness import faults
@@ -77,13 +78,15 @@ class World:
         self.retries: list[Retry] = []
         self.outage, self.spool, self.database = Outage(), spool, database
         repository = LeadRepository(database, sensitive_fields=SENSITIVE_COLUMNS)
-        memory = RequestMemory()
+        memory = self.memory = RequestMemory()
+        self.tombstones = Tombstones(database)
         self.writer = LeadWriter(repository, spool, self.outage, memory, on_batch=self.batches.append)
         self.drain = Drain(
             database=database,
             repository=repository,
             spool=spool,
             outage=self.outage,
+            tombstones=self.tombstones,
             memory=memory,
             refreshed=sealer.refreshed,
         )

@@ -228,9 +228,20 @@ class LeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseLead(self, request, context):
-        """EraseLead forgets a person. Not available in this release: it answers UNIMPLEMENTED.
+        """EraseLead forgets a person. It cannot be undone.
 
-        Scope: `leads:erase`.
+        Everything that a customer told goes, the name and the blind indexes included, with the histories, the links to
+        conversations, the resubmissions, other ids that lead to the lead, and conflicts that have to do with it, both sides.
+        What stays is a tombstone: the ids, when each was accepted, when, by whom and why it was erased. The id is NOT_FOUND
+        from then on and is never used again: a copy that still waits in a spool is dropped when it is drained, and a daily
+        file does not bring it back. The daily files follow within their pace.
+
+        `id` may be an id that leads to another lead, or one of a submission that still waits in the spool or for a decision.
+        The same again succeeds. The phone and nid are free: the person can come back as a new lead, and a repeat of the
+        erased submission's request_id is a new submission.
+
+        Scope: `leads:erase`. Errors: NOT_FOUND LEAD_NOT_FOUND (no lead of this id is known here; if it waits in the spool
+        of another replica, it is dropped there all the same).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,172 @@
+"""`leadkeep erase`: forget a person; and the list of who was forgotten, to be kept beside the backups."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from service.cli.refusals import refusals_are_told
+from service.config import Settings, load_settings
+from service.errors import StartRefusedError
+
+if TYPE_CHECKING:
+    from service.encryption import EncryptionService
+    from service.storage.database import Database
+    from service.storage.tombstones import Tombstone
+
+AT_ONCE = 100
+"""Tombstones a transaction: each may keep the writers of leads waiting for about a millisecond."""
+
+
+@refusals_are_told
+def erase(
+    lead_id: Annotated[str, typer.Argument(metavar="[ID]", help="The lead, or an id that leads to it.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; kept with the tombstone. No customer data.")] = "",
+    listed: Annotated[bool, typer.Option("--list", help="List the tombstones, oldest first.")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Erase again what a file names that --list --json has written.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Erase a lead and all that belongs to it; only a tombstone stays. Cannot be undone. Repeating is harmless."""
+    if sum((bool(lead_id), listed, source is not None)) != 1:
+        raise typer.BadParameter("give one of: an ID, --list, --from FILE", param_hint="ID")
+    settings = load_settings()
+    if listed:
+        _list(settings, as_json=as_json)
+    elif source is not None:
+        _erase_again(settings, _read(source), as_json=as_json)
+    else:
+        _erase(settings, lead_id, reason, as_json=as_json)
+
+
+class _OperatorsView:
+    """The spool of this machine, whoever owns it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.found = 0
+
+    async def related(self, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
+        from service.storage.spool_rows import related_in
+
+        rows = related_in(self._folder, lead_id, *indexes)
+        self.found = len(rows)
+        return rows
+
+    async def remove(self, ids: Sequence[UUID]) -> None:
+        """Left to the drain, which has the tombstones to go by."""
+
+
+def _erase(settings: Settings, given: str, reason: str, *, as_json: bool) -> None:
+    from service import app
+    from service.access import ROLES, Caller
+    from service.cli.database import with_database
+    from service.erasure_service import ErasureService
+    from service.rpc import wire
+    from service.storage.memory import RequestMemory
+    from service.storage.tombstones import Tombstones
+
+    lead_id = wire.lead_id_of(given, "ID")
+    spool = _OperatorsView(settings.spool_path)
+
+    async def work(database: Database, _encryption: EncryptionService) -> None:
+        service = ErasureService(
+            tombstones=Tombstones(database),
+            spool=spool,
+            memory=RequestMemory(),
+            validation=app.validation_of(settings),
+        )
+        caller = Caller(f"cli:{getpass.getuser()}", ROLES["admin"])
+        await service.erase_lead(caller, lead_id, reason=reason)
+
+    with_database(settings, work)
+    if as_json:
+        typer.echo(json.dumps({"id": str(lead_id), "erased": True, "in_spool": spool.found}))
+        return
+    typer.echo(f"Erased: {lead_id}. A tombstone stays; the daily file of its day follows while a service runs.")
+    if spool.found:
+        typer.echo(f"{spool.found} copies in the spool are dropped when it is drained: leadkeep spool drain")
+
+
+def _list(settings: Settings, *, as_json: bool) -> None:
+    from service.cli.database import with_database
+    from service.storage.tombstones import Tombstones
+
+    async def work(database: Database, _encryption: EncryptionService) -> None:
+        tombstones, after, separator = Tombstones(database), None, "[\n"
+        while page := await tombstones.page(after):
+            after = page[-1]
+            for each in page:
+                if as_json:
+                    typer.echo(separator + json.dumps(_shown(each), ensure_ascii=False), nl=False)
+                    separator = ",\n"
+                else:
+                    unseen = "" if each.created_at else "(no such lead was seen here)"
+                    told = (str(each.id), each.erased_at.isoformat(), each.erased_by, each.reason or "", unseen)
+                    typer.echo("  ".join(filter(None, told)))
+        if as_json:
+            typer.echo("[]" if after is None else "\n]")
+        elif after is None:
+            typer.echo("Nothing was erased yet.")
+
+    with_database(settings, work)
+
+
+def _erase_again(settings: Settings, tombstones: Sequence[Tombstone], *, as_json: bool) -> None:
+    from service.cli.database import with_database
+    from service.storage.tombstones import Tombstones
+
+    async def work(database: Database, _encryption: EncryptionService) -> None:
+        stored = Tombstones(database)
+        for start in range(0, len(tombstones), AT_ONCE):
+            await stored.erase_again(tombstones[start : start + AT_ONCE])
+
+    with_database(settings, work)
+    if as_json:
+        typer.echo(json.dumps({"tombstones": len(tombstones)}))
+    else:
+        typer.echo(f"{len(tombstones)} tombstones are in place; what had come back of their leads was erased.")
+
+
+def _shown(tombstone: Tombstone) -> dict[str, Any]:
+    return {
+        "id": str(tombstone.id),
+        "lead_id": str(tombstone.lead_id),
+        "created_at": tombstone.created_at.isoformat() if tombstone.created_at else None,
+        "erased_at": tombstone.erased_at.isoformat(),
+        "erased_by": tombstone.erased_by,
+        "reason": tombstone.reason,
+        "request_digest": tombstone.request_digest.hex() if tombstone.request_digest else None,
+    }
+
+
+def _read(path: Path) -> list[Tombstone]:
+    from service.storage.tombstones import Tombstone
+
+    try:
+        return [
+            Tombstone(
+                id=UUID(told["id"]),
+                lead_id=UUID(told["lead_id"]),
+                created_at=datetime.fromisoformat(told["created_at"]) if told["created_at"] else None,
+                erased_at=datetime.fromisoformat(told["erased_at"]),
+                erased_by=str(told["erased_by"]),
+                reason=told["reason"],
+                request_digest=bytes.fromhex(told["request_digest"]) if told["request_digest"] else None,
+            )
+            for told in json.loads(path.read_bytes())
+        ]
+    except OSError as error:
+        raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise StartRefusedError(
+            f"{path} is not a list of tombstones: leadkeep erase --list --json writes one"
+        ) from None

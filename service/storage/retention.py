@@ -1,0 +1,91 @@
+"""Which leads are older than a policy, and their erasure in small transactions.
+
+Promise: a lead is erased only if it is too old, and has the status, at the moment at which it is erased. What was begun
+and broken off is gone on with by doing the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.lead import LeadStatus
+from service.storage.database import Database
+from service.storage.requests import Position
+from service.storage.tombstones import erase_within
+
+# `created_at` says nothing more than `updated_at`, but it is what the index of a status is ordered by.
+# A person who came back, or about whom a decision is pending, is not forgotten.
+_DUE = """
+    lead.status = :status AND lead.updated_at < :before AND lead.created_at < :before
+    AND NOT EXISTS (SELECT FROM resubmission kept WHERE kept.lead_id = lead.id AND kept.submitted_at >= :before)
+    AND NOT EXISTS (SELECT FROM lead_conflict c WHERE c.resolution IS NULL
+        AND (c.phone_lead_id = lead.id OR c.nid_lead_id = lead.id OR c.request_lead_id = lead.id))
+"""
+_COUNT = text(f"SELECT count(*) FROM lead WHERE {_DUE}")  # noqa: S608 # our own text
+_NEXT = text(f"""
+    SELECT id, created_at FROM lead
+    WHERE {_DUE} AND (created_at, id) > (CAST(:created_at AS timestamptz), CAST(:id AS uuid))
+    ORDER BY created_at, id LIMIT :limit
+""")  # noqa: S608 # our own text
+_LOCK = text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+_STILL = text(f"SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) AND {_DUE} ORDER BY id")  # noqa: S608 # our own text
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Leads of a status that were last changed before a moment."""
+
+    status: LeadStatus
+    before: datetime
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """For the statements."""
+        return {"status": self.status.value, "before": self.before}
+
+
+class Retention:
+    """The old leads of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def count(self, rule: Rule) -> int:
+        """How many leads a rule would erase now."""
+
+        async def work(connection: AsyncConnection) -> int:
+            return int((await connection.execute(_COUNT, rule.parameters)).scalar_one())
+
+        return await self._database.read(work)
+
+    async def next(self, rule: Rule, after: Position | None, limit: int) -> list[Position]:
+        """The first leads behind a position that a rule would erase."""
+        position = {"created_at": "-infinity", "id": UUID(int=0)}
+        if after is not None:
+            position = {"created_at": after.created_at.isoformat(), "id": after.id}
+
+        async def work(connection: AsyncConnection) -> list[Position]:
+            found = await connection.execute(_NEXT, {**rule.parameters, **position, "limit": limit})
+            return [Position(row.created_at, row.id) for row in found]
+
+        return await self._database.read(work)
+
+    async def erase(self, rule: Rule, ids: Sequence[UUID], *, actor: str, reason: str | None) -> int:
+        """Erase those of the leads that the rule still means, in one transaction; how many those were."""
+
+        async def work(connection: AsyncConnection) -> int:
+            # Locked first, looked at afterwards: whoever held one has committed what counts for the rule.
+            await connection.execute(_LOCK, {"ids": list(ids)})
+            due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()
+            for lead_id in due:
+                await erase_within(connection, lead_id, actor=actor, reason=reason)
+            return len(due)
+
+        return await self._database.write(work)

@@ -1,0 +1,343 @@
+"""EraseLead: what goes, what stays, and what callers hear afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import grpc
+import httpx
+import psycopg
+import pytest
+from grpc import StatusCode
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import Scope
+from tests.harness.daily_files import file_of, leads_in, soon_in
+from tests.harness.faults import conflict_with, locked_lead, value_of
+from tests.harness.leads import somebody
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
+from tests.rpc.calls import Client, refused
+from tests.rpc.conftest import Connect
+
+REFERRING = (
+    *("status_change.lead_id", "assignment_change.lead_id", "lead_conversation.lead_id", "resubmission.lead_id"),
+    *("lead_alias.lead_id", "lead_alias.id", "lead_conflict.id", "lead.id"),
+    *("lead_conflict.phone_lead_id", "lead_conflict.nid_lead_id", "lead_conflict.request_lead_id"),
+)
+"""Every column that names a lead or a submission, but the tombstone's."""
+
+
+@pytest.fixture(scope="module")
+def database_url(service: RunningService) -> str:
+    return service.environment["LEADKEEP_DATABASE_URL"]
+
+
+@pytest.fixture
+def rows(database_url: str) -> Iterator[psycopg.Connection]:
+    """The database as the role of `serve`."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def erase(client: Client, lead_id: str, reason: str = "asked for it") -> None:
+    client.call("EraseLead", pb.EraseLeadRequest(id=lead_id, reason=reason))
+
+
+def named_in(rows: psycopg.Connection, lead_id: str) -> set[str]:
+    """The columns in which an id stands."""
+    found = set()
+    for column in REFERRING:
+        table, _, name = column.partition(".")
+        if rows.execute(f"SELECT FROM {table} WHERE {name} = %s LIMIT 1".encode(), [lead_id]).rowcount:
+            found.add(column)
+    return found
+
+
+def tombstone(rows: psycopg.Connection, lead_id: str) -> tuple[object, ...] | None:
+    query = "SELECT lead_id::text, erased_by, reason, created_at IS NOT NULL FROM tombstone WHERE id = %s"
+    return rows.execute(query, [lead_id]).fetchone()
+
+
+def resubmit(client: Client, lead: pb.Lead, reason: str = "DUPLICATE_PHONE", **request: str) -> None:
+    with refused(StatusCode.ALREADY_EXISTS, reason):
+        client.create(lead, **request)
+
+
+def test_of_a_lead_with_a_history_only_a_tombstone_stays(admin: Client, rows: psycopg.Connection) -> None:
+    person = somebody(conversation_id=f"talk-{uuid4()}")
+    lead_id = admin.create(person, request_id=str(uuid4())).id
+    admin.move(lead_id, pb.LEAD_STATUS_CONTACTED, reason="called")
+    admin.assign(lead_id, "rahima", reason="near")
+    resubmit(admin, person)
+    assert len(named_in(rows, lead_id)) == 5, "the lead is not in every table that this test looks at"
+
+    erase(admin, lead_id)
+
+    assert named_in(rows, lead_id) == set()
+    assert tombstone(rows, lead_id) == (lead_id, "admin", "asked for it", True)
+
+
+def test_every_column_that_names_a_lead_is_looked_at(rows: psycopg.Connection) -> None:
+    query = """
+        SELECT a.attrelid::regclass || '.' || a.attname FROM pg_constraint c
+        JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+        WHERE c.contype = 'f' AND c.confrelid = 'lead'::regclass"""
+    assert {name for (name,) in rows.execute(query)} <= set(REFERRING)
+
+
+def test_nothing_finds_an_erased_lead(admin: Client, service: RunningService) -> None:
+    person = somebody(conversation_id=f"talk-{uuid4()}")
+    lead_id = admin.create(person).id
+    erase(admin, lead_id)
+
+    for rpc, request in (
+        ("GetLead", pb.GetLeadRequest(id=lead_id)),
+        ("UpdateStatus", pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONTACTED)),
+        ("UpdateLead", pb.UpdateLeadRequest(lead=pb.Lead(id=lead_id, name="Somebody Else"))),
+        ("AssignLead", pb.AssignLeadRequest(id=lead_id, assignee="rahima")),
+        ("ListStatusChanges", pb.ListStatusChangesRequest(lead_id=lead_id)),
+        ("ListAssignments", pb.ListAssignmentsRequest(lead_id=lead_id)),
+        ("ListResubmissions", pb.ListResubmissionsRequest(lead_id=lead_id)),
+    ):
+        with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+            admin.call(rpc, request)
+    with refused(StatusCode.NOT_FOUND, "CONVERSATION_NOT_FOUND"):
+        admin.by_conversation(person.conversation_id)
+    assert admin.listed_ids(phone=person.phone) == admin.listed_ids(nid=person.nid) == []
+
+
+def test_the_same_again_succeeds_and_the_first_reason_stays(admin: Client, rows: psycopg.Connection) -> None:
+    lead_id = admin.create(somebody()).id
+    erase(admin, lead_id)
+    erase(admin, lead_id, reason="once more")
+    assert tombstone(rows, lead_id) == (lead_id, "admin", "asked for it", True)
+
+
+def test_an_id_that_never_was_is_not_found_however_often(admin: Client) -> None:
+    never = str(uuid4())
+    for _ in range(2):
+        with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+            erase(admin, never)
+
+
+def test_the_reason_is_checked_like_any_other(admin: Client) -> None:
+    lead_id = admin.create(somebody()).id
+    with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+        erase(admin, lead_id, reason="x" * 501)
+    assert list(refusal.violations) == ["reason"]
+    assert admin.get(lead_id).id == lead_id
+
+
+def test_only_the_scope_for_it_erases(admin: Client, connect: Connect) -> None:
+    lead_id = admin.create(somebody()).id
+    with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING") as refusal:
+        erase(connect("boss", scopes=set(Scope) - {Scope.ERASE}), lead_id)
+    assert refusal.metadata == {"scope": "leads:erase"}
+    erase(connect("clerk", scopes={Scope.ERASE}), lead_id)
+    with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+        admin.get(lead_id)
+
+
+def test_the_person_can_come_back_as_a_new_lead(admin: Client) -> None:
+    person, request_id = somebody(), str(uuid4())
+    first = admin.create(person, request_id=request_id).id
+    erase(admin, first)
+
+    second = admin.create(person, request_id=request_id)
+
+    assert second.id != first
+    assert admin.get(second.id).phone == person.phone
+    with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+        admin.get(first)
+
+
+def test_an_id_that_leads_to_the_lead_erases_it_and_goes_with_it(
+    admin: Client, rows: psycopg.Connection, database_url: str
+) -> None:
+    first = admin.create(person := somebody()).id
+    resubmit(admin, person)
+    other = conflict_with(database_url, first)
+    resolve(admin, other, pb.CONFLICT_RESOLUTION_KEEP_FIRST)
+    assert admin.get(other).id == first
+
+    erase(admin, other)
+
+    assert named_in(rows, first) == named_in(rows, other) == set()
+    assert tombstone(rows, other) == (first, "admin", "asked for it", True)
+    for each in (first, other):
+        with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+            admin.get(each)
+        erase(admin, each)
+
+
+def resolve(admin: Client, conflict_id: str, resolution: pb.ConflictResolution) -> None:
+    admin.call("ResolveConflict", pb.ResolveConflictRequest(id=conflict_id, resolution=resolution))
+
+
+def test_a_conflict_goes_with_the_lead_that_it_met(admin: Client, rows: psycopg.Connection, database_url: str) -> None:
+    first = admin.create(person := somebody()).id
+    resubmit(admin, somebody(phone=person.phone))
+    conflict_id = conflict_with(database_url, first)
+
+    erase(admin, first)
+
+    assert named_in(rows, conflict_id) == set()
+    with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+        admin.get(conflict_id)
+    with refused(StatusCode.NOT_FOUND, "CONFLICT_NOT_FOUND"):
+        resolve(admin, conflict_id, pb.CONFLICT_RESOLUTION_OWN_LEAD)
+
+
+def test_a_conflict_is_erased_without_the_lead_that_it_met(
+    admin: Client, rows: psycopg.Connection, database_url: str
+) -> None:
+    first = admin.create(person := somebody()).id
+    resubmit(admin, somebody(phone=person.phone))
+    conflict_id = conflict_with(database_url, first)
+
+    erase(admin, conflict_id)
+
+    assert named_in(rows, conflict_id) == set()
+    assert admin.get(first).id == first
+    with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+        admin.get(conflict_id)
+
+
+def test_a_lead_of_its_own_beside_an_erased_one_stays(
+    admin: Client, rows: psycopg.Connection, database_url: str
+) -> None:
+    first = admin.create(person := somebody()).id
+    resubmit(admin, somebody(phone=person.phone))
+    own = conflict_with(database_url, first)
+    resolve(admin, own, pb.CONFLICT_RESOLUTION_OWN_LEAD)
+
+    erase(admin, first)
+
+    assert admin.get(own).phone == person.phone
+    assert tombstone(rows, own) is None
+    assert named_in(rows, own) == {"lead.id"}
+    erase(admin, own)
+    assert named_in(rows, own) == set()
+
+
+def test_a_resubmission_that_met_two_leads_goes_from_both_and_the_other_leads_file_follows(
+    admin: Client, rows: psycopg.Connection, service: RunningService
+) -> None:
+    one, other = somebody(), somebody()
+    first, second = admin.create(one).id, admin.create(other).id
+    resubmit(admin, somebody(phone=one.phone, nid=other.nid))
+    assert len(admin.resubmissions(second)) == 1
+    today = file_of(service)
+    assert eventually(lambda: len(leads_in(today).get(second, {}).get("kept_resubmissions", [])) == 1, within=10)
+
+    erase(admin, first)
+
+    assert admin.resubmissions(second) == []
+    assert admin.get(second).resubmissions == 1, "that somebody came is still counted"
+    assert soon_in(today, second, kept_resubmissions=[])
+
+
+def test_the_daily_file_follows(admin: Client, service: RunningService) -> None:
+    lead_id = admin.create(somebody()).id
+    today = file_of(service)
+    assert soon_in(today, lead_id)
+    erase(admin, lead_id)
+    assert eventually(lambda: lead_id not in today.read_text(), within=10)
+
+
+def test_an_old_days_file_follows(admin: Client, service: RunningService, rows: psycopg.Connection) -> None:
+    lead_id = admin.create(somebody()).id
+    rows.execute("UPDATE lead SET created_at = '2024-02-29 12:00Z' WHERE id = %s", [lead_id])
+    old = service.data_dir / "files" / "leads_2024-02-29.json"
+    assert soon_in(old, lead_id)
+    erase(admin, lead_id)
+    assert eventually(lambda: not old.exists() or lead_id not in old.read_text(), within=10)
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_what_happens_at_the_same_moment_leaves_nothing_behind(
+    attempt: int, admin: Client, rows: psycopg.Connection, database_url: str
+) -> None:
+    """A change, a correction, an assignment, a duplicate and a decision race with the erasure of their lead."""
+    person = somebody(conversation_id=f"talk-{uuid4()}")
+    lead_id = admin.create(person).id
+    resubmit(admin, somebody(phone=person.phone))
+    conflict_id = conflict_with(database_url, lead_id)
+    again = pb.Lead()
+    again.CopyFrom(person)
+    again.conversation_id = f"talk-{uuid4()}"
+    calls = {
+        "EraseLead": pb.EraseLeadRequest(id=lead_id),
+        "UpdateStatus": pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONTACTED, reason="called"),
+        "UpdateLead": pb.UpdateLeadRequest(lead=pb.Lead(id=lead_id, address="Elsewhere 1")),
+        "AssignLead": pb.AssignLeadRequest(id=lead_id, assignee="rahima"),
+        "ResolveConflict": pb.ResolveConflictRequest(id=conflict_id, resolution=pb.CONFLICT_RESOLUTION_OWN_LEAD),
+        "CreateLead": pb.CreateLeadRequest(lead=again),
+    }
+    begin = threading.Barrier(len(calls))
+
+    def call(rpc: str) -> StatusCode:
+        begin.wait()
+        try:
+            admin.call(rpc, calls[rpc])
+        except grpc.RpcError as error:
+            return error.code()
+        return StatusCode.OK
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        codes = dict(zip(calls, threads.map(call, calls), strict=True))
+
+    assert codes["EraseLead"] is StatusCode.OK
+    assert set(codes.values()) <= {StatusCode.OK, StatusCode.NOT_FOUND, StatusCode.ALREADY_EXISTS}
+    assert named_in(rows, lead_id) == set(), codes
+    # The submission may have become a lead of its own right before; then that is all of it, with what met it since.
+    assert named_in(rows, conflict_id) <= {"lead.id", "lead_conversation.lead_id", "resubmission.lead_id"}, codes
+
+
+def test_an_erasure_waits_for_who_holds_the_lead_and_then_succeeds(
+    admin: Client, rows: psycopg.Connection, database_url: str
+) -> None:
+    lead_id = admin.create(somebody()).id
+    with locked_lead(database_url, lead_id) as holder, ThreadPoolExecutor(1) as threads:
+        erasing = threads.submit(erase, admin, lead_id)
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%erase_lead%'"
+        assert eventually(lambda: bool(value_of(database_url, waits)), within=5)
+        holder.execute("UPDATE lead SET version = version + 1 WHERE id = %s", [lead_id])
+        holder.execute(
+            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version, reason)"
+            " VALUES (%s, 'new', 'contacted', 'x', 2, 'while it was erased')",
+            [lead_id],
+        )
+        holder.commit()
+        erasing.result(timeout=10)
+    assert named_in(rows, lead_id) == set()
+
+
+class TestJsonDoor:
+    @pytest.mark.parametrize("how", ["body", "query"])
+    def test_delete_erases_for_the_reason_given(
+        self, how: str, admin: Client, service: RunningService, rows: psycopg.Connection
+    ) -> None:
+        lead_id = admin.create(somebody()).id
+        headers = {"authorization": f"Bearer {service.token('admin')}"}
+        url, reason = f"{service.http_url}/api/leads/{lead_id}", {"reason": "by letter"}
+        sent = {"json": reason} if how == "body" else {"params": reason}
+        for _ in range(2):
+            answer = httpx.request("DELETE", url, headers=headers, **sent)  # type: ignore[arg-type]
+            assert (answer.status_code, answer.json()) == (200, {})
+        assert tombstone(rows, lead_id) == (lead_id, "admin", "by letter", True)
+        assert httpx.get(url, headers=headers).status_code == 404
+
+    def test_without_a_reason_it_erases_too_and_an_unknown_field_is_refused(
+        self, admin: Client, service: RunningService
+    ) -> None:
+        lead_id = admin.create(somebody()).id
+        headers = {"authorization": f"Bearer {service.token('admin')}"}
+        url = f"{service.http_url}/api/leads/{lead_id}"
+        assert httpx.request("DELETE", url, headers=headers, json={"why": "x"}).status_code == 400
+        assert httpx.delete(url, headers=headers).status_code == 200
+        assert httpx.delete(url.replace(lead_id, str(uuid4())), headers=headers).status_code == 404
