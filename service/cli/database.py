@@ -11,7 +11,6 @@ from service import app
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import StartRefusedError
-from service.keyring import load_keyring
 from service.storage.canary import compare_canary
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
@@ -54,7 +53,7 @@ async def _confirm(settings: Settings, url: str, work: Callable[[Database, Encry
     database = Database(url)
     try:
         require_current(await revision_of(database))
-        encryption = EncryptionService(load_keyring(settings.keyring_path))
+        encryption = EncryptionService(app.keyring_source(settings).load())
         await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
         return await work(database, encryption)
     finally:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from service.encryption import EncryptionService
+from service.encryption import EncryptionService, IndexPlan
 from service.errors import FieldUnreadableError, LeadValidationError
 from service.importing.daily import DailyRowError, prepared
 from service.importing.rows import Result, Told
@@ -41,6 +41,8 @@ class Rules:
     phone_rule: str
     nid_rule: str
     policies: tuple[str, ...]
+    plan: IndexPlan | None
+    """Which blind indexes the database wants."""
 
 
 class _Worker:
@@ -48,6 +50,7 @@ class _Worker:
 
     def __init__(self, rules: Rules) -> None:
         self.encryption = EncryptionService(Keyring.from_json(rules.keyring))
+        self.encryption.plan = rules.plan
         self.validation = ValidationService(
             default_region=rules.default_region,
             phone_rule=rules.phone_rule,
@@ -98,7 +101,8 @@ def _sealed(worker: _Worker, number: int, fields: dict[str, str], lead_id: UUID)
     except LeadValidationError as invalid:
         told = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
         return Told(number, Result.INVALID, detail=told)
-    digest = worker.encryption.content_digest(getattr(details, name) for name in CUSTOMER_FIELDS)
+    # The last one is the oldest key's: a file that is imported again finds its leads also after a rotation.
+    *_, digest = worker.encryption.content_digests(getattr(details, name) for name in CUSTOMER_FIELDS)
     return worker.sealer.seal(lead_id, details, created_by=IMPORTER, request_id=f"{IMPORTER}:{digest.hex()}")
 
 

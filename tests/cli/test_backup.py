@@ -21,6 +21,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.keyring import Keyring
 from service.storage.backup_manifest import DUMP, MANIFEST
+from service.storage.schema import REVISION
 from tests.conftest import StartService
 from tests.harness.daily_files import soon_in
 from tests.harness.faults import execute, value_of
@@ -163,7 +164,7 @@ def test_the_manifest_says_what_is_in_it(service: RunningService, tmp_path: Path
     told = json.loads((backed_up(service, tmp_path / "backup") / MANIFEST).read_text())
     keys = json.loads((service.data_dir / "keyring.json").read_text())["keys"]
     assert told["key_ids"] == [key["id"] for key in keys if key["purpose"] == "encryption"]
-    assert told["schema"] == "0003"
+    assert told["schema"] == REVISION
     assert told["tables"]["lead"]["rows"] == 1
 
 

@@ -32,11 +32,12 @@ TABLES = {
     "lead_conflict",
     "lead_conversation",
     "lead_touch",
+    "replica",
     "resubmission",
     "status_change",
 }
-NOTES = {"lead_touch"}
-"""What renders of the daily files remove again."""
+NOTES = {"lead_touch", "replica"}
+"""What is removed again: by renders of the daily files, and when a replica is gone for good."""
 
 
 def tables(database: TestDatabase) -> set[str]:
@@ -142,7 +143,7 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         "UPDATE status_change SET actor = 'nobody'",
         "UPDATE assignment_change SET actor = 'nobody'",
         "UPDATE lead_conversation SET conversation_id = 'chat-2'",
-        "UPDATE key_canary SET normaliser = 'other'",
+        "UPDATE key_canary SET database = gen_random_uuid()",
         "UPDATE access_record SET subject = 'nobody'",
         "UPDATE lead_touch SET quarter = now()",
         "UPDATE alembic_version SET version_num = '9999'",
