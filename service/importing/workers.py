@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from service.keyring import Keyring
 from service.lead import CUSTOMER_FIELDS, SealedSubmission
 from service.sealing import LeadSealer
 from service.validation import ValidationService
+from service.worker_processes import end_with_the_parent
 
 IMPORTER = "import"
 """The subject of imported leads. The request_id of a row is made of its content, so that a repeat finds its lead."""
@@ -68,15 +68,8 @@ _worker: _Worker | None = None
 def _begin(rules: Rules) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    end_with_the_parent()
     _worker = _Worker(rules)
-
-
-def _end_with_the_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 def pool(rules: Rules) -> ProcessPoolExecutor:

@@ -113,6 +113,17 @@ def peek(folder: Path) -> tuple[Size, list[Row]]:
         return size_of(connection), list(rows_of(connection, "ORDER BY seq"))
 
 
+def peek_key_ids(folder: Path) -> set[str]:
+    """The ids of the keys that something in a spool is sealed with, whoever owns it. Raises StartRefusedError."""
+    if not (folder / FILE_NAME).exists():
+        return set()
+    with _as_operator(folder, "ro") as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 1:
+            raise StartRefusedError(f"the spool {folder} was written by an earlier release: start the service once")
+        return key_ids_of(connection)
+
+
 def take_back(folder: Path) -> None:
     """Let everything that was set aside be drained again, by whoever owns the spool. Raises StartRefusedError."""
     if (folder / FILE_NAME).exists():
