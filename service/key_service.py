@@ -122,10 +122,13 @@ class KeyService:
         Raises StartRefusedError when they do not follow in time.
         """
         await self._wait(lambda each: key.id in each.said.opens, f"to load the key {key.id}: send it SIGHUP")
-        if key.purpose is Purpose.ENCRYPTION:
+        state = await self._database.read(read_key_state)
+        if key.purpose is Purpose.ENCRYPTION and state is not None:
             # A canary that only the new key opens refuses a keyring that lacks it at its start.
             promoted = EncryptionService(self._encryption.keyring.with_primary(key.id))
-            await key_state.seal_canary(self._database, promoted, await self._state())
+            await key_state.seal_canary(self._database, promoted, state)
+            # One may have come up meanwhile, with a keyring that was good a moment ago.
+            await self._wait(lambda each: key.id in each.said.opens, f"to load the key {key.id}: send it SIGHUP")
 
     async def reseal(self) -> Resealed:
         """Seal everything with the primary encryption key. Raises StartRefusedError."""

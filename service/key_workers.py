@@ -1,6 +1,6 @@
 """The work on tokens that takes time (open, seal, index, compare), in as many processes as there are cores.
 
-The processes get the keyring through a pipe, never through their command line, and step back behind the live service.
+The processes get the keyring through a pipe, never through their command line, and leave Ctrl-C to their parent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.worker_processes import end_with_the_parent
 MOST_WORKERS = 4
 
 NICE = 10
-"""Below the live service, which gets the processor first when both want it."""
+"""How far who makes the processes steps back, and they with it: the live service gets the processor first."""
 
 Item = tuple[UUID, dict[str, str]]
 """What tokens are bound to, and the tokens by their field."""
@@ -59,7 +59,6 @@ def _begin(orders: Orders) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_the_parent()
-    os.nice(NICE)
     _worker = _Worker(orders)
 
 

@@ -33,6 +33,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 PROGRESS_SECONDS = 0.5
 
+PACE = 5000
+"""Rows a second: a million leads in three minutes, while PostgreSQL has most of its time for live callers."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="See leadkeep keys status.")]
 Timeout = Annotated[str, typer.Option(help="How long to wait for replicas: 30s, 5m, 1h.")]
@@ -203,7 +206,7 @@ def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, outpu
 @keys_app.command()
 @refusals_are_told
 def reseal(
-    rate: Annotated[int, typer.Option(help="Rows a second at most; 0: as fast as it goes.", min=0)] = 0,
+    rate: Annotated[int, typer.Option(help="Rows a second at most; 0: as fast as it goes.", min=0)] = PACE,
     timeout: Timeout = "5m",
     as_json: AsJson = False,
 ) -> None:
@@ -242,7 +245,7 @@ def reseal(
 @keys_app.command()
 @refusals_are_told
 def reindex(
-    rate: Annotated[int, typer.Option(help="Leads a second at most; 0: as fast as it goes.", min=0)] = 0,
+    rate: Annotated[int, typer.Option(help="Leads a second at most; 0: as fast as it goes.", min=0)] = PACE,
     timeout: Timeout = "5m",
     forget: Forget = None,
     as_json: AsJson = False,
@@ -341,10 +344,13 @@ def _run(
 ) -> T:
     from service.cli.durations import duration
     from service.key_service import KeyService
+    from service.key_workers import NICE
     from service.log import configure_logging
     from service.storage.rekeying import rekeying
 
     configure_logging("error")
+    # Live callers first: on a small machine this command and the service share the processors.
+    os.nice(NICE)
     try:
         patience = duration(timeout).total_seconds()
     except ValueError as error:
