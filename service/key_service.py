@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from uuid import UUID
 
 from service.encryption import EncryptionService, IndexScheme
 from service.errors import StartRefusedError
-from service.key_workers import Orders, indexed, pool, resealed, unreadable
+from service.key_workers import Orders, indexed, resealed, unreadable, workers_for
 from service.keyring import KeyState, Purpose, RootKey
 from service.storage import key_state
 from service.storage.canary import KeyState as StoredKeys
@@ -138,7 +138,8 @@ class KeyService:
         report = Resealed(primary)
         if not self._encryption.is_sealed_with_primary((await self._state()).canary.sealed):
             await key_state.seal_canary(self._database, self._encryption, await self._state())
-        with pool(Orders(self._encryption.keyring.to_json())) as workers:
+        rows = max([await self._rekeying.count(table, but=primary) for table in TABLES])
+        with workers_for(Orders(self._encryption.keyring.to_json()), rows) as workers:
             for table in TABLES:
                 done, faults = await self._reseal_table(table, primary, workers)
                 report.sealed_anew[table.plural] = done
@@ -148,7 +149,7 @@ class KeyService:
         return report
 
     async def _reseal_table(
-        self, table: SealedTable, primary: str, workers: ProcessPoolExecutor
+        self, table: SealedTable, primary: str, workers: Executor
     ) -> tuple[int, list[str]]:
         total = await self._rekeying.count(table, but=primary)
         done, faults = 0, dict[str, None]()
@@ -238,7 +239,8 @@ class KeyService:
             self._on_progress(Progress("leads", min(done, total), total))
             return len(ready)
 
-        with pool(Orders(self._encryption.keyring.to_json(), scheme)) as workers:
+        every = await self._rekeying.count(LEADS)
+        with workers_for(Orders(self._encryption.keyring.to_json(), scheme), every) as workers:
             for _ in range(MOST_PASSES):
                 faults.clear()
                 batches = self._batches(
@@ -261,7 +263,7 @@ class KeyService:
             )
         return total
 
-    async def _wrong_indexes(self, pair: int, workers: ProcessPoolExecutor) -> list[str]:
+    async def _wrong_indexes(self, pair: int, workers: Executor) -> list[str]:
         wrong: list[str] = []
         total, done = await self._rekeying.count(LEADS), 0
 
@@ -354,13 +356,14 @@ class KeyService:
         state = await self._state()
         schemes = plan_of(state, self._encryption).pairs
         keyring = self._encryption.keyring.to_json()
-        with pool(Orders(keyring)) as workers:
+        rows = max([await self._rekeying.count(table) for table in TABLES])
+        with workers_for(Orders(keyring), rows) as workers:
             for table in TABLES:
                 report.rows[table.plural] = await self._verify_table(table, workers, report.faults)
         for pair, scheme in enumerate(schemes, start=1):
             in_use = pair == state.pair
             if scheme is not None and in_use:
-                with pool(Orders(keyring, scheme)) as workers:
+                with workers_for(Orders(keyring, scheme), rows) as workers:
                     wrong = await self._wrong_indexes(pair, workers)
                 report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
         for key_id, where in (await key_state.sealed_counts(self._database)).items():
@@ -369,7 +372,7 @@ class KeyService:
                 report.faults.append(f"{held} are sealed with {key_id}, with which this keyring does not open")
         return report
 
-    async def _verify_table(self, table: SealedTable, workers: ProcessPoolExecutor, faults: list[str]) -> int:
+    async def _verify_table(self, table: SealedTable, workers: Executor, faults: list[str]) -> int:
         total, done = await self._rekeying.count(table), 0
 
         async def note(rows: list[Stored], worked: list[list[str]]) -> int:
@@ -421,7 +424,7 @@ class KeyService:
         batches: AsyncIterator[list[Stored]],
         work: Callable[[Sequence[tuple[UUID, dict[str, str]]]], list[T]],
         store: Callable[[list[Stored], list[T]], Awaitable[int]],
-        workers: ProcessPoolExecutor,
+        workers: Executor,
     ) -> int:
         """One pass: read, work in other processes, store, in the order in which it was read; how many were stored."""
         under_way: deque[tuple[list[Stored], Future[list[T]]]] = deque()

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -20,6 +20,9 @@ from service.validation.index_rule import IndexRule
 from service.worker_processes import end_with_the_parent
 
 MOST_WORKERS = 4
+
+FEW_ROWS = 2000
+"""A fifth of a second's work; a process takes a second to start."""
 
 NICE = 10
 """How far who makes the processes steps back, and they with it: the live service gets the processor first."""
@@ -56,14 +59,23 @@ _worker: _Worker | None = None
 
 
 def _begin(orders: Orders) -> None:
-    global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_the_parent()
+    _begin_here(orders)
+
+
+def _begin_here(orders: Orders) -> None:
+    global _worker
     _worker = _Worker(orders)
 
 
-def pool(orders: Orders) -> ProcessPoolExecutor:
-    """The processes. Started afresh, not forked: the parent has threads."""
+def workers_for(orders: Orders, rows: int) -> Executor:
+    """The processes, or a thread of this one for so few rows that processes would take longer to start.
+
+    Started afresh, not forked: the parent has threads.
+    """
+    if rows <= FEW_ROWS:
+        return ThreadPoolExecutor(1, initializer=_begin_here, initargs=(orders,))
     return ProcessPoolExecutor(
         max_workers=max(1, min(MOST_WORKERS, os.cpu_count() or 1)),
         mp_context=multiprocessing.get_context("spawn"),
