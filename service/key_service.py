@@ -148,9 +148,7 @@ class KeyService:
         report.seconds = time.monotonic() - began
         return report
 
-    async def _reseal_table(
-        self, table: SealedTable, primary: str, workers: Executor
-    ) -> tuple[int, list[str]]:
+    async def _reseal_table(self, table: SealedTable, primary: str, workers: Executor) -> tuple[int, list[str]]:
         total = await self._rekeying.count(table, but=primary)
         done, faults = 0, dict[str, None]()
 

@@ -62,6 +62,32 @@ class TestUse:
         assert keyring.usable(Purpose.INDEX) == (generated.primary(Purpose.INDEX), active)
 
 
+class TestChange:
+    def test_a_new_key_only_opens(self) -> None:
+        keyring, made = Keyring.generate(now=NOW).with_new_key(Purpose.INDEX, now=NOW)
+
+        assert made.state is KeyState.ACTIVE
+        assert made in keyring.usable(Purpose.INDEX)
+        assert keyring.primary(Purpose.INDEX) != made
+
+    def test_of_two_keys_of_a_purpose_one_is_primary(self) -> None:
+        generated = Keyring.generate(now=NOW)
+        keyring, made = generated.with_new_key(Purpose.INDEX, now=NOW)
+        promoted = keyring.with_primary(made.id)
+
+        assert promoted.primary(Purpose.INDEX).id == made.id
+        assert promoted.find(generated.primary(Purpose.INDEX).id).state is KeyState.ACTIVE  # type: ignore[union-attr]
+        assert promoted.primary(Purpose.ENCRYPTION) == generated.primary(Purpose.ENCRYPTION)
+
+    def test_the_primary_key_cannot_be_retired_nor_a_retired_one_promoted(self) -> None:
+        keyring, made = Keyring.generate(now=NOW).with_new_key(Purpose.SPOOL, now=NOW)
+
+        with pytest.raises(ValueError, match="could be retired"):
+            keyring.with_retired(keyring.primary(Purpose.SPOOL).id)
+        with pytest.raises(ValueError, match="could become primary"):
+            keyring.with_retired(made.id).with_primary(made.id)
+
+
 def _without(name: str) -> Callable[[dict[str, Any]], object]:
     return lambda document: document["keys"][0].pop(name)
 
