@@ -20,17 +20,30 @@ WHOLE = (
 
 # Both take the lock ("LKKY") that a change of what is refused takes alone (storage/key_state.py): when the change is
 # made, every transaction that looked before it has ended.
-REFUSE_OLD_INDEXES = """
-CREATE FUNCTION refuse_old_indexes() RETURNS trigger LANGUAGE plpgsql AS $$
+REFUSE_LEADS = """
+CREATE FUNCTION refuse_old_leads() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    accepted bigint;
+    refused text[];
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1280002905);
-    IF NEW.index_epoch < (SELECT accepts_from FROM public.key_canary) THEN
+    SELECT accepts_from, retired_keys INTO accepted, refused FROM public.key_canary;
+    IF NEW.index_epoch < accepted AND (
+        TG_OP = 'INSERT'
+        OR NEW.phone_index IS DISTINCT FROM OLD.phone_index OR NEW.phone_index_2 IS DISTINCT FROM OLD.phone_index_2
+        OR NEW.nid_index IS DISTINCT FROM OLD.nid_index OR NEW.nid_index_2 IS DISTINCT FROM OLD.nid_index_2
+    ) THEN
         RAISE EXCEPTION 'blind indexes of an old plan' USING ERRCODE = 'LK001';
+    END IF;
+    IF refused <> '{}' AND ARRAY[
+        split_part(NEW.phone, '.', 1), split_part(NEW.nid, '.', 1), split_part(NEW.address, '.', 1),
+        split_part(NEW.email, '.', 1), split_part(NEW.notes, '.', 1)] && refused THEN
+        RAISE EXCEPTION 'sealed with a retired key' USING ERRCODE = 'LK002';
     END IF;
     RETURN NEW;
 END $$
 """
-REFUSE_RETIRED_KEYS = """
+REFUSE_TOKENS = """
 CREATE FUNCTION refuse_retired_keys() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     refused text[];
@@ -100,16 +113,15 @@ def upgrade() -> None:
         sa.CheckConstraint("state IN ('running', 'stopped')", name=op.f("ck_replica_state")),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_replica")),
     )
-    op.execute(REFUSE_OLD_INDEXES)
-    op.execute(REFUSE_RETIRED_KEYS)
+    op.execute(REFUSE_LEADS)
+    op.execute(REFUSE_TOKENS)
     op.execute(
-        "CREATE TRIGGER lead_indexes_are_current"
-        " BEFORE INSERT OR UPDATE OF phone_index, nid_index, phone_index_2, nid_index_2 ON lead"
-        " FOR EACH ROW EXECUTE FUNCTION refuse_old_indexes()"
+        "CREATE TRIGGER lead_is_current BEFORE INSERT OR UPDATE OF phone_index, nid_index, phone_index_2, nid_index_2,"
+        f" {TOKENS} ON lead FOR EACH ROW EXECUTE FUNCTION refuse_old_leads()"
     )
-    for table in ("lead", "resubmission", "lead_conflict"):
+    for table in ("resubmission", "lead_conflict"):
         op.execute(
-            f"CREATE TRIGGER {table}_keys_are_current BEFORE INSERT OR UPDATE OF {TOKENS} ON {table}"
+            f"CREATE TRIGGER {table}_is_current BEFORE INSERT OR UPDATE OF {TOKENS} ON {table}"
             " FOR EACH ROW EXECUTE FUNCTION refuse_retired_keys()"
         )
     for table, rights in GRANTS.items():
