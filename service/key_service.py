@@ -26,7 +26,8 @@ from service.storage.canary import KeyState as StoredKeys
 from service.storage.canary import plan_of, read_key_state
 from service.storage.database import Database
 from service.storage.rekeying import LEADS, TABLES, Rekeying, SealedTable, Stored
-from service.storage.replicas import Replica, forget, replicas
+from service.storage.replicas import Replica, forget, known_name, replicas
+from service.storage.spool import has_owner
 from service.storage.spool_rows import peek_key_ids
 
 BATCH_ROWS = 250
@@ -88,7 +89,10 @@ class Verified:
 
 
 class KeyService:
-    """The use cases. `tell` hears what is waited for, `on_progress` how far it is; `rate` bounds rows a second."""
+    """The use cases. `tell` hears what is waited for, `on_progress` how far it is; `rate` bounds rows a second.
+
+    `spool` is the folder of this machine's own replica.
+    """
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class KeyService:
         encryption: EncryptionService,
         tell: Callable[[str], None],
         on_progress: Callable[[Progress], None],
+        spool: Path,
         timeout: float,
         rate: float = 0.0,
     ) -> None:
@@ -106,6 +111,7 @@ class KeyService:
         self._encryption = encryption
         self._tell = tell
         self._on_progress = on_progress
+        self._spool = spool
         self._timeout = timeout
         self._rate = rate
 
@@ -285,7 +291,7 @@ class KeyService:
             await self._pace(cleared, time.monotonic())
         await key_state.cleared(self._database, state)
 
-    async def retire(self, key: RootKey, *, spool: Path, files: Callable[[], dict[str, list[str]]]) -> None:
+    async def retire(self, key: RootKey, *, files: Callable[[], dict[str, list[str]]]) -> None:
         """See that nothing needs a key any more, and that nothing will.
 
         `files` answers which daily files of this machine name which keys. Raises StartRefusedError that names what
@@ -295,7 +301,7 @@ class KeyService:
             return  # it goes on verifying what it signed, in whatever state
         opens = f"to stop sealing with {key.id}: send it SIGHUP"
         await self._wait(lambda each: key.id not in each.said.seals, opens)
-        holders = await self._spools_with(key.id, spool)
+        holders = await self._spools_with(key.id)
         if key.purpose is Purpose.INDEX:
             current, following = self._schemes(state := await self._state())
             if key.id in {current.key_id, following.key_id if following else None} or state.clearing:
@@ -315,18 +321,18 @@ class KeyService:
             raise StartRefusedError(f"the key {key.id} is still needed, by\n  " + "\n  ".join(holders))
 
     async def _rows_with(self, key_id: str) -> list[str]:
-        counts = (await key_state.sealed_counts(self._database)).get(key_id, {})
+        counts = (await self._rekeying.sealed_counts()).get(key_id, {})
         return [f"{count} tokens of {holder}: run leadkeep keys reseal" for holder, count in counts.items()]
 
-    async def _spools_with(self, key_id: str, folder: Path) -> list[str]:
+    async def _spools_with(self, key_id: str) -> list[str]:
         holders = [
             f"the spool of the replica {each.name}: let it drain (leadkeep spool status there), or, if it is gone for "
             f"good, --forget {each.name}"
             for each in await replicas(self._database)
             if key_id in each.said.spool_keys
         ]
-        if not holders and key_id in peek_key_ids(folder):
-            holders.append(f"the spool {folder}: run leadkeep spool drain")
+        if not holders and key_id in peek_key_ids(self._spool):
+            holders.append(f"the spool {self._spool}: run leadkeep spool drain")
         return holders
 
     async def _files_with(self, key_id: str, files: Callable[[], dict[str, list[str]]]) -> list[str]:
@@ -364,7 +370,7 @@ class KeyService:
                 with workers_for(Orders(keyring, scheme), rows) as workers:
                     wrong = await self._wrong_indexes(pair, workers)
                 report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
-        for key_id, where in (await key_state.sealed_counts(self._database)).items():
+        for key_id, where in (await self._rekeying.sealed_counts()).items():
             if not self._encryption.opens_with(key_id):
                 held = ", ".join(f"{count} tokens of {holder}" for holder, count in where.items())
                 report.faults.append(f"{held} are sealed with {key_id}, with which this keyring does not open")
@@ -396,7 +402,7 @@ class KeyService:
         """Wait until this is true of every running replica. Raises StartRefusedError."""
         deadline = time.monotonic() + self._timeout
         told: set[str] = set()
-        while late := [each for each in await replicas(self._database) if each.running and not followed(each)]:
+        while late := [each for each in await self._running() if not followed(each)]:
             if time.monotonic() > deadline:
                 named = ", ".join(f"{each.name} (heard of {each.silent_seconds:.0f} s ago)" for each in late)
                 raise StartRefusedError(
@@ -408,6 +414,14 @@ class KeyService:
                     told.add(each.name)
                     self._tell(f"waiting for replica {each.name} {what}")
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _running(self) -> list[Replica]:
+        """The replicas that run, as far as is known; of this machine's own it is known for sure."""
+        said = [each for each in await replicas(self._database) if each.running]
+        if has_owner(self._spool):
+            return said
+        # It was killed and could not say so. When it starts it takes its spool first, and reads what was changed.
+        return [each for each in said if each.name != known_name(self._spool)]
 
     async def _batches(
         self, read: Callable[[tuple[Any, ...] | None], Awaitable[list[Stored]]]

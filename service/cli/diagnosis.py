@@ -77,6 +77,8 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
             encryption = EncryptionService(app.keyring_source(settings).load())
             found = await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
             detail = "keyring and normaliser are those of the stored leads" if found else "no service has started yet"
+            if found and (found.next_digest or found.clearing):
+                detail += "; the blind indexes are being changed: leadkeep keys reindex goes on with it"
             findings.append(Finding("canary", True, detail))
         except StartRefusedError as refused:
             findings.append(Finding("canary", False, str(refused)))

@@ -119,9 +119,9 @@ def status(as_json: AsJson = False) -> None:
         typer.echo(f"of the database nothing is known: {fault}")
 
 
-async def _stored(_url: str, database: Database, encryption: EncryptionService) -> dict[str, Any]:
+async def _stored(url: str, database: Database, encryption: EncryptionService) -> dict[str, Any]:
     from service.storage.canary import plan_of, read_key_state
-    from service.storage.key_state import sealed_counts
+    from service.storage.rekeying import rekeying
     from service.storage.replicas import replicas
 
     state = await database.read(read_key_state)
@@ -150,7 +150,8 @@ async def _stored(_url: str, database: Database, encryption: EncryptionService) 
         }
         for each in await replicas(database)
     ]
-    return {"sealed": await sealed_counts(database), "index": index, "replicas": told}
+    async with rekeying(url) as tables:
+        return {"sealed": await tables.sealed_counts(), "index": index, "replicas": told}
 
 
 @keys_app.command()
@@ -292,7 +293,7 @@ def retire(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output
                 f"{key.id} is the primary {key.purpose} key: add another one and promote that first"
             )
         await keys.forget(forget or [])
-        await keys.retire(key, spool=settings.spool_path, files=lambda: _files_by_key(settings))
+        await keys.retire(key, files=lambda: _files_by_key(settings))
         return key
 
     with _keyring_to_change(settings, output) as (keyring, write):
@@ -365,6 +366,7 @@ def _run(
                 encryption=encryption,
                 tell=line.tell,
                 on_progress=line.progress,
+                spool=settings.spool_path,
                 timeout=patience,
                 rate=rate,
             )

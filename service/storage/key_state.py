@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import EncryptionService, KeyCanary
@@ -83,39 +83,3 @@ async def _change(database: Database, values: dict[str, Any], *, epoch: int | No
         await connection.execute(statement)
 
     await database.write(work)
-
-
-SEALED_COUNTS = text("""
-    SELECT holder, key_id, count(*) AS tokens FROM (
-        SELECT 'leads' AS holder, split_part(unnest(ARRAY[phone, nid, address, email, notes]), '.', 1) AS key_id
-        FROM lead
-        UNION ALL
-        SELECT 'resubmissions', split_part(unnest(ARRAY[phone, nid, address, email, notes]), '.', 1) FROM resubmission
-        UNION ALL
-        SELECT 'conflicts', split_part(unnest(ARRAY[phone, nid, address, email, notes]), '.', 1) FROM lead_conflict
-        UNION ALL
-        SELECT 'canary', split_part(sealed, '.', 1) FROM key_canary
-    ) tokens WHERE key_id IS NOT NULL GROUP BY holder, key_id ORDER BY holder, key_id
-""")
-
-
-async def sealed_counts(database: Database) -> dict[str, dict[str, int]]:
-    """How many tokens are sealed with each key, by where they are: {key id: {leads: 5, …}}."""
-
-    async def work(connection: AsyncConnection) -> dict[str, dict[str, int]]:
-        counts: dict[str, dict[str, int]] = {}
-        for row in await connection.execute(SEALED_COUNTS):
-            counts.setdefault(row.key_id, {})[row.holder] = row.tokens
-        return counts
-
-    return await database.read(work)
-
-
-async def unrendered(database: Database) -> bool:
-    """Whether changes wait for their daily file."""
-
-    async def work(connection: AsyncConnection) -> bool:
-        query = text("SELECT EXISTS (SELECT FROM lead_touch)")
-        return bool((await connection.execute(query)).scalar_one())
-
-    return await database.read(work)

@@ -27,6 +27,15 @@ _SESSION = "-c synchronous_commit=off -c lock_timeout=2000 -c jit=off -c timezon
 # synchronous_commit: a batch that is lost is done again, and the change of keys that relies on it commits with `on`,
 # behind it in the same log.
 
+_SEALED_COUNTS: LiteralString = """
+    SELECT split_part(token, '.', 1), holder, count(*) FROM (
+        SELECT 'leads' AS holder, unnest(ARRAY[phone, nid, address, email, notes]) AS token FROM lead
+        UNION ALL SELECT 'resubmissions', unnest(ARRAY[phone, nid, address, email, notes]) FROM resubmission
+        UNION ALL SELECT 'conflicts', unnest(ARRAY[phone, nid, address, email, notes]) FROM lead_conflict
+        UNION ALL SELECT 'canary', sealed FROM key_canary
+    ) tokens WHERE token IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2
+"""
+
 _MADE_WAY = ("55P03", "40P01")
 """A live call held a row for too long, or we stood in each other's way: the next pass meets these rows again."""
 
@@ -92,6 +101,13 @@ class Rekeying:
         """How many rows there are; with `but` only those with a token of another key than that one."""
         query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(table.name), _not_sealed_with(but))
         return int(await self._value(query))
+
+    async def sealed_counts(self) -> dict[str, dict[str, int]]:
+        """How many tokens are sealed with each key, by where they are: {key id: {leads: 5, …}}."""
+        counts: dict[str, dict[str, int]] = {}
+        for key_id, holder, tokens in await (await self._connection.execute(_SEALED_COUNTS)).fetchall():
+            counts.setdefault(key_id, {})[holder] = tokens
+        return counts
 
     async def rows(
         self, table: SealedTable, *, after: tuple[Any, ...] | None, limit: int, but: str | None = None

@@ -63,10 +63,9 @@ class Replica:
 
 def replica_name(folder: Path) -> str:
     """The lasting name of the replica whose spool is in this folder; made when there is none."""
+    if name := known_name(folder):
+        return name
     path = folder / NAME_FILE
-    with contextlib.suppress(OSError):
-        if name := path.read_text().strip():
-            return name
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:40] or "replica"
     name = f"{host}-{secrets.token_hex(3)}"
     with contextlib.suppress(OSError):  # a disk that is full: the next start gets another name
@@ -76,6 +75,13 @@ def replica_name(folder: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
     return name
+
+
+def known_name(folder: Path) -> str | None:
+    """The name that was given to the replica whose spool is in this folder."""
+    with contextlib.suppress(OSError):
+        return (folder / NAME_FILE).read_text().strip() or None
+    return None
 
 
 async def say(database: Database, said: Said, *, starts: bool = False) -> None:

@@ -307,6 +307,21 @@ def _payload(entry: SealedSubmission, accepted_at: datetime) -> bytes:
     return json.dumps(fields).encode()
 
 
+def has_owner(folder: Path) -> bool:
+    """Whether a process owns the spool of a folder now."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def _owned(folder: Path) -> int:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

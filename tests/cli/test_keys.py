@@ -339,6 +339,15 @@ def test_a_key_that_a_spool_needs_is_not_retired(life: Life) -> None:
     assert life.service.leadkeep("keys", "retire", old, "--timeout", "20s", "--forget", "stopped").returncode == 0
 
 
+def test_a_replica_of_this_machine_that_was_killed_is_not_waited_for(life: Life) -> None:
+    life.service.kill()
+    made = life.keys("add")["id"]
+    assert life.value("SELECT count(*) FROM replica WHERE state = 'running'") == 1
+    assert life.service.leadkeep("keys", "promote", made, "--timeout", "1s").returncode == 0
+    life.service.start()
+    assert life.get(life.lead_id).phone == life.person.phone
+
+
 @pytest.mark.parametrize("arguments", [["promote", "e0"], ["retire", "e0"]])
 def test_a_key_that_there_is_not_is_refused(life: Life, arguments: list[str]) -> None:
     refused = life.service.leadkeep("keys", *arguments)

@@ -9,10 +9,13 @@ from uuid import UUID
 
 import pytest
 
-from service.encryption import EncryptionService
+from service.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keyring import Keyring, Purpose
 from service.sealing import LeadSealer
+from service.storage.database import Database
+from service.storage.drain import Step
 from service.storage.models import SENSITIVE_COLUMNS
+from service.storage.outcomes import Waiting
 from service.storage.rekeying import LEADS, Rekeying, rekeying
 from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
@@ -20,7 +23,7 @@ from service.storage.spool_file import SpoolFile
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
-from tests.storage.test_writer import Submit, encryption, own_sealer, submit
+from tests.storage.test_writer import Submit, World, encryption, own_sealer, submit
 
 __all__ = ["encryption", "own_sealer", "submit"]
 
@@ -91,6 +94,42 @@ async def test_a_resealed_lead_and_its_day_are_noted_and_its_version_stays(
     await tables.replace_tokens(LEADS, [(row, {**row.tokens, "phone": rotated.seal(lead.id, "phone", "+1")})])
     assert faults.value_of(database.admin_url, "SELECT count(*) FROM lead_touch") == 1
     assert faults.value_of(database.admin_url, "SELECT version || ' ' || updated_at FROM lead") == before
+
+
+async def test_a_lead_of_an_old_plan_and_a_retired_key_waits_in_the_spool_and_is_drained_as_it_should_be(
+    connected: Database,
+    tmp_path: Path,
+    submit: Submit,
+    encryption: EncryptionService,
+    rotated: EncryptionService,
+    database: TestDatabase,
+) -> None:
+    retired = encryption.keyring.primary(Purpose.ENCRYPTION).id
+    faults.execute(
+        database.admin_url,
+        "INSERT INTO key_canary (id, sealed, digest, normaliser, epoch, accepts_from, retired_keys)"
+        f" VALUES (1, 's', 'd', 'n', 5, 5, '{{{retired}}}')",
+    )
+    stale = submit()
+    spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
+    spool.identified = True
+    fresh = sealer_of(rotated)
+    scheme = IndexScheme(rotated.index_primary_id, ValidationService().normaliser_identity)
+    rotated.plan = IndexPlan(5, (None, scheme))
+    world = World(connected, spool, fresh)
+    world.writer.start()
+    try:
+        assert isinstance(await world.create(stale, seconds=2.0), Waiting)
+        # The keyring still opens with the key; that it is retired is a change of the next one.
+        assert await world.drain.step() is Step.DRAINED
+    finally:
+        await world.writer.stop()
+        spool.close()
+    primary = rotated.keyring.primary(Purpose.ENCRYPTION).id
+    query = (
+        f"SELECT phone_index IS NULL AND index_epoch = 5 AND phone LIKE '{primary}.%' FROM lead WHERE id = '{stale.id}'"
+    )
+    assert faults.value_of(database.admin_url, query)
 
 
 async def test_a_spool_names_the_keys_of_what_waits_in_it(
