@@ -30,8 +30,8 @@ from service.storage.replicas import Replica, forget, known_name, replicas
 from service.storage.spool import has_owner
 from service.storage.spool_rows import peek_key_ids
 
-BATCH_ROWS = 250
-"""Rows a transaction: about 50 ms, which a live call that wants one of them waits for at most."""
+BATCH_ROWS = 125
+"""Rows a transaction: about 10 ms of PostgreSQL's time, which a live call that wants one of them waits for at most."""
 
 BATCHES_AHEAD = 4
 """Batches that are worked on while one is stored: two for each of two processes."""
