@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from service.errors import LeadValidationError, PageTokenInvalidError, Violation
-from service.page_token import make_page_token, read_page_token
+from service.page_token import Tags, make_page_token, read_page_token
 from service.storage.access_records import AccessFilter, AccessRecords, RecordedAccess
 
 DEFAULT_PAGE = 50
@@ -32,9 +31,9 @@ class AccessQuery:
 class AccessService:
     """The use cases around the access record."""
 
-    def __init__(self, *, records: AccessRecords, sign_page_token: Callable[[bytes], bytes]) -> None:
+    def __init__(self, *, records: AccessRecords, page_token_tags: Tags) -> None:
         self._records = records
-        self._sign_page_token = sign_page_token
+        self._page_token_tags = page_token_tags
 
     async def list_accesses(self, query: AccessQuery) -> tuple[list[RecordedAccess], str]:
         """One page of entries, newest first, and the token of the next.
@@ -54,10 +53,10 @@ class AccessService:
             recorded_after=query.recorded_after,
             recorded_before=query.recorded_before,
         )
-        identity, sign = f"accesses/{wanted!r}", self._sign_page_token
+        identity, tags = f"accesses/{wanted!r}", self._page_token_tags
         after = None
         if query.page_token:
-            recorded_at, place = read_page_token(query.page_token, list_identity=identity, sign=sign)
+            recorded_at, place = read_page_token(query.page_token, list_identity=identity, tags=tags)
             if place.int >= 2**63:
                 raise PageTokenInvalidError
             after = recorded_at, place.int
@@ -66,5 +65,5 @@ class AccessService:
         page, token = found[:limit], ""
         if len(found) > limit:
             last = page[-1]
-            token = make_page_token(last.entry.recorded_at, UUID(int=last.id), list_identity=identity, sign=sign)
+            token = make_page_token(last.entry.recorded_at, UUID(int=last.id), list_identity=identity, tags=tags)
         return page, token

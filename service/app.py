@@ -30,9 +30,11 @@ from service.confirmation import ConfirmationService
 from service.conflict_service import ConflictService
 from service.encryption import EncryptionService
 from service.erasure_service import ErasureService
+from service.errors import StartRefusedError
 from service.file_rendering import FileRendering
 from service.http.door import HttpDoor
-from service.keyring import create_keyring, load_keyring
+from service.keyring import create_keyring
+from service.keyring_source import KeyringCommand, KeyringContent, KeyringFile, KeyringSource
 from service.lead_service import LeadService
 from service.rpc.call import Work
 from service.rpc.chain import chained
@@ -59,6 +61,8 @@ from service.storage.drain import Drain, Step
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
+from service.storage.replica_report import ReplicaReport
+from service.storage.replicas import replica_name
 from service.storage.repository import LeadRepository
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, prepare_own_database
 from service.storage.spool import Spool
@@ -109,12 +113,21 @@ def validation_of(settings: Settings) -> ValidationService:
     )
 
 
-async def _encryption(settings: Settings, database: Database) -> EncryptionService:
+def keyring_source(settings: Settings) -> KeyringSource:
+    """Where the settings say that the keyring is."""
+    if settings.keyring_content is not None:
+        return KeyringContent(settings.keyring_content)
+    if settings.keyring_command is not None:
+        return KeyringCommand(settings.keyring_command)
+    return KeyringFile(settings.keyring_path)
+
+
+async def _encryption(settings: Settings, source: KeyringSource, database: Database) -> EncryptionService:
     """The keyring's encryption. An embedded service that starts for the first time makes its keyring."""
-    path = settings.keyring_path
-    if settings.embedded and not path.exists() and not await has_canary(database):
+    path = source.path
+    if settings.embedded and path is not None and not path.exists() and not await has_canary(database):
         create_keyring(path, now=datetime.now(UTC))
-    return EncryptionService(load_keyring(path))
+    return EncryptionService(await asyncio.to_thread(source.load))
 
 
 def token_verifier(settings: Settings) -> TokenVerifier:
@@ -133,6 +146,8 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    hangup = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
 
     async with AsyncExitStack() as stopping:
         # What is opened first is closed last.
@@ -140,12 +155,20 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         stopping.push_async_callback(confirming.close)
         stopping.push_async_callback(database.close)
         validation = validation_of(settings)
-        encryption = await _encryption(settings, confirming)
+        source = keyring_source(settings)
+        encryption = await _encryption(settings, source, confirming)
         spool = Spool(settings.spool_path, encryption, max_bytes=settings.spool_bytes)
         stopping.callback(spool.close)
-        admission = Admission(database, confirming, spool, encryption, validation.normaliser_identity)
+        normaliser = validation.normaliser_identity
+        report = ReplicaReport(replica_name(settings.spool_path), database, spool, encryption, normaliser)
+        admission = Admission(database, confirming, spool, encryption, normaliser, report)
         await admission.start()
+        # Behind the writer in stopping: what it spools at the end is reported too.
+        report.start()
+        stopping.push_async_callback(report.stop)
         stopping.push_async_callback(admission.stop)
+        reloading = asyncio.create_task(_reload_keyring(hangup, source, report))
+        stopping.push_async_callback(_cancelled, reloading)
         registry = _registry()
         metrics = Metrics(registry)
         metrics.watch(spool)
@@ -178,7 +201,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             confirmation=ConfirmationService(
                 override_dir=settings.confirmation_dir, default_locale=settings.default_locale
             ),
-            sign_page_token=encryption.sign_page_token,
+            page_token_tags=encryption.page_token_tags,
             new_id=new_id,
         )
         records = AccessRecords(database, encryption)
@@ -205,9 +228,9 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             conflicts=ConflictRepository(database, repository, sensitive_fields=SENSITIVE_FIELDS),
             sealer=sealer,
             validation=validation,
-            sign_page_token=encryption.sign_page_token,
+            page_token_tags=encryption.page_token_tags,
         )
-        access_service = AccessService(records=records, sign_page_token=encryption.sign_page_token)
+        access_service = AccessService(records=records, page_token_tags=encryption.page_token_tags)
         erasures = ErasureService(tombstones=tombstones, spool=spool, memory=memory, validation=validation)
         methods = chained(chain, LeadServicer(leads, conflicts, access_service, erasures))
         tls = _tls(settings)
@@ -217,7 +240,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             url=url,
             folder=settings.files_path,
             timezone=settings.files_timezone,
-            canary=lambda: database.canary,
+            identity=lambda: database.identity,
             on_render=metrics.on_render,
         )
         metrics.watch_files(lag=lambda: files.lag, alarm=lambda: files.alarm)
@@ -263,6 +286,28 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         await work.finish(max(0.0, deadline - time.monotonic()))
 
 
+async def _reload_keyring(hangup: asyncio.Event, source: KeyringSource, report: ReplicaReport) -> None:
+    """Read the keyring again at each SIGHUP. One that cannot be used changes nothing."""
+    log = structlog.get_logger("leadkeep.keys")
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            keyring = await asyncio.to_thread(source.load)
+            await report.take(keyring)
+        except StartRefusedError as refused:
+            log.error("the keyring was not taken, the one before stays in use", what=str(refused))
+        except Exception as error:  # noqa: BLE001 # the next SIGHUP must be heard, whatever it was
+            log.error("the keyring was not taken, the one before stays in use", error=type(error).__qualname__)
+        else:
+            log.info("keyring taken", keys=[f"{key.purpose} {key.id} {key.state}" for key in keyring.keys])
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def drain(
     settings: Settings,
     url: str,
@@ -281,8 +326,12 @@ async def drain(
         stopping.push_async_callback(confirming.close)
         stopping.push_async_callback(database.close)
         validation = validation_of(settings)
-        admission = Admission(database, confirming, spool, encryption, validation.normaliser_identity)
+        normaliser = validation.normaliser_identity
+        report = ReplicaReport(replica_name(settings.spool_path), database, spool, encryption, normaliser)
+        admission = Admission(database, confirming, spool, encryption, normaliser, report)
         await admission.start()
+        report.start()
+        stopping.push_async_callback(report.stop)
         stopping.push_async_callback(admission.stop)
         sealer = LeadSealer(encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=None)
         worker = Drain(

@@ -109,6 +109,16 @@ class Settings(BaseSettings):
         "the keyring, file mode 0600; made on first start only when embedded",
         shown="<data>/keyring.json",
     )
+    keyring_content: str | None = _setting(
+        None,
+        "the keyring itself, as JSON or as the base64 of it, instead of a file",
+        secret=True,
+    )
+    keyring_command: Annotated[str, _read_by(values.command)] | None = _setting(
+        None,
+        "a command that prints the keyring, instead of a file; run without a shell, such as age -d -i KEY FILE",
+        secret=True,
+    )
     spool_dir: Annotated[Path | None, _read_by(values.absolute)] = _setting(
         None,
         "where leads wait while the database is away; on a lasting disk, one folder a service",
@@ -228,7 +238,11 @@ class Settings(BaseSettings):
             value = effective.get(name, getattr(self, name))
             yield SettingRow(
                 name=_variable(name),
-                value=_shown(value) if value is not None else default if default.startswith("unset") else "unset",
+                value=_shown_as(name, value)
+                if value is not None
+                else default
+                if default.startswith("unset")
+                else "unset",
                 default=default,
                 meaning=field.description or "",
                 source=self._sources.get(name, "default"),
@@ -240,6 +254,13 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return value.strip() or cls.model_fields[info.field_name or ""].default
+
+    @field_validator("keyring_content", "keyring_command")
+    @classmethod
+    def _one_keyring(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and (info.data.get("keyring") or info.data.get("keyring_content")):
+            raise ValueError("there is one keyring; set one of LEADKEEP_KEYRING, _KEYRING_CONTENT, _KEYRING_COMMAND")
+        return value
 
     @field_validator("admin_database_url")
     @classmethod
@@ -340,6 +361,14 @@ def _misspelt(names: set[str]) -> Iterator[str]:
 
 def _variable(field: str) -> str:
     return _PREFIX + field.upper()
+
+
+_HIDDEN = frozenset({"keyring_content", "keyring_command"})
+"""Settings that are secret as a whole; of the others only a URL's credentials are."""
+
+
+def _shown_as(name: str, value: object) -> str:
+    return "***" if name in _HIDDEN else _shown(value)
 
 
 def _shown(value: object) -> str:

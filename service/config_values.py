@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,17 @@ def absolute(text: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError:  # `~name` of nobody
         raise ValueError("the home folder is not known; write the path in full") from None
+
+
+def command(text: str) -> str:
+    """Read a command line that is run without a shell: words, quoted as a shell has them."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise ValueError("not a command; a quote in it is not closed") from None
+    if not words:
+        raise ValueError("not a command; write a program and its arguments")
+    return text
 
 
 def readable_file(text: str) -> Path:

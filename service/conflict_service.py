@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from service.access import Caller
+from service.encryption import NOT_CONFIRMED
 from service.errors import DuplicateLeadError, LeadValidationError, Violation
-from service.lead import CORRECTABLE_FIELDS, ConflictResolution, Lead, SealedConflict, SealedLead, SealedSubmission
+from service.lead import (
+    CORRECTABLE_FIELDS,
+    BlindIndexes,
+    ConflictResolution,
+    Lead,
+    SealedConflict,
+    SealedLead,
+    SealedSubmission,
+)
 from service.page_token import make_page_token, read_page_token
 from service.sealing import LeadSealer
 from service.storage.conflicts import ConflictRepository, Decision, KeepFirst, OwnLead, TakeNew
@@ -45,12 +54,12 @@ class ConflictService:
         conflicts: ConflictRepository,
         sealer: LeadSealer,
         validation: ValidationService,
-        sign_page_token: Callable[[bytes], bytes],
+        page_token_tags: Callable[[bytes], Sequence[bytes]],
     ) -> None:
         self._conflicts = conflicts
         self._sealer = sealer
         self._validation = validation
-        self._sign_page_token = sign_page_token
+        self._page_token_tags = page_token_tags
 
     async def list_conflicts(
         self, *, page_size: int = 0, page_token: str = "", resolved_too: bool = False
@@ -58,14 +67,14 @@ class ConflictService:
         """One page of conflicts, oldest first, and the token of the next. Raises PageTokenInvalidError."""
         if page_size < 0:
             raise LeadValidationError([Violation("page_size", "must not be negative")])
-        identity, sign = f"conflicts/{resolved_too}", self._sign_page_token
-        after = Position(*read_page_token(page_token, list_identity=identity, sign=sign)) if page_token else None
+        identity, tags = f"conflicts/{resolved_too}", self._page_token_tags
+        after = Position(*read_page_token(page_token, list_identity=identity, tags=tags)) if page_token else None
         limit = min(page_size or LARGEST_PAGE, LARGEST_PAGE)
         found = await self._conflicts.list_conflicts(resolved_too=resolved_too, after=after, limit=limit + 1)
         page, token = found[:limit], ""
         if len(found) > limit:
             last = page[-1][0]
-            token = make_page_token(last.accepted_at, last.id, list_identity=identity, sign=sign)
+            token = make_page_token(last.accepted_at, last.id, list_identity=identity, tags=tags)
         return [self._opened(conflict, leads) for conflict, leads in page], token
 
     async def resolve_conflict(
@@ -132,8 +141,8 @@ def _submission(conflict: SealedConflict) -> SealedSubmission:
         created_by=conflict.created_by,
         request_id=conflict.request_id,
         content_digest=conflict.content_digest,
-        phone_index=b"",  # computed anew from the opened fields before it is used
-        nid_index=b"",
+        # Computed anew from the opened fields before they are used.
+        indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None)),
         sealed=conflict.sealed,
         accepted_at=conflict.accepted_at,
     )

@@ -51,8 +51,7 @@ class ErasureService:
         Raises LeadValidationError, LeadNotFoundError, StorageUnavailableError.
         """
         why = self._validation.reason(reason)
-        sought = await self._tombstones.sought(lead_id)
-        indexes = [(sought.phone_index, sought.nid_index)] if sought is not None else []
+        indexes = await self._tombstones.sought(lead_id)
         spooled: dict[UUID, datetime] | None
         try:
             spooled = await self._spool.related(lead_id, *indexes)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import structlog
 
@@ -30,7 +31,7 @@ _LONGEST_RESTART = 30.0
 class FileRendering:
     """The process that renders the files of `folder`, and what it tells.
 
-    `canary` answers the canary of the confirmed database, None as long as there is none. `on_render` hears the bytes
+    `identity` answers which database was confirmed, None as long as there is none. `on_render` hears the bytes
     and seconds of each render.
     """
 
@@ -40,13 +41,13 @@ class FileRendering:
         url: str,
         folder: Path,
         timezone: str,
-        canary: Callable[[], str | None],
+        identity: Callable[[], UUID | None],
         on_render: Callable[[int, float], None],
     ) -> None:
         self._url = url
         self._folder = folder
         self._timezone = timezone
-        self._canary = canary
+        self._identity = identity
         self._on_render = on_render
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -84,13 +85,13 @@ class FileRendering:
     async def _keep_running(self) -> None:
         attempts = 0
         while not self._stopping:
-            canary = self._canary()
-            if canary is None:
+            identity = self._identity()
+            if identity is None:
                 await asyncio.sleep(_ADMITTED_SECONDS)
                 continue
             began = time.monotonic()
             try:
-                await self._run(canary)
+                await self._run(identity)
             except (OSError, ValueError) as error:
                 self._log.warning("files process failed", error=type(error).__qualname__)
             if self._stopping:
@@ -100,7 +101,7 @@ class FileRendering:
             self._tell_alarm("the process that renders the daily files ended")
             await asyncio.sleep(min(2.0**attempts / 2, _LONGEST_RESTART))
 
-    async def _run(self, canary: str) -> None:
+    async def _run(self, identity: UUID) -> None:
         self._process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service.file_worker"),
             stdin=asyncio.subprocess.PIPE,
@@ -113,7 +114,7 @@ class FileRendering:
         )
         assert process.stdin is not None  # noqa: S101 # both are pipes
         assert process.stdout is not None  # noqa: S101
-        order = {"url": self._url, "folder": str(self._folder), "timezone": self._timezone, "canary": canary}
+        order = {"url": self._url, "folder": str(self._folder), "timezone": self._timezone, "database": str(identity)}
         try:
             process.stdin.write(json.dumps(order).encode() + b"\n")
             await process.stdin.drain()

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from service.days import Days
 from service.file_schedule import Schedule
@@ -195,7 +196,7 @@ def main() -> None:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     days = Days(order["timezone"])
-    leads = DailyLeads(order["url"], days, canary=order["canary"])
+    leads = DailyLeads(order["url"], days, identity=UUID(order["database"]))
     files = FileStorageService(Path(order["folder"]), days, leads)
     FileWorker(files, leads, days, tell=tell, stopped=stopped).run()
 

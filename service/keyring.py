@@ -7,6 +7,8 @@ The file is JSON of mode 0600:
                "created_at": "2026-01-31T09:00:00+00:00", "secret": "<32 random bytes, base64url>"}, …]}
 
 Without it no sealed field can ever be opened again: an operator keeps a copy apart from the database's backups.
+
+A keyring is never changed in place: each change makes another keyring, which is checked like one that is read.
 """
 
 from __future__ import annotations
@@ -17,14 +19,13 @@ import json
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from service.errors import StartRefusedError
-from service.secret_file import create_secret_file, read_secret_file
+from service.secret_file import create_secret_file
 
 FORMAT = "leadkeep-keyring"
 VERSION = 1
@@ -45,7 +46,11 @@ class Purpose(StrEnum):
 
 
 class KeyState(StrEnum):
-    """PRIMARY seals and opens (one per purpose), ACTIVE only opens, RETIRED does neither and is kept by name."""
+    """PRIMARY seals and opens (one per purpose), ACTIVE only opens, RETIRED does neither.
+
+    A retired key stays in the ring until an operator takes its entry out: an audit key still verifies what it signed,
+    an index key still recognises the repeat of an old request, and a mistake can be taken back.
+    """
 
     PRIMARY = "primary"
     ACTIVE = "active"
@@ -84,20 +89,42 @@ class Keyring:
         """The keys that open."""
         return tuple(k for k in self.keys if k.purpose is purpose and k.state is not KeyState.RETIRED)
 
+    def retired(self, purpose: Purpose) -> tuple[RootKey, ...]:
+        """The keys that are kept for the record."""
+        return tuple(k for k in self.keys if k.purpose is purpose and k.state is KeyState.RETIRED)
+
+    def find(self, key_id: str) -> RootKey | None:
+        """The key with this id, whatever its state."""
+        return next((key for key in self.keys if key.id == key_id), None)
+
+    def with_new_key(self, purpose: Purpose, *, now: datetime) -> tuple[Keyring, RootKey]:
+        """This keyring and one fresh active key."""
+        made = _fresh(purpose, KeyState.ACTIVE, now)
+        return Keyring((*self.keys, made)), made
+
+    def with_primary(self, key_id: str) -> Keyring:
+        """This keyring with a usable key as the primary one of its purpose; the former one stays active."""
+        wanted = self.find(key_id)
+        if wanted is None or wanted.state is KeyState.RETIRED:
+            raise ValueError("there is no such key that could become primary")
+        return Keyring(
+            replace(key, state=KeyState.PRIMARY if key.id == key_id else KeyState.ACTIVE)
+            if key.purpose is wanted.purpose and key.state is not KeyState.RETIRED
+            else key
+            for key in self.keys
+        )
+
+    def with_retired(self, key_id: str) -> Keyring:
+        """This keyring with an active key retired."""
+        wanted = self.find(key_id)
+        if wanted is None or wanted.state is KeyState.PRIMARY:
+            raise ValueError("there is no such key that could be retired")
+        return Keyring(replace(key, state=KeyState.RETIRED) if key.id == key_id else key for key in self.keys)
+
     @classmethod
     def generate(cls, *, now: datetime) -> Keyring:
         """A new keyring with one fresh primary key for each purpose."""
-        return cls(
-            RootKey(
-                purpose=purpose,
-                # The purpose's initial tells a reader which keys are of one kind; 8 hex digits tell them apart.
-                id=purpose.value[0] + secrets.token_hex(4),
-                state=KeyState.PRIMARY,
-                created_at=now,
-                secret=secrets.token_bytes(SECRET_BYTES),
-            )
-            for purpose in Purpose
-        )
+        return cls(_fresh(purpose, KeyState.PRIMARY, now) for purpose in Purpose)
 
     def to_json(self) -> str:
         """The file's content."""
@@ -130,6 +157,17 @@ class Keyring:
         return cls(_root_key(number, entry) for number, entry in enumerate(entries, start=1))
 
 
+def _fresh(purpose: Purpose, state: KeyState, now: datetime) -> RootKey:
+    return RootKey(
+        purpose=purpose,
+        # The purpose's initial tells a reader which keys are of one kind; 8 hex digits tell them apart.
+        id=purpose.value[0] + secrets.token_hex(4),
+        state=state,
+        created_at=now,
+        secret=secrets.token_bytes(SECRET_BYTES),
+    )
+
+
 def _root_key(number: int, entry: Any) -> RootKey:
     if not isinstance(entry, dict):
         raise ValueError(f"key {number} is not an object")
@@ -151,19 +189,6 @@ def _root_key(number: int, entry: Any) -> RootKey:
         raise ValueError(f"key {number} has no {missing.args[0]}") from None
     except (TypeError, AttributeError, binascii.Error):
         raise ValueError(f"key {number} is damaged") from None
-
-
-def load_keyring(path: Path) -> Keyring:
-    """Read the keyring. Raises StartRefusedError that says what is wrong and what to do."""
-    if not path.exists():
-        raise StartRefusedError(
-            f"there is no keyring at {path}. If leads are stored already, restore the keyring they were sealed with; "
-            "for a new installation run: leadkeep keys init"
-        )
-    try:
-        return Keyring.from_json(read_secret_file(path))
-    except ValueError as error:
-        raise StartRefusedError(f"the keyring {path} cannot be used: {error}") from None
 
 
 def create_keyring(path: Path, *, now: datetime) -> bool:

@@ -118,6 +118,29 @@ class SealedLead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlindIndexes:
+    """The blind indexes of one lead: the first pair of columns, the second one, and the plan that they follow.
+
+    None where the plan leaves a pair empty. An index is found by its value, in whatever pair it stands: two keys never
+    make the same one.
+    """
+
+    epoch: int
+    phone: tuple[bytes | None, bytes | None] = field(repr=False)
+    nid: tuple[bytes | None, bytes | None] = field(repr=False)
+
+    @property
+    def phones(self) -> tuple[bytes, ...]:
+        """The indexes of the phone, whatever their pair."""
+        return tuple(index for index in self.phone if index is not None)
+
+    @property
+    def nids(self) -> tuple[bytes, ...]:
+        """The indexes of the nid, whatever their pair."""
+        return tuple(index for index in self.nid if index is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SealedSubmission:
     """One attempt to create a lead, ready to be stored. It becomes the lead `id`, or a resubmission of another."""
 
@@ -130,13 +153,18 @@ class SealedSubmission:
     request_id: str | None
     content_digest: bytes = field(repr=False)
     """Keyed digest of the normalised content, to tell a repeat of a request from its request_id used again."""
-    phone_index: bytes = field(repr=False)
-    nid_index: bytes = field(repr=False)
+    indexes: BlindIndexes = field(repr=False)
     sealed: Mapping[str, str] = field(repr=False)
+    earlier_digests: tuple[bytes, ...] = field(default=(), repr=False)
+    """The content's digests with other index keys, one of which an earlier submission may have been kept with."""
     accepted_at: datetime | None = None
     """When it was acknowledged, if that was before the database had it; None: it is not acknowledged yet."""
     refused: bool = False
     """Whether its caller was told that it is a duplicate of another submission in the spool."""
+
+    def has_content(self, digest: bytes) -> bool:
+        """Whether a kept digest is of the same content."""
+        return digest == self.content_digest or digest in self.earlier_digests
 
     def as_lead(self, created_at: datetime) -> SealedLead:
         """The new lead that it is, or will be."""

@@ -97,7 +97,7 @@ class LeadService:
         sealer: LeadSealer,
         validation: ValidationService,
         confirmation: ConfirmationService,
-        sign_page_token: Callable[[bytes], bytes],
+        page_token_tags: Callable[[bytes], Sequence[bytes]],
         new_id: Callable[[], UUID],
     ) -> None:
         self._repository = repository
@@ -106,7 +106,7 @@ class LeadService:
         self._sealer = sealer
         self._validation = validation
         self._confirmation = confirmation
-        self._sign_page_token = sign_page_token
+        self._page_token_tags = page_token_tags
         self._new_id = new_id
 
     async def create_lead(
@@ -178,18 +178,19 @@ class LeadService:
             raise ScopeMissingError(Scope.UNMASK)
         if query.page_size < 0:
             raise LeadValidationError([Violation("page_size", "must not be negative")])
-        wanted = self._filter(caller, query)
-        identity = repr(wanted) + (wanted.phone_index or b"").hex() + "/" + (wanted.nid_index or b"").hex()
-        sign = self._sign_page_token
+        wanted, phone, nid = self._filter(caller, query)
+        # The token holds a keyed digest of it only. Not the blind indexes: those change while a caller leafs through.
+        identity = f"{wanted!r}{phone or ''}/{nid or ''}"
+        tags = self._page_token_tags
         after = None
         if query.page_token:
-            after = Position(*read_page_token(query.page_token, list_identity=identity, sign=sign))
+            after = Position(*read_page_token(query.page_token, list_identity=identity, tags=tags))
         limit = min(query.page_size or DEFAULT_PAGE, LARGEST_PAGE)
         found = await self._repository.list_leads(wanted, after=after, limit=limit + 1)
         page, more = found[:limit], len(found) > limit
         token = ""
         if more:
-            token = make_page_token(page[-1].created_at, page[-1].id, list_identity=identity, sign=sign)
+            token = make_page_token(page[-1].created_at, page[-1].id, list_identity=identity, tags=tags)
         return [self._sealer.open(sealed, flag_unreadable=True) for sealed in page], token
 
     async def update_status(
@@ -319,7 +320,8 @@ class LeadService:
             raise LeadValidationError(violations)
         return details, request
 
-    def _filter(self, caller: Caller, query: ListQuery) -> LeadFilter:
+    def _filter(self, caller: Caller, query: ListQuery) -> tuple[LeadFilter, str | None, str | None]:
+        """The filter, and the normalised phone and nid that are looked for."""
         violations: list[Violation] = []
 
         def checked(check: Callable[[str], str | None], value: str) -> str | None:
@@ -338,13 +340,13 @@ class LeadService:
             assignee=checked(self._validation.assignee, query.assignee),
             interested_policy=checked(self._validation.policy_key, query.interested_policy),
             conversation_id=checked(self._validation.conversation_id, query.conversation_id),
-            phone_index=self._sealer.phone_index(phone) if phone else None,
-            nid_index=self._sealer.nid_index(nid) if nid else None,
+            phone_indexes=self._sealer.phone_indexes(phone) if phone else None,
+            nid_indexes=self._sealer.nid_indexes(nid) if nid else None,
             created_by=_own_only(caller),
         )
         if violations:
             raise LeadValidationError(violations)
-        return wanted
+        return wanted, phone, nid
 
 
 def _own_only(caller: Caller) -> str | None:

@@ -11,10 +11,11 @@ from datetime import datetime
 from urllib.parse import quote
 from uuid import UUID
 
-from service.encryption import EncryptionService
+from service.encryption import NOT_CONFIRMED, EncryptionService, IndexPlan, IndexScheme
 from service.errors import FieldUnreadableError
 from service.lead import (
     CUSTOMER_FIELDS,
+    BlindIndexes,
     CustomerDetails,
     Lead,
     LeadStatus,
@@ -25,6 +26,7 @@ from service.lead import (
 )
 from service.storage.requests import Correction
 from service.validation import ValidationService
+from service.validation.index_rule import IndexRule
 
 
 class LeadSealer:
@@ -42,14 +44,38 @@ class LeadSealer:
         self._validation = validation
         self._sensitive = tuple(sensitive_fields)
         self._transcript_url = transcript_url
+        # What this process normalises is canonical by its own rules already.
+        self._rules = {validation.normaliser_identity: IndexRule(lambda phone: phone, validation.nid_identity)}
 
-    def phone_index(self, phone: str) -> bytes:
-        """The blind index of a normalised phone."""
-        return self._encryption.blind_index("phone", phone)
+    def phone_indexes(self, phone: str) -> tuple[bytes, ...]:
+        """The blind indexes by which leads with a normalised phone are found."""
+        return tuple(self._index("phone", phone, scheme) for scheme in self._plan().schemes)
 
-    def nid_index(self, nid: str) -> bytes:
-        """The blind index of a normalised nid: equal for two nids of one person."""
-        return self._encryption.blind_index("nid", self._validation.nid_identity(nid))
+    def nid_indexes(self, nid: str) -> tuple[bytes, ...]:
+        """The blind indexes by which leads with a normalised nid are found: equal for two nids of one person."""
+        return tuple(self._index("nid", nid, scheme) for scheme in self._plan().schemes)
+
+    def indexes(self, phone: str, nid: str) -> BlindIndexes:
+        """The blind indexes of a lead with this normalised phone and nid, as they are stored now."""
+        plan = self._plan()
+        (phone_1, nid_1), (phone_2, nid_2) = (
+            (self._index("phone", phone, scheme), self._index("nid", nid, scheme)) if scheme else (None, None)
+            for scheme in plan.pairs
+        )
+        return BlindIndexes(epoch=plan.epoch, phone=(phone_1, phone_2), nid=(nid_1, nid_2))
+
+    def _plan(self) -> IndexPlan:
+        # Without a confirmed database leads can only be spooled; the drain computes their indexes anew.
+        mine = IndexScheme(self._encryption.index_primary_id, self._validation.normaliser_identity)
+        return self._encryption.plan or IndexPlan(NOT_CONFIRMED, (mine, None))
+
+    def _index(self, field: str, value: str, scheme: IndexScheme) -> bytes:
+        """What makes two values equal is the scheme's to say, not the settings': all replicas must agree on it."""
+        rule = self._rules.get(scheme.normaliser)
+        if rule is None:
+            rule = self._rules[scheme.normaliser] = IndexRule.of(scheme.normaliser)
+        key = rule.phone_key(value) if field == "phone" else rule.nid_key(value)
+        return self._encryption.blind_index(field, key, key_id=scheme.key_id)
 
     def seal(
         self, lead_id: UUID, details: CustomerDetails, *, created_by: str, request_id: str | None
@@ -61,6 +87,7 @@ class LeadSealer:
             for name in self._sensitive
             if (value := values[name]) is not None
         }
+        digest, *earlier = self._encryption.content_digests(values.values())
         return SealedSubmission(
             id=lead_id,
             name=details.name,
@@ -69,16 +96,16 @@ class LeadSealer:
             conversation_id=details.conversation_id,
             created_by=created_by,
             request_id=request_id,
-            content_digest=self._encryption.content_digest(values.values()),
-            phone_index=self.phone_index(details.phone),
-            nid_index=self.nid_index(details.nid),
+            content_digest=digest,
+            earlier_digests=tuple(earlier),
+            indexes=self.indexes(details.phone, details.nid),
             sealed=sealed,
         )
 
     def refreshed(self, submission: SealedSubmission) -> SealedSubmission:
-        """The submission with its digest and blind indexes computed afresh from its opened fields.
+        """The submission with its digests and blind indexes computed afresh from its opened fields.
 
-        Raises FieldUnreadableError.
+        Fields that were sealed with another key than the primary one are sealed anew. Raises FieldUnreadableError.
         """
         values, unreadable = self._open_fields(submission.id, submission.sealed)
         if unreadable:
@@ -87,23 +114,34 @@ class LeadSealer:
         if phone is None or nid is None:
             raise FieldUnreadableError([name for name in ("phone", "nid") if values[name] is None])
         content = [values[name] if name in values else getattr(submission, name) for name in CUSTOMER_FIELDS]
+        digest, *earlier = self._encryption.content_digests(content)
         return replace(
             submission,
-            content_digest=self._encryption.content_digest(content),
-            phone_index=self.phone_index(phone),
-            nid_index=self.nid_index(nid),
+            content_digest=digest,
+            earlier_digests=tuple(earlier),
+            indexes=self.indexes(phone, nid),
+            sealed={
+                name: token
+                if self._encryption.is_sealed_with_primary(token)
+                else self._encryption.seal(submission.id, name, values[name] or "")
+                for name, token in submission.sealed.items()
+            },
         )
 
     def correction(self, lead_id: UUID, changed: Mapping[str, str | None]) -> Correction:
         """New normalised values of a lead's fields, ready to be stored; None removes an optional one."""
-        columns: dict[str, str | bytes | bool | None] = {}
+        columns: dict[str, str | bytes | bool | int | None] = {}
         for name, value in changed.items():
             is_sealed = name in self._sensitive and value is not None
             columns[name] = self._encryption.seal(lead_id, name, value or "") if is_sealed else value
-        if phone := changed.get("phone"):
-            columns |= {"phone_index": self.phone_index(phone), "phone_shared": False}
-        if nid := changed.get("nid"):
-            columns |= {"nid_index": self.nid_index(nid), "nid_shared": False}
+        phone, nid = changed.get("phone"), changed.get("nid")
+        if phone or nid:
+            indexes = self.indexes(phone or "", nid or "")
+            columns["index_epoch"] = indexes.epoch
+            for name, value, pair in (("phone", phone, indexes.phone), ("nid", nid, indexes.nid)):
+                if value:
+                    # A pair that the plan leaves empty loses what it had: it would refuse a stranger.
+                    columns |= {f"{name}_index": pair[0], f"{name}_index_2": pair[1], f"{name}_shared": False}
         return Correction(columns=columns)
 
     def acknowledged(self, lead_id: UUID, details: CustomerDetails, accepted_at: datetime) -> Lead:

@@ -4,6 +4,8 @@ import base64
 import hmac
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import combinations
@@ -91,11 +93,11 @@ class TestVectors:
 
     @pytest.mark.parametrize("vector", VECTORS["content_digests"], ids=lambda vector: str(len(vector["values"])))
     def test_a_content_digest_frames_every_value(self, vector: dict[str, Any]) -> None:
-        assert ENCRYPTION.content_digest(vector["values"]).hex() == vector["digest_hex"]
+        assert ENCRYPTION.content_digests(vector["values"])[0].hex() == vector["digest_hex"]
 
     @pytest.mark.parametrize("vector", VECTORS["page_token_tags"])
     def test_a_page_token_is_signed(self, vector: dict[str, str]) -> None:
-        assert ENCRYPTION.sign_page_token(bytes.fromhex(vector["payload_hex"])).hex() == vector["tag_hex"]
+        assert ENCRYPTION.page_token_tags(bytes.fromhex(vector["payload_hex"]))[0].hex() == vector["tag_hex"]
 
     def test_the_keyring_confirms_its_canary(self) -> None:
         canary = KeyCanary(VECTORS["canary_sealed"], bytes.fromhex(VECTORS["canary_index_hex"]))
@@ -255,7 +257,7 @@ class TestContentDigest:
         ]
 
         for one, other in combinations(contents, 2):
-            assert ENCRYPTION.content_digest(one) != ENCRYPTION.content_digest(other)
+            assert ENCRYPTION.content_digests(one) != ENCRYPTION.content_digests(other)
 
 
 class TestCanary:
@@ -282,3 +284,59 @@ class TestCanary:
         rotated = EncryptionService(keyring_in_which({"e-old": KeyState.PRIMARY, "e-new": KeyState.ACTIVE}))
 
         assert rotated.confirms(canary)
+
+
+class TestRotation:
+    """One keyring takes the place of another."""
+
+    def rotated(self, purpose: Purpose) -> Keyring:
+        keyring, made = KEYRING.with_new_key(purpose, now=NOW)
+        return keyring.with_primary(made.id)
+
+    def test_what_was_sealed_before_still_opens_and_new_tokens_are_of_the_new_key(self) -> None:
+        service = EncryptionService(KEYRING)
+        before = service.seal(LEAD, "notes", "note")
+        service.take(self.rotated(Purpose.ENCRYPTION))
+
+        assert service.open(LEAD, "notes", before) == "note"
+        assert not service.is_sealed_with_primary(before)
+        assert service.is_sealed_with_primary(service.seal(LEAD, "notes", "note"))
+
+    def test_a_retired_key_opens_nothing(self) -> None:
+        before = ENCRYPTION.seal(LEAD, "notes", "note")
+        retired = self.rotated(Purpose.ENCRYPTION).with_retired(before.partition(".")[0])
+
+        with pytest.raises(FieldUnreadableError):
+            EncryptionService(retired).open(LEAD, "notes", before)
+
+    def test_earlier_content_is_recognised_with_every_index_key_also_a_retired_one(self) -> None:
+        rotated = self.rotated(Purpose.INDEX)
+        [before] = ENCRYPTION.content_digests(["a", None])
+
+        for keyring in (rotated, rotated.with_retired("i-1")):
+            first, *others = EncryptionService(keyring).content_digests(["a", None])
+            assert first != before
+            assert others == [before]
+
+    def test_a_blind_index_is_of_the_key_that_is_named(self) -> None:
+        service = EncryptionService(self.rotated(Purpose.INDEX))
+
+        assert service.blind_index("phone", "+1", key_id="i-1") == ENCRYPTION.blind_index("phone", "+1")
+        assert service.blind_index("phone", "+1") != ENCRYPTION.blind_index("phone", "+1")
+
+    def test_the_key_of_a_canary_is_found_among_all(self) -> None:
+        service = EncryptionService(self.rotated(Purpose.INDEX))
+
+        assert service.index_key_of(ENCRYPTION.make_canary().index) == "i-1"
+        assert service.index_key_of(bytes(32)) is None
+
+
+def test_the_program_in_the_vectors_readme_finds_that_all_hold() -> None:
+    page = (Path(__file__).parent / "vectors" / "README.md").read_text("utf-8")
+    program = page.partition("```python\n")[2].partition("```")[0]
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout == "all vectors hold\n", done.stderr

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from service.errors import StartRefusedError
-from service.keyring import KEY_ID, Keyring, KeyState, Purpose, RootKey, create_keyring, load_keyring
+from service.keyring import KEY_ID, Keyring, KeyState, Purpose, RootKey, create_keyring
+from service.keyring_source import KeyringFile
 
 NOW = datetime(2026, 1, 31, 9, tzinfo=UTC)
 
@@ -59,6 +60,32 @@ class TestUse:
 
         assert keyring.primary(Purpose.INDEX) == generated.primary(Purpose.INDEX)
         assert keyring.usable(Purpose.INDEX) == (generated.primary(Purpose.INDEX), active)
+
+
+class TestChange:
+    def test_a_new_key_only_opens(self) -> None:
+        keyring, made = Keyring.generate(now=NOW).with_new_key(Purpose.INDEX, now=NOW)
+
+        assert made.state is KeyState.ACTIVE
+        assert made in keyring.usable(Purpose.INDEX)
+        assert keyring.primary(Purpose.INDEX) != made
+
+    def test_of_two_keys_of_a_purpose_one_is_primary(self) -> None:
+        generated = Keyring.generate(now=NOW)
+        keyring, made = generated.with_new_key(Purpose.INDEX, now=NOW)
+        promoted = keyring.with_primary(made.id)
+
+        assert promoted.primary(Purpose.INDEX).id == made.id
+        assert promoted.find(generated.primary(Purpose.INDEX).id).state is KeyState.ACTIVE  # type: ignore[union-attr]
+        assert promoted.primary(Purpose.ENCRYPTION) == generated.primary(Purpose.ENCRYPTION)
+
+    def test_the_primary_key_cannot_be_retired_nor_a_retired_one_promoted(self) -> None:
+        keyring, made = Keyring.generate(now=NOW).with_new_key(Purpose.SPOOL, now=NOW)
+
+        with pytest.raises(ValueError, match="could be retired"):
+            keyring.with_retired(keyring.primary(Purpose.SPOOL).id)
+        with pytest.raises(ValueError, match="could become primary"):
+            keyring.with_retired(made.id).with_primary(made.id)
 
 
 def _without(name: str) -> Callable[[dict[str, Any]], object]:
@@ -123,7 +150,7 @@ class TestFile:
 
         assert create_keyring(path, now=NOW)
 
-        assert {key.created_at for key in load_keyring(path).keys} == {NOW}
+        assert {key.created_at for key in KeyringFile(path).load().keys} == {NOW}
 
     def test_only_its_owner_may_read_it(self, tmp_path: Path) -> None:
         create_keyring(tmp_path / "keyring.json", now=NOW)
@@ -141,7 +168,7 @@ class TestFile:
 
     def test_a_missing_keyring_says_what_to_do(self, tmp_path: Path) -> None:
         with pytest.raises(StartRefusedError, match="leadkeep keys init"):
-            load_keyring(tmp_path / "keyring.json")
+            KeyringFile(tmp_path / "keyring.json").load()
 
     def test_a_keyring_that_others_may_read_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "keyring.json"
@@ -149,7 +176,7 @@ class TestFile:
         path.chmod(0o640)
 
         with pytest.raises(StartRefusedError, match="chmod 600"):
-            load_keyring(path)
+            KeyringFile(path).load()
 
     def test_a_damaged_keyring_names_the_file_and_the_fault(self, tmp_path: Path) -> None:
         path = tmp_path / "keyring.json"
@@ -157,7 +184,7 @@ class TestFile:
         path.write_text(path.read_text()[:100])
 
         with pytest.raises(StartRefusedError) as refused:
-            load_keyring(path)
+            KeyringFile(path).load()
 
         assert str(path) in str(refused.value)
         assert "not JSON" in str(refused.value)

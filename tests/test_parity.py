@@ -54,6 +54,9 @@ DECIDED_AT_THE_DOOR = {"masked"}
 NOT_SHOWN = {
     "phone_index": "blind index",
     "nid_index": "blind index",
+    "phone_index_2": "blind index, while an index key is rotated and after it",
+    "nid_index_2": "blind index, likewise",
+    "index_epoch": "which plan the blind indexes follow",
     "created_by": "decides who may read the lead",
     "request_id": "makes CreateLead safe to repeat",
     "content_digest": "tells a repeat from a request_id used again",

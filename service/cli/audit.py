@@ -74,13 +74,13 @@ def verify(
     With --heads, also find what was removed together with all that tells of it in the database.
     """
     settings = load_settings()
+    from service import app
     from service.cli.database import confirmed_database_url
     from service.encryption import EncryptionService
-    from service.keyring import load_keyring
     from service.storage.access_check import check, logged_heads
     from service.storage.failures import StorageFaultError
 
-    encryption = EncryptionService(load_keyring(settings.keyring_path))
+    encryption = EncryptionService(app.keyring_source(settings).load())
     try:
         with _log(heads) as lines, confirmed_database_url(settings) as url:
             # Read before the database is: a service that runs goes on writing to both.

@@ -33,6 +33,7 @@ def backup(
 ) -> None:
     """Back the database up into a new folder. With --verify, a folder that holds a backup already is verified."""
     settings = load_settings()
+    from service import app
     from service.storage.backup import make_backup, verify_backup
     from service.storage.backup_manifest import MANIFEST, read_manifest
     from service.storage.spool_rows import peek
@@ -57,9 +58,8 @@ def backup(
         return
     done = "verified: it was restored and is equal" if verify else "not verified: run it with --verify"
     typer.echo(f"{folder}: {leads} leads, {manifest.dump_bytes} bytes, {done}.")
-    typer.echo(
-        f"The keyring {settings.keyring_path} is not in it: keep a copy of it apart, without which nothing opens."
-    )
+    name = app.keyring_source(settings).name
+    typer.echo(f"{name[0].upper()}{name[1:]} is not in it: keep a copy of it apart, without which nothing opens.")
     if waiting:
         typer.echo(f"{waiting} leads wait in this machine's spool and are not in it: leadkeep spool drain")
 
@@ -70,13 +70,12 @@ def restore(folder: Folder) -> None:
     settings = load_settings()
     from service import app
     from service.encryption import EncryptionService
-    from service.keyring import load_keyring
     from service.storage.backup import require_keyring, require_known_schema, restore_backup
     from service.storage.backup_manifest import read_manifest, require_whole_dump
 
     manifest = read_manifest(folder)
     require_known_schema(manifest)
-    encryption = EncryptionService(load_keyring(settings.keyring_path))
+    encryption = EncryptionService(app.keyring_source(settings).load())
     require_keyring(manifest, encryption, app.validation_of(settings).normaliser_identity)
     _tell("checking")
     require_whole_dump(folder, manifest)

@@ -113,7 +113,7 @@ def _service(settings: Settings, database: Database, encryption: EncryptionServi
             transcript_url=settings.transcript_url,
         ),
         validation=validation,
-        sign_page_token=encryption.sign_page_token,
+        page_token_tags=encryption.page_token_tags,
     )
 
 

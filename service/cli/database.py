@@ -11,7 +11,6 @@ from service import app
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import StartRefusedError
-from service.keyring import load_keyring
 from service.storage.canary import compare_canary
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
@@ -58,12 +57,33 @@ def with_database(
         return asyncio.run(_confirm(settings, url, work))
 
 
-async def _confirm(settings: Settings, url: str, work: Callable[[Database, EncryptionService], Awaitable[T]]) -> T:
+def with_keys(settings: Settings, work: Callable[[str, Database, EncryptionService], Awaitable[T]]) -> T:
+    """Run `work` with the database's URL, the database and its keyring, whatever normaliser the settings mean.
+
+    Raises StartRefusedError.
+    """
+    _require_database(settings)
+    with operators_database_url(settings) as url:
+
+        async def with_url(database: Database, encryption: EncryptionService) -> T:
+            return await work(url, database, encryption)
+
+        return asyncio.run(_confirm(settings, url, with_url, any_normaliser=True))
+
+
+async def _confirm(
+    settings: Settings,
+    url: str,
+    work: Callable[[Database, EncryptionService], Awaitable[T]],
+    *,
+    any_normaliser: bool = False,
+) -> T:
     database = Database(url, attempt_seconds=ATTEMPT_SECONDS)
     try:
         require_current(await revision_of(database))
-        encryption = EncryptionService(load_keyring(settings.keyring_path))
-        await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+        encryption = EncryptionService(app.keyring_source(settings).load())
+        normaliser = None if any_normaliser else app.validation_of(settings).normaliser_identity
+        await compare_canary(database, encryption, normaliser)
         return await work(database, encryption)
     finally:
         await database.close()

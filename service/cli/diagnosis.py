@@ -13,7 +13,6 @@ from service.cli.database import operators_database_url
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import LeadkeepError, StartRefusedError
-from service.keyring import load_keyring
 from service.rpc.local_key import LocalSigningKey
 from service.storage.canary import compare_canary
 from service.storage.condition import spool_alarms
@@ -75,9 +74,11 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         detail = f"more than needed: may {', '.join(excess)}" if excess else "no DDL, no DELETE"
         findings.append(Finding("rights of serve", not excess, detail))
         try:
-            encryption = EncryptionService(load_keyring(settings.keyring_path))
+            encryption = EncryptionService(app.keyring_source(settings).load())
             found = await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
             detail = "keyring and normaliser are those of the stored leads" if found else "no service has started yet"
+            if found and (found.next_digest or found.clearing):
+                detail += "; the blind indexes are being changed: leadkeep keys reindex goes on with it"
             findings.append(Finding("canary", True, detail))
         except StartRefusedError as refused:
             findings.append(Finding("canary", False, str(refused)))
@@ -103,9 +104,10 @@ def _data_folder(settings: Settings) -> str:
 
 
 def _keyring(settings: Settings) -> str:
-    if _is_untouched(settings) and not settings.keyring_path.exists():
+    source = app.keyring_source(settings)
+    if _is_untouched(settings) and source.path is not None and not source.path.exists():
         return "is made by the first serve"
-    return f"{len(load_keyring(settings.keyring_path).keys)} keys in {settings.keyring_path}"
+    return f"{len(source.load().keys)} keys in {source.name}"
 
 
 def _tokens(settings: Settings) -> str:

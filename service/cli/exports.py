@@ -125,16 +125,15 @@ def _write(
     recorded: Recorded | None,
 ) -> int:
     """Write every lead, in clear if that can be recorded; how many have fields that cannot be opened."""
-    from service.app import SENSITIVE_FIELDS, validation_of
+    from service.app import SENSITIVE_FIELDS, keyring_source, validation_of
     from service.encryption import EncryptionService
-    from service.keyring import load_keyring
     from service.rpc.masking import mask_message
     from service.rpc.wire import lead_message
     from service.sealing import LeadSealer
     from service.storage.lead_export import ROWS_AHEAD, exported_leads
 
     sealer = LeadSealer(
-        EncryptionService(load_keyring(settings.keyring_path)),
+        EncryptionService(keyring_source(settings).load()),
         validation_of(settings),
         sensitive_fields=SENSITIVE_FIELDS,
         transcript_url=settings.transcript_url,

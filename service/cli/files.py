@@ -125,11 +125,11 @@ def show(
 ) -> None:
     """Show the leads of a day's file, sensitive fields masked."""
     settings = load_settings()
+    from service import app
     from service.encryption import EncryptionService
     from service.file_storage import DailyFileError, read_header, read_lines
-    from service.keyring import load_keyring
 
-    encryption = EncryptionService(load_keyring(settings.keyring_path))
+    encryption = EncryptionService(app.keyring_source(settings).load())
     path = settings.files_path / f"leads_{day.date().isoformat()}.json"
     with _file_faults_are_told(path):
         header = read_header(path)

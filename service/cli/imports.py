@@ -85,7 +85,6 @@ async def _import_all(
     from service import app
     from service.importing.pipeline import Pipeline
     from service.importing.workers import Rules, pool
-    from service.keyring import load_keyring
     from service.storage.canary import confirm_canary
     from service.storage.repository import LeadRepository
 
@@ -96,12 +95,13 @@ async def _import_all(
     if not wanted.dry_run:
         await confirm_canary(database, encryption, app.validation_of(settings).normaliser_identity)
     rules = Rules(
-        keyring=load_keyring(settings.keyring_path).to_json(),
+        keyring=encryption.keyring.to_json(),
         sensitive_fields=app.SENSITIVE_FIELDS,
         default_region=settings.default_region,
         phone_rule=settings.phone_rule,
         nid_rule=settings.nid_rule,
         policies=settings.policies or (),
+        plan=encryption.plan,
     )
     repository = LeadRepository(database, sensitive_fields=app.SENSITIVE_FIELDS)
     workers = pool(rules)

@@ -1,6 +1,7 @@
 """The commands of `leadkeep`.
 
-Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage; 3 `doctor` or `audit verify`
+Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage; 3 `doctor`, `audit verify` or
+`keys verify`
 found a fault; 4 rows of a file could not be imported; 5 fields could not be opened by an export; 130 interrupted, and
 may be repeated.
 """
@@ -11,7 +12,6 @@ import json
 import resource
 import sys
 import time
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -24,10 +24,11 @@ from service.cli.erase import erase
 from service.cli.exports import export
 from service.cli.files import files_app
 from service.cli.imports import import_files
+from service.cli.keys import keys_app
 from service.cli.refusals import refusals_are_told
 from service.cli.retention import retention
 from service.cli.spool import spool_app
-from service.config import Settings, load_settings
+from service.config import load_settings
 from service.errors import StartRefusedError
 
 UNHEALTHY = 3
@@ -41,7 +42,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(spool_app, name="spool")
 app.add_typer(conflicts_app, name="conflicts")
@@ -181,23 +181,3 @@ def doctor(as_json: AsJson = False) -> None:
             typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.detail}")
     if not healthy:
         raise typer.Exit(UNHEALTHY)
-
-
-@keys_app.command("init")
-@refusals_are_told
-def keys_init() -> None:
-    """Make a keyring with fresh keys. An existing one is never touched."""
-    settings: Settings = load_settings()
-    from service.keyring import create_keyring
-
-    path = settings.keyring_path
-    try:
-        made = create_keyring(path, now=datetime.now(UTC))
-    except OSError as error:
-        raise StartRefusedError(f"the keyring {path} cannot be made: {error.strerror}") from None
-    if not made:
-        raise StartRefusedError(f"there is a keyring at {path} already; it stays as it is")
-    typer.echo(
-        f"Made {path} (mode 0600). Without it no stored lead can be opened: "
-        "keep a copy in a safe place, apart from the database's backups."
-    )

@@ -108,10 +108,9 @@ def _drained_here(settings: Settings) -> bool:
     from service import app
     from service.cli.database import operators_database_url
     from service.encryption import EncryptionService
-    from service.keyring import load_keyring
     from service.storage.spool import Spool, SpoolOwnedError
 
-    encryption = EncryptionService(load_keyring(settings.keyring_path))
+    encryption = EncryptionService(app.keyring_source(settings).load())
     try:
         spool = Spool(settings.spool_path, encryption, max_bytes=settings.spool_bytes)
     except SpoolOwnedError:

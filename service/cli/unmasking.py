@@ -16,7 +16,6 @@ from service.access import Caller, Scope
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import ReasonRequiredError, StartRefusedError
-from service.keyring import load_keyring
 from service.log import configure_logging
 from service.rpc.unmasking import accesses_to
 from service.secret_file import read_secret_file
@@ -74,7 +73,7 @@ def recording(
         database = Database(url)
         writer = AccessWriter(
             database,
-            AccessRecords(database, EncryptionService(load_keyring(settings.keyring_path))),
+            AccessRecords(database, EncryptionService(app.keyring_source(settings).load())),
             writer=f"{operation}@{socket.gethostname()}",
             new_id=app.new_id,
             limit=settings.unmask_limit,

@@ -22,7 +22,7 @@ class DailyRowError(Exception):
 
 
 def prepared(lead: Any, encryption: EncryptionService, sealer: LeadSealer) -> dict[str, Any]:
-    """The lead with `phone_index` and `nid_index` in base64.
+    """The lead with its blind indexes, in base64.
 
     Every sealed field is opened, which proves that it belongs to this lead and this keyring. Raises DailyRowError and
     FieldUnreadableError, and what Python raises for a value of another type than this format has there.
@@ -37,10 +37,18 @@ def prepared(lead: Any, encryption: EncryptionService, sealer: LeadSealer) -> di
     for step in (*lead["status_changes"], *lead["assignment_changes"]):
         if not isinstance(step.get("id"), int) or not 0 < step["id"] <= LARGEST_NUMBER:
             raise DailyRowError
+    indexes = sealer.indexes(opened["phone"], opened["nid"])
     return lead | {
-        "phone_index": base64.b64encode(sealer.phone_index(opened["phone"])).decode(),
-        "nid_index": base64.b64encode(sealer.nid_index(opened["nid"])).decode(),
+        "phone_index": _base64(indexes.phone[0]),
+        "nid_index": _base64(indexes.nid[0]),
+        "phone_index_2": _base64(indexes.phone[1]),
+        "nid_index_2": _base64(indexes.nid[1]),
+        "index_epoch": indexes.epoch,
     }
+
+
+def _base64(index: bytes | None) -> str | None:
+    return None if index is None else base64.b64encode(index).decode()
 
 
 def _opened(row: dict[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:

@@ -9,14 +9,13 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from service.encryption import EncryptionService
+from service.encryption import EncryptionService, IndexPlan
 from service.errors import FieldUnreadableError, LeadValidationError
 from service.importing.daily import DailyRowError, prepared
 from service.importing.rows import Result, Told
@@ -24,6 +23,7 @@ from service.keyring import Keyring
 from service.lead import CUSTOMER_FIELDS, SealedSubmission
 from service.sealing import LeadSealer
 from service.validation import ValidationService
+from service.worker_processes import end_with_the_parent
 
 IMPORTER = "import"
 """The subject of imported leads. The request_id of a row is made of its content, so that a repeat finds its lead."""
@@ -44,6 +44,8 @@ class Rules:
     phone_rule: str
     nid_rule: str
     policies: tuple[str, ...]
+    plan: IndexPlan | None
+    """Which blind indexes the database wants."""
 
 
 class _Worker:
@@ -51,6 +53,7 @@ class _Worker:
 
     def __init__(self, rules: Rules) -> None:
         self.encryption = EncryptionService(Keyring.from_json(rules.keyring))
+        self.encryption.plan = rules.plan
         self.validation = ValidationService(
             default_region=rules.default_region,
             phone_rule=rules.phone_rule,
@@ -68,15 +71,8 @@ _worker: _Worker | None = None
 def _begin(rules: Rules) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    end_with_the_parent()
     _worker = _Worker(rules)
-
-
-def _end_with_the_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 class _Pool(ProcessPoolExecutor):
@@ -112,7 +108,8 @@ def _sealed(worker: _Worker, number: int, fields: dict[str, str], lead_id: UUID)
     except LeadValidationError as invalid:
         told = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
         return Told(number, Result.INVALID, detail=told)
-    digest = worker.encryption.content_digest(getattr(details, name) for name in CUSTOMER_FIELDS)
+    # The last one is the oldest key's: a file that is imported again finds its leads also after a rotation.
+    *_, digest = worker.encryption.content_digests(getattr(details, name) for name in CUSTOMER_FIELDS)
     return worker.sealer.seal(lead_id, details, created_by=IMPORTER, request_id=f"{IMPORTER}:{digest.hex()}")
 
 

@@ -17,6 +17,7 @@ from service.errors import StartRefusedError, StorageUnavailableError
 from service.storage.canary import confirm_canary
 from service.storage.database import Database
 from service.storage.failures import StorageFaultError
+from service.storage.replica_report import ReplicaReport
 from service.storage.retry import RetryScope, retry_scope
 from service.storage.schema import UNREACHABLE_AT_START, require_current, revision_of
 from service.storage.spool import Spool
@@ -33,13 +34,20 @@ class Admission:
     """Lets `database` be used once it is confirmed. `confirming` leads to the same one and is not guarded."""
 
     def __init__(
-        self, database: Database, confirming: Database, spool: Spool, encryption: EncryptionService, normaliser: str
+        self,
+        database: Database,
+        confirming: Database,
+        spool: Spool,
+        encryption: EncryptionService,
+        normaliser: str,
+        report: ReplicaReport,
     ) -> None:
         self._database = database
         self._confirming = confirming
         self._spool = spool
         self._encryption = encryption
         self._normaliser = normaliser
+        self._report = report
         self._trying: asyncio.Task[None] | None = None
         self.refusal: str | None = None
         """Why the database that was found cannot be used; for the operator's eyes."""
@@ -68,22 +76,30 @@ class Admission:
             retry_scope.set(RetryScope(time.monotonic() + PATIENCE_AT_START, lambda _: None))
             require_current(await revision_of(self._confirming))
             await self._require_own_spool()
-            canary = await confirm_canary(self._confirming, self._encryption, self._normaliser)
+            # Said before the state of the keys is read: who changes that either finds this replica or is seen by it.
+            await self._report.announce(self._confirming)
+            try:
+                state = await confirm_canary(self._confirming, self._encryption, self._normaliser)
+            except StartRefusedError:
+                await self._report.withdraw(self._confirming)
+                raise
         except StorageFaultError as fault:
             raise StartRefusedError(f"{fault}: see that the role of LEADKEEP_DATABASE_URL has the grants") from None
         finally:
             retry_scope.set(None)
         with contextlib.suppress(SpoolError):  # then the next start needs the database, and no lead is in danger
-            if await self._spool.identity() != (canary, self._normaliser):
-                await self._spool.remember(canary, self._normaliser)
+            if await self._spool.identity() != (state.canary, self._normaliser):
+                await self._spool.remember(state.canary, self._normaliser)
         self._spool.identified = True
-        self._database.admit(canary.sealed)
+        self._database.admit(state.database)
 
     async def _require_own_spool(self) -> None:
         """Another normaliser is no harm here: the drain computes the blind indexes anew."""
         with contextlib.suppress(SpoolError):
             known = await self._spool.identity()
-            if known is not None and not self._spool.empty and not self._encryption.confirms(known[0]):
+            # Its index key may be gone meanwhile, and is not needed: the drain makes the blind indexes anew.
+            opens = known is None or self._encryption.opens_canary(known[0].sealed)
+            if not opens and not self._spool.empty:
                 raise StartRefusedError(self._foreign_spool())
 
     async def _recall(self) -> None:
@@ -92,7 +108,7 @@ class Admission:
             if known is None:
                 return
             canary, normaliser = known
-            if not self._encryption.confirms(canary):
+            if not self._encryption.opens_canary(canary.sealed):
                 raise StartRefusedError(self._foreign_spool())
             if normaliser != self._normaliser:
                 raise StartRefusedError(

@@ -247,6 +247,8 @@ def _require_equal(url: str, manifest: Manifest) -> None:
 def _begin_anew(url: str) -> None:
     with _connected(url) as connection:
         connection.execute("DELETE FROM daily_file")
+        # The backed-up service's replicas are none of this one's: nobody needs to wait for them.
+        connection.execute("DELETE FROM replica")
         connection.execute("DELETE FROM lead_touch")
         connection.execute(
             "INSERT INTO lead_touch (quarter) SELECT DISTINCT"

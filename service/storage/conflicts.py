@@ -23,7 +23,7 @@ from service.storage.database import Database
 from service.storage.failures import violated_constraint
 from service.storage.repository import BLIND_INDEXES, LeadRepository
 from service.storage.requests import Correction, DuplicateFoundError, Position
-from service.storage.submissions import INSERTS_TRIED, columns_of, look_up
+from service.storage.submissions import INSERTS_TRIED, columns_of, index_columns, look_up
 
 _LEAD = models.table(models.Lead)
 _CONFLICT = models.table(models.LeadConflict)
@@ -143,12 +143,11 @@ class ConflictRepository:
         self, connection: AsyncConnection, lead_id: UUID, correction: Callable[[SealedLead], Correction]
     ) -> SealedLead:
         current = await self._leads.lock_within(connection, lead_id)
-        columns = correction(current).columns
-        keys = (columns["phone_index"], columns["nid_index"])
-        if met := await look_up(connection, *keys, other_than=lead_id):
+        taken = correction(current)
+        if met := await look_up(connection, taken.phones, taken.nids, other_than=lead_id):
             raise DuplicateFoundError(met)
         try:
-            return await self._leads.update_within(connection, current, columns)
+            return await self._leads.update_within(connection, current, taken.columns)
         except IntegrityError as error:
             if violated_constraint(error) in BLIND_INDEXES:
                 raise _TakenMeanwhileError from None
@@ -158,18 +157,20 @@ class ConflictRepository:
         self, connection: AsyncConnection, conflict: SealedConflict, submission: SealedSubmission
     ) -> SealedLead:
         held = {
-            name: exists().where(_LEAD.c[f"{name}_index"] == index, ~_LEAD.c[f"{name}_shared"])
-            for name, index in (("phone", submission.phone_index), ("nid", submission.nid_index))
+            name: exists().where(
+                or_(_LEAD.c[f"{name}_index"].in_(indexes), _LEAD.c[f"{name}_index_2"].in_(indexes)),
+                ~_LEAD.c[f"{name}_shared"],
+            )
+            for name, indexes in (("phone", submission.indexes.phones), ("nid", submission.indexes.nids))
         }
         requested = exists().where(
             _LEAD.c.created_by == submission.created_by, _LEAD.c.request_id == submission.request_id
         )
-        values: dict[str, Any] = columns_of(submission, self._sensitive) | {
+        values: dict[str, Any] = columns_of(submission, self._sensitive) | index_columns(submission.indexes)
+        values |= {
             "id": submission.id,
             "created_by": submission.created_by,
             "created_at": conflict.accepted_at,
-            "phone_index": submission.phone_index,
-            "nid_index": submission.nid_index,
             "phone_shared": select(held["phone"]).scalar_subquery(),
             "nid_shared": select(held["nid"]).scalar_subquery(),
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),

@@ -25,6 +25,7 @@ _LEADS = """json_to_recordset(CAST(:leads AS json)) AS given (
     preferred_contact_time text, notes text, conversation_id text, status text, created_at timestamptz,
     updated_at timestamptz, version bigint, assignee text, resubmissions integer, phone_shared boolean,
     nid_shared boolean, created_by text, request_id text, content_digest text, phone_index text, nid_index text,
+    phone_index_2 text, nid_index_2 text, index_epoch bigint,
     conversations json, status_changes json, assignment_changes json, kept_resubmissions json, aliases json)"""
 
 _PRESENT = text("""
@@ -34,15 +35,23 @@ _PRESENT = text("""
 _ERASED = text("SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[]))")
 # Oldest first, as they came to be; what another row stands in the way of is missing from the result.
 _INSERT = text(f"""
-    INSERT INTO lead ({_LEAD_COLUMNS}, content_digest, phone_index, nid_index)
-    SELECT {_LEAD_COLUMNS}, decode(content_digest, 'base64'), decode(phone_index, 'base64'), decode(nid_index, 'base64')
+    INSERT INTO lead ({_LEAD_COLUMNS}, index_epoch, content_digest, phone_index, nid_index, phone_index_2, nid_index_2)
+    SELECT {_LEAD_COLUMNS}, index_epoch, decode(content_digest, 'base64'),
+           decode(phone_index, 'base64'), decode(nid_index, 'base64'),
+           decode(phone_index_2, 'base64'), decode(nid_index_2, 'base64')
     FROM {_LEADS} ORDER BY created_at, id
     ON CONFLICT DO NOTHING RETURNING id
 """)
 _MET = text(f"""
     SELECT given.id,
-           (SELECT id FROM lead WHERE phone_index = decode(given.phone_index, 'base64') AND NOT phone_shared) AS phone,
-           (SELECT id FROM lead WHERE nid_index = decode(given.nid_index, 'base64') AND NOT nid_shared) AS nid,
+           coalesce(
+               (SELECT id FROM lead WHERE phone_index = decode(given.phone_index, 'base64') AND NOT phone_shared),
+               (SELECT id FROM lead WHERE phone_index_2 = decode(given.phone_index_2, 'base64') AND NOT phone_shared)
+           ) AS phone,
+           coalesce(
+               (SELECT id FROM lead WHERE nid_index = decode(given.nid_index, 'base64') AND NOT nid_shared),
+               (SELECT id FROM lead WHERE nid_index_2 = decode(given.nid_index_2, 'base64') AND NOT nid_shared)
+           ) AS nid,
            (SELECT lead.id FROM lead WHERE lead.created_by = given.created_by AND lead.request_id = given.request_id)
                AS request
     FROM {_LEADS}

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, LiteralString
+from uuid import UUID
 
 import psycopg
 from psycopg import IsolationLevel
@@ -143,13 +144,13 @@ class Snapshot:
 class DailyLeads:
     """The days of one database. Connects when first used, and again after a failure.
 
-    With `canary`, only a database that holds this canary is read: no failover can bring another one's leads in.
+    With `identity`, only the database of this identity is read: no failover can bring another one's leads in.
     """
 
-    def __init__(self, url: str, days: Days, *, canary: str | None = None) -> None:
+    def __init__(self, url: str, days: Days, *, identity: UUID | None = None) -> None:
         self._url = url
         self._days = days
-        self._canary = canary
+        self._identity = identity
         self._connection: psycopg.Connection | None = None
         self._has_turn = False
 
@@ -227,9 +228,9 @@ class DailyLeads:
                 tcp_user_timeout=15_000,
             )
             self._connection = connection
-            if self._canary is not None:
-                row = connection.execute("SELECT sealed FROM key_canary").fetchone()
-                if row is None or row[0] != self._canary:
+            if self._identity is not None:
+                row = connection.execute("SELECT database FROM key_canary").fetchone()
+                if row is None or row[0] != self._identity:
                     self.close()
                     raise DailyLeadsError("not_confirmed", away=True)
         return self._connection

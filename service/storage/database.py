@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
+from uuid import UUID
 
 from psycopg.errors import Diagnostic
 from sqlalchemy import event, text
@@ -62,15 +63,15 @@ _COMMIT_WARNINGS = "commit_warnings"
 class Database:
     """A pool of connections as the role of `serve`. Connects when it is first used.
 
-    With `guarded`, nothing is read or written before `admit` has named the canary of the right database, and every
-    new connection is checked for it: no failover and no restore can put leads into another one unnoticed.
+    With `guarded`, nothing is read or written before `admit` has named the right database, and every new connection is
+    checked for it: no failover and no restore can put leads into another one unnoticed.
     """
 
     def __init__(self, url: str, *, guarded: bool = False, attempt_seconds: float = ATTEMPT_SECONDS) -> None:
         options = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
         self._guarded = guarded
         self._attempt_seconds = attempt_seconds
-        self._canary: str | None = None
+        self._identity: UUID | None = None
         self._left_behind: set[int] = set()
         self._hosts = Hosts()
         self._engine = create_async_engine(
@@ -94,19 +95,19 @@ class Database:
         event.listen(self._engine.sync_engine, "connect", self._on_connect)
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
-    def admit(self, canary: str) -> None:
-        """Use the database, which was confirmed to hold this canary."""
-        self._canary = canary
+    def admit(self, identity: UUID) -> None:
+        """Use the database, which was confirmed to be this one."""
+        self._identity = identity
 
     @property
     def admitted(self) -> bool:
         """Whether the database was confirmed."""
-        return self._canary is not None or not self._guarded
+        return self._identity is not None or not self._guarded
 
     @property
-    def canary(self) -> str | None:
-        """The sealed canary of the confirmed database."""
-        return self._canary
+    def identity(self) -> UUID | None:
+        """Which database was confirmed."""
+        return self._identity
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in one transaction; the result is returned only when the commit is durable.
@@ -184,14 +185,14 @@ class Database:
 
     def _on_connect(self, driver_connection: Any, entry: ConnectionPoolEntry) -> None:
         _collect_warnings(driver_connection, entry)
-        if self._canary is None:
+        if self._identity is None:
             return
         cursor = driver_connection.cursor()
-        cursor.execute("SELECT sealed FROM key_canary")
+        cursor.execute("SELECT database FROM key_canary")
         found = cursor.fetchone()
         cursor.close()
         driver_connection.rollback()
-        if found is None or found[0] != self._canary:
+        if found is None or found[0] != self._identity:
             raise NotConfirmedError
 
 

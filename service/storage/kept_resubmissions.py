@@ -26,7 +26,9 @@ _LOCK = text("SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY 
 # With the leads locked, a repeat of a submission is visible here, and is neither kept nor counted twice.
 _KEEP = text(f"""
     WITH given AS (
-        SELECT * FROM json_populate_recordset(CAST(NULL AS resubmission), CAST(:refused AS json)) WITH ORDINALITY
+        SELECT kept.*, ordinality, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests
+        FROM json_array_elements(CAST(:refused AS json)) WITH ORDINALITY AS list (entry, ordinality),
+            json_populate_record(CAST(NULL AS resubmission), entry) AS kept
     ), linked AS (
         INSERT INTO lead_conversation (conversation_id, lead_id)
         SELECT DISTINCT conversation_id, lead_id FROM given WHERE verified AND conversation_id IS NOT NULL
@@ -37,8 +39,9 @@ _KEEP = text(f"""
         FROM given WHERE NOT EXISTS (
             SELECT FROM resubmission kept WHERE kept.lead_id = given.lead_id AND (
                 kept.submission_id = given.submission_id
-                OR (kept.actor, kept.request_id, kept.content_digest)
-                    = (given.actor, given.request_id, given.content_digest)))
+                OR (kept.actor, kept.request_id) = (given.actor, given.request_id)
+                    AND (kept.content_digest = given.content_digest
+                         OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests))))
     ), counted AS (
         UPDATE lead SET resubmissions = resubmissions + fresh.added FROM fresh WHERE lead.id = lead_id AND nth = 1
         RETURNING lead.id, resubmissions - added AS before
@@ -61,6 +64,7 @@ async def keep(connection: AsyncConnection, refused: Sequence[tuple[SealedSubmis
             "submission_id": str(submission.id),
             "actor": submission.created_by,
             "verified": met.verified,
+            "earlier_digests": [each.hex() for each in submission.earlier_digests],
         }
         same = (
             submission.id if submission.request_id is None else (submission.created_by, submission.request_id, digest)

@@ -48,4 +48,4 @@ class RequestMemory:
         if known is None:
             return None
         digest, outcome = known
-        return outcome if digest == submission.content_digest else RequestIdReused()
+        return outcome if submission.has_content(digest) else RequestIdReused()

@@ -43,6 +43,14 @@ SEALED_FORM = ".gAAAAAAAAAAA"
 """What every sealed token contains: the dot behind the key id, then Fernet's version byte 0x80 and time 0 in base64."""
 
 
+BLIND_INDEXES_ARE_WHOLE = (
+    "num_nonnulls(phone_index, phone_index_2) > 0 AND num_nonnulls(nid_index, nid_index_2) > 0"
+    " AND octet_length(phone_index) = 32 AND octet_length(nid_index) = 32"
+    " AND octet_length(phone_index_2) = 32 AND octet_length(nid_index_2) = 32"
+)
+"""Whatever pair is in use, a lead can be found by its phone and its nid; an empty pair is NULL and passes."""
+
+
 class Base(DeclarativeBase):
     """The metadata of every table, with names for all constraints: errors are told apart by constraint name."""
 
@@ -75,15 +83,23 @@ class Lead(Base):
     __tablename__ = "lead"
     __table_args__ = (
         # A person may decide that a lead stands beside another one with the same phone or nid; that one is "shared".
-        Index("uq_lead_phone_index", "phone_index", unique=True, postgresql_where=text("NOT phone_shared")),
-        Index("uq_lead_nid_index", "nid_index", unique=True, postgresql_where=text("NOT nid_shared")),
-        Index("ix_lead_phone_shared", "phone_index", postgresql_where=text("phone_shared")),
-        Index("ix_lead_nid_shared", "nid_index", postgresql_where=text("nid_shared")),
+        # One of the two pairs of blind indexes is empty but while an index key is rotated; what is NULL is in no index.
+        *(
+            Index(
+                f"{prefix}_{suffix}", column, unique=unique, postgresql_where=text(f"{column} IS NOT NULL AND {only}")
+            )
+            for name in ("phone", "nid")
+            for column, pair in ((f"{name}_index", ""), (f"{name}_index_2", "_2"))
+            for prefix, suffix, unique, only in (
+                ("uq_lead", f"{name}_index{pair}", True, f"NOT {name}_shared"),
+                ("ix_lead", f"{name}_shared{pair}", False, f"{name}_shared"),
+            )
+        ),
         UniqueConstraint("created_by", "request_id"),
         CheckConstraint(f"status IN ({STATUSES})", name="status"),
         CheckConstraint("version >= 1", name="version"),
         CheckConstraint("resubmissions >= 0", name="resubmissions"),
-        CheckConstraint("octet_length(phone_index) = 32 AND octet_length(nid_index) = 32", name="blind_indexes"),
+        CheckConstraint(BLIND_INDEXES_ARE_WHOLE, name="blind_indexes"),
         _sealed(SENSITIVE_COLUMNS),
         # Lists are read newest first by (created_at, id); each filter has an index in that order.
         Index(None, "created_at", "id"),
@@ -109,8 +125,12 @@ class Lead(Base):
     version: Mapped[int] = mapped_column(BigInteger, server_default="1")
     assignee: Mapped[str | None]
     resubmissions: Mapped[int] = mapped_column(Integer, server_default="0")
-    phone_index: Mapped[bytes]
-    nid_index: Mapped[bytes]
+    phone_index: Mapped[bytes | None]
+    nid_index: Mapped[bytes | None]
+    phone_index_2: Mapped[bytes | None]
+    nid_index_2: Mapped[bytes | None]
+    index_epoch: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """Which plan the blind indexes follow; a trigger refuses one that is no longer accepted."""
     phone_shared: Mapped[bool] = mapped_column(server_default=text("false"))
     nid_shared: Mapped[bool] = mapped_column(server_default=text("false"))
     created_by: Mapped[str]
@@ -276,16 +296,58 @@ class Tombstone(Base):
 
 
 class KeyCanary(Base):
-    """The proof of which keyring and which normaliser the stored leads belong to: one row, once."""
+    """Which keyring and which normaliser the stored leads belong to, and where a rotation stands: one row, once.
+
+    `digest` and `normaliser` tell how the blind indexes of the pair `pair` are made. While an index key is rotated,
+    `next_digest` and `next_normaliser` tell the same of the other pair.
+    """
 
     __tablename__ = "key_canary"
-    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+    __table_args__ = (
+        CheckConstraint("id = 1", name="single"),
+        CheckConstraint("pair IN (1, 2)", name="pair"),
+        CheckConstraint("(next_digest IS NULL) = (next_normaliser IS NULL)", name="next"),
+        CheckConstraint("accepts_from <= epoch", name="epoch"),
+    )
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     sealed: Mapped[str]
     digest: Mapped[bytes]
     normaliser: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    database: Mapped[UUID] = mapped_column(server_default=text("gen_random_uuid()"))
+    """Tells this database from every other one, whatever its keys are by now."""
+    pair: Mapped[int] = mapped_column(SmallInteger, server_default="1")
+    next_digest: Mapped[bytes | None]
+    next_normaliser: Mapped[str | None]
+    clearing: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether the pair that is not in use still holds indexes of a key that was rotated out."""
+    epoch: Mapped[int] = mapped_column(BigInteger, server_default="1")
+    """Grows with each change of how blind indexes are written."""
+    accepts_from: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """Leads that follow an older plan are refused."""
+    retired_keys: Mapped[list[str]] = mapped_column(ARRAY(Text()), server_default=text("'{}'"))
+    """Encryption keys with which nothing may be sealed any more."""
+
+
+class Replica(Base):
+    """What a service said last of the keys that it has: see storage/replicas.py."""
+
+    __tablename__ = "replica"
+    __table_args__ = (CheckConstraint("state IN ('running', 'stopped')", name="state"),)
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    """The plan that it writes blind indexes by."""
+    opens: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    """The ids of the keys that it can open with, of every purpose."""
+    seals: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    """The ids of the keys that it seals with, one for each purpose."""
+    spool_keys: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    """The ids of the keys without which something in its spool would not open."""
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    seen_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class LeadTouch(Base):

@@ -56,7 +56,7 @@ from service.storage.requests import (
 OTHER_LEADS_SHOWN = 100
 """How many further leads of one conversation are named."""
 
-BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index")
+BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index", "uq_lead_phone_index_2", "uq_lead_nid_index_2")
 """The unique indexes that decide duplicates."""
 
 
@@ -227,12 +227,7 @@ class LeadRepository:
 
     async def _met_by(self, lead_id: UUID, refused: Correction) -> Met | None:
         async def work(connection: AsyncConnection) -> Met | None:
-            return await submissions.look_up(
-                connection,
-                refused.columns.get("phone_index"),
-                refused.columns.get("nid_index"),
-                other_than=lead_id,
-            )
+            return await submissions.look_up(connection, refused.phones, refused.nids, other_than=lead_id)
 
         return await self._database.write(work)
 
@@ -333,13 +328,14 @@ def _filtered(wanted: LeadFilter) -> Select[Any]:
     for column, value in equals.items():
         if value is not None:
             query = query.where(column == value)
-    for index, shared, wanted_index in (
-        (_LEAD.c.phone_index, _LEAD.c.phone_shared, wanted.phone_index),
-        (_LEAD.c.nid_index, _LEAD.c.nid_shared, wanted.nid_index),
+    for columns, shared, indexes in (
+        ((_LEAD.c.phone_index, _LEAD.c.phone_index_2), _LEAD.c.phone_shared, wanted.phone_indexes),
+        ((_LEAD.c.nid_index, _LEAD.c.nid_index_2), _LEAD.c.nid_shared, wanted.nid_indexes),
     ):
-        if wanted_index is not None:
-            # Each half has its partial index; without them this would read every lead.
-            query = query.where(or_(and_(index == wanted_index, ~shared), and_(index == wanted_index, shared)))
+        if indexes is not None:
+            # Each part has its partial index; without them this would read every lead.
+            parts = (and_(column.in_(indexes), way) for column in columns for way in (~shared, shared))
+            query = query.where(or_(*parts))
     if wanted.statuses:
         query = query.where(_LEAD.c.status.in_([status.value for status in wanted.statuses]))
     if wanted.created_after is not None:

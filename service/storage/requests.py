@@ -44,6 +44,19 @@ class Correction:
 
     columns: Mapping[str, Any] = field(repr=False)
 
+    @property
+    def phones(self) -> tuple[bytes, ...]:
+        """The new blind indexes of the phone; none when it stays."""
+        return self._indexes("phone_index", "phone_index_2")
+
+    @property
+    def nids(self) -> tuple[bytes, ...]:
+        """The new blind indexes of the nid; none when it stays."""
+        return self._indexes("nid_index", "nid_index_2")
+
+    def _indexes(self, *names: str) -> tuple[bytes, ...]:
+        return tuple(index for name in names if (index := self.columns.get(name)) is not None)
+
 
 Step = StatusStep | AssignmentStep
 
@@ -58,8 +71,9 @@ class LeadFilter:
     assignee: str | None = None
     interested_policy: str | None = None
     conversation_id: str | None = None
-    phone_index: bytes | None = field(default=None, repr=False)
-    nid_index: bytes | None = field(default=None, repr=False)
+    phone_indexes: Sequence[bytes] | None = field(default=None, repr=False)
+    """The blind indexes of one phone, one of which a lead must have; likewise `nid_indexes`."""
+    nid_indexes: Sequence[bytes] | None = field(default=None, repr=False)
     created_by: str | None = None
 
 

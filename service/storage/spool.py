@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from service.encryption import EncryptionService, KeyCanary
+from service.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_id_of
 from service.errors import FieldUnreadableError, StartRefusedError
-from service.lead import SealedSubmission
+from service.lead import BlindIndexes, SealedSubmission
 from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
 from service.storage.spool_file import SpoolError, SpoolFile
 from service.storage.spool_rows import Row, Size
@@ -111,8 +111,8 @@ class Spool:
 
     async def holds_conversation(self, conversation_id: str) -> bool:
         """Whether an acknowledged lead of this conversation waits here. Raises SpoolError."""
-        index = self._encryption.spool_index("conversation", conversation_id)
-        return not self.empty and await self._call(lambda: self._usable_file().holds("conversation", [index]))
+        indexes = self._encryption.spool_indexes("conversation", conversation_id)
+        return not self.empty and await self._call(lambda: self._usable_file().holds("conversation", indexes))
 
     async def oldest(self, limit: int, refreshed: Callable[[SealedSubmission], SealedSubmission]) -> Opened:
         """The first submissions, each passed through `refreshed`; what cannot be opened is set aside."""
@@ -144,6 +144,10 @@ class Spool:
     async def remember(self, canary: KeyCanary, normaliser: str) -> None:
         """Note the keyring and the normaliser that the database has confirmed. Raises SpoolError."""
         await self._call(lambda: self._usable_file().remember(canary, normaliser))
+
+    async def key_ids(self) -> set[str]:
+        """The ids of the keys without which something in it would not open. Raises SpoolError."""
+        return set() if self.empty else await self._call(self._key_ids)
 
     async def tend(self) -> None:
         """Look whether it works, mend what can be mended, give room back. For quiet moments. Never raises."""
@@ -190,28 +194,28 @@ class Spool:
             raise
 
     def _keep(self, file: SpoolFile, entry: SealedSubmission, now: datetime) -> Kept:
-        request = self._request_index(entry)
-        if own := file.find("id", entry.id.bytes):
+        requests = self._request_indexes(entry)
+        if own := file.find("id", [entry.id.bytes]):
             return Waiting(own[0].id, own[0].accepted_at)
-        repeated = next(iter(file.find("request", request)), None)
-        if repeated is not None and repeated.content != entry.content_digest:
+        repeated = next(iter(file.find("request", requests)), None)
+        if repeated is not None and not entry.has_content(repeated.content):
             return RequestIdReused()
         if repeated is not None and not repeated.refused:
             return Waiting(repeated.id, repeated.accepted_at)
         phone, nid = (
-            next((row for row in file.find(column, index) if not row.refused), None)
-            for column, index in (("phone", entry.phone_index), ("nid", entry.nid_index))
+            next((row for row in file.find(column, indexes) if not row.refused), None)
+            for column, indexes in (("phone", entry.indexes.phones), ("nid", entry.indexes.nids))
         )
         met = Met(self._met(phone), self._met(nid)) if phone or nid else None
         known = repeated or any(
-            row.refused and row.content == entry.content_digest for row in file.find("phone", entry.phone_index)
+            row.refused and entry.has_content(row.content) for row in file.find("phone", entry.indexes.phones)
         )
         if repeated is not None and met is None:
             # What it had met is in the database by now: this time it waits like any other, in place of itself.
             file.delete(repeated.id)
         if met is None or not known:
             entry = replace(entry, accepted_at=now, refused=met is not None)
-            file.insert(self._row(entry, request, now))
+            file.insert(self._row(entry, requests[0] if requests else None, now))
         return met or Waiting(entry.id, now)
 
     def _met(self, row: Row | None) -> MetLead | None:
@@ -226,10 +230,9 @@ class Spool:
         file = self._usable_file()
         meeting = Meeting(set(), set())
         for entry in submissions:
-            request = self._request_index(entry)
-            if request is not None and file.holds("request", [request]):
+            if file.holds("request", self._request_indexes(entry)):
                 meeting.repeats.add(entry.id)
-            elif file.holds("phone", [entry.phone_index]) or file.holds("nid", [entry.nid_index]):
+            elif file.holds("phone", entry.indexes.phones) or file.holds("nid", entry.indexes.nids):
                 meeting.rivals.add(entry.id)
         return meeting
 
@@ -244,6 +247,17 @@ class Spool:
                 opened.damaged.append(row.id)
         return opened
 
+    def _key_ids(self) -> set[str]:
+        file = self._usable_file()
+        for row in file.without_key_ids():
+            # Written by a release that did not note them. What cannot be opened now is no reason to keep a key.
+            try:
+                tokens = (row.payload, *self._submission(row).sealed.values())
+            except FieldUnreadableError:
+                tokens = (row.payload,)
+            file.note_key_ids(row.id, " ".join(sorted({key_id_of(token) for token in tokens})))
+        return file.key_ids()
+
     def _tend(self) -> None:
         file = self._usable_file()
         file.count()
@@ -252,10 +266,10 @@ class Spool:
         if file.size().waiting + file.size().damaged == 0:
             file.shrink()
 
-    def _request_index(self, entry: SealedSubmission) -> bytes | None:
+    def _request_indexes(self, entry: SealedSubmission) -> tuple[bytes, ...]:
         if entry.request_id is None:
-            return None
-        return self._encryption.spool_index("request", entry.created_by, entry.request_id)
+            return ()
+        return self._encryption.spool_indexes("request", entry.created_by, entry.request_id)
 
     def _row(self, entry: SealedSubmission, request: bytes | None, now: datetime) -> Row:
         conversation = entry.conversation_id
@@ -264,11 +278,12 @@ class Spool:
             accepted_at=now,
             request=request,
             content=entry.content_digest,
-            phone=entry.phone_index,
-            nid=entry.nid_index,
-            conversation=self._encryption.spool_index("conversation", conversation) if conversation else None,
+            phone=entry.indexes.phones[0],
+            nid=entry.indexes.nids[0],
+            conversation=self._encryption.spool_indexes("conversation", conversation)[0] if conversation else None,
             refused=entry.refused,
-            payload=self._encryption.seal_spooled(entry.id, _payload(entry, now)),
+            payload=(payload := self._encryption.seal_spooled(entry.id, _payload(entry, now))),
+            key_ids=" ".join(sorted({key_id_of(token) for token in (payload, *entry.sealed.values())})),
         )
 
     def _submission(self, row: Row) -> SealedSubmission:
@@ -279,8 +294,7 @@ class Spool:
                 id=row.id,
                 accepted_at=datetime.fromisoformat(fields.pop("accepted_at")),
                 content_digest=row.content,
-                phone_index=row.phone,
-                nid_index=row.nid,
+                indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
                 **fields,
             )
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -302,6 +316,21 @@ def _payload(entry: SealedSubmission, accepted_at: datetime) -> bytes:
     fields: dict[str, Any] = {name: getattr(entry, name) for name in _PAYLOAD}
     fields |= {"sealed": dict(entry.sealed), "accepted_at": accepted_at.isoformat()}
     return json.dumps(fields).encode()
+
+
+def has_owner(folder: Path) -> bool:
+    """Whether a process owns the spool of a folder now."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _owned(folder: Path) -> int:

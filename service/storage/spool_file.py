@@ -28,13 +28,14 @@ from service.storage.spool_rows import (
     Row,
     Size,
     bytes_of,
+    key_ids_of,
     oldest_of,
     related_of,
     rows_of,
     size_of,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 
 SYNCHRONOUS = "FULL"
 """An fsync of the log with each commit: the promise of this module."""
@@ -64,15 +65,24 @@ _TABLES = """
         conversation BLOB,
         refused INTEGER NOT NULL,
         damage TEXT,
-        payload TEXT NOT NULL
+        payload TEXT NOT NULL,
+        key_ids TEXT
     );
     CREATE INDEX entry_phone ON entry (phone);
     CREATE INDEX entry_nid ON entry (nid);
     CREATE INDEX entry_conversation ON entry (conversation);
+    CREATE INDEX entry_key_ids ON entry (key_ids);
     CREATE TABLE identity (
         id INTEGER PRIMARY KEY CHECK (id = 1), sealed TEXT NOT NULL, digest BLOB NOT NULL, normaliser TEXT NOT NULL
     );
 """
+
+
+_KEY_IDS_ARE_NOTED = """
+    ALTER TABLE entry ADD COLUMN key_ids TEXT;
+    CREATE INDEX entry_key_ids ON entry (key_ids);
+"""
+"""From format 1 to 2."""
 
 
 class SpoolError(Exception):
@@ -109,6 +119,8 @@ class SpoolFile:
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT")
+            elif version == 1:
+                self._connection.executescript(f"BEGIN; {_KEY_IDS_ARE_NOTED} PRAGMA user_version = {SCHEMA}; COMMIT")
             elif version != SCHEMA:
                 raise SpoolError(f"the spool's file was written by a later release (format {version})")
             self._counted = size_of(self._connection)
@@ -142,8 +154,8 @@ class SpoolFile:
         self._growth += len(row.payload) // PAGE_BYTES + 2
         self._load_ballast(CHECKPOINT_PAGES + self._growth + self._growth // INDEX_ROWS + INDEX_ROWS)
         self._connection.execute(
-            "INSERT INTO entry (id, accepted_at, request, content, phone, nid, conversation, refused, payload)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO entry (id, accepted_at, request, content, phone, nid, conversation, refused, payload, key_ids)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 row.id.bytes,
                 (row.accepted_at - EPOCH) // MICROSECOND,
@@ -154,6 +166,7 @@ class SpoolFile:
                 row.conversation,
                 row.refused,
                 row.payload,
+                row.key_ids,
             ),
         )
 
@@ -166,11 +179,11 @@ class SpoolFile:
             self._added -= waited
             self._dropped += not waited
 
-    def find(self, column: str, value: bytes | None) -> list[Row]:
-        """The rows with this value in a column, oldest first; none for None."""
-        if value is None:
+    def find(self, column: str, values: Sequence[bytes]) -> list[Row]:
+        """The rows with one of these values in a column, oldest first."""
+        if not values:
             return []
-        return self._rows(f"WHERE {column} = ? ORDER BY seq", value)
+        return self._rows(f"WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY seq", *values)
 
     def holds(self, column: str, values: Sequence[bytes]) -> bool:
         """Whether a row has one of these values in a column."""
@@ -210,6 +223,20 @@ class SpoolFile:
         with self.transaction():
             statement = "UPDATE entry SET damage = ? WHERE id = ? AND damage IS NULL"
             self._set_aside += self._connection.execute(statement, (damage, row_id.bytes)).rowcount
+
+    def key_ids(self) -> set[str]:
+        """The ids of the keys that the rows are sealed with."""
+        with _told(self):
+            return key_ids_of(self._connection)
+
+    def without_key_ids(self) -> list[Row]:
+        """The rows of which it is not noted."""
+        return self._rows("WHERE key_ids IS NULL ORDER BY seq")
+
+    def note_key_ids(self, row_id: UUID, key_ids: str) -> None:
+        """Note it."""
+        with self.transaction():
+            self._connection.execute("UPDATE entry SET key_ids = ? WHERE id = ?", (key_ids, row_id.bytes))
 
     def identity(self) -> tuple[KeyCanary, str] | None:
         """The canary of the keyring and the normaliser that the rows belong to."""

@@ -32,6 +32,9 @@ class Row:
     conversation: bytes | None
     refused: bool
     payload: str
+    key_ids: str | None = None
+    """The ids of the keys that it is sealed with, the spool's own and those of the fields inside, with spaces between;
+    None: written by a release that did not note them."""
     damage: str | None = None
     """Why it was set aside; None: it is to be drained."""
 
@@ -64,11 +67,29 @@ def bytes_of(connection: sqlite3.Connection) -> int:
     return int((pages - free) * PAGE_BYTES)
 
 
+def key_ids_of(connection: sqlite3.Connection) -> set[str]:
+    """The ids of the keys that some row is sealed with: one look into the index for each kind of row."""
+    found: set[str] = set()
+    kind = ""
+    while True:
+        next_one = "SELECT min(key_ids) FROM entry WHERE key_ids > ?"
+        (kind,) = connection.execute(next_one, (kind,)).fetchone()
+        if kind is None:
+            break
+        found.update(kind.split())
+    if found:
+        # The canary is what proves, without the database, that what lies here belongs to this keyring.
+        found.update(sealed.partition(".")[0] for (sealed,) in connection.execute("SELECT sealed FROM identity"))
+    return found
+
+
 def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Iterator[Row]:
     """The rows that meet an SQL condition."""
-    columns = "id, accepted_at, request, content, phone, nid, conversation, refused, payload, damage"
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    noted = "key_ids" if version > 1 else "NULL"  # an operator may look before this release's first start
+    columns = f"id, accepted_at, request, content, phone, nid, conversation, refused, payload, {noted}, damage"
     found = connection.execute(f"SELECT {columns} FROM entry {condition}", parameters)  # noqa: S608 # our own names
-    for row_id, accepted_at, request, content, phone, nid, conversation, refused, payload, damage in found:
+    for row_id, accepted_at, request, content, phone, nid, conversation, refused, payload, key_ids, damage in found:
         yield Row(
             id=UUID(bytes=row_id),
             accepted_at=EPOCH + accepted_at * MICROSECOND,
@@ -79,6 +100,7 @@ def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object)
             conversation=conversation,
             refused=bool(refused),
             payload=payload,
+            key_ids=key_ids,
             damage=damage,
         )
 
@@ -106,6 +128,17 @@ def peek(folder: Path) -> tuple[Size, list[Row]]:
         return Size(0, 0, None, 0), []
     with _as_operator(folder, "ro") as connection:
         return size_of(connection), list(rows_of(connection, "ORDER BY seq"))
+
+
+def peek_key_ids(folder: Path) -> set[str]:
+    """The ids of the keys that something in a spool is sealed with, whoever owns it. Raises StartRefusedError."""
+    if not (folder / FILE_NAME).exists():
+        return set()
+    with _as_operator(folder, "ro") as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 1:
+            raise StartRefusedError(f"the spool {folder} was written by an earlier release: start the service once")
+        return key_ids_of(connection)
 
 
 def take_back(folder: Path) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -28,7 +27,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.lead import SealedLead, SealedSubmission
+from service.lead import BlindIndexes, SealedLead, SealedSubmission
 from service.storage import kept_resubmissions, models, tombstones
 from service.storage.outcomes import (
     Aliased,
@@ -59,6 +58,9 @@ _COLUMN_TYPES = {
     "conversation_id": "text",
     "phone_index": "bytea",
     "nid_index": "bytea",
+    "phone_index_2": "bytea",
+    "nid_index_2": "bytea",
+    "index_epoch": "bigint",
     "created_by": "text",
     "request_id": "text",
     "content_digest": "bytea",
@@ -103,9 +105,13 @@ _LOOK_UP = text("""
         SELECT l.id FROM lead l JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
             AS request (created_by, request_id) USING (created_by, request_id)
         UNION
-        SELECT l.id FROM lead l WHERE l.phone_index = ANY(CAST(:phone_index AS bytea[])) AND NOT l.phone_shared
+        SELECT l.id FROM lead l WHERE l.phone_index = ANY(CAST(:phones AS bytea[])) AND NOT l.phone_shared
         UNION
-        SELECT l.id FROM lead l WHERE l.nid_index = ANY(CAST(:nid_index AS bytea[])) AND NOT l.nid_shared
+        SELECT l.id FROM lead l WHERE l.nid_index = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.phone_index_2 = ANY(CAST(:phones AS bytea[])) AND NOT l.phone_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.nid_index_2 = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
     ) ORDER BY id FOR KEY SHARE
 """)
 _CONFLICTS = text("""
@@ -135,6 +141,17 @@ def columns_of(submission: SealedSubmission, sensitive: Sequence[str]) -> dict[s
     }
 
 
+def index_columns(indexes: BlindIndexes) -> dict[str, Any]:
+    """The blind indexes as columns of the table of leads."""
+    return {
+        "phone_index": indexes.phone[0],
+        "nid_index": indexes.nid[0],
+        "phone_index_2": indexes.phone[1],
+        "nid_index_2": indexes.nid[1],
+        "index_epoch": indexes.epoch,
+    }
+
+
 async def store(
     connection: AsyncConnection,
     submissions: Sequence[SealedSubmission],
@@ -145,7 +162,7 @@ async def store(
     outcomes: dict[UUID, Outcome] = {}
     # By phone, so that rival batches wait for each other in one direction; of two that meet the earlier one is first,
     # and what was refused already makes way.
-    left = sorted(submissions, key=attrgetter("refused", "phone_index"))
+    left = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
     for attempt in range(INSERTS_TRIED):
         inserted = await connection.execute(_INSERT, {"entries": _entries(left, sensitive)})
         created_at = {row.id: row.created_at for row in inserted}
@@ -168,16 +185,22 @@ async def store(
 
 
 def _entries(entries: Sequence[SealedSubmission], sensitive: Sequence[str]) -> str:
-    plain = tuple(name for name in _COLUMN_TYPES if name not in sensitive and name not in (*_DIGESTS, "id"))
+    computed = (*sensitive, *_DIGESTS, "id", "index_epoch")
+    plain = tuple(name for name in _COLUMN_TYPES if name not in computed)
     return json.dumps(
         [
             {name: getattr(entry, name) for name in plain}
-            | {name: getattr(entry, name).hex() for name in _DIGESTS}
+            | {name: _hex(value) for name, value in index_columns(entry.indexes).items()}
+            | {"content_digest": entry.content_digest.hex()}
             | {"id": str(entry.id), "accepted_at": entry.accepted_at and entry.accepted_at.isoformat()}
             | dict(entry.sealed)
             for entry in entries
         ]
     )
+
+
+def _hex(value: object) -> object:
+    return value.hex() if isinstance(value, bytes) else value
 
 
 class _Found:
@@ -194,8 +217,8 @@ class _Found:
         self.leads = {row.id: row for row in leads}
         self.requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
         # A lead that stands beside another one by decision is not met by what it shares: the other one is.
-        self.phones = {row.phone_index: row for row in leads if not row.phone_shared}
-        self.nids = {row.nid_index: row for row in leads if not row.nid_shared}
+        self.phones = {index: r for r in leads if not r.phone_shared for index in (r.phone_index, r.phone_index_2)}
+        self.nids = {index: r for r in leads if not r.nid_shared for index in (r.nid_index, r.nid_index_2)}
         self.conflicts = {row.id for row in conflicts}
         self.conflicts_of: dict[tuple[str, str], Row[Any]] = {}
         for row in conflicts:  # oldest first, and the oldest counts
@@ -205,10 +228,10 @@ class _Found:
         self.erased = erased
         self.lead_of = lead_of
 
-    def met(self, phone_index: bytes | None, nid_index: bytes | None) -> Met | None:
-        """Which leads have this phone and this nid."""
-        phone = self.phones.get(phone_index) if phone_index is not None else None
-        nid = self.nids.get(nid_index) if nid_index is not None else None
+    def met(self, phones: Sequence[bytes], nids: Sequence[bytes]) -> Met | None:
+        """Which leads have one of these indexes of a phone, and one of these of a nid."""
+        phone = next((self.phones[index] for index in phones if index in self.phones), None)
+        nid = next((self.nids[index] for index in nids if index in self.nids), None)
         if phone is None and nid is None:
             return None
         return Met(_met_lead(phone), _met_lead(nid))
@@ -225,10 +248,11 @@ async def _find(
     *,
     again: bool,
 ) -> _Found:
-    keys = {
-        name: [getattr(entry, name) for entry in entries]
-        for name in ("id", "created_by", "request_id", "phone_index", "nid_index")
+    keys: dict[str, list[Any]] = {
+        name: [getattr(entry, name) for entry in entries] for name in ("id", "created_by", "request_id")
     }
+    keys["phones"] = [index for entry in entries for index in entry.indexes.phones]
+    keys["nids"] = [index for entry in entries for index in entry.indexes.nids]
     leads = (await connection.execute(_LOOK_UP, keys)).all()
     conflicts = (await connection.execute(_CONFLICTS, keys)).all()
     aliases: frozenset[UUID] = frozenset()
@@ -257,15 +281,15 @@ async def _settle(
         return InConflict()
     by_request = None if entry.request_id is None else (entry.created_by, entry.request_id)
     request = None if by_request is None else found.requests.get(by_request)
-    same = request is not None and request.content_digest == entry.content_digest
-    met = found.met(entry.phone_index, entry.nid_index)
+    same = request is not None and entry.has_content(request.content_digest)
+    met = found.met(entry.indexes.phones, entry.indexes.nids)
     conflict = None if by_request is None else found.conflicts_of.get(by_request)
     if entry.accepted_at is not None:
         return await _settle_late(connection, entry, columns, request, conflict, same=same, met=met)
     if request is not None:
         return Created(found.lead_of(request)) if same else RequestIdReused()
     if conflict is not None:
-        same = conflict.content_digest == entry.content_digest
+        same = entry.has_content(conflict.content_digest)
         decided = conflict.resolution is not None
         return Waiting(conflict.id, conflict.accepted_at, decided) if same else RequestIdReused()
     return met
@@ -288,7 +312,7 @@ async def _settle_late(
         return met
     if request is None and met is None:
         return None
-    if earlier is not None and earlier.content_digest != entry.content_digest:
+    if earlier is not None and not entry.has_content(earlier.content_digest):
         earlier = None
     if earlier is not None and earlier.resolution is not None:
         # Decided meanwhile: this id leads where that one leads.
@@ -319,19 +343,19 @@ def _alias_of(conflict_id: UUID) -> Any:
 
 
 async def look_up(
-    connection: AsyncConnection, phone_index: bytes | None, nid_index: bytes | None, *, other_than: UUID
+    connection: AsyncConnection, phones: Sequence[bytes], nids: Sequence[bytes], *, other_than: UUID
 ) -> Met | None:
-    """Which leads other than one have this phone or this nid; locks them."""
+    """Which leads other than one have one of these indexes of a phone or of a nid; locks them."""
     keys: dict[str, list[Any]] = {
         "id": [],
         "created_by": [],
         "request_id": [],
-        "phone_index": [phone_index],
-        "nid_index": [nid_index],
+        "phones": list(phones),
+        "nids": list(nids),
     }
     rows = (await connection.execute(_LOOK_UP, keys)).all()
     others = _Found([row for row in rows if row.id != other_than], [], frozenset(), {}, lead_of=_not_asked)
-    return others.met(phone_index, nid_index)
+    return others.met(phones, nids)
 
 
 def _not_asked(_row: Row[Any]) -> SealedLead:

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, text, tuple_
+from sqlalchemy import Row, func, select, text, tuple_, union_all
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -44,28 +44,25 @@ class Tombstone:
     request_digest: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Sought:
-    """By what the spooled submissions of a lead's person are known."""
-
-    phone_index: bytes
-    nid_index: bytes
-
-
 class Tombstones:
     """The tombstones of one database, and the way to put them up."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def sought(self, lead_id: UUID) -> Sought | None:
-        """What an id's lead can be found by elsewhere; None when there is no such lead."""
+    async def sought(self, lead_id: UUID) -> list[tuple[bytes, bytes]]:
+        """The blind indexes of phone and nid by which an id's lead is found elsewhere, one pair for each index key."""
         leads_to = select(_ALIAS.c.lead_id).where(_ALIAS.c.id == lead_id).scalar_subquery()
-        query = select(_LEAD.c.phone_index, _LEAD.c.nid_index).where(_LEAD.c.id == func.coalesce(leads_to, lead_id))
+        pairs = ((_LEAD.c.phone_index, _LEAD.c.nid_index), (_LEAD.c.phone_index_2, _LEAD.c.nid_index_2))
+        query = union_all(
+            *(
+                select(phone, nid).where(_LEAD.c.id == func.coalesce(leads_to, lead_id), phone.is_not(None))
+                for phone, nid in pairs
+            )
+        )
 
-        async def work(connection: AsyncConnection) -> Sought | None:
-            row = (await connection.execute(query)).one_or_none()
-            return None if row is None else Sought(row.phone_index, row.nid_index)
+        async def work(connection: AsyncConnection) -> list[tuple[bytes, bytes]]:
+            return [(phone, nid) for phone, nid in await connection.execute(query)]
 
         return await self._database.read(work)
 

@@ -14,14 +14,13 @@ from typing import Any
 from service.errors import LeadValidationError, Violation
 from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, REQUIRED_FIELDS, CustomerDetails
 from service.validation.email import normalise_email
+from service.validation.index_rule import NORMALISER_VERSION, identity_of
 from service.validation.nid import NidNormaliser, NidRule
 from service.validation.phone import PhoneNormaliser, PhoneRule
 from service.validation.text import MASK, TextRule, ValueRefusedError
 
 __all__ = ["MASK", "NORMALISER_VERSION", "NidRule", "PhoneRule", "ValidationService"]
 
-NORMALISER_VERSION = 1
-"""Grows with every change after which a phone or NID that was stored before could get another canonical form."""
 
 _NAME = TextRule(limit=200)
 _ADDRESS = TextRule(limit=500, lines=True)
@@ -62,7 +61,7 @@ class ValidationService:
         self._phone = PhoneNormaliser(default_region, PhoneRule(phone_rule))
         self._nid = NidNormaliser(NidRule(nid_rule))
         self._policies = _catalogue(policies)
-        self._identity = f"{NORMALISER_VERSION};region={default_region or '-'};phone={phone_rule};nid={nid_rule}"
+        self._identity = identity_of(default_region, PhoneRule(phone_rule), NidRule(nid_rule))
         self._rules: dict[str, _Rule] = {
             "name": _NAME.normalise,
             "phone": self._phone.canonical,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.encryption import EncryptionService
+from service.encryption import NOT_CONFIRMED, EncryptionService
+from service.lead import BlindIndexes
 from service.sealing import LeadSealer
 from service.storage import drain as drain_module
 from service.storage.database import Database
@@ -98,11 +99,12 @@ async def test_blind_indexes_and_digest_are_computed_afresh(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
     submission = submit()
-    stale = replace(submission, phone_index=bytes(32), nid_index=bytes(32), content_digest=bytes(32))
+    nothing = BlindIndexes(epoch=NOT_CONFIRMED, phone=(bytes(32), None), nid=(bytes(32), None))
+    stale = replace(submission, indexes=nothing, content_digest=bytes(32))
     await world.spool.put([stale])
     await world.drain.step()
     query = "SELECT phone_index || nid_index || content_digest FROM lead"
-    expected = submission.phone_index + submission.nid_index + submission.content_digest
+    expected = b"".join((*submission.indexes.phones, *submission.indexes.nids, submission.content_digest))
     assert faults.value_of(database.admin_url, query) == expected
 
 

@@ -559,7 +559,7 @@ class TestAnswersRestOnCommits:
         await repository.create(other)
 
         async def work(connection: AsyncConnection) -> bool:
-            await submissions.look_up(connection, other.phone_index, None, other_than=lead.id)
+            await submissions.look_up(connection, other.indexes.phones, [], other_than=lead.id)
             return await assigned_transaction(connection)
 
         assert await connected.write(work)
@@ -820,13 +820,8 @@ class TestWhatTheDatabaseRefuses:
         self, connected: Database, submit: Submit, field: str
     ) -> None:
         submission = submit(email="a@example.com", notes="note")
-        values = submissions.columns_of(submission, SENSITIVE_COLUMNS) | {
-            "id": submission.id,
-            "created_by": "bot",
-            "phone_index": submission.phone_index,
-            "nid_index": submission.nid_index,
-            field: "clear-canary",
-        }
+        values = submissions.columns_of(submission, SENSITIVE_COLUMNS) | submissions.index_columns(submission.indexes)
+        values |= {"id": submission.id, "created_by": "bot", field: "clear-canary"}
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(insert(models.table(models.Lead)).values(values))
@@ -852,7 +847,7 @@ class TestWhatTheDatabaseRefuses:
             "DROP TABLE lead CASCADE",
             "ALTER TABLE lead DROP CONSTRAINT ck_lead_sealed",
             "CREATE TABLE mine (id int)",
-            "UPDATE key_canary SET normaliser = ''",
+            "UPDATE key_canary SET database = gen_random_uuid()",
             "UPDATE alembic_version SET version_num = '9999'",
         ],
     )

@@ -34,12 +34,13 @@ TABLES = {
     "lead_conflict",
     "lead_conversation",
     "lead_touch",
+    "replica",
     "resubmission",
     "status_change",
     "tombstone",
 }
-NOTES = {"lead_touch"}
-"""What renders of the daily files remove again."""
+NOTES = {"lead_touch", "replica"}
+"""What is removed again: by renders of the daily files, and when a replica is gone for good."""
 
 
 def tables(database: TestDatabase) -> set[str]:
@@ -145,7 +146,7 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         "UPDATE status_change SET actor = 'nobody'",
         "UPDATE assignment_change SET actor = 'nobody'",
         "UPDATE lead_conversation SET conversation_id = 'chat-2'",
-        "UPDATE key_canary SET normaliser = 'other'",
+        "UPDATE key_canary SET database = gen_random_uuid()",
         "UPDATE access_record SET subject = 'nobody'",
         "UPDATE access_chain SET writer = 'nobody'",
         "UPDATE access_head SET number = 0",

@@ -87,7 +87,7 @@ def bytes_in(folder: Path) -> bytes:
 
 def spooled_forms(submission: SealedSubmission) -> list[bytes]:
     """What of a submission lies in a spool's file as it is."""
-    return [submission.id.bytes, submission.phone_index, submission.nid_index, submission.content_digest]
+    return [submission.id.bytes, *submission.indexes.phones, *submission.indexes.nids, submission.content_digest]
 
 
 async def test_a_lead_that_waits_in_the_spool_is_erased_to_the_last_byte(

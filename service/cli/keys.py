@@ -1,0 +1,476 @@
+"""`leadkeep keys`: the keyring, and changing its keys while the service runs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from service.cli.refusals import refusals_are_told
+from service.config import Settings, load_settings
+from service.errors import LeadkeepError, StartRefusedError
+
+if TYPE_CHECKING:
+    from service.encryption import EncryptionService
+    from service.key_service import KeyService, Progress
+    from service.keyring import Keyring, RootKey
+    from service.keyring_source import KeyringSource
+    from service.storage.database import Database
+
+keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
+
+FAULTS_FOUND = 3
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+PROGRESS_SECONDS = 0.5
+
+PACE = 5000
+"""Rows a second: a million leads in three minutes, while PostgreSQL has most of its time for live callers."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="See leadkeep keys status.")]
+Timeout = Annotated[str, typer.Option(help="How long to wait for replicas: 30s, 5m, 1h.")]
+Forget = Annotated[
+    list[str] | None, typer.Option("--forget", metavar="REPLICA", help="Leave out a replica that is gone for good.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(help="Write the keyring to this new file instead (mode 0600), to be put where it is kept."),
+]
+
+T = TypeVar("T")
+
+
+@keys_app.command()
+@refusals_are_told
+def init(output: Output = None) -> None:
+    """Make a keyring with fresh keys. An existing one is never touched."""
+    settings = load_settings()
+    from service.keyring import create_keyring
+    from service.keyring_source import KeyringFile
+
+    source = _source(settings)
+    path = output or source.path
+    if path is None:
+        raise StartRefusedError(f"{source.name} cannot be written from here; give the file to make: --output FILE")
+    try:
+        made = create_keyring(path, now=datetime.now(UTC))
+    except OSError as error:
+        raise StartRefusedError(f"the keyring {path} cannot be made: {error.strerror}") from None
+    if not made:
+        raise StartRefusedError(f"there is a keyring at {path} already; it stays as it is")
+    there = "" if isinstance(source, KeyringFile) and not output else f" Put it where {source.name} comes from."
+    typer.echo(
+        f"Made {path} (mode 0600).{there} Without it no stored lead can be opened: "
+        "keep a copy in a safe place, apart from the database's backups."
+    )
+
+
+@keys_app.command()
+@refusals_are_told
+def status(as_json: AsJson = False) -> None:
+    """Show every key with its state and what is sealed with it, where a rotation stands, and what replicas have."""
+    settings = load_settings()
+    from service.keyring import Purpose
+
+    keyring = _source(settings).load()
+    try:
+        stored, fault = _with_database(settings, _stored), None
+    except (StartRefusedError, LeadkeepError) as error:
+        stored, fault = {}, str(error) if isinstance(error, StartRefusedError) else error.text
+    counts = stored.get("sealed", {})
+    keys: list[dict[str, Any]] = [
+        {
+            "id": key.id,
+            "purpose": key.purpose.value,
+            "state": key.state.value,
+            "created_at": key.created_at.isoformat(),
+            "sealed": counts.get(key.id, {}) if key.purpose is Purpose.ENCRYPTION and not fault else None,
+        }
+        for key in keyring.keys
+    ]
+    shown = {"keys": keys, "index": stored.get("index"), "replicas": stored.get("replicas"), "fault": fault}
+    if as_json:
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    for key in keys:
+        sealed = ", ".join(f"{count} tokens of {holder}" for holder, count in (key["sealed"] or {}).items())
+        typer.echo(f"{key['purpose']:<10}  {key['id']:<12}  {key['state']:<8}  {str(key['created_at'])[:19]}  {sealed}")
+    if index := stored.get("index"):
+        typer.echo(f"blind indexes: {index['state']}, key {index['key_id']}, normaliser {index['normaliser']}")
+        if index["next_key_id"]:
+            typer.echo(f"  being rotated to: key {index['next_key_id']}, normaliser {index['next_normaliser']}")
+    for replica in stored.get("replicas", []):
+        needs = f", its spool needs {' '.join(replica['spool_keys'])}" if replica["spool_keys"] else ""
+        typer.echo(
+            f"replica {replica['name']}: {replica['state']}, seals with {' '.join(replica['seals'])}, "
+            f"heard of {replica['silent_seconds']:.0f} s ago{needs}"
+        )
+    if fault:
+        typer.echo(f"of the database nothing is known: {fault}")
+
+
+async def _stored(url: str, database: Database, encryption: EncryptionService) -> dict[str, Any]:
+    from service.storage.canary import plan_of, read_key_state
+    from service.storage.rekeying import rekeying
+    from service.storage.replicas import replicas
+
+    state = await database.read(read_key_state)
+    index = None
+    if state is not None:
+        pairs = plan_of(state, encryption).pairs
+        current, other = pairs if state.pair == 1 else pairs[::-1]
+        index = {
+            "state": "rotating" if other else "clearing" if state.clearing else "steady",
+            "key_id": current.key_id if current else None,
+            "normaliser": state.normaliser,
+            "next_key_id": other.key_id if other else None,
+            "next_normaliser": state.next_normaliser,
+            "epoch": state.epoch,
+        }
+    told = [
+        {
+            "name": each.name,
+            "state": each.said.state,
+            "epoch": each.said.epoch,
+            "opens": list(each.said.opens),
+            "seals": list(each.said.seals),
+            "spool_keys": list(each.said.spool_keys),
+            "seen_at": each.seen_at.isoformat(),
+            "silent_seconds": round(each.silent_seconds, 1),
+        }
+        for each in await replicas(database)
+    ]
+    async with rekeying(url) as tables:
+        return {"sealed": await tables.sealed_counts(), "index": index, "replicas": told}
+
+
+@keys_app.command()
+@refusals_are_told
+def add(
+    purpose: Annotated[str, typer.Option(help="encryption, index, spool or audit.")] = "encryption",
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a fresh key that only opens yet (active). Then SIGHUP to every service, and leadkeep keys promote."""
+    settings = load_settings()
+    from service.keyring import Purpose
+
+    if purpose not in tuple(Purpose):
+        raise typer.BadParameter(f"must be one of: {', '.join(Purpose)}", param_hint="--purpose")
+    with _keyring_to_change(settings, output) as (keyring, write):
+        changed, made = keyring.with_new_key(Purpose(purpose), now=datetime.now(UTC))
+        where = write(changed)
+    if as_json:
+        shown = {"id": made.id, "purpose": made.purpose.value, "state": made.state.value, "keyring": str(where)}
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    typer.echo(f"Added the {purpose} key {made.id} (active) to {where}. Keep a copy of it apart.")
+    typer.echo(f"{_bring(settings, output)}send SIGHUP to every service, then run: leadkeep keys promote {made.id}")
+
+
+@keys_app.command()
+@refusals_are_told
+def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output: Output = None) -> None:
+    """Let a key be the one that seals, once every running replica can open with it; the one before stays active."""
+    settings = load_settings()
+    from service.key_service import usable_key
+    from service.keyring import KeyState
+
+    async def prepare(keys: KeyService, encryption: EncryptionService) -> RootKey:
+        key = usable_key(encryption, key_id)
+        await keys.forget(forget or [])
+        await keys.prepare_promotion(key)
+        return key
+
+    with _keyring_to_change(settings, output) as (keyring, write):
+        key = _run(settings, prepare, timeout=timeout)
+        if key.state is KeyState.PRIMARY:
+            typer.echo(f"The {key.purpose} key {key.id} is the primary one already.")
+            return
+        where = write(keyring.with_primary(key.id))
+    typer.echo(f"The {key.purpose} key {key.id} is the primary one now, in {where}.")
+    follow = {"encryption": "reseal", "index": "reindex"}.get(key.purpose.value)
+    then = f", then run: leadkeep keys {follow}" if follow else "; the key before may be retired when no spool needs it"
+    typer.echo(f"{_bring(settings, output)}send SIGHUP to every service{then}")
+
+
+@keys_app.command()
+@refusals_are_told
+def reseal(
+    rate: Annotated[int, typer.Option(help="Rows a second at most; 0: as fast as it goes.", min=0)] = PACE,
+    timeout: Timeout = "5m",
+    as_json: AsJson = False,
+) -> None:
+    """Seal everything in the database with the primary encryption key. May be stopped and run again."""
+    settings = load_settings()
+
+    async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
+        return await keys.reseal()
+
+    done = _run(settings, work, timeout=timeout, rate=rate)
+    if as_json:
+        shown = {
+            "key_id": done.key_id,
+            "sealed_anew": done.sealed_anew,
+            "unreadable": done.unreadable,
+            "left": done.left,
+            "seconds": round(done.seconds, 3),
+        }
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        told = ", ".join(f"{count} {kind}" for kind, count in done.sealed_anew.items())
+        typer.echo(f"Sealed anew with {done.key_id}: {told}, in {done.seconds:.1f} s.")
+    if done.unreadable:
+        named = ", ".join(done.unreadable[:10])
+        typer.echo(f"leadkeep: {len(done.unreadable)} rows do not open and stay as they are: {named}", err=True)
+    elif done.left:
+        typer.echo(
+            f"leadkeep: {done.left} rows were sealed with another key meanwhile: send SIGHUP to every service and run "
+            "it again",
+            err=True,
+        )
+    if done.left:
+        raise typer.Exit(1)
+
+
+@keys_app.command()
+@refusals_are_told
+def reindex(
+    rate: Annotated[int, typer.Option(help="Leads a second at most; 0: as fast as it goes.", min=0)] = PACE,
+    timeout: Timeout = "5m",
+    forget: Forget = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the blind indexes anew: with a new primary index key, or after the rules for phone and NID changed.
+
+    May be stopped and run again.
+    """
+    settings = load_settings()
+    from service import app
+
+    normaliser = app.validation_of(settings).normaliser_identity
+
+    async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
+        await keys.forget(forget or [])
+        return await keys.reindex(normaliser)
+
+    done = _run(settings, work, timeout=timeout, rate=rate)
+    beside = [{"lead": str(lead), "beside": str(other), "field": name} for lead, other, name in done.beside]
+    if as_json:
+        shown = {"needed": done.needed, "leads": done.leads, "beside": beside, "seconds": round(done.seconds, 3)}
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    if not done.needed:
+        typer.echo("The blind indexes are those of the primary index key and of these settings already.")
+        return
+    typer.echo(f"Indexed {done.leads} leads anew, in {done.seconds:.1f} s.")
+    for each in beside:
+        typer.echo(f"  lead {each['lead']} stands beside {each['beside']}: the same {each['field']}")
+
+
+@keys_app.command()
+@refusals_are_told
+def retire(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output: Output = None) -> None:
+    """Take a key out of use; refused while anything needs it: rows, conflicts, spools, daily files."""
+    settings = load_settings()
+    from service.key_service import usable_key
+    from service.keyring import KeyState
+
+    async def check(keys: KeyService, encryption: EncryptionService) -> RootKey:
+        key = usable_key(encryption, key_id)
+        if key.state is KeyState.PRIMARY:
+            raise StartRefusedError(
+                f"{key.id} is the primary {key.purpose} key: add another one and promote that first"
+            )
+        await keys.forget(forget or [])
+        await keys.retire(key, files=lambda: _files_by_key(settings))
+        return key
+
+    with _keyring_to_change(settings, output) as (keyring, write):
+        key = _run(settings, check, timeout=timeout)
+        where = write(keyring.with_retired(key.id))
+    typer.echo(f"The {key.purpose} key {key.id} is retired, in {where}. Copies of the keyring from before are now old.")
+    typer.echo(f"{_bring(settings, output)}send SIGHUP to every service.")
+
+
+@keys_app.command()
+@refusals_are_told
+def verify(as_json: AsJson = False) -> None:
+    """Open everything that is stored and compare every blind index; exit code 3 if something is wrong."""
+    settings = load_settings()
+
+    async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
+        return await keys.verify()
+
+    found = _run(settings, work)
+    if as_json:
+        typer.echo(json.dumps({"sound": not found.faults, "rows": found.rows, "faults": found.faults}, indent=2))
+    else:
+        told = ", ".join(f"{count} {kind}" for kind, count in found.rows.items())
+        typer.echo(f"Looked at {told}: {len(found.faults) or 'no'} faults.")
+        for fault in found.faults:
+            typer.echo(f"FAIL  {fault}")
+    if found.faults:
+        raise typer.Exit(FAULTS_FOUND)
+
+
+def _source(settings: Settings) -> KeyringSource:
+    from service.app import keyring_source
+
+    return keyring_source(settings)
+
+
+def _with_database(settings: Settings, work: Callable[[str, Database, EncryptionService], Awaitable[T]]) -> T:
+    from service.cli.database import with_keys
+
+    return with_keys(settings, work)
+
+
+def _run(
+    settings: Settings,
+    work: Callable[[KeyService, EncryptionService], Awaitable[T]],
+    *,
+    timeout: str = "1s",
+    rate: float = 0.0,
+) -> T:
+    from service.cli.durations import duration
+    from service.key_service import KeyService
+    from service.key_workers import NICE
+    from service.log import configure_logging
+    from service.storage.rekeying import rekeying
+
+    configure_logging("error")
+    # Live callers first: on a small machine this command and the service share the processors.
+    os.nice(NICE)
+    try:
+        patience = duration(timeout).total_seconds()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--timeout") from None
+    line = _Line()
+
+    async def run(url: str, database: Database, encryption: EncryptionService) -> T:
+        async with rekeying(url) as tables:
+            keys = KeyService(
+                database=database,
+                rekeying=tables,
+                encryption=encryption,
+                tell=line.tell,
+                on_progress=line.progress,
+                spool=settings.spool_path,
+                timeout=patience,
+                rate=rate,
+            )
+            return await work(keys, encryption)
+
+    try:
+        return _with_database(settings, run)
+    except KeyboardInterrupt:
+        typer.echo("leadkeep: interrupted; what was done stays done: run the same command again to go on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        line.end()
+
+
+@contextmanager
+def _keyring_to_change(settings: Settings, output: Path | None) -> Iterator[tuple[Keyring, Callable[[Keyring], Path]]]:
+    """The keyring, and how to put another one in its place; of two operators the second waits for the first."""
+    from service.secret_file import create_secret_file, replace_secret_file
+
+    source = _source(settings)
+    path = source.path
+    if path is None and output is None:
+        raise StartRefusedError(
+            f"{source.name} cannot be written from here: give a new file with --output FILE, and put that where the "
+            "keyring comes from"
+        )
+
+    def write(changed: Keyring) -> Path:
+        content = changed.to_json().encode()
+        try:
+            if output is not None:
+                if not create_secret_file(output, content):
+                    raise StartRefusedError(f"{output} is there already: give a new file")
+                return output
+            assert path is not None  # noqa: S101 # refused above
+            replace_secret_file(path.resolve(), content)
+        except OSError as error:
+            raise StartRefusedError(
+                f"{output or path} cannot be written ({error.strerror}): give a new file with --output FILE, and put "
+                "that in its place"
+            ) from None
+        return path
+
+    with _alone(path):
+        yield source.load(), write
+
+
+@contextmanager
+def _alone(path: Path | None) -> Iterator[None]:
+    """Hold the keyring's folder, so that no two commands change the keyring at once."""
+    if path is None or not path.resolve().parent.is_dir():
+        yield
+        return
+    folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartRefusedError(f"another leadkeep keys command is changing {path}; let it end") from None
+        yield
+    finally:
+        os.close(folder)
+
+
+def _files_by_key(settings: Settings) -> dict[str, list[str]]:
+    """The daily files of this machine by the keys that their headers name."""
+    from service.file_storage import DailyFileError, read_header
+
+    found: dict[str, list[str]] = {}
+    folder = settings.files_path
+    names: Sequence[Path] = sorted(folder.glob("leads_*.json")) if folder.is_dir() else ()
+    for path in names:
+        try:
+            for key_id in read_header(path).key_ids:
+                found.setdefault(key_id, []).append(path.name)
+        except (DailyFileError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise StartRefusedError(
+                f"{path} cannot be read ({why}), so that nobody knows which keys it needs"
+            ) from None
+    return found
+
+
+def _bring(settings: Settings, output: Path | None) -> str:
+    return f"Put {output} where {_source(settings).name} comes from, " if output else "Now "
+
+
+class _Line:
+    """What is waited for, and on a terminal how far it is."""
+
+    def __init__(self) -> None:
+        self._shown_at = 0.0
+        self._terminal = sys.stderr.isatty()
+
+    def tell(self, what: str) -> None:
+        self.end()
+        typer.echo(what, err=True)
+
+    def progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self._terminal and now - self._shown_at > PROGRESS_SECONDS:
+            self._shown_at = now
+            typer.echo(f"\r\033[K{progress.done} of {progress.total} {progress.what} ", err=True, nl=False)
+
+    def end(self) -> None:
+        if self._terminal and self._shown_at:
+            typer.echo("\r\033[K", err=True, nl=False)
