@@ -22,8 +22,15 @@ $(INSTALLED): pyproject.toml requirements-dev.lock requirements-uv.lock
 serve: install
 	@$(BIN)/python -m service serve
 
+# What loads the whole machine, or measures it, runs after the rest and alone. With PYTEST_ARGS only what they name runs.
+LOADING := tests/faults tests/test_footprint.py
 test: install
+ifdef PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LOADING))
+	@$(BIN)/python -m pytest $(LOADING)
+endif
 
 # Kills and freezes the service and PostgreSQL for a quarter of an hour, and writes docs/faults.md and docs/faults.svg.
 faults: install

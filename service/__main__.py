@@ -1,6 +1,16 @@
 """`python -m service` is `leadkeep`."""
 
-from service.cli.main import main
+import signal
+
+
+def main() -> None:
+    """Run the command line. Until a command is at work, Ctrl-C ends it without a word: there is nothing to undo."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from service.cli.main import main as run  # takes half a second, for whatever command it is
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run()
+
 
 if __name__ == "__main__":
     main()

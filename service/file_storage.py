@@ -75,6 +75,10 @@ class RenderingStoppedError(Exception):
     """The render was told to stop; the file before it is still there."""
 
 
+Identity = tuple[int, int, int]
+"""Inode, time of change in ns and size: another one means that somebody else wrote the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Render:
     """One finished render. `digest` is the SHA-256 of the lines of leads."""
@@ -82,8 +86,14 @@ class Render:
     day: date
     snapshot_at: datetime
     lead_count: int
-    size: int
     digest: bytes
+    identity: Identity
+    """Of the file as it was written, whatever became of it since."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.identity[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +113,6 @@ class Content:
 
     lead_count: int
     digest: bytes
-
-
-Identity = tuple[int, int, int]
-"""Inode, time of change in ns and size: another one means that somebody else wrote the file."""
 
 
 class FileStorageService:
@@ -160,7 +166,7 @@ class FileStorageService:
     ) -> Render:
         digest = hashlib.sha256()
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
+        with os.fdopen(descriptor, "wb", buffering=0):
             os.fchmod(descriptor, 0o600)  # a umask of 0277 would leave it unreadable to us
             pending = bytearray(self._header(snapshot))
             pending += _OPENING
@@ -183,10 +189,10 @@ class FileStorageService:
                         synced = size
             pending += b"\n" if separator else b""
             pending += _CLOSING
-            size += _write_all(descriptor, pending)
+            _write_all(descriptor, pending)
             os.fsync(descriptor)
-            file.flush()
-        return Render(snapshot.day, snapshot.snapshot_at, snapshot.lead_count, size, digest.digest())
+            identity = _identity(os.fstat(descriptor))
+        return Render(snapshot.day, snapshot.snapshot_at, snapshot.lead_count, digest.digest(), identity)
 
     def _header(self, snapshot: Snapshot) -> bytes:
         header = {
@@ -214,10 +220,9 @@ class FileStorageService:
     def identity(self, day: date) -> Identity | None:
         """Which file lies there; None when there is none. Raises OSError when nobody can tell."""
         try:
-            found = self.path(day).stat()
+            return _identity(self.path(day).stat())
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def days_on_disk(self) -> list[date]:
         """The days that have a file, oldest first. Raises OSError."""
@@ -300,6 +305,10 @@ def _header_of(first: bytes, second: bytes) -> Header:
         )
     except (KeyError, TypeError, ValueError):
         raise DailyFileError("its header is damaged") from None
+
+
+def _identity(found: os.stat_result) -> Identity:
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _write_all(descriptor: int, content: bytearray) -> int:

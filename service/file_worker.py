@@ -129,7 +129,7 @@ class FileWorker:
         render = self._files.render(day, settles=True, stopped=self._stopped.is_set, nap=self._tell_state)
         ended = self._clock()
         self._changed.pop(day, None)
-        self._known[day] = self._files.identity(day)
+        self._known[day] = render.identity
         self._schedule.rendered(day, self._today(), render.size, ended)
         self._tell({"event": "rendered", "bytes": render.size, "seconds": round(ended - began, 3)})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.harness.disks import NoMountError, tiny_disk
 from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
 from tests.harness.processes import remove_embedded_database
 from tests.harness.running_service import RunningService
@@ -57,10 +58,26 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service_database(postgres_server: TestServer) -> TestDatabase:
+    """The database of `service`."""
+    return postgres_server.fresh_database()
+
+
+@pytest.fixture(scope="module")
+def service(service_database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A running service that the tests of one module share, on a database of its own."""
     folder = tmp_path_factory.mktemp("service") / "leadkeep"
-    running = RunningService(folder, database_url=postgres_server.fresh_database().serve_url)
+    running = RunningService(folder, database_url=service_database.serve_url)
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte; the test is skipped where none can be mounted."""
+    try:
+        with tiny_disk(tmp_path / "disk") as folder:
+            yield folder
+    except NoMountError:
+        pytest.skip("a disk cannot be mounted here")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.imports import INTERRUPTED
+from service.cli.interrupts import interruptible
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -39,15 +39,13 @@ def backup(
 
     there = verify and (folder / MANIFEST).exists()
     try:
-        with _owners_database_url(settings) as url:
+        with interruptible(), _owners_database_url(settings) as url:
             _tell("verifying" if there else "dumping")
             manifest = read_manifest(folder) if there else make_backup(url, folder)
             if verify:
                 _tell("verifying")
                 if differing := verify_backup(url, folder, manifest):
                     raise StartRefusedError(f"the backup in {folder} is not good: {'; '.join(differing)}")
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
     finally:
         _tell("")
     waiting = peek(settings.spool_path)[0].waiting
@@ -83,11 +81,9 @@ def restore(folder: Folder) -> None:
     _tell("checking")
     require_whole_dump(folder, manifest)
     try:
-        with _target_url(settings, manifest) as url:
+        with interruptible(), _target_url(settings, manifest) as url:
             _tell("restoring")
             restore_backup(url, folder, manifest)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
     finally:
         _tell("")
     typer.echo(f"Restored {manifest.tables['lead'].rows} leads as of {manifest.made_at.isoformat()}.")

@@ -19,6 +19,9 @@ from service.storage.schema import OWN_DATABASE, OWN_LOGIN, require_current, rev
 
 T = TypeVar("T")
 
+ATTEMPT_SECONDS = 30.0
+"""How long an attempt at the database may take. No customer waits, and an import stores hundreds of leads at once."""
+
 
 @contextmanager
 def operators_database_url(settings: Settings) -> Iterator[str]:
@@ -42,16 +45,21 @@ def confirmed_database_url(settings: Settings) -> Iterator[str]:
         yield url
 
 
-def with_database(settings: Settings, work: Callable[[Database, EncryptionService], Awaitable[T]]) -> T:
-    """Run `work` with the database, which was compared with the keyring. Raises StartRefusedError."""
+def with_database(
+    settings: Settings, work: Callable[[Database, EncryptionService], Awaitable[T]], *, may_be_new: bool = False
+) -> T:
+    """Run `work` with the database, which was compared with the keyring. Raises StartRefusedError.
 
-    _require_database(settings)
+    With `may_be_new` an embedded database is made if there is none, but only for a keyring that is there.
+    """
+    if not (may_be_new and settings.keyring_path.exists()):
+        _require_database(settings)
     with operators_database_url(settings) as url:
         return asyncio.run(_confirm(settings, url, work))
 
 
 async def _confirm(settings: Settings, url: str, work: Callable[[Database, EncryptionService], Awaitable[T]]) -> T:
-    database = Database(url)
+    database = Database(url, attempt_seconds=ATTEMPT_SECONDS)
     try:
         require_current(await revision_of(database))
         encryption = EncryptionService(load_keyring(settings.keyring_path))

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date, datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.imports import INTERRUPTED
+from service.cli.interrupts import interruptible
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -63,6 +63,7 @@ def export(
     start, end = _bounds(settings.files_timezone, first, last)
     try:
         with (
+            interruptible(),
             confirmed_database_url(settings) as url,
             _recording(settings, url, looker, start, end) as recorded,
             _opened(output) as file,
@@ -70,8 +71,6 @@ def export(
             unreadable = _write(settings, url, file, file_format, start, end, recorded)
     except StorageFaultError as fault:
         raise StartRefusedError(f"the export failed, and nothing of it is left: {fault}") from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # Whoever read has seen enough, as in `leadkeep export | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -170,9 +169,11 @@ def _bounds(zone: str, first: datetime | None, last: datetime | None) -> tuple[d
     from service.days import Days
 
     days = Days(zone)
-    start = days.bounds(first.date())[0] if first else datetime(1, 1, 2, tzinfo=UTC)
-    end = days.bounds(last.date())[1] if last else datetime(9999, 12, 30, tzinfo=UTC)
-    return start, end
+    # Who writes 9999-12-31 means no end; beyond these days the calendar ends in one time zone or another.
+    earliest, latest = date(1, 1, 2), date(9999, 12, 29)
+    start = max(earliest, first.date()) if first else earliest
+    end = min(latest, last.date()) if last else latest
+    return days.bounds(min(start, latest))[0], days.bounds(max(end, earliest))[1]
 
 
 _Writer = tuple[Callable[["pb.Lead"], None], Callable[[], None]]
@@ -201,7 +202,9 @@ def _csv_writer(file: IO[str]) -> _Writer:
     from service.spreadsheet import neutralised
 
     columns = [field.name for field in pb.Lead.DESCRIPTOR.fields]
-    writer = csv.writer(file)  # CRLF, as RFC 4180 has it
+    # CRLF, as RFC 4180 has it. Every cell in quotes: a spreadsheet that takes `;` for a separator too must not find a
+    # cell, and a formula in it, within one of ours.
+    writer = csv.writer(file, quoting=csv.QUOTE_ALL)
     file.write(BYTE_ORDER_MARK)
     writer.writerow(columns)
 
@@ -227,8 +230,12 @@ def _opened(output: Path | None) -> Iterator[IO[str]]:
         try:
             yield file
             file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StartRefusedError(f"standard output cannot be written: {error.strerror}") from None
         finally:
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):
                 file.detach()
         return
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")

@@ -40,6 +40,9 @@ SHOWN = (
 )
 UNREADABLE = "(cannot be opened)"
 
+LONGEST_SPAN = timedelta(days=3660)
+"""Between two named days every day gets a file, one without leads too. Nobody means that for the year 9999."""
+
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 10.0
 """How long a running service gets to render what changes while `verify` compares."""
@@ -271,6 +274,11 @@ def _days(day: datetime | None, first: datetime | None, last: datetime | None, k
     if first is not None and last is not None:
         if first > last:
             raise typer.BadParameter("is later than --to", param_hint="--from")
+        if last - first > LONGEST_SPAN:
+            raise typer.BadParameter(
+                f"are more than {LONGEST_SPAN.days} days; leave one of them out for all days with leads",
+                param_hint="--from and --to",
+            )
         return [first.date() + timedelta(days=n) for n in range((last - first).days + 1)]
     lowest = first.date() if first else date.min
     highest = last.date() if last else date.max

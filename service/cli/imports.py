@@ -7,12 +7,14 @@ import json
 import signal
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli.interrupts import INTERRUPTED
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from service.storage.database import Database
 
 NOT_ALL_IMPORTED = 4
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 PROGRESS_SECONDS = 0.5
 
@@ -66,7 +67,7 @@ def import_files(
         async def work(database: Database, encryption: EncryptionService) -> tuple[list[dict[str, Any]], bool]:
             return await _import_all(settings, database, encryption, files, wanted)
 
-        done, interrupted = with_database(settings, work)
+        done, interrupted = with_database(settings, work, may_be_new=not dry_run)
     except ImportRefusedError as refused:
         raise StartRefusedError(str(refused)) from None
     if as_json:
@@ -129,7 +130,7 @@ async def _import_one(
     from service.file_storage import DailyFileError, read_lines
     from service.importing.csv_file import CsvFile
     from service.importing.json_file import JsonFile
-    from service.importing.reports import Report
+    from service.importing.reports import Report, ReportError
     from service.importing.rows import ImportRefusedError, Result
     from service.importing.source import Kind, kind_of
 
@@ -154,16 +155,18 @@ async def _import_one(
         typer.echo(f"{path}: these columns are not imported: {', '.join(source.ignored)}", err=True)
     began = time.monotonic()
     try:
-        if source is None:
-            await pipeline.import_lines(read_lines(path), report)
-        else:
-            await pipeline.import_rows(source, report)
+        with closing(report):
+            if source is None:
+                await pipeline.import_lines(read_lines(path), report)
+            else:
+                await pipeline.import_rows(source, report)
     except LeadkeepError as error:
         raise StartRefusedError(f"{error.text} ({report.rows} rows are done): run the same command again") from None
     except (OSError, DailyFileError) as error:
         raise StartRefusedError(f"{path} cannot be read on: {error} ({report.rows} rows are done)") from None
+    except ReportError as error:
+        raise StartRefusedError(str(error)) from None
     finally:
-        report.close()
         progress.end()
     summary: dict[str, Any] = {"file": str(path), "rows": report.rows}
     summary |= {result.value: report.counts[result] for result in Result}

@@ -55,6 +55,11 @@ _KNOWN = {plain(field): field for field in CUSTOMER_FIELDS} | {
 }
 
 
+def field_of(header: str) -> str | None:
+    """The field that a header is known as."""
+    return _KNOWN.get(plain(header))
+
+
 def explicit_mapping(pairs: Sequence[str]) -> dict[str, str]:
     """What `--map "Their header=field"` says, by plain header. Raises ImportRefusedError."""
     mapping: dict[str, str] = {}
@@ -81,7 +86,7 @@ def resolve(headers: Sequence[str], mapping: Mapping[str, str]) -> list[str | No
     fields: list[str | None] = []
     for header in compared:
         field = mapping.get(header)
-        known = _KNOWN.get(header)
+        known = field_of(header)
         fields.append(field or (known if known not in mapped else None))
     for field in dict.fromkeys(fields):
         if field is not None and fields.count(field) > 1:
@@ -92,7 +97,7 @@ def resolve(headers: Sequence[str], mapping: Mapping[str, str]) -> list[str | No
 
 def require_all(fields: Sequence[str | None], headers: Sequence[str]) -> None:
     """Raise ImportRefusedError unless every required field has its column."""
-    if missing := [field for field in REQUIRED_FIELDS if field not in fields]:
+    if missing := [field for field in CUSTOMER_FIELDS if field in REQUIRED_FIELDS and field not in fields]:
         raise ImportRefusedError(
             f"the file has no column for {', '.join(missing)}; its columns are: {', '.join(headers)}. "
             f'Name it with --map "Their header={missing[0]}"'

@@ -1,12 +1,14 @@
 """Rows of a CSV file, one at a time. A row that cannot be read costs only itself.
 
-A record ends with the line on which its quotes are closed (RFC 4180). If they never are, that is told of its first
-line, and reading goes on with the second.
+A record ends with the line on which its quotes are closed (RFC 4180); a quote inside a cell that does not begin with
+one is a character like others, such as an inch. If quotes are never closed, or only by those of a row further down,
+that is told of the first line, and reading goes on with the second.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,10 +33,10 @@ class CsvFile:
     def __init__(self, path: Path, mapping: Mapping[str, str]) -> None:
         self._path = path
         with self._opened() as file:
-            first = next(_Records(file), None)
+            first = next((record for record in _Records(file) if record.text.strip()), None)
         if first is None:
             raise ImportRefusedError(f"{path} is empty")
-        header = first.text
+        header, self._header_line = first.text, first.number
         self.delimiter = max(DELIMITERS, key=header.count)
         cells = _cells(header, self.delimiter)
         if cells is None:
@@ -46,10 +48,8 @@ class CsvFile:
 
     def __iter__(self) -> Iterator[Row]:
         with self._opened() as file:
-            records = _Records(file)
-            next(records)
-            for record in records:
-                if record.text.strip():
+            for record in _Records(file, self.delimiter, columns=len(self.headers)):
+                if record.number > self._header_line and record.text.strip():
                     yield self._row(record)
 
     def _row(self, record: _Record) -> Row:
@@ -78,10 +78,17 @@ class _Record:
 
 
 class _Records:
-    """The records of a file, each with the number of its first line."""
+    """The records of a file, each with the number of its first line.
 
-    def __init__(self, file: TextIO) -> None:
+    A line that has as many cells as there are `columns` is a record of its own, even if quotes before it are open.
+    """
+
+    def __init__(self, file: TextIO, delimiter: str = ",", *, columns: int = 0) -> None:
         self._file = file
+        self._delimiter = delimiter
+        self._columns = columns
+        # A cell in quotes that are closed, or the rest of the line behind a quote that is not.
+        self._quoted = re.compile(rf'(?:^|(?<={re.escape(delimiter)}))"(?:[^"]|"")*("|$)')
         self._pushed_back: deque[str] = deque()
         self._number = 0
 
@@ -100,18 +107,32 @@ class _Records:
                 part = more
             return _Record(number, line[:_SHOWN], unclosed=True)
         quotes = line.count('"')
-        if quotes % 2 == 0:
+        if quotes % 2 == 0 or not self._is_open(line):
             return _Record(number, line)
         held, size = [line], len(line)
         while quotes % 2 and size <= LONGEST_RECORD and (more := self._line()):
             held.append(more)
             size += len(more)
             quotes += more.count('"')
-        if quotes % 2 or size > LONGEST_RECORD:
+        if quotes % 2 or size > LONGEST_RECORD or self._swallows_rows(held):
             self._pushed_back.extendleft(reversed(held[1:]))
             return _Record(number, held[0], unclosed=True)
         self._number += len(held) - 1
         return _Record(number, "".join(held))
+
+    def _is_open(self, line: str) -> bool:
+        """Whether the line ends within quotes."""
+        return any(not cell[1] for cell in self._quoted.finditer(line))
+
+    def _swallows_rows(self, held: list[str]) -> bool:
+        """Whether joined lines are no row, and one of them alone would be one."""
+        if self._is_row("".join(held)):
+            return False
+        return any(self._is_row(line) for line in held[1:])
+
+    def _is_row(self, text: str) -> bool:
+        cells = _cells(text, self._delimiter)
+        return cells is not None and len(cells) == self._columns
 
     def _line(self) -> str:
         return self._pushed_back.popleft() if self._pushed_back else self._file.readline(LONGEST_RECORD + 1)

@@ -24,10 +24,12 @@ class DailyRowError(Exception):
 def prepared(lead: Any, encryption: EncryptionService, sealer: LeadSealer) -> dict[str, Any]:
     """The lead with `phone_index` and `nid_index` in base64.
 
-    Every sealed field is opened, which proves that it belongs to this lead and this keyring. Raises DailyRowError,
-    FieldUnreadableError, and ValueError for an id that is none.
+    Every sealed field is opened, which proves that it belongs to this lead and this keyring. Raises DailyRowError and
+    FieldUnreadableError, and what Python raises for a value of another type than this format has there.
     """
     if not isinstance(lead, dict) or list(lead) != list(MEANINGS) or not all(_is_list(lead[name]) for name in _LISTS):
+        raise DailyRowError
+    if not all(isinstance(lead[name], int) for name in ("version", "resubmissions")):
         raise DailyRowError
     opened = _opened(lead, UUID(lead["id"]), encryption)
     for kept in lead["kept_resubmissions"]:
@@ -42,11 +44,8 @@ def prepared(lead: Any, encryption: EncryptionService, sealer: LeadSealer) -> di
 
 
 def _opened(row: dict[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:
-    try:
-        tokens = {name: row[name] for name in SENSITIVE_COLUMNS if row[name] is not None}
-        return {name: encryption.open(sealed_for, name, token) for name, token in tokens.items()}
-    except (KeyError, AttributeError):
-        raise DailyRowError from None
+    tokens = {name: row[name] for name in SENSITIVE_COLUMNS if row[name] is not None}
+    return {name: encryption.open(sealed_for, name, token) for name, token in tokens.items()}
 
 
 def _is_list(value: Any) -> bool:

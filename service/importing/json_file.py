@@ -1,6 +1,6 @@
-"""Objects of a JSON file, one at a time: an array, `{"leads": […]}`, or one object a line.
+"""Objects of a JSON file, one at a time: an array, an object with a list of leads, or one object a line.
 
-What is not JSON costs only itself: reading goes on where the next line begins an object.
+What is not JSON costs only itself: reading goes on where the next line, or the next place of a list, begins an object.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from service.importing.columns import ignored, plain, resolve
+from service.importing.columns import field_of, ignored, plain, resolve
 from service.importing.rows import NOT_UNICODE, ImportRefusedError, Row, is_unicode
 
 LONGEST_OBJECT = 200_000
@@ -20,8 +20,11 @@ LONGEST_OBJECT = 200_000
 _CHUNK = 65_536
 _SHOWN = 1000  # characters of what is not JSON, for the file of rejects
 _FILLING = " \t\r\n,"
-_LEADS = re.compile(r'\s*\{\s*"leads"\s*:\s*\[')
-_NEXT = re.compile(r"\n[ \t]*(?=\{)")
+_LISTS = "leads|data|items|records|results|rows|contacts|customers"
+_PLAIN = r'"(?:[^"\\]|\\.)*"|[-+.\w]+'
+# Before the list there may be what is said of it, such as a count or a date.
+_WRAPPED = re.compile(rf'\s*\{{(?:\s*"\w+"\s*:\s*(?:{_PLAIN})\s*,)*\s*"(?:{_LISTS})"\s*:\s*\[', re.IGNORECASE)
+_NEXT = re.compile(r"(?:\n|\}\s*,)[ \t\r\n]*(?=\{)")
 _DECODER = json.JSONDecoder()
 
 
@@ -33,10 +36,14 @@ class JsonFile:
         self._mapping = mapping
         self._resolved: dict[tuple[str, ...], list[str | None]] = {}
         self.ignored: list[str] = []
-        first = next((value for value in self._values() if isinstance(value, dict)), None)
-        if first is None:
-            raise ImportRefusedError(f"{path} has no object that could be a lead")
-        self._fields_of(tuple(first))
+        values = iter(self._values())
+        first = next(values, None)
+        if first is not None and not isinstance(first, dict):
+            first = next((value for value in values if isinstance(value, dict)), None)
+            if first is None:
+                raise ImportRefusedError(f"{path} has no object that could be a lead")
+        if first is not None:
+            self._fields_of(tuple(first))
 
     def __iter__(self) -> Iterator[Row]:
         for number, value in enumerate(self._values(), start=1):
@@ -44,7 +51,7 @@ class JsonFile:
 
     def _row(self, number: int, value: Any) -> Row:
         if isinstance(value, _Unreadable):
-            return Row(number, {}, {"text": value.text}, "it is not JSON, or too long")
+            return Row(number, {}, {"text": value.text}, value.fault)
         if not isinstance(value, dict):
             return Row(number, {}, {"value": value}, "it is not an object")
         try:
@@ -81,15 +88,24 @@ class JsonFile:
 
 
 class _Unreadable:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, fault: str) -> None:
         self.text = text
+        self.fault = fault
+
+
+def _begin_of_list(text: str) -> int | None:
+    """Where the leads begin in an object that wraps them; None when the first object is a lead, or has no such list."""
+    if (opening := _WRAPPED.match(text)) is None:
+        return None
+    *said, _ = json.loads(opening[0] + "]}")
+    return None if "phone" in [field_of(key) for key in said] else opening.end()
 
 
 def _values(file: TextIO) -> Iterator[Any]:
     text, ended = file.read(_CHUNK), False
-    in_array = False
-    if opening := _LEADS.match(text):
-        text, in_array = text[opening.end() :], True
+    wrapped, in_array = False, False
+    if begin := _begin_of_list(text):
+        text, wrapped, in_array = text[begin:], True, True
     elif text.lstrip(_FILLING).startswith("["):
         text, in_array = text.lstrip(_FILLING)[1:], True
     at = 0
@@ -101,11 +117,18 @@ def _values(file: TextIO) -> Iterator[Any]:
             more = file.read(_CHUNK)
             text, ended = text + more, not more
             continue
-        if at >= len(text) or (in_array and text[at] == "]"):
+        if at >= len(text):
+            if in_array:
+                yield _Unreadable("", "the file ends before its list does: it was cut off")
             return
+        if in_array and text[at] == "]":
+            if wrapped:
+                return
+            at, in_array = at + 1, False
+            continue
         try:
             value, at = _DECODER.raw_decode(text, at)
-        except ValueError:
+        except (ValueError, RecursionError):
             if not ended and len(text) - at < LONGEST_OBJECT:
                 more = file.read(_CHUNK)
                 text, at, ended = text[at:] + more, 0, not more
@@ -117,7 +140,8 @@ def _values(file: TextIO) -> Iterator[Any]:
                 more = file.read(_CHUNK)
                 text, ended = text + more, not more
             end = len(text) if following is None else following.end()
-            yield _Unreadable(unreadable[: end - at].strip())
+            in_array = in_array and following is not None
+            yield _Unreadable(unreadable[: end - at].strip(_FILLING), "it is not JSON, or too long")
             at = end
             continue
         yield value

@@ -174,8 +174,12 @@ def _told_restored(number: int, lead: dict[str, Any], restored: Restored) -> Tol
     if restored.inserted:
         return Told(number, Result.SAVED, lead["id"])
     if restored.present_version is not None:
-        if 0 < restored.present_version < lead["version"]:
-            detail = f"version {restored.present_version} is here, {lead['version']} in the file; it stays as it is"
+        here, in_file = restored.present_version, lead["version"]
+        if 0 < here == in_file and restored.present_resubmissions < lead["resubmissions"]:
+            detail = "the file has resubmissions that are not here; it stays as it is"
+            return Told(number, Result.OLDER_HERE, lead["id"], detail)
+        if 0 < here < in_file:
+            detail = f"version {here} is here, {in_file} in the file; it stays as it is"
             return Told(number, Result.OLDER_HERE, lead["id"], detail)
         return Told(number, Result.SAVED_BEFORE, lead["id"])
     met = restored.phone_of or restored.nid_of or restored.request_of

@@ -10,6 +10,7 @@ import csv
 import json
 import os
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,10 @@ from service.importing.columns import REASON_COLUMN
 from service.importing.rows import ImportRefusedError, Result, Row, Told
 
 RESULT_COLUMNS = ("row", "result", "lead_id", "detail")
+
+
+class ReportError(Exception):
+    """A report could not be written to its end; the text says what to do."""
 
 
 class Report:
@@ -46,22 +51,36 @@ class Report:
         return self.counts.total()
 
     def tell(self, told: Told, row: Row | None = None) -> None:
-        """Note the result of a row; `row` is kept among the rejects when it is invalid."""
+        """Note the result of a row; `row` is kept among the rejects when it is invalid. Raises ReportError."""
+        try:
+            self._tell(told, row)
+        except OSError as error:
+            raise self._lost(error) from None
+
+    def _tell(self, told: Told, row: Row | None) -> None:
         self.counts[told.result] += 1
         self._writer.writerow((told.number, told.result.value, told.lead_id, told.detail))
         if told.result is Result.INVALID and row is not None and self.rejects_path is not None:
             self._reject(told, row)
 
     def close(self) -> None:
-        """Finish both files."""
-        self._results.close()
-        if self._rejects is not None:
-            self._rejects.close()
+        """Finish both files. Raises ReportError."""
+        try:
+            with self._results, self._rejects or nullcontext():
+                pass
+        except OSError as error:
+            raise self._lost(error) from None
 
     @property
     def has_rejects(self) -> bool:
         """Whether a file of rejects was written."""
         return self._rejects is not None
+
+    def _lost(self, error: OSError) -> ReportError:
+        return ReportError(
+            f"the report of {self.rows} rows cannot be written ({error.strerror}); what was imported stays: make room, "
+            "and run the same command again for a whole report"
+        )
 
     def _reject(self, told: Told, row: Row) -> None:
         assert self.rejects_path is not None  # noqa: S101 # asked by the caller
@@ -83,15 +102,21 @@ class Report:
 
 
 def _created(path: Path, begins: bytes) -> IO[str]:
-    """A fresh file, in the place of an earlier report at most. Raises ImportRefusedError."""
+    """A fresh file, in the place of an earlier report at most. Raises ImportRefusedError.
+
+    The earlier one is unlinked, not overwritten: another import of the same file may be writing to it now.
+    """
     try:
-        if path.exists() and path.stat().st_size:
+        if path.is_file():
             with path.open("rb") as earlier:
-                if not earlier.read(len(begins)) == begins:
+                if earlier.read(len(begins)) not in (begins, b""):
                     raise ImportRefusedError(
                         f"{path} is there already and is no report of an import: name another file"
                     )
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            raise ImportRefusedError(f"{path} is no file: name one for the report")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(descriptor, 0o600)
     except OSError as error:
         raise ImportRefusedError(f"{path} cannot be written: {error.strerror}") from None

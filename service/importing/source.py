@@ -23,6 +23,8 @@ class Kind(Enum):
 
 def kind_of(path: Path) -> Kind:
     """The kind of a file. Raises ImportRefusedError."""
+    if path.exists() and not path.is_file():
+        raise ImportRefusedError(f"{path} is no file: it is read more than once, so a pipe will not do")
     try:
         with path.open("rb") as file:
             begin = file.read(_LOOKED_AT)

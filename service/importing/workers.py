@@ -10,10 +10,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from service.encryption import EncryptionService
@@ -29,6 +29,9 @@ IMPORTER = "import"
 """The subject of imported leads. The request_id of a row is made of its content, so that a repeat finds its lead."""
 
 MOST_WORKERS = 4
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +79,20 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
+class _Pool(ProcessPoolExecutor):
+    """Starts its processes with Ctrl-C held back, so that it cannot end them before they ignore it."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def pool(rules: Rules) -> ProcessPoolExecutor:
     """The processes. Started afresh, not forked: the parent has threads."""
-    return ProcessPoolExecutor(
+    return _Pool(
         max_workers=max(1, min(MOST_WORKERS, os.cpu_count() or 1)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
@@ -111,6 +125,7 @@ def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[dict[str, Any] | To
             done.append(prepared(json.loads(line), _worker.encryption, _worker.sealer))
         except FieldUnreadableError as unreadable:
             done.append(Told(number, Result.INVALID, detail=f"cannot be opened: {unreadable.metadata['fields']}"))
-        except (DailyRowError, ValueError):
+        except (DailyRowError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            # Whatever stands where this format has something else; the database looks at the values themselves.
             done.append(Told(number, Result.INVALID, detail="it is not a lead of this format"))
     return done

@@ -38,7 +38,8 @@ class LeftBehind:
 class Attempt(Generic[T]):
     """Some work on a connection of its own, begun at once."""
 
-    def __init__(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> None:
+    def __init__(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]], seconds: float) -> None:
+        self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._expired: asyncio.Future[None] = self._loop.create_future()
         self._timer = self._loop.call_later(CONNECTING_SECONDS, self._expire)
@@ -76,7 +77,7 @@ class Attempt(Generic[T]):
             self._driver = (await connection.get_raw_connection()).driver_connection
             self._timer.cancel()
             if not self._expired.done():
-                self._timer = self._loop.call_later(ATTEMPT_SECONDS, self._expire)
+                self._timer = self._loop.call_later(self._seconds, self._expire)
             return await work(connection)
 
     def _expire(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,6 +38,16 @@ from service.storage.pg_tools import ProgramFailedError, begin, finish, program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 
 _CONNECT_SECONDS = 10
+
+_VERIFY_LOCK = 0x4C4B_5646  # "LKVF": two verifications of backups of one database take turns
+
+_DROPS = """
+    SELECT format('DROP TABLE public.%I CASCADE', tablename) FROM pg_tables WHERE schemaname = 'public'
+    UNION ALL
+    SELECT format('DROP FUNCTION %s', oid::regprocedure) FROM pg_proc p
+    WHERE pronamespace = 'public'::regnamespace AND prorettype = 'trigger'::regtype
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+"""
 
 
 def make_backup(url: str, folder: Path) -> Manifest:
@@ -111,12 +120,19 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
 
 
 def verify_backup(url: str, folder: Path, manifest: Manifest) -> list[str]:
-    """Restore into a database of its own on the same server, compare, and remove it: what differs, in words."""
+    """Restore into a database of its own on the same server, compare, and remove it: what differs, in words.
+
+    That database has the same name every time, so that one that a killed verification left is removed by the next.
+    """
     require_whole_dump(folder, manifest)
-    scratch = f"leadkeep_verify_{secrets.token_hex(6)}"
     with _failures_are_told("verification"), _connected(url) as connection:
         connection.autocommit = True
+        connection.execute("SELECT pg_advisory_lock(%s)", [_VERIFY_LOCK])
+        (number,) = _row(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
+        scratch = f"leadkeep_verify_{number}"
+        drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(scratch))
         try:
+            connection.execute(drop)
             connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(scratch)))
         except psycopg.errors.InsufficientPrivilege:
             raise StartRefusedError(
@@ -124,9 +140,11 @@ def verify_backup(url: str, folder: Path, manifest: Manifest) -> list[str]:
                 "ALTER ROLE … CREATEDB, or verify elsewhere with leadkeep restore"
             ) from None
         try:
-            return _restored(make_conninfo(url, dbname=scratch), folder, manifest)
+            scratch_url = make_conninfo(url, dbname=scratch)
+            _restore_dump(scratch_url, folder)
+            return _differences(scratch_url, manifest)
         finally:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(scratch)))
+            connection.execute(drop)
 
 
 def require_keyring(manifest: Manifest, encryption: EncryptionService, normaliser: str) -> None:
@@ -208,31 +226,59 @@ def restore_backup(url: str, folder: Path, manifest: Manifest) -> None:
                 connection, "SELECT count(*) FROM pg_roles WHERE rolname = %(role)s", {"role": APPLICATION_ROLE}
             )[0]:
                 connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(APPLICATION_ROLE)))
-        if differing := _restored(url, folder, manifest):
-            raise StartRefusedError(
-                f"what was restored is not what was backed up ({'; '.join(differing)}): do not use this database"
-            )
-        if manifest.schema < REVISION:
-            migrate(url)
+        _restore_dump(url, folder)
+        try:
+            _require_equal(url, manifest)
+            if manifest.schema < REVISION:
+                migrate(url)
+            _begin_anew(url)
+        except BaseException:
+            _empty(url)
+            raise
+
+
+def _require_equal(url: str, manifest: Manifest) -> None:
+    if differing := _differences(url, manifest):
+        raise StartRefusedError(
+            f"what was restored is not what was backed up ({'; '.join(differing)}): the target is empty again"
+        )
+
+
+def _begin_anew(url: str) -> None:
+    with _connected(url) as connection:
+        connection.execute("DELETE FROM daily_file")
+        connection.execute("DELETE FROM lead_touch")
+        connection.execute(
+            "INSERT INTO lead_touch (quarter) SELECT DISTINCT"
+            " date_bin('15 minutes', created_at, TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead"
+        )
+        connection.commit()
+        connection.autocommit = True
+        connection.execute("ANALYZE")
+
+
+def _empty(url: str) -> None:
+    """Remove what was restored. There was no table before, so all of them are ours, and so are their triggers."""
+    try:
         with _connected(url) as connection:
-            connection.execute("DELETE FROM daily_file")
-            connection.execute("DELETE FROM lead_touch")
-            connection.execute(
-                "INSERT INTO lead_touch (quarter) SELECT DISTINCT"
-                " date_bin('15 minutes', created_at, TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead"
-            )
-            connection.commit()
-            connection.autocommit = True
-            connection.execute("ANALYZE")
+            for (statement,) in connection.execute(_DROPS).fetchall():
+                connection.execute(statement)
+    except psycopg.Error:
+        raise StartRefusedError(
+            "the restore failed and the target could not be emptied again: drop that database, and make it anew"
+        ) from None
 
 
-def _restored(url: str, folder: Path, manifest: Manifest) -> list[str]:
-    """Restore the dump in one transaction; what differs from the manifest then, in words."""
+def _restore_dump(url: str, folder: Path) -> None:
+    """In one transaction."""
     with _connected(url) as connection:
         (major,) = _row(connection, "SELECT current_setting('server_version_num')::int / 10000")
         name = connection.info.dbname
     options = ["--single-transaction", "--exit-on-error", "--no-owner", f"--dbname={name}", str(folder / DUMP)]
     finish(begin(program("pg_restore", major), options, url))
+
+
+def _differences(url: str, manifest: Manifest) -> list[str]:
     with _connected(url) as connection:
         return differences(manifest.tables, contents(connection))
 

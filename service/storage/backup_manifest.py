@@ -74,6 +74,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Put it into the folder, whole or not at all."""
         told = {"format": FORMAT, "version": VERSION, **asdict(self), "made_at": self.made_at.isoformat()}
+        told["sha256"] = _digest_of(told)
         temporary = folder / f".{MANIFEST}.tmp"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -96,6 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise StartRefusedError(
                 f"{path} is of version {told['version']}; this release reads {VERSION}: use a later one"
             )
+        if told.pop("sha256") != _digest_of(told):
+            raise StartRefusedError(f"{path} is damaged: take another backup")
         canary = told["canary"]
         return Manifest(
             made_at=datetime.fromisoformat(told["made_at"]),
@@ -114,6 +117,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StartRefusedError(f"{path} is damaged: take another backup") from None
+
+
+def _digest_of(told: Mapping[str, Any]) -> str:
+    """Of what the manifest says, however it is laid out: a damaged one must not be noticed after the restore only."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def require_whole_dump(folder: Path, manifest: Manifest) -> None:

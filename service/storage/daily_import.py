@@ -28,8 +28,8 @@ _LEADS = """json_to_recordset(CAST(:leads AS json)) AS given (
     conversations json, status_changes json, assignment_changes json, kept_resubmissions json, aliases json)"""
 
 _PRESENT = text("""
-    SELECT id, version FROM lead WHERE id = ANY(CAST(:ids AS uuid[]))
-    UNION ALL SELECT id, NULL FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
+    SELECT id, version, resubmissions FROM lead WHERE id = ANY(CAST(:ids AS uuid[]))
+    UNION ALL SELECT id, NULL, NULL FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
 # Oldest first, as they came to be; what another row stands in the way of is missing from the result.
 _INSERT = text(f"""
@@ -110,7 +110,8 @@ class Restored:
 
     inserted: bool
     present_version: int | None = None
-    """The version that the database has already."""
+    """The version that the database has already; 0 when the id leads to another lead there."""
+    present_resubmissions: int = 0
     phone_of: UUID | None = None
     nid_of: UUID | None = None
     request_of: UUID | None = None
@@ -143,8 +144,10 @@ async def restore_leads(database: Database, leads: Sequence[dict[str, Any]], *, 
 
 async def _restore(connection: AsyncConnection, leads: Sequence[dict[str, Any]]) -> dict[UUID, Restored]:
     by_id = {UUID(lead["id"]): lead for lead in leads}
-    present = {row.id: row.version for row in await connection.execute(_PRESENT, {"ids": list(by_id)})}
-    found = {lead_id: Restored(inserted=False, present_version=version or 0) for lead_id, version in present.items()}
+    found = {
+        row.id: Restored(inserted=False, present_version=row.version or 0, present_resubmissions=row.resubmissions or 0)
+        for row in await connection.execute(_PRESENT, {"ids": list(by_id)})
+    }
     new = {lead_id: lead for lead_id, lead in by_id.items() if lead_id not in found}
     if not new:
         return found
@@ -172,4 +175,4 @@ async def _add_details(connection: AsyncConnection, leads: Sequence[dict[str, An
 
 
 def _given(leads: Sequence[dict[str, Any]]) -> dict[str, str]:
-    return {"leads": json.dumps(leads, ensure_ascii=False)}
+    return {"leads": json.dumps(leads)}

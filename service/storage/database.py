@@ -16,7 +16,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from service.storage.attempts import Attempt, Hosts
+from service.storage.attempts import ATTEMPT_SECONDS, Attempt, Hosts
 from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import (
     CommitNotDurableError,
@@ -66,9 +66,10 @@ class Database:
     new connection is checked for it: no failover and no restore can put leads into another one unnoticed.
     """
 
-    def __init__(self, url: str, *, guarded: bool = False) -> None:
+    def __init__(self, url: str, *, guarded: bool = False, attempt_seconds: float = ATTEMPT_SECONDS) -> None:
         options = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
         self._guarded = guarded
+        self._attempt_seconds = attempt_seconds
         self._canary: str | None = None
         self._left_behind: set[int] = set()
         self._hosts = Hosts()
@@ -164,7 +165,7 @@ class Database:
     async def _once(self, engine: AsyncEngine, work: Work[T]) -> T:
         if not self.admitted:
             raise NotConfirmedError
-        attempt = Attempt(engine, work)
+        attempt = Attempt(engine, work, self._attempt_seconds)
         if await attempt.finished():
             return attempt.result()
         left = attempt.leave_behind()

@@ -111,7 +111,7 @@ def spawn(command: Sequence[str | Path], cwd: Path, user: ServerUser | None, out
         user=user.uid if user else None,
         group=user.gid if user else None,
         extra_groups=[] if user else None,
-        preexec_fn=_die_with_parent(),
+        preexec_fn=die_with_parent(),
     )
 
 
@@ -130,7 +130,7 @@ def _command_line(pid: int) -> str:
     return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603 # a number
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent() -> Callable[[], None] | None:
     """What the child does before exec. All that it needs is prepared here, before the fork."""
     if sys.platform != "linux":
         return None  # no such signal there: the next start waits for the orphan and stops it

@@ -21,23 +21,18 @@ from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, and_, false, func, literal, or_, select, text, true, update
+from sqlalchemy import Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
 from service.lead import SealedLead, SealedSubmission
-from service.storage import models
+from service.storage import kept_resubmissions, models
 from service.storage.outcomes import Aliased, Created, InConflict, Met, MetLead, Outcome, RequestIdReused, Waiting
 
 INSERTS_TRIED = 3
 """A lead that stood in the way and was erased before we could look at it frees the way; this happens once at most in
 practice, and the bound keeps a fault from turning into an endless loop."""
-
-_LEAD = models.table(models.Lead)
-_LINK = models.table(models.LeadConversation)
-_KEPT = models.table(models.Resubmission)
-
 
 _COLUMN_TYPES = {
     "id": "uuid",
@@ -142,9 +137,14 @@ async def store(
         left = [entry for entry in left if entry.id not in created_at]
         if left:
             found = await _find(connection, left, lead_of)
+            refused = []
             for entry in left:
-                if outcome := await _settle(connection, entry, columns_of(entry, sensitive), found):
+                columns = columns_of(entry, sensitive)
+                if outcome := await _settle(connection, entry, columns, found):
                     outcomes[entry.id] = outcome
+                if isinstance(outcome, Met):
+                    refused.append((entry, columns, outcome))
+            await kept_resubmissions.keep(connection, refused)
             left = [entry for entry in left if entry.id not in outcomes]
         if not left:
             return outcomes
@@ -238,8 +238,6 @@ async def _settle(
         same = conflict.content_digest == entry.content_digest
         decided = conflict.resolution is not None
         return Waiting(conflict.id, conflict.accepted_at, decided) if same else RequestIdReused()
-    if met is not None:
-        await _keep(connection, entry, columns, met)
     return met
 
 
@@ -257,7 +255,6 @@ async def _settle_late(
         await _alias(connection, entry, request.id)
         return Aliased()
     if entry.refused and met is not None:
-        await _keep(connection, entry, columns, met)
         return met
     if request is None and met is None:
         return None
@@ -309,53 +306,3 @@ async def look_up(
 
 def _not_asked(_row: Row[Any]) -> SealedLead:
     raise AssertionError("a look-up answers ids only")
-
-
-def _is(request_id: ColumnElement[str | None], wanted: str | None) -> ColumnElement[bool]:
-    # SQLAlchemy would make IS NULL of a comparison with None, and find everything that came without a request_id.
-    return false() if wanted is None else request_id == wanted
-
-
-async def _keep(connection: AsyncConnection, submission: SealedSubmission, columns: dict[str, Any], met: Met) -> None:
-    """Keep a refused duplicate with each lead that it met, and link its conversation if it is verified."""
-    lead_ids = [lead.id for lead in met.leads]
-    await connection.execute(
-        select(_LEAD.c.id).where(_LEAD.c.id.in_(lead_ids)).order_by(_LEAD.c.id).with_for_update(key_share=True)
-    )
-    # With the leads locked, a repeat of this very submission is visible here and is neither kept nor counted twice.
-    kept_before = select(_KEPT.c.lead_id).where(
-        _KEPT.c.lead_id.in_(lead_ids),
-        or_(
-            _KEPT.c.submission_id == submission.id,
-            and_(
-                _KEPT.c.actor == submission.created_by,
-                _is(_KEPT.c.request_id, submission.request_id),
-                _KEPT.c.content_digest == submission.content_digest,
-            ),
-        ),
-    )
-    counted = (
-        update(_LEAD)
-        .where(_LEAD.c.id.in_(lead_ids), _LEAD.c.id.not_in(kept_before))
-        .values(resubmissions=_LEAD.c.resubmissions + 1)
-        .returning(_LEAD.c.id, ((_LEAD.c.resubmissions - 1) % models.RESUBMISSIONS_KEPT).label("slot"))
-        .cte("counted")
-    )
-    values = columns | {
-        "submission_id": submission.id,
-        "actor": submission.created_by,
-        "verified": met.verified,
-    }
-    names = list(values)
-    rows = select(
-        counted.c.id,
-        counted.c.slot,
-        func.now(),
-        *(literal(values[name], _KEPT.c[name].type) for name in names),
-    ).where(true())
-    keep = insert(_KEPT).from_select(["lead_id", "slot", "submitted_at", *names], rows)
-    replaced = {name: keep.excluded[name] for name in [*names, "submitted_at"]}
-    await connection.execute(keep.on_conflict_do_update(index_elements=[_KEPT.c.lead_id, _KEPT.c.slot], set_=replaced))
-    if met.verified and submission.conversation_id is not None:
-        link = {"conversation_id": submission.conversation_id, "lead_id": lead_ids[0]}
-        await connection.execute(insert(_LINK).values(link).on_conflict_do_nothing())

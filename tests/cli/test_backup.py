@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,23 +21,43 @@ import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.cli.interrupts import INTERRUPTED
 from service.keyring import Keyring
 from service.storage.backup_manifest import DUMP, MANIFEST
 from service.storage.schema import REVISION
-from tests.conftest import StartService
 from tests.harness.daily_files import soon_in
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
-from tests.harness.processes import eventually, remove_embedded_database
+from tests.harness.processes import eventually, family, remove_embedded_database
 from tests.harness.running_service import RunningService
+
+Shared = tuple[RunningService, TestDatabase]
 
 NAME = '"F" \\ আক্তার \U0001f600 \U0010fffd'
 
 
+@pytest.fixture(scope="module")
+def shared(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """One service for all tests of this module."""
+    database = postgres_server.fresh_database()
+    folder = tmp_path_factory.mktemp("backup") / "source"
+    running = RunningService(folder, database_url=database.serve_url, settings=owner(database)).start()
+    yield running, database
+    running.stop()
+
+
 @pytest.fixture
-def service(database: TestDatabase, start_service: StartService) -> RunningService:
-    return start_service("source", database_url=database.serve_url, settings=owner(database))
+def service(shared: Shared) -> RunningService:
+    """The service, without any lead."""
+    running, database = shared
+    execute(database.admin_url, "TRUNCATE lead CASCADE")
+    return running
+
+
+@pytest.fixture
+def database(shared: Shared) -> TestDatabase:
+    return shared[1]
 
 
 def owner(database: TestDatabase) -> dict[str, str]:
@@ -92,12 +114,14 @@ def test_what_was_acknowledged_before_a_backup_under_load_is_in_it(
     callers = [threading.Thread(target=caller) for _ in range(8)]
     for each in callers:
         each.start()
-    assert eventually(lambda: len(acknowledged) > 50, within=30)
-    before = list(acknowledged)
-    folder = backed_up(service, tmp_path / "backup")
-    stopped.set()
-    for each in callers:
-        each.join()
+    try:
+        assert eventually(lambda: len(acknowledged) > 50, within=30)
+        before = list(acknowledged)
+        folder = backed_up(service, tmp_path / "backup")
+    finally:
+        stopped.set()
+        for each in callers:
+            each.join()
 
     target = postgres_server.empty_database()
     elsewhere = operator(service, target)
@@ -120,8 +144,27 @@ def test_a_backup_is_verified_by_restoring_it(service: RunningService, database:
     done = service.leadkeep("backup", str(tmp_path / "backup"), "--verify")
     assert done.returncode == 0, done.stderr
     assert "restored and is equal" in done.stdout
+    assert scratch_databases(database) == 0
+
+
+def scratch_databases(database: TestDatabase) -> int:
     left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'leadkeep_verify%'"
-    assert value_of(database.admin_url, left) == 0
+    return int(str(value_of(database.admin_url, left)))
+
+
+def test_what_a_killed_verification_left_is_removed_by_the_next(
+    service: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    command = [sys.executable, "-m", "service", "backup", str(folder), "--verify"]
+    running = subprocess.Popen(command, env=service.environment)
+    assert eventually(lambda: scratch_databases(database) == 1, within=20)
+    running.kill()
+    running.wait()
+    assert scratch_databases(database) == 1
+    backed_up(service, folder, "--verify")
+    assert scratch_databases(database) == 0
 
 
 def test_a_backup_from_before_can_be_verified(service: RunningService, tmp_path: Path) -> None:
@@ -230,9 +273,16 @@ def target(postgres_server: TestServer) -> TestDatabase:
 
 
 def change_manifest(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    """As one would be that was written like that."""
     told = json.loads((folder / MANIFEST).read_text())
+    del told["sha256"]
     change(told)
+    told["sha256"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps(told))
+
+
+def in_manifest(folder: Path, before: str, after: str) -> None:
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace(before, after, 1))
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -250,6 +300,8 @@ def flip_a_byte(folder: Path) -> None:
         (lambda folder: (folder / MANIFEST).unlink(), "not finished"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "damaged"),
         (lambda folder: (folder / MANIFEST).write_text("{}"), "damaged"),
+        (lambda folder: in_manifest(folder, '"rows": 1', '"rows": 2'), "damaged"),
+        (lambda folder: in_manifest(folder, '"key_ids"', '"key_idz"'), "damaged"),
         (lambda folder: change_manifest(folder, lambda told: told.update(format="x")), "not the manifest"),
         (lambda folder: change_manifest(folder, lambda told: told.update(version=2)), "use a later one"),
         (lambda folder: change_manifest(folder, lambda told: told.update(schema="9999")), "newer than this release"),
@@ -261,7 +313,7 @@ def test_a_wrong_backup_is_refused(
     damage: Callable[[Path], object], told: str, stopped: RunningService, folder: Path, target: TestDatabase
 ) -> None:
     damage(folder)
-    done = operator(stopped, target).leadkeep("restore", str(folder))
+    done = operator(stopped, target).leadkeep_here("restore", str(folder))
     assert done.returncode == 1
     assert told in done.stderr
     assert tables(target) == 0
@@ -277,13 +329,15 @@ def test_a_wrong_keyring_is_refused_first(folder: Path, target: TestDatabase, tm
 
 
 def test_a_missing_keyring_is_told(stopped: RunningService, folder: Path, target: TestDatabase, tmp_path: Path) -> None:
-    done = operator(stopped, target).leadkeep("restore", str(folder), env={"LEADKEEP_KEYRING": str(tmp_path / "none")})
+    done = operator(stopped, target).leadkeep_here(
+        "restore", str(folder), env={"LEADKEEP_KEYRING": str(tmp_path / "none")}
+    )
     assert done.returncode == 1
     assert "there is no keyring" in done.stderr
 
 
 def test_another_normaliser_is_refused(stopped: RunningService, folder: Path, target: TestDatabase) -> None:
-    done = operator(stopped, target, LEADKEEP_NID_RULE="BD").leadkeep("restore", str(folder))
+    done = operator(stopped, target, LEADKEEP_NID_RULE="BD").leadkeep_here("restore", str(folder))
     assert done.returncode == 1
     assert "LEADKEEP_NID_RULE" in done.stderr
     assert tables(target) == 0
@@ -295,7 +349,7 @@ def test_a_target_that_is_not_empty_is_refused(
 ) -> None:
     execute(target.admin_url, content)
     before = tables(target)
-    done = operator(stopped, target).leadkeep("restore", str(folder))
+    done = operator(stopped, target).leadkeep_here("restore", str(folder))
     assert done.returncode == 1
     assert "not empty" in done.stderr
     assert tables(target) == before
@@ -304,7 +358,7 @@ def test_a_target_that_is_not_empty_is_refused(
 def test_the_service_itself_is_no_target(service: RunningService, tmp_path: Path, database: TestDatabase) -> None:
     lead = create(service)
     folder = backed_up(service, tmp_path / "backup")
-    done = service.leadkeep("restore", str(folder))
+    done = service.leadkeep_here("restore", str(folder))
     assert done.returncode == 1
     assert equal(in_clear(service, lead.id), lead)
 
@@ -324,16 +378,32 @@ def test_a_restore_that_fails_half_way_leaves_the_target_empty(
     assert tables(target) == 0
 
 
+def test_a_restore_of_something_else_leaves_the_target_empty(
+    stopped: RunningService, folder: Path, target: TestDatabase
+) -> None:
+    lead = json.loads((folder / MANIFEST).read_text())["tables"]["lead"]
+    change_manifest(folder, lambda told: told["tables"].pop("lead"))
+    done = operator(stopped, target).leadkeep("restore", str(folder))
+    assert done.returncode == 1
+    assert "the target is empty again" in done.stderr
+    assert tables(target) == 0
+    change_manifest(folder, lambda told: told["tables"].update(lead=lead))
+    assert operator(stopped, target).leadkeep("restore", str(folder)).returncode == 0
+
+
 def test_a_folder_that_is_not_empty_is_no_place_for_a_backup(service: RunningService, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
-    done = service.leadkeep("backup", str(tmp_path / "mine"))
+    done = service.leadkeep_here("backup", str(tmp_path / "mine"))
     assert done.returncode == 1
     assert "not empty" in done.stderr
     assert (tmp_path / "mine" / "file").read_text() == "mine"
 
 
-def test_a_backup_that_fails_leaves_nothing(service: RunningService, database: TestDatabase, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_backup_that_is_ended_leaves_nothing(
+    how: signal.Signals, service: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
     with psycopg.connect(database.admin_url) as blocking:
         # pg_dump waits for this lock until it is told to stop.
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
@@ -341,10 +411,24 @@ def test_a_backup_that_fails_leaves_nothing(service: RunningService, database: T
         running = subprocess.Popen(command, env=service.environment, start_new_session=True)
         assert eventually((tmp_path / "backup" / DUMP).exists, within=20)
         time.sleep(0.5)
-        running.send_signal(2)
+        running.send_signal(how)
         blocking.rollback()
-        assert running.wait(30) != 0
+        assert running.wait(30) == INTERRUPTED
     assert not (tmp_path / "backup").exists()
+
+
+def test_pg_dump_ends_with_a_backup_that_was_killed(
+    service: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    with psycopg.connect(database.admin_url) as blocking:
+        blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
+        command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
+        running = subprocess.Popen(command, env=service.environment)
+        assert eventually(lambda: len(family(running.pid)) > 1, within=20)
+        (program,) = set(family(running.pid)) - {running.pid}
+        running.kill()
+        running.wait()
+        assert eventually(lambda: not Path(f"/proc/{program}").exists(), within=10)
 
 
 # Secrets on the command line

@@ -3,38 +3,63 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
-from leadkeep.v1 import lead_service_pb2 as pb
 
-from tests.conftest import StartService
-from tests.harness.daily_files import file_of, read, soon_in, today
+from service.days import Days
+from service.file_storage import FileStorageService
+from service.storage.daily_leads import DailyLeads
+from tests.harness.daily_files import create, file_of, read, soon_in, today
 from tests.harness.faults import execute, value_of
-from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase
+from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
+
+Stopped = tuple[RunningService, TestDatabase]
 
 SECRET = {"phone": "+8801798765432", "nid": "1985120394857", "address": "47 Shapla", "email": "f@example.org"}
 DAY = "2026-03-29"
 
 
-@pytest.fixture
-def service(database: TestDatabase, start_service: StartService) -> RunningService:
+def old_file(service: RunningService) -> Path:
+    return service.data_dir / "files" / f"leads_{DAY}.json"
+
+
+@pytest.fixture(scope="module")
+def service(service: RunningService, service_database: TestDatabase) -> RunningService:
     """A service with a lead of today and one of an old day, both in their files."""
-    service = start_service(database_url=database.serve_url)
-    with service.channel() as channel:
-        stub, metadata = service.stub(channel), service.metadata()
-        old = stub.CreateLead(pb.CreateLeadRequest(lead=somebody(**SECRET)), metadata=metadata, timeout=10).id
-        new = stub.CreateLead(pb.CreateLeadRequest(lead=somebody()), metadata=metadata, timeout=10).id
-    execute(database.admin_url, f"UPDATE lead SET created_at = '{DAY}T10:00Z' WHERE id = '{old}'")
-    assert soon_in(service.data_dir / "files" / f"leads_{DAY}.json", old)
+    old, new = create(service, **SECRET), create(service)
+    execute(service_database.admin_url, f"UPDATE lead SET created_at = '{DAY}T10:00Z' WHERE id = '{old}'")
+    assert soon_in(old_file(service), old)
     assert soon_in(file_of(service), new)
     return service
 
 
-def old_file(service: RunningService) -> Path:
-    return service.data_dir / "files" / f"leads_{DAY}.json"
+@pytest.fixture(scope="module")
+def once_running(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """A service that has stopped, with a lead of an old day."""
+    database = postgres_server.fresh_database()
+    service = RunningService(tmp_path_factory.mktemp("stopped") / "leadkeep", database_url=database.serve_url).start()
+    lead = create(service, **SECRET)
+    execute(database.admin_url, f"UPDATE lead SET created_at = '{DAY}T10:00Z'")
+    assert soon_in(old_file(service), lead)
+    service.stop()
+    return service, database
+
+
+@pytest.fixture
+def stopped(once_running: Stopped) -> Iterator[Stopped]:
+    """The same one for each test, which may change its file and its lead."""
+    service, database = once_running
+    leads = DailyLeads(database.serve_url, Days("UTC"))
+    files = FileStorageService(service.data_dir / "files", Days("UTC"), leads)
+    files.render(date.fromisoformat(DAY), settles=True)
+    phone = value_of(database.admin_url, "SELECT phone FROM lead")
+    yield service, database
+    execute(database.admin_url, f"UPDATE lead SET name = 'Farzana', phone = '{phone}'")
+    leads.close()
 
 
 def test_every_day_is_equal(service: RunningService) -> None:
@@ -61,8 +86,8 @@ def different(path: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-4]), "damaged"),
     ],
 )
-def test_a_file_that_is_not_equal_is_found(change: object, state: str, service: RunningService) -> None:
-    service.stop()
+def test_a_file_that_is_not_equal_is_found(change: object, state: str, stopped: Stopped) -> None:
+    service, _ = stopped
     assert callable(change)
     change(old_file(service))
     done = service.leadkeep("files", "verify", "--day", DAY, "--json")
@@ -71,8 +96,8 @@ def test_a_file_that_is_not_equal_is_found(change: object, state: str, service: 
     assert "leadkeep files render" in done.stderr
 
 
-def test_a_change_that_no_service_rendered_is_behind(service: RunningService, database: TestDatabase) -> None:
-    service.stop()
+def test_a_change_that_no_service_rendered_is_behind(stopped: Stopped) -> None:
+    service, database = stopped
     execute(database.admin_url, "UPDATE lead SET name = 'Changed'")
     done = service.leadkeep("files", "verify", "--day", DAY)
     assert "behind" in done.stdout
@@ -80,22 +105,21 @@ def test_a_change_that_no_service_rendered_is_behind(service: RunningService, da
     assert "equal" in service.leadkeep("files", "verify", "--day", DAY).stdout
 
 
-def test_files_are_rendered_without_a_service(service: RunningService) -> None:
-    service.stop()
+def test_files_are_rendered_without_a_service(stopped: Stopped) -> None:
+    service, _ = stopped
     for path in old_file(service).parent.glob("*.json"):
         path.unlink()
     done = service.leadkeep("files", "render")
     assert done.returncode == 0, done.stderr
     assert read(old_file(service))["lead_count"] == 1
-    assert file_of(service).exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "rendered"),
     [
         (["--day", DAY], [DAY]),
-        (["--from", "2026-03-28", "--to", "2026-03-30"], ["2026-03-28", DAY, "2026-03-30"]),
         (["--to", "2026-04-01"], [DAY]),
+        (["--from", "2026-03-28", "--to", "2026-03-30"], ["2026-03-28", DAY, "2026-03-30"]),
     ],
 )
 def test_days_can_be_chosen(arguments: list[str], rendered: list[str], service: RunningService) -> None:
@@ -104,7 +128,13 @@ def test_days_can_be_chosen(arguments: list[str], rendered: list[str], service: 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--day", "today"], ["--day", DAY, "--from", DAY], ["--from", "2026-02-02", "--to", "2026-02-01"]]
+    "arguments",
+    [
+        ["--day", "today"],
+        ["--day", DAY, "--from", DAY],
+        ["--from", "2026-02-02", "--to", "2026-02-01"],
+        ["--from", DAY, "--to", "9999-12-31"],
+    ],
 )
 def test_days_that_make_no_sense_are_wrong_usage(arguments: list[str], service: RunningService) -> None:
     assert service.leadkeep("files", "render", *arguments).returncode == 2
@@ -122,13 +152,15 @@ def test_a_day_can_be_shown_as_json(service: RunningService) -> None:
     assert lead["nid"] == "•••57"
 
 
-def test_a_day_is_shown_in_clear_with_a_token_and_recorded(service: RunningService, database: TestDatabase) -> None:
+def test_a_day_is_shown_in_clear_with_a_token_and_recorded(
+    service: RunningService, service_database: TestDatabase
+) -> None:
     arguments = ["files", "show", "--day", DAY, "--unmask", "--reason", "call back"]
     done = service.leadkeep(*arguments, env={"LEADKEEP_TOKEN": service.token(subject="rahima")})
     assert done.returncode == 0, done.stderr
     assert [value for value in SECRET.values() if value not in done.stdout] == []
     record = value_of(
-        database.admin_url,
+        service_database.admin_url,
         "SELECT subject || ' | ' || operation || ' | ' || reason FROM access_record WHERE operation = 'files show'",
     )
     assert record == f"rahima | files show | daily file of {DAY}: call back"
@@ -142,16 +174,16 @@ def test_a_day_is_not_shown_in_clear_without_the_scope(role: str | None, service
     assert done.stdout == ""
 
 
-def test_what_cannot_be_recorded_is_not_shown(service: RunningService, database: TestDatabase) -> None:
-    execute(database.admin_url, "REVOKE INSERT ON access_record FROM leadkeep_app")
+def test_what_cannot_be_recorded_is_not_shown(service: RunningService, service_database: TestDatabase) -> None:
+    execute(service_database.admin_url, "REVOKE INSERT ON access_record FROM leadkeep_app")
     done = service.leadkeep("files", "show", "--day", DAY, "--unmask", env={"LEADKEEP_TOKEN": service.token()})
-    execute(database.admin_url, "GRANT INSERT ON access_record TO leadkeep_app")
+    execute(service_database.admin_url, "GRANT INSERT ON access_record TO leadkeep_app")
     assert done.returncode == 1
     assert done.stdout == ""
 
 
-def test_a_field_that_cannot_be_opened_is_shown_as_such(service: RunningService, database: TestDatabase) -> None:
-    service.stop()
+def test_a_field_that_cannot_be_opened_is_shown_as_such(stopped: Stopped) -> None:
+    service, database = stopped
     execute(database.admin_url, "UPDATE lead SET phone = nid")
     service.leadkeep("files", "render")
     assert "(cannot be opened)" in service.leadkeep("files", "show", "--day", DAY).stdout

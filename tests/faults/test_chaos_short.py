@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.chaos.scenarios import SHORT
-from tests.faults.chaos.tiny_spool import NoMountError
+from tests.harness.disks import NoMountError
 
 SEED = 3
 

@@ -7,8 +7,34 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from tests.harness.faults import execute
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
+
+TOKEN = "e1.gAAAAAAAAAAAtoken"
+"""Looks like a sealed token."""
+
+
+def create(service: RunningService, **fields: str) -> str:
+    """Create a lead; its id."""
+    with service.channel() as channel:
+        request = pb.CreateLeadRequest(lead=somebody(**fields))
+        return str(service.stub(channel).CreateLead(request, metadata=service.metadata(), timeout=10).id)
+
+
+def store_lead(database: TestDatabase, created_at: str, number: int = 0) -> None:
+    """Store a lead of that time behind the service's back."""
+    execute(
+        database.admin_url,
+        f"""INSERT INTO lead (id, name, phone, nid, address, interested_policy, phone_index, nid_index, created_by,
+            content_digest, created_at)
+            SELECT gen_random_uuid(), 'P', '{TOKEN}', '{TOKEN}', '{TOKEN}', 'Term', sha256('p{created_at}{number}'),
+            sha256('n{created_at}{number}'), 'chatbot', sha256('c'), '{created_at}'""",
+    )
 
 
 def today() -> date:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import chdir
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 from leadkeep.v1 import lead_service_pb2_grpc
+from typer.testing import CliRunner
 
 from service.access import ROLES, Scope
 from service.keyring import create_keyring
@@ -142,6 +144,19 @@ class RunningService:
             timeout=120,
             cwd=self.data_dir.parent,
             check=False,
+        )
+
+    def leadkeep_here(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Like `leadkeep`, in this process: the same command without the second in which a new one starts.
+
+        Not for commands that start PostgreSQL or its programs: this process must not fork while gRPC is at work in it.
+        """
+        from service.cli.main import app
+
+        with chdir(self.data_dir.parent):
+            done = CliRunner(env=self.environment | dict(env or {})).invoke(app, arguments, catch_exceptions=False)
+        return subprocess.CompletedProcess(
+            arguments, done.exit_code, done.stdout_bytes.decode(), done.stderr_bytes.decode()
         )
 
 

@@ -50,6 +50,11 @@ def test_a_file_is_known_by_its_content(content: str, kind: Kind, tmp_path: Path
     assert kind_of(written(tmp_path, content)) is kind
 
 
+def test_what_cannot_be_read_twice_is_refused() -> None:
+    with pytest.raises(ImportRefusedError, match="a pipe will not do"):
+        kind_of(Path("/dev/null"))
+
+
 @pytest.mark.parametrize("content", [b"", b"  \n", HEADER.encode("utf-16"), b"PK\x03\x04\0\0"])
 def test_what_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(ImportRefusedError, match=r"empty|UTF-8"):
@@ -137,6 +142,7 @@ def test_a_neutralised_cell_is_restored(tmp_path: Path) -> None:
     "bad",
     [
         '"never closed,1,2,3,4',
+        'never,"closed,1,2,3',
         "too,few",
         "too,many,cells,in,this,row",
         'a"b"c,"x"y,1,2,3',
@@ -148,6 +154,29 @@ def test_a_bad_row_costs_only_itself(bad: str, tmp_path: Path) -> None:
     rows = csv_rows(tmp_path, f"{HEADER}\n{GOOD}\n{bad}\n{GOOD}\n{GOOD}\n")
     assert [row.fault is None for row in rows] == [True, False, True, True]
     assert [row.number for row in rows] == [2, 3, 4, 5]
+
+
+def test_a_quote_inside_a_cell_is_a_character_like_others(tmp_path: Path) -> None:
+    rows = csv_rows(tmp_path, f'{HEADER}\nBob 5",1,2,3,4\n{GOOD}\nEve 6",1,2,3,4\n')
+    assert [row.fields["name"] for row in rows] == ['Bob 5"', "Rahima", 'Eve 6"']
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [('"Bob,1,2,3,4', 'Eve,"1,2,3,4'), ('"Bob,1,2,3,4', 'Eve,1,2,3,"'), ('Bob,"1,2,3,4', '"Eve,1,2,3,4')],
+)
+def test_two_quotes_that_are_not_closed_cost_only_their_own_rows(first: str, last: str, tmp_path: Path) -> None:
+    rows = csv_rows(tmp_path, f"{HEADER}\n{first}\n{GOOD}\n{GOOD}\n{last}\n{GOOD}\n")
+    assert [row.number for row in rows if row.fault is None] == [3, 4, 6]
+
+
+def test_a_long_cell_that_looks_like_rows_is_one_cell(tmp_path: Path) -> None:
+    (row, _) = csv_rows(tmp_path, f'{HEADER}\n"{GOOD}\n{GOOD}",1,2,3,4\n{GOOD}\n')
+    assert row.fields["name"] == f"{GOOD}\n{GOOD}"
+
+
+def test_a_header_may_come_behind_empty_lines(tmp_path: Path) -> None:
+    assert [row.number for row in csv_rows(tmp_path, f"\n \n{HEADER}\n{GOOD}\n")] == [4]
 
 
 def test_bytes_that_are_no_utf_8_cost_only_their_row(tmp_path: Path) -> None:
@@ -171,6 +200,7 @@ LEAD = {"name": "Rahima", "phone": "+8801712345678", "nid": "1990", "address": "
         json.dumps([LEAD, LEAD]),
         json.dumps([LEAD, LEAD], indent=4),
         json.dumps({"leads": [LEAD, LEAD]}),
+        json.dumps({"name": "export", "count": 2, "at": None, "data": [LEAD, LEAD], "more": {"x": 1}}, indent=1),
         f"{json.dumps(LEAD)}\n{json.dumps(LEAD)}\n",
         "\ufeff" + json.dumps([LEAD, LEAD]),
     ],
@@ -197,6 +227,33 @@ def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
 def test_a_value_that_is_no_lead_costs_only_itself(bad: str, tmp_path: Path) -> None:
     rows = json_rows(tmp_path, f"[{json.dumps(LEAD)},{bad},{json.dumps(LEAD)}]")
     assert [row.fault is None for row in rows] == [True, False, True]
+
+
+def test_a_lead_with_a_list_of_its_own_wraps_nothing(tmp_path: Path) -> None:
+    lead = json.dumps(LEAD | {"items": [{"name": "shoe"}]})
+    assert [row.fields["name"] for row in json_rows(tmp_path, f"{lead}\n{lead}")] == ["Rahima", "Rahima"]
+
+
+@pytest.mark.parametrize("bad", ["{broken}", "[" * 100_000, '{"nid": ' + "9" * 5000 + "}"])
+def test_what_is_no_json_in_a_list_on_one_line_costs_only_itself(bad: str, tmp_path: Path) -> None:
+    rows = json_rows(tmp_path, f"[{json.dumps(LEAD)},{bad},{json.dumps(LEAD)},{json.dumps(LEAD)}]".replace("[,", "["))
+    assert [row.fault is None for row in rows][:2] == [True, False]
+    assert [row.fault is None for row in rows].count(True) >= 2
+
+
+@pytest.mark.parametrize("end", ["", ",", ", "])
+def test_a_list_that_was_cut_off_is_told(end: str, tmp_path: Path) -> None:
+    rows = json_rows(tmp_path, f"[{json.dumps(LEAD)}{end}")
+    assert [row.fault for row in rows] == [None, "the file ends before its list does: it was cut off"]
+
+
+def test_what_follows_a_list_is_told(tmp_path: Path) -> None:
+    rows = json_rows(tmp_path, f"[{json.dumps(LEAD)}]\n[{json.dumps(LEAD)}]")
+    assert [row.fault for row in rows] == [None, "it is not an object"]
+
+
+def test_an_empty_list_has_no_rows(tmp_path: Path) -> None:
+    assert json_rows(tmp_path, "[]") == []
 
 
 @pytest.mark.parametrize("bad", ["{broken}", '{"name": "x"', "nonsense", '{"name": "' + "x" * 300_000 + "}"])

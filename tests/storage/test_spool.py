@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import stat
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -345,38 +342,21 @@ async def test_beyond_its_limit_it_takes_nothing_and_says_so(
     spool.close()
 
 
-@contextmanager
-def tiny_disk(folder: Path) -> Iterator[None]:
-    """A disk of 1 MB."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a tmpfs cannot be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a disk")
 @pytest.mark.parametrize("batch_size", [1, 8, 48])
 async def test_a_full_disk_refuses_what_it_cannot_keep_and_gives_everything_back(
-    tmp_path: Path, encryption: EncryptionService, submit: Submit, batch_size: int
+    small_disk: Path, encryption: EncryptionService, submit: Submit, batch_size: int
 ) -> None:
-    with tiny_disk(tmp_path / "disk"):
-        spool = opened(tmp_path / "disk" / "spool", encryption)
-        for _ in range(3):
-            taken = await fill(spool, submit, batch_size)
-            assert len(taken) > 20
-            assert not spool.usable
-            spool.close()
-            spool = opened(tmp_path / "disk" / "spool", encryption)
-            assert await empty(spool) == {each.id for each in taken}
-            await spool.tend()
-            assert spool.usable
+    spool = opened(small_disk / "spool", encryption)
+    for _ in range(3):
+        taken = await fill(spool, submit, batch_size)
+        assert len(taken) > 20
+        assert not spool.usable
         spool.close()
+        spool = opened(small_disk / "spool", encryption)
+        assert await empty(spool) == {each.id for each in taken}
+        await spool.tend()
+        assert spool.usable
+    spool.close()
 
 
 async def test_an_emptied_spool_gives_its_room_back(spool: Spool, submit: Submit) -> None:

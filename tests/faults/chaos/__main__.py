@@ -18,7 +18,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 from tests.faults.chaos.report import page
 from tests.faults.chaos.scenarios import LONG, SHORT
 from tests.faults.chaos.stage import Result
-from tests.faults.chaos.tiny_spool import NoMountError
+from tests.harness.disks import NoMountError
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from tests.faults.chaos.history import Call
 from tests.faults.chaos.stage import Result, Tell, figures, stage
+from tests.harness.disks import tiny_disk
 from tests.harness.postgres import folder_for_postgres
 
 LEADS = 600
@@ -19,28 +16,13 @@ LEADS = 600
 AGAIN = 100
 
 
-class NoMountError(Exception):
-    """This machine lets us mount nothing."""
-
-
-@contextmanager
-def tiny_disk() -> Iterator[Path]:
-    """A file system of one megabyte. Raises NoMountError."""
-    with folder_for_postgres() as folder:
-        disk = folder / "disk"
-        disk.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "leadkeep", str(disk)]
-        if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
-            raise NoMountError
-        try:
-            yield disk
-        finally:
-            subprocess.run(["umount", str(disk)], check=True)
-
-
 def tiny_spool(seed: int, tell: Tell = lambda _: None) -> Result:
     """Fill it without PostgreSQL, kill the service, fill it again, and see everything arrive. Raises NoMountError."""
-    with tiny_disk() as disk, stage(seed, tell, settings={"LEADKEEP_SPOOL_DIR": str(disk)}) as played:
+    with (
+        folder_for_postgres() as folder,
+        tiny_disk(folder / "disk") as disk,
+        stage(seed, tell, settings={"LEADKEEP_SPOOL_DIR": str(disk)}) as played,
+    ):
         with played.postgres.away(signal.SIGINT):
             first = played.callers.submit_once(range(LEADS))
             taken = sum(call.acknowledged for call in first)

@@ -1,0 +1,31 @@
+"""Disks of their own for tests that fill one; only root can mount them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class NoMountError(Exception):
+    """This machine lets us mount nothing."""
+
+
+@contextmanager
+def tiny_disk(folder: Path) -> Iterator[Path]:
+    """A file system of one megabyte at `folder`, which is made. Raises NoMountError."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "leadkeep", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        raise NoMountError
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(folder: Path, option: str) -> None:
+    """Mount the disk again with another option, such as `ro`."""
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
