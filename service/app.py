@@ -212,6 +212,9 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             new_id=new_id,
             limit=settings.unmask_limit,
             on_chain=lambda chain: heads.tell(chain),
+            on_refusal=lambda cause: structlog.get_logger("leadkeep.storage").error(
+                "the access record cannot be written", cause=cause
+            ),
         )
         heads = AccessHeads(records, lambda: accesses.chain)
         chain = standard_chain(

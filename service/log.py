@@ -25,7 +25,7 @@ def configure_logging(level: str) -> None:
     """Set logging up for the whole process; `level` is debug, info, warning or error."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=_PROCESSORS,
+        processors=list(_PROCESSORS),
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from google.protobuf.message import Message
 
 from service import app
@@ -16,7 +17,6 @@ from service.access import Caller, Scope
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import ReasonRequiredError, StartRefusedError
-from service.log import configure_logging
 from service.rpc.unmasking import accesses_to
 from service.secret_file import read_secret_file
 from service.storage.access_records import AccessRecords
@@ -66,8 +66,6 @@ def recording(
     The command writes a chain of its own. `leads` says how many will be shown: raises UnmaskLimitError at once when
     that is beyond the limit. The function raises it too, and StorageUnavailableError.
     """
-    # What goes wrong is logged on standard error: standard output is for the values.
-    configure_logging(settings.log_level)
     request_id = str(app.new_id())
     with asyncio.Runner() as runner:
         database = Database(url)
@@ -77,6 +75,7 @@ def recording(
             writer=f"{operation}@{socket.gethostname()}",
             new_id=app.new_id,
             limit=settings.unmask_limit,
+            on_refusal=lambda cause: typer.echo(f"leadkeep: the record cannot be written (SQLSTATE {cause})", err=True),
         )
 
         async def record(messages: Sequence[Message]) -> None:

@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError, UnmaskLimitError
 from service.storage.access_records import HOUR, Access, AccessRecords, Chain
 from service.storage.database import Database
-from service.storage.failures import Failure, cause_of, classify, leaves_nothing
+from service.storage.failures import Failure, cause_of, classify, is_driver_error, leaves_nothing
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
 
 LARGEST_BATCH = 1000
@@ -69,7 +68,8 @@ class AccessWriter:
     """Writes the access record of one process, as chains of this `writer` (`serve@host`, or a command).
 
     With `limit`, that many leads a subject may be shown unmasked within an hour. `on_chain` hears of each chain that
-    has got its first entries, and of its end.
+    has got its first entries, and of its end; `on_refusal` why entries are refused that no repetition gets in: an
+    SQLSTATE, or the type of another error.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class AccessWriter:
         new_id: Callable[[], UUID],
         limit: int | None = None,
         on_chain: Callable[[Chain], None] = lambda _: None,
+        on_refusal: Callable[[str], None] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._database = database
@@ -89,6 +90,7 @@ class AccessWriter:
         self._new_id = new_id
         self._limit = limit
         self._on_chain = on_chain
+        self._on_refusal = on_refusal
         self._now = now
         self._chain: Chain | None = None
         self._waiting: deque[_Look] = deque()
@@ -249,9 +251,7 @@ class AccessWriter:
         return UnmaskLimitError(limit, max(1.0, ((leaves or now + HOUR) - now).total_seconds()))
 
     def _refuse(self, batch: Sequence[_Look], error: Exception) -> None:
-        structlog.get_logger("leadkeep.storage").error(
-            "the access record cannot be written", cause=cause_of(error), error=type(error).__qualname__
-        )
+        self._on_refusal(cause_of(error) if is_driver_error(error) else type(error).__qualname__)
         for look in batch:
             look.fail(StorageUnavailableError())
 

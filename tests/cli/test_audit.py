@@ -44,7 +44,7 @@ def lead_id_of(service: RunningService) -> str:
 
 
 def listed(service: RunningService, *arguments: str) -> list[dict[str, object]]:
-    done = service.leadkeep("audit", "list", "--json", *arguments)
+    done = service.leadkeep_here("audit", "list", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     found: list[dict[str, object]] = json.loads(done.stdout)
     return found
@@ -64,17 +64,17 @@ def test_a_subject_and_a_span_can_be_asked_for(service: RunningService) -> None:
 
 
 def test_a_line_for_each_look(service: RunningService) -> None:
-    lines = service.leadkeep("audit", "list", "--subject", "joe").stdout.splitlines()
+    lines = service.leadkeep_here("audit", "list", "--subject", "joe").stdout.splitlines()
     assert [line.split("\t")[1:4] for line in lines] == [["joe", "GetLead", lead_id_of(service)]]
 
 
 @pytest.mark.parametrize("wrong", [["--from", "yesterday"], ["--lead", "7"]])
 def test_what_makes_no_sense_is_wrong_usage(wrong: list[str], service: RunningService) -> None:
-    assert service.leadkeep("audit", "list", *wrong).returncode == 2
+    assert service.leadkeep_here("audit", "list", *wrong).returncode == 2
 
 
 def test_what_nobody_touched_is_unchanged(service: RunningService) -> None:
-    done = service.leadkeep("audit", "verify", "--heads", str(service.log_path))
+    done = service.leadkeep_here("audit", "verify", "--heads", str(service.log_path))
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Unchanged.")
 
 
@@ -83,15 +83,15 @@ def test_without_heads_nothing_is_proven(content: str | None, service: RunningSe
     file = tmp_path / "heads.log"
     if content is not None:
         file.write_text(content)
-    done = service.leadkeep("audit", "verify", "--heads", str(file))
+    done = service.leadkeep_here("audit", "verify", "--heads", str(file))
     assert (done.returncode, done.stdout) == (1, "")
     assert str(file) in done.stderr
 
 
 def test_another_keyring_checks_nothing(service: RunningService, tmp_path: Path) -> None:
     env = {"LEADKEEP_KEYRING": str(tmp_path / "other.json")}
-    assert service.leadkeep("keys", "init", env=env).returncode == 0
-    assert service.leadkeep("audit", "verify", env=env).returncode == 1
+    assert service.leadkeep_here("keys", "init", env=env).returncode == 0
+    assert service.leadkeep_here("audit", "verify", env=env).returncode == 1
 
 
 def test_a_record_that_was_cut_in_all_tables_is_found_with_heads(
@@ -102,8 +102,8 @@ def test_a_record_that_was_cut_in_all_tables_is_found_with_heads(
         "DELETE FROM access_record WHERE number = 3",
         "DELETE FROM access_head WHERE number = 3",
     )
-    assert service.leadkeep("audit", "verify").returncode == 0
-    done = service.leadkeep("audit", "verify", "--json", "--heads", str(service.log_path))
+    assert service.leadkeep_here("audit", "verify").returncode == 0
+    done = service.leadkeep_here("audit", "verify", "--json", "--heads", str(service.log_path))
     assert done.returncode == 3
     report = json.loads(done.stdout)
     assert report["unchanged"] is False

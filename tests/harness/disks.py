@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.harness.processes import eventually
+
 
 class NoMountError(Exception):
     """This machine lets us mount nothing."""
@@ -27,5 +29,6 @@ def tiny_disk(folder: Path) -> Iterator[Path]:
 
 
 def remount(folder: Path, option: str) -> None:
-    """Mount the disk again with another option, such as `ro`."""
-    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+    """Mount the disk again with another option, such as `ro`: refused while somebody writes to a file on it."""
+    command = ["mount", "-o", f"remount,{option}", str(folder)]
+    assert eventually(lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0, within=10)

@@ -272,4 +272,4 @@ def test_a_caller_who_has_gone_leaves_the_record_whole(service: RunningService, 
         call.cancel()
         with pytest.raises((grpc.FutureCancelledError, grpc.RpcError)):
             call.result()
-    assert service.leadkeep("audit", "verify").returncode == 0
+    assert service.leadkeep_here("audit", "verify").returncode == 0

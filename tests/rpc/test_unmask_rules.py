@@ -148,10 +148,10 @@ def test_a_command_obeys_the_same_rules(replicas: Replicas, caller: Any) -> None
     for _ in range(LIMIT + 1):
         caller(reason=None).create(somebody(interested_policy=policy))
     token = {"LEADKEEP_TOKEN": replicas[0].token(subject="exporter")}
-    silent = replicas[0].leadkeep("export", "--format", "json", "--unmask", env=token)
+    silent = replicas[0].leadkeep_here("export", "--format", "json", "--unmask", env=token)
     assert (silent.returncode, silent.stdout) == (1, "")
     assert "say why" in silent.stderr
-    beyond = replicas[0].leadkeep("export", "--format", "json", "--unmask", "--reason", "audit 7", env=token)
+    beyond = replicas[0].leadkeep_here("export", "--format", "json", "--unmask", "--reason", "audit 7", env=token)
     assert (beyond.returncode, beyond.stdout) == (1, "")
     assert f"at most {LIMIT} leads" in beyond.stderr
 
