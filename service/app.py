@@ -9,6 +9,7 @@ record, which ends its chain → daily files → spool → database connections 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import time
@@ -147,7 +148,13 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     hangup = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    at_terminal = os.isatty(0)
+
+    def on_hangup() -> None:
+        # A window that was closed sends it too: then the service ends, for nobody sees it any more.
+        (stop if at_terminal and not os.isatty(0) else hangup).set()
+
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
 
     async with AsyncExitStack() as stopping:
         # What is opened first is closed last.

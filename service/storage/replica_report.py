@@ -41,6 +41,7 @@ class ReplicaReport:
         self._in_use = self._now_in_use()
         self._said_epoch, self._said_seals = self._in_use
         self._fault: str | None = None
+        self._refused: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._beating = asyncio.Lock()
 
@@ -143,7 +144,11 @@ class ReplicaReport:
         except Exception as error:  # noqa: BLE001 # told apart by what it means
             if classify(error) is Failure.RETRY:
                 raise StorageUnavailableError from None
-            self._log.error("the replica's report was refused", cause=cause_of(error))
+            if self._refused != cause_of(error):
+                self._refused = cause_of(error)
+                self._log.error("the replica's report was refused", cause=self._refused)
+        else:
+            self._refused = None
 
     def _now_in_use(self) -> tuple[int, tuple[str, ...]]:
         plan = self._encryption.plan
