@@ -9,7 +9,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 CLAIMS = (TESTS.parent / "docs" / "security.md").read_text(encoding="utf-8")
-FILES = sorted(set(re.findall(r"`((?:\w+/)*test_\w+\.py)", CLAIMS)))
+FILES = sorted(set(re.findall(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)", CLAIMS)))
 NAMES = sorted(set(re.findall(r"`[^`]*?(test_\w+)`", CLAIMS)))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from service.cli.interrupts import INTERRUPTED
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
 
 FAULTS_FOUND = 3
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 PROGRESS_SECONDS = 0.5
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.durations import duration
+from service.cli.interrupts import INTERRUPTED
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from service.storage.requests import Position
     from service.storage.retention import Rule
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 BATCH = 50
 """Leads a transaction: about 50 ms, which a call that waits for one of them hardly notices."""

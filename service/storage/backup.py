@@ -45,7 +45,7 @@ _DROPS = """
     SELECT format('DROP TABLE public.%I CASCADE', tablename) FROM pg_tables WHERE schemaname = 'public'
     UNION ALL
     SELECT format('DROP FUNCTION %s', oid::regprocedure) FROM pg_proc p
-    WHERE pronamespace = 'public'::regnamespace AND prorettype = 'trigger'::regtype
+    WHERE pronamespace = 'public'::regnamespace
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
 """
 
@@ -179,20 +179,22 @@ def require_known_schema(manifest: Manifest) -> None:
 
 
 def require_empty_target(url: str, manifest: Manifest) -> None:
-    """Raise StartRefusedError unless the backup can go into this database, which must hold no table."""
+    """Raise StartRefusedError unless the backup can go into this database, which must hold nothing."""
     with _failures_are_told("restore"), _connected(url) as connection:
-        tables, major, role_exists, may_make_roles, may_create = _row(
+        objects, major, role_exists, may_make_roles, may_create = _row(
             connection,
             """SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_toast'
-                       AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')),
+                       AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f'))
+                   + (SELECT count(*) FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
+                      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')),
                       current_setting('server_version_num')::int / 10000,
                       EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s),
                       (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user),
                       has_schema_privilege(current_user, 'public', 'CREATE')""",
             {"role": APPLICATION_ROLE},
         )
-    if tables:
+    if objects:
         raise StartRefusedError(
             "the target database is not empty: restore goes into a new database only. Nothing was changed"
         )
@@ -260,7 +262,7 @@ def _begin_anew(url: str) -> None:
 
 
 def _empty(url: str) -> None:
-    """Remove what was restored. There was no table before, so all of them are ours, and so are their triggers."""
+    """Remove what was restored. There was neither table nor function before, so all of them are ours."""
     try:
         with _connected(url) as connection:
             for (statement,) in connection.execute(_DROPS).fetchall():

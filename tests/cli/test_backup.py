@@ -343,7 +343,14 @@ def test_another_normaliser_is_refused(stopped: RunningService, folder: Path, ta
     assert tables(target) == 0
 
 
-@pytest.mark.parametrize("content", ["CREATE TABLE mine (id int)", "CREATE SCHEMA mine CREATE TABLE t (id int)"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "CREATE TABLE mine (id int)",
+        "CREATE SCHEMA mine CREATE TABLE t (id int)",
+        "CREATE FUNCTION mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    ],
+)
 def test_a_target_that_is_not_empty_is_refused(
     content: str, stopped: RunningService, folder: Path, target: TestDatabase
 ) -> None:
@@ -368,9 +375,10 @@ def test_a_restore_that_fails_half_way_leaves_the_target_empty(
 ) -> None:
     execute(
         target.admin_url,
-        """CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+        "CREATE SCHEMA hooks",
+        """CREATE FUNCTION hooks.refuse() RETURNS event_trigger LANGUAGE plpgsql AS
            $$ BEGIN IF tg_tag = 'CREATE TRIGGER' THEN RAISE EXCEPTION 'on purpose'; END IF; END $$""",
-        "CREATE EVENT TRIGGER refuse ON ddl_command_end EXECUTE FUNCTION refuse()",
+        "CREATE EVENT TRIGGER refuse ON ddl_command_end EXECUTE FUNCTION hooks.refuse()",
     )
     done = operator(stopped, target).leadkeep("restore", str(folder))
     assert done.returncode == 1

@@ -20,8 +20,8 @@ import pytest
 from grpc import StatusCode
 from typer.testing import CliRunner
 
+from service.cli.interrupts import INTERRUPTED
 from service.cli.main import app
-from service.cli.retention import INTERRUPTED
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody

@@ -25,6 +25,9 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from typer.testing import CliRunner
 
 from service.cli.main import app
+from service.keyring import Keyring
+from service.storage.models import SENSITIVE_COLUMNS
+from service.storage.replicas import known_name
 from service.storage.spool_rows import peek
 from tests.harness import faults
 from tests.harness.daily_files import file_of, leads_in, soon_in
@@ -52,6 +55,7 @@ CLEAR = {
 """What is kept in clear, by design, and must be in no log; and goes with an erasure."""
 
 POLICY = "Ornithologist Life 30-Year"
+INDEXES = ("phone_index", "nid_index", "phone_index_2", "nid_index_2")
 REQUEST, LATER_REQUEST = "request-kolibri-77a1", "request-kolibri-88b2"
 WHY = "Wiedehopf gerufen"
 """The reason of a status change."""
@@ -208,8 +212,31 @@ def show(on: Trial) -> None:
     (on.folder / "commands" / "metrics.txt").write_text(httpx.get(f"{on.here.http_url}/metrics").text)
 
 
-def rotate(on: Trial) -> None:  # a path like the others
-    """Keys cannot be changed yet; when they can, the lead is sealed anew here."""
+def rotate(on: Trial) -> None:
+    """The keys that seal, index and spool are changed, and all is done anew; nobody waits for the dead."""
+    dead = known_name(on.there.data_dir / "spool")
+    assert dead
+    forgotten = ["--forget", dead]
+    for purpose, follow in (("encryption", ["reseal"]), ("index", ["reindex"]), ("spool", [])):
+        before = {key.id for key in keyring(on).keys}
+        on.run(f"keys-add-{purpose}", "keys", "add", "--purpose", purpose)
+        (added,) = {key.id for key in keyring(on).keys} - before
+        hang_up(on)
+        on.run(f"keys-promote-{purpose}", "keys", "promote", added, *forgotten)
+        forgotten = []
+        hang_up(on)
+        for command in follow:
+            on.run(f"keys-{command}", "keys", command)
+    on.run("keys-verify", "keys", "verify")
+
+
+def keyring(on: Trial) -> Keyring:
+    return Keyring.from_json(Path(on.here.environment["LEADKEEP_KEYRING"]).read_bytes())
+
+
+def hang_up(on: Trial) -> None:
+    """Let the replica that runs read its keyring again."""
+    os.kill(on.here.pid, signal.SIGHUP)
 
 
 PATHS: tuple[Callable[[Trial], None], ...] = (create, fail, spool_and_crash, conflict, show, rotate)
@@ -248,10 +275,9 @@ def note_stored(on: Trial) -> None:
     """Note the tokens and digests that the database has of the lead."""
     with psycopg.connect(on.database.admin_url) as connection:
         for table in ("lead", "resubmission", "lead_conflict"):
-            for column in ("phone", "nid", "address", "email", "notes", "content_digest", "phone_index", "nid_index"):
-                if table != "lead" and column.endswith("_index"):
-                    continue
-                for (value,) in connection.execute(f"SELECT {column} FROM {table}".encode()):
+            for column in (*SENSITIVE_COLUMNS, "content_digest", *(INDEXES if table == "lead" else ())):
+                query = f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL"
+                for (value,) in connection.execute(query.encode()):
                     forms = encodings(value) if isinstance(value, bytes) else (value.encode(), value.encode()[-60:])
                     on.traces.setdefault(f"{table}.{column}", set()).update(forms)
     for name, value in {"request": REQUEST, "later request": LATER_REQUEST, "reason": WHY, **CLEAR}.items():
