@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from service.days import Days
+from service.secret_file import make_private_folder
 from service.storage.daily_leads import SENSITIVE_COLUMNS, DailyLeads, Snapshot
 
 FORMAT = "leadkeep-daily-file"
@@ -129,7 +130,7 @@ class FileStorageService:
 
     def make_folder(self) -> None:
         """Make the folder, for its owner only. Raises OSError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(self.folder)
 
     def render(
         self,

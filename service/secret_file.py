@@ -1,4 +1,4 @@
-"""Files that hold secrets: made whole or not at all, and readable by their owner only."""
+"""Files and folders that hold secrets: made whole or not at all, and for their owner only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ from service.errors import StartRefusedError
 OWNER_ONLY = 0o600
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder, and what is missing above it, for the owner only; one that is there stays as it is.
+
+    `mkdir(parents=True)` would leave those above to the umask. Raises OSError.
+    """
+    if not folder.parent.exists():
+        make_private_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def create_secret_file(path: Path, content: bytes) -> bool:
     """Write `content` to a new file of mode 0600; False when the file is there already, which then stays as it is.
 
     The content reaches the disk before the name does (fsync, link, fsync of the folder), so a crash leaves either
     no file or the whole one, and of two racing processes both end up with the same file.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY)
     try:

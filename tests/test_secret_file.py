@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartRefusedError
-from service.secret_file import create_secret_file, read_secret_file
+from service.secret_file import create_secret_file, make_private_folder, read_secret_file
 
 
 @pytest.fixture
@@ -30,6 +30,16 @@ def test_file_and_folder_are_for_their_owner_only_whatever_the_umask(path: Path)
 
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_folders_above_are_for_their_owner_only_too(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_private_folder(tmp_path / "data" / "spool")
+    finally:
+        os.umask(before)
+
+    assert [each.stat().st_mode & 0o777 for each in (tmp_path / "data", tmp_path / "data" / "spool")] == [0o700] * 2
 
 
 def test_a_file_that_is_there_stays_as_it_is(path: Path) -> None:

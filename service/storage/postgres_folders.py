@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 
 from service.errors import StartRefusedError
-from service.secret_file import create_secret_file
+from service.secret_file import create_secret_file, make_private_folder
 from service.storage.postgres_binaries import ServerUser
 
 PORT = 5432  # there is no port: the number is a part of the socket's file name
@@ -92,7 +92,7 @@ def lock_data_dir(data_dir: Path) -> int:
     """Make the data folder private and own it until the returned descriptor is closed, as the kernel does for us."""
     path = data_dir / _LOCK_NAME
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(data_dir)
         if data_dir.stat().st_mode & 0o077:
             if not path.exists() and any(data_dir.iterdir()):  # it may be /tmp, or somebody's home
                 raise StartRefusedError(

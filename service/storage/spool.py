@@ -25,6 +25,7 @@ from uuid import UUID
 from service.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_id_of
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.lead import BlindIndexes, SealedSubmission
+from service.secret_file import make_private_folder
 from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
 from service.storage.spool_file import SpoolError, SpoolFile
 from service.storage.spool_rows import Row, Size
@@ -335,7 +336,7 @@ def has_owner(folder: Path) -> bool:
 
 def _owned(folder: Path) -> int:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         raise StartRefusedError(
