@@ -63,7 +63,7 @@ MEANINGS = {
 
 _NAME = re.compile(r"leads_(\d{4}-\d{2}-\d{2})\.json")
 _LOCK_NAME = ".rendering.lock"
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 _SYNC_BYTES = 8 << 20  # one sync of 160 MB at the end would hold up every commit on the same disk
 _OPENING, _CLOSING = b'"leads":[\n', b"]}\n"
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,42 @@ def test_a_file_that_is_deleted_the_moment_it_appears_comes_back(
     monkeypatch.undo()
     worker.step()
     assert read(files.path(today()))["lead_count"] == 1
+    leads.close()
+
+
+class Rests(threading.Event):
+    """Never set; it notes for how long it was waited for, and lets that time pass at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.rests = 0.0, list[float]()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.rests.append(timeout)
+        self.now += timeout
+        return False
+
+
+def test_a_render_rests_as_long_as_it_works_until_it_has_taken_three_seconds(
+    database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days, rests = Days("UTC"), Rests()
+    leads = DailyLeads(database.serve_url, days)
+    files = FileStorageService(tmp_path, days, leads)
+    store_lead(database, f"{today()}T00:00Z")
+    worker = FileWorker(files, leads, days, tell=lambda _: None, stopped=rests, clock=lambda: rests.now)
+    render = files.render
+
+    def in_ten_pieces(*arguments: Any, nap: Callable[[], None], **named: Any) -> Render:
+        for _ in range(10):
+            rests.now += 0.4
+            nap()
+        return render(*arguments, **named)
+
+    monkeypatch.setattr(files, "render", in_ten_pieces)
+    worker.step()
+    assert rests.rests == pytest.approx([0.4] * 4)
     leads.close()
 
 
