@@ -146,7 +146,11 @@ class Database:
 
     async def read(self, work: Work[T]) -> T:
         """Run `work`, whose statements each stand alone. Raises like `write`."""
-        return await with_retries(partial(self._once, self._reader, work))
+        return await with_retries(partial(self.read_once, work))
+
+    async def read_once(self, work: Work[T]) -> T:
+        """Like `read` without retries: raises what went wrong, see failures.py, and of a hung server the like."""
+        return await self._once(self._reader, work)
 
     async def answers(self) -> bool:
         """Whether the database can be reached and takes writes now. Tries once."""

@@ -13,15 +13,12 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    ColumnElement,
     Row,
     Select,
     Uuid,
-    and_,
     func,
     insert,
     null,
-    or_,
     select,
     tuple_,
     union_all,
@@ -42,6 +39,8 @@ from service.lead import (
 from service.storage import models, submissions
 from service.storage.database import Database
 from service.storage.failures import violated_constraint
+from service.storage.gathered_reads import GatheredReads
+from service.storage.lead_queries import LEAD, LEADS_OF_IDS, filtered, is_or_leads_to
 from service.storage.outcomes import Met, Outcome
 from service.storage.requests import (
     AssignmentStep,
@@ -79,6 +78,7 @@ class LeadRepository:
     def __init__(self, database: Database, *, sensitive_fields: Sequence[str]) -> None:
         self._database = database
         self._sensitive = tuple(sensitive_fields)
+        self._leads = GatheredReads(database, self._get_all)
 
     async def create(self, submission: SealedSubmission) -> Outcome:
         """Store a submission as a lead, or find out what it meets; a refused duplicate is kept. Safe to repeat."""
@@ -94,12 +94,10 @@ class LeadRepository:
 
     async def get(self, lead_id: UUID) -> SealedLead | None:
         """The lead with this id, or the one that the id leads to."""
+        return await self._leads.get(lead_id)
 
-        async def work(connection: AsyncConnection) -> SealedLead | None:
-            row = (await connection.execute(select(_LEAD).where(_is_or_leads_to(lead_id)))).one_or_none()
-            return self.lead_of(row) if row is not None else None
-
-        return await self._database.read(work)
+    async def _get_all(self, ids: Sequence[UUID], connection: AsyncConnection) -> dict[UUID, SealedLead]:
+        return {row.wanted: self.lead_of(row) for row in await connection.execute(LEADS_OF_IDS, {"ids": ids})}
 
     async def acknowledged(self, lead_id: UUID) -> Acknowledged | None:
         """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
@@ -123,14 +121,14 @@ class LeadRepository:
         """The newest lead that is linked to a conversation, and the ids of the others, newest first."""
         links = models.LeadConversation
         found = (
-            select(_LEAD)
-            .join(links, links.lead_id == _LEAD.c.id)
+            select(LEAD)
+            .join(links, links.lead_id == LEAD.c.id)
             .where(links.conversation_id == conversation_id)
-            .order_by(_LEAD.c.created_at.desc(), _LEAD.c.id.desc())
+            .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
             .limit(OTHER_LEADS_SHOWN + 1)
         )
         if created_by is not None:
-            found = found.where(_LEAD.c.created_by == created_by)
+            found = found.where(LEAD.c.created_by == created_by)
 
         async def work(connection: AsyncConnection) -> tuple[SealedLead | None, list[UUID]]:
             rows = (await connection.execute(found)).all()
@@ -140,10 +138,10 @@ class LeadRepository:
 
     async def list_leads(self, lead_filter: LeadFilter, *, after: Position | None, limit: int) -> list[SealedLead]:
         """At most `limit` leads behind the position `after`, newest first."""
-        query = _filtered(lead_filter)
+        query = filtered(lead_filter)
         if after is not None:
-            query = query.where(tuple_(_LEAD.c.created_at, _LEAD.c.id) < tuple_(after.created_at, after.id))
-        query = query.order_by(_LEAD.c.created_at.desc(), _LEAD.c.id.desc()).limit(limit)
+            query = query.where(tuple_(LEAD.c.created_at, LEAD.c.id) < tuple_(after.created_at, after.id))
+        query = query.order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc()).limit(limit)
 
         async def work(connection: AsyncConnection) -> list[SealedLead]:
             return [self.lead_of(row) for row in await connection.execute(query)]
@@ -198,7 +196,7 @@ class LeadRepository:
 
         With `key_share` others may still refer to it.
         """
-        locked = select(_LEAD).where(_is_or_leads_to(lead_id)).with_for_update(key_share=key_share)
+        locked = select(LEAD).where(is_or_leads_to(lead_id)).with_for_update(key_share=key_share)
         row = (await connection.execute(locked)).one_or_none()
         if row is None:
             raise LeadNotFoundError
@@ -222,7 +220,7 @@ class LeadRepository:
     ) -> SealedLead:
         """Give a locked lead new values in a transaction of the caller's."""
         values = {**columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
-        changed = update(_LEAD).where(_LEAD.c.id == current.id).values(values).returning(_LEAD)
+        changed = update(LEAD).where(LEAD.c.id == current.id).values(values).returning(LEAD)
         return self.lead_of((await connection.execute(changed)).one())
 
     async def _met_by(self, lead_id: UUID, refused: Correction) -> Met | None:
@@ -308,42 +306,3 @@ class LeadRepository:
             created_by=row.created_by,
             sealed=self._sealed(row),
         )
-
-
-_LEAD = models.table(models.Lead)
-
-
-def _is_or_leads_to(lead_id: UUID) -> ColumnElement[bool]:
-    alias = models.LeadAlias
-    return _LEAD.c.id == func.coalesce(select(alias.lead_id).where(alias.id == lead_id).scalar_subquery(), lead_id)
-
-
-def _filtered(wanted: LeadFilter) -> Select[Any]:
-    query = select(_LEAD)
-    equals = {
-        _LEAD.c.assignee: wanted.assignee,
-        _LEAD.c.interested_policy: wanted.interested_policy,
-        _LEAD.c.created_by: wanted.created_by,
-    }
-    for column, value in equals.items():
-        if value is not None:
-            query = query.where(column == value)
-    for columns, shared, indexes in (
-        ((_LEAD.c.phone_index, _LEAD.c.phone_index_2), _LEAD.c.phone_shared, wanted.phone_indexes),
-        ((_LEAD.c.nid_index, _LEAD.c.nid_index_2), _LEAD.c.nid_shared, wanted.nid_indexes),
-    ):
-        if indexes is not None:
-            # Each part has its partial index; without them this would read every lead.
-            parts = (and_(column.in_(indexes), way) for column in columns for way in (~shared, shared))
-            query = query.where(or_(*parts))
-    if wanted.statuses:
-        query = query.where(_LEAD.c.status.in_([status.value for status in wanted.statuses]))
-    if wanted.created_after is not None:
-        query = query.where(_LEAD.c.created_at >= wanted.created_after)
-    if wanted.created_before is not None:
-        query = query.where(_LEAD.c.created_at < wanted.created_before)
-    if wanted.conversation_id is not None:
-        links = models.LeadConversation
-        linked = select(links.lead_id).where(links.conversation_id == wanted.conversation_id)
-        query = query.where(_LEAD.c.id.in_(linked))
-    return query

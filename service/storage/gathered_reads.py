@@ -1,0 +1,65 @@
+"""Reads of single things, gathered: those that come while one is under way share the next statement.
+
+Promises: a read sees everything that was committed before it was asked for, since it never joins a statement that was
+sent already. An idle reader lets nobody wait. Each read is retried for its own caller's time, and a caller that hangs
+up costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.storage.database import Database
+from service.storage.retry import with_retries
+
+T = TypeVar("T")
+Read = Callable[[Sequence[UUID], AsyncConnection], Awaitable[Mapping[UUID, T]]]
+
+AT_ONCE = 2
+"""Statements under way: while one is answered, the server works on the other, and one that hangs holds up half."""
+
+LARGEST_BATCH = 128
+"""Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
+
+
+class GatheredReads(Generic[T]):
+    """What one kind of id leads to. `read` answers what it found of many ids."""
+
+    def __init__(self, database: Database, read: Read[T]) -> None:
+        self._database = database
+        self._read = read
+        self._waiting: list[tuple[UUID, asyncio.Future[T | None]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def get(self, wanted: UUID) -> T | None:
+        """What the id leads to. Raises like `Database.read`."""
+        return await with_retries(partial(self._join, wanted))
+
+    async def _join(self, wanted: UUID) -> T | None:
+        answer: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((wanted, answer))
+        if len(self._tasks) < AT_ONCE:
+            task = asyncio.create_task(self._answer_all())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await answer
+
+    async def _answer_all(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:LARGEST_BATCH], self._waiting[LARGEST_BATCH:]
+            try:
+                found = await self._database.read_once(partial(self._read, list({wanted for wanted, _ in batch})))
+            except Exception as error:  # noqa: BLE001 # each caller decides by itself what to do about it
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+            else:
+                for wanted, answer in batch:
+                    if not answer.done():
+                        answer.set_result(found.get(wanted))

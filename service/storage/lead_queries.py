@@ -1,0 +1,58 @@
+"""The statements that look for leads."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, and_, any_, bindparam, func, or_, select, union_all
+
+from service.storage import models
+from service.storage.requests import LeadFilter
+
+LEAD = models.table(models.Lead)
+_ALIAS = models.LeadAlias
+
+_WANTED = any_(bindparam("ids", type_=ARRAY(Uuid)))
+LEADS_OF_IDS = union_all(
+    select(LEAD.c.id.label("wanted"), LEAD).where(LEAD.c.id == _WANTED),
+    select(_ALIAS.id, LEAD).join(LEAD, LEAD.c.id == _ALIAS.lead_id).where(_ALIAS.id == _WANTED),
+)
+"""Of many `ids`, the leads that have them, or that they lead to; `wanted` is the id that was given."""
+
+
+def is_or_leads_to(lead_id: UUID) -> ColumnElement[bool]:
+    """Whether a lead has this id, or the id leads to it."""
+    return LEAD.c.id == func.coalesce(select(_ALIAS.lead_id).where(_ALIAS.id == lead_id).scalar_subquery(), lead_id)
+
+
+def filtered(wanted: LeadFilter) -> Select[Any]:
+    """The leads that pass a filter, in no order."""
+    query = select(LEAD)
+    equals = {
+        LEAD.c.assignee: wanted.assignee,
+        LEAD.c.interested_policy: wanted.interested_policy,
+        LEAD.c.created_by: wanted.created_by,
+    }
+    for column, value in equals.items():
+        if value is not None:
+            query = query.where(column == value)
+    for columns, shared, indexes in (
+        ((LEAD.c.phone_index, LEAD.c.phone_index_2), LEAD.c.phone_shared, wanted.phone_indexes),
+        ((LEAD.c.nid_index, LEAD.c.nid_index_2), LEAD.c.nid_shared, wanted.nid_indexes),
+    ):
+        if indexes is not None:
+            # Each part has its partial index; without them this would read every lead.
+            parts = (and_(column.in_(indexes), way) for column in columns for way in (~shared, shared))
+            query = query.where(or_(*parts))
+    if wanted.statuses:
+        query = query.where(LEAD.c.status.in_([status.value for status in wanted.statuses]))
+    if wanted.created_after is not None:
+        query = query.where(LEAD.c.created_at >= wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(LEAD.c.created_at < wanted.created_before)
+    if wanted.conversation_id is not None:
+        links = models.LeadConversation
+        linked = select(links.lead_id).where(links.conversation_id == wanted.conversation_id)
+        query = query.where(LEAD.c.id.in_(linked))
+    return query
