@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psycopg
@@ -16,10 +16,10 @@ SETTINGS = {"max_connections": "400"}
 
 
 @contextmanager
-def fresh_postgres() -> Iterator[EmbeddedPostgres]:
+def fresh_postgres(settings: Mapping[str, str] = SETTINGS) -> Iterator[EmbeddedPostgres]:
     """A new, empty server. Start it in the main thread, before gRPC is at work in this process."""
     with folder_for_postgres() as base:
-        postgres = EmbeddedPostgres(base / "data", settings=SETTINGS, root_base=base / "root-base")
+        postgres = EmbeddedPostgres(base / "data", settings=settings, root_base=base / "root-base")
         postgres.start()
         try:
             yield postgres

@@ -51,3 +51,8 @@ CREATED = pb.CreateLeadResponse(
     lead=ANSWERED_LEAD,
 )
 """What the empty call answers with; as long as Leadkeep's answer."""
+
+
+def numbered(text: str, number: int) -> str:
+    """A text of `PERSON` with a number in its place, as the load generator puts it there."""
+    return text.replace(_NUMBER, f"{number:010}")
