@@ -14,6 +14,7 @@ class HttpConnection(asyncio.Protocol):
     """One connection. Answers must carry a Content-Length, as both servers' do."""
 
     def __init__(self) -> None:
+        self.usable = True
         self._done: Done | None = None
         self._received = b""
         self._transport: asyncio.Transport
@@ -23,13 +24,10 @@ class HttpConnection(asyncio.Protocol):
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 # the loop's signature
+        self.usable = False
         done, self._done = self._done, None
         if done:
             done(False)
-
-    @property
-    def idle(self) -> bool:
-        return self._done is None
 
     def call(self, request: bytes, done: Done) -> None:
         """Send one whole request; `done` hears whether its answer was a success."""

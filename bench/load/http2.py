@@ -34,6 +34,7 @@ class GrpcConnection(asyncio.Protocol):
         self._first_headers = _METHOD_POST + _SCHEME_HTTP + b"".join(_literal(*header) for header in headers)
         last = _FIRST_DYNAMIC + len(headers) - 1
         self._later_headers = _METHOD_POST + _SCHEME_HTTP + bytes(0x80 | (last - n) for n in range(len(headers)))
+        self.usable = True
         self._next_stream = 1
         self._waiting: dict[int, Done] = {}
         self._with_message: set[int] = set()
@@ -46,13 +47,10 @@ class GrpcConnection(asyncio.Protocol):
         transport.write(_PREFACE)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 # the loop's signature
+        self.usable = False
         waiting, self._waiting = self._waiting, {}
         for done in waiting.values():
             done(False)
-
-    @property
-    def idle(self) -> bool:
-        return True  # streams share the connection
 
     def call(self, message: bytes, done: Done) -> None:
         """Send one call; `done` hears whether it was answered with a message."""

@@ -96,8 +96,7 @@ class Run:
             def done(answered: bool) -> None:
                 self._count(began, answered=answered)
                 wanted = self._number < last if last is not None else time.perf_counter() < until
-                # A refused connection must not become an endless loop.
-                if wanted and self._failures < 100:
+                if wanted and connection.usable:  # a lost one would fail at once, for ever
                     send()
                 elif self._open == 0:
                     self._over.set()
