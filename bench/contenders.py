@@ -27,6 +27,9 @@ from tests.harness.running_service import RunningService, clean_environment
 KNOWN = 2000
 """Leads that are there before anything is measured: what is read, moved and met by duplicates."""
 
+LEADKEEP = ("a", "b")
+"""The contenders that are Leadkeep."""
+
 PEER_PYTHON = Path(__file__).parents[1] / ".venv-peer" / "bin" / "python"
 
 _ROLES = {Operation.CREATE: "chatbot", Operation.DUPLICATE: "chatbot", Operation.GET_FULL: "admin"}
@@ -87,15 +90,8 @@ def grpc_headers(token: str | None) -> tuple[tuple[bytes, bytes], ...]:
 
 
 @contextmanager
-def leadkeep(folder: Path) -> Iterator[RunningService]:
-    """A service on a PostgreSQL of its own; its database is `service.environment["LEADKEEP_DATABASE_URL"]`."""
-    with leadkeep_on_postgres(folder) as (service, _):
-        yield service
-
-
-@contextmanager
 def leadkeep_on_postgres(folder: Path) -> Iterator[tuple[RunningService, EmbeddedPostgres]]:
-    """The same, and the PostgreSQL."""
+    """A service on a PostgreSQL of its own, with a database `bench`."""
     with fresh_postgres() as postgres:
         prepare_roles(postgres)
         service = RunningService(folder, database_url=database(postgres, "bench"))
@@ -217,6 +213,17 @@ def contender_d(_folder: Path) -> Iterator[Contender]:
             requests={o: grpc_requests(o, ids=ids, numbers=known_numbers(1)) for o in operations},
             # The same token travels, and nobody looks at it.
             headers={o: grpc_headers("x" * 300) for o in operations},
+        )
+
+
+def require_refusals(contender: Contender) -> None:
+    """Raise AssertionError unless Leadkeep kept every duplicate: the generator cannot tell why a call was refused."""
+    assert contender.database_url is not None
+    with psycopg.connect(contender.database_url) as connection:
+        ((kept,),) = connection.execute("SELECT sum(resubmissions) FROM lead").fetchall()
+    if kept != contender.starts[Operation.DUPLICATE]:
+        raise AssertionError(
+            f"{contender.name}: {contender.starts[Operation.DUPLICATE]} sent, {kept} kept as duplicates"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.arithmetic import quantile
-from bench.contenders import Contender
+from bench.contenders import LEADKEEP, Contender, require_refusals
 from bench.cpu import cpu_seconds, family_cpu_seconds
 from bench.generator import run
 from bench.load.plan import Load
@@ -105,6 +105,10 @@ def closed_loops(
                 turns += [_floor_turn(database_floor, BATCHED, BATCH, callers)] if callers < 16 else []
             for turn in in_turns(turns, number):
                 yield turn(number)
+    if operation is Operation.DUPLICATE:
+        for contender in able:
+            if contender.name in LEADKEEP:
+                require_refusals(contender)
 
 
 def _turn(contender: Contender, operation: Operation, callers: int) -> Callable[[int], Sample]:
