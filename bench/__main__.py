@@ -1,150 +1,69 @@
-"""`make bench`: CreateLead with the group commit against the same service with one transaction a lead.
+"""`make bench`: Leadkeep beside what a user would pick instead, and beside what is physically possible.
 
-Both services run on one PostgreSQL that syncs to disk, each on a database of its own, and are loaded in turns, so that
-whatever else the machine does concerns both. Each ratio is the median over the rounds. Exit code 1: a goal was missed.
+Five contenders take turns in interleaved rounds: see contenders.py and pgbench.py. The samples are kept in
+`bench/samples.json`, so that a run of some operations (`--only`) renews those and leaves the rest of the report.
+Exit code 1: a goal was missed, or calls failed.
 """
 
 from __future__ import annotations
 
-import asyncio
-import statistics
+import argparse
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 
-import grpc
-from leadkeep.v1 import lead_service_pb2 as pb
-from leadkeep.v1 import lead_service_pb2_grpc
+from bench import report
+from bench.contenders import Contender, contender_a, contender_b, contender_c, contender_d
+from bench.goals import GOALS_HEAD, goals
+from bench.operations import Operation
+from bench.pgbench import pgbench
+from bench.sampling import OPEN_LOOP, Sample, closed_loops, keep, open_loops
 
-from service.storage.embedded import EmbeddedPostgres
-from service.storage.schema import OWN_LOGIN, migrate, prepare_own_database
-from tests.harness.leads import somebody
-from tests.harness.postgres import folder_for_postgres
-from tests.harness.running_service import RunningService
-
-ROUNDS = 7
-CALLERS = 64
-BUSY_SECONDS = 4.0
-SINGLE_CALLS = 150
-WARM_UP_CALLS = 200
-
-THROUGHPUT_GOAL = 1.3
-LATENCY_GOAL = 1.1
+ROUNDS = 5
+FOLDER = Path(__file__).parent
+MAKERS = {"a": contender_a, "b": contender_b, "c": contender_c, "d": contender_d}
 
 
-@dataclass
-class Measured:
-    """What one service did, round by round."""
-
-    service: RunningService
-    throughput: list[float] = field(default_factory=list)
-    """Leads a second at 64 callers."""
-    latency: list[float] = field(default_factory=list)
-    """Median milliseconds of a single caller."""
-
-
-async def create(stub: lead_service_pb2_grpc.LeadServiceStub, token: object) -> None:
-    request = pb.CreateLeadRequest(lead=somebody())
-    answer = await stub.CreateLead(request, metadata=token, timeout=20)
-    if answer.state != pb.SAVE_STATE_SAVED:
-        raise AssertionError("a lead was delayed: this measures nothing")
-
-
-async def busy(service: RunningService, seconds: float) -> float:
-    """Leads a second with 64 callers who each wait for their answer."""
-    token, count = service.metadata("chatbot"), 0
-    async with grpc.aio.insecure_channel(service.grpc_address) as channel:
-        stub = lead_service_pb2_grpc.LeadServiceStub(channel)
-        began = time.monotonic()
-
-        async def caller() -> None:
-            nonlocal count
-            while time.monotonic() - began < seconds:
-                await create(stub, token)
-                count += 1
-
-        await asyncio.gather(*(caller() for _ in range(CALLERS)))
-        return count / (time.monotonic() - began)
-
-
-async def single(service: RunningService, calls: int) -> float:
-    """The median milliseconds of a caller who is alone."""
-    token, took = service.metadata("chatbot"), []
-    async with grpc.aio.insecure_channel(service.grpc_address) as channel:
-        stub = lead_service_pb2_grpc.LeadServiceStub(channel)
-        for _ in range(calls):
-            began = time.perf_counter()
-            await create(stub, token)
-            took.append((time.perf_counter() - began) * 1000)
-    return statistics.median(took)
-
-
-def measure(grouped: Measured, one_by_one: Measured) -> None:
-    """Load both in turns, the first one changing from round to round."""
-    for each in (grouped, one_by_one):
-        asyncio.run(single(each.service, WARM_UP_CALLS))
-    for number in range(ROUNDS):
-        order = (grouped, one_by_one) if number % 2 else (one_by_one, grouped)
-        for each in order:
-            each.throughput.append(asyncio.run(busy(each.service, BUSY_SECONDS)))
-        for each in order:
-            each.latency.append(asyncio.run(single(each.service, SINGLE_CALLS)))
-
-
-def median_ratio(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-
-
-def report(grouped: Measured, one_by_one: Measured) -> bool:
-    """Print the table; whether both goals were reached."""
-    throughput = median_ratio(grouped.throughput, one_by_one.throughput)
-    latency = median_ratio(grouped.latency, one_by_one.latency)
-    print("| CreateLead | group commit | one transaction a lead | ratio | goal |")
-    print("|---|---|---|---|---|")
-    for what, ours, theirs, ratio, goal in (
-        (f"{CALLERS} callers, leads/s", grouped.throughput, one_by_one.throughput, throughput, f"≥ {THROUGHPUT_GOAL}"),
-        ("1 caller, median ms", grouped.latency, one_by_one.latency, latency, f"≤ {LATENCY_GOAL}"),
-    ):
-        print(f"| {what} | {statistics.median(ours):.1f} | {statistics.median(theirs):.1f} | {ratio:.2f} | {goal} |")
-    return throughput >= THROUGHPUT_GOAL and latency <= LATENCY_GOAL
-
-
-def database(postgres: EmbeddedPostgres, name: str) -> str:
-    """A migrated database; its URL as the role of `serve`."""
-    import psycopg
-
-    with psycopg.connect(postgres.url(user="postgres", database="postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    migrate(postgres.url(user="postgres", database=name))
-    return postgres.url(user=OWN_LOGIN, database=name)
+def measure(only: list[str], names: str, rounds: int) -> list[Sample]:
+    """Start the contenders, load them in turns, and stop them."""
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        running: dict[str, Contender] = {}
+        for name, make in MAKERS.items():
+            if name in names:
+                running[name] = stack.enter_context(make(Path(folder)))
+        floor = stack.enter_context(pgbench()) if "e" in names and Operation.CREATE in only else None
+        for operation in Operation:
+            if operation in only:
+                print(f"{operation} …", file=sys.stderr, flush=True)
+                samples += closed_loops(operation, running.values(), floor, rounds=rounds)
+        if OPEN_LOOP in only and "c" in running:
+            print(f"{OPEN_LOOP} …", file=sys.stderr, flush=True)
+            samples += open_loops(running, rounds=rounds)
+    return samples
 
 
 def main() -> int:
-    """Measure and report."""
-    with folder_for_postgres() as base, tempfile.TemporaryDirectory() as folder:
-        postgres = EmbeddedPostgres(base / "data", root_base=base / "root-base")
-        postgres.start()
-        prepare_own_database(
-            postgres.url(user="postgres", database="postgres"), postgres.url(user="postgres", database="leadkeep")
-        )
-        services = [
-            RunningService(Path(folder) / "grouped", database_url=database(postgres, "grouped")),
-            RunningService(
-                Path(folder) / "one-by-one",
-                database_url=database(postgres, "one_by_one"),
-                module="bench.one_by_one",
-            ),
-        ]
-        try:
-            grouped, one_by_one = (Measured(service.start()) for service in services)
-            measure(grouped, one_by_one)
-            return 0 if report(grouped, one_by_one) else 1
-        finally:
-            for service in services:
-                service.stop()
-            postgres.stop()
+    """Measure, keep, report."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n")[0])
+    every = [*(str(operation) for operation in Operation), OPEN_LOOP]
+    parser.add_argument("--only", action="append", choices=every, help="this operation; may be repeated")
+    parser.add_argument("--contenders", default="abcde", help="their letters; the report is then left alone")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    whole = set(options.contenders) == set("abcde")
+    samples = measure(options.only or every, options.contenders, options.rounds)
+    if whole:
+        everything = keep(samples, FOLDER / "samples.json")
+        report.write(everything, goals(everything), FOLDER)
+    reached = goals(samples)
+    print("\n".join((GOALS_HEAD, *(goal.row() for goal in reached))))
+    print(report.tables(samples))
+    failures = sum(each.failures for each in samples)
+    if failures:
+        print(f"{failures} calls failed")
+    return int(bool(failures) or not all(goal.met for goal in reached))
 
 
 if __name__ == "__main__":

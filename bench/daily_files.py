@@ -26,7 +26,7 @@ import httpx
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from bench.__main__ import database
+from bench.databases import database
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.schema import prepare_own_database
 from tests.harness.daily_files import file_of

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.__main__ import database
+from bench.databases import database
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.schema import prepare_own_database
 from tests.harness.faults import execute
