@@ -9,83 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, TypeVar
-from uuid import UUID
 
 from service.encryption import EncryptionService, IndexScheme
 from service.errors import StartRefusedError
+from service.key_batches import BATCH_ROWS, in_batches, pace, pump
+from service.key_reports import Progress, Reindexed, Resealed, Verified
 from service.key_workers import Orders, indexed, resealed, unreadable, workers_for
 from service.keyring import KeyState, Purpose, RootKey
+from service.running_replicas import LOOK_SECONDS, RunningReplicas
 from service.storage import key_state
 from service.storage.canary import KeyState as StoredKeys
 from service.storage.canary import plan_of, read_key_state
 from service.storage.database import Database
 from service.storage.rekeying import LEADS, TABLES, Rekeying, SealedTable, Stored
-from service.storage.replicas import Replica, forget, known_name, replicas
-from service.storage.spool import has_owner
+from service.storage.replicas import forget, replicas
 from service.storage.spool_rows import peek_key_ids
-
-BATCH_ROWS = 125
-"""Rows a transaction: about 10 ms of PostgreSQL's time, which a live call that wants one of them waits for at most."""
-
-BATCHES_AHEAD = 4
-"""Batches that are worked on while one is stored: two for each of two processes."""
 
 MOST_PASSES = 20
 """Each pass meets what the one before found changed under its hands. More than a few happen only if a replica goes on
 sealing with the old key, which then is to be told."""
-
-LOOK_SECONDS = 0.5
-"""How often it is looked whether the replicas have followed."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a long command is. `total` was counted at its beginning."""
-
-    what: str
-    done: int
-    total: int
-
-
-@dataclass(slots=True)
-class Resealed:
-    """What a reseal did."""
-
-    key_id: str
-    sealed_anew: dict[str, int] = field(default_factory=dict)
-    """Rows by what they are."""
-    unreadable: list[str] = field(default_factory=list)
-    """Rows that do not open, which stay as they are."""
-    left: int = 0
-    """Rows that still are sealed with other keys, the unreadable ones among them."""
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Reindexed:
-    """What a reindex did. `needed` is False when the blind indexes were right already."""
-
-    needed: bool
-    leads: int = 0
-    beside: list[tuple[UUID, UUID, str]] = field(default_factory=list)
-    """Leads that stand beside another one with the same phone or nid: (the lead, the other one, the field)."""
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Verified:
-    """What was looked at, and what is wrong, in words without any value."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
 
 
 class KeyService:
@@ -114,6 +59,7 @@ class KeyService:
         self._spool = spool
         self._timeout = timeout
         self._rate = rate
+        self._replicas = RunningReplicas(database, spool=spool, tell=tell, timeout=timeout)
 
     async def forget(self, names: Sequence[str]) -> None:
         """Take replicas out that are gone for good. Raises StartRefusedError for one that there is not."""
@@ -127,20 +73,24 @@ class KeyService:
 
         Raises StartRefusedError when they do not follow in time.
         """
-        await self._wait(lambda each: key.id in each.said.opens, f"to load the key {key.id}: send it SIGHUP")
+        await self._replicas.follow(lambda each: key.id in each.said.opens, f"to load the key {key.id}: send it SIGHUP")
         state = await self._database.read(read_key_state)
         if key.purpose is Purpose.ENCRYPTION and state is not None:
             # A canary that only the new key opens refuses a keyring that lacks it at its start.
             promoted = EncryptionService(self._encryption.keyring.with_primary(key.id))
             await key_state.seal_canary(self._database, promoted, state)
             # One may have come up meanwhile, with a keyring that was good a moment ago.
-            await self._wait(lambda each: key.id in each.said.opens, f"to load the key {key.id}: send it SIGHUP")
+            await self._replicas.follow(
+                lambda each: key.id in each.said.opens, f"to load the key {key.id}: send it SIGHUP"
+            )
 
     async def reseal(self) -> Resealed:
         """Seal everything with the primary encryption key. Raises StartRefusedError."""
         began = time.monotonic()
         primary = self._encryption.keyring.primary(Purpose.ENCRYPTION).id
-        await self._wait(lambda each: primary in each.said.opens, f"to load the key {primary}: send it SIGHUP")
+        await self._replicas.follow(
+            lambda each: primary in each.said.opens, f"to load the key {primary}: send it SIGHUP"
+        )
         report = Resealed(primary)
         if not self._encryption.is_sealed_with_primary((await self._state()).canary.sealed):
             await key_state.seal_canary(self._database, self._encryption, await self._state())
@@ -170,10 +120,8 @@ class KeyService:
             return replaced
 
         for _ in range(MOST_PASSES):
-            batches = self._batches(
-                lambda after: self._rekeying.rows(table, after=after, limit=BATCH_ROWS, but=primary)
-            )
-            if await self._pump(batches, resealed, store, workers) == 0:
+            batches = in_batches(lambda after: self._rekeying.rows(table, after=after, limit=BATCH_ROWS, but=primary))
+            if await pump(batches, resealed, store, workers, rate=self._rate) == 0:
                 break
         return done, list(faults)
 
@@ -201,7 +149,7 @@ class KeyService:
                 state = await self._state()
             if following is None:
                 load = f"to load the key {wanted.key_id}: send it SIGHUP"
-                await self._wait(lambda each: wanted.key_id in each.said.opens, load)
+                await self._replicas.follow(lambda each: wanted.key_id in each.said.opens, load)
                 canary = self._encryption.make_canary(wanted.key_id)
                 await key_state.write_both(self._database, state, canary, wanted.normaliser)
                 state = await self._state()
@@ -224,7 +172,7 @@ class KeyService:
         """Wait until every running replica follows the plan; nothing that follows an older one is stored any more."""
         if state.accepts_from < state.epoch:
             wait = "to follow the change of the blind indexes"
-            await self._wait(lambda each: each.said.epoch >= state.epoch, wait)
+            await self._replicas.follow(lambda each: each.said.epoch >= state.epoch, wait)
             await key_state.refuse_older_plans(self._database, state)
 
     async def _fill_and_check(self, state: StoredKeys, scheme: IndexScheme) -> int:
@@ -247,10 +195,8 @@ class KeyService:
         with workers_for(Orders(self._encryption.keyring.to_json(), scheme), every) as workers:
             for _ in range(MOST_PASSES):
                 faults.clear()
-                batches = self._batches(
-                    lambda after: self._rekeying.leads_to_index(pair, after=after, limit=BATCH_ROWS)
-                )
-                if await self._pump(batches, indexed, fill, workers) == 0:
+                batches = in_batches(lambda after: self._rekeying.leads_to_index(pair, after=after, limit=BATCH_ROWS))
+                if await pump(batches, indexed, fill, workers, rate=self._rate) == 0:
                     break
             if faults:
                 raise StartRefusedError(
@@ -278,8 +224,8 @@ class KeyService:
             self._on_progress(Progress("leads checked", min(done, total), total))
             return len(rows)
 
-        batches = self._batches(lambda after: self._rekeying.indexed_leads(pair, after=after, limit=BATCH_ROWS))
-        await self._pump(batches, indexed, compare, workers)
+        batches = in_batches(lambda after: self._rekeying.indexed_leads(pair, after=after, limit=BATCH_ROWS))
+        await pump(batches, indexed, compare, workers, rate=self._rate)
         return wrong
 
     async def _clear(self, state: StoredKeys) -> None:
@@ -288,7 +234,7 @@ class KeyService:
         while count := await self._rekeying.clear_indexes(3 - state.pair, limit=BATCH_ROWS):
             cleared += count
             self._on_progress(Progress("old indexes cleared", cleared, cleared))
-            await self._pace(cleared, time.monotonic())
+            await pace(cleared, time.monotonic(), rate=self._rate)
         await key_state.cleared(self._database, state)
 
     async def retire(self, key: RootKey, *, files: Callable[[], dict[str, list[str]]]) -> None:
@@ -300,7 +246,7 @@ class KeyService:
         if key.purpose is Purpose.AUDIT:
             return  # it goes on verifying what it signed, in whatever state
         opens = f"to stop sealing with {key.id}: send it SIGHUP"
-        await self._wait(lambda each: key.id not in each.said.seals, opens)
+        await self._replicas.follow(lambda each: key.id not in each.said.seals, opens)
         holders = await self._spools_with(key.id)
         if key.purpose is Purpose.INDEX:
             current, following = self._schemes(state := await self._state())
@@ -388,8 +334,8 @@ class KeyService:
             self._on_progress(Progress(table.plural, done, max(done, total)))
             return len(rows)
 
-        batches = self._batches(lambda after: self._rekeying.rows(table, after=after, limit=BATCH_ROWS))
-        await self._pump(batches, unreadable, note, workers)
+        batches = in_batches(lambda after: self._rekeying.rows(table, after=after, limit=BATCH_ROWS))
+        await pump(batches, unreadable, note, workers, rate=self._rate)
         return done
 
     async def _state(self) -> StoredKeys:
@@ -397,69 +343,6 @@ class KeyService:
         if state is None:
             raise StartRefusedError("no service has started with this database yet: there is nothing to change")
         return state
-
-    async def _wait(self, followed: Callable[[Replica], bool], what: str) -> None:
-        """Wait until this is true of every running replica. Raises StartRefusedError."""
-        deadline = time.monotonic() + self._timeout
-        told: set[str] = set()
-        while late := [each for each in await self._running() if not followed(each)]:
-            if time.monotonic() > deadline:
-                named = ", ".join(f"{each.name} (heard of {each.silent_seconds:.0f} s ago)" for each in late)
-                raise StartRefusedError(
-                    f"waited {self._timeout:g} s in vain for {named} {what}. Nothing is lost: run the same command "
-                    "again; a replica that is gone for good is left out with --forget NAME"
-                )
-            for each in late:
-                if each.name not in told:
-                    told.add(each.name)
-                    self._tell(f"waiting for replica {each.name} {what}")
-            await asyncio.sleep(LOOK_SECONDS)
-
-    async def _running(self) -> list[Replica]:
-        """The replicas that run, as far as is known; of this machine's own it is known for sure."""
-        said = [each for each in await replicas(self._database) if each.running]
-        if has_owner(self._spool):
-            return said
-        # It was killed and could not say so. When it starts it takes its spool first, and reads what was changed.
-        return [each for each in said if each.name != known_name(self._spool)]
-
-    async def _batches(
-        self, read: Callable[[tuple[Any, ...] | None], Awaitable[list[Stored]]]
-    ) -> AsyncIterator[list[Stored]]:
-        after: tuple[Any, ...] | None = None
-        while rows := await read(after):
-            yield rows
-            after = rows[-1].key
-
-    async def _pump(
-        self,
-        batches: AsyncIterator[list[Stored]],
-        work: Callable[[Sequence[tuple[UUID, dict[str, str]]]], list[T]],
-        store: Callable[[list[Stored], list[T]], Awaitable[int]],
-        workers: Executor,
-    ) -> int:
-        """One pass: read, work in other processes, store, in the order in which it was read; how many were stored."""
-        under_way: deque[tuple[list[Stored], Future[list[T]]]] = deque()
-        began, stored, passed = time.monotonic(), 0, 0
-
-        async def store_oldest() -> None:
-            nonlocal stored, passed
-            rows, worked = under_way.popleft()
-            stored += await store(rows, await asyncio.wrap_future(worked))
-            passed += len(rows)
-            await self._pace(passed, began)
-
-        async for rows in batches:
-            under_way.append((rows, workers.submit(work, [(row.bound_to, row.tokens) for row in rows])))
-            if len(under_way) > BATCHES_AHEAD:
-                await store_oldest()
-        while under_way:
-            await store_oldest()
-        return stored
-
-    async def _pace(self, done: int, began: float) -> None:
-        if self._rate:
-            await asyncio.sleep(max(0.0, done / self._rate - (time.monotonic() - began)))
 
 
 def _named(table: SealedTable, row: Stored) -> str:

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.interrupts import INTERRUPTED
+from service.cli.key_work import bring, files_by_key, keyring_to_change, run_keys, source_of, with_database
 from service.cli.refusals import refusals_are_told
-from service.config import Settings, load_settings
+from service.config import load_settings
 from service.errors import LeadkeepError, StartRefusedError
 
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
-    from service.key_service import KeyService, Progress
-    from service.keyring import Keyring, RootKey
-    from service.keyring_source import KeyringSource
+    from service.key_service import KeyService
+    from service.keyring import RootKey
     from service.storage.database import Database
 
 keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
 
 FAULTS_FOUND = 3
-
-PROGRESS_SECONDS = 0.5
 
 PACE = 5000
 """Rows a second: a million leads in three minutes, while PostgreSQL has most of its time for live callers."""
@@ -47,8 +38,6 @@ Output = Annotated[
     typer.Option(help="Write the keyring to this new file instead (mode 0600), to be put where it is kept."),
 ]
 
-T = TypeVar("T")
-
 
 @keys_app.command()
 @refusals_are_told
@@ -58,7 +47,7 @@ def init(output: Output = None) -> None:
     from service.keyring import create_keyring
     from service.keyring_source import KeyringFile
 
-    source = _source(settings)
+    source = source_of(settings)
     path = output or source.path
     if path is None:
         raise StartRefusedError(f"{source.name} cannot be written from here; give the file to make: --output FILE")
@@ -82,9 +71,9 @@ def status(as_json: AsJson = False) -> None:
     settings = load_settings()
     from service.keyring import Purpose
 
-    keyring = _source(settings).load()
+    keyring = source_of(settings).load()
     try:
-        stored, fault = _with_database(settings, _stored), None
+        stored, fault = with_database(settings, _stored), None
     except (StartRefusedError, LeadkeepError) as error:
         stored, fault = {}, str(error) if isinstance(error, StartRefusedError) else error.text
     counts = stored.get("sealed", {})
@@ -167,7 +156,7 @@ def add(
 
     if purpose not in tuple(Purpose):
         raise typer.BadParameter(f"must be one of: {', '.join(Purpose)}", param_hint="--purpose")
-    with _keyring_to_change(settings, output) as (keyring, write):
+    with keyring_to_change(settings, output) as (keyring, write):
         changed, made = keyring.with_new_key(Purpose(purpose), now=datetime.now(UTC))
         where = write(changed)
     if as_json:
@@ -175,7 +164,7 @@ def add(
         typer.echo(json.dumps(shown, indent=2))
         return
     typer.echo(f"Added the {purpose} key {made.id} (active) to {where}. Keep a copy of it apart.")
-    typer.echo(f"{_bring(settings, output)}send SIGHUP to every service, then run: leadkeep keys promote {made.id}")
+    typer.echo(f"{bring(settings, output)}send SIGHUP to every service, then run: leadkeep keys promote {made.id}")
 
 
 @keys_app.command()
@@ -192,8 +181,8 @@ def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, outpu
         await keys.prepare_promotion(key)
         return key
 
-    with _keyring_to_change(settings, output) as (keyring, write):
-        key = _run(settings, prepare, timeout=timeout)
+    with keyring_to_change(settings, output) as (keyring, write):
+        key = run_keys(settings, prepare, timeout=timeout)
         if key.state is KeyState.PRIMARY:
             typer.echo(f"The {key.purpose} key {key.id} is the primary one already.")
             return
@@ -201,7 +190,7 @@ def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, outpu
     typer.echo(f"The {key.purpose} key {key.id} is the primary one now, in {where}.")
     follow = {"encryption": "reseal", "index": "reindex"}.get(key.purpose.value)
     then = f", then run: leadkeep keys {follow}" if follow else "; the key before may be retired when no spool needs it"
-    typer.echo(f"{_bring(settings, output)}send SIGHUP to every service{then}")
+    typer.echo(f"{bring(settings, output)}send SIGHUP to every service{then}")
 
 
 @keys_app.command()
@@ -217,7 +206,7 @@ def reseal(
     async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
         return await keys.reseal()
 
-    done = _run(settings, work, timeout=timeout, rate=rate)
+    done = run_keys(settings, work, timeout=timeout, rate=rate)
     if as_json:
         shown = {
             "key_id": done.key_id,
@@ -264,7 +253,7 @@ def reindex(
         await keys.forget(forget or [])
         return await keys.reindex(normaliser)
 
-    done = _run(settings, work, timeout=timeout, rate=rate)
+    done = run_keys(settings, work, timeout=timeout, rate=rate)
     beside = [{"lead": str(lead), "beside": str(other), "field": name} for lead, other, name in done.beside]
     if as_json:
         shown = {"needed": done.needed, "leads": done.leads, "beside": beside, "seconds": round(done.seconds, 3)}
@@ -293,14 +282,14 @@ def retire(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output
                 f"{key.id} is the primary {key.purpose} key: add another one and promote that first"
             )
         await keys.forget(forget or [])
-        await keys.retire(key, files=lambda: _files_by_key(settings))
+        await keys.retire(key, files=lambda: files_by_key(settings))
         return key
 
-    with _keyring_to_change(settings, output) as (keyring, write):
-        key = _run(settings, check, timeout=timeout)
+    with keyring_to_change(settings, output) as (keyring, write):
+        key = run_keys(settings, check, timeout=timeout)
         where = write(keyring.with_retired(key.id))
     typer.echo(f"The {key.purpose} key {key.id} is retired, in {where}. Copies of the keyring from before are now old.")
-    typer.echo(f"{_bring(settings, output)}send SIGHUP to every service.")
+    typer.echo(f"{bring(settings, output)}send SIGHUP to every service.")
 
 
 @keys_app.command()
@@ -312,7 +301,7 @@ def verify(as_json: AsJson = False) -> None:
     async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
         return await keys.verify()
 
-    found = _run(settings, work)
+    found = run_keys(settings, work)
     if as_json:
         typer.echo(json.dumps({"sound": not found.faults, "rows": found.rows, "faults": found.faults}, indent=2))
     else:
@@ -322,155 +311,3 @@ def verify(as_json: AsJson = False) -> None:
             typer.echo(f"FAIL  {fault}")
     if found.faults:
         raise typer.Exit(FAULTS_FOUND)
-
-
-def _source(settings: Settings) -> KeyringSource:
-    from service.app import keyring_source
-
-    return keyring_source(settings)
-
-
-def _with_database(settings: Settings, work: Callable[[str, Database, EncryptionService], Awaitable[T]]) -> T:
-    from service.cli.database import with_keys
-
-    return with_keys(settings, work)
-
-
-def _run(
-    settings: Settings,
-    work: Callable[[KeyService, EncryptionService], Awaitable[T]],
-    *,
-    timeout: str = "1s",
-    rate: float = 0.0,
-) -> T:
-    from service.cli.durations import duration
-    from service.key_service import KeyService
-    from service.key_workers import NICE
-    from service.log import configure_logging
-    from service.storage.rekeying import rekeying
-
-    configure_logging("error")
-    # Live callers first: on a small machine this command and the service share the processors.
-    os.nice(NICE)
-    try:
-        patience = duration(timeout).total_seconds()
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--timeout") from None
-    line = _Line()
-
-    async def run(url: str, database: Database, encryption: EncryptionService) -> T:
-        async with rekeying(url) as tables:
-            keys = KeyService(
-                database=database,
-                rekeying=tables,
-                encryption=encryption,
-                tell=line.tell,
-                on_progress=line.progress,
-                spool=settings.spool_path,
-                timeout=patience,
-                rate=rate,
-            )
-            return await work(keys, encryption)
-
-    try:
-        return _with_database(settings, run)
-    except KeyboardInterrupt:
-        typer.echo("leadkeep: interrupted; what was done stays done: run the same command again to go on", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        line.end()
-
-
-@contextmanager
-def _keyring_to_change(settings: Settings, output: Path | None) -> Iterator[tuple[Keyring, Callable[[Keyring], Path]]]:
-    """The keyring, and how to put another one in its place; of two operators the second waits for the first."""
-    from service.secret_file import create_secret_file, replace_secret_file
-
-    source = _source(settings)
-    path = source.path
-    if path is None and output is None:
-        raise StartRefusedError(
-            f"{source.name} cannot be written from here: give a new file with --output FILE, and put that where the "
-            "keyring comes from"
-        )
-
-    def write(changed: Keyring) -> Path:
-        content = changed.to_json().encode()
-        try:
-            if output is not None:
-                if not create_secret_file(output, content):
-                    raise StartRefusedError(f"{output} is there already: give a new file")
-                return output
-            assert path is not None  # noqa: S101 # refused above
-            replace_secret_file(path.resolve(), content)
-        except OSError as error:
-            raise StartRefusedError(
-                f"{output or path} cannot be written ({error.strerror}): give a new file with --output FILE, and put "
-                "that in its place"
-            ) from None
-        return path
-
-    with _alone(path):
-        yield source.load(), write
-
-
-@contextmanager
-def _alone(path: Path | None) -> Iterator[None]:
-    """Hold the keyring's folder, so that no two commands change the keyring at once."""
-    if path is None or not path.resolve().parent.is_dir():
-        yield
-        return
-    folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartRefusedError(f"another leadkeep keys command is changing {path}; let it end") from None
-        yield
-    finally:
-        os.close(folder)
-
-
-def _files_by_key(settings: Settings) -> dict[str, list[str]]:
-    """The daily files of this machine by the keys that their headers name."""
-    from service.file_storage import DailyFileError, read_header
-
-    found: dict[str, list[str]] = {}
-    folder = settings.files_path
-    names: Sequence[Path] = sorted(folder.glob("leads_*.json")) if folder.is_dir() else ()
-    for path in names:
-        try:
-            for key_id in read_header(path).key_ids:
-                found.setdefault(key_id, []).append(path.name)
-        except (DailyFileError, OSError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            raise StartRefusedError(
-                f"{path} cannot be read ({why}), so that nobody knows which keys it needs"
-            ) from None
-    return found
-
-
-def _bring(settings: Settings, output: Path | None) -> str:
-    return f"Put {output} where {_source(settings).name} comes from, " if output else "Now "
-
-
-class _Line:
-    """What is waited for, and on a terminal how far it is."""
-
-    def __init__(self) -> None:
-        self._shown_at = 0.0
-        self._terminal = sys.stderr.isatty()
-
-    def tell(self, what: str) -> None:
-        self.end()
-        typer.echo(what, err=True)
-
-    def progress(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if self._terminal and now - self._shown_at > PROGRESS_SECONDS:
-            self._shown_at = now
-            typer.echo(f"\r\033[K{progress.done} of {progress.total} {progress.what} ", err=True, nl=False)
-
-    def end(self) -> None:
-        if self._terminal and self._shown_at:
-            typer.echo("\r\033[K", err=True, nl=False)
