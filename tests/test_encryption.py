@@ -340,3 +340,10 @@ def test_the_program_in_the_vectors_readme_finds_that_all_hold() -> None:
     )
 
     assert done.stdout == "all vectors hold\n", done.stderr
+
+
+def test_the_vectors_readme_explains_every_file_of_vectors() -> None:
+    folder = Path(__file__).parent / "vectors"
+    page = (folder / "README.md").read_text("utf-8")
+
+    assert [path.name for path in sorted(folder.glob("*.json")) if f"({path.name})" not in page] == []

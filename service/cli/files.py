@@ -123,9 +123,10 @@ def show(
     reason: Annotated[str, typer.Option(help="Why values are looked at, for the record.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show the leads of a day's file, sensitive fields masked."""
+    """Show the leads of a day's file, sensitive fields masked. Exit code 5 if a field could not be opened."""
     settings = load_settings()
     from service import app
+    from service.cli.exports import SOME_UNREADABLE
     from service.encryption import EncryptionService
     from service.file_storage import DailyFileError, read_header, read_lines
 
@@ -139,9 +140,16 @@ def show(
             leads = _leads_to_show(encryption, read_lines(path), recorded)
             # Taken before anything is printed: what cannot be recorded leaves no half of a table.
             first = list(islice(leads, 1))
-            _print(chain(first, leads), as_json=as_json, few=header.lead_count <= TABLE_LEADS)
+            unreadable = _print(chain(first, leads), as_json=as_json, few=header.lead_count <= TABLE_LEADS)
     except (DailyFileError, ValueError, KeyError):
         raise StartRefusedError(f"{path} is damaged: leadkeep files render --day {day.date()}") from None
+    if unreadable:
+        typer.echo(
+            f"leadkeep: {unreadable} leads have fields that cannot be opened: damaged, or sealed with a key that "
+            "this keyring lacks (LEADKEEP_KEYRING)",
+            err=True,
+        )
+        raise typer.Exit(SOME_UNREADABLE)
 
 
 @contextmanager
@@ -210,7 +218,21 @@ def _shown(lead: dict[str, Any], fields: dict[str, str | None], *, unmask: bool)
     return shown
 
 
-def _print(leads: Iterator[dict[str, Any]], *, as_json: bool, few: bool) -> None:
+def _print(leads: Iterator[dict[str, Any]], *, as_json: bool, few: bool) -> int:
+    """Print leads; how many have fields that cannot be opened."""
+    unreadable = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal unreadable
+        for lead in leads:
+            unreadable += UNREADABLE in lead.values()
+            yield lead
+
+    _print_all(counted(), as_json=as_json, few=few)
+    return unreadable
+
+
+def _print_all(leads: Iterator[dict[str, Any]], *, as_json: bool, few: bool) -> None:
     if as_json:
         separator = "[\n"
         for lead in leads:

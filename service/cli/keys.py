@@ -173,7 +173,7 @@ def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, outpu
     """Let a key be the one that seals, once every running replica can open with it; the one before stays active."""
     settings = load_settings()
     from service.key_service import usable_key
-    from service.keyring import KeyState
+    from service.keyring import KeyState, Purpose
 
     async def prepare(keys: KeyService, encryption: EncryptionService) -> RootKey:
         key = usable_key(encryption, key_id)
@@ -188,8 +188,12 @@ def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, outpu
             return
         where = write(keyring.with_primary(key.id))
     typer.echo(f"The {key.purpose} key {key.id} is the primary one now, in {where}.")
-    follow = {"encryption": "reseal", "index": "reindex"}.get(key.purpose.value)
-    then = f", then run: leadkeep keys {follow}" if follow else "; the key before may be retired when no spool needs it"
+    then = {
+        Purpose.ENCRYPTION: ", then run: leadkeep keys reseal",
+        Purpose.INDEX: ", then run: leadkeep keys reindex",
+        Purpose.SPOOL: "; the key before may be retired when no spool needs it",
+        Purpose.AUDIT: "; leave the key before in the keyring: it verifies what it signed, active or retired",
+    }[key.purpose]
     typer.echo(f"{bring(settings, output)}send SIGHUP to every service{then}")
 
 

@@ -171,6 +171,15 @@ def test_what_cannot_be_recorded_is_not_exported(
     assert list(tmp_path.glob("*out.json*")) == []
 
 
+def test_an_export_in_clear_is_for_who_says_why_where_that_is_asked(service: RunningService) -> None:
+    create(service, **SECRET)
+    env = {"LEADKEEP_TOKEN": service.token(), "LEADKEEP_REASON_REQUIRED": "1"}
+    arguments = ["export", "--unmask", "--format", "json"]
+    refused = service.leadkeep_here(*arguments, env=env)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert service.leadkeep_here(*arguments, "--reason", "for the auditor", env=env).returncode == 0
+
+
 def test_it_is_recorded_before_anything_is_written(service: RunningService, database: TestDatabase) -> None:
     create(service)
     command = [sys.executable, "-m", "service", "export", "--unmask", "--format", "json"]

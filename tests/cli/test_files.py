@@ -186,7 +186,18 @@ def test_a_field_that_cannot_be_opened_is_shown_as_such(stopped: Stopped) -> Non
     service, database = stopped
     execute(database.admin_url, "UPDATE lead SET phone = nid")
     service.leadkeep("files", "render")
-    assert "(cannot be opened)" in service.leadkeep("files", "show", "--day", DAY).stdout
+    done = service.leadkeep("files", "show", "--day", DAY)
+    assert "(cannot be opened)" in done.stdout
+    assert done.returncode == 5
+    assert "1 leads have fields that cannot be opened" in done.stderr
+
+
+def test_a_day_is_shown_in_clear_only_to_who_says_why_where_that_is_asked(service: RunningService) -> None:
+    env = {"LEADKEEP_TOKEN": service.token(), "LEADKEEP_REASON_REQUIRED": "1"}
+    arguments = ["files", "show", "--day", DAY, "--unmask"]
+    refused = service.leadkeep(*arguments, env=env)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert service.leadkeep(*arguments, "--reason", "call back", env=env).returncode == 0
 
 
 def test_a_day_without_a_file_is_told(service: RunningService) -> None:

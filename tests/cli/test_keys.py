@@ -355,6 +355,17 @@ def test_a_key_that_there_is_not_is_refused(life: Life, arguments: list[str]) ->
     assert "there is no key e0 in the keyring" in refused.stderr
 
 
+def test_an_audit_key_waits_for_replicas_as_others_do_and_has_nothing_to_do_with_spools(life: Life) -> None:
+    made = life.keys("add", "--purpose", "audit")["id"]
+    early = life.service.leadkeep("keys", "promote", made, "--timeout", "1s")
+    assert early.returncode == 1
+    assert f"to load the key {made}" in early.stderr
+    life.hang_up(opens=made)
+    promoted = life.service.leadkeep("keys", "promote", made, "--timeout", "20s")
+    assert "spool" not in promoted.stdout
+    assert "leave the key before in the keyring" in promoted.stdout
+
+
 def test_the_primary_key_is_not_retired(life: Life) -> None:
     refused = life.service.leadkeep("keys", "retire", life.primary("encryption"))
     assert refused.returncode == 1
