@@ -50,18 +50,40 @@ def backup(
     finally:
         _tell("")
     waiting = peek(settings.spool_path)[0].waiting
+    opens = _opens(settings, manifest)
     leads = manifest.tables["lead"].rows
     if as_json:
         told = {"folder": str(folder), "leads": leads, "bytes": manifest.dump_bytes, "verified": verify}
-        told |= {"made_at": manifest.made_at.isoformat(), "waiting_in_spool": waiting}
+        told |= {"made_at": manifest.made_at.isoformat(), "waiting_in_spool": waiting, "opens": opens}
         typer.echo(json.dumps(told, indent=2))
         return
     done = "verified: it was restored and is equal" if verify else "not verified: run it with --verify"
     typer.echo(f"{folder}: {leads} leads, {manifest.dump_bytes} bytes, {done}.")
     name = app.keyring_source(settings).name
-    typer.echo(f"{name[0].upper()}{name[1:]} is not in it: keep a copy of it apart, without which nothing opens.")
+    if opens:
+        typer.echo(f"{name[0].upper()}{name[1:]} is not in it: keep a copy of it apart, without which nothing opens.")
+    else:
+        typer.echo(
+            f"leadkeep: {name}, with these settings, is not what the backed-up leads were sealed with: keep a copy of "
+            "the keyring that the service has, without which nothing opens",
+            err=True,
+        )
     if waiting:
         typer.echo(f"{waiting} leads wait in this machine's spool and are not in it: leadkeep spool drain")
+
+
+def _opens(settings: Settings, manifest: Manifest) -> bool:
+    """Whether a restore with these settings would be let in. A backup is worth having all the same."""
+    from service import app
+    from service.encryption import EncryptionService
+    from service.storage.backup import require_keyring
+
+    try:
+        encryption = EncryptionService(app.keyring_source(settings).load())
+        require_keyring(manifest, encryption, app.validation_of(settings).normaliser_identity)
+    except StartRefusedError:
+        return False
+    return True
 
 
 @refusals_are_told

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -326,6 +327,16 @@ def test_a_wrong_keyring_is_refused_first(folder: Path, target: TestDatabase, tm
     assert done.returncode == 1
     assert "keyring is not the one" in done.stderr
     assert tables(target) == 0
+
+
+def test_a_backup_tells_when_this_keyring_would_not_open_it(stopped: RunningService, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(Keyring.generate(now=datetime.now(UTC)).to_json())
+    (tmp_path / "other.json").chmod(0o600)
+    other = {"LEADKEEP_KEYRING": str(tmp_path / "other.json")}
+    done = stopped.leadkeep_here("backup", str(tmp_path / "backup"), env=other)
+    assert done.returncode == 0
+    assert "is not what the backed-up leads were sealed with" in done.stderr
+    assert "without which nothing opens" not in done.stdout
 
 
 def test_a_missing_keyring_is_told(stopped: RunningService, folder: Path, target: TestDatabase, tmp_path: Path) -> None:
