@@ -18,6 +18,7 @@ import grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
+from bench.arithmetic import pair_ratios
 from bench.databases import database, fresh_postgres, prepare_roles
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService
@@ -91,14 +92,10 @@ def measure(grouped: Measured, one_by_one: Measured) -> None:
             each.latency.append(asyncio.run(single(each.service, SINGLE_CALLS)))
 
 
-def median_ratio(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-
-
 def report(grouped: Measured, one_by_one: Measured) -> bool:
     """Print the table; whether both goals were reached."""
-    throughput = median_ratio(grouped.throughput, one_by_one.throughput)
-    latency = median_ratio(grouped.latency, one_by_one.latency)
+    throughput = pair_ratios(grouped.throughput, one_by_one.throughput).median
+    latency = pair_ratios(grouped.latency, one_by_one.latency).median
     print("| CreateLead | group commit | one transaction a lead | ratio | goal |")
     print("|---|---|---|---|---|")
     for what, ours, theirs, ratio, goal in (

@@ -72,15 +72,20 @@ def backup(
         typer.echo(f"{waiting} leads wait in this machine's spool and are not in it: leadkeep spool drain")
 
 
-def _opens(settings: Settings, manifest: Manifest) -> bool:
-    """Whether a restore with these settings would be let in. A backup is worth having all the same."""
+def _require_keyring(settings: Settings, manifest: Manifest) -> None:
+    """Raise StartRefusedError unless what these settings name is the keyring of the backed-up leads."""
     from service import app
     from service.encryption import EncryptionService
     from service.storage.backup import require_keyring
 
+    encryption = EncryptionService(app.keyring_source(settings).load())
+    require_keyring(manifest, encryption, app.validation_of(settings).normaliser_identity)
+
+
+def _opens(settings: Settings, manifest: Manifest) -> bool:
+    """Whether a restore with these settings would be let in. A backup is worth having all the same."""
     try:
-        encryption = EncryptionService(app.keyring_source(settings).load())
-        require_keyring(manifest, encryption, app.validation_of(settings).normaliser_identity)
+        _require_keyring(settings, manifest)
     except StartRefusedError:
         return False
     return True
@@ -90,15 +95,12 @@ def _opens(settings: Settings, manifest: Manifest) -> bool:
 def restore(folder: Folder) -> None:
     """Bring a backup into an empty database. Everything is checked before anything is touched."""
     settings = load_settings()
-    from service import app
-    from service.encryption import EncryptionService
-    from service.storage.backup import require_keyring, require_known_schema, restore_backup
+    from service.storage.backup import require_known_schema, restore_backup
     from service.storage.backup_manifest import read_manifest, require_whole_dump
 
     manifest = read_manifest(folder)
     require_known_schema(manifest)
-    encryption = EncryptionService(app.keyring_source(settings).load())
-    require_keyring(manifest, encryption, app.validation_of(settings).normaliser_identity)
+    _require_keyring(settings, manifest)
     _tell("checking")
     require_whole_dump(folder, manifest)
     try:

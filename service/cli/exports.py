@@ -7,7 +7,6 @@ import csv
 import io
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.interrupts import interruptible
+from service.cli.progress import ProgressLine
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -33,8 +33,6 @@ SOME_UNREADABLE = 5
 FORMATS = ("json", "csv")
 BYTE_ORDER_MARK = "\ufeff"
 """Before CSV: without it Excel takes UTF-8 for something else, and every name beyond ASCII is spoilt."""
-
-PROGRESS_SECONDS = 0.5
 
 
 @refusals_are_told
@@ -154,11 +152,11 @@ def _write(
     # Taken before anything is written: what cannot be recorded leaves nothing, not even a line of headers.
     first = list(islice(messages, 1))
     write, finish = (_json_writer if file_format == "json" else _csv_writer)(file)
-    progress, unreadable = _Progress(), 0
+    progress, unreadable = ProgressLine(), 0
     for number, message in enumerate(chain(first, messages), start=1):
         unreadable += bool(message.unreadable_fields)
         write(message)
-        progress.tell(number)
+        progress.show(f"{number} leads")
     finish()
     progress.end()
     return unreadable
@@ -250,20 +248,3 @@ def _opened(output: Path | None) -> Iterator[IO[str]]:
         raise StartRefusedError(f"{output} cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class _Progress:
-    """A line on a terminal; silence in a pipe."""
-
-    def __init__(self) -> None:
-        self._shown_at = 0.0
-        self._terminal = sys.stderr.isatty()
-
-    def tell(self, leads: int) -> None:
-        if self._terminal and (now := time.monotonic()) - self._shown_at > PROGRESS_SECONDS:
-            self._shown_at = now
-            typer.echo(f"\r{leads} leads ", err=True, nl=False)
-
-    def end(self) -> None:
-        if self._terminal and self._shown_at:
-            typer.echo("\r\033[K", err=True, nl=False)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from service.cli.interrupts import INTERRUPTED
+from service.cli.progress import ProgressLine
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from service.storage.database import Database
 
 NOT_ALL_IMPORTED = 4
-
-PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +107,13 @@ async def _import_all(
     done: list[dict[str, Any]] = []
     try:
         for path in files:
-            progress = _Progress(path)
+            progress = ProgressLine()
             pipeline = Pipeline(
                 *(database, repository, workers),
                 new_id=app.new_id,
                 dry_run=wanted.dry_run,
                 stopped=stopped,
-                on_progress=progress.tell,
+                on_progress=partial(_show_rows, progress, path),
             )
             done.append(await _import_one(pipeline, path, wanted, encryption, progress))
             if stopped.is_set():
@@ -125,7 +124,7 @@ async def _import_all(
 
 
 async def _import_one(
-    pipeline: Pipeline, path: Path, wanted: _Wanted, encryption: EncryptionService, progress: _Progress
+    pipeline: Pipeline, path: Path, wanted: _Wanted, encryption: EncryptionService, progress: ProgressLine
 ) -> dict[str, Any]:
     from service.file_storage import DailyFileError, read_lines
     from service.importing.csv_file import CsvFile
@@ -212,20 +211,5 @@ def _tell(path: Path, report: Report, wanted: _Wanted) -> None:
         typer.echo(f"  to correct and import again: {report.rejects_path}")
 
 
-class _Progress:
-    """A line on a terminal; silence in a pipe."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._shown_at = 0.0
-        self._terminal = sys.stderr.isatty()
-
-    def tell(self, rows: int) -> None:
-        now = time.monotonic()
-        if self._terminal and now - self._shown_at > PROGRESS_SECONDS:
-            self._shown_at = now
-            typer.echo(f"\r{self._path.name}: {rows} rows ", err=True, nl=False)
-
-    def end(self) -> None:
-        if self._terminal and self._shown_at:
-            typer.echo("\r\033[K", err=True, nl=False)
+def _show_rows(progress: ProgressLine, path: Path, rows: int) -> None:
+    progress.show(f"{path.name}: {rows} rows")

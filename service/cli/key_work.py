@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 
 from service.cli.interrupts import INTERRUPTED
+from service.cli.progress import ProgressLine
 from service.config import Settings
 from service.errors import StartRefusedError
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from service.keyring import Keyring
     from service.keyring_source import KeyringSource
     from service.storage.database import Database
-
-PROGRESS_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -67,14 +64,21 @@ def run_keys(
         raise typer.BadParameter(str(error), param_hint="--timeout") from None
     line = ProgressLine()
 
+    def tell(what: str) -> None:
+        line.end()
+        typer.echo(what, err=True)
+
+    def show(progress: Progress) -> None:
+        line.show(f"{progress.done} of {progress.total} {progress.what}")
+
     async def run(url: str, database: Database, encryption: EncryptionService) -> T:
         async with rekeying(url) as tables:
             keys = KeyService(
                 database=database,
                 rekeying=tables,
                 encryption=encryption,
-                tell=line.tell,
-                on_progress=line.progress,
+                tell=tell,
+                on_progress=show,
                 spool=settings.spool_path,
                 timeout=patience,
                 rate=rate,
@@ -162,28 +166,3 @@ def files_by_key(settings: Settings) -> dict[str, list[str]]:
 def bring(settings: Settings, output: Path | None) -> str:
     """How the operator's next sentence begins."""
     return f"Put {output} where {source_of(settings).name} comes from, " if output else "Now "
-
-
-class ProgressLine:
-    """What is waited for, and on a terminal how far it is."""
-
-    def __init__(self) -> None:
-        self._shown_at = 0.0
-        self._terminal = sys.stderr.isatty()
-
-    def tell(self, what: str) -> None:
-        """A line of its own."""
-        self.end()
-        typer.echo(what, err=True)
-
-    def progress(self, progress: Progress) -> None:
-        """The line that is written over; not oftener than can be read."""
-        now = time.monotonic()
-        if self._terminal and now - self._shown_at > PROGRESS_SECONDS:
-            self._shown_at = now
-            typer.echo(f"\r\033[K{progress.done} of {progress.total} {progress.what} ", err=True, nl=False)
-
-    def end(self) -> None:
-        """Take that line away."""
-        if self._terminal and self._shown_at:
-            typer.echo("\r\033[K", err=True, nl=False)
