@@ -15,6 +15,7 @@ from service.storage.daily_leads import DailyLeads
 from tests.harness.daily_files import create, file_of, read, soon_in, today
 from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
 Stopped = tuple[RunningService, TestDatabase]
@@ -34,6 +35,8 @@ def service(service: RunningService, service_database: TestDatabase) -> RunningS
     execute(service_database.admin_url, f"UPDATE lead SET created_at = '{DAY}T10:00Z' WHERE id = '{old}'")
     assert soon_in(old_file(service), old)
     assert soon_in(file_of(service), new)
+    # It may have been rendered before the old lead left today.
+    assert eventually(lambda: old not in file_of(service).read_text(), within=20)
     return service
 
 
