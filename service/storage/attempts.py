@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import psycopg
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from service.storage.connections import Connections, Lent
+from service.storage.failures import spoils_connection
 
 T = TypeVar("T")
 
@@ -38,19 +40,21 @@ class LeftBehind:
 class Attempt(Generic[T]):
     """Some work on a connection of its own, begun at once."""
 
-    def __init__(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]], seconds: float) -> None:
+    def __init__(self, connections: Connections, work: Callable[[Lent], Awaitable[T]], seconds: float) -> None:
+        self._connections = connections
+        self._work = work
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
-        self._expired: asyncio.Future[None] = self._loop.create_future()
-        self._timer = self._loop.call_later(CONNECTING_SECONDS, self._expire)
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._timer = self._loop.call_later(CONNECTING_SECONDS, self._end)
         self._driver: psycopg.AsyncConnection[Any] | None = None
-        self._task = asyncio.create_task(self._run(engine, work))
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._end)
 
     async def finished(self) -> bool:
         """Wait for the end of the work; False when it does not come in time."""
         try:
-            ends: set[asyncio.Future[Any]] = {self._task, self._expired}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await self._over
         finally:
             self._timer.cancel()
             if not self._task.done():
@@ -72,17 +76,23 @@ class Attempt(Generic[T]):
         self._task.cancel()
         return left
 
-    async def _run(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with engine.connect() as connection:
-            self._driver = (await connection.get_raw_connection()).driver_connection
+    async def _run(self) -> T:
+        lent = await self._connections.take()
+        try:
+            self._driver = lent.driver
             self._timer.cancel()
-            if not self._expired.done():
-                self._timer = self._loop.call_later(self._seconds, self._expire)
-            return await work(connection)
+            if not self._over.done():
+                self._timer = self._loop.call_later(self._seconds, self._end)
+            return await self._work(lent)
+        except Exception as error:
+            lent.suspect = spoils_connection(error)
+            raise
+        finally:
+            await self._connections.give_back(lent)
 
-    def _expire(self) -> None:
-        if not self._expired.done():
-            self._expired.set_result(None)
+    def _end(self, _task: asyncio.Task[T] | None = None) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
 
 class Hosts:

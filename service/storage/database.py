@@ -12,30 +12,23 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from psycopg.errors import Diagnostic
 from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from service.storage.attempts import ATTEMPT_SECONDS, Attempt, Hosts
+from service.storage.connections import Connections, Lent
 from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import (
     CommitNotDurableError,
     DatabaseHungError,
     LeftBehindError,
     NotConfirmedError,
-    spoils_connection,
 )
 from service.storage.retry import with_retries
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
-
-CONNECTIONS = 16
-"""Per process. More would only queue inside PostgreSQL: a transaction takes about a millisecond."""
-
-CHECKOUT_SECONDS = 2.0
-"""How long a call waits for a free connection before it counts as unavailable and is retried."""
 
 CONNECT_SECONDS = 2
 """How long one host of the URL is tried (libpq knows nothing shorter): after a failover to the next host, a first
@@ -57,8 +50,6 @@ STILL_AT_WORK = text(
 """Which of the backends that we left behind wait still, as one does whose commit waits for a standby. By the age of
 the statement, because a new connection may have an old one's process id."""
 
-_COMMIT_WARNINGS = "commit_warnings"
-
 
 class Database:
     """A pool of connections as the role of `serve`. Connects when it is first used.
@@ -76,9 +67,8 @@ class Database:
         self._hosts = Hosts()
         self._engine = create_async_engine(
             sqlalchemy_url(url),
-            pool_size=CONNECTIONS,
-            max_overflow=0,
-            pool_timeout=CHECKOUT_SECONDS,
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
             hide_parameters=True,
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
@@ -93,7 +83,7 @@ class Database:
         )
         event.listen(self._engine.sync_engine, "do_connect", self._hosts.order)
         event.listen(self._engine.sync_engine, "connect", self._on_connect)
-        self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._connections = Connections(self._engine)
 
     def admit(self, identity: UUID) -> None:
         """Use the database, which was confirmed to be this one."""
@@ -109,40 +99,33 @@ class Database:
         """Which database was confirmed."""
         return self._identity
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, alone: bool = False) -> T:
         """Run `work` in one transaction; the result is returned only when the commit is durable.
 
-        Raises StorageUnavailableError when that cannot be had in time, and what `work` itself raises.
+        `alone` says that the work is a single statement: it commits itself, which saves two round trips. Raises
+        StorageUnavailableError when it cannot be had in time, and what `work` itself raises.
         """
-        return await with_retries(partial(self.write_once, work))
+        return await with_retries(partial(self.write_once, work, alone=alone))
 
     async def write_once(self, work: Work[T], *, alone: bool = False) -> T:
-        """Like `write` without retries: raises what went wrong, see failures.py, and of a hung server the like.
+        """Like `write` without retries: raises what went wrong, see failures.py, and of a hung server the like."""
 
-        `alone` says that the work is a single statement: it commits itself, which saves two round trips.
-        """
-
-        async def transaction(connection: AsyncConnection) -> T:
-            try:
-                if self._left_behind:
-                    await self._see_what_was_left_behind(connection)
-                warnings: list[str] = (await connection.get_raw_connection()).info[_COMMIT_WARNINGS]
-                if alone:
-                    warnings.clear()
-                    result = await work(connection)
-                else:
-                    result = await work(connection)
-                    warnings.clear()
-                    await connection.commit()
-            except Exception as error:
-                if spoils_connection(error):
-                    await connection.invalidate()
-                raise
-            if warnings:
+        async def transaction(lent: Lent) -> T:
+            if self._left_behind:
+                await self._see_what_was_left_behind(lent.connection)
+            if alone:
+                lent.warnings.clear()
+                result = await work(lent.connection)
+            else:
+                await lent.driver.execute("BEGIN")
+                result = await work(lent.connection)
+                lent.warnings.clear()
+                await lent.driver.commit()
+            if lent.warnings:
                 raise CommitNotDurableError
             return result
 
-        return await self._once(self._reader if alone else self._engine, transaction)
+        return await self._once(transaction)
 
     async def read(self, work: Work[T]) -> T:
         """Run `work`, whose statements each stand alone. Raises like `write`."""
@@ -150,35 +133,35 @@ class Database:
 
     async def read_once(self, work: Work[T]) -> T:
         """Like `read` without retries: raises what went wrong, see failures.py, and of a hung server the like."""
-        return await self._once(self._reader, work)
+        return await self._once(lambda lent: work(lent.connection))
 
     async def answers(self) -> bool:
         """Whether the database can be reached and takes writes now. Tries once."""
 
-        async def ask(connection: AsyncConnection) -> bool:
-            return not (await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
+        async def ask(lent: Lent) -> bool:
+            return not (await lent.connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
 
         try:
-            return await self._once(self._reader, ask)
+            return await self._once(ask)
         except Exception:  # noqa: BLE001 # whatever the cause, the answer is no
             return False
 
     async def close(self) -> None:
-        """Give all connections back."""
-        await self._engine.dispose()
+        """Close what is not in use, and the rest when it is given back."""
+        await self._connections.give_up_idle()
 
-    async def _once(self, engine: AsyncEngine, work: Work[T]) -> T:
+    async def _once(self, work: Callable[[Lent], Awaitable[T]]) -> T:
         if not self.admitted:
             raise NotConfirmedError
-        attempt = Attempt(engine, work, self._attempt_seconds)
+        attempt = Attempt(self._connections, work, self._attempt_seconds)
         if await attempt.finished():
             return attempt.result()
         left = attempt.leave_behind()
         if left is not None:
             self._left_behind.add(left.pid)
             self._hosts.suspect = (left.host, left.port)
-        # What lies idle in the pool leads to the same server.
-        await self._engine.dispose()
+        # What lies idle leads to the same server.
+        await self._connections.give_up_idle()
         raise DatabaseHungError
 
     async def _see_what_was_left_behind(self, connection: AsyncConnection) -> None:
@@ -187,8 +170,7 @@ class Database:
             raise LeftBehindError
         self._left_behind.difference_update(pids)
 
-    def _on_connect(self, driver_connection: Any, entry: ConnectionPoolEntry) -> None:
-        _collect_warnings(driver_connection, entry)
+    def _on_connect(self, driver_connection: Any, _entry: ConnectionPoolEntry) -> None:
         if self._identity is None:
             return
         cursor = driver_connection.cursor()
@@ -198,19 +180,3 @@ class Database:
         driver_connection.rollback()
         if found is None or found[0] != self._identity:
             raise NotConfirmedError
-
-
-def _collect_warnings(driver_connection: Any, entry: ConnectionPoolEntry) -> None:
-    """Keep the warnings that a connection receives, so that a commit can be checked for them.
-
-    The one that matters says that the wait for a synchronous standby was cancelled. It has no SQLSTATE of its own and
-    its text is translated, and no other warning belongs into a commit: each one counts as "not durable".
-    """
-    warnings: list[str] = []
-    entry.info[_COMMIT_WARNINGS] = warnings
-
-    def notice(diagnostic: Diagnostic) -> None:
-        if diagnostic.severity_nonlocalized == "WARNING":
-            warnings.append(diagnostic.sqlstate or "")
-
-    driver_connection.driver_connection.add_notice_handler(notice)

@@ -14,7 +14,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from service.errors import LeadNotFoundError
-from service.storage.database import Database
 from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import (
     CommitNotDurableError,
@@ -113,7 +112,7 @@ class TestProvoked:
         assert violated_constraint(error) == "pk_key_canary"
 
     async def test_a_deadlock_may_pass(self, database: TestDatabase) -> None:
-        opened = Database(database.serve_url)
+        engine = create_async_engine(sqlalchemy_url(database.serve_url))
         first_locked = asyncio.Event()
 
         async def lock(connection: AsyncConnection, number: int) -> None:
@@ -122,7 +121,6 @@ class TestProvoked:
         errors_seen: list[DBAPIError] = []
 
         async def crossed(one: int, other: int) -> None:
-            engine = opened._engine
             async with engine.connect() as connection:
                 await connection.execute(text("SET lock_timeout = 0"))
                 await lock(connection, one)
@@ -144,7 +142,7 @@ class TestProvoked:
                 errors_seen.append(error)
 
         await asyncio.gather(crossed(1, 2), second())
-        await opened.close()
+        await engine.dispose()
 
         [error] = errors_seen
         assert (classify(error), cause_of(error)) == (Failure.RETRY, "40P01")

@@ -1,0 +1,132 @@
+"""Connections that stay open between their uses, each lent to one user at a time.
+
+SQLAlchemy opens them; it does not pool them. Its checkout sets every connection up anew, which takes a quarter of the
+time of a read by key (docs/performance.md). All are in autocommit mode: who wants a transaction says BEGIN.
+
+Promises: no more than the given number are open. None is lent with a transaction or a lost server in it, and when one
+is lost, those that lie idle are given up too: they lead to the same server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.errors import Diagnostic
+from psycopg.pq import TransactionStatus
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+CONNECTIONS = 16
+"""Per process. More would only queue inside PostgreSQL: a transaction takes about a millisecond."""
+
+CHECKOUT_SECONDS = 2.0
+"""How long a user waits for a free connection before it counts as unavailable and is retried."""
+
+
+@dataclass(slots=True, eq=False)
+class Lent:
+    """A connection in somebody's use, and the driver's own below it."""
+
+    connection: AsyncConnection
+    driver: psycopg.AsyncConnection[Any]
+    generation: int
+    """Of its pool, when it was opened: a loss ends a generation."""
+    warnings: list[str]
+    """SQLSTATEs of the warnings that it received since this was cleared, so that a commit can be checked for them.
+
+    The one that matters says that the wait for a synchronous standby was cancelled. It has no SQLSTATE of its own and
+    its text is translated, and no other warning belongs into a commit: each one counts as "not durable".
+    """
+    suspect: bool = False
+    """Whether it leads to a server that can no longer serve, though it still answers."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open, as the driver sees it."""
+        return self.driver.pgconn.transaction_status != TransactionStatus.IDLE
+
+    async def roll_back(self) -> None:
+        """End the transaction, also the one that SQLAlchemy believes to be open; asks the server only if one is."""
+        if self.connection.in_transaction():
+            await self.connection.rollback()
+        elif self.in_transaction:
+            await self.driver.rollback()
+
+
+class Connections:
+    """The connections of one engine, which must not pool them itself."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._room = asyncio.Semaphore(CONNECTIONS)
+        self._idle: list[Lent] = []
+        self._generation = 0
+
+    async def take(self) -> Lent:
+        """A connection, the one that was used last if any is idle. Raises what connecting raises, and PoolTimeoutError.
+
+        It must be given back.
+        """
+        if self._room.locked():
+            try:
+                async with asyncio.timeout(CHECKOUT_SECONDS):
+                    await self._room.acquire()
+            except TimeoutError:
+                raise PoolTimeoutError from None
+        else:
+            await self._room.acquire()
+        try:
+            return self._idle.pop() if self._idle else await self._open()
+        except BaseException:
+            self._room.release()
+            raise
+
+    async def give_back(self, lent: Lent) -> None:
+        """Take back what was lent, in whatever state it is."""
+        try:
+            if await self._is_good(lent):
+                self._idle.append(lent)
+                return
+            if lent.generation == self._generation:
+                await self.give_up_idle()
+            await _close(lent)
+        finally:
+            self._room.release()
+
+    async def give_up_idle(self) -> None:
+        """Lend none of those again that are open now."""
+        self._generation += 1
+        idle, self._idle = self._idle, []
+        for lent in idle:
+            await _close(lent)
+
+    async def _open(self) -> Lent:
+        connection = await self._engine.connect()
+        driver = (await connection.get_raw_connection()).driver_connection
+        if driver is None:
+            raise AssertionError("SQLAlchemy connected to nothing")
+        warnings: list[str] = []
+
+        def notice(diagnostic: Diagnostic) -> None:
+            if diagnostic.severity_nonlocalized == "WARNING":
+                warnings.append(diagnostic.sqlstate or "")
+
+        driver.add_notice_handler(notice)
+        return Lent(connection, driver, self._generation, warnings)
+
+    async def _is_good(self, lent: Lent) -> bool:
+        if lent.suspect or lent.driver.closed or lent.generation != self._generation:
+            return False
+        try:
+            await lent.roll_back()
+        except Exception:  # noqa: BLE001 # whatever it is, this connection is of no more use
+            return False
+        return not lent.driver.closed
+
+
+async def _close(lent: Lent) -> None:
+    await lent.connection.invalidate()
+    await lent.connection.close()
