@@ -23,7 +23,8 @@ from service.storage.database import Database
 from service.storage.failures import violated_constraint
 from service.storage.repository import BLIND_INDEXES, LeadRepository
 from service.storage.requests import Correction, DuplicateFoundError, Position
-from service.storage.submissions import INSERTS_TRIED, columns_of, index_columns, look_up
+from service.storage.submission_statements import index_columns
+from service.storage.submissions import INSERTS_TRIED, columns_of, look_up
 
 _LEAD = models.table(models.Lead)
 _CONFLICT = models.table(models.LeadConflict)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, and_, any_, bindparam, func, or_, select, union_all
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
 
 from service.storage import models
 from service.storage.requests import LeadFilter
@@ -14,11 +30,31 @@ LEAD = models.table(models.Lead)
 _ALIAS = models.LeadAlias
 
 _WANTED = any_(bindparam("ids", type_=ARRAY(Uuid)))
-LEADS_OF_IDS = union_all(
-    select(LEAD.c.id.label("wanted"), LEAD).where(LEAD.c.id == _WANTED),
-    select(_ALIAS.id, LEAD).join(LEAD, LEAD.c.id == _ALIAS.lead_id).where(_ALIAS.id == _WANTED),
-)
-"""Of many `ids`, the leads that have them, or that they lead to; `wanted` is the id that was given."""
+_LINK = models.LeadConversation
+
+OTHER_LEADS_SHOWN = 100
+"""How many further leads of one conversation are named."""
+
+
+def leads_of_ids(columns: Sequence[ColumnElement[Any]]) -> CompoundSelect[Any]:
+    """Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
+    return union_all(
+        select(LEAD.c.id.label("wanted"), *columns).where(LEAD.c.id == _WANTED),
+        select(_ALIAS.id, *columns).join(LEAD, LEAD.c.id == _ALIAS.lead_id).where(_ALIAS.id == _WANTED),
+    )
+
+
+def leads_of_conversation(columns: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    """The leads that are linked to a `conversation`, newest first; `created_by` restricts them unless it is NULL."""
+    creator = bindparam("created_by", type_=Text)
+    return (
+        select(*columns)
+        .join(_LINK, _LINK.lead_id == LEAD.c.id)
+        .where(_LINK.conversation_id == bindparam("conversation", type_=Text))
+        .where(or_(creator.is_(None), LEAD.c.created_by == creator))
+        .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
+        .limit(literal_column(str(OTHER_LEADS_SHOWN + 1)))
+    )
 
 
 def is_or_leads_to(lead_id: UUID) -> ColumnElement[bool]:
@@ -26,9 +62,9 @@ def is_or_leads_to(lead_id: UUID) -> ColumnElement[bool]:
     return LEAD.c.id == func.coalesce(select(_ALIAS.lead_id).where(_ALIAS.id == lead_id).scalar_subquery(), lead_id)
 
 
-def filtered(wanted: LeadFilter) -> Select[Any]:
+def filtered(columns: Sequence[ColumnElement[Any]], wanted: LeadFilter) -> Select[Any]:
     """The leads that pass a filter, in no order."""
-    query = select(LEAD)
+    query = select(*columns)
     equals = {
         LEAD.c.assignee: wanted.assignee,
         LEAD.c.interested_policy: wanted.interested_policy,

@@ -7,6 +7,7 @@ decide. What it answers is durable. See submissions.py for how a submission beco
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,6 @@ from sqlalchemy import (
     Select,
     Uuid,
     func,
-    insert,
     null,
     select,
     tuple_,
@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import LeadNotFoundError, StorageUnavailableError
+from service.errors import LeadkeepError, LeadNotFoundError, StorageUnavailableError
 from service.lead import (
     AssignmentChange,
     LeadStatus,
@@ -40,20 +40,19 @@ from service.storage import models, submissions
 from service.storage.database import Database
 from service.storage.failures import violated_constraint
 from service.storage.gathered_reads import GatheredReads
-from service.storage.lead_queries import LEAD, LEADS_OF_IDS, filtered, is_or_leads_to
+from service.storage.lead_queries import LEAD, filtered, is_or_leads_to, leads_of_conversation, leads_of_ids
+from service.storage.lead_rows import LeadRows
+from service.storage.lead_steps import LeadSteps
 from service.storage.outcomes import Met, Outcome
 from service.storage.requests import (
-    AssignmentStep,
     Correction,
     DuplicateFoundError,
     LeadFilter,
     Position,
-    StatusStep,
     Step,
 )
-
-OTHER_LEADS_SHOWN = 100
-"""How many further leads of one conversation are named."""
+from service.storage.retry import with_retries
+from service.storage.statements import Statement
 
 BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index", "uq_lead_phone_index_2", "uq_lead_nid_index_2")
 """The unique indexes that decide duplicates."""
@@ -78,15 +77,31 @@ class LeadRepository:
     def __init__(self, database: Database, *, sensitive_fields: Sequence[str]) -> None:
         self._database = database
         self._sensitive = tuple(sensitive_fields)
+        self._rows_of_leads = LeadRows(sensitive_fields)
+        self._leads_of_ids = Statement(leads_of_ids(self._rows_of_leads.columns))
+        self._leads_of_conversation = Statement(leads_of_conversation(self._rows_of_leads.columns))
+        self._steps = LeadSteps(self._rows_of_leads)
         self._leads = GatheredReads(database, self._get_all)
 
     async def create(self, submission: SealedSubmission) -> Outcome:
         """Store a submission as a lead, or find out what it meets; a refused duplicate is kept. Safe to repeat."""
-        return (await self._database.write(partial(self.store_within, [submission])))[submission.id]
+        return (await with_retries(partial(self.create_all_once, [submission])))[submission.id]
 
     async def create_all_once(self, batch: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
-        """Like `create` for many in one transaction, tried once: raises what went wrong, see failures.py."""
-        return await self._database.write_once(partial(self.store_within, batch))
+        """Like `create` for many together, tried once: raises what went wrong, see failures.py.
+
+        Some may be stored then. They are found by their ids when it is done again.
+        """
+
+        async def insert_new(connection: AsyncConnection) -> dict[UUID, Outcome]:
+            return await submissions.insert_new(connection, batch, self._sensitive)
+
+        async def settle(connection: AsyncConnection) -> dict[UUID, Outcome]:
+            return await submissions.store(connection, left, self._sensitive, self.lead_of, insert_first=False)
+
+        outcomes = await self._database.write_once(insert_new, alone=True)
+        left = [submission for submission in batch if submission.id not in outcomes]
+        return outcomes | await self._database.write_once(settle) if left else outcomes
 
     async def store_within(self, batch: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
         """Like `create_all_once`, in a transaction of the caller's."""
@@ -97,7 +112,8 @@ class LeadRepository:
         return await self._leads.get(lead_id)
 
     async def _get_all(self, ids: Sequence[UUID], connection: AsyncConnection) -> dict[UUID, SealedLead]:
-        return {row.wanted: self.lead_of(row) for row in await connection.execute(LEADS_OF_IDS, {"ids": ids})}
+        rows = await self._leads_of_ids.rows(connection, {"ids": ids})
+        return {row[0]: self._rows_of_leads.lead(row[1:]) for row in rows}
 
     async def acknowledged(self, lead_id: UUID) -> Acknowledged | None:
         """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
@@ -119,46 +135,56 @@ class LeadRepository:
         self, conversation_id: str, *, created_by: str | None
     ) -> tuple[SealedLead | None, list[UUID]]:
         """The newest lead that is linked to a conversation, and the ids of the others, newest first."""
-        links = models.LeadConversation
-        found = (
-            select(LEAD)
-            .join(links, links.lead_id == LEAD.c.id)
-            .where(links.conversation_id == conversation_id)
-            .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
-            .limit(OTHER_LEADS_SHOWN + 1)
-        )
-        if created_by is not None:
-            found = found.where(LEAD.c.created_by == created_by)
+        wanted = {"conversation": conversation_id, "created_by": created_by}
 
         async def work(connection: AsyncConnection) -> tuple[SealedLead | None, list[UUID]]:
-            rows = (await connection.execute(found)).all()
-            return (self.lead_of(rows[0]) if rows else None), [row.id for row in rows[1:]]
+            rows = await self._leads_of_conversation.rows(connection, wanted)
+            newest = self._rows_of_leads.lead(rows[0]) if rows else None
+            return newest, [row[0] for row in rows[1:]]
 
         return await self._database.read(work)
 
     async def list_leads(self, lead_filter: LeadFilter, *, after: Position | None, limit: int) -> list[SealedLead]:
         """At most `limit` leads behind the position `after`, newest first."""
-        query = filtered(lead_filter)
+        query = filtered(self._rows_of_leads.columns, lead_filter)
         if after is not None:
             query = query.where(tuple_(LEAD.c.created_at, LEAD.c.id) < tuple_(after.created_at, after.id))
         query = query.order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc()).limit(limit)
 
         async def work(connection: AsyncConnection) -> list[SealedLead]:
-            return [self.lead_of(row) for row in await connection.execute(query)]
+            return [self._rows_of_leads.lead(row) for row in await connection.execute(query)]
 
         return await self._database.read(work)
 
     async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None]) -> SealedLead:
-        """Take the step that `decide` names when it is shown the lead, locked; None changes nothing.
+        """Take the step that `decide` names when it is shown the lead; None changes nothing.
 
-        The answer waits for the synchronous standby even then, because taking the lock writes to the log. `decide`
-        may be asked again, and what it raises is passed on. Raises LeadNotFoundError.
+        A step is taken in one statement if the lead is as `decide` has seen it; else, and for an answer without a step,
+        the lead is locked first. The answer waits for the synchronous standby even then, because taking the lock writes
+        to the log. `decide` may be asked again, and what it raises is passed on. Raises LeadNotFoundError.
         """
 
+        seen = await self._leads.get(lead_id)
+        step = None
+        if seen is not None:
+            with suppress(LeadkeepError):  # what is refused is refused of the locked lead
+                step = decide(seen)
+        if seen is not None and step is not None:
+            moved = await self._database.write(partial(self._steps.take, seen, step), alone=True)
+            if moved is not None:
+                return moved
+        return await self._change_locked(lead_id, decide)
+
+    async def _change_locked(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None]) -> SealedLead:
         async def work(connection: AsyncConnection) -> SealedLead:
             current = await self.lock_within(connection, lead_id, key_share=True)
             step = decide(current)
-            return current if step is None else await self._take(connection, current, step)
+            if step is None:
+                return current
+            moved = await self._steps.take(current, step, connection)
+            if moved is None:
+                raise AssertionError("a locked lead has changed")
+            return moved
 
         return await self._database.write(work)
 
@@ -201,19 +227,6 @@ class LeadRepository:
         if row is None:
             raise LeadNotFoundError
         return self.lead_of(row)
-
-    async def _take(self, connection: AsyncConnection, current: SealedLead, step: Step) -> SealedLead:
-        made = {"lead_id": current.id, "version": current.version + 1, "actor": step.actor, "reason": step.reason}
-        match step:
-            case StatusStep():
-                columns: dict[str, Any] = {"status": step.to_status.value}
-                made |= {"from_status": current.status.value, "to_status": step.to_status.value}
-                await connection.execute(insert(models.StatusChange).values(made))
-            case AssignmentStep():
-                columns = {"assignee": step.to_assignee}
-                made |= {"from_assignee": current.assignee, "to_assignee": step.to_assignee}
-                await connection.execute(insert(models.AssignmentChange).values(made))
-        return await self.update_within(connection, current, columns)
 
     async def update_within(
         self, connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]
@@ -289,20 +302,6 @@ class LeadRepository:
         columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
         return {name: token for name in self._sensitive if (token := columns[name]) is not None}
 
-    def lead_of(self, row: Row[Any]) -> SealedLead:
+    def lead_of(self, row: Any) -> SealedLead:
         """The lead of a row of its table."""
-        return SealedLead(
-            id=row.id,
-            name=row.name,
-            interested_policy=row.interested_policy,
-            preferred_contact_time=row.preferred_contact_time,
-            conversation_id=row.conversation_id,
-            status=LeadStatus(row.status),
-            created_at=row.created_at,
-            updated_at=row.updated_at,
-            version=row.version,
-            assignee=row.assignee,
-            resubmissions=row.resubmissions,
-            created_by=row.created_by,
-            sealed=self._sealed(row),
-        )
+        return self._rows_of_leads.lead_of_all(row)

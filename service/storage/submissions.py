@@ -1,9 +1,10 @@
-"""How submissions become leads, or meet one: two statements in one READ COMMITTED transaction, however many they are.
+"""How submissions become leads, or meet one, however many they are.
 
 First an insert with ON CONFLICT DO NOTHING and no target, so that whichever unique index a rival holds, the insert
-waits for that rival and then does nothing. For those for which it did nothing, a second statement looks for their own
-ids, their request_ids, phones and nids. It is a statement of its own because one statement cannot see a rival that
-committed while it waited. Submissions of one batch meet each other in the same way.
+waits for that rival and then does nothing. It may commit by itself: most submissions need no more than that. For those
+for which it did nothing, a READ COMMITTED transaction looks for their own ids, their request_ids, phones and nids. That
+is a statement of its own because one statement cannot see a rival that committed while it waited. Submissions of one
+batch meet each other in the same way.
 
 The look-up locks what it finds FOR KEY SHARE. That keeps the row while we answer for it, and it writes to the log: the
 commit of every answer that rests on an existing row therefore waits for the synchronous standby. A plain look-up would
@@ -16,18 +17,17 @@ stays erased; tombstones.py knows those.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.lead import BlindIndexes, SealedLead, SealedSubmission
+from service.lead import SealedLead, SealedSubmission
 from service.storage import kept_resubmissions, models, tombstones
 from service.storage.outcomes import (
     Aliased,
@@ -40,92 +40,11 @@ from service.storage.outcomes import (
     RequestIdReused,
     Waiting,
 )
+from service.storage.submission_statements import ALIASES, CONFLICTS, INSERT, LOOK_UP, entries_json
 
 INSERTS_TRIED = 3
 """A lead that stood in the way and was erased before we could look at it frees the way; this happens once at most in
 practice, and the bound keeps a fault from turning into an endless loop."""
-
-_COLUMN_TYPES = {
-    "id": "uuid",
-    "name": "text",
-    "phone": "text",
-    "nid": "text",
-    "address": "text",
-    "interested_policy": "text",
-    "email": "text",
-    "preferred_contact_time": "text",
-    "notes": "text",
-    "conversation_id": "text",
-    "phone_index": "bytea",
-    "nid_index": "bytea",
-    "phone_index_2": "bytea",
-    "nid_index_2": "bytea",
-    "index_epoch": "bigint",
-    "created_by": "text",
-    "request_id": "text",
-    "content_digest": "bytea",
-}
-_COLUMNS = ", ".join(_COLUMN_TYPES)
-_DIGESTS = tuple(name for name, kind in _COLUMN_TYPES.items() if kind == "bytea")
-_GIVEN = ", ".join(f"{name} {'text' if name in _DIGESTS else kind}" for name, kind in _COLUMN_TYPES.items())
-_VALUES = ", ".join(f"decode({name}, 'hex')" if name in _DIGESTS else name for name in _COLUMN_TYPES)
-
-# One parameter, so that the statement is the same for every size of a batch: it is prepared once a connection. JSON is
-# written by C code; psycopg builds arrays of text in Python, which took a third of a large batch's time.
-_INSERT = text(f"""
-    WITH inserted AS (
-        INSERT INTO lead ({_COLUMNS}, created_at)
-        SELECT {_VALUES}, coalesce(accepted_at, now())
-        FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, accepted_at timestamptz))
-            WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, place)
-        WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
-          AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
-          AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = entry.id)
-          AND (accepted_at IS NULL OR entry.request_id IS NULL OR NOT EXISTS (
-              SELECT FROM tombstone t WHERE t.erased_at >= entry.accepted_at
-                 AND t.request_digest = sha256(convert_to(entry.created_by || E'\\n' || entry.request_id, 'UTF8'))))
-          AND (accepted_at IS NOT NULL OR NOT EXISTS (
-              SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
-        ORDER BY place
-        ON CONFLICT DO NOTHING
-        RETURNING id, created_at, conversation_id
-    ), linked AS (
-        INSERT INTO lead_conversation (conversation_id, lead_id)
-        SELECT conversation_id, id FROM inserted WHERE conversation_id IS NOT NULL
-        ON CONFLICT DO NOTHING
-    )
-    SELECT id, created_at FROM inserted
-""")  # noqa: S608 # our own names
-
-# Locked in the order of ids, so that two batches which meet the same leads lock them in the same order.
-_LOOK_UP = text("""
-    SELECT * FROM lead WHERE id IN (
-        SELECT unnest(CAST(:id AS uuid[]))
-        UNION
-        SELECT l.id FROM lead l JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
-            AS request (created_by, request_id) USING (created_by, request_id)
-        UNION
-        SELECT l.id FROM lead l WHERE l.phone_index = ANY(CAST(:phones AS bytea[])) AND NOT l.phone_shared
-        UNION
-        SELECT l.id FROM lead l WHERE l.nid_index = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
-        UNION
-        SELECT l.id FROM lead l WHERE l.phone_index_2 = ANY(CAST(:phones AS bytea[])) AND NOT l.phone_shared
-        UNION
-        SELECT l.id FROM lead l WHERE l.nid_index_2 = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
-    ) ORDER BY id FOR KEY SHARE
-""")
-_CONFLICTS = text("""
-    SELECT * FROM lead_conflict WHERE id IN (
-        SELECT unnest(CAST(:id AS uuid[]))
-        UNION
-        SELECT c.id FROM lead_conflict c JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
-            AS request (created_by, request_id) USING (created_by, request_id)
-    ) ORDER BY accepted_at, id FOR KEY SHARE
-""")
-_ALIASES = text("""
-    SELECT a.id FROM lead_alias a JOIN lead l ON l.id = a.lead_id WHERE a.id = ANY(CAST(:id AS uuid[]))
-    ORDER BY l.id FOR KEY SHARE OF l
-""")
 
 
 def columns_of(submission: SealedSubmission, sensitive: Sequence[str]) -> dict[str, Any]:
@@ -141,33 +60,35 @@ def columns_of(submission: SealedSubmission, sensitive: Sequence[str]) -> dict[s
     }
 
 
-def index_columns(indexes: BlindIndexes) -> dict[str, Any]:
-    """The blind indexes as columns of the table of leads."""
-    return {
-        "phone_index": indexes.phone[0],
-        "nid_index": indexes.nid[0],
-        "phone_index_2": indexes.phone[1],
-        "nid_index_2": indexes.nid[1],
-        "index_epoch": indexes.epoch,
-    }
+async def insert_new(
+    connection: AsyncConnection, submissions: Sequence[SealedSubmission], sensitive: Sequence[str]
+) -> dict[UUID, Outcome]:
+    """Store in one statement the submissions that nothing stands in the way of; by id. The others need `store`."""
+    # By phone, so that rival batches wait for each other in one direction; of two that meet the earlier one is first,
+    # and what was refused already makes way.
+    ordered = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
+    created_at = dict(await INSERT.rows(connection, {"entries": entries_json(ordered, sensitive)}))
+    return {entry.id: Created(entry.as_lead(created_at[entry.id])) for entry in ordered if entry.id in created_at}
 
 
 async def store(
     connection: AsyncConnection,
     submissions: Sequence[SealedSubmission],
     sensitive: Sequence[str],
-    lead_of: Callable[[Row[Any]], SealedLead],
+    lead_of: Callable[[Any], SealedLead],
+    *,
+    insert_first: bool = True,
 ) -> dict[UUID, Outcome]:
-    """Store each submission as a lead, or say what it meets and keep it there; by id, for every one of them."""
+    """Store each submission as a lead, or say what it meets and keep it there; by id, for every one of them.
+
+    `insert_first` is False for those that `insert_new` has just left.
+    """
     outcomes: dict[UUID, Outcome] = {}
-    # By phone, so that rival batches wait for each other in one direction; of two that meet the earlier one is first,
-    # and what was refused already makes way.
-    left = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
+    left = list(submissions)
     for attempt in range(INSERTS_TRIED):
-        inserted = await connection.execute(_INSERT, {"entries": _entries(left, sensitive)})
-        created_at = {row.id: row.created_at for row in inserted}
-        outcomes |= {entry.id: Created(entry.as_lead(created_at[entry.id])) for entry in left if entry.id in created_at}
-        left = [entry for entry in left if entry.id not in created_at]
+        if insert_first or attempt > 0:
+            outcomes |= await insert_new(connection, left, sensitive)
+            left = [entry for entry in left if entry.id not in outcomes]
         if left:
             found = await _find(connection, left, lead_of, again=attempt > 0)
             refused = []
@@ -184,35 +105,16 @@ async def store(
     raise StorageUnavailableError
 
 
-def _entries(entries: Sequence[SealedSubmission], sensitive: Sequence[str]) -> str:
-    computed = (*sensitive, *_DIGESTS, "id", "index_epoch")
-    plain = tuple(name for name in _COLUMN_TYPES if name not in computed)
-    return json.dumps(
-        [
-            {name: getattr(entry, name) for name in plain}
-            | {name: _hex(value) for name, value in index_columns(entry.indexes).items()}
-            | {"content_digest": entry.content_digest.hex()}
-            | {"id": str(entry.id), "accepted_at": entry.accepted_at and entry.accepted_at.isoformat()}
-            | dict(entry.sealed)
-            for entry in entries
-        ]
-    )
-
-
-def _hex(value: object) -> object:
-    return value.hex() if isinstance(value, bytes) else value
-
-
 class _Found:
     """What stands in the way of a batch, by what may be met; all rows of leads are locked."""
 
     def __init__(
         self,
-        leads: Sequence[Row[Any]],
-        conflicts: Sequence[Row[Any]],
+        leads: Sequence[Any],
+        conflicts: Sequence[Any],
         aliases: frozenset[UUID],
         erased: Mapping[UUID, datetime],
-        lead_of: Callable[[Row[Any]], SealedLead],
+        lead_of: Callable[[Any], SealedLead],
     ) -> None:
         self.leads = {row.id: row for row in leads}
         self.requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
@@ -220,7 +122,7 @@ class _Found:
         self.phones = {index: r for r in leads if not r.phone_shared for index in (r.phone_index, r.phone_index_2)}
         self.nids = {index: r for r in leads if not r.nid_shared for index in (r.nid_index, r.nid_index_2)}
         self.conflicts = {row.id for row in conflicts}
-        self.conflicts_of: dict[tuple[str, str], Row[Any]] = {}
+        self.conflicts_of: dict[tuple[str, str], Any] = {}
         for row in conflicts:  # oldest first, and the oldest counts
             if row.request_id is not None:
                 self.conflicts_of.setdefault((row.created_by, row.request_id), row)
@@ -237,14 +139,14 @@ class _Found:
         return Met(_met_lead(phone), _met_lead(nid))
 
 
-def _met_lead(row: Row[Any] | None) -> MetLead | None:
+def _met_lead(row: Any | None) -> MetLead | None:
     return None if row is None else MetLead(row.id, row.created_by)
 
 
 async def _find(
     connection: AsyncConnection,
     entries: Sequence[SealedSubmission],
-    lead_of: Callable[[Row[Any]], SealedLead],
+    lead_of: Callable[[Any], SealedLead],
     *,
     again: bool,
 ) -> _Found:
@@ -253,13 +155,13 @@ async def _find(
     }
     keys["phones"] = [index for entry in entries for index in entry.indexes.phones]
     keys["nids"] = [index for entry in entries for index in entry.indexes.nids]
-    leads = (await connection.execute(_LOOK_UP, keys)).all()
-    conflicts = (await connection.execute(_CONFLICTS, keys)).all()
+    leads = await LOOK_UP.named_rows(connection, keys)
+    conflicts = await CONFLICTS.named_rows(connection, keys)
     aliases: frozenset[UUID] = frozenset()
     erased: Mapping[UUID, datetime] = {}
     late = any(entry.accepted_at for entry in entries)
     if late:
-        aliases = frozenset((await connection.execute(_ALIASES, keys)).scalars())
+        aliases = frozenset(row[0] for row in await ALIASES.rows(connection, keys))
     if late or again:
         # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
         # inserted are duplicates; it is asked when nothing else explains it.
@@ -299,8 +201,8 @@ async def _settle_late(
     connection: AsyncConnection,
     entry: SealedSubmission,
     columns: dict[str, Any],
-    request: Row[Any] | None,
-    earlier: Row[Any] | None,
+    request: Any | None,
+    earlier: Any | None,
     *,
     same: bool,
     met: Met | None,
@@ -353,10 +255,10 @@ async def look_up(
         "phones": list(phones),
         "nids": list(nids),
     }
-    rows = (await connection.execute(_LOOK_UP, keys)).all()
+    rows = await LOOK_UP.named_rows(connection, keys)
     others = _Found([row for row in rows if row.id != other_than], [], frozenset(), {}, lead_of=_not_asked)
     return others.met(phones, nids)
 
 
-def _not_asked(_row: Row[Any]) -> SealedLead:
+def _not_asked(_row: Any) -> SealedLead:
     raise AssertionError("a look-up answers ids only")

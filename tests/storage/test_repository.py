@@ -22,13 +22,15 @@ from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.lead import CustomerDetails, LeadStatus, SealedLead, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import models, submissions
-from service.storage.database import Database
+from service.storage.database import Database, Work
 from service.storage.failures import CommitNotDurableError, StorageFaultError
+from service.storage.lead_queries import OTHER_LEADS_SHOWN
 from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import Created, Met, MetLead, Outcome, RequestIdReused
-from service.storage.repository import OTHER_LEADS_SHOWN, LeadRepository
+from service.storage.repository import LeadRepository
 from service.storage.requests import AssignmentStep, Correction, DuplicateFoundError, LeadFilter, Position, StatusStep
 from service.storage.retry import Retry, RetryScope, retry_scope
+from service.storage.submission_statements import index_columns
 from tests.harness.postgres import TestDatabase
 
 Submit = Callable[..., SealedSubmission]
@@ -494,7 +496,7 @@ class TestForeignLocks:
         newcomer = submit(phone="+1234567")
 
         async def begin_and_fail(connection: AsyncConnection) -> None:
-            await submissions.store(connection, [rival], SENSITIVE_COLUMNS, lambda row: row)  # type: ignore[arg-type,return-value]
+            await submissions.store(connection, [rival], SENSITIVE_COLUMNS, lambda row: row)
             waiting.append(asyncio.create_task(repository.create(newcomer)))
             await asyncio.sleep(0.05)
             raise ValueError("undone")
@@ -535,7 +537,7 @@ class TestAnswersRestOnCommits:
         second = {"own id": first, "request_id": again(first), "phone": submit(phone="+1234567")}[kind]
 
         async def work(connection: AsyncConnection) -> bool:
-            await submissions.store(connection, [second], SENSITIVE_COLUMNS, lambda row: row)  # type: ignore[arg-type,return-value]
+            await submissions.store(connection, [second], SENSITIVE_COLUMNS, lambda row: row)
             return await assigned_transaction(connection)
 
         assert await connected.write(work)
@@ -569,18 +571,22 @@ def lose_commits(
     monkeypatch: pytest.MonkeyPatch, error: Exception, *, times: int = 1, committed: bool = True
 ) -> list[Exception]:
     """Let the answers of the next commits be lost, after they were made or before."""
-    commit = AsyncConnection.commit
+    write_once = Database.write_once
     lost: list[Exception] = []
 
-    async def lossy(connection: AsyncConnection) -> None:
-        if len(lost) < times:
-            lost.append(error)
-            if committed:
-                await commit(connection)
+    async def lossy(database: Database, work: Work[Any], *, alone: bool = False) -> Any:
+        async def undone(connection: AsyncConnection) -> None:
+            if not alone:
+                await work(connection)
             raise error
-        await commit(connection)
 
-    monkeypatch.setattr(AsyncConnection, "commit", lossy)
+        if len(lost) == times:
+            return await write_once(database, work, alone=alone)
+        lost.append(error)
+        await write_once(database, work if committed else undone, alone=alone)
+        raise error
+
+    monkeypatch.setattr(Database, "write_once", lossy)
     return lost
 
 
@@ -820,7 +826,7 @@ class TestWhatTheDatabaseRefuses:
         self, connected: Database, submit: Submit, field: str
     ) -> None:
         submission = submit(email="a@example.com", notes="note")
-        values = submissions.columns_of(submission, SENSITIVE_COLUMNS) | submissions.index_columns(submission.indexes)
+        values = submissions.columns_of(submission, SENSITIVE_COLUMNS) | index_columns(submission.indexes)
         values |= {"id": submission.id, "created_by": "bot", field: "clear-canary"}
 
         async def work(connection: AsyncConnection) -> None:
