@@ -31,13 +31,11 @@ from service.errors import StorageUnavailableError, UnmaskLimitError
 from service.storage.access_records import HOUR, Access, AccessRecords, Chain
 from service.storage.database import Database
 from service.storage.failures import Failure, cause_of, classify, is_driver_error, leaves_nothing
+from service.storage.gathering import gathered
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
 
 LARGEST_BATCH = 1000
 """Entries of one transaction, if more than one call waits: it takes about 30 ms."""
-
-MOST_TURNS = 8
-"""Turns of the event loop that a batch gathers for at most, as long as each brings more."""
 
 FAILING_SECONDS = 1.0
 """For how long after a failed attempt a caller who would rather not wait is not let in."""
@@ -94,6 +92,7 @@ class AccessWriter:
         self._now = now
         self._chain: Chain | None = None
         self._waiting: deque[_Look] = deque()
+        self._came_alone = True
         self._arrived = asyncio.Event()
         self._failed_at = float("-inf")
         self._stopping = False
@@ -162,7 +161,8 @@ class AccessWriter:
         longest = FIRST_WAIT
         while not (self._stopping and not self._waiting):
             await self._arrived.wait()
-            await self._gathered()
+            if not self._came_alone:
+                await gathered(self._waiting, largest=LARGEST_BATCH)
             if not (batch := self._take()):
                 self._arrived.clear()
                 if self._stopping:
@@ -184,15 +184,6 @@ class AccessWriter:
                 self._try_again(batch, wait, cause_of(error))
                 await asyncio.sleep(wait)
 
-    async def _gathered(self) -> None:
-        """Let those come along who are ready by now: a turn of the loop for an idle service, and fewer transactions for
-        a busy one."""
-        for _ in range(MOST_TURNS):
-            waiting = len(self._waiting)
-            await asyncio.sleep(0)
-            if len(self._waiting) == waiting:
-                return
-
     def _take(self) -> list[_Look]:
         batch: list[_Look] = []
         entries = 0
@@ -201,6 +192,7 @@ class AccessWriter:
             if not look.answer.done():
                 batch.append(look)
                 entries += len(look.accesses)
+        self._came_alone = len(batch) <= 1
         return batch
 
     async def _write(self, batch: list[_Look]) -> None:

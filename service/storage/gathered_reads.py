@@ -1,13 +1,14 @@
 """Reads of single things, gathered: those that come while one is under way share the next statement.
 
 Promises: a read sees everything that was committed before it was asked for, since it never joins a statement that was
-sent already. An idle reader lets nobody wait. Each read is retried for its own caller's time, and a caller that hangs
+sent already. A read that comes alone does not wait for others. Each read is retried for its own caller's time, and a caller that hangs
 up costs the others nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -16,6 +17,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.database import Database
+from service.storage.gathering import gathered
 from service.storage.retry import with_retries
 
 T = TypeVar("T")
@@ -34,7 +36,8 @@ class GatheredReads(Generic[T]):
     def __init__(self, database: Database, read: Read[T]) -> None:
         self._database = database
         self._read = read
-        self._waiting: list[tuple[UUID, asyncio.Future[T | None]]] = []
+        self._waiting: deque[tuple[UUID, asyncio.Future[T | None]]] = deque()
+        self._came_alone = True
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def get(self, wanted: UUID) -> T | None:
@@ -52,7 +55,12 @@ class GatheredReads(Generic[T]):
 
     async def _answer_all(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:LARGEST_BATCH], self._waiting[LARGEST_BATCH:]
+            if not self._came_alone:
+                await gathered(self._waiting, largest=LARGEST_BATCH)
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), LARGEST_BATCH))]
+            if not batch:
+                return  # another task has taken them meanwhile
+            self._came_alone = len(batch) == 1
             try:
                 found = await self._database.read_once(partial(self._read, list({wanted for wanted, _ in batch})))
             except Exception as error:  # noqa: BLE001 # each caller decides by itself what to do about it

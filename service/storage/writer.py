@@ -1,9 +1,10 @@
 """The one writer of a process: leads that wait together are written in one transaction.
 
-Promises: an answer says what is durable, in the database or in the spool. An idle writer lets nobody wait; while a
-commit is under way the next batch gathers. A batch that fails for one of its entries, or for a rival, is split and
-costs only that entry. An entry whose caller can wait no longer goes to the spool alone and lets the others go on. While
-the database is away for longer than a blip, everything goes to the spool at once. No caller cancels anything here.
+Promises: an answer says what is durable, in the database or in the spool. A lead that comes alone does not wait for
+others; while a commit is under way the next batch gathers. A batch that fails for one of its entries, or for a rival,
+is split and costs only that entry. An entry whose caller can wait no longer goes to the spool alone and lets the others
+go on. While the database is away for longer than a blip, everything goes to the spool at once. No caller cancels
+anything here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import structlog
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_busy, is_driver_error
+from service.storage.gathering import gathered
 from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Created, Outcome, Waiting
@@ -87,6 +89,7 @@ class LeadWriter:
         self._on_delayed = on_delayed
         self._memory = memory
         self._waiting: deque[_Entry] = deque()
+        self._came_alone = True
         self._to_spool: list[_Entry] = []
         self._unanswered: set[_Entry] = set()
         self._arrived = asyncio.Event()
@@ -145,6 +148,8 @@ class LeadWriter:
     async def _write_for_ever(self) -> None:
         while True:
             await self._arrived.wait()
+            if not self._came_alone:
+                await gathered(self._waiting, largest=LARGEST_BATCH)
             if not (batch := self._take()):
                 self._arrived.clear()
             elif self._outage.lasting:
@@ -162,6 +167,7 @@ class LeadWriter:
             entry = self._waiting.popleft()
             if not entry.answer.done():
                 batch.append(entry)
+        self._came_alone = len(batch) <= 1
         return batch
 
     async def _unmet(self, batch: list[_Entry]) -> list[_Entry]:
