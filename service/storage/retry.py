@@ -63,11 +63,21 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
     Raises StorageUnavailableError when the time is over, StorageFaultError for what no repetition can mend, and lets
     every other error through.
     """
+    began = time.monotonic()
+    try:
+        return await operation()
+    except Exception as error:  # noqa: BLE001 # judged below
+        failed = error
+    # Only now: the machinery of retries costs ten times what it costs to do without it.
+    return await _tried_again(operation, failed, began)
+
+
+async def _tried_again(operation: Callable[[], Awaitable[T]], first: Exception, began: float) -> T:
     scope = retry_scope.get()
-    deadline = time.monotonic() + PATIENCE
+    deadline = began + PATIENCE
     if scope is not None:
         deadline = min(deadline, scope.deadline)
-    began = time.monotonic()
+    failed: Exception | None = first
     foreseen = 0.0
 
     def time_to_wait() -> float:
@@ -93,7 +103,10 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
 
     @backoff.on_exception(waits, Exception, giveup=hopeless, on_backoff=tell, jitter=backoff.full_jitter, logger=None)
     async def attempt() -> T:
-        nonlocal began
+        nonlocal began, failed
+        if failed is not None:
+            error, failed = failed, None
+            raise error
         began = time.monotonic()
         return await operation()
 
