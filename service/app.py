@@ -9,6 +9,7 @@ record, which ends its chain → daily files → spool → database connections 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -70,6 +71,9 @@ from service.storage.spool import Spool
 from service.storage.tombstones import Tombstones
 from service.storage.writer import LeadWriter
 from service.validation import ValidationService
+
+OBJECTS_A_COLLECTION = 5_000
+"""New objects between two collections, in place of 700, which two dozen calls in flight make among them."""
 
 SENSITIVE_FIELDS = sensitive_fields(pb.Lead)
 """The one list from which sealing and masking derive: the contract's `debug_redact`."""
@@ -286,6 +290,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         await grpc_door.start()
         await http_door.start()
         await readiness.start()
+        _spare_the_collector()
         on_ready(grpc_door.port, http_door.port)
         await stop.wait()
         structlog.get_logger("leadkeep").info("stopping")
@@ -366,6 +371,16 @@ def new_id() -> UUID:
     """A UUIDv7 (RFC 9562): made before the database is asked, and in the order of time."""
     made: UUID = uuid_utils.compat.uuid7()
     return made
+
+
+def _spare_the_collector() -> None:
+    """Let the garbage collector look only at what calls leave behind, and less often.
+
+    What was loaded by now stays. Looking at it again and again takes a tenth of a busy service's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(OBJECTS_A_COLLECTION, *gc.get_threshold()[1:])
 
 
 def _registry() -> CollectorRegistry:
