@@ -120,6 +120,10 @@ class LeadService:
         submission = self._sealer.seal(self._new_id(), details, created_by=caller.subject, request_id=request)
         outcome = await self._writer.create(submission)
         match outcome:
+            case Created(sealed) if sealed.sealed is submission.sealed:
+                # The new lead itself, whose fields need not be opened to be known.
+                lead = self._sealer.acknowledged(sealed.id, details, sealed.created_at)
+                return self._created(lead, locale, delayed=False)
             case Created(sealed):
                 return self._created(self._sealer.open(sealed), locale, delayed=False)
             case Waiting(lead_id, accepted_at, decided):

@@ -11,7 +11,7 @@ import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from uuid import UUID
 
 import structlog
@@ -108,6 +108,9 @@ def request_ids(new_id: Callable[[], UUID]) -> Interceptor:
 def access_log(metrics: Metrics) -> Interceptor:
     """One line and one observation per call."""
     log = structlog.get_logger("leadkeep.access")
+    # Looked up by their labels each time, they cost as much as the rest of this.
+    count = cache(metrics.calls.labels)
+    latency = cache(metrics.latency.labels)
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         began = time.monotonic()
@@ -124,8 +127,8 @@ def access_log(metrics: Metrics) -> Interceptor:
         finally:
             seconds = time.monotonic() - began
             metrics.in_flight.dec()
-            metrics.calls.labels(call.rpc, call.door, code).inc()
-            metrics.latency.labels(call.rpc, call.door).observe(seconds)
+            count(call.rpc, call.door, code).inc()
+            latency(call.rpc, call.door).observe(seconds)
             log.info(
                 "call",
                 rpc=call.rpc,
@@ -186,11 +189,11 @@ def deadline(work: Work) -> Interceptor:
             raise DeadlineTooShortError
         task = work.begin(proceed(call, request))
         try:
-            done, _ = await asyncio.wait({task}, timeout=remaining)
+            await _ended(task, remaining)
         finally:
             if not task.done():
                 task.add_done_callback(partial(_tell_of_late_failure, call))
-        if not done:
+        if not task.done():
             raise DeadlineTooShortError
         if task.cancelled():
             # Passed on as it is, it would leave the caller without any status (grpc/grpc#29248).
@@ -198,6 +201,23 @@ def deadline(work: Work) -> Interceptor:
         return task.result()
 
     return intercept
+
+
+async def _ended(task: asyncio.Task[Message], seconds: float) -> None:
+    """Wait for the end of a task, `seconds` at most, without cancelling it; asyncio.wait takes twice as long."""
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+
+    def end(_task: asyncio.Task[Message] | None = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    timer = loop.call_later(seconds, end)
+    task.add_done_callback(end)
+    try:
+        await over
+    finally:
+        timer.cancel()
 
 
 def _tell_of_late_failure(call: Call, task: asyncio.Task[Message]) -> None:

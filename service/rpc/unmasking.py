@@ -38,6 +38,8 @@ PATIENCE_AFTER_CHANGE = 1.0
 """Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.
 Its caller wants to know that the change is done, and a lead is taken while the database is away."""
 
+VIEWS = frozenset(pb.LeadView.values())
+
 
 class Record(Protocol):
     """How accesses are recorded."""
@@ -62,7 +64,7 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         view = getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED)
-        if view not in pb.LeadView.values():
+        if view not in VIEWS:
             raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
         caller = call.caller
         if caller is None or not caller.may(Scope.UNMASK):
