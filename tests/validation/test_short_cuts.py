@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+
+import phonenumbers
 import pytest
 from email_validator import EmailNotValidError, validate_email
 from hypothesis import example, given, settings
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 
 from service.validation import email
 from service.validation.email import EMAIL_LIMIT, normalise_email
+from service.validation.phone import PhoneNormaliser, PhoneRule
 from service.validation.text import ValueRefusedError
 
 LOCALS = st.one_of(
@@ -126,3 +131,41 @@ def test_only_accepted_domains_are_remembered_and_no_more_than_have_room() -> No
     for number in range(1100):
         normalise_email(f"somebody@host{number}.com")
     assert email._domain.cache_info().currsize == 1024
+
+
+def settled_by_the_library(number: str) -> str | None:
+    """The number read and formatted until nothing changes any more; None if it never does."""
+    for _ in range(16):
+        try:
+            parsed = phonenumbers.parse(number, None)
+        except phonenumbers.NumberParseException:
+            return number
+        settled = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+        if settled == number:
+            return number
+        number = settled
+    return None
+
+
+def numbers() -> Iterator[str]:
+    """Numbers of every country code, those that no country has too: many with zeros, or with a trunk prefix."""
+    draw = random.Random(20260131)  # the same numbers in every run
+    for code in range(1, 1000):
+        yield f"+{code}{'0' * 7}"
+        for weights in ((1,) * 10, (9, 3, 1, 1, 1, 1, 1, 1, 3, 2)):
+            for _ in range(8 if code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE else 1):
+                digits = draw.randint(7, 15) - len(str(code))
+                yield f"+{code}{''.join(draw.choices('0123456789', weights, k=digits))}"
+
+
+def test_a_phone_number_is_settled_as_the_library_settles_it() -> None:
+    normaliser = PhoneNormaliser(None, PhoneRule.E164)
+
+    for number in numbers():
+        expected = settled_by_the_library(number)
+        try:
+            canonical = normaliser.canonical(number)
+        except ValueRefusedError:
+            assert expected is None or not 8 <= len(expected) <= 16
+        else:
+            assert canonical == expected
