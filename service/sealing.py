@@ -65,9 +65,12 @@ class LeadSealer:
         return BlindIndexes(epoch=plan.epoch, phone=(phone_1, phone_2), nid=(nid_1, nid_2))
 
     def _plan(self) -> IndexPlan:
+        plan = self._encryption.plan
+        if plan is not None:
+            return plan
         # Without a confirmed database leads can only be spooled; the drain computes their indexes anew.
         mine = IndexScheme(self._encryption.index_primary_id, self._validation.normaliser_identity)
-        return self._encryption.plan or IndexPlan(NOT_CONFIRMED, (mine, None))
+        return IndexPlan(NOT_CONFIRMED, (mine, None))
 
     def _index(self, field: str, value: str, scheme: IndexScheme) -> bytes:
         """What makes two values equal is the scheme's to say, not the settings': all replicas must agree on it."""
