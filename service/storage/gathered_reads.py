@@ -1,8 +1,8 @@
 """Reads of single things, gathered: those that come while one is under way share the next statement.
 
 Promises: a read sees everything that was committed before it was asked for, since it never joins a statement that was
-sent already. A read that comes alone does not wait for others. Each read is retried for its own caller's time, and a caller that hangs
-up costs the others nothing.
+sent already. A read that comes alone does not wait for others. Each read is retried for its own caller's time, and a
+caller that hangs up costs the others nothing.
 """
 
 from __future__ import annotations
