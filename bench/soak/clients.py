@@ -54,6 +54,9 @@ REPEATED = tuple(b"%010d" % (9_000_000_000 + number) for number in range(1000))
 LONGEST_LIFE = 600.0
 """Seconds. Every client is killed long before."""
 
+WARM_CALLERS = 128
+"""So many that the pool opens every connection that it may have. It keeps them: later, none looks like a leak."""
+
 STORM_CALLERS = 8
 STORM_SECONDS = 1.0
 """From the start of the process: it has sent some hundred calls when it is killed."""
@@ -84,7 +87,7 @@ class Clients:
         """Load hard for some seconds: pools, threads and caches are full afterwards."""
         run(self._repeats(calls=len(REPEATED)))
         for operation in RATES:
-            run(self._load(operation, callers=32, seconds=1.0))
+            run(self._load(operation, callers=WARM_CALLERS, seconds=1.0))
         run(replace(self._over_http(), seconds=1.0, rate=None))
 
     def begin(self) -> None:

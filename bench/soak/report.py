@@ -15,14 +15,15 @@ from bench.soak.sampling import Sample
 
 MEMORY = {"resident": "resident", "anonymous": "heap and stacks", "children": "its children, resident"}
 COUNTS = {
-    "tasks": ("tasks of the event loop", 5),
+    "tasks": ("tasks of the event loop", 10),
     "in_flight": ("calls in flight", 5),
     "threads": ("threads", 2),
     "handles": ("open file handles", 5),
     "sockets": ("sockets", 5),
     "connections": ("PostgreSQL connections", 2),
 }
-"""What is counted, and by how many the last third may exceed the first: some client is always just being replaced."""
+"""What is counted, and by how many the last third may exceed the first: some client is always just being replaced, and
+a call has several tasks. Those that stay for ever are seen at rest."""
 
 ALLOWED_AT_REST = 1
 """An idle service does some things once a second, and may be seen doing one."""
