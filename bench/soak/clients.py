@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psycopg
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from bench.contenders import leadkeep_over_grpc
@@ -54,12 +55,21 @@ REPEATED = tuple(b"%010d" % (9_000_000_000 + number) for number in range(1000))
 LONGEST_LIFE = 600.0
 """Seconds. Every client is killed long before."""
 
-WARM_CALLERS = 128
-"""So many that the pool opens every connection that it may have. It keeps them: later, none looks like a leak."""
+POOL_CALLERS = 32
+"""Twice the connections of the service's pool."""
+
+LOCKED_SECONDS = 1.0
+"""Enough for a client to start and for the pool to connect; after two the service would take the database for lost."""
+
+WARM_CALLERS = 8
+"""As many as a storm has. More would leave the heap with free room that hides the first megabytes of a leak."""
 
 STORM_CALLERS = 8
 STORM_SECONDS = 1.0
 """From the start of the process: it has sent some hundred calls when it is killed."""
+
+
+Start = Callable[[], subprocess.Popen[bytes]]
 
 
 @dataclass(kw_only=True)
@@ -71,20 +81,21 @@ class Clients:
     ids: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
-        self._kinds: list[Callable[[], subprocess.Popen[bytes]]] = [
+        self._kinds: list[Start] = [
             *((lambda operation=operation: start(self._steady(operation))) for operation in RATES),
             lambda: start(self._repeats(rate=REPEAT_RATE)),
             lambda: start(self._over_http()),
             self._rude,
         ]
-        self._running: deque[tuple[Callable[[], subprocess.Popen[bytes]], subprocess.Popen[bytes]]] = deque()
+        self._running: deque[tuple[Start, subprocess.Popen[bytes]]] = deque()
         self._started = 0
         self.killed = 0
         self.ended: list[int] = []
         """Exit codes of clients that ended by themselves: none should."""
 
     def warm(self) -> None:
-        """Load hard for some seconds: pools, threads and caches are full afterwards."""
+        """Make every kind of call for a second: pool, threads and caches are full afterwards."""
+        self._fill_pool()
         run(self._repeats(calls=len(REPEATED)))
         for operation in RATES:
             run(self._load(operation, callers=WARM_CALLERS, seconds=1.0))
@@ -111,6 +122,18 @@ class Clients:
         """Kill whoever is left."""
         while self._running:
             self._kill(self._running.popleft()[1])
+
+    def _fill_pool(self) -> None:
+        """Have the service open every connection that it may have: it keeps them, so that later none looks like a leak.
+
+        While the leads are locked, each call waits for them with a connection of its own.
+        """
+        with psycopg.connect(self.postgres.url(user="postgres", database="bench")) as connection:
+            connection.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
+            process = start(self._load(Operation.BY_CONVERSATION, callers=POOL_CALLERS, seconds=LONGEST_LIFE))
+            time.sleep(LOCKED_SECONDS)
+        process.kill()
+        process.wait()
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:

@@ -3,8 +3,10 @@
 Memory: a straight line is fitted by least squares. How far its slope may be from the truth is told by bootstrap: the
 residuals are drawn again a minute at a time, because samples that follow each other resemble each other, and the line
 is fitted anew. Memory is flat when that interval reaches down to 0, or when the line rises by less than 2 % over the
-run. Caveat: the second clause forgives a leak of some MB an hour, so that the slope stands in the report whatever the
-verdict is.
+run.
+
+Caveats: the second clause forgives a leak of some MB an hour, so that the slope stands in the report whatever the
+verdict is. And a leak first fills what room a burst has left free in the heap, some MB, before memory tells of it.
 
 Counts: the median of the last third is at most that of the first third and a small constant.
 """

@@ -18,19 +18,19 @@ COUNTS = {
     "tasks": ("tasks of the event loop", 10),
     "in_flight": ("calls in flight", 5),
     "threads": ("threads", 2),
-    "handles": ("open file handles", 5),
-    "sockets": ("sockets", 5),
+    "handles": ("open file handles", 10),
+    "sockets": ("sockets", 10),
     "connections": ("PostgreSQL connections", 2),
 }
 """What is counted, and by how many the last third may exceed the first: some client is always just being replaced, and
-a call has several tasks. Those that stay for ever are seen at rest."""
+the rude one has a dozen connections. What stays for ever is seen at rest, too."""
 
 ALLOWED_AT_REST = 1
 """An idle service does some things once a second, and may be seen doing one."""
 
 _INTRODUCTION = """# Leadkeep under steady load, with outages of clients
 
-Written by `python -m bench.soak`: {minutes:.0f} minutes, of which the first {warm_up:.1f} warm up and are not judged;
+Written by `python -m bench.soak`: {minutes:.3g} minutes, of which the first {warm_up:.1f} warm up and are not judged;
 {cores} cores shared by clients, service and PostgreSQL (Python {python}). {rate:.0f} calls a second were answered;
 {killed} client processes were killed with SIGKILL. [docs/bench.md](../docs/bench.md) tells what the clients do.
 
@@ -61,7 +61,7 @@ class Soak:
 
 
 def verdicts(soak: Soak) -> Iterator[Verdict]:
-    """Every goal."""
+    """Every goal, and how near this run came to it."""
     judged = soak.judged
     seconds = [each.at for each in judged]
     for name, text in MEMORY.items():
