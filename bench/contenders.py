@@ -121,7 +121,7 @@ def contender_a(folder: Path) -> Iterator[Contender]:
     """Leadkeep over gRPC."""
     with leadkeep_on_postgres(folder / "a") as (service, postgres):
         first = leadkeep_over_grpc(service, postgres, ids=())
-        ids = _with_known_leads(first, "SELECT id FROM lead ORDER BY conversation_id")
+        ids = with_known_leads(first, "SELECT id FROM lead ORDER BY conversation_id")
         ready = leadkeep_over_grpc(service, postgres, ids=ids)
         ready.starts = first.starts
         yield ready
@@ -155,7 +155,7 @@ def contender_b(folder: Path) -> Iterator[Contender]:
             requests=requests(()),
             database_url=postgres.url(user="postgres", database="bench"),
         )
-        contender.requests = requests(_with_known_leads(contender, "SELECT id FROM lead ORDER BY conversation_id"))
+        contender.requests = requests(with_known_leads(contender, "SELECT id FROM lead ORDER BY conversation_id"))
         yield contender
 
 
@@ -192,7 +192,7 @@ def contender_c(_folder: Path) -> Iterator[Contender]:
                 requests=requests(()),
                 database_url=url,
             )
-            contender.requests = requests(_with_known_leads(contender, "SELECT id FROM leads ORDER BY conversation_id"))
+            contender.requests = requests(with_known_leads(contender, "SELECT id FROM leads ORDER BY conversation_id"))
             yield contender
 
 
@@ -227,7 +227,7 @@ def require_refusals(contender: Contender) -> None:
         )
 
 
-def _with_known_leads(contender: Contender, ids: str) -> tuple[bytes, ...]:
+def with_known_leads(contender: Contender, ids: str) -> tuple[bytes, ...]:
     """Create the known leads, and read their ids in the order of their numbers."""
     result = run(contender.load(Operation.CREATE, callers=16, calls=KNOWN, seconds=60))
     if result.failures:

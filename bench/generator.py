@@ -10,12 +10,13 @@ from pathlib import Path
 from bench.load.plan import Load, Result
 
 _ROOT = Path(__file__).parents[1]
+_COMMAND = (sys.executable, "-m", "bench.load")
 
 
 def run(load: Load) -> Result:
     """One run. Raises CalledProcessError when the generator itself failed."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.load"],
+        _COMMAND,
         input=pickle.dumps(load),
         stdout=subprocess.PIPE,
         cwd=_ROOT,
@@ -25,3 +26,12 @@ def run(load: Load) -> Result:
     result = pickle.loads(done.stdout)
     assert isinstance(result, Result)
     return result
+
+
+def start(load: Load) -> subprocess.Popen[bytes]:
+    """Begin a run that is not waited for: whoever starts it kills it, and never hears its result."""
+    process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=_ROOT)
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        pipe.write(pickle.dumps(load))
+    return process

@@ -182,6 +182,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         stopping.push_async_callback(_cancelled, reloading)
         registry = _registry()
         metrics = Metrics(registry)
+        metrics.watch_tasks(loop)
         metrics.watch(spool)
         work = Work()
         repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)

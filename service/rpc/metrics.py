@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -52,6 +53,12 @@ class Metrics:
         self.file_renders.inc()
         self.file_bytes.inc(size)
         self.file_seconds.observe(seconds)
+
+    def watch_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count the loop's tasks whenever somebody asks; in that loop, for a set of tasks is not safe elsewhere."""
+        Gauge("leadkeep_tasks", "Tasks of the event loop.", registry=self._registry).set_function(
+            lambda: len(asyncio.all_tasks(loop))
+        )
 
     def watch(self, spool: Spool) -> None:
         """Measure the spool whenever somebody asks."""

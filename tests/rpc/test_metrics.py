@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import CollectorRegistry
+
+from service.rpc.metrics import Metrics
+
+
+async def test_tasks_are_counted_when_somebody_asks() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry).watch_tasks(asyncio.get_running_loop())
+    before = registry.get_sample_value("leadkeep_tasks")
+    assert before is not None
+    waiting = asyncio.create_task(asyncio.Event().wait())
+    assert registry.get_sample_value("leadkeep_tasks") == before + 1
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert registry.get_sample_value("leadkeep_tasks") == before
