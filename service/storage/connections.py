@@ -85,16 +85,18 @@ class Connections:
             raise
 
     async def give_back(self, lent: Lent) -> None:
-        """Take back what was lent, in whatever state it is."""
+        """Take back what was lent, in whatever state it is. May be cancelled: then it is not lent again."""
+        good = False
         try:
-            if await self._is_good(lent):
-                self._idle.append(lent)
-                return
-            if lent.generation == self._generation:
-                await self.give_up_idle()
-            await _close(lent)
+            good = await self._is_good(lent)
         finally:
-            self._room.release()
+            try:
+                if good:
+                    self._idle.append(lent)
+                else:
+                    await self._give_up(lent)
+            finally:
+                self._room.release()
 
     async def give_up_idle(self) -> None:
         """Lend none of those again that are open now."""
@@ -102,6 +104,11 @@ class Connections:
         idle, self._idle = self._idle, []
         for lent in idle:
             await _close(lent)
+
+    async def _give_up(self, lent: Lent) -> None:
+        if lent.generation == self._generation:
+            await self.give_up_idle()
+        await _close(lent)
 
     async def _open(self) -> Lent:
         connection = await self._engine.connect()

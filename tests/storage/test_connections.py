@@ -1,0 +1,153 @@
+"""Connections that stay open between their uses: what is lent again, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.storage import connections
+from service.storage.connections import CONNECTIONS
+from service.storage.database import Database
+from service.storage.failures import DatabaseHungError
+from tests.harness.postgres import TestDatabase
+
+
+async def process_id(connection: AsyncConnection) -> int:
+    return int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+
+
+def backends(database: TestDatabase) -> int:
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        found = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_connection_is_used_again(connected: Database, database: TestDatabase) -> None:
+    assert {await connected.read(process_id) for _ in range(5)} == {await connected.write(process_id)}
+    assert backends(database) == 1
+
+
+async def test_no_more_than_so_many_are_open(connected: Database, database: TestDatabase) -> None:
+    async def slow(connection: AsyncConnection) -> int:
+        await connection.execute(text("SELECT pg_sleep(0.1)"))
+        return await process_id(connection)
+
+    used = await asyncio.gather(*(connected.read(slow) for _ in range(3 * CONNECTIONS)))
+
+    assert len(set(used)) == CONNECTIONS
+    assert backends(database) == CONNECTIONS
+
+
+async def test_who_finds_none_free_waits_no_longer_than_said(
+    connected: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CHECKOUT_SECONDS", 0.1)
+    go = asyncio.Event()
+
+    async def hold(_connection: AsyncConnection) -> None:
+        await go.wait()
+
+    held = [asyncio.create_task(connected.read_once(hold)) for _ in range(CONNECTIONS)]
+    await asyncio.sleep(0.3)
+    with pytest.raises(PoolTimeoutError):
+        await connected.read_once(process_id)
+    go.set()
+    await asyncio.gather(*held)
+    assert await connected.read_once(process_id)
+
+
+async def test_no_transaction_is_left_in_what_is_lent_again(connected: Database) -> None:
+    async def fail(connection: AsyncConnection) -> None:
+        await connection.execute(text("SET LOCAL application_name = 'left open'"))
+        raise ValueError("undone")
+
+    async def begin(connection: AsyncConnection) -> None:
+        await connection.execute(text("BEGIN"))
+        await connection.execute(text("SET LOCAL application_name = 'left open'"))
+
+    async def name(connection: AsyncConnection) -> str:
+        return str((await connection.execute(text("SHOW application_name"))).scalar_one())
+
+    with pytest.raises(ValueError, match="undone"):
+        await connected.write_once(fail)
+    assert await connected.read_once(name) == "leadkeep"
+    await connected.read_once(begin)
+    assert await connected.read_once(name) == "leadkeep"
+
+
+async def test_when_one_is_lost_those_that_lie_idle_are_not_lent_again(
+    connected: Database, database: TestDatabase
+) -> None:
+    async def slow(connection: AsyncConnection) -> int:
+        await connection.execute(text("SELECT pg_sleep(0.1)"))
+        return await process_id(connection)
+
+    before = set(await asyncio.gather(*(connected.read_once(slow) for _ in range(3))))
+    with psycopg.connect(database.admin_url, autocommit=True) as operator:
+        operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'leadkeep'")
+
+    after = {await connected.read(process_id) for _ in range(3)}
+
+    assert not after & before
+    assert backends(database) == 1
+
+
+async def test_what_hangs_in_a_rollback_is_left_behind(database: TestDatabase) -> None:
+    impatient = Database(database.serve_url, attempt_seconds=0.5)
+    pid = await impatient.read_once(process_id)
+
+    async def freeze_and_fail(connection: AsyncConnection) -> None:
+        assert await process_id(connection) == pid
+        os.kill(pid, signal.SIGSTOP)
+        raise ValueError("undone")
+
+    try:
+        with pytest.raises(DatabaseHungError):
+            await impatient.write_once(freeze_and_fail)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    assert await impatient.read(process_id) != pid
+    await impatient.close()
+
+
+async def test_a_closed_database_keeps_nothing_open(database: TestDatabase) -> None:
+    opened = Database(database.serve_url)
+    await opened.read(process_id)
+    await opened.close()
+
+    async with asyncio.timeout(5):
+        while backends(database):  # noqa: ASYNC110 # processes that end send no event
+            await asyncio.sleep(0.01)
+
+
+async def test_a_hung_statement_takes_its_connection_with_it(database: TestDatabase) -> None:
+    impatient = Database(database.serve_url, attempt_seconds=0.5)
+    pid = await impatient.read_once(process_id)
+
+    with frozen(pid), pytest.raises(DatabaseHungError):
+        await impatient.read_once(process_id)
+
+    assert await impatient.read(process_id) != pid
+    await impatient.close()
