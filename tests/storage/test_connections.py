@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -107,10 +108,23 @@ async def test_when_one_is_lost_those_that_lie_idle_are_not_lent_again(
     with psycopg.connect(database.admin_url, autocommit=True) as operator:
         operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'leadkeep'")
 
-    after = {await connected.read(process_id) for _ in range(3)}
+    with pytest.raises(OperationalError):
+        await connected.read_once(process_id)
+    assert await connected.read_once(process_id) not in before
 
-    assert not after & before
-    assert backends(database) == 1
+
+async def test_what_the_work_raises_is_told_when_its_connection_was_lost_meanwhile(
+    connected: Database, database: TestDatabase
+) -> None:
+    async def lose_and_fail(connection: AsyncConnection) -> None:
+        pid = await process_id(connection)
+        with psycopg.connect(database.admin_url, autocommit=True) as operator:
+            operator.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        raise ValueError("undone")
+
+    with pytest.raises(ValueError, match="undone"):
+        await connected.write_once(lose_and_fail)
+    assert await connected.read_once(process_id)
 
 
 async def test_what_hangs_in_a_rollback_is_left_behind(database: TestDatabase) -> None:
