@@ -16,15 +16,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.lead import SealedSubmission
 from service.storage import models
 from service.storage.outcomes import Met
+from service.storage.statements import Statement
 
 _COUNTED = ("lead_id", "slot", "submitted_at")
 _COLUMNS = tuple(column.name for column in models.table(models.Resubmission).c if column.name not in _COUNTED)
 
 # In the order of ids, as everything that locks leads does it.
-_LOCK = text("SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE")
+_LOCK = Statement(text("SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"))
 
 # With the leads locked, a repeat of a submission is visible here, and is neither kept nor counted twice.
-_KEEP = text(f"""
+_KEEP = Statement(
+    text(f"""
     WITH given AS (
         SELECT kept.*, ordinality, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests
         FROM json_array_elements(CAST(:refused AS json)) WITH ORDINALITY AS list (entry, ordinality),
@@ -52,6 +54,7 @@ _KEEP = text(f"""
     ON CONFLICT (lead_id, slot) DO UPDATE SET submitted_at = now(),
         {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)}
 """)  # noqa: S608 # our own names
+)
 
 
 async def keep(connection: AsyncConnection, refused: Sequence[tuple[SealedSubmission, Mapping[str, Any], Met]]) -> None:
@@ -72,5 +75,5 @@ async def keep(connection: AsyncConnection, refused: Sequence[tuple[SealedSubmis
         for lead in met.leads:
             rows.setdefault((lead.id, same), row | {"lead_id": str(lead.id)})
     if rows:
-        await connection.execute(_LOCK, {"ids": list({lead_id for lead_id, _ in rows})})
-        await connection.execute(_KEEP, {"refused": json.dumps(list(rows.values()))})
+        await _LOCK.rows(connection, {"ids": list({lead_id for lead_id, _ in rows})})
+        await _KEEP.rows(connection, {"refused": json.dumps(list(rows.values()))})
