@@ -47,8 +47,9 @@ def compose(interceptors: Sequence[Interceptor], handler: Handler) -> Handler:
     """The handler behind all interceptors, the first one outermost."""
 
     def wrap(inner: Handler, interceptor: Interceptor) -> Handler:
-        async def handle(call: Call, request: Message) -> Message:
-            return await interceptor(call, request, inner)
+        # Not a coroutine itself: each one more is passed through whenever a call goes on.
+        def handle(call: Call, request: Message) -> Coroutine[Any, Any, Message]:
+            return interceptor(call, request, inner)
 
         return handle
 

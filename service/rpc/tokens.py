@@ -36,7 +36,7 @@ MAX_SUBJECT_CHARACTERS = 200
 
 _ACCESS_TOKEN_TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 # RFC 6750, 2.1: `Bearer`, one space, b64token. More spaces are forgiven, a second token is not.
-_BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *", re.IGNORECASE)
+_CREDENTIALS = re.compile(r" *([A-Za-z0-9._~+/-]+=*) *")
 _SCOPES = {scope.value: scope for scope in Scope}
 
 
@@ -49,7 +49,7 @@ def bearer_token(authorization: str | None) -> str:
     scheme, _, credentials = (authorization or "").strip(" ").partition(" ")
     if scheme.lower() != "bearer" or not credentials:
         raise TokenMissingError
-    match = _BEARER.fullmatch(f"{scheme} {credentials}")
+    match = _CREDENTIALS.fullmatch(credentials)
     if match is None:
         raise TokenInvalidError("the authorization value must be 'Bearer TOKEN', with exactly one token")
     return match.group(1)

@@ -49,7 +49,6 @@ class Attempt(Generic[T]):
         self._timer = self._loop.call_later(CONNECTING_SECONDS, self._end)
         self._driver: psycopg.AsyncConnection[Any] | None = None
         self._task = asyncio.create_task(self._run())
-        self._task.add_done_callback(self._end)
 
     async def finished(self) -> bool:
         """Wait for the end of the work; False when it does not come in time."""
@@ -77,6 +76,13 @@ class Attempt(Generic[T]):
         return left
 
     async def _run(self) -> T:
+        try:
+            return await self._work_on_loan()
+        finally:
+            # The task is done before anybody who waits for this can run: a turn of the loop less than a callback takes.
+            self._end()
+
+    async def _work_on_loan(self) -> T:
         lent = await self._connections.take()
         try:
             self._driver = lent.driver
@@ -90,7 +96,7 @@ class Attempt(Generic[T]):
         finally:
             await self._connections.give_back(lent)
 
-    def _end(self, _task: asyncio.Task[T] | None = None) -> None:
+    def _end(self) -> None:
         if not self._over.done():
             self._over.set_result(None)
 

@@ -94,7 +94,7 @@ class LeadRepository:
         """
 
         async def insert_new(connection: AsyncConnection) -> dict[UUID, Outcome]:
-            return await submissions.insert_new(connection, batch, self._sensitive)
+            return await submissions.insert_new(connection, batch)
 
         async def settle(connection: AsyncConnection) -> dict[UUID, Outcome]:
             return await submissions.store(connection, left, self._sensitive, self.lead_of, insert_first=False)

@@ -117,21 +117,28 @@ def index_columns(indexes: BlindIndexes) -> dict[str, Any]:
     }
 
 
-def entries_json(entries: Sequence[SealedSubmission], sensitive: Sequence[str]) -> str:
+def entries_json(entries: Sequence[SealedSubmission]) -> str:
     """The parameter of INSERT. What meets another one of the same batch makes way to the one before it."""
-    computed = (*sensitive, *_DIGESTS, "id", "index_epoch")
-    plain = tuple(name for name in _COLUMN_TYPES if name not in computed)
-    return json.dumps(
-        [
-            {name: getattr(entry, name) for name in plain}
-            | {name: _hex(value) for name, value in index_columns(entry.indexes).items()}
-            | {"content_digest": entry.content_digest.hex()}
-            | {"id": str(entry.id), "accepted_at": entry.accepted_at and entry.accepted_at.isoformat()}
-            | dict(entry.sealed)
-            for entry in entries
-        ]
-    )
+    return json.dumps([_entry(entry) for entry in entries])
 
 
-def _hex(value: object) -> object:
-    return value.hex() if isinstance(value, bytes) else value
+def _entry(entry: SealedSubmission) -> dict[str, Any]:
+    phone_index, phone_index_2 = entry.indexes.phone
+    nid_index, nid_index_2 = entry.indexes.nid
+    return {
+        "id": str(entry.id),
+        "name": entry.name,
+        "interested_policy": entry.interested_policy,
+        "preferred_contact_time": entry.preferred_contact_time,
+        "conversation_id": entry.conversation_id,
+        "phone_index": phone_index and phone_index.hex(),
+        "nid_index": nid_index and nid_index.hex(),
+        "phone_index_2": phone_index_2 and phone_index_2.hex(),
+        "nid_index_2": nid_index_2 and nid_index_2.hex(),
+        "index_epoch": entry.indexes.epoch,
+        "created_by": entry.created_by,
+        "request_id": entry.request_id,
+        "content_digest": entry.content_digest.hex(),
+        "accepted_at": entry.accepted_at and entry.accepted_at.isoformat(),
+        **entry.sealed,
+    }

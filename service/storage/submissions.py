@@ -60,14 +60,12 @@ def columns_of(submission: SealedSubmission, sensitive: Sequence[str]) -> dict[s
     }
 
 
-async def insert_new(
-    connection: AsyncConnection, submissions: Sequence[SealedSubmission], sensitive: Sequence[str]
-) -> dict[UUID, Outcome]:
+async def insert_new(connection: AsyncConnection, submissions: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
     """Store in one statement the submissions that nothing stands in the way of; by id. The others need `store`."""
     # By phone, so that rival batches wait for each other in one direction; of two that meet the earlier one is first,
     # and what was refused already makes way.
     ordered = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
-    created_at = dict(await INSERT.rows(connection, {"entries": entries_json(ordered, sensitive)}))
+    created_at = dict(await INSERT.rows(connection, {"entries": entries_json(ordered)}))
     return {entry.id: Created(entry.as_lead(created_at[entry.id])) for entry in ordered if entry.id in created_at}
 
 
@@ -87,7 +85,7 @@ async def store(
     left = list(submissions)
     for attempt in range(INSERTS_TRIED):
         if insert_first or attempt > 0:
-            outcomes |= await insert_new(connection, left, sensitive)
+            outcomes |= await insert_new(connection, left)
             left = [entry for entry in left if entry.id not in outcomes]
         if left:
             found = await _find(connection, left, lead_of, again=attempt > 0)
