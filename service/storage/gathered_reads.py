@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -48,10 +48,16 @@ class GatheredReads(Generic[T]):
         answer: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((wanted, answer))
         if len(self._tasks) < AT_ONCE:
-            task = asyncio.create_task(self._answer_all())
+            task = asyncio.create_task(self._answer_until_none_wait())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
         return await answer
+
+    async def _answer_until_none_wait(self) -> None:
+        try:
+            await self._answer_all()
+        finally:
+            # At once: a read that came before a callback ran would count on this task.
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _answer_all(self) -> None:
         while self._waiting:
@@ -71,3 +77,4 @@ class GatheredReads(Generic[T]):
                 for wanted, answer in batch:
                     if not answer.done():
                         answer.set_result(found.get(wanted))
+        self._came_alone = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -117,3 +118,36 @@ async def test_a_reader_that_is_idle_asks_at_once(reads: GatheredReads[str], kno
     for _ in range(3):
         await reads.get(uuid4())
     assert [len(batch) for batch in known.batches] == [1, 1, 1]
+
+
+class InStep:
+    """A database whose reads all end in the same turn of the loop."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def read_once(self, _work: object) -> Mapping[UUID, str]:
+        await self.go.wait()
+        return {}
+
+
+async def test_a_read_that_comes_as_the_last_ones_are_answered_is_answered(known: Known) -> None:
+    database = InStep()
+    reads = GatheredReads(cast("Database", database), known.read)
+
+    async def ask_twice() -> None:
+        await reads.get(uuid4())
+        await reads.get(uuid4())
+
+    async def ask() -> None:
+        await reads.get(uuid4())
+
+    asking = [asyncio.create_task(ask_twice())]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asking += [asyncio.create_task(ask()) for _ in range(AT_ONCE - 1)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    database.go.set()
+    async with asyncio.timeout(2):
+        await asyncio.gather(*asking)
