@@ -22,7 +22,10 @@ class LeadSteps:
         self._assignee = _statement(rows, "assignee", "assignment_change")
 
     async def take(self, seen: SealedLead, step: Step, connection: AsyncConnection) -> SealedLead | None:
-        """The lead after the step; None, and nothing is done, if it is no longer as it was seen."""
+        """The lead after the step; None, and nothing is done, if it is no longer as it was seen.
+
+        The version alone does not tell: after a failover another step may have been numbered like one that was lost.
+        """
         given: dict[str, Any] = {"id": seen.id, "version": seen.version, "actor": step.actor, "reason": step.reason}
         match step:
             case StatusStep():
@@ -41,7 +44,8 @@ def _statement(rows: LeadRows, column: str, history: str) -> Statement:
         text(f"""
         WITH moved AS (
             UPDATE lead SET {column} = CAST(:after AS text), version = version + 1, updated_at = clock_timestamp()
-            WHERE id = :id AND version = :version RETURNING {columns}
+            WHERE id = :id AND version = :version AND {column} IS NOT DISTINCT FROM CAST(:before AS text)
+            RETURNING {columns}
         ), noted AS (
             INSERT INTO {history} (lead_id, version, actor, reason, from_{column}, to_{column})
             SELECT id, version, CAST(:actor AS text), CAST(:reason AS text), CAST(:before AS text), CAST(:after AS text)

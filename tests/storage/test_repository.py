@@ -631,6 +631,24 @@ class TestUnknownOutcomes:
         assert stored.resubmissions == 1
         assert len(await repository.resubmissions(lead.id)) == 1
 
+    async def test_a_step_that_was_decided_on_a_lost_state_is_decided_anew(
+        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+    ) -> None:
+        lead = submit()
+        await repository.create(lead)
+
+        def decide(current: SealedLead) -> StatusStep | None:
+            if current.status is LeadStatus.NEW:
+                # After a failover the same version may be of another step.
+                with psycopg.connect(database.admin_url) as elsewhere:
+                    elsewhere.execute("UPDATE lead SET status = 'converted' WHERE id = %s", [lead.id])
+            return contact(current)
+
+        await repository.change(lead.id, decide)
+
+        [step] = await repository.status_changes(lead.id)
+        assert step.from_status is LeadStatus.CONVERTED
+
     async def test_a_status_change_is_made_once_when_who_decides_looks_again(
         self, repository: LeadRepository, submit: Submit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
