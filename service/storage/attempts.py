@@ -70,6 +70,9 @@ class Attempt(Generic[T]):
         if self._driver is not None and not self._driver.closed:
             info = self._driver.info
             left = LeftBehind(info.backend_pid, info.host, info.port)
+            # Its number may be given to another socket before the task has heard of its end.
+            self._loop.remove_reader(self._driver.pgconn.socket)
+            self._loop.remove_writer(self._driver.pgconn.socket)
             # Before the task is cancelled: with the socket open, psycopg would wait for the server once more.
             self._driver.pgconn.finish()
         self._task.cancel()

@@ -33,7 +33,7 @@ class Lent:
     connection: AsyncConnection
     driver: psycopg.AsyncConnection[Any]
     generation: int
-    """Of its pool, when it was opened: a loss ends a generation."""
+    """Of its pool, when it began to be opened: a loss ends a generation."""
     warnings: list[str]
     """SQLSTATEs of the warnings that it received since this was cleared, so that a commit can be checked for them.
 
@@ -102,15 +102,17 @@ class Connections:
         """Lend none of those again that are open now."""
         self._generation += 1
         idle, self._idle = self._idle, []
-        for lent in idle:
-            await _close(lent)
+        await asyncio.gather(*(_close(lent) for lent in idle), return_exceptions=True)
 
     async def _give_up(self, lent: Lent) -> None:
-        if lent.generation == self._generation:
-            await self.give_up_idle()
-        await _close(lent)
+        try:
+            await _close(lent)
+        finally:
+            if lent.generation == self._generation:
+                await self.give_up_idle()
 
     async def _open(self) -> Lent:
+        generation = self._generation
         connection = await self._engine.connect()
         driver = (await connection.get_raw_connection()).driver_connection
         if driver is None:
@@ -122,16 +124,16 @@ class Connections:
                 warnings.append(diagnostic.sqlstate or "")
 
         driver.add_notice_handler(notice)
-        return Lent(connection, driver, self._generation, warnings)
+        return Lent(connection, driver, generation, warnings)
 
     async def _is_good(self, lent: Lent) -> bool:
-        if lent.suspect or lent.driver.closed or lent.generation != self._generation:
+        if lent.suspect or lent.driver.closed:
             return False
         try:
             await lent.roll_back()
         except Exception:  # noqa: BLE001 # whatever it is, this connection is of no more use
             return False
-        return not lent.driver.closed
+        return not lent.driver.closed and lent.generation == self._generation
 
 
 async def _close(lent: Lent) -> None:

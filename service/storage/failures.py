@@ -36,6 +36,7 @@ UNREACHABLE = frozenset(
     {
         "25006",  # read_only_sql_transaction: the primary that we knew was demoted
         "3D000",  # invalid_catalog_name: the database is being restored
+        "0A000",  # of us only "cached plan must not change result type": a migration came; a new connection plans anew
     }
 )
 

@@ -9,17 +9,21 @@ loop has come to rest.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sized
 
 QUIET_TURNS = 10
 """Turns of the event loop that bring nobody before a batch begins: of an idle loop, a tenth of a millisecond. With 6, a
 batch held half as many reads at 64 callers, and with 2 a fifth (docs/performance.md)."""
 
+LONGEST_SECONDS = 0.005
+"""A turn in which other calls do heavy work takes milliseconds; ten of those are more than a batch is worth."""
+
 
 async def gathered(waiting: Sized, *, largest: int) -> None:
-    """Wait for as long as more come, until there are `largest`."""
-    quiet = 0
-    while quiet < QUIET_TURNS and len(waiting) < largest:
+    """Wait for as long as more come, until there are `largest`, and for a few milliseconds at most."""
+    quiet, over_at = 0, time.monotonic() + LONGEST_SECONDS
+    while quiet < QUIET_TURNS and len(waiting) < largest and time.monotonic() < over_at:
         before = len(waiting)
         await asyncio.sleep(0)
         quiet = quiet + 1 if len(waiting) == before else 0

@@ -1,4 +1,4 @@
-"""The one writer of a process: leads that wait together are written in one transaction.
+"""The one writer of a process: leads that wait together are written in one statement.
 
 Promises: an answer says what is durable, in the database or in the spool. A lead that comes alone does not wait for
 others; while a commit is under way the next batch gathers. A batch that fails for one of its entries, or for a rival,
