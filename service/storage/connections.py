@@ -43,16 +43,11 @@ class Lent:
     suspect: bool = False
     """Whether it leads to a server that can no longer serve, though it still answers."""
 
-    @property
-    def in_transaction(self) -> bool:
-        """Whether a transaction is open, as the driver sees it."""
-        return self.driver.pgconn.transaction_status != TransactionStatus.IDLE
-
     async def roll_back(self) -> None:
         """End the transaction, also the one that SQLAlchemy believes to be open; asks the server only if one is."""
         if self.connection.in_transaction():
             await self.connection.rollback()
-        elif self.in_transaction:
+        elif self.driver.pgconn.transaction_status != TransactionStatus.IDLE:
             await self.driver.rollback()
 
 
@@ -114,9 +109,7 @@ class Connections:
     async def _open(self) -> Lent:
         generation = self._generation
         connection = await self._engine.connect()
-        driver = (await connection.get_raw_connection()).driver_connection
-        if driver is None:
-            raise AssertionError("SQLAlchemy connected to nothing")
+        driver = driver_of(connection)
         warnings: list[str] = []
 
         def notice(diagnostic: Diagnostic) -> None:
@@ -134,6 +127,15 @@ class Connections:
         except Exception:  # noqa: BLE001 # whatever it is, this connection is of no more use
             return False
         return not lent.driver.closed and lent.generation == self._generation
+
+
+def driver_of(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
+    """The driver's connection below an open one of SQLAlchemy."""
+    below = connection.sync_connection
+    driver = below and below.connection.driver_connection
+    if not isinstance(driver, psycopg.AsyncConnection):
+        raise AssertionError("the connection is not open")
+    return driver
 
 
 async def _close(lent: Lent) -> None:

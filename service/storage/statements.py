@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import psycopg
 from psycopg.rows import AsyncRowFactory, namedtuple_row, tuple_row
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ClauseElement
+
+from service.storage.connections import driver_of
 
 T = TypeVar("T")
 
@@ -42,12 +43,3 @@ class Statement:
         cursor = driver_of(connection).cursor(row_factory=row_factory)
         await cursor.execute(self._sql, self._fixed | dict(parameters))
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
-
-
-def driver_of(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
-    """The driver's connection below an open one of SQLAlchemy."""
-    below = connection.sync_connection
-    driver = below and below.connection.driver_connection
-    if not isinstance(driver, psycopg.AsyncConnection):
-        raise AssertionError("the connection is not open")
-    return driver
