@@ -31,7 +31,7 @@ from service.errors import StorageUnavailableError, UnmaskLimitError
 from service.storage.access_records import HOUR, Access, AccessRecords, Chain
 from service.storage.database import Database
 from service.storage.failures import Failure, cause_of, classify, is_driver_error, leaves_nothing
-from service.storage.gathering import gathered
+from service.storage.gathering import Gathering
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
 
 LARGEST_BATCH = 1000
@@ -92,7 +92,7 @@ class AccessWriter:
         self._now = now
         self._chain: Chain | None = None
         self._waiting: deque[_Look] = deque()
-        self._came_alone = True
+        self._gathering = Gathering(LARGEST_BATCH)
         self._arrived = asyncio.Event()
         self._failed_at = float("-inf")
         self._stopping = False
@@ -161,8 +161,7 @@ class AccessWriter:
         longest = FIRST_WAIT
         while not (self._stopping and not self._waiting):
             await self._arrived.wait()
-            if not self._came_alone:
-                await gathered(self._waiting, largest=LARGEST_BATCH)
+            await self._gathering.wait(self._waiting)
             if not (batch := self._take()):
                 self._arrived.clear()
                 if self._stopping:
@@ -192,7 +191,7 @@ class AccessWriter:
             if not look.answer.done():
                 batch.append(look)
                 entries += len(look.accesses)
-        self._came_alone = len(batch) <= 1
+        self._gathering.took(len(batch))
         return batch
 
     async def _write(self, batch: list[_Look]) -> None:

@@ -1,8 +1,8 @@
 """Reads of single things, gathered: those that come while one is under way share the next statement.
 
 Promises: a read sees everything that was committed before it was asked for, since it never joins a statement that was
-sent already. A read that comes alone does not wait for others. Each read is retried for its own caller's time, and a
-caller that hangs up costs the others nothing.
+sent already. A read that comes alone behind another one that did does not wait for others. Each read is retried for its
+own caller's time, and a caller that hangs up costs the others nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.database import Database
-from service.storage.gathering import gathered
+from service.storage.gathering import Gathering
 from service.storage.retry import with_retries
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class GatheredReads(Generic[T]):
         self._database = database
         self._read = read
         self._waiting: deque[tuple[UUID, asyncio.Future[T | None]]] = deque()
-        self._came_alone = True
+        self._gathering = Gathering(LARGEST_BATCH)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def get(self, wanted: UUID) -> T | None:
@@ -61,12 +61,11 @@ class GatheredReads(Generic[T]):
 
     async def _answer_all(self) -> None:
         while self._waiting:
-            if not self._came_alone:
-                await gathered(self._waiting, largest=LARGEST_BATCH)
+            await self._gathering.wait(self._waiting)
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), LARGEST_BATCH))]
             if not batch:
                 return  # another task has taken them meanwhile
-            self._came_alone = len(batch) == 1
+            self._gathering.took(len(batch))
             try:
                 found = await self._database.read_once(partial(self._read, list({wanted for wanted, _ in batch})))
             except Exception as error:  # noqa: BLE001 # each caller decides by itself what to do about it
@@ -77,4 +76,3 @@ class GatheredReads(Generic[T]):
                 for wanted, answer in batch:
                     if not answer.done():
                         answer.set_result(found.get(wanted))
-        self._came_alone = True

@@ -20,10 +20,26 @@ LONGEST_SECONDS = 0.005
 """A turn in which other calls do heavy work takes milliseconds; ten of those are more than a batch is worth."""
 
 
-async def gathered(waiting: Sized, *, largest: int) -> None:
-    """Wait for as long as more come, until there are `largest`, and for a few milliseconds at most."""
-    quiet, over_at = 0, time.monotonic() + LONGEST_SECONDS
-    while quiet < QUIET_TURNS and len(waiting) < largest and time.monotonic() < over_at:
-        before = len(waiting)
-        await asyncio.sleep(0)
-        quiet = quiet + 1 if len(waiting) == before else 0
+class Gathering:
+    """What decides it for the batches of one kind, of `largest` entries at most.
+
+    After a batch of one the next does not wait, so that who always comes alone never does.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._came_alone = True
+
+    def took(self, count: int) -> None:
+        """A batch of so many begins."""
+        self._came_alone = count <= 1
+
+    async def wait(self, waiting: Sized) -> None:
+        """Wait for as long as more come, until a batch is full, and for a few milliseconds at most."""
+        if self._came_alone:
+            return
+        quiet, over_at = 0, time.monotonic() + LONGEST_SECONDS
+        while quiet < QUIET_TURNS and len(waiting) < self._largest and time.monotonic() < over_at:
+            before = len(waiting)
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(waiting) == before else 0

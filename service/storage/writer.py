@@ -24,7 +24,7 @@ import structlog
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_busy, is_driver_error
-from service.storage.gathering import gathered
+from service.storage.gathering import Gathering
 from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Created, Outcome, Waiting
@@ -89,7 +89,7 @@ class LeadWriter:
         self._on_delayed = on_delayed
         self._memory = memory
         self._waiting: deque[_Entry] = deque()
-        self._came_alone = True
+        self._gathering = Gathering(LARGEST_BATCH)
         self._to_spool: list[_Entry] = []
         self._unanswered: set[_Entry] = set()
         self._arrived = asyncio.Event()
@@ -148,8 +148,7 @@ class LeadWriter:
     async def _write_for_ever(self) -> None:
         while True:
             await self._arrived.wait()
-            if not self._came_alone:
-                await gathered(self._waiting, largest=LARGEST_BATCH)
+            await self._gathering.wait(self._waiting)
             if not (batch := self._take()):
                 self._arrived.clear()
             elif self._outage.lasting:
@@ -167,7 +166,7 @@ class LeadWriter:
             entry = self._waiting.popleft()
             if not entry.answer.done():
                 batch.append(entry)
-        self._came_alone = len(batch) <= 1
+        self._gathering.took(len(batch))
         return batch
 
     async def _unmet(self, batch: list[_Entry]) -> list[_Entry]:

@@ -9,10 +9,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.storage import gathered_reads
 from service.storage.database import Database
 from service.storage.gathered_reads import GatheredReads
-from service.storage.gathering import QUIET_TURNS, gathered
+from service.storage.gathering import QUIET_TURNS, Gathering
 
 
 async def arrive(waiting: list[int], turns_between: int, count: int) -> None:
@@ -22,10 +21,16 @@ async def arrive(waiting: list[int], turns_between: int, count: int) -> None:
         waiting.append(number)
 
 
+def busy(largest: int) -> Gathering:
+    gathering = Gathering(largest)
+    gathering.took(2)
+    return gathering
+
+
 async def test_those_who_come_one_by_one_are_all_waited_for() -> None:
     waiting = [-1]
     coming = asyncio.create_task(arrive(waiting, QUIET_TURNS - 2, 20))
-    await gathered(waiting, largest=100)
+    await busy(100).wait(waiting)
     assert coming.done()
     assert len(waiting) == 21
 
@@ -33,7 +38,7 @@ async def test_those_who_come_one_by_one_are_all_waited_for() -> None:
 async def test_a_full_batch_waits_no_longer() -> None:
     waiting = [-1]
     coming = asyncio.create_task(arrive(waiting, 1, 1000))
-    await gathered(waiting, largest=10)
+    await busy(10).wait(waiting)
     assert len(waiting) == 10
     coming.cancel()
 
@@ -48,7 +53,7 @@ async def test_when_nobody_comes_the_wait_is_short() -> None:
             turns += 1
 
     counting = asyncio.create_task(count())
-    await gathered([1], largest=10)
+    await busy(10).wait([1])
     counting.cancel()
     assert turns <= QUIET_TURNS
 
@@ -57,12 +62,14 @@ async def test_when_nobody_comes_the_wait_is_short() -> None:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many there were each time that a reader waited for more."""
     seen: list[int] = []
+    wait = Gathering.wait
 
-    async def noting(waiting: Sized, *, largest: int) -> None:
-        seen.append(len(waiting))
-        await gathered(waiting, largest=largest)
+    async def noting(gathering: Gathering, waiting: Sized) -> None:
+        if not gathering._came_alone:
+            seen.append(len(waiting))
+        await wait(gathering, waiting)
 
-    monkeypatch.setattr(gathered_reads, "gathered", noting)
+    monkeypatch.setattr(Gathering, "wait", noting)
     return seen
 
 
