@@ -92,7 +92,7 @@ class AccessWriter:
         self._now = now
         self._chain: Chain | None = None
         self._waiting: deque[_Look] = deque()
-        self._gathering = Gathering(LARGEST_BATCH)
+        self._gathering = Gathering(self._waiting, LARGEST_BATCH)
         self._arrived = asyncio.Event()
         self._failed_at = float("-inf")
         self._stopping = False
@@ -161,14 +161,15 @@ class AccessWriter:
         longest = FIRST_WAIT
         while not (self._stopping and not self._waiting):
             await self._arrived.wait()
-            await self._gathering.wait(self._waiting)
-            if not (batch := self._take()):
+            await self._gathering.wait()
+            batch = self._take()
+            if not self._waiting:
                 self._arrived.clear()
-                if self._stopping:
-                    return
+            if not batch:
                 continue
             try:
-                await self._write(batch)
+                with self._gathering.under_way(len(batch)):
+                    await self._write(batch)
                 longest = FIRST_WAIT
             except Exception as error:  # noqa: BLE001 # whatever it is, it is told to those whom it concerns
                 # The latter: somebody else has taken the chain's next number, and no entry of ours fits there.
@@ -191,7 +192,6 @@ class AccessWriter:
             if not look.answer.done():
                 batch.append(look)
                 entries += len(look.accesses)
-        self._gathering.took(len(batch))
         return batch
 
     async def _write(self, batch: list[_Look]) -> None:

@@ -1,5 +1,8 @@
 """Reads of single things, gathered: those that come while one is under way share the next statement.
 
+There is one statement at a time. Two would split between them what comes (docs/performance.md), and neither would go on
+while the server hangs.
+
 Promises: a read sees everything that was committed before it was asked for, since it never joins a statement that was
 sent already. A read that comes alone behind another one that did does not wait for others. Each read is retried for its
 own caller's time, and a caller that hangs up costs the others nothing.
@@ -11,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,9 +25,6 @@ from service.storage.retry import with_retries
 
 T = TypeVar("T")
 Read = Callable[[Sequence[UUID], AsyncConnection], Awaitable[Mapping[UUID, T]]]
-
-AT_ONCE = 2
-"""Statements under way: while one is answered, the server works on the other, and one that hangs holds up half."""
 
 LARGEST_BATCH = 128
 """Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
@@ -37,8 +37,8 @@ class GatheredReads(Generic[T]):
         self._database = database
         self._read = read
         self._waiting: deque[tuple[UUID, asyncio.Future[T | None]]] = deque()
-        self._gathering = Gathering(LARGEST_BATCH)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._gathering = Gathering(self._waiting, LARGEST_BATCH)
+        self._answering: asyncio.Task[None] | None = None
 
     async def get(self, wanted: UUID) -> T | None:
         """What the id leads to. Raises like `Database.read`."""
@@ -47,32 +47,29 @@ class GatheredReads(Generic[T]):
     async def _join(self, wanted: UUID) -> T | None:
         answer: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((wanted, answer))
-        if len(self._tasks) < AT_ONCE:
-            task = asyncio.create_task(self._answer_until_none_wait())
-            self._tasks.add(task)
+        if self._answering is None:
+            self._answering = asyncio.create_task(self._answer_until_none_wait())
         return await answer
 
     async def _answer_until_none_wait(self) -> None:
         try:
-            await self._answer_all()
+            while self._waiting:
+                await self._gathering.wait()
+                await self._answer([self._waiting.popleft() for _ in range(min(len(self._waiting), LARGEST_BATCH))])
         finally:
             # At once: a read that came before a callback ran would count on this task.
-            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._answering = None
 
-    async def _answer_all(self) -> None:
-        while self._waiting:
-            await self._gathering.wait(self._waiting)
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), LARGEST_BATCH))]
-            if not batch:
-                return  # another task has taken them meanwhile
-            self._gathering.took(len(batch))
-            try:
-                found = await self._database.read_once(partial(self._read, list({wanted for wanted, _ in batch})))
-            except Exception as error:  # noqa: BLE001 # each caller decides by itself what to do about it
-                for _, answer in batch:
-                    if not answer.done():
-                        answer.set_exception(error)
-            else:
-                for wanted, answer in batch:
-                    if not answer.done():
-                        answer.set_result(found.get(wanted))
+    async def _answer(self, batch: Sequence[tuple[UUID, asyncio.Future[T | None]]]) -> None:
+        read = partial(self._read, list({wanted for wanted, _ in batch}))
+        try:
+            with self._gathering.under_way(len(batch)):
+                found = await self._database.read_once(read)
+        except Exception as error:  # noqa: BLE001 # each caller decides by itself what to do about it
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(error)
+        else:
+            for wanted, answer in batch:
+                if not answer.done():
+                    answer.set_result(found.get(wanted))

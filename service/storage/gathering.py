@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 
 QUIET_TURNS = 10
 """Turns of the event loop that bring nobody before a batch begins: of an idle loop, a tenth of a millisecond. With 6, a
@@ -21,25 +22,32 @@ LONGEST_SECONDS = 0.005
 
 
 class Gathering:
-    """What decides it for the batches of one kind, of `largest` entries at most.
+    """What decides it for the batches that are taken from `waiting`, one after the other, of `largest` entries at most.
 
-    After a batch of one the next does not wait, so that who always comes alone never does.
+    Who comes alone never waits: nobody else was in the batch before, or came while that was under way. What counts is
+    not only how many wait. A busy process would write one by one for ever: what a statement of one costs keeps the next
+    entry from being accepted meanwhile.
     """
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, waiting: Sized, largest: int) -> None:
+        self._waiting = waiting
         self._largest = largest
-        self._came_alone = True
+        self._in_company = False
 
-    def took(self, count: int) -> None:
-        """A batch of so many begins."""
-        self._came_alone = count <= 1
-
-    async def wait(self, waiting: Sized) -> None:
+    async def wait(self) -> None:
         """Wait for as long as more come, until a batch is full, and for a few milliseconds at most."""
-        if self._came_alone:
+        if not self._in_company and len(self._waiting) <= 1:
             return
         quiet, over_at = 0, time.monotonic() + LONGEST_SECONDS
-        while quiet < QUIET_TURNS and len(waiting) < self._largest and time.monotonic() < over_at:
-            before = len(waiting)
+        while quiet < QUIET_TURNS and len(self._waiting) < self._largest and time.monotonic() < over_at:
+            before = len(self._waiting)
             await asyncio.sleep(0)
-            quiet = quiet + 1 if len(waiting) == before else 0
+            quiet = quiet + 1 if len(self._waiting) == before else 0
+
+    @contextmanager
+    def under_way(self, count: int) -> Iterator[None]:
+        """A batch of so many, from its beginning to its end."""
+        try:
+            yield
+        finally:
+            self._in_company = count > 1 or len(self._waiting) > 0

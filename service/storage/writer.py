@@ -89,7 +89,7 @@ class LeadWriter:
         self._on_delayed = on_delayed
         self._memory = memory
         self._waiting: deque[_Entry] = deque()
-        self._gathering = Gathering(LARGEST_BATCH)
+        self._gathering = Gathering(self._waiting, LARGEST_BATCH)
         self._to_spool: list[_Entry] = []
         self._unanswered: set[_Entry] = set()
         self._arrived = asyncio.Event()
@@ -148,14 +148,16 @@ class LeadWriter:
     async def _write_for_ever(self) -> None:
         while True:
             await self._arrived.wait()
-            await self._gathering.wait(self._waiting)
-            if not (batch := self._take()):
+            await self._gathering.wait()
+            batch = self._take()
+            if not self._waiting:
                 self._arrived.clear()
-            elif self._outage.lasting:
+            if self._outage.lasting:
                 self._give_up_all(batch)
-            else:
+            elif batch:
                 try:
-                    await self._write(await self._unmet(batch))
+                    with self._gathering.under_way(len(batch)):
+                        await self._write(await self._unmet(batch))
                 except Exception as error:  # noqa: BLE001 # a fault of ours must not end the writing
                     structlog.get_logger("leadkeep.storage").error("the writer failed", error=type(error).__qualname__)
                     self._give_up_all(batch)
@@ -166,7 +168,6 @@ class LeadWriter:
             entry = self._waiting.popleft()
             if not entry.answer.done():
                 batch.append(entry)
-        self._gathering.took(len(batch))
         return batch
 
     async def _unmet(self, batch: list[_Entry]) -> list[_Entry]:
@@ -250,6 +251,7 @@ class LeadWriter:
         for entry in batch:
             entry.failed_attempt(wait, cause)
         self._waiting.extendleft(reversed(batch))
+        self._arrived.set()
         await asyncio.sleep(wait)
 
     async def _spool_for_ever(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from uuid import UUID, uuid4
 
 import pytest
@@ -21,41 +21,55 @@ async def arrive(waiting: list[int], turns_between: int, count: int) -> None:
         waiting.append(number)
 
 
-def busy(largest: int) -> Gathering:
-    gathering = Gathering(largest)
-    gathering.took(2)
+def after_a_batch_of_two(waiting: list[int], largest: int) -> Gathering:
+    """Then one more has come."""
+    gathering = Gathering(waiting, largest)
+    with gathering.under_way(2):
+        pass
+    waiting.append(-1)
     return gathering
 
 
 async def test_those_who_come_one_by_one_are_all_waited_for() -> None:
-    waiting = [-1]
+    waiting: list[int] = []
+    gathering = after_a_batch_of_two(waiting, 100)
     coming = asyncio.create_task(arrive(waiting, QUIET_TURNS - 2, 20))
-    await busy(100).wait(waiting)
+    await gathering.wait()
     assert coming.done()
     assert len(waiting) == 21
 
 
 async def test_a_full_batch_waits_no_longer() -> None:
-    waiting = [-1]
+    waiting: list[int] = []
+    gathering = after_a_batch_of_two(waiting, 10)
     coming = asyncio.create_task(arrive(waiting, 1, 1000))
-    await busy(10).wait(waiting)
+    await gathering.wait()
     assert len(waiting) == 10
     coming.cancel()
 
 
-async def test_when_nobody_comes_the_wait_is_short() -> None:
+async def turns_of(waiting: asyncio.Task[None]) -> int:
     turns = 0
+    while not waiting.done():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns
 
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
 
-    counting = asyncio.create_task(count())
-    await busy(10).wait([1])
-    counting.cancel()
-    assert turns <= QUIET_TURNS
+async def test_when_nobody_comes_the_wait_is_short() -> None:
+    assert await turns_of(asyncio.create_task(after_a_batch_of_two([], 10).wait())) <= QUIET_TURNS + 1
+
+
+async def test_two_that_come_together_wait_for_more() -> None:
+    assert await turns_of(asyncio.create_task(Gathering([1, 2], 10).wait())) >= QUIET_TURNS
+
+
+async def test_behind_one_that_came_while_another_was_written_the_next_is_waited_for() -> None:
+    waiting: list[int] = []
+    gathering = Gathering(waiting, 10)
+    with gathering.under_way(1):
+        waiting.append(1)
+    assert await turns_of(asyncio.create_task(gathering.wait())) >= QUIET_TURNS
 
 
 @pytest.fixture
@@ -64,10 +78,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     wait = Gathering.wait
 
-    async def noting(gathering: Gathering, waiting: Sized) -> None:
-        if not gathering._came_alone:
-            seen.append(len(waiting))
-        await wait(gathering, waiting)
+    async def noting(gathering: Gathering) -> None:
+        if gathering._in_company:
+            seen.append(len(gathering._waiting))
+        await wait(gathering)
 
     monkeypatch.setattr(Gathering, "wait", noting)
     return seen
