@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.message import Message
 
@@ -56,17 +56,26 @@ def compose(interceptors: Sequence[Interceptor], handler: Handler) -> Handler:
     return reduce(wrap, reversed(interceptors), handler)
 
 
+def end_wait(over: asyncio.Future[None]) -> None:
+    """Let who waits for `over` go on, unless it does already."""
+    if not over.done():
+        over.set_result(None)
+
+
 class Work:
     """What runs on behalf of callers, and goes on when they have gone."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Message]] = set()
 
-    def begin(self, coroutine: Coroutine[Any, Any, Message]) -> asyncio.Task[Message]:
-        """Run it in a task that nobody but this process's end can cancel."""
-        task = asyncio.create_task(coroutine)
+    def begin(self, coroutine: Coroutine[Any, Any, Message], over: asyncio.Future[None]) -> asyncio.Task[Message]:
+        """Run it in a task that nobody but this process's end can cancel; `over` hears of its end.
+
+        Whoever waits for `over` asks the task for its outcome, or sees to it that somebody does: asyncio prints an
+        exception that nobody has asked for, and its text may hold values.
+        """
+        task = asyncio.create_task(self._run(coroutine, over))
         self._running.add(task)
-        task.add_done_callback(self._ended)
         return task
 
     async def finish(self, seconds: float) -> None:
@@ -74,9 +83,11 @@ class Work:
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
 
-    def _ended(self, task: asyncio.Task[Message]) -> None:
-        self._running.discard(task)
-        # The outcome of work that nobody waits for any more is wanted by nobody; asking for it keeps asyncio from
-        # printing the exception, whose text may hold values.
-        if not task.cancelled():
-            task.exception()
+    async def _run(self, coroutine: Coroutine[Any, Any, Message], over: asyncio.Future[None]) -> Message:
+        try:
+            return await coroutine
+        finally:
+            # Here, not in a callback, which takes a turn of the loop more: the task is done before anybody who waits
+            # can run.
+            self._running.discard(cast("asyncio.Task[Message]", asyncio.current_task()))
+            end_wait(over)

@@ -10,9 +10,8 @@ import asyncio
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, partial
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -26,7 +25,7 @@ from service.errors import (
     Reason,
     ScopeMissingError,
 )
-from service.rpc.call import Call, Handler, Interceptor, Work
+from service.rpc.call import Call, Handler, Interceptor, Work, end_wait
 from service.rpc.metrics import Metrics
 from service.rpc.status import CallFailedError, failure_of, failure_of_incident
 from service.rpc.tokens import bearer_token
@@ -189,15 +188,17 @@ def deadline(work: Work) -> Interceptor:
         if remaining <= 0:
             raise DeadlineTooShortError
         over = asyncio.get_running_loop().create_future()
-        task = work.begin(_then(over, proceed(call, request)))
-        timer = over.get_loop().call_later(remaining, _end, over)
+        task = work.begin(proceed(call, request), over)
+        timer = over.get_loop().call_later(remaining, end_wait, over)
         try:
             await over
+        except asyncio.CancelledError:
+            task.add_done_callback(partial(_tell_of_late_failure, call))
+            raise
         finally:
             timer.cancel()
-            if not task.done():
-                task.add_done_callback(partial(_tell_of_late_failure, call))
         if not task.done():
+            task.add_done_callback(partial(_tell_of_late_failure, call))
             raise DeadlineTooShortError
         if task.cancelled():
             # Passed on as it is, it would leave the caller without any status (grpc/grpc#29248).
@@ -205,19 +206,6 @@ def deadline(work: Work) -> Interceptor:
         return task.result()
 
     return intercept
-
-
-async def _then(over: asyncio.Future[None], work: Coroutine[Any, Any, Message]) -> Message:
-    """Do the work, and tell at its end: the task is done before anybody who waits for `over` can run."""
-    try:
-        return await work
-    finally:
-        _end(over)
-
-
-def _end(over: asyncio.Future[None]) -> None:
-    if not over.done():
-        over.set_result(None)
 
 
 def _tell_of_late_failure(call: Call, task: asyncio.Task[Message]) -> None:

@@ -24,6 +24,8 @@ is quickly guessed."""
 LONGEST_COUNTRY_CODE = 3
 """Digits; ITU-T E.164."""
 
+COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
+
 
 def sensitive_fields(message: type[Message]) -> tuple[str, ...]:
     """The names of a message's own sensitive fields, in the contract's order."""
@@ -33,14 +35,11 @@ def sensitive_fields(message: type[Message]) -> tuple[str, ...]:
 def mask_phone(phone: str) -> str:
     """Country code and last 2 digits: `+880•••78`."""
     digits = phone.removeprefix("+")
-    country = next(
-        (
-            digits[:length]
-            for length in range(1, LONGEST_COUNTRY_CODE + 1)
-            if digits[:length].isdecimal() and int(digits[:length]) in COUNTRY_CODE_TO_REGION_CODE
-        ),
-        "",
-    )
+    country = ""
+    for length in range(1, LONGEST_COUNTRY_CODE + 1):
+        if digits[:length] in COUNTRY_CODES:
+            country = digits[:length]
+            break
     if len(digits) - len(country) - 2 < HIDDEN_AT_LEAST:
         return MASK
     return f"+{country}{MASK}{digits[-2:]}"

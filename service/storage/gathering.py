@@ -13,12 +13,16 @@ import time
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
-QUIET_TURNS = 10
-"""Turns of the event loop that bring nobody before a batch begins: of an idle loop, a tenth of a millisecond. With 6, a
-batch held half as many reads at 64 callers, and with 2 a fifth (docs/performance.md)."""
+QUIET_TURNS = 20
+"""Turns of the event loop that bring nobody before a batch begins: of an idle loop, a fifth of a millisecond
+(docs/performance.md)."""
 
-LONGEST_SECONDS = 0.005
-"""A turn in which other calls do heavy work takes milliseconds; ten of those are more than a batch is worth."""
+QUIET_TURNS_EACH = 5
+"""For each one who is about, while they are few: two callers have waited long enough after 10 turns."""
+
+LONGEST_SECONDS = 0.02
+"""Under load each call takes a fraction of a millisecond to come this far: with 5 ms a batch held nine of 64 callers,
+with 15 ms 22. In a turn in which other calls do heavy work, which takes milliseconds, nobody comes either."""
 
 
 class Gathering:
@@ -32,17 +36,20 @@ class Gathering:
     def __init__(self, waiting: Sized, largest: int) -> None:
         self._waiting = waiting
         self._largest = largest
-        self._in_company = False
+        self._company = 0
 
     async def wait(self) -> None:
         """Wait for as long as more come, until a batch is full, and for a few milliseconds at most."""
-        if not self._in_company and len(self._waiting) <= 1:
+        if max(self._company, len(self._waiting)) <= 1:
             return
         quiet, over_at = 0, time.monotonic() + LONGEST_SECONDS
-        while quiet < QUIET_TURNS and len(self._waiting) < self._largest and time.monotonic() < over_at:
+        while quiet < self._patience() and len(self._waiting) < self._largest and time.monotonic() < over_at:
             before = len(self._waiting)
             await asyncio.sleep(0)
             quiet = quiet + 1 if len(self._waiting) == before else 0
+
+    def _patience(self) -> int:
+        return min(QUIET_TURNS, QUIET_TURNS_EACH * max(self._company, len(self._waiting)))
 
     @contextmanager
     def under_way(self, count: int) -> Iterator[None]:
@@ -50,4 +57,4 @@ class Gathering:
         try:
             yield
         finally:
-            self._in_company = count > 1 or len(self._waiting) > 0
+            self._company = count + len(self._waiting)

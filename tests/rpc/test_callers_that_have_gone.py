@@ -32,6 +32,44 @@ async def test_work_that_fails_after_its_callers_deadline_is_logged_without_its_
     assert "8801712345678" not in repr(lines)
 
 
+async def test_work_that_fails_in_the_moment_in_which_its_caller_goes_is_heard_of() -> None:
+    failing = asyncio.Event()
+
+    async def fails(_call: Call, _request: Message) -> Message:
+        await failing.wait()
+        raise RuntimeError("+8801712345678")
+
+    work = Work()
+    call = Call(rpc="CreateLead", door="grpc", peer="", metadata={}, deadline=time.monotonic() + 60, id="this-call")
+    with capture_logs() as lines:
+        caller = asyncio.create_task(deadline(work)(call, pb.CreateLeadRequest(), fails))
+        await asyncio.sleep(0.01)
+        failing.set()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await work.finish(1)
+        await asyncio.sleep(0)
+    assert [(line["request_id"], line["error"]) for line in lines] == [("this-call", "RuntimeError")]
+
+
+async def test_work_counts_until_it_has_ended() -> None:
+    going_on, over = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def goes_on() -> Message:
+        await going_on.wait()
+        return pb.CreateLeadResponse()
+
+    work = Work()
+    task = work.begin(goes_on(), over)
+    await work.finish(0.01)
+    assert not over.done()
+    going_on.set()
+    await work.finish(1)
+    assert over.done()
+    assert task.done()
+
+
 def test_two_tokens_in_one_call_are_none(service: RunningService) -> None:
     with service.channel() as channel:
         call = service.stub(channel).GetLead

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.database import Database
 from service.storage.gathered_reads import GatheredReads
-from service.storage.gathering import QUIET_TURNS, Gathering
+from service.storage.gathering import QUIET_TURNS, QUIET_TURNS_EACH, Gathering
 
 
 async def arrive(waiting: list[int], turns_between: int, count: int) -> None:
@@ -21,10 +21,10 @@ async def arrive(waiting: list[int], turns_between: int, count: int) -> None:
         waiting.append(number)
 
 
-def after_a_batch_of_two(waiting: list[int], largest: int) -> Gathering:
+def after_a_batch(count: int, waiting: list[int], largest: int = 100) -> Gathering:
     """Then one more has come."""
     gathering = Gathering(waiting, largest)
-    with gathering.under_way(2):
+    with gathering.under_way(count):
         pass
     waiting.append(-1)
     return gathering
@@ -32,7 +32,7 @@ def after_a_batch_of_two(waiting: list[int], largest: int) -> Gathering:
 
 async def test_those_who_come_one_by_one_are_all_waited_for() -> None:
     waiting: list[int] = []
-    gathering = after_a_batch_of_two(waiting, 100)
+    gathering = after_a_batch(20, waiting)
     coming = asyncio.create_task(arrive(waiting, QUIET_TURNS - 2, 20))
     await gathering.wait()
     assert coming.done()
@@ -41,7 +41,7 @@ async def test_those_who_come_one_by_one_are_all_waited_for() -> None:
 
 async def test_a_full_batch_waits_no_longer() -> None:
     waiting: list[int] = []
-    gathering = after_a_batch_of_two(waiting, 10)
+    gathering = after_a_batch(20, waiting, largest=10)
     coming = asyncio.create_task(arrive(waiting, 1, 1000))
     await gathering.wait()
     assert len(waiting) == 10
@@ -56,12 +56,14 @@ async def turns_of(waiting: asyncio.Task[None]) -> int:
     return turns
 
 
-async def test_when_nobody_comes_the_wait_is_short() -> None:
-    assert await turns_of(asyncio.create_task(after_a_batch_of_two([], 10).wait())) <= QUIET_TURNS + 1
+@pytest.mark.parametrize(("before", "turns"), [(2, 2 * QUIET_TURNS_EACH), (50, QUIET_TURNS)])
+async def test_how_long_is_waited_for_nobody_depends_on_how_many_there_were(before: int, turns: int) -> None:
+    waited = await turns_of(asyncio.create_task(after_a_batch(before, []).wait()))
+    assert turns <= waited <= turns + 1
 
 
 async def test_two_that_come_together_wait_for_more() -> None:
-    assert await turns_of(asyncio.create_task(Gathering([1, 2], 10).wait())) >= QUIET_TURNS
+    assert await turns_of(asyncio.create_task(Gathering([1, 2], 10).wait())) >= 2 * QUIET_TURNS_EACH
 
 
 async def test_behind_one_that_came_while_another_was_written_the_next_is_waited_for() -> None:
@@ -69,7 +71,7 @@ async def test_behind_one_that_came_while_another_was_written_the_next_is_waited
     gathering = Gathering(waiting, 10)
     with gathering.under_way(1):
         waiting.append(1)
-    assert await turns_of(asyncio.create_task(gathering.wait())) >= QUIET_TURNS
+    assert await turns_of(asyncio.create_task(gathering.wait())) >= 2 * QUIET_TURNS_EACH
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     wait = Gathering.wait
 
     async def noting(gathering: Gathering) -> None:
-        if gathering._in_company:
+        if gathering._company > 1:
             seen.append(len(gathering._waiting))
         await wait(gathering)
 
