@@ -22,7 +22,7 @@ QUIET_TURNS_EACH = 5
 
 LONGEST_SECONDS = 0.02
 """Under load each call takes a fraction of a millisecond to come this far: with 5 ms a batch held nine of 64 callers,
-with 15 ms 22. In a turn in which other calls do heavy work, which takes milliseconds, nobody comes either."""
+with 15 ms 22. The bound is for turns in which other calls do heavy work: each takes milliseconds and brings nobody."""
 
 
 class Gathering:
@@ -39,17 +39,22 @@ class Gathering:
         self._company = 0
 
     async def wait(self) -> None:
-        """Wait for as long as more come, until a batch is full, and for a few milliseconds at most."""
-        if max(self._company, len(self._waiting)) <= 1:
+        """Wait for as long as more come, until a batch is full, and for LONGEST_SECONDS at most."""
+        if self._about() <= 1:
             return
         quiet, over_at = 0, time.monotonic() + LONGEST_SECONDS
-        while quiet < self._patience() and len(self._waiting) < self._largest and time.monotonic() < over_at:
+        while (
+            quiet < min(QUIET_TURNS, QUIET_TURNS_EACH * self._about())
+            and len(self._waiting) < self._largest
+            and time.monotonic() < over_at
+        ):
             before = len(self._waiting)
             await asyncio.sleep(0)
             quiet = quiet + 1 if len(self._waiting) == before else 0
 
-    def _patience(self) -> int:
-        return min(QUIET_TURNS, QUIET_TURNS_EACH * max(self._company, len(self._waiting)))
+    def _about(self) -> int:
+        """How many there are at least, as far as can be told."""
+        return max(self._company, len(self._waiting))
 
     @contextmanager
     def under_way(self, count: int) -> Iterator[None]:

@@ -48,6 +48,16 @@ async def test_a_full_batch_waits_no_longer() -> None:
     coming.cancel()
 
 
+async def test_who_always_comes_does_not_hold_a_batch_up_for_ever() -> None:
+    waiting: list[int] = []
+    gathering = after_a_batch(20, waiting, largest=10_000_000)
+    coming = asyncio.create_task(arrive(waiting, 1, 10_000_000))
+    async with asyncio.timeout(2):
+        await gathering.wait()
+    assert not coming.done()
+    coming.cancel()
+
+
 async def turns_of(waiting: asyncio.Task[None]) -> int:
     turns = 0
     while not waiting.done():
