@@ -22,7 +22,7 @@ from tests.harness.daily_files import create, file_of, read, soon_in, store_lead
 from tests.harness.disks import remount
 from tests.harness.faults import execute
 from tests.harness.postgres import TestDatabase
-from tests.harness.processes import eventually, family
+from tests.harness.processes import children_running, eventually
 from tests.harness.running_service import RunningService
 
 
@@ -143,7 +143,7 @@ def test_a_render_rests_as_long_as_it_works_until_it_has_taken_three_seconds(
 
 
 def renderers(service: RunningService) -> list[int]:
-    return [pid for pid in family(service.pid) if b"file_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return children_running(service.pid, "file_worker")
 
 
 def test_a_renderer_that_is_killed_is_started_again(service: RunningService) -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from service.storage.embedded import ROOT_BASE
@@ -21,6 +21,11 @@ def family(pid: int) -> list[int]:
     return [pid, *children]
 
 
+def children_running(pid: int, words: str) -> list[int]:
+    """The children of a process whose command line holds these words; one that has just ended is left out."""
+    return [child for child in family(pid)[1:] if words in _command_line(child)]
+
+
 def resident_megabytes(pid: int) -> float:
     """The memory that a process holds."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -31,13 +36,11 @@ def resident_megabytes(pid: int) -> float:
 def frozen(pid: int) -> Iterator[None]:
     """A server and its children, stopped in their tracks for a while."""
     stopped = family(pid)
-    for each in stopped:
-        os.kill(each, signal.SIGSTOP)
+    _signal(stopped, signal.SIGSTOP)
     try:
         yield
     finally:
-        for each in stopped:
-            os.kill(each, signal.SIGCONT)
+        _signal(stopped, signal.SIGCONT)
 
 
 def embedded_home(data_dir: Path) -> Path:
@@ -73,6 +76,13 @@ def eventually(true: Callable[[], bool], *, within: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        # A worker of PostgreSQL may end between being found and being told.
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _pids() -> list[int]:
