@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
-QUIET_TURNS = 20
-"""Turns of the event loop that bring nobody before a batch begins: of an idle loop, a fifth of a millisecond
+QUIET_TURNS = 40
+"""Turns of the event loop that bring nobody before a batch begins: of an idle loop, a tenth of a millisecond
 (docs/performance.md)."""
 
 QUIET_TURNS_EACH = 5

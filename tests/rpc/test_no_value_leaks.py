@@ -371,7 +371,7 @@ def test_caller_without_unmask_is_shown_no_sensitive_value(world: World, rpc: st
 def test_service_log_at_debug_holds_no_value(world: World) -> None:
     log = world.service.log()
     for event in ("storage fault", "storage retried", "call failed", "not ready"):
-        assert f'"event": "{event}"' in log
+        assert f'"event":"{event}"' in log
     assert leaks(log, ALL) == set()
 
 

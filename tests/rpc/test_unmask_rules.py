@@ -158,5 +158,5 @@ def test_a_command_obeys_the_same_rules(replicas: Replicas, caller: Any) -> None
 
 def test_heads_are_logged_whatever_the_level(replicas: Replicas, caller: Any, lead_id: str) -> None:
     caller(1, subject="head").get(lead_id)
-    assert '"event": "access head"' in replicas[1].log()
-    assert '"event": "call"' not in replicas[1].log()
+    assert '"event":"access head"' in replicas[1].log()
+    assert '"event":"call"' not in replicas[1].log()
