@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache, partial
 from uuid import UUID
 
 from service.access import Caller, Scope
@@ -117,24 +118,23 @@ class LeadService:
         Raises LeadValidationError, DuplicateLeadError, RequestIdReusedError, StorageUnavailableError.
         """
         details, request = self._validated(fields, request_id)
-        submission = self._sealer.seal(self._new_id(), details, created_by=caller.subject, request_id=request)
-        outcome = await self._writer.create(submission)
+        lead_id = self._new_id()
+        seal = cache(partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request))
+        outcome = await self._writer.create(seal)
         match outcome:
-            case Created(sealed) if sealed.sealed is submission.sealed:
+            case Created(sealed) if sealed.sealed is seal().sealed:
                 # The new lead itself, whose fields need not be opened to be known.
                 lead = self._sealer.acknowledged(sealed.id, details, sealed.created_at)
                 return self._created(lead, locale, delayed=False)
             case Created(sealed):
                 return self._created(self._sealer.open(sealed), locale, delayed=False)
-            case Waiting(lead_id, accepted_at, decided):
-                lead = self._sealer.acknowledged(lead_id, details, accepted_at)
+            case Waiting(waiting_id, accepted_at, decided):
+                lead = self._sealer.acknowledged(waiting_id, details, accepted_at)
                 return self._created(lead, locale, delayed=not decided)
             case Erased(created_at):
                 # Stored by an attempt whose answer was lost, and erased before this one. An error would be repeated,
                 # and the repeat would bring the person back.
-                return self._created(
-                    self._sealer.acknowledged(submission.id, details, created_at), locale, delayed=False
-                )
+                return self._created(self._sealer.acknowledged(lead_id, details, created_at), locale, delayed=False)
             case RequestIdReused():
                 raise RequestIdReusedError
             case Met():

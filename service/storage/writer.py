@@ -49,11 +49,24 @@ ANSWER_SECONDS = 0.5
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    submission: SealedSubmission
+    seal: Callable[[], SealedSubmission]
     answer: asyncio.Future[Outcome]
     gives_up_at: float
     on_retry: Callable[[Retry], None]
     attempts: int = 0
+
+    @property
+    def submission(self) -> SealedSubmission:
+        return self.seal()
+
+    def seal_or_fail(self) -> bool:
+        """Whether it is sealed now; if that cannot be done, it is told to the caller."""
+        try:
+            self.seal()
+        except Exception as error:  # noqa: BLE001 # told to the caller, by the chain
+            self.fail(error)
+            return False
+        return True
 
     def resolve(self, outcome: Outcome) -> None:
         if not self.answer.done():
@@ -108,25 +121,26 @@ class LeadWriter:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # Also what was in a transaction whose end we did not wait for: the drain finds out by its id.
-        await self._put([entry for entry in self._unanswered if not entry.answer.done()], had_room=True)
+        unanswered = [entry for entry in self._unanswered if not entry.answer.done()]
+        await self._put([entry for entry in unanswered if entry.seal_or_fail()], had_room=True)
 
     @property
     def busy(self) -> bool:
         """Whether entries wait for the database now."""
         return bool(self._unanswered) and not self._outage.lasting
 
-    async def create(self, submission: SealedSubmission) -> Outcome:
+    async def create(self, seal: Callable[[], SealedSubmission]) -> Outcome:
         """Make a submission durable, or find out what it meets. Safe to repeat.
 
-        Raises StorageUnavailableError when that cannot be had anywhere, StorageFaultError for what the database
-        refuses whatever we do.
+        `seal` makes the submission, the same one each time. Raises what it raises, StorageUnavailableError when
+        durability cannot be had anywhere, StorageFaultError for what the database refuses whatever we do.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         scope = retry_scope.get() or RetryScope(now + PATIENCE, lambda _: None)
         time_left = scope.deadline - now
         gives_up_at = min(now + PATIENCE, scope.deadline - min(ANSWER_SECONDS, time_left / 4))
-        entry = _Entry(submission, loop.create_future(), gives_up_at, scope.on_retry)
+        entry = _Entry(seal, loop.create_future(), gives_up_at, scope.on_retry)
         timer = loop.call_later(gives_up_at - now, self._give_up, entry)
         self._unanswered.add(entry)
         self._queue(entry)
@@ -141,7 +155,7 @@ class LeadWriter:
         self._arrived.set()
 
     def _give_up(self, entry: _Entry) -> None:
-        if not entry.answer.done():
+        if not entry.answer.done() and entry.seal_or_fail():
             self._to_spool.append(entry)
             self._given_up.set()
 
@@ -166,7 +180,7 @@ class LeadWriter:
         batch: list[_Entry] = []
         while self._waiting and len(batch) < LARGEST_BATCH:
             entry = self._waiting.popleft()
-            if not entry.answer.done():
+            if not entry.answer.done() and entry.seal_or_fail():
                 batch.append(entry)
         return batch
 

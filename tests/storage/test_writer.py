@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,14 @@ class World:
 
     async def create(self, submission: SealedSubmission, seconds: float = 8.0) -> Outcome:
         """As a caller with this deadline does it."""
+        return await self.create_sealed_by(lambda: submission, seconds)
+
+    async def create_sealed_by(self, seal: Callable[[], SealedSubmission], seconds: float = 8.0) -> Outcome:
+        """As a caller with this deadline does it."""
 
         async def call() -> Outcome:
             retry_scope.set(RetryScope(time.monotonic() + seconds, self.retries.append))
-            return await self.writer.create(submission)
+            return await self.writer.create(seal)
 
         return await asyncio.create_task(call())
 
@@ -191,6 +196,24 @@ async def test_a_poisoned_entry_costs_only_itself(
             await world.create(submit(name=POISONED))
         assert saved(await healthy)
     assert stored(database) == 21
+
+
+class CannotBeSealedError(Exception):
+    """A fault of the sealer's."""
+
+
+def cannot_be_sealed() -> SealedSubmission:
+    raise CannotBeSealedError
+
+
+@pytest.mark.parametrize("outage", [False, True])
+async def test_what_cannot_be_sealed_costs_only_itself(world: World, submit: Submit, outage: bool) -> None:
+    if outage:
+        world.outage.began("connection", since=time.monotonic() - 10)
+    others = asyncio.gather(*(world.create(submit()) for _ in range(20)))
+    with pytest.raises(CannotBeSealedError):
+        await world.create_sealed_by(cannot_be_sealed)
+    assert {type(outcome) for outcome in await others} == {Waiting if outage else Created}
 
 
 @pytest.mark.parametrize("sqlstate", ["40P01", "40001"])
@@ -321,6 +344,21 @@ async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
     assert world.spool.size.waiting == 6
 
 
+async def test_what_cannot_be_sealed_when_the_writer_stops_costs_only_itself(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    faults.slow_inserts(database.admin_url, 1.0)
+    others = [asyncio.create_task(world.create(submit(name=faults.SLOW)))]
+    await asyncio.sleep(0.1)
+    unlucky = asyncio.create_task(world.create_sealed_by(cannot_be_sealed))
+    others.append(asyncio.create_task(world.create(submit())))
+    await asyncio.sleep(0.05)
+    await world.writer.stop()
+    with pytest.raises(CannotBeSealedError):
+        await unlucky
+    assert {type(outcome) for outcome in await asyncio.gather(*others)} == {Waiting}
+
+
 async def test_a_repeat_of_a_saved_request_hears_the_same_while_the_database_is_away(
     world: World, submit: Submit
 ) -> None:
@@ -353,7 +391,7 @@ async def test_a_repeat_that_is_told_of_a_spooled_one_keeps_it_there(
     first = submit(request_id="r")
     repeat = replace(first, id=new_id())
     entries = [
-        writer_module._Entry(each, asyncio.get_running_loop().create_future(), 0, lambda _: None)
+        writer_module._Entry(partial(replace, each), asyncio.get_running_loop().create_future(), 0, lambda _: None)
         for each in (first, repeat)
     ]
     put = world.spool.put
