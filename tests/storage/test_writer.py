@@ -330,13 +330,18 @@ async def test_with_a_spool_that_takes_nothing_a_lead_is_unavailable_and_never_o
         await world.create(submit())
 
 
+async def six_at_once(world: World, submit: Submit, database: TestDatabase) -> list[asyncio.Task[Outcome]]:
+    """One in a transaction that takes its time, and five that wait behind it."""
+    faults.slow_inserts(database.admin_url, 1.0)
+    slow = asyncio.create_task(world.create(submit(name=faults.SLOW)))
+    await asyncio.sleep(0.1)
+    return [slow, *(asyncio.create_task(world.create(submit())) for _ in range(5))]
+
+
 async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
-    faults.slow_inserts(database.admin_url, 1.0)
-    waiting = [asyncio.create_task(world.create(submit(name=faults.SLOW)))]
-    await asyncio.sleep(0.1)
-    waiting += [asyncio.create_task(world.create(submit())) for _ in range(5)]
+    waiting = await six_at_once(world, submit, database)
     await asyncio.sleep(0.05)
     await world.writer.stop()
     outcomes = await asyncio.gather(*waiting)
@@ -347,11 +352,8 @@ async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
 async def test_what_cannot_be_sealed_when_the_writer_stops_costs_only_itself(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
-    faults.slow_inserts(database.admin_url, 1.0)
-    others = [asyncio.create_task(world.create(submit(name=faults.SLOW)))]
-    await asyncio.sleep(0.1)
+    others = await six_at_once(world, submit, database)
     unlucky = asyncio.create_task(world.create_sealed_by(cannot_be_sealed))
-    others.append(asyncio.create_task(world.create(submit())))
     await asyncio.sleep(0.05)
     await world.writer.stop()
     with pytest.raises(CannotBeSealedError):
