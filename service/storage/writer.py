@@ -4,8 +4,8 @@ Promises: an answer says what is durable, in the database or in the spool. A lea
 others; while a commit is under way the next batch gathers. A batch that fails for one of its entries, or for a rival,
 is split and costs only that entry. An entry whose caller can wait no longer goes to the spool alone and lets the others
 go on. While the database is away for longer than a blip, everything goes to the spool at once. No caller cancels
-anything here. A submission is sealed when it is taken for a batch: sealing one after the other takes half the time of
-sealing each between other work (docs/performance.md).
+anything here. A submission is sealed when it is taken for a batch: sealing one after the other costs less than sealing
+each between other work (docs/performance.md).
 """
 
 from __future__ import annotations
