@@ -62,6 +62,7 @@ from service.storage.conflicts import ConflictRepository
 from service.storage.database import Database
 from service.storage.drain import Drain, Step
 from service.storage.embedded import EmbeddedPostgres
+from service.storage.erasures import Erasures
 from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.replica_report import ReplicaReport
@@ -248,7 +249,13 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             page_token_tags=encryption.page_token_tags,
         )
         access_service = AccessService(records=records, page_token_tags=encryption.page_token_tags)
-        erasures = ErasureService(tombstones=tombstones, spool=spool, memory=memory, validation=validation)
+        erasures = ErasureService(
+            erasures=Erasures(database, repository, sealer.refreshed),
+            spool=spool,
+            memory=memory,
+            validation=validation,
+            refreshed=sealer.refreshed,
+        )
         methods = chained(chain, LeadServicer(leads, conflicts, access_service, erasures))
         tls = _tls(settings)
         grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)

@@ -21,7 +21,7 @@ from service.lead import (
 )
 from service.page_token import make_page_token, read_page_token
 from service.sealing import LeadSealer
-from service.storage.conflicts import ConflictRepository, Decision, KeepFirst, OwnLead, TakeNew
+from service.storage.conflicts import ConflictRepository, Decision, Drop, KeepFirst, OwnLead, TakeNew
 from service.storage.requests import Correction, DuplicateFoundError, Position
 from service.validation import ValidationService
 
@@ -36,7 +36,7 @@ class Conflict:
     submission: Lead
     leads: tuple[Lead, ...]
     met_fields: tuple[str, ...]
-    """Which of phone, nid and request_id met a lead."""
+    """Which of phone, nid and request_id match a lead; `erased`: one that matched was erased since."""
     accepted_at: datetime
     found_at: datetime
     resolution: ConflictResolution | None
@@ -79,11 +79,12 @@ class ConflictService:
 
     async def resolve_conflict(
         self, caller: Caller, conflict_id: UUID, resolution: ConflictResolution, *, lead_id: UUID | None, reason: str
-    ) -> Lead:
-        """Decide; the lead that the submission's id stands for from now on.
+    ) -> Lead | None:
+        """Decide; the lead that the submission's id stands for from now on, None when it was dropped.
 
-        `lead_id` names one of the leads that were met; None: the only one. Raises LeadValidationError,
-        ConflictNotFoundError, ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
+        `lead_id` names one of the leads that were met; None: the only one. Where every lead that it matched was erased,
+        KEEP_FIRST drops it and TAKE_NEW is refused. Raises LeadValidationError, ConflictNotFoundError,
+        ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
         """
         why = self._validation.reason(reason)
 
@@ -92,6 +93,8 @@ class ConflictService:
                 if lead_id is not None:
                     raise LeadValidationError([Violation("lead_id", "must be empty for a lead of its own")])
                 return OwnLead(self._sealer.refreshed(_submission(conflict)))
+            if not conflict.lead_ids:
+                return _without_lead(conflict, resolution, lead_id)
             target = _target(conflict, lead_id)
             if resolution is ConflictResolution.KEEP_FIRST:
                 return KeepFirst(target)
@@ -113,11 +116,16 @@ class ConflictService:
                 nid_lead_id=met.nid.id if met.nid else None,
                 visible=frozenset(lead.id for lead in met.leads),  # who operates sees every conflict's leads
             ) from None
-        return self._sealer.open(sealed)
+        return self._sealer.open(sealed) if sealed is not None else None
 
     def _opened(self, conflict: SealedConflict, leads: list[SealedLead]) -> Conflict:
         submitted = _submission(conflict).as_lead(conflict.accepted_at)
-        met = {"phone": conflict.phone_lead_id, "nid": conflict.nid_lead_id, "request_id": conflict.request_lead_id}
+        met = {
+            "phone": conflict.phone_lead_id,
+            "nid": conflict.nid_lead_id,
+            "request_id": conflict.request_lead_id,
+            "erased": conflict.erased_lead_id,
+        }
         return Conflict(
             submission=self._sealer.open(submitted, flag_unreadable=True),
             leads=tuple(self._sealer.open(lead, flag_unreadable=True) for lead in leads),
@@ -146,6 +154,15 @@ def _submission(conflict: SealedConflict) -> SealedSubmission:
         sealed=conflict.sealed,
         accepted_at=conflict.accepted_at,
     )
+
+
+def _without_lead(conflict: SealedConflict, resolution: ConflictResolution, lead_id: UUID | None) -> Drop:
+    if lead_id is not None:
+        raise LeadValidationError([Violation("lead_id", "must be empty: the lead that was met is erased")])
+    if resolution is not ConflictResolution.KEEP_FIRST or conflict.erased_lead_id is None:
+        wanted = "must be KEEP_FIRST or OWN_LEAD: the lead that would take the values is erased"
+        raise LeadValidationError([Violation("resolution", wanted)])
+    return Drop(conflict.erased_lead_id)
 
 
 def _target(conflict: SealedConflict, lead_id: UUID | None) -> UUID:

@@ -2,66 +2,77 @@
 
 Promise: once an erasure was answered, the database holds a tombstone in place of everything that it had of the lead, no
 copy that still waits in a spool, of this replica or of another one, becomes a lead, and this process has forgotten it
-too. The daily files follow within their pace; backups, and PostgreSQL's log and free space, in their time: see
-docs/operations.md.
+too. What only shares the phone or only the nid is another person's: it stays, for a person to decide. The daily files
+follow within their pace; backups, and PostgreSQL's log and free space, in their time: see docs/operations.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
 from service.access import Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
+from service.lead import SealedSubmission
+from service.storage.erasing import Person
+from service.storage.erasures import Erasures
 from service.storage.memory import RequestMemory
 from service.storage.spool_file import SpoolError
-from service.storage.tombstones import Tombstones
+from service.storage.spooled_person import Spooled
 from service.validation import ValidationService
 
 
 class SpooledCopies(Protocol):
     """The spool of this machine, as its owner or an operator sees it."""
 
-    async def related(self, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
-        """See Spool.related; must name what was set aside too. Raises SpoolError."""
+    async def of_person(
+        self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
+    ) -> Spooled:
+        """See Spool.of_person; must name what was set aside too. Raises SpoolError."""
         ...
 
     async def remove(self, ids: Sequence[UUID]) -> None:
-        """Remove submissions that have tombstones, or leave them to the drain, which does. Raises SpoolError."""
+        """Remove submissions that have tombstones or are stored, or leave them to the drain. Raises SpoolError."""
         ...
 
 
 class ErasureService:
-    """The use case around tombstones."""
+    """The use case around erasures."""
 
     def __init__(
-        self, *, tombstones: Tombstones, spool: SpooledCopies, memory: RequestMemory, validation: ValidationService
+        self,
+        *,
+        erasures: Erasures,
+        spool: SpooledCopies,
+        memory: RequestMemory,
+        validation: ValidationService,
+        refreshed: Callable[[SealedSubmission], SealedSubmission],
     ) -> None:
-        self._tombstones = tombstones
+        self._erasures = erasures
         self._spool = spool
         self._memory = memory
         self._validation = validation
+        self._refreshed = refreshed
 
-    async def erase_lead(self, caller: Caller, lead_id: UUID, *, reason: str = "") -> None:
-        """Forget the person that an id stands for. The same again succeeds.
+    async def erase_lead(self, caller: Caller, lead_id: UUID, *, reason: str = "") -> tuple[UUID, ...]:
+        """Forget the person that an id stands for; the conflicts of others that were kept. The same again succeeds.
 
         Raises LeadValidationError, LeadNotFoundError, StorageUnavailableError.
         """
         why = self._validation.reason(reason)
-        indexes = await self._tombstones.sought(lead_id)
-        spooled: dict[UUID, datetime] | None
+        person = await self._erasures.person(lead_id)
         try:
-            spooled = await self._spool.related(lead_id, *indexes)
+            spooled = await self._spool.of_person(lead_id, person, self._refreshed)
         except SpoolError:
             spooled = None
-        gone = await self._tombstones.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled or {})
-        if gone is None:
+        erased = await self._erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled or Spooled())
+        if erased is None:
             # No acknowledged lead is called missing because the spool cannot be read.
             raise LeadNotFoundError if spooled is not None else StorageUnavailableError
-        self._memory.forget(gone)
-        if spooled:
-            with suppress(SpoolError):  # the drain finds the tombstones
-                await self._spool.remove(list(spooled))
+        self._memory.forget(erased.gone)
+        if spooled is not None and (settled := [*spooled.own, *(entry.id for entry in spooled.others)]):
+            with suppress(SpoolError):  # the drain finds the tombstones and the conflicts
+                await self._spool.remove(settled)
+        return erased.kept

@@ -199,6 +199,8 @@ class SealedConflict:
     phone_lead_id: UUID | None
     nid_lead_id: UUID | None
     request_lead_id: UUID | None
+    erased_lead_id: UUID | None
+    """A lead that shared its phone or its nid, and was erased since."""
     accepted_at: datetime
     found_at: datetime
     resolution: ConflictResolution | None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from service.conflict_service import ConflictService
     from service.encryption import EncryptionService
+    from service.lead import Lead
     from service.storage.database import Database
 
 conflicts_app = typer.Typer(help="Submissions that met a lead when they came out of the spool.", no_args_is_help=True)
@@ -56,6 +57,8 @@ def list_conflicts(
         state = "waits" if not conflict.resolution else f"{decided} by {conflict.resolved_by}"
         typer.echo(f"{conflict.id}  accepted {conflict.accepted_at.ToJsonString()}  {state}")
         typer.echo(f"  submitted: {_side(conflict.submission)}")
+        if "erased" in conflict.met_fields:
+            typer.echo("  a lead that it shares something with was erased: keep-first drops it, own-lead keeps it")
         for lead in conflict.leads:
             typer.echo(f"  met by {', '.join(conflict.met_fields)}: lead {lead.id}: {_side(lead)}")
     if not conflicts:
@@ -87,12 +90,15 @@ def resolve(
     number = wire.lead_id_of(conflict_id, "ID")
     chosen = wire.lead_id_of(lead, "--lead") if lead else None
 
-    async def decide(database: Database, encryption: EncryptionService) -> str:
+    async def decide(database: Database, encryption: EncryptionService) -> Lead | None:
         service = _service(settings, database, encryption)
-        resolved = await service.resolve_conflict(caller, number, wanted, lead_id=chosen, reason=reason)
-        return str(resolved.id)
+        return await service.resolve_conflict(caller, number, wanted, lead_id=chosen, reason=reason)
 
-    typer.echo(f"Resolved: {conflict_id} leads to the lead {with_database(settings, decide)} now.")
+    resolved = with_database(settings, decide)
+    if resolved is None:
+        typer.echo(f"Resolved: {conflict_id} is dropped; a tombstone stays.")
+    else:
+        typer.echo(f"Resolved: {conflict_id} leads to the lead {resolved.id} now.")
 
 
 def _service(settings: Settings, database: Database, encryption: EncryptionService) -> ConflictService:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,11 @@ from service.errors import StartRefusedError
 
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
+    from service.lead import SealedSubmission
     from service.storage.database import Database
+    from service.storage.erasing import Person
+    from service.storage.erasures import Erasures
+    from service.storage.spooled_person import Spooled
     from service.storage.tombstones import Tombstone
 
 AT_ONCE = 100
@@ -50,19 +54,33 @@ def erase(
 class _OperatorsView:
     """The spool of this machine, whoever owns it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, encryption: EncryptionService) -> None:
         self._folder = folder
+        self._encryption = encryption
         self.found = 0
 
-    async def related(self, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
-        from service.storage.spool_rows import related_in
+    async def of_person(
+        self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
+    ) -> Spooled:
+        from service.storage.spool import submission_of
+        from service.storage.spool_rows import FILE_NAME, as_operator
+        from service.storage.spooled_person import Spooled, spooled_of
 
-        rows = related_in(self._folder, lead_id, *indexes)
-        self.found = len(rows)
-        return rows
+        if not (self._folder / FILE_NAME).exists():
+            return Spooled()
+        with as_operator(self._folder, "ro") as connection:
+            spooled = spooled_of(
+                connection,
+                lead_id,
+                person,
+                self._encryption,
+                opened=lambda row: refreshed(submission_of(row, self._encryption)),
+            )
+        self.found = len(spooled.own)
+        return spooled
 
     async def remove(self, ids: Sequence[UUID]) -> None:
-        """Left to the drain, which has the tombstones to go by."""
+        """Left to the drain, which finds the tombstones and the conflicts."""
 
 
 def _erase(settings: Settings, given: str, reason: str, *, as_json: bool) -> None:
@@ -72,28 +90,47 @@ def _erase(settings: Settings, given: str, reason: str, *, as_json: bool) -> Non
     from service.erasure_service import ErasureService
     from service.rpc import wire
     from service.storage.memory import RequestMemory
-    from service.storage.tombstones import Tombstones
 
     lead_id = wire.lead_id_of(given, "ID")
-    spool = _OperatorsView(settings.spool_path)
 
-    async def work(database: Database, _encryption: EncryptionService) -> None:
+    async def work(database: Database, encryption: EncryptionService) -> tuple[Sequence[UUID], int]:
+        spool = _OperatorsView(settings.spool_path, encryption)
+        erasures, refreshed = _erasures(settings, database, encryption)
         service = ErasureService(
-            tombstones=Tombstones(database),
+            erasures=erasures,
             spool=spool,
             memory=RequestMemory(),
             validation=app.validation_of(settings),
+            refreshed=refreshed,
         )
         caller = Caller(f"cli:{getpass.getuser()}", ROLES["admin"])
-        await service.erase_lead(caller, lead_id, reason=reason)
+        return await service.erase_lead(caller, lead_id, reason=reason), spool.found
 
-    with_database(settings, work)
+    kept, found = with_database(settings, work)
     if as_json:
-        typer.echo(json.dumps({"id": str(lead_id), "erased": True, "in_spool": spool.found}))
+        told = {"id": str(lead_id), "erased": True, "in_spool": found, "kept_ids": [str(each) for each in kept]}
+        typer.echo(json.dumps(told))
         return
     typer.echo(f"Erased: {lead_id}. A tombstone stays; the daily file of its day follows while a service runs.")
-    if spool.found:
-        typer.echo(f"{spool.found} copies in the spool are dropped when it is drained: leadkeep spool drain")
+    if found:
+        typer.echo(f"{found} copies in the spool are dropped when it is drained: leadkeep spool drain")
+    for each in kept:
+        typer.echo(f"Kept: {each}, which shares only a phone or an NID. Decide: leadkeep conflicts resolve {each}")
+
+
+def _erasures(
+    settings: Settings, database: Database, encryption: EncryptionService
+) -> tuple[Erasures, Callable[[SealedSubmission], SealedSubmission]]:
+    from service import app
+    from service.sealing import LeadSealer
+    from service.storage.erasures import Erasures
+    from service.storage.repository import LeadRepository
+
+    sealer = LeadSealer(
+        encryption, app.validation_of(settings), sensitive_fields=app.SENSITIVE_FIELDS, transcript_url=None
+    )
+    leads = LeadRepository(database, sensitive_fields=app.SENSITIVE_FIELDS)
+    return Erasures(database, leads, sealer.refreshed), sealer.refreshed
 
 
 def _list(settings: Settings, *, as_json: bool) -> None:
@@ -122,12 +159,11 @@ def _list(settings: Settings, *, as_json: bool) -> None:
 
 def _erase_again(settings: Settings, tombstones: Sequence[Tombstone], *, as_json: bool) -> None:
     from service.cli.database import with_database
-    from service.storage.tombstones import Tombstones
 
-    async def work(database: Database, _encryption: EncryptionService) -> None:
-        stored = Tombstones(database)
+    async def work(database: Database, encryption: EncryptionService) -> None:
+        erasures, _ = _erasures(settings, database, encryption)
         for start in range(0, len(tombstones), AT_ONCE):
-            await stored.erase_again(tombstones[start : start + AT_ONCE])
+            await erasures.erase_again(tombstones[start : start + AT_ONCE])
 
     with_database(settings, work)
     if as_json:

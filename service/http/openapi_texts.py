@@ -67,7 +67,10 @@ FIELDS: dict[str, dict[str, str]] = {
     "EraseLeadRequest": {
         "reason": "Why; kept with the tombstone. Write no customer data into it. In the query or in the body.",
     },
-    "EraseLeadResponse": {},
+    "EraseLeadResponse": {
+        "kept_ids": "The conflicts of submissions that share only the phone or only the nid with the erased lead, "
+        "until they are decided.",
+    },
     "GetLeadByConversationResponse": {
         "lead": "The newest lead that the conversation is linked to and the caller may read.",
         "other_lead_ids": "The other leads, newest first; at most 100.",

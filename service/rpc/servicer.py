@@ -116,8 +116,8 @@ class LeadServicer:
 
     async def EraseLead(self, call: Call, request: pb.EraseLeadRequest) -> pb.EraseLeadResponse:  # noqa: N802
         """Forget a person."""
-        await self._erasures.erase_lead(_caller(call), wire.lead_id_of(request.id, "id"), reason=request.reason)
-        return pb.EraseLeadResponse()
+        kept = await self._erasures.erase_lead(_caller(call), wire.lead_id_of(request.id, "id"), reason=request.reason)
+        return pb.EraseLeadResponse(kept_ids=[str(each) for each in kept])
 
     async def ListConflicts(self, _call: Call, request: pb.ListConflictsRequest) -> pb.ListConflictsResponse:  # noqa: N802
         """Show a page of conflicts."""
@@ -137,7 +137,7 @@ class LeadServicer:
             lead_id=wire.lead_id_of(request.lead_id, "lead_id") if request.lead_id else None,
             reason=request.reason,
         )
-        return pb.ResolveConflictResponse(lead=wire.lead_message(lead))
+        return pb.ResolveConflictResponse(lead=wire.lead_message(lead) if lead is not None else None)
 
     async def ListAccesses(self, _call: Call, request: pb.ListAccessesRequest) -> pb.ListAccessesResponse:  # noqa: N802
         """Show a page of the access record."""

@@ -20,6 +20,7 @@ from service.errors import ConflictNotFoundError, ConflictResolvedError, Storage
 from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database import Database
+from service.storage.erasing import drop_within
 from service.storage.failures import violated_constraint
 from service.storage.repository import BLIND_INDEXES, LeadRepository
 from service.storage.requests import Correction, DuplicateFoundError, Position
@@ -52,7 +53,14 @@ class OwnLead:
     submission: SealedSubmission
 
 
-Decision = KeepFirst | TakeNew | OwnLead
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The submission goes under the tombstone of `erased_lead_id`, the lead that was kept in its place and erased."""
+
+    erased_lead_id: UUID
+
+
+Decision = KeepFirst | TakeNew | OwnLead | Drop
 
 
 class _TakenMeanwhileError(Exception):
@@ -95,23 +103,32 @@ class ConflictRepository:
         *,
         actor: str,
         reason: str | None,
-    ) -> SealedLead:
+    ) -> SealedLead | None:
         """Carry out the decision that `decide` makes of `resolution`; the lead that the id stands for now.
 
-        The same decision again changes nothing. `decide` may be asked again, and what it raises is passed on. Raises
-        ConflictNotFoundError, ConflictResolvedError, and DuplicateFoundError when new values meet a third lead.
+        None: the submission was dropped. The same decision again changes nothing. `decide` may be asked again, and what
+        it raises is passed on. Raises ConflictNotFoundError, ConflictResolvedError, and DuplicateFoundError when new
+        values meet a third lead.
         """
 
-        async def work(connection: AsyncConnection) -> SealedLead:
+        async def work(connection: AsyncConnection) -> SealedLead | None:
             # Locked by an update of nothing: it waits for a rival, and the answer waits for the standby.
             first = func.coalesce(_repeated(conflict_id), conflict_id)
             lock = update(_CONFLICT).where(_CONFLICT.c.id == first).values(id=_CONFLICT.c.id).returning(_CONFLICT)
-            conflict = self._conflict((await connection.execute(lock)).one_or_none())
+            row = (await connection.execute(lock)).one_or_none()
+            if row is None and resolution is ConflictResolution.KEEP_FIRST and await _dropped(connection, conflict_id):
+                return None
+            conflict = self._conflict(row)
             if conflict.resolution is not None:
                 if conflict.resolution is not resolution:
                     raise ConflictResolvedError(conflict.resolution.value)
                 return await self._leads.lock_within(connection, conflict.id)
-            lead = await self._carry_out(connection, conflict, decide(conflict))
+            decision = decide(conflict)
+            if isinstance(decision, Drop):
+                erased_with = decision.erased_lead_id
+                await drop_within(connection, conflict.id, actor=actor, reason=reason, erased_with=erased_with)
+                return None
+            lead = await self._carry_out(connection, conflict, decision)
             record = {"resolution": resolution.value, "resolved_by": actor, "resolved_at": func.now(), "reason": reason}
             together = or_(_CONFLICT.c.id == conflict.id, _CONFLICT.c.repeats == conflict.id)
             await connection.execute(update(_CONFLICT).where(together).values(record))
@@ -127,7 +144,9 @@ class ConflictRepository:
                 continue
         raise StorageUnavailableError
 
-    async def _carry_out(self, connection: AsyncConnection, conflict: SealedConflict, decision: Decision) -> SealedLead:
+    async def _carry_out(
+        self, connection: AsyncConnection, conflict: SealedConflict, decision: KeepFirst | TakeNew | OwnLead
+    ) -> SealedLead:
         match decision:
             case OwnLead(submission):
                 return await self._insert(connection, conflict, submission)
@@ -202,6 +221,13 @@ class ConflictRepository:
 
 def _repeated(conflict_id: UUID) -> Any:
     return select(_CONFLICT.c.repeats).where(_CONFLICT.c.id == conflict_id).scalar_subquery()
+
+
+async def _dropped(connection: AsyncConnection, conflict_id: UUID) -> bool:
+    """Whether an id went under the tombstone of another lead. Locked, so that the answer waits for the standby."""
+    stone = models.table(models.Tombstone)
+    found = select(stone.c.id).where(stone.c.id == conflict_id, stone.c.lead_id != stone.c.id)
+    return (await connection.execute(found.with_for_update(key_share=True))).one_or_none() is not None
 
 
 _CLEAR = [name for name in _CONFLICT.columns.keys() if name in SealedConflict.__slots__ and name != "resolution"]  # noqa: SIM118

@@ -229,10 +229,11 @@ class LeadAlias(Base):
 
 
 class LeadConflict(Base):
-    """An acknowledged submission that met a lead when it came out of the spool: a person decides what becomes of it.
+    """A submission that shares a phone, a nid or a request_id with a lead: a person decides what becomes of it.
 
-    Its own side is sealed here, bound to `id`; the other side are the leads that it met. Rows are never removed, so
-    that a submission which is drained twice is decided once.
+    It was acknowledged before the database had it, or refused by a lead that was erased since. Its own side is sealed
+    here, bound to `id`; the other side are the leads that it matches. A row is removed only by an erasure, so that a
+    submission which is drained twice is decided once.
     """
 
     __tablename__ = "lead_conflict"
@@ -240,11 +241,10 @@ class LeadConflict(Base):
         Index(None, "created_by", "request_id"),
         CheckConstraint(f"resolution IN ({RESOLUTIONS})", name="resolution"),
         CheckConstraint("(resolution IS NULL) = (resolved_at IS NULL)", name="resolved"),
-        CheckConstraint(
-            "phone_lead_id IS NOT NULL OR nid_lead_id IS NOT NULL OR request_lead_id IS NOT NULL", name="meets"
-        ),
+        CheckConstraint("num_nonnulls(phone_lead_id, nid_lead_id, request_lead_id, erased_lead_id) > 0", name="meets"),
         _sealed(SENSITIVE_COLUMNS),
         Index(None, "accepted_at", "id", postgresql_where=text("resolution IS NULL")),
+        Index(None, "erased_lead_id", postgresql_where=text("erased_lead_id IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -266,6 +266,8 @@ class LeadConflict(Base):
     """The lead that has this submission's request_id with other content."""
     repeats: Mapped[UUID | None] = mapped_column(ForeignKey("lead_conflict.id"), index=True)
     """The conflict of the same request, which this one shares the fate of."""
+    erased_lead_id: Mapped[UUID | None]
+    """The lead that shared a phone or a nid with this submission and was erased since; it has a tombstone, no row."""
     accepted_at: Mapped[datetime]
     found_at: Mapped[datetime] = mapped_column(server_default=NOW)
     resolution: Mapped[str | None]

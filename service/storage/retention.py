@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import LeadStatus
 from service.storage.database import Database
+from service.storage.erasing import erase_within
 from service.storage.requests import Position
-from service.storage.tombstones import erase_within
 
 # `created_at` says nothing more than `updated_at`, but it is what the index of a status is ordered by.
 # A person who came back, or about whom a decision is pending, is not forgotten.
@@ -85,7 +85,8 @@ class Retention:
             await connection.execute(_LOCK, {"ids": list(ids)})
             due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()
             for lead_id in due:
-                await erase_within(connection, lead_id, actor=actor, reason=reason)
+                # What came back to a lead that is due is as old as the lead, whoever sent it.
+                await erase_within(connection, lead_id, actor=actor, reason=reason, keeps_others=False)
             return len(due)
 
         return await self._database.write(work)

@@ -18,7 +18,7 @@ from service.storage.database import Database
 from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import Failure, cause_of, classify
 
-REVISION = "0006"
+REVISION = "0007"
 """The schema that this release works with: the newest file in migrations/versions."""
 
 APPLICATION_ROLE = "leadkeep_app"

@@ -26,9 +26,11 @@ from service.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.lead import BlindIndexes, SealedSubmission
 from service.secret_file import make_private_folder
+from service.storage.erasing import Person
 from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
 from service.storage.spool_file import SpoolError, SpoolFile
 from service.storage.spool_rows import Row, Size
+from service.storage.spooled_person import Spooled, spooled_of
 
 T = TypeVar("T")
 
@@ -119,12 +121,23 @@ class Spool:
         """The first submissions, each passed through `refreshed`; what cannot be opened is set aside."""
         return await self._call(partial(self._oldest, limit, refreshed))
 
-    async def related(self, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
-        """What waits here of a person, set aside or not, by id with the moment of its acceptance. Raises SpoolError.
+    async def of_person(
+        self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
+    ) -> Spooled:
+        """What waits here of the person that an id stands for, set aside or not; see spooled_person.py.
 
-        That is the submission `lead_id`, and what shares a phone or nid with it or with a pair of blind indexes.
+        `person` is what the database knows of it. Raises SpoolError.
         """
-        return {} if self.empty else await self._call(lambda: self._usable_file().related(lead_id, *indexes))
+        if self.empty:
+            return Spooled()
+        look = partial(
+            spooled_of,
+            wanted=lead_id,
+            person=person,
+            encryption=self._encryption,
+            opened=lambda row: refreshed(submission_of(row, self._encryption)),
+        )
+        return await self._call(lambda: self._usable_file().read(look))
 
     async def ids_set_aside(self) -> list[UUID]:
         """The submissions that are drained no more. Raises SpoolError."""
@@ -223,7 +236,7 @@ class Spool:
         if row is None:
             return None
         try:
-            return MetLead(row.id, self._submission(row).created_by)
+            return MetLead(row.id, submission_of(row, self._encryption).created_by)
         except FieldUnreadableError:
             return MetLead(row.id, "")
 
@@ -242,7 +255,7 @@ class Spool:
         opened = Opened([], [])
         for row in file.oldest(limit):
             try:
-                opened.submissions.append(refreshed(self._submission(row)))
+                opened.submissions.append(refreshed(submission_of(row, self._encryption)))
             except FieldUnreadableError:
                 file.set_aside(row.id, "cannot be opened")
                 opened.damaged.append(row.id)
@@ -253,7 +266,7 @@ class Spool:
         for row in file.without_key_ids():
             # Written by a release that did not note them. What cannot be opened now is no reason to keep a key.
             try:
-                tokens = (row.payload, *self._submission(row).sealed.values())
+                tokens = (row.payload, *submission_of(row, self._encryption).sealed.values())
             except FieldUnreadableError:
                 tokens = (row.payload,)
             file.note_key_ids(row.id, " ".join(sorted({key_id_of(token) for token in tokens})))
@@ -287,20 +300,6 @@ class Spool:
             key_ids=" ".join(sorted({key_id_of(token) for token in (payload, *entry.sealed.values())})),
         )
 
-    def _submission(self, row: Row) -> SealedSubmission:
-        """Raises FieldUnreadableError."""
-        try:
-            fields: dict[str, Any] = json.loads(self._encryption.open_spooled(row.id, row.payload))
-            return SealedSubmission(
-                id=row.id,
-                accepted_at=datetime.fromisoformat(fields.pop("accepted_at")),
-                content_digest=row.content,
-                indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
-                **fields,
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise FieldUnreadableError(["spooled"]) from None
-
 
 _PAYLOAD = (
     "name",
@@ -317,6 +316,21 @@ def _payload(entry: SealedSubmission, accepted_at: datetime) -> bytes:
     fields: dict[str, Any] = {name: getattr(entry, name) for name in _PAYLOAD}
     fields |= {"sealed": dict(entry.sealed), "accepted_at": accepted_at.isoformat()}
     return json.dumps(fields).encode()
+
+
+def submission_of(row: Row, encryption: EncryptionService) -> SealedSubmission:
+    """The submission of a row, with the blind indexes of the time at which it was put. Raises FieldUnreadableError."""
+    try:
+        fields: dict[str, Any] = json.loads(encryption.open_spooled(row.id, row.payload))
+        return SealedSubmission(
+            id=row.id,
+            accepted_at=datetime.fromisoformat(fields.pop("accepted_at")),
+            content_digest=row.content,
+            indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
+            **fields,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise FieldUnreadableError(["spooled"]) from None
 
 
 def has_owner(folder: Path) -> bool:

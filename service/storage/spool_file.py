@@ -12,11 +12,11 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 from service.encryption import KeyCanary
@@ -30,10 +30,11 @@ from service.storage.spool_rows import (
     bytes_of,
     key_ids_of,
     oldest_of,
-    related_of,
     rows_of,
     size_of,
 )
+
+T = TypeVar("T")
 
 SCHEMA = 2
 
@@ -195,10 +196,10 @@ class SpoolFile:
         """The first rows that are to be drained."""
         return self._rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
 
-    def related(self, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
-        """The submissions of a person, see spool_rows.py."""
+    def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        """What `look` finds in the file, which it must not change."""
         with _told(self):
-            return related_of(self._connection, lead_id, *indexes)
+            return look(self._connection)
 
     def ids_set_aside(self) -> list[UUID]:
         """The rows that are drained no more."""

@@ -105,28 +105,11 @@ def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object)
         )
 
 
-def related_of(connection: sqlite3.Connection, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
-    """The submissions of a person, with the moments of their acceptance: the one with this id, and all that share a
-    phone or nid with it, or with one of these pairs of blind indexes."""
-    own = connection.execute("SELECT phone, nid FROM entry WHERE id = ?", (lead_id.bytes,)).fetchall()
-    query = "SELECT id, accepted_at FROM entry WHERE id = ? OR phone = ? OR nid = ?"
-    rows = [row for pair in (*own, *indexes) for row in connection.execute(query, (lead_id.bytes, *pair))]
-    return {UUID(bytes=row_id): EPOCH + accepted_at * MICROSECOND for row_id, accepted_at in rows}
-
-
-def related_in(folder: Path, lead_id: UUID, *indexes: tuple[bytes, bytes]) -> dict[UUID, datetime]:
-    """The same of a spool, whoever owns it. Raises StartRefusedError."""
-    if not (folder / FILE_NAME).exists():
-        return {}
-    with _as_operator(folder, "ro") as connection:
-        return related_of(connection, lead_id, *indexes)
-
-
 def peek(folder: Path) -> tuple[Size, list[Row]]:
     """What lies in a spool, whoever owns it; nothing when there is none. Raises StartRefusedError."""
     if not (folder / FILE_NAME).exists():
         return Size(0, 0, None, 0), []
-    with _as_operator(folder, "ro") as connection:
+    with as_operator(folder, "ro") as connection:
         return size_of(connection), list(rows_of(connection, "ORDER BY seq"))
 
 
@@ -134,7 +117,7 @@ def peek_key_ids(folder: Path) -> set[str]:
     """The ids of the keys that something in a spool is sealed with, whoever owns it. Raises StartRefusedError."""
     if not (folder / FILE_NAME).exists():
         return set()
-    with _as_operator(folder, "ro") as connection:
+    with as_operator(folder, "ro") as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 1:
             raise StartRefusedError(f"the spool {folder} was written by an earlier release: start the service once")
@@ -144,12 +127,13 @@ def peek_key_ids(folder: Path) -> set[str]:
 def take_back(folder: Path) -> None:
     """Let everything that was set aside be drained again, by whoever owns the spool. Raises StartRefusedError."""
     if (folder / FILE_NAME).exists():
-        with _as_operator(folder, "rw") as connection:
+        with as_operator(folder, "rw") as connection:
             connection.execute("UPDATE entry SET damage = NULL")
 
 
 @contextmanager
-def _as_operator(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
+def as_operator(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    """The file of a spool, whoever owns it; `mode` is ro or rw. Raises StartRefusedError."""
     try:
         with contextlib.closing(
             sqlite3.connect(f"{(folder / FILE_NAME).absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)

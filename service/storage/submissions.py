@@ -117,9 +117,9 @@ class _Found:
         self.leads = {row.id: row for row in leads}
         self.requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
         # A lead that stands beside another one by decision is not met by what it shares: the other one is.
-        self.phones = {index: r for r in leads if not r.phone_shared for index in (r.phone_index, r.phone_index_2)}
-        self.nids = {index: r for r in leads if not r.nid_shared for index in (r.nid_index, r.nid_index_2)}
-        self.conflicts = {row.id for row in conflicts}
+        self.phones = {i: r for r in leads if not r.phone_shared for i in (r.phone_index, r.phone_index_2) if i}
+        self.nids = {i: r for r in leads if not r.nid_shared for i in (r.nid_index, r.nid_index_2) if i}
+        self.conflicts = {row.id: row for row in conflicts}
         self.conflicts_of: dict[tuple[str, str], Any] = {}
         for row in conflicts:  # oldest first, and the oldest counts
             if row.request_id is not None:
@@ -153,17 +153,17 @@ async def _find(
     }
     keys["phones"] = [index for entry in entries for index in entry.indexes.phones]
     keys["nids"] = [index for entry in entries for index in entry.indexes.nids]
-    leads = await LOOK_UP.named_rows(connection, keys)
-    conflicts = await CONFLICTS.named_rows(connection, keys)
     aliases: frozenset[UUID] = frozenset()
     erased: Mapping[UUID, datetime] = {}
     late = any(entry.accepted_at for entry in entries)
-    if late:
-        aliases = frozenset(row[0] for row in await ALIASES.rows(connection, keys))
     if late or again:
         # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
-        # inserted are duplicates; it is asked when nothing else explains it.
+        # inserted are duplicates; it is asked when nothing else explains it. First, because it may erase a lead.
         erased = await tombstones.erased_among(connection, entries)
+    leads = await LOOK_UP.named_rows(connection, keys)
+    conflicts = await CONFLICTS.named_rows(connection, keys)
+    if late:
+        aliases = frozenset(row[0] for row in await ALIASES.rows(connection, keys))
     return _Found(leads, conflicts, aliases, erased, lead_of)
 
 
@@ -177,8 +177,9 @@ async def _settle(
         return Erased(found.erased[entry.id])
     if entry.id in found.aliases:
         return Aliased()
-    if entry.id in found.conflicts:
-        return InConflict()
+    if (own_conflict := found.conflicts.get(entry.id)) is not None:
+        # A new submission's first attempt was refused by a lead, without an answer, and that lead was erased since.
+        return InConflict() if entry.accepted_at else _waiting(own_conflict)
     by_request = None if entry.request_id is None else (entry.created_by, entry.request_id)
     request = None if by_request is None else found.requests.get(by_request)
     same = request is not None and entry.has_content(request.content_digest)
@@ -189,10 +190,12 @@ async def _settle(
     if request is not None:
         return Created(found.lead_of(request)) if same else RequestIdReused()
     if conflict is not None:
-        same = entry.has_content(conflict.content_digest)
-        decided = conflict.resolution is not None
-        return Waiting(conflict.id, conflict.accepted_at, decided) if same else RequestIdReused()
+        return _waiting(conflict) if entry.has_content(conflict.content_digest) else RequestIdReused()
     return met
+
+
+def _waiting(conflict: Any) -> Waiting:
+    return Waiting(conflict.id, conflict.accepted_at, decided=conflict.resolution is not None)
 
 
 async def _settle_late(
@@ -226,7 +229,7 @@ async def _settle_late(
         "phone_lead_id": met.phone.id if met and met.phone else None,
         "nid_lead_id": met.nid.id if met and met.nid else None,
         "request_lead_id": request.id if request is not None else None,
-        "repeats": earlier.id if earlier is not None else None,
+        "repeats": earlier.repeats or earlier.id if earlier is not None else None,
     }
     await connection.execute(insert(models.LeadConflict).values(conflict).on_conflict_do_nothing())
     return InConflict()

@@ -43,8 +43,9 @@ def rows(database_url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def erase(client: Client, lead_id: str, reason: str = "asked for it") -> None:
-    client.call("EraseLead", pb.EraseLeadRequest(id=lead_id, reason=reason))
+def erase(client: Client, lead_id: str, reason: str = "asked for it") -> list[str]:
+    """Erase, and answer the conflicts of others that are kept."""
+    return list(client.call("EraseLead", pb.EraseLeadRequest(id=lead_id, reason=reason)).kept_ids)
 
 
 def named_in(rows: psycopg.Connection, lead_id: str) -> set[str]:
@@ -174,22 +175,74 @@ def test_an_id_that_leads_to_the_lead_erases_it_and_goes_with_it(
         erase(admin, each)
 
 
-def resolve(admin: Client, conflict_id: str, resolution: pb.ConflictResolution) -> None:
-    admin.call("ResolveConflict", pb.ResolveConflictRequest(id=conflict_id, resolution=resolution))
+def resolve(admin: Client, conflict_id: str, resolution: pb.ConflictResolution) -> pb.ResolveConflictResponse:
+    answer: pb.ResolveConflictResponse = admin.call(
+        "ResolveConflict", pb.ResolveConflictRequest(id=conflict_id, resolution=resolution)
+    )
+    return answer
 
 
-def test_a_conflict_goes_with_the_lead_that_it_met(admin: Client, rows: psycopg.Connection, database_url: str) -> None:
-    first = admin.create(person := somebody()).id
-    resubmit(admin, somebody(phone=person.phone))
-    conflict_id = conflict_with(database_url, first)
+class TestKeptConflict:
+    """A submission that shares the phone with a lead which was erased since."""
 
-    erase(admin, first)
+    @pytest.fixture
+    def late(self, admin: Client, database_url: str) -> pb.Lead:
+        """What was submitted, with the id of its conflict."""
+        first = admin.create(person := somebody()).id
+        late = somebody(phone=person.phone, conversation_id=f"late-{uuid4()}")
+        resubmit(admin, late)
+        late.id = conflict_with(database_url, first)
+        assert erase(admin, first, reason="asked for it") == [late.id]
+        return late
 
-    assert named_in(rows, conflict_id) == set()
-    with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
-        admin.get(conflict_id)
-    with refused(StatusCode.NOT_FOUND, "CONFLICT_NOT_FOUND"):
-        resolve(admin, conflict_id, pb.CONFLICT_RESOLUTION_OWN_LEAD)
+    def test_it_waits_for_a_decision_with_no_lead_beside_it(self, admin: Client, late: pb.Lead) -> None:
+        with refused(StatusCode.FAILED_PRECONDITION, "LEAD_IN_CONFLICT"):
+            admin.get(late.id)
+        listed = admin.call("ListConflicts", pb.ListConflictsRequest()).conflicts
+        (conflict,) = [each for each in listed if each.id == late.id]
+        assert (list(conflict.met_fields), list(conflict.leads)) == (["erased"], [])
+        assert (conflict.submission.phone, conflict.submission.nid) == (late.phone, late.nid)
+
+    def test_keeping_the_first_drops_it_under_the_tombstone(
+        self, admin: Client, late: pb.Lead, rows: psycopg.Connection
+    ) -> None:
+        for _ in range(2):
+            assert not resolve(admin, late.id, pb.CONFLICT_RESOLUTION_KEEP_FIRST).HasField("lead")
+        assert named_in(rows, late.id) == set()
+        found = tombstone(rows, late.id)
+        assert found is not None
+        assert (found[0] != late.id, found[1]) == (True, "admin")
+        with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
+            admin.get(late.id)
+        with refused(StatusCode.NOT_FOUND, "CONFLICT_NOT_FOUND"):
+            resolve(admin, late.id, pb.CONFLICT_RESOLUTION_OWN_LEAD)
+
+    def test_as_a_lead_of_its_own_it_is_found_by_everything(self, admin: Client, late: pb.Lead) -> None:
+        own = resolve(admin, late.id, pb.CONFLICT_RESOLUTION_OWN_LEAD).lead
+        assert (own.id, own.phone, own.nid) == (late.id, late.phone, late.nid)
+        assert admin.get(late.id) == own
+        assert admin.by_conversation(late.conversation_id).lead.id == late.id
+        assert admin.listed_ids(phone=late.phone) == [late.id]
+
+    def test_there_is_no_lead_to_take_its_values(self, admin: Client, late: pb.Lead) -> None:
+        with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+            resolve(admin, late.id, pb.CONFLICT_RESOLUTION_TAKE_NEW)
+        assert list(refusal.violations) == ["resolution"]
+
+    def test_no_lead_can_be_named(self, admin: Client, late: pb.Lead) -> None:
+        request = pb.ResolveConflictRequest(
+            id=late.id, resolution=pb.CONFLICT_RESOLUTION_KEEP_FIRST, lead_id=str(uuid4())
+        )
+        with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+            admin.call("ResolveConflict", request)
+        assert list(refusal.violations) == ["lead_id"]
+
+    def test_the_command_line_says_what_can_be_decided(self, service: RunningService, late: pb.Lead) -> None:
+        shown = service.leadkeep_here("conflicts", "list").stdout
+        lines = shown[shown.index(late.id) :].splitlines()
+        assert "erased: keep-first drops it, own-lead keeps it" in lines[2]
+        decided = service.leadkeep_here("conflicts", "resolve", late.id, "keep-first")
+        assert decided.stdout == f"Resolved: {late.id} is dropped; a tombstone stays.\n"
 
 
 def test_a_conflict_is_erased_without_the_lead_that_it_met(
@@ -224,21 +277,34 @@ def test_a_lead_of_its_own_beside_an_erased_one_stays(
     assert named_in(rows, own) == set()
 
 
-def test_a_resubmission_that_met_two_leads_goes_from_both_and_the_other_leads_file_follows(
-    admin: Client, rows: psycopg.Connection, service: RunningService
+def test_a_resubmission_that_shares_one_value_with_each_of_two_leads_stays_with_the_other(
+    admin: Client, rows: psycopg.Connection
 ) -> None:
     one, other = somebody(), somebody()
     first, second = admin.create(one).id, admin.create(other).id
     resubmit(admin, somebody(phone=one.phone, nid=other.nid))
-    assert len(admin.resubmissions(second)) == 1
+    assert erase(admin, first) == []
+    assert [kept.lead.nid for kept in admin.resubmissions(second)] == [other.nid]
+
+
+def test_what_the_person_submitted_goes_from_another_lead_whose_file_follows(
+    admin: Client, rows: psycopg.Connection, database_url: str, service: RunningService
+) -> None:
+    husband = somebody()
+    first = admin.create(husband).id
+    wife = somebody(phone=husband.phone)
+    resubmit(admin, wife)
+    her_id = conflict_with(database_url, first)
+    resolve(admin, her_id, pb.CONFLICT_RESOLUTION_OWN_LEAD)
+    resubmit(admin, wife)
     today = file_of(service)
-    assert eventually(lambda: len(leads_in(today).get(second, {}).get("kept_resubmissions", [])) == 1, within=10)
+    assert eventually(lambda: len(leads_in(today).get(first, {}).get("kept_resubmissions", [])) == 2, within=10)
 
-    erase(admin, first)
+    erase(admin, her_id)
 
-    assert admin.resubmissions(second) == []
-    assert admin.get(second).resubmissions == 1, "that somebody came is still counted"
-    assert soon_in(today, second, kept_resubmissions=[])
+    assert admin.resubmissions(first) == []
+    assert admin.get(first).resubmissions == 2, "that somebody came is still counted"
+    assert soon_in(today, first, kept_resubmissions=[])
 
 
 def test_the_daily_file_follows(admin: Client, service: RunningService) -> None:
@@ -294,8 +360,10 @@ def test_what_happens_at_the_same_moment_leaves_nothing_behind(
     assert codes["EraseLead"] is StatusCode.OK
     assert set(codes.values()) <= {StatusCode.OK, StatusCode.NOT_FOUND, StatusCode.ALREADY_EXISTS}
     assert named_in(rows, lead_id) == set(), codes
-    # The submission may have become a lead of its own right before; then that is all of it, with what met it since.
-    assert named_in(rows, conflict_id) <= {"lead.id", "lead_conversation.lead_id", "resubmission.lead_id"}, codes
+    # The submission of another person was decided to be a lead of its own, before the erasure or after it.
+    assert codes["ResolveConflict"] is StatusCode.OK
+    of_its_own = {"lead.id", "lead_conflict.id", "lead_conversation.lead_id", "resubmission.lead_id"}
+    assert {"lead.id"} <= named_in(rows, conflict_id) <= of_its_own, codes
 
 
 def test_an_erasure_waits_for_who_holds_the_lead_and_then_succeeds(
@@ -304,7 +372,9 @@ def test_an_erasure_waits_for_who_holds_the_lead_and_then_succeeds(
     lead_id = admin.create(somebody()).id
     with locked_lead(database_url, lead_id) as holder, ThreadPoolExecutor(1) as threads:
         erasing = threads.submit(erase, admin, lead_id)
-        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%erase_lead%'"
+        waits = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%lock_for_erasure%'"
+        )
         assert eventually(lambda: bool(value_of(database_url, waits)), within=5)
         holder.execute("UPDATE lead SET version = version + 1 WHERE id = %s", [lead_id])
         holder.execute(
@@ -328,7 +398,7 @@ class TestJsonDoor:
         sent = {"json": reason} if how == "body" else {"params": reason}
         for _ in range(2):
             answer = httpx.request("DELETE", url, headers=headers, **sent)  # type: ignore[arg-type]
-            assert (answer.status_code, answer.json()) == (200, {})
+            assert (answer.status_code, answer.json()) == (200, {"kept_ids": []})
         assert tombstone(rows, lead_id) == (lead_id, "admin", "by letter", True)
         assert httpx.get(url, headers=headers).status_code == 404
 

@@ -151,7 +151,6 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         "UPDATE access_chain SET writer = 'nobody'",
         "UPDATE access_head SET number = 0",
         *(f"UPDATE tombstone SET {column} = NULL" for column in ("id", "lead_id", "erased_at", "erased_by", "reason")),
-        "SELECT conflicts_of_lead(gen_random_uuid(), gen_random_uuid())",
         "UPDATE lead_touch SET quarter = now()",
         "UPDATE alembic_version SET version_num = '9999'",
         "INSERT INTO alembic_version VALUES ('9999')",

@@ -59,9 +59,14 @@ async def elsewhere(
     spool.close()
 
 
-async def erase(world: World, lead_id: UUID) -> None:
-    await ErasureService(
-        tombstones=world.tombstones, spool=world.spool, memory=world.memory, validation=ValidationService()
+async def erase(world: World, lead_id: UUID) -> tuple[UUID, ...]:
+    """Erase through one replica; the conflicts that are kept of others."""
+    return await ErasureService(
+        erasures=world.erasures,
+        spool=world.spool,
+        memory=world.memory,
+        validation=ValidationService(),
+        refreshed=world.refreshed,
     ).erase_lead(OPERATOR, lead_id, reason="asked for it")
 
 
@@ -166,9 +171,9 @@ async def test_the_same_request_after_the_erasure_is_a_new_lead_also_when_it_was
 async def test_what_the_person_sent_meanwhile_and_still_waits_here_goes_too(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
-    saved = submit(phone="+1234567")
+    saved = submit(phone="+1234567", nid="77001")
     await world.create(saved)
-    await world.spool.put([submit(phone="+1234567"), submit()])
+    await world.spool.put([submit(phone="+1234567", nid="77001"), submit()])
     await erase(world, saved.id)
     await drain(world)
     assert stored(database) == 1
@@ -189,7 +194,7 @@ async def test_a_refused_duplicate_of_an_erased_spooled_lead_does_not_become_a_l
 async def test_a_drained_resubmission_of_an_erased_lead_stays_away_when_it_is_drained_again(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
-    first, refused = submit(phone="+1234567"), submit(phone="+1234567")
+    first, refused = submit(phone="+1234567", nid="77001"), submit(phone="+1234567", nid="77001")
     await world.spool.put([first])
     await world.spool.put([refused])
     (late,) = [each for each in (await world.spool.oldest(9, lambda each: each)).submissions if each.refused]
@@ -253,7 +258,10 @@ async def test_a_lead_whose_tombstone_came_while_it_was_stored_is_stored_again_a
     lead = replace(submit(), accepted_at=datetime.now(UTC))
     await world.drain._repository.create(lead)
     with psycopg.connect(database.serve_url) as erasing:
-        erasing.execute("SELECT erase_lead(%s, 'operator', NULL)", [lead.id])
+        erasing.execute("SELECT lock_for_erasure(%s)", [lead.id])
+        erasing.execute(
+            "SELECT erase_lead(%s, %s, 'operator', NULL, '{}', '{}', true, NULL, NULL, NULL, NULL)", [lead.id] * 2
+        )
         storing = asyncio.create_task(world.drain._repository.create(lead))
         await asyncio.sleep(0.1)
         erasing.commit()

@@ -24,6 +24,7 @@ from service.sealing import LeadSealer
 from service.storage import writer as writer_module
 from service.storage.database import Database
 from service.storage.drain import Drain
+from service.storage.erasures import Erasures
 from service.storage.failures import StorageFaultError
 from service.storage.memory import RequestMemory
 from service.storage.models import SENSITIVE_COLUMNS
@@ -81,6 +82,8 @@ class World:
         repository = LeadRepository(database, sensitive_fields=SENSITIVE_COLUMNS)
         memory = self.memory = RequestMemory()
         self.tombstones = Tombstones(database)
+        self.refreshed = sealer.refreshed
+        self.erasures = Erasures(database, repository, sealer.refreshed)
         self.writer = LeadWriter(repository, spool, self.outage, memory, on_batch=self.batches.append)
         self.drain = Drain(
             database=database,

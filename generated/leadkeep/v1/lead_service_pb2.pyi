@@ -338,8 +338,10 @@ class EraseLeadRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class EraseLeadResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("kept_ids",)
+    KEPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    kept_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kept_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Conflict(_message.Message):
     __slots__ = ("id", "submission", "leads", "met_fields", "accepted_at", "found_at", "resolution", "resolved_by", "resolved_at", "reason")

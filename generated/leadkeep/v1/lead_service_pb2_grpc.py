@@ -230,11 +230,17 @@ class LeadServiceServicer:
     def EraseLead(self, request, context):
         """EraseLead forgets a person. It cannot be undone.
 
-        Everything that a customer told goes, the name and the blind indexes included, with the histories, the links to
-        conversations, the resubmissions, other ids that lead to the lead, and conflicts that have to do with it, both sides.
-        What stays is a tombstone: the ids, when each was accepted, when, by whom and why it was erased. The id is NOT_FOUND
-        from then on and is never used again: a copy that still waits in a spool is dropped when it is drained, and a daily
-        file does not bring it back. The daily files follow within their pace.
+        Everything that the customer submitted goes, the name and the blind indexes included, with the histories, the links
+        to conversations and other ids that lead to the lead. So does each other submission of the same person, wherever it
+        is kept: among the resubmissions, among the conflicts, in the spool. Those are the submissions with the lead's
+        request_id (of its subject), or with both its phone and its nid.
+
+        A submission that shares only the phone or only the nid is another person's. It stays, without the erased lead, as a
+        conflict that a person decides (`met_fields` holds `erased`); `kept_ids` names it.
+
+        What stays of the person is a tombstone: the ids, when each was accepted, when, by whom and why it was erased. The id
+        is NOT_FOUND from then on and is never used again: a copy that still waits in a spool is dropped when it is drained,
+        and a daily file does not bring it back. The daily files follow within their pace.
 
         `id` may be an id that leads to another lead, or one of a submission that still waits in the spool or for a decision.
         The same again succeeds. The phone and nid are free: the person can come back as a new lead, and a repeat of the
@@ -258,7 +264,8 @@ class LeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveConflict(self, request, context):
-        """ResolveConflict decides what becomes of such a submission. Its id leads to the answered lead from then on.
+        """ResolveConflict decides what becomes of such a submission. Its id leads to the answered lead from then on, or to none
+        when every lead that it matched was erased and KEEP_FIRST drops it.
 
         The same decision again changes nothing and succeeds.
 

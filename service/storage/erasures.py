@@ -1,0 +1,99 @@
+"""Erasures that a caller asks for: of the database, and of what waits in this machine's spool.
+
+What waits of the person gets a tombstone. What waits of others who share only its phone or only its nid is stored
+first, as the drain would have stored it, so that it is kept in the same way whether it was drained before or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.storage import models
+from service.storage.database import Database
+from service.storage.erasing import Known, Person, Refreshed, erase_within, person_of
+from service.storage.repository import LeadRepository
+from service.storage.spooled_person import Spooled
+from service.storage.tombstones import Tombstone
+
+_STONE = models.table(models.Tombstone)
+_CONFLICT = models.table(models.LeadConflict)
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """The ids that are gone, and the conflicts of others who shared something with them."""
+
+    gone: frozenset[UUID]
+    kept: tuple[UUID, ...]
+
+
+class Erasures:
+    """The erasures of one database."""
+
+    def __init__(self, database: Database, repository: LeadRepository, refreshed: Refreshed) -> None:
+        self._database = database
+        self._repository = repository
+        self._refreshed = refreshed
+
+    async def person(self, lead_id: UUID) -> Person:
+        """What the database knows of the person that an id stands for."""
+        return await self._database.read(lambda connection: person_of(connection, lead_id, self._refreshed))
+
+    async def erase(self, lead_id: UUID, *, actor: str, reason: str | None, spooled: Spooled) -> Erasure | None:
+        """Erase what an id stands for, here and in the spool; None when there never was such a lead here.
+
+        The same again answers the same. Even for None a tombstone stays: the lead may lie in another replica's spool.
+        """
+
+        async def work(connection: AsyncConnection) -> Erasure | None:
+            erase_one = partial(erase_within, connection, actor=actor, reason=reason, refreshed=self._refreshed)
+            gone: set[UUID] = set()
+            # What waits in the spool first: putting up a tombstone of an id without a row waits for every writer, which
+            # must not wait for the lead's row, locked by us.
+            for each in sorted(spooled.own.keys() - {lead_id}):
+                gone |= await erase_one(each, known=Known(created_at=spooled.own[each], lead_id=lead_id))
+            if spooled.others:
+                waiting = [spooled.itself] if spooled.itself else []
+                await self._repository.store_within([*waiting, *spooled.others], connection)
+            gone |= await erase_one(lead_id, known=Known(created_at=spooled.own.get(lead_id)))
+            return Erasure(frozenset(gone), await _kept(connection, lead_id)) if gone else None
+
+        return await self._database.write(work)
+
+    async def erase_again(self, tombstones: Sequence[Tombstone]) -> None:
+        """Put up tombstones that were kept elsewhere, and erase what has come back, in one transaction."""
+
+        async def work(connection: AsyncConnection) -> None:
+            for each in tombstones:
+                known = Known(
+                    created_at=each.created_at,
+                    erased_at=each.erased_at,
+                    lead_id=each.lead_id,
+                    request_digest=each.request_digest,
+                )
+                await erase_within(
+                    connection,
+                    each.id,
+                    actor=each.erased_by,
+                    reason=each.reason,
+                    refreshed=self._refreshed,
+                    known=known,
+                )
+
+        await self._database.write(work)
+
+
+async def _kept(connection: AsyncConnection, lead_id: UUID) -> tuple[UUID, ...]:
+    buried_with = select(_STONE.c.lead_id).where(_STONE.c.id == lead_id).scalar_subquery()
+    kept = select(_CONFLICT.c.id).where(
+        _CONFLICT.c.erased_lead_id == func.coalesce(buried_with, lead_id),
+        _CONFLICT.c.resolution.is_(None),
+        _CONFLICT.c.repeats.is_(None),
+    )
+    return tuple((await connection.execute(kept.order_by(_CONFLICT.c.id))).scalars())
