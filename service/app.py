@@ -196,6 +196,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         sealer = LeadSealer(
             encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=settings.transcript_url
         )
+        erasures = Erasures(database, repository, sealer.refreshed)
         drain = Drain(
             database=database,
             repository=repository,
@@ -203,6 +204,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             outage=outage,
             memory=memory,
             tombstones=tombstones,
+            erasures=erasures,
             refreshed=sealer.refreshed,
             busy=lambda: writer.busy,
             on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
@@ -249,14 +251,14 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
             page_token_tags=encryption.page_token_tags,
         )
         access_service = AccessService(records=records, page_token_tags=encryption.page_token_tags)
-        erasures = ErasureService(
-            erasures=Erasures(database, repository, sealer.refreshed),
+        erasure_service = ErasureService(
+            erasures=erasures,
             spool=spool,
             memory=memory,
             validation=validation,
             refreshed=sealer.refreshed,
         )
-        methods = chained(chain, LeadServicer(leads, conflicts, access_service, erasures))
+        methods = chained(chain, LeadServicer(leads, conflicts, access_service, erasure_service))
         tls = _tls(settings)
         grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
 
@@ -359,13 +361,15 @@ async def drain(
         stopping.push_async_callback(report.stop)
         stopping.push_async_callback(admission.stop)
         sealer = LeadSealer(encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=None)
+        repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
         worker = Drain(
             database=database,
-            repository=LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS),
+            repository=repository,
             spool=spool,
             outage=Outage(),
             memory=RequestMemory(),
             tombstones=Tombstones(database),
+            erasures=Erasures(database, repository, sealer.refreshed),
             refreshed=sealer.refreshed,
         )
         moved_at = time.monotonic()

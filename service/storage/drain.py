@@ -21,6 +21,7 @@ import structlog
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database import Database
+from service.storage.erasures import Erasures
 from service.storage.failures import Failure, cause_of, classify, is_busy
 from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
@@ -70,6 +71,7 @@ class Drain:
         outage: Outage,
         memory: RequestMemory,
         tombstones: Tombstones,
+        erasures: Erasures,
         refreshed: Callable[[SealedSubmission], SealedSubmission],
         busy: Callable[[], bool] = lambda: False,
         on_drained: Callable[[str], None] = lambda _: None,
@@ -80,6 +82,7 @@ class Drain:
         self._outage = outage
         self._memory = memory
         self._tombstones = tombstones
+        self._erasures = erasures
         self._erased_until = datetime.now(UTC)
         self._refreshed = refreshed
         self._busy = busy
@@ -196,6 +199,9 @@ class Drain:
             outcome = outcomes[submission.id]
             if isinstance(outcome, Created):
                 self._memory.remember(submission, outcome.lead)
+            elif isinstance(outcome, Erased):
+                # Before it leaves the spool: nobody else knows what else is this person's.
+                await self._erasures.carry_out(submission)
             self._on_drained(_NAMES[type(outcome)])
         await self._spool.remove(list(outcomes))
 

@@ -7,13 +7,15 @@ migration (0007) for the locks by which erasing and storing exclude each other.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, or_, select, text, union
+from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, text, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import NOT_CONFIRMED
@@ -29,6 +31,9 @@ _ALIAS = models.table(models.LeadAlias)
 _CONFLICT = models.table(models.LeadConflict)
 _RESUBMISSION = models.table(models.Resubmission)
 
+_ERASURE_LOCK = 0x4C4B_4552  # "LKER": erasures hold it alone, what stores drained submissions shares it
+_ALONE = text(f"SELECT pg_advisory_xact_lock({_ERASURE_LOCK})")
+_SHARED = text(f"SELECT pg_advisory_xact_lock_shared({_ERASURE_LOCK})")
 _LOCK = text("SELECT lock_for_erasure(:wanted)")
 _ERASE = text(
     "SELECT erase_lead(:wanted, :target, :actor, :reason, CAST(:own_conflicts AS uuid[]),"
@@ -86,6 +91,19 @@ class Known:
     request_digest: bytes | None = None
 
 
+async def wait_for_drains(connection: AsyncConnection) -> None:
+    """Begin a transaction that erases: see all that drains have stored, and let none store before this one ends.
+
+    A drained submission becomes a conflict, an alias or a resubmission of a lead whose row the erasure does not lock.
+    """
+    await connection.execute(_ALONE)
+
+
+async def wait_for_erasures(connection: AsyncConnection) -> None:
+    """Begin a transaction that stores drained submissions: see all tombstones, and let none come before it ends."""
+    await connection.execute(_SHARED)
+
+
 async def person_of(connection: AsyncConnection, wanted: UUID, refreshed: Refreshed | None) -> Person:
     """What is known here of the person that an id stands for: of its lead, or of its conflict."""
     target = func.coalesce(select(_ALIAS.c.lead_id).where(_ALIAS.c.id == wanted).scalar_subquery(), wanted)
@@ -108,33 +126,35 @@ async def erase_within(
     actor: str,
     reason: str | None,
     refreshed: Refreshed | None = None,
+    itself: SealedSubmission | None = None,
     keeps_others: bool = True,
     known: Known | None = None,
 ) -> frozenset[UUID]:
     """Erase what an id stands for in a transaction of the caller's; the ids that are gone, none for an unknown one.
 
-    Without `refreshed`, what was noted when a submission was stored decides whose it is. Without `keeps_others`,
-    resubmissions of others go with the lead that they are kept with.
+    The transaction must have begun with `wait_for_drains`. `itself` is the submission of that id when it waits in a
+    spool. Without `refreshed`, what was noted when a submission was stored decides whose it is. Without `keeps_others`,
+    resubmissions of others go with the lead that they are kept with. What was accepted after `known.erased_at` stays.
     """
+    known = known or Known()
+    erase = partial(_erase, connection, wanted=wanted, actor=actor, reason=reason, keeps_others=keeps_others)
     target: UUID | None = (await connection.execute(_LOCK, {"wanted": wanted})).scalar_one()
-    conflicts: list[UUID] = []
-    submissions: list[UUID] = []
-    if target is not None:
-        person = await person_of(connection, wanted, refreshed)
-        leads = await _neighbours(connection, target, person) if refreshed else [target]
-        conflicts = await _own_conflicts(connection, target, leads, person, refreshed)
-        submissions = await _own_submissions(connection, target, leads, person, refreshed)
-    return await _erase(
-        connection,
-        wanted=wanted,
-        target=target,
-        actor=actor,
-        reason=reason,
-        own_conflicts=conflicts,
-        own_submissions=submissions,
-        keeps_others=keeps_others,
-        known=known or Known(),
-    )
+    gone: frozenset[UUID] = frozenset()
+    if target is None:
+        gone = await erase(target=None, known=known)
+        if itself is None:
+            return gone
+        buried = Known(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
+        for copy in await _saved_copies(connection, itself, until=known.erased_at):
+            gone |= await erase_within(connection, copy, actor=actor, reason=reason, refreshed=refreshed, known=buried)
+    person = await person_of(connection, wanted, refreshed)
+    person = person.and_of(itself) if itself is not None else person
+    leads = await _neighbours(connection, person) if refreshed else [target or wanted]
+    look = _Look(connection, target or wanted, leads, person, refreshed, until=known.erased_at)
+    conflicts, submissions = await look.own_conflicts(), await look.own_submissions()
+    if target is not None or conflicts or submissions:
+        gone |= await erase(target=target or wanted, own_conflicts=conflicts, own_submissions=submissions, known=known)
+    return gone
 
 
 async def drop_within(
@@ -148,15 +168,37 @@ async def drop_within(
         actor=actor,
         reason=reason,
         own_conflicts=[conflict_id],
-        own_submissions=[],
-        keeps_others=True,
         known=Known(lead_id=erased_with),
     )
 
 
-async def _erase(connection: AsyncConnection, *, known: Known, **parameters: Any) -> frozenset[UUID]:
+def request_digest(submission: SealedSubmission) -> bytes | None:
+    """By what a tombstone knows a copy of the request; None for a submission without request_id."""
+    if submission.request_id is None:
+        return None
+    return hashlib.sha256(f"{submission.created_by}\n{submission.request_id}".encode()).digest()
+
+
+async def _erase(
+    connection: AsyncConnection,
+    *,
+    wanted: UUID,
+    target: UUID | None,
+    actor: str,
+    reason: str | None,
+    known: Known,
+    own_conflicts: Sequence[UUID] = (),
+    own_submissions: Sequence[UUID] = (),
+    keeps_others: bool = True,
+) -> frozenset[UUID]:
     given = {
-        **parameters,
+        "wanted": wanted,
+        "target": target,
+        "actor": actor,
+        "reason": reason,
+        "own_conflicts": list(own_conflicts),
+        "own_submissions": list(own_submissions),
+        "keeps_others": keeps_others,
         "created_at": known.created_at,
         "erased_at": known.erased_at,
         "erased_with": known.lead_id,
@@ -165,8 +207,18 @@ async def _erase(connection: AsyncConnection, *, known: Known, **parameters: Any
     return frozenset((await connection.execute(_ERASE, given)).scalar_one() or ())
 
 
-async def _neighbours(connection: AsyncConnection, target: UUID, person: Person) -> list[UUID]:
-    """The lead, and those with the same phone or nid: what is the person's may be kept with one of them.
+async def _saved_copies(connection: AsyncConnection, itself: SealedSubmission, until: datetime | None) -> list[UUID]:
+    """The lead that another replica made of the same request."""
+    if itself.request_id is None:  # compared with None, SQL would find every lead without one
+        return []
+    saved = select(_LEAD.c.id).where(_LEAD.c.created_by == itself.created_by, _LEAD.c.request_id == itself.request_id)
+    if until is not None:
+        saved = saved.where(_LEAD.c.created_at <= until)
+    return list((await connection.execute(saved)).scalars())
+
+
+async def _neighbours(connection: AsyncConnection, person: Person) -> list[UUID]:
+    """The leads with the person's phone or nid: what is the person's may be kept with one of them.
 
     One branch for each partial index, so that each is used.
     """
@@ -178,45 +230,63 @@ async def _neighbours(connection: AsyncConnection, target: UUID, person: Person)
         for is_shared in (True, False)
         if indexes
     ]
-    found = (await connection.execute(union(*branches))).scalars() if branches else ()
-    return [target, *(each for each in found if each != target)]
+    return list((await connection.execute(union(*branches))).scalars()) if branches else []
 
 
-async def _own_conflicts(
-    connection: AsyncConnection, target: UUID, leads: Sequence[UUID], person: Person, refreshed: Refreshed | None
-) -> list[UUID]:
-    # Two that are kept for the same erased lead may be one person's.
-    kept_with = select(_CONFLICT.c.erased_lead_id).where(_CONFLICT.c.id == target).scalar_subquery()
-    linked = or_(
-        _CONFLICT.c.id.in_(person.ids),
-        *(_CONFLICT.c[f"{name}_lead_id"].in_(leads) for name in ("phone", "nid", "request")),
-        _CONFLICT.c.erased_lead_id == kept_with,
-    )
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A look for what is a person's among what is kept of submissions, `until` a moment of acceptance."""
 
-    def is_own(row: Row[Any]) -> bool:
+    connection: AsyncConnection
+    target: UUID
+    leads: Sequence[UUID]
+    person: Person
+    refreshed: Refreshed | None
+    until: datetime | None
+
+    async def own_conflicts(self) -> list[UUID]:
+        """The conflicts that are the person's, decided or not."""
+        # Two that are kept for the same erased lead may be one person's.
+        kept_with = select(_CONFLICT.c.erased_lead_id).where(_CONFLICT.c.id == self.target).scalar_subquery()
+        linked = or_(
+            _CONFLICT.c.id.in_(self.person.ids),
+            *(_CONFLICT.c[f"{name}_lead_id"].in_([self.target, *self.leads]) for name in ("phone", "nid", "request")),
+            *(and_(_CONFLICT.c.created_by == who, _CONFLICT.c.request_id == which) for who, which in self._requests),
+            _CONFLICT.c.erased_lead_id == kept_with,
+        )
+        found = await self._rows(select(_CONFLICT).where(linked), _CONFLICT.c.accepted_at)
+        return [row.id for row in found if self._is_own_conflict(row)]
+
+    def _is_own_conflict(self, row: Row[Any]) -> bool:
         matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
-        if row.resolution == ConflictResolution.OWN_LEAD and target in matched:
+        if row.resolution == ConflictResolution.OWN_LEAD and self.target in matched:
             return True  # nothing is lost with it: the lead that it became holds its values
-        return matched[:2] == (target, target) or _is_own(row, row.id, row.created_by, person, refreshed)
+        return matched[:2] == (self.target, self.target) or self._is_own(row, row.id, row.created_by)
 
-    return [row.id for row in await connection.execute(select(_CONFLICT).where(linked)) if is_own(row)]
+    async def own_submissions(self) -> list[UUID]:
+        """The resubmissions that are the person's, with whatever lead they are kept."""
+        kept = select(_RESUBMISSION).where(_RESUBMISSION.c.lead_id.in_([self.target, *self.leads]))
+        found = await self._rows(kept, _RESUBMISSION.c.submitted_at)
+        return list(dict.fromkeys(row.submission_id for row in found if self._is_own_submission(row)))
 
+    def _is_own_submission(self, row: Row[Any]) -> bool:
+        noted = row.verified and row.lead_id == self.target
+        return noted or self._is_own(row, row.submission_id, row.actor)
 
-async def _own_submissions(
-    connection: AsyncConnection, target: UUID, leads: Sequence[UUID], person: Person, refreshed: Refreshed | None
-) -> list[UUID]:
-    def is_own(row: Row[Any]) -> bool:
-        noted = row.verified and row.lead_id == target
-        return noted or _is_own(row, row.submission_id, row.actor, person, refreshed)
+    def _is_own(self, row: Row[Any], row_id: UUID, subject: str) -> bool:
+        entry = _entry(row, row_id, subject)
+        # The first look costs nothing; opening a submission does.
+        return self.person.owns(entry) or self.person.owns(_opened(entry, self.refreshed))
 
-    kept = await connection.execute(select(_RESUBMISSION).where(_RESUBMISSION.c.lead_id.in_(leads)))
-    return list(dict.fromkeys(row.submission_id for row in kept if is_own(row)))
+    @property
+    def _requests(self) -> list[tuple[str, str]]:
+        return sorted(self.person.requests)
 
-
-def _is_own(row: Row[Any], row_id: UUID, subject: str, person: Person, refreshed: Refreshed | None) -> bool:
-    entry = _entry(row, row_id, subject)
-    # The first look costs nothing; opening a submission does.
-    return person.owns(entry) or person.owns(_opened(entry, refreshed))
+    async def _rows(self, query: Select[Any], accepted_at: ColumnElement[Any]) -> Sequence[Row[Any]]:
+        if self.until is not None:
+            query = query.where(accepted_at <= self.until)
+        rows: Sequence[Row[Any]] = (await self.connection.execute(query)).all()
+        return rows
 
 
 def _entry(row: Row[Any], row_id: UUID, subject: str) -> SealedSubmission:

@@ -7,16 +7,17 @@ first, as the drain would have stored it, so that it is kept in the same way whe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.lead import SealedSubmission
 from service.storage import models
 from service.storage.database import Database
-from service.storage.erasing import Known, Person, Refreshed, erase_within, person_of
+from service.storage.erasing import Known, Person, Refreshed, erase_within, person_of, wait_for_drains
 from service.storage.repository import LeadRepository
 from service.storage.spooled_person import Spooled
 from service.storage.tombstones import Tombstone
@@ -53,23 +54,46 @@ class Erasures:
 
         async def work(connection: AsyncConnection) -> Erasure | None:
             erase_one = partial(erase_within, connection, actor=actor, reason=reason, refreshed=self._refreshed)
+            await wait_for_drains(connection)
             gone: set[UUID] = set()
             # What waits in the spool first: putting up a tombstone of an id without a row waits for every writer, which
             # must not wait for the lead's row, locked by us.
             for each in sorted(spooled.own.keys() - {lead_id}):
-                gone |= await erase_one(each, known=Known(created_at=spooled.own[each], lead_id=lead_id))
+                gone |= await erase_one(each, known=replace(spooled.own[each], lead_id=lead_id))
             if spooled.others:
                 waiting = [spooled.itself] if spooled.itself else []
                 await self._repository.store_within([*waiting, *spooled.others], connection)
-            gone |= await erase_one(lead_id, known=Known(created_at=spooled.own.get(lead_id)))
+            gone |= await erase_one(lead_id, itself=spooled.itself, known=spooled.own.get(lead_id))
             return Erasure(frozenset(gone), await _kept(connection, lead_id)) if gone else None
 
         return await self._database.write(work)
+
+    async def carry_out(self, drained: SealedSubmission) -> None:
+        """Erase the rest of a person, one of whose submissions was drained and found to be erased before it came.
+
+        Whoever erased its id knew nothing else of it. What was accepted after that erasure stays. Safe to repeat.
+        """
+
+        async def work(connection: AsyncConnection) -> None:
+            await wait_for_drains(connection)
+            stone = (await connection.execute(select(_STONE).where(_STONE.c.id == drained.id))).one()
+            await erase_within(
+                connection,
+                drained.id,
+                actor=stone.erased_by,
+                reason=stone.reason,
+                refreshed=self._refreshed,
+                itself=drained,
+                known=Known(erased_at=stone.erased_at, lead_id=stone.lead_id),
+            )
+
+        await self._database.write(work)
 
     async def erase_again(self, tombstones: Sequence[Tombstone]) -> None:
         """Put up tombstones that were kept elsewhere, and erase what has come back, in one transaction."""
 
         async def work(connection: AsyncConnection) -> None:
+            await wait_for_drains(connection)
             for each in tombstones:
                 known = Known(
                     created_at=each.created_at,

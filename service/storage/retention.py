@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import LeadStatus
 from service.storage.database import Database
-from service.storage.erasing import erase_within
+from service.storage.erasing import erase_within, wait_for_drains
 from service.storage.requests import Position
 
 # `created_at` says nothing more than `updated_at`, but it is what the index of a status is ordered by.
@@ -81,6 +81,7 @@ class Retention:
         """Erase those of the leads that the rule still means, in one transaction; how many those were."""
 
         async def work(connection: AsyncConnection) -> int:
+            await wait_for_drains(connection)
             # Locked first, looked at afterwards: whoever held one has committed what counts for the rule.
             await connection.execute(_LOCK, {"ids": list(ids)})
             due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()

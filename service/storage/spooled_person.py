@@ -5,21 +5,20 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from uuid import UUID
 
 from service.encryption import NOT_CONFIRMED, EncryptionService
 from service.errors import FieldUnreadableError
 from service.lead import BlindIndexes, SealedSubmission
-from service.storage.erasing import Person
+from service.storage.erasing import Known, Person, request_digest
 from service.storage.spool_rows import Row, rows_of
 
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A person's submissions with the moments of their acceptance, and other people's that share something with it."""
+    """A person's submissions with what their tombstones will hold, and other people's that share something with it."""
 
-    own: Mapping[UUID, datetime] = field(default_factory=dict)
+    own: Mapping[UUID, Known] = field(default_factory=dict)
     others: tuple[SealedSubmission, ...] = ()
     """Those that share only the phone or only the nid; not what was set aside, which is not drained either."""
     itself: SealedSubmission | None = None
@@ -47,12 +46,13 @@ def spooled_of(
     values |= {"phone": list(person.phones), "nid": list(person.nids)}
     condition = " OR ".join(f"{column} IN ({', '.join('?' * len(found))})" for column, found in values.items())
     parameters = [value for found in values.values() for value in found]
-    own: dict[UUID, datetime] = {}
+    own: dict[UUID, Known] = {}
     others: list[SealedSubmission] = []
     for row in rows_of(connection, f"WHERE {condition} ORDER BY seq", *parameters):
         entry = _opened_or_none(row, opened)
         if row.request in requests or person.owns(entry or _closed(row)):
-            own[row.id] = row.accepted_at
+            digest = request_digest(entry) if entry is not None else None
+            own[row.id] = Known(created_at=row.accepted_at, request_digest=digest)
         elif entry is not None and row.damage is None:
             others.append(entry)
     return Spooled(own, tuple(others), itself)

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import StorageUnavailableError
 from service.lead import SealedLead, SealedSubmission
 from service.storage import kept_resubmissions, models, tombstones
+from service.storage.erasing import wait_for_erasures
 from service.storage.outcomes import (
     Aliased,
     Created,
@@ -153,17 +154,19 @@ async def _find(
     }
     keys["phones"] = [index for entry in entries for index in entry.indexes.phones]
     keys["nids"] = [index for entry in entries for index in entry.indexes.nids]
-    aliases: frozenset[UUID] = frozenset()
-    erased: Mapping[UUID, datetime] = {}
     late = any(entry.accepted_at for entry in entries)
-    if late or again:
-        # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
-        # inserted are duplicates; it is asked when nothing else explains it. First, because it may erase a lead.
-        erased = await tombstones.erased_among(connection, entries)
+    if late:
+        await wait_for_erasures(connection)
     leads = await LOOK_UP.named_rows(connection, keys)
     conflicts = await CONFLICTS.named_rows(connection, keys)
+    aliases: frozenset[UUID] = frozenset()
+    erased: Mapping[UUID, datetime] = {}
     if late:
         aliases = frozenset(row[0] for row in await ALIASES.rows(connection, keys))
+    if late or again:
+        # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
+        # inserted are duplicates; it is asked when nothing else explains it.
+        erased = await tombstones.erased_among(connection, entries)
     return _Found(leads, conflicts, aliases, erased, lead_of)
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from uuid import UUID
 
 import pytest
@@ -400,3 +401,83 @@ class TestSpool:
             await drain(replica_of)
 
         assert [where(database, each) for each in (one, copy)] == [{"tombstone"}, {"tombstone"}]
+
+    async def test_what_a_person_left_here_goes_when_the_erased_submission_is_drained(
+        self, world: World, elsewhere: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        x, erased, back = submit(phone=PHONE), submit(phone=PHONE, nid=NID), submit(phone=PHONE, nid=NID)
+        child = submit(phone=PHONE)
+        for each in (x, back, child):
+            await world.create(each)
+        await elsewhere.spool.put([erased])
+        await erase_elsewhere(world, erased.id)
+
+        await drain(elsewhere)
+
+        assert [where(database, each) for each in (erased, back)] == [{"tombstone"}] * 2
+        assert where(database, child) == {"resubmission"}
+        assert where(database, x) == {"lead"}
+
+    async def test_what_the_person_submits_after_the_erasure_stays(
+        self, world: World, elsewhere: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        x, erased, back = submit(phone=PHONE), submit(phone=PHONE, nid=NID), submit(phone=PHONE, nid=NID)
+        await world.create(x)
+        await elsewhere.spool.put([erased])
+        await erase_elsewhere(world, erased.id)
+        await world.create(back)
+        await drain(elsewhere)
+        assert where(database, back) == {"resubmission"}
+
+    async def test_a_spooled_submissions_erasure_takes_what_the_person_left_in_the_database(
+        self, world: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        x, back, spooled = submit(phone=PHONE), submit(phone=PHONE, nid=NID), submit(phone=PHONE, nid=NID)
+        for each in (x, back):
+            await world.create(each)
+        await world.spool.put([spooled])
+        await erase(world, spooled.id)
+        assert [where(database, each) for each in (spooled, back)] == [{"tombstone"}] * 2
+
+    async def test_a_spooled_copys_erasure_takes_the_lead_that_another_replica_made_of_the_request(
+        self, world: World, elsewhere: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        saved, copy = twins(submit)
+        await elsewhere.spool.put([saved])
+        await world.spool.put([copy])
+        await drain(elsewhere)
+        await erase(world, copy.id)
+        assert [where(database, each) for each in (saved, copy)] == [{"tombstone"}] * 2
+
+    async def test_a_refused_copy_in_another_spool_is_dropped(
+        self, world: World, elsewhere: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        erased, copy = twins(submit)
+        await world.spool.put([erased])
+        await elsewhere.spool.put([submit(phone="+8801900000000"), copy])
+        await erase(world, erased.id)
+        await drain(elsewhere)
+        assert where(database, copy) == {"tombstone"}
+
+    @pytest.mark.parametrize("attempt", range(3))
+    async def test_an_erasure_and_a_drain_of_one_id_at_two_replicas_leave_nothing(
+        self, world: World, elsewhere: World, submit: Submit, database: TestDatabase, attempt: int
+    ) -> None:
+        """Else the drain finds no tombstone and makes a conflict, while the erasure finds no conflict."""
+        late_ones = []
+        for number in range(25):
+            phone = f"+8801{attempt}{number:08d}"
+            await world.create(submit(phone=phone))
+            late_ones.append(submit(phone=phone))
+        await elsewhere.spool.put(late_ones)
+
+        async def erase_soon(each: SealedSubmission) -> None:
+            await asyncio.sleep(Random(each.id.int).uniform(0, 0.05))
+            try:
+                await erase(world, each.id)
+            except LeadNotFoundError:
+                return  # it is dropped when it is drained
+
+        await asyncio.gather(drain(elsewhere), *(erase_soon(each) for each in late_ones))
+
+        assert [where(database, each) for each in late_ones] == [{"tombstone"}] * len(late_ones)

@@ -91,6 +91,7 @@ class World:
             spool=spool,
             outage=self.outage,
             tombstones=self.tombstones,
+            erasures=self.erasures,
             memory=memory,
             refreshed=sealer.refreshed,
         )

@@ -143,6 +143,23 @@ BEGIN
     RETURN nullif(gone, '{}');
 END $$
 """
+# As in 0006, and for a copy of an erased request, whose insert waited for the erased row: its id has no tombstone. A
+# submission that is new bears the time of its own transaction.
+REFUSE = """
+CREATE OR REPLACE FUNCTION refuse_erased_leads() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM touched JOIN public.tombstone USING (id)) OR EXISTS (
+        SELECT FROM touched
+        JOIN public.tombstone t
+            ON t.request_digest = sha256(convert_to(touched.created_by || E'\\n' || touched.request_id, 'UTF8'))
+            AND t.erased_at >= touched.created_at
+        WHERE touched.created_at < now()
+    ) THEN
+        RAISE EXCEPTION 'a lead was erased while it was stored' USING ERRCODE = 'serialization_failure';
+    END IF;
+    RETURN NULL;
+END $$
+"""
 FUNCTIONS = (
     "lock_for_erasure(uuid)",
     "erase_lead(uuid, uuid, text, text, uuid[], uuid[], boolean, timestamptz, timestamptz, uuid, bytea)",
@@ -168,6 +185,7 @@ def upgrade() -> None:
         op.execute(f"DROP FUNCTION {function}")
     op.execute(TARGET)
     op.execute(ERASE)
+    op.execute(REFUSE)
     for function in FUNCTIONS:
         op.execute(f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC")
         op.execute(f"GRANT EXECUTE ON FUNCTION {function} TO {APPLICATION_ROLE}")
