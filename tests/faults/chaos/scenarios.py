@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tests.faults.chaos import storm as sizes
+from tests.faults.chaos.erasures import erasures
 from tests.faults.chaos.failovers import failovers
 from tests.faults.chaos.hangups import hangups
 from tests.faults.chaos.outage import outage
@@ -22,6 +23,7 @@ LONG: Mapping[str, Scenario] = {
     "outage": lambda seed, tell: outage(seed, 10_000, tell),
     "hang-ups": lambda seed, tell: hangups(seed, 2000, tell),
     "tiny spool": tiny_spool,
+    "erasures": lambda seed, tell: erasures(seed, 200, tell),
     "timeline": lambda seed, tell: timeline(seed, 6, tell),
 }
 SHORT: Mapping[str, Scenario] = {
@@ -30,4 +32,5 @@ SHORT: Mapping[str, Scenario] = {
     "outage": lambda seed, tell: outage(seed, 300, tell),
     "hang-ups": lambda seed, tell: hangups(seed, 100, tell),
     "tiny spool": tiny_spool,
+    "erasures": lambda seed, tell: erasures(seed, 20, tell),
 }
