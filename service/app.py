@@ -47,8 +47,9 @@ from service.rpc.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
 from service.rpc.masking import sensitive_fields
 from service.rpc.metrics import Metrics
 from service.rpc.readiness import Readiness
-from service.rpc.server import GrpcServer, Tls
+from service.rpc.server import GrpcServer
 from service.rpc.servicer import LeadServicer
+from service.rpc.tls_files import TlsFiles
 from service.rpc.tokens import TokenVerifier
 from service.rpc.unmasking import unmasking
 from service.sealing import LeadSealer
@@ -155,11 +156,16 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     hangup = asyncio.Event()
+    on_reload: list[Callable[[], None]] = [hangup.set]
     at_terminal = os.isatty(0)
 
     def on_hangup() -> None:
         # A window that was closed sends it too: then the service ends, for nobody sees it any more.
-        (stop if at_terminal and not os.isatty(0) else hangup).set()
+        if at_terminal and not os.isatty(0):
+            stop.set()
+            return
+        for reload in on_reload:
+            reload()
 
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
 
@@ -260,6 +266,10 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
         )
         methods = chained(chain, LeadServicer(leads, conflicts, access_service, erasure_service))
         tls = _tls(settings)
+        if tls is not None:
+            on_reload.append(tls.look_now)
+            tls.start()
+            stopping.push_async_callback(tls.stop)
         grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
 
         files = FileRendering(
@@ -405,7 +415,7 @@ def _registry() -> CollectorRegistry:
     return registry
 
 
-def _tls(settings: Settings) -> Tls | None:
+def _tls(settings: Settings) -> TlsFiles | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    return TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)

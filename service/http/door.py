@@ -7,7 +7,7 @@ import math
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID, uuid4
 
 from google.protobuf.empty_pb2 import Empty
@@ -27,8 +27,8 @@ from service.http.protocol import LARGEST_HEAD, DoorProtocol, DoorServer
 from service.http.routes import OPERATIONS, Endpoint, Resource, endpoint_of, json_response
 from service.rpc.call import Call, Handler
 from service.rpc.interceptors import errors
-from service.rpc.server import Tls
 from service.rpc.status import CallFailedError, failure_of
+from service.rpc.tls_files import TlsFiles
 
 BACKLOG = 1024
 """Connections that the kernel keeps while the loop is busy."""
@@ -65,13 +65,13 @@ class HttpDoor:
         *,
         host: str,
         port: int,
-        tls: Tls | None,
+        tls: TlsFiles | None,
         readiness: Readiness,
         registry: CollectorRegistry,
         new_id: Callable[[], UUID] = uuid4,
     ) -> None:
-        """Raises StartRefusedError when the address or the certificate cannot be used."""
-        context = _context(tls) if tls else None
+        """Raises StartRefusedError when the address cannot be used."""
+        context = _RenewedContext(ssl.PROTOCOL_TLS_SERVER, tls) if tls else None
         self._socket = _bound(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._config = Config(
@@ -206,17 +206,16 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-        if tls.client_authority is not None:
-            context.load_verify_locations(tls.client_authority)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except OSError:
-        raise StartRefusedError(
-            "the certificate, its key or the clients' authority cannot be read, or they do not fit together. "
-            "See LEADKEEP_TLS_CERT, LEADKEEP_TLS_KEY and LEADKEEP_TLS_CLIENT_CA"
-        ) from None
-    return context
+class _RenewedContext(ssl.SSLContext):
+    """Makes each new connection from the TLS files in use.
+
+    Exchanging the context in the SNI callback is not enough: a session that the old context began would be resumed,
+    whatever authority the new one trusts.
+    """
+
+    def __init__(self, _protocol: int, tls: TlsFiles) -> None:
+        self._tls = tls
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Begin a connection; asyncio and uvloop call it for each."""
+        return self._tls.current.http.wrap_bio(*arguments, **options)

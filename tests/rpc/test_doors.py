@@ -12,9 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,19 +19,16 @@ from uuid import uuid4
 import grpc
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.rpc.chain import SERVICE
-from service.rpc.server import LARGEST_METADATA, LARGEST_REQUEST, GrpcServer, Tls
+from service.rpc.server import LARGEST_METADATA, LARGEST_REQUEST, GrpcServer
+from service.rpc.tls_files import TlsFiles
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.answers import fails
+from tests.harness.certificates import Authority, Certificate
 from tests.harness.leads import STORY, somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
@@ -59,7 +53,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
 # Health
 
 
-def a_server(tls: Tls | None = None) -> GrpcServer:
+def a_server(tls: TlsFiles | None = None) -> GrpcServer:
     """The gRPC door alone, in the test's loop."""
 
     async def nothing(*_: object) -> pb.GetLeadResponse:
@@ -164,50 +158,6 @@ def test_grpcurl_lists_and_calls(service: RunningService) -> None:
 # TLS
 
 
-@dataclass(frozen=True)
-class Certificate:
-    certificate: Path
-    key: Path
-
-
-class Authority:
-    """A certificate authority of a test's own."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        basic = x509.BasicConstraints(ca=True, path_length=0)
-        own = self._builder(self._name, self._key.public_key()).add_extension(basic, critical=True)
-        self.path = folder / f"{name}.pem"
-        self.path.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
-
-    def issue(self, name: str) -> Certificate:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
-        signed = (
-            self._builder(subject, key.public_key())
-            .add_extension(names, critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        files = Certificate(self._folder / f"{name}-cert.pem", self._folder / f"{name}-key.pem")
-        files.certificate.write_bytes(signed.public_bytes(Encoding.PEM))
-        files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return files
-
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        now = datetime.now(UTC)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(hours=1))
-        )
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"), "authority")
@@ -249,7 +199,7 @@ def tls_context(authority: Authority, client: Certificate | None) -> ssl.SSLCont
 
 async def test_tls_asks_for_no_client_certificate_unless_told(authority: Authority) -> None:
     own = authority.issue("plain-server")
-    server = a_server(Tls(own.certificate, own.key, None))
+    server = a_server(TlsFiles(own.certificate, own.key, None))
     await server.start()
     request = health_pb2.HealthCheckRequest()
     credentials = grpc.ssl_channel_credentials(authority.path.read_bytes())
