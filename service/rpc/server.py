@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +51,7 @@ class GrpcServer:
     """The gRPC door. Says SERVING only after `set_serving(True)`."""
 
     def __init__(self, methods: Mapping[str, Handler], *, address: str, tls: TlsFiles | None) -> None:
-        """Raises StartRefusedError when the address is in use or cannot be had."""
+        """Raises StartRefusedError when the address is in use or is not of this machine."""
         self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers((grpc_handler(methods),))
         self._health = _Health()
@@ -57,11 +59,12 @@ class GrpcServer:
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         try:
+            _probe(address)
             if tls is None:
                 self.port = self._server.add_insecure_port(address)
             else:
                 self.port = self._server.add_secure_port(address, _credentials(tls))
-        except RuntimeError:
+        except (OSError, RuntimeError):
             raise StartRefusedError(
                 f"{address} cannot be used for gRPC: another program has it, or it is not an address of this machine. "
                 "Set LEADKEEP_GRPC_ADDRESS"
@@ -83,6 +86,30 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         self._health.release_watchers()
         await self._server.stop(grace)
+
+
+def _probe(address: str) -> None:
+    """Raise OSError when the address is in use, also at one of several that a host name stands for, or cannot be bound.
+
+    grpc prints a line of its own about it, and it starts at `localhost` when another program has the port at 127.0.0.1,
+    which most clients would then reach.
+    """
+    host, _, port = address.rpartition(":")
+    bound = False
+    for family, kind, protocol, _, resolved in socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as grpc does
+                probe.bind(resolved)
+                bound = True
+        except OSError as error:
+            # localhost names ::1 also on a machine without IPv6.
+            if error.errno == errno.EADDRINUSE:
+                raise
+    if not bound:
+        raise OSError(errno.EADDRNOTAVAIL, "no address of the host can be bound")
 
 
 class _Health(health.aio.HealthServicer):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +24,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.errors import StartRefusedError
 from service.rpc.chain import SERVICE
 from service.rpc.server import LARGEST_METADATA, LARGEST_REQUEST, GrpcServer
 from service.rpc.tls_files import TlsFiles
@@ -53,13 +56,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
 # Health
 
 
-def a_server(tls: TlsFiles | None = None) -> GrpcServer:
+def a_server(tls: TlsFiles | None = None, *, address: str = "127.0.0.1:0") -> GrpcServer:
     """The gRPC door alone, in the test's loop."""
 
     async def nothing(*_: object) -> pb.GetLeadResponse:
         return pb.GetLeadResponse()
 
-    return GrpcServer({method.name: nothing for method in SERVICE.methods}, address="127.0.0.1:0", tls=tls)
+    return GrpcServer({method.name: nothing for method in SERVICE.methods}, address=address, tls=tls)
 
 
 async def test_health_says_not_serving_until_the_service_is_ready() -> None:
@@ -272,6 +275,76 @@ def test_port_in_use_is_refused(database: TestDatabase, start_service: StartServ
         said = refusal(running)
     assert "another program has it" in said
     assert variable in said
+    assert not RAW_LINE.search(said)
+
+
+@pytest.mark.parametrize("variable", ["LEADKEEP_GRPC_ADDRESS", "LEADKEEP_HTTP_ADDRESS"])
+@pytest.mark.parametrize("address", ["192.0.2.1:0", "nobody.invalid:0"], ids=["address", "host name"])
+def test_address_of_another_machine_is_refused(
+    database: TestDatabase, start_service: StartService, variable: str, address: str
+) -> None:
+    settings = {variable: address, "LEADKEEP_ALLOW_PLAINTEXT": "1"}
+    said = refusal(start_service(database_url=database.serve_url, settings=settings, wait=False))
+    assert "not an address of this machine" in said
+    assert variable in said
+    assert not RAW_LINE.search(said)
+
+
+@pytest.mark.parametrize(
+    ("taken", "asked"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "localhost"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::1", "[::1]"),
+        ("::1", "[::]"),
+        ("127.0.0.1", "[::]"),
+        ("::", "0.0.0.0"),
+    ],
+)
+async def test_port_in_use_at_any_address_of_the_host_is_refused(
+    taken: str, asked: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    family = socket.AF_INET6 if ":" in taken else socket.AF_INET
+    try:
+        other = socket.create_server((taken, 0), family=family, dualstack_ipv6=taken == "::")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with other, pytest.raises(StartRefusedError, match="another program has it"):
+        a_server(address=f"{asked}:{other.getsockname()[1]}")
+    assert capfd.readouterr().err == ""
+
+
+async def test_port_in_use_at_one_of_several_addresses_of_a_host_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def localhost(_host: str, port: str, **_options: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (f"127.0.0.{last}", int(port))) for last in (2, 1)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", localhost)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(StartRefusedError, match="another program has it"):
+            a_server(address=f"localhost:{other.getsockname()[1]}")
+
+
+async def test_port_that_a_server_left_can_be_used_at_once() -> None:
+    """A connection that the server has closed keeps the port for a minute."""
+    first = a_server()
+    await first.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", first.port)
+    await first.stop(0)
+    await reader.read()
+    second = a_server(address=f"127.0.0.1:{first.port}")
+    assert second.port == first.port
+    writer.close()
+    await second.stop(0)
+
+
+RAW_LINE = re.compile(r"^[IWEF][0-9]{4} ", re.MULTILINE)
+"""What gRPC's core prints by itself."""
 
 
 def test_sigterm_lets_a_running_call_finish(database: TestDatabase, start_service: StartService) -> None:
