@@ -20,6 +20,7 @@ from service.storage.statements import Statement
 
 _COUNTED = ("lead_id", "slot", "submitted_at")
 _COLUMNS = tuple(column.name for column in models.table(models.Resubmission).c if column.name not in _COUNTED)
+_LISTED = ", ".join(_COLUMNS)
 
 # In the order of ids, as everything that locks leads does it.
 _LOCK = Statement(text("SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"))
@@ -48,10 +49,10 @@ _KEEP = Statement(
         UPDATE lead SET resubmissions = resubmissions + fresh.added FROM fresh WHERE lead.id = lead_id AND nth = 1
         RETURNING lead.id, resubmissions - added AS before
     )
-    INSERT INTO resubmission (lead_id, slot, submitted_at, {", ".join(_COLUMNS)})
-    SELECT lead_id, (before + nth - 1) % {models.RESUBMISSIONS_KEPT}, now(), {", ".join(_COLUMNS)}
+    INSERT INTO resubmission (lead_id, slot, submitted_at, {_LISTED})
+    SELECT lead_id, (before + nth - 1) % {models.RESUBMISSIONS_KEPT}, coalesce(submitted_at, now()), {_LISTED}
     FROM fresh JOIN counted ON counted.id = lead_id WHERE added - nth < {models.RESUBMISSIONS_KEPT}
-    ON CONFLICT (lead_id, slot) DO UPDATE SET submitted_at = now(),
+    ON CONFLICT (lead_id, slot) DO UPDATE SET submitted_at = excluded.submitted_at,
         {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)}
 """)  # noqa: S608 # our own names
 )
@@ -66,6 +67,8 @@ async def keep(connection: AsyncConnection, refused: Sequence[tuple[SealedSubmis
             "content_digest": f"\\x{digest.hex()}",
             "submission_id": str(submission.id),
             "actor": submission.created_by,
+            # Of one that waited in a spool: an erasure takes what was submitted before it, whenever that was drained.
+            "submitted_at": submission.accepted_at and submission.accepted_at.isoformat(),
             "verified": met.verified,
             "earlier_digests": [each.hex() for each in submission.earlier_digests],
         }

@@ -459,6 +459,21 @@ class TestSpool:
         await drain(elsewhere)
         assert where(database, copy) == {"tombstone"}
 
+    async def test_a_refused_copy_that_is_drained_after_the_erasure_was_submitted_before_it(
+        self, world: World, elsewhere: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        erased, copy = twins(submit)
+        await world.spool.put([submit(phone="+8801900000000")])
+        await world.spool.put([copy])
+        await elsewhere.spool.put([erased])
+        await world.erasures.erase(
+            erased.id, actor="boss", reason=None, spooled=Spooled()
+        )  # as a third replica does it
+        await drain(world)
+        assert where(database, copy) == {"resubmission"}
+        await drain(elsewhere)
+        assert where(database, copy) == {"tombstone"}
+
     @pytest.mark.parametrize("attempt", range(3))
     async def test_an_erasure_and_a_drain_of_one_id_at_two_replicas_leave_nothing(
         self, world: World, elsewhere: World, submit: Submit, database: TestDatabase, attempt: int
