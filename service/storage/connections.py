@@ -19,6 +19,8 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from service.storage.failures import may_give_up_standby
+
 CONNECTIONS = 16
 """Per process. More would only queue inside PostgreSQL: a transaction takes about a millisecond."""
 
@@ -34,14 +36,15 @@ class Lent:
     driver: psycopg.AsyncConnection[Any]
     generation: int
     """Of its pool, when it began to be opened: a loss ends a generation."""
-    warnings: list[str]
-    """SQLSTATEs of the warnings that it received since this was cleared, so that a commit can be checked for them.
-
-    The one that matters says that the wait for a synchronous standby was cancelled. It has no SQLSTATE of its own and
-    its text is translated, and no other warning belongs into a commit: each one counts as "not durable".
-    """
+    not_durable: bool = False
+    """Whether PostgreSQL gave up waiting for its synchronous standby since this was reset; set by `notice`."""
     suspect: bool = False
     """Whether it leads to a server that can no longer serve, though it still answers."""
+
+    def notice(self, diagnostic: Diagnostic) -> None:
+        """The driver's notice handler."""
+        if may_give_up_standby(diagnostic):
+            self.not_durable = True
 
     async def roll_back(self) -> None:
         """End the transaction, also the one that SQLAlchemy believes to be open; asks the server only if one is."""
@@ -109,15 +112,9 @@ class Connections:
     async def _open(self) -> Lent:
         generation = self._generation
         connection = await self._engine.connect()
-        driver = driver_of(connection)
-        warnings: list[str] = []
-
-        def notice(diagnostic: Diagnostic) -> None:
-            if diagnostic.severity_nonlocalized == "WARNING":
-                warnings.append(diagnostic.sqlstate or "")
-
-        driver.add_notice_handler(notice)
-        return Lent(connection, driver, generation, warnings)
+        lent = Lent(connection, driver_of(connection), generation)
+        lent.driver.add_notice_handler(lent.notice)
+        return lent
 
     async def _is_good(self, lent: Lent) -> bool:
         if lent.suspect or lent.driver.closed:

@@ -114,14 +114,14 @@ class Database:
             if self._left_behind:
                 await self._see_what_was_left_behind(lent.connection)
             if alone:
-                lent.warnings.clear()
+                lent.not_durable = False
                 result = await work(lent.connection)
             else:
                 await lent.driver.execute("BEGIN")
                 result = await work(lent.connection)
-                lent.warnings.clear()
+                lent.not_durable = False
                 await lent.driver.commit()
-            if lent.warnings:
+            if lent.not_durable:
                 raise CommitNotDurableError
             return result
 

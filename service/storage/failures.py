@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import Enum
 
 import psycopg
+from psycopg.errors import Diagnostic
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -71,7 +72,7 @@ class StorageFaultError(Exception):
 
 
 class CommitNotDurableError(Exception):
-    """PostgreSQL committed locally but gave up waiting for its synchronous standby.
+    """PostgreSQL committed locally but gave up waiting for its synchronous standby: see `may_give_up_standby`.
 
     A failover may lose such a commit, so it confirms nothing. It is settled like a commit whose answer was lost: by
     looking the submission up in a transaction that waits for the standby itself.
@@ -139,6 +140,17 @@ def spoils_connection(error: BaseException) -> bool:
     """
     sqlstate = cause_of(error)
     return sqlstate in UNREACHABLE or sqlstate[:3] == "57P"
+
+
+def may_give_up_standby(notice: Diagnostic) -> bool:
+    """Whether a notice reports, or may report, that PostgreSQL stopped waiting for its synchronous standby.
+
+    That warning has no SQLSTATE of its own and its text is translated; only the function that reports it is certain.
+    Warnings of other functions (of a trigger, an extension) do not count. A notice from which a pooler removed its
+    severity or its function may be that warning, so it counts.
+    """
+    is_warning = notice.severity_nonlocalized in (None, "WARNING")
+    return is_warning and notice.source_function in (None, "SyncRepWaitForLSN")
 
 
 def violated_constraint(error: IntegrityError) -> str | None:

@@ -663,28 +663,6 @@ class TestUnknownOutcomes:
         assert (changed.status, changed.version) == (LeadStatus.CONTACTED, 2)
         assert len(await repository.status_changes(lead.id)) == 1
 
-    async def test_a_warning_at_commit_confirms_nothing(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
-    ) -> None:
-        # A cancelled wait for a standby is a WARNING at COMMIT; a trigger that fires there says one too.
-        with psycopg.connect(database.admin_url) as connection:
-            connection.execute(
-                "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN RAISE WARNING 'not replicated'; RETURN NULL; END $$"
-            )
-            connection.execute(
-                "CREATE CONSTRAINT TRIGGER warns AFTER INSERT ON lead DEFERRABLE INITIALLY DEFERRED "
-                "FOR EACH ROW EXECUTE FUNCTION warn()"
-            )
-        submission = submit()
-
-        with patience(5) as heard:
-            lead = lead_of(await repository.create(submission))
-
-        assert [retry.cause for retry in heard] == ["not_durable"]
-        assert lead.id == submission.id
-        assert rows_of(database) == 1
-
 
 class TestChange:
     async def test_a_status_step_is_taken_and_recorded(self, repository: LeadRepository, submit: Submit) -> None:
