@@ -11,7 +11,7 @@ from service import app
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import StartRefusedError
-from service.storage.canary import compare_canary
+from service.storage.canary import compare_canary, plan_of
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, require_current, revision_of
@@ -83,7 +83,9 @@ async def _confirm(
         require_current(await revision_of(database))
         encryption = EncryptionService(app.keyring_source(settings).load())
         normaliser = None if any_normaliser else app.validation_of(settings).normaliser_identity
-        await compare_canary(database, encryption, normaliser)
+        state = await compare_canary(database, encryption, normaliser)
+        if state is not None:
+            encryption.plan = plan_of(state, encryption)
         return await work(database, encryption)
     finally:
         await database.close()

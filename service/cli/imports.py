@@ -84,7 +84,7 @@ async def _import_all(
     from service import app
     from service.importing.pipeline import Pipeline
     from service.importing.workers import Rules, pool
-    from service.storage.canary import confirm_canary
+    from service.storage.canary import confirm_canary, plan_of
     from service.storage.repository import LeadRepository
 
     stopped = asyncio.Event()
@@ -92,7 +92,8 @@ async def _import_all(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     if not wanted.dry_run:
-        await confirm_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+        state = await confirm_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+        encryption.plan = plan_of(state, encryption)
     rules = Rules(
         keyring=encryption.keyring.to_json(),
         sensitive_fields=app.SENSITIVE_FIELDS,

@@ -14,7 +14,7 @@ import structlog
 
 from service.encryption import EncryptionService
 from service.errors import StartRefusedError, StorageUnavailableError
-from service.storage.canary import confirm_canary
+from service.storage.canary import confirm_canary, plan_of
 from service.storage.database import Database
 from service.storage.failures import StorageFaultError
 from service.storage.replica_report import ReplicaReport
@@ -80,6 +80,7 @@ class Admission:
             await self._report.announce(self._confirming)
             try:
                 state = await confirm_canary(self._confirming, self._encryption, self._normaliser)
+                self._encryption.plan = plan_of(state, self._encryption)
             except StartRefusedError:
                 await self._report.withdraw(self._confirming)
                 raise

@@ -46,8 +46,7 @@ async def has_canary(database: Database) -> bool:
 async def confirm_canary(database: Database, encryption: EncryptionService, normaliser: str) -> KeyState:
     """The database's canary, which is this keyring's: left there if there is none yet.
 
-    From now on `encryption` makes the blind indexes that the database wants. Raises StartRefusedError when the keyring
-    or the normaliser is another one.
+    Raises StartRefusedError when the keyring or the normaliser is another one.
     """
 
     async def leave(connection: AsyncConnection) -> None:
@@ -65,7 +64,8 @@ async def confirm_canary(database: Database, encryption: EncryptionService, norm
 async def compare_canary(database: Database, encryption: EncryptionService, normaliser: str | None) -> KeyState | None:
     """The database's canary, if it has one; raises StartRefusedError when it is another keyring's or normaliser's.
 
-    From now on `encryption` makes the blind indexes that the database wants. With `normaliser` None any is right.
+    Changes nothing: who is to store leads sets `encryption.plan` to the `plan_of` this state. With `normaliser` None
+    any is right.
     """
     state = await database.read(read_key_state)
     if state is None:
@@ -82,7 +82,7 @@ async def compare_canary(database: Database, encryption: EncryptionService, norm
             f"the keyring is an old copy: it seals with the key {primary}, which was retired. Point LEADKEEP_KEYRING "
             "to the keyring that leadkeep keys retire wrote"
         )
-    encryption.plan = plan_of(state, encryption)
+    plan_of(state, encryption)  # refuses a keyring that cannot make the blind indexes
     if normaliser is not None and normaliser not in (state.normaliser, state.next_normaliser):
         raise StartRefusedError(
             f"phone numbers and national IDs were normalised as '{state.normaliser}', these settings mean "

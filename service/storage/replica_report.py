@@ -70,12 +70,13 @@ class ReplicaReport:
     async def take(self, keyring: Keyring) -> None:
         """Use another keyring from now on, and say so. Raises StartRefusedError when it must not be used here."""
         candidate = EncryptionService(keyring)
+        compared: KeyState | None = None
         if self._database.admitted:
             with contextlib.suppress(StorageUnavailableError):
-                await compare_canary(self._database, candidate, None)
+                compared = await compare_canary(self._database, candidate, None)
         indexed_with = {scheme.key_id for scheme in self._encryption.plan.schemes} if self._encryption.plan else set()
         lacks = indexed_with - {key.id for key in keyring.usable(Purpose.INDEX)}
-        if candidate.plan is None and not candidate.opens_canary(self._encryption.make_canary().sealed):
+        if compared is None and not candidate.opens_canary(self._encryption.make_canary().sealed):
             lacks.add(self._encryption.keyring.primary(Purpose.ENCRYPTION).id)
         if lacks:
             raise StartRefusedError(f"it lacks keys that are in use here: {', '.join(sorted(lacks))}")

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.keyring import create_keyring
+from service.encryption import EncryptionService
+from service.errors import StartRefusedError
+from service.keyring import Keyring, Purpose, create_keyring
+from service.storage.canary import compare_canary, confirm_canary, plan_of
+from service.storage.database import Database
+from service.validation import ValidationService
 from tests.conftest import StartService
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestServer
@@ -57,6 +62,29 @@ def refusal(service: RunningService, **settings: str) -> str:
     assert done.stderr.startswith("leadkeep: ")
     assert "Traceback" not in done.stderr
     return done.stderr
+
+
+async def test_a_look_at_the_canary_leaves_the_encryption_as_it_was(connected: Database) -> None:
+    keyring = Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC))
+    normaliser = ValidationService().normaliser_identity
+    first, other = EncryptionService(keyring), EncryptionService(keyring)
+
+    confirmed = await confirm_canary(connected, first, normaliser)
+    compared = await compare_canary(connected, other, normaliser)
+
+    assert compared == confirmed
+    assert (first.plan, other.plan) == (None, None)
+    assert plan_of(confirmed, first).epoch == 1
+
+
+async def test_a_keyring_without_the_index_key_of_the_leads_is_refused(connected: Database) -> None:
+    keyring = Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC))
+    await confirm_canary(connected, EncryptionService(keyring), ValidationService().normaliser_identity)
+    rotated, made = keyring.with_new_key(Purpose.INDEX, now=datetime(2026, 2, 1, tzinfo=UTC))
+    retired = rotated.with_primary(made.id).with_retired(keyring.primary(Purpose.INDEX).id)
+
+    with pytest.raises(StartRefusedError, match="lacks an index key"):
+        await compare_canary(connected, EncryptionService(retired), None)
 
 
 def test_another_keyring_is_refused(used: RunningService, tmp_path: Path) -> None:
