@@ -123,7 +123,7 @@ def _spool(settings: Settings) -> str:
     size, _ = peek(settings.spool_path)
     alarms = spool_alarms(size, max_bytes=settings.spool_bytes, longest_wait=settings.spool_alarm_age)
     if alarms:
-        raise StartRefusedError(f"degraded: {'; '.join(alarms)}")
+        raise StartRefusedError(f"degraded: {'; '.join(alarms.values())}")
     return f"{size.waiting} leads wait in {settings.spool_path}"
 
 

@@ -43,7 +43,7 @@ def status(as_json: AsJson = False) -> None:
             "bytes": size.bytes,
             "limit_bytes": settings.spool_bytes,
             "oldest": size.oldest.isoformat() if size.oldest else None,
-            "alarms": alarms,
+            "alarms": list(alarms.values()),
         }
         typer.echo(json.dumps(shown, indent=2))
         return
@@ -51,7 +51,7 @@ def status(as_json: AsJson = False) -> None:
     typer.echo(f"{size.waiting} leads wait, {size.damaged} were set aside, {room}")
     if size.oldest:
         typer.echo(f"the oldest was accepted {size.oldest.isoformat()}, {age_of(size):.0f} seconds ago")
-    for alarm in alarms:
+    for alarm in alarms.values():
         typer.echo(f"ALARM  {alarm}")
 
 

@@ -29,6 +29,7 @@ from service.rpc.call import Call, Handler
 from service.rpc.interceptors import errors
 from service.rpc.status import CallFailedError, failure_of
 from service.rpc.tls_files import TlsFiles
+from service.storage.condition import ReadinessReason
 
 BACKLOG = 1024
 """Connections that the kernel keeps while the loop is busy."""
@@ -52,8 +53,8 @@ class Readiness(Protocol):
         """Whether all is not well, though calls are answered."""
 
     @property
-    def reasons(self) -> Sequence[str]:
-        """Why not, or why degraded, in fixed words and numbers: anybody may read them."""
+    def reasons(self) -> Sequence[ReadinessReason]:
+        """Why not, or why degraded: anybody may read these words."""
 
 
 class HttpDoor:

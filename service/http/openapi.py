@@ -16,6 +16,7 @@ from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
 from service.rpc.chain import SERVICE
 from service.rpc.masking import can_show_values
 from service.rpc.unmasking import REASON
+from service.storage.condition import ReadinessReason
 
 _Json = dict[str, Any]
 
@@ -119,6 +120,7 @@ def _schemas() -> _Json:
         "StatusUpdate": _status_update(),
         "Erasure": _erasure(),
         "Problem": _PROBLEM,
+        "Readiness": _READINESS,
     }
 
 
@@ -229,13 +231,16 @@ def _open_paths() -> _Json:
         responses = {status.removeprefix("http"): {"description": text} for status, text in answers.items()}
         return {"get": {"summary": summary, "security": [], "responses": responses}}
 
+    ready = path(
+        "Whether calls should be sent here",
+        http200="Yes; `degraded` and `reasons` say whether all is well.",
+        http503="No: `reasons` says why not.",
+    )
+    for response in ready["get"]["responses"].values():
+        response["content"] = {"application/json": {"schema": _ref("schemas", "Readiness")}}
     return {
         "/healthz": path("Whether the process lives", http200="It does."),
-        "/readyz": path(
-            "Whether calls should be sent here",
-            http200="Yes; `degraded` and `reasons` say whether all is well.",
-            http503="No: `reasons` says why not.",
-        ),
+        "/readyz": ready,
         "/metrics": path("Metrics in Prometheus' text format", http200="The metrics."),
         "/openapi.json": path("This document", http200="The document."),
     }
@@ -285,6 +290,22 @@ _CREATE_PARAMETERS = [
     ),
     _header("Accept-Language", "The customer's language, for the confirmation.", {"type": "string"}),
 ]
+
+_READINESS: _Json = {
+    "type": "object",
+    "properties": {
+        "ready": {"type": "boolean", "description": "Whether calls should be sent here."},
+        "degraded": {"type": "boolean", "description": "Whether all is not well, though calls are answered."},
+        "reasons": {
+            "type": "array",
+            "description": "Why not ready, or why degraded. Details: the service's log, `leadkeep doctor`.\n"
+            + "\n".join(f"- `{reason}`: {reason.meaning}" for reason in ReadinessReason),
+            "items": {"type": "string", "enum": list(ReadinessReason)},
+        },
+    },
+    "required": ["ready", "degraded", "reasons"],
+    "additionalProperties": False,
+}
 
 _PROBLEM: _Json = {
     "type": "object",

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from service.rpc.metrics import Metrics
-from service.storage.condition import Condition
+from service.storage.condition import Condition, ReadinessReason
 
 CHECK_SECONDS = 1.0
 """How often the database is asked, and how long it may take to answer. A load balancer asks about as often."""
@@ -35,7 +35,7 @@ class Readiness:
         self._watching: asyncio.Task[None] | None = None
         self.ready = False
         self.degraded = False
-        self.reasons: tuple[str, ...] = ("starting",)
+        self.reasons: tuple[ReadinessReason, ...] = (ReadinessReason.STARTING,)
 
     async def start(self) -> None:
         """Look once, then go on watching."""
@@ -49,7 +49,7 @@ class Readiness:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
-        await self._set(Condition(False, ("stopping",)))
+        await self._set(Condition(False, {ReadinessReason.STOPPING: "the service was told to stop"}))
 
     async def _watch(self) -> None:
         while True:
@@ -67,14 +67,17 @@ class Readiness:
             await self._set(self._assess(answered))
 
     async def _set(self, condition: Condition) -> None:
-        degraded = condition.usable and bool(condition.reasons)
-        changed = (condition.usable, degraded) != (self.ready, self.degraded)
-        told = condition.usable != self.ready
-        self.ready, self.degraded, self.reasons = condition.usable, degraded, condition.reasons
+        reasons = condition.reasons
+        degraded = condition.usable and bool(reasons)
+        changed = (condition.usable, reasons) != (self.ready, self.reasons)
+        serving_changed = condition.usable != self.ready
+        self.ready, self.degraded, self.reasons = condition.usable, degraded, reasons
         if changed:
             self._metrics.ready.set(self.ready)
             self._metrics.degraded.set(degraded)
             state = "degraded" if degraded else "ready" if self.ready else "not ready"
-            structlog.get_logger("leadkeep.readiness").info(state, reason="; ".join(self.reasons) or None)
-        if told:
+            # The details stay here: /readyz is open to everybody and shows the words alone.
+            detail = "; ".join(condition.details.values())
+            structlog.get_logger("leadkeep.readiness").info(state, reasons=reasons, detail=detail or None)
+        if serving_changed:
             await self._listener(self.ready)

@@ -1,9 +1,11 @@
-"""Can leads be made durable now, and what should an operator know? Decided once, for every door and for `doctor`."""
+"""Can leads be made durable now, and what should an operator know? Decided once, for all endpoints and `doctor`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 
 from service.storage.spool import Spool
 from service.storage.spool_rows import Size
@@ -11,15 +13,55 @@ from service.storage.spool_rows import Size
 FULL_SHARE = 0.8
 """Of the spool's limit; beyond it there is little time left to bring the database back."""
 
-DATABASE_AWAY = "the database cannot be reached or takes no writes"
+
+class ReadinessReason(StrEnum):
+    """Why the service is not ready, or degraded: the closed list of words that `/readyz` shows to anybody.
+
+    A word says what kind of fault there is, and never a path, a key id, a number or a setting: those are the detail of
+    a `Condition`, which goes to the log and to `doctor`.
+    """
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> ReadinessReason:
+        """A word, and its sentence for the OpenAPI document."""
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.meaning = meaning
+        return member
+
+    STARTING = "starting", "The service has just started and has not asked its database yet."
+    STOPPING = "stopping", "The service was told to stop and takes no new calls."
+    DATABASE_AWAY = "database_away", "The database cannot be reached or takes no writes."
+    DATABASE_REFUSED = (
+        "database_refused",
+        "The database that was found must not be used: it has another keyring, normaliser or schema, or lacks grants.",
+    )
+    KEYRING_NOT_CONFIRMED = (
+        "keyring_not_confirmed",
+        "No lead is accepted before the database was reached once and has confirmed the keyring.",
+    )
+    SPOOL_FAILING = "spool_failing", "The spool takes no leads: its disk is full, or its file or folder cannot be used."
+    SPOOL_FILLING = "spool_filling", "The spool holds more than 80 % of its limit."
+    LEADS_SET_ASIDE = "leads_set_aside", "Spooled leads were set aside and wait for an operator."
+    LEADS_WAIT_LONG = "leads_wait_long", "Leads have waited in the spool for longer than the alarm age."
+    FILES_BEHIND = "files_behind", "The daily files cannot be rendered."
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """`usable`: leads can be made durable somewhere. `reasons`: why all is not well, in fixed words and numbers."""
+    """Whether leads can be made durable somewhere, and every reason why all is not well, each with its detail.
+
+    `details` are for operators only: they may name paths, key ids and settings, but hold no customer's value.
+    """
 
     usable: bool
-    reasons: tuple[str, ...]
+    details: Mapping[ReadinessReason, str]
+
+    @property
+    def reasons(self) -> tuple[ReadinessReason, ...]:
+        """The words, which anybody may read."""
+        return tuple(self.details)
 
 
 def condition_of(
@@ -31,26 +73,35 @@ def condition_of(
     files_alarm: str | None,
 ) -> Condition:
     """What is so now. `longest_wait`: the age in seconds from which a spooled lead is an alarm."""
-    reasons = [] if database_answers else [database_refusal or DATABASE_AWAY]
-    if not database_answers and not spool.identified:
-        reasons.append("no lead is accepted before the database was reached once: its keyring is not confirmed")
+    details: dict[ReadinessReason, str] = {}
+    if not database_answers:
+        if database_refusal is not None:
+            details[ReadinessReason.DATABASE_REFUSED] = database_refusal
+        else:
+            details[ReadinessReason.DATABASE_AWAY] = "the database cannot be reached or takes no writes"
+        if not spool.identified:
+            details[ReadinessReason.KEYRING_NOT_CONFIRMED] = "no lead is accepted before the database was reached once"
     if spool.fault is not None:
-        reasons.append(f"the spool takes no leads: {spool.fault}")
-    reasons += spool_alarms(spool.size, max_bytes=spool.max_bytes, longest_wait=longest_wait)
+        details[ReadinessReason.SPOOL_FAILING] = f"the spool {spool.folder} takes no leads: {spool.fault}"
+    details |= spool_alarms(spool.size, max_bytes=spool.max_bytes, longest_wait=longest_wait)
     if files_alarm is not None:
-        reasons.append(files_alarm)
-    return Condition(database_answers or spool.usable, tuple(reasons))
+        details[ReadinessReason.FILES_BEHIND] = files_alarm
+    return Condition(database_answers or spool.usable, details)
 
 
-def spool_alarms(size: Size, *, max_bytes: int, longest_wait: float) -> list[str]:
+def spool_alarms(size: Size, *, max_bytes: int, longest_wait: float) -> dict[ReadinessReason, str]:
     """What an operator should do something about."""
-    alarms = []
+    alarms: dict[ReadinessReason, str] = {}
     if size.damaged:
-        alarms.append(f"{size.damaged} spooled leads were set aside: see leadkeep spool list")
+        alarms[ReadinessReason.LEADS_SET_ASIDE] = (
+            f"{size.damaged} spooled leads were set aside: see leadkeep spool list"
+        )
     if size.bytes > FULL_SHARE * max_bytes:
-        alarms.append(f"the spool holds {size.bytes // 1_000_000} MB, its limit is {max_bytes // 1_000_000} MB")
+        alarms[ReadinessReason.SPOOL_FILLING] = (
+            f"the spool holds {size.bytes // 1_000_000} MB, its limit is {max_bytes // 1_000_000} MB"
+        )
     if size.oldest is not None and size.waiting and (age := age_of(size)) > longest_wait:
-        alarms.append(f"leads have waited in the spool for {age / 3600:.1f} hours")
+        alarms[ReadinessReason.LEADS_WAIT_LONG] = f"leads have waited in the spool for {age / 3600:.1f} hours"
     return alarms
 
 

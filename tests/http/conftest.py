@@ -20,6 +20,7 @@ from service.rpc.call import Call, Handler, Work
 from service.rpc.chain import SERVICE, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
+from service.storage.condition import ReadinessReason
 from tests.harness.unmasking import unmasking_into
 
 LEAD_ID = "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"
@@ -62,7 +63,7 @@ class Servicer:
 class Readiness:
     def __init__(self) -> None:
         self.ready, self.degraded = True, False
-        self.reasons: list[str] = []
+        self.reasons: list[ReadinessReason] = []
 
 
 async def verify(token: str) -> Caller:

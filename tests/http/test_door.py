@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from service.errors import StartRefusedError
 from service.http.door import HttpDoor
 from service.rpc.call import Handler
+from service.storage.condition import ReadinessReason
 from tests.http.conftest import STORY, Readiness, Servicer
 
 
@@ -23,10 +24,10 @@ async def test_health_readiness_metrics_and_document_need_no_token(client: httpx
 
 
 async def test_readiness_says_why_not(client: httpx.AsyncClient, readiness: Readiness) -> None:
-    readiness.ready, readiness.reasons = False, ["the database cannot be reached"]
+    readiness.ready, readiness.reasons = False, [ReadinessReason.DATABASE_AWAY]
     response = await client.get("/readyz")
     assert response.status_code == 503
-    assert response.json() == {"ready": False, "degraded": False, "reasons": ["the database cannot be reached"]}
+    assert response.json() == {"ready": False, "degraded": False, "reasons": ["database_away"]}
     assert (await client.get("/healthz")).status_code == 200
 
 

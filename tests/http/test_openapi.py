@@ -16,8 +16,9 @@ from service.http.routes import OPERATIONS
 from service.lead import CUSTOMER_FIELDS
 from service.rpc.chain import SERVICE
 from service.rpc.status import CODES
+from service.storage.condition import ReadinessReason
 from service.validation import ValidationService
-from tests.http.conftest import STORY, Servicer, created
+from tests.http.conftest import STORY, Readiness, Servicer, created
 
 
 def test_the_document_is_valid_openapi() -> None:
@@ -101,6 +102,16 @@ async def test_the_storys_request_and_its_answer_fit_their_schemas(
     ):
         _check(described, name, content)
     assert texts.EXAMPLE_SUBMISSION == STORY
+
+
+async def test_the_answer_of_readyz_fits_its_schema_and_the_schema_holds_no_other_word(
+    client: httpx.AsyncClient, readiness: Readiness
+) -> None:
+    described = (await client.get("/openapi.json")).json()
+    readiness.reasons = list(ReadinessReason)
+    _check(described, "Readiness", (await client.get("/readyz")).json())
+    words = described["components"]["schemas"]["Readiness"]["properties"]["reasons"]["items"]["enum"]
+    assert words == list(ReadinessReason)
 
 
 def _check(described: dict[str, Any], name: str, content: object) -> None:

@@ -109,8 +109,7 @@ def test_without_a_database_the_service_is_degraded_and_takes_leads(tmp_path: Pa
             )
         assert running.stop() == 0
     assert away.status_code == 200
-    reasons = ["the database cannot be reached or takes no writes"]
-    assert away.json() == {"ready": True, "degraded": True, "reasons": reasons}
+    assert away.json() == {"ready": True, "degraded": True, "reasons": ["database_away"]}
     assert created.state == pb.SAVE_STATE_SAVED
 
 
