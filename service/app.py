@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -87,27 +87,26 @@ def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
 
     Raises StartRefusedError when the service must not start like this.
     """
-    # Every turn of the loop costs, and a call takes some twenty: docs/performance.md.
-    with database_url(settings) as url, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, url, on_ready))
+    with ExitStack() as stack:
+        url, postgres = settings.database_url, None
+        if url is None:
+            postgres = stack.enter_context(embedded_postgres(settings))
+            url = postgres.url(user=OWN_LOGIN, database=OWN_DATABASE)
+        # Every turn of the loop costs, and a call takes some twenty: docs/performance.md.
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        runner.run(_serve(settings, url, postgres, on_ready))
 
 
 @contextmanager
-def database_url(settings: Settings) -> Iterator[str]:
-    """The URL of the database as the role of `serve`; an embedded server runs as long as it is used.
-
-    Must be entered in the main thread, before grpc starts threads: it starts a child process.
-    """
-    if settings.database_url is not None:
-        yield settings.database_url
-        return
+def embedded_postgres(settings: Settings) -> Iterator[EmbeddedPostgres]:
+    """The embedded server with an up-to-date schema, running as long as it is used. Enter it in the main thread."""
     postgres = EmbeddedPostgres(settings.data_dir)
     postgres.start()
     try:
         prepare_own_database(
             postgres.url(user="postgres", database="postgres"), postgres.url(user="postgres", database=OWN_DATABASE)
         )
-        yield postgres.url(user=OWN_LOGIN, database=OWN_DATABASE)
+        yield postgres
     finally:
         postgres.stop()
 
@@ -150,7 +149,9 @@ def token_verifier(settings: Settings) -> TokenVerifier:
     return TokenVerifier(keys, issuer=settings.auth_issuer or "", audience=settings.auth_audience or "")
 
 
-async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], None]) -> None:
+async def _serve(
+    settings: Settings, url: str, postgres: EmbeddedPostgres | None, on_ready: Callable[[int, int], None]
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -171,6 +172,8 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
 
     async with AsyncExitStack() as stopping:
         # What is opened first is closed last.
+        if postgres is not None:
+            stopping.push_async_callback(_cancelled, asyncio.create_task(postgres.keep_running()))
         confirming, database = Database(url), Database(url, guarded=True)
         stopping.push_async_callback(confirming.close)
         stopping.push_async_callback(database.close)
@@ -286,6 +289,7 @@ async def _serve(settings: Settings, url: str, on_ready: Callable[[int, int], No
                 spool,
                 database_answers=database_answers,
                 database_refusal=admission.refusal,
+                restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
                 longest_wait=settings.spool_alarm_age,
                 files_alarm=files.alarm,
             )

@@ -116,24 +116,16 @@ def restore(folder: Folder) -> None:
 @contextmanager
 def _owners_database_url(settings: Settings) -> Iterator[str]:
     """The database as its owner sees it; an embedded server is started if none runs."""
-    from service import app
+    from service.cli.database import embedded_url
     from service.storage.embedded import EmbeddedPostgres
-    from service.storage.schema import OWN_DATABASE
 
     if settings.migration_url is not None:
         yield settings.migration_url
         return
     if not EmbeddedPostgres.has_database(settings.data_dir):
         raise StartRefusedError("there is no database yet; the first serve makes it")
-    running = EmbeddedPostgres.running_url(settings.data_dir, user="postgres", database=OWN_DATABASE)
-    if running is not None:
-        yield running
-        return
-    with app.database_url(settings):
-        started = EmbeddedPostgres.running_url(settings.data_dir, user="postgres", database=OWN_DATABASE)
-        if started is None:
-            raise StartRefusedError("the embedded PostgreSQL ended as soon as it was started: see postgres.log")
-        yield started
+    with embedded_url(settings, user="postgres") as url:
+        yield url
 
 
 @contextmanager

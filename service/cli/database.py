@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from service import app
@@ -13,7 +13,7 @@ from service.encryption import EncryptionService
 from service.errors import StartRefusedError
 from service.storage.canary import compare_canary, plan_of
 from service.storage.database import Database
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.embedded import DataDirInUseError, EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, require_current, revision_of
 
 T = TypeVar("T")
@@ -24,15 +24,35 @@ ATTEMPT_SECONDS = 30.0
 
 @contextmanager
 def operators_database_url(settings: Settings) -> Iterator[str]:
-    """The database of the service that runs; if none runs, an embedded server is started for the command."""
-    running = None
-    if settings.embedded:
-        running = EmbeddedPostgres.running_url(settings.data_dir, user=OWN_LOGIN, database=OWN_DATABASE)
+    """The URL of the database as the role of `serve`. Raises StartRefusedError."""
+    if settings.database_url is not None:
+        yield settings.database_url
+        return
+    with embedded_url(settings, user=OWN_LOGIN) as url:
+        yield url
+
+
+@contextmanager
+def embedded_url(settings: Settings, *, user: str) -> Iterator[str]:
+    """The URL of the embedded database of the service that runs; if none runs, a server is started for the command.
+
+    Raises StartRefusedError, also while the service that runs restarts its server.
+    """
+    running = EmbeddedPostgres.running_url(settings.data_dir, user=user, database=OWN_DATABASE)
     if running is not None:
         yield running
         return
-    with app.database_url(settings) as url:
-        yield url
+    with ExitStack() as stack:
+        try:
+            postgres = stack.enter_context(app.embedded_postgres(settings))
+        except DataDirInUseError as used:
+            if not used.restarts_server:
+                raise
+            raise StartRefusedError(
+                f"PostgreSQL of the running service (process {used.owner}) is not running, it is being restarted; "
+                f"new leads wait in its spool; see {EmbeddedPostgres(settings.data_dir).log_file}"
+            ) from None
+        yield postgres.url(user=user, database=OWN_DATABASE)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 
 from service.storage.spool import Spool
 from service.storage.spool_rows import Size
@@ -37,6 +38,7 @@ class ReadinessReason(StrEnum):
         "database_refused",
         "The database that was found must not be used: it has another keyring, normaliser or schema, or lacks grants.",
     )
+    POSTGRES_RESTARTING = "postgres_restarting", "The embedded PostgreSQL ended and is being started again."
     KEYRING_NOT_CONFIRMED = (
         "keyring_not_confirmed",
         "No lead is accepted before the database was reached once and has confirmed the keyring.",
@@ -69,16 +71,25 @@ def condition_of(
     *,
     database_answers: bool,
     database_refusal: str | None,
+    restarting_log: Path | None,
     longest_wait: float,
     files_alarm: str | None,
 ) -> Condition:
-    """What is so now. `longest_wait`: the age in seconds from which a spooled lead is an alarm."""
+    """What is so now.
+
+    `restarting_log`: the log of the embedded PostgreSQL while that is being restarted, else None. `longest_wait`: the
+    age in seconds from which a spooled lead is an alarm.
+    """
     details: dict[ReadinessReason, str] = {}
     if not database_answers:
         if database_refusal is not None:
             details[ReadinessReason.DATABASE_REFUSED] = database_refusal
         else:
             details[ReadinessReason.DATABASE_AWAY] = "the database cannot be reached or takes no writes"
+        if restarting_log is not None:
+            details[ReadinessReason.POSTGRES_RESTARTING] = (
+                f"PostgreSQL ended and is being restarted, see {restarting_log}"
+            )
         if not spool.identified:
             details[ReadinessReason.KEYRING_NOT_CONFIRMED] = "no lead is accepted before the database was reached once"
     if spool.fault is not None:

@@ -1,7 +1,8 @@
 """A real PostgreSQL server that belongs to this service: it starts with it and never outlives it.
 
-Promise: one service for one data folder (a lock decides), a server that stops when the service dies in whatever
-way, a start that needs no help after kill -9 or a power cut, and a server log without any customer's value.
+Promise: one service for one data folder (a lock decides), a server that is started again when it dies and stops when
+the service dies in whatever way, a start that needs no help after kill -9 or a power cut, and a server log without any
+customer's value.
 
 Caveat for root: PostgreSQL refuses to run as root, so its data then lies in `/var/lib/leadkeep/<name>/`, where its
 own user can reach it. The data folder keeps the name (`database-name`), and `data-folder.txt` there says which data
@@ -12,6 +13,7 @@ ordinary user, everything lies inside the data folder.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -20,9 +22,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
+
+import structlog
 
 from service.errors import StartRefusedError
 from service.storage.postgres_binaries import (
@@ -40,6 +44,7 @@ from service.storage.postgres_folders import (
     lock_data_dir,
     make_folder,
     make_socket_dir,
+    note_restarts,
 )
 from service.storage.postgres_process import PidFile, running_server, spawn, wait_for_previous_server
 
@@ -51,6 +56,9 @@ _LOG_LIMIT = 5_000_000  # bytes; a start and stop write 1 kB, so this is years, 
 _START_SECONDS = 60  # crash recovery of max_wal_size takes a few seconds
 _RELEASE_SECONDS = 15  # how long a killed server's last backends may hold its shared memory
 _FAST_SECONDS = 60  # a fast shutdown writes a checkpoint: at most shared_buffers
+_LOOK_SECONDS = 0.1  # how often a running server is looked at: one waitpid
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds before a restart; doubled each time
+_STEADY_SECONDS = 60  # a server that ran for so long had recovered: the pauses begin anew
 
 _DEFAULTS = {
     "shared_buffers": "64MB",
@@ -101,9 +109,12 @@ class EmbeddedPostgres:
         self._asked_binaries = binaries
         self._binaries: PostgresBinaries | None = None
         self._settings = {**_DEFAULTS, **(settings or {})}
+        self._user: ServerUser | None = None
         self._socket_dir: Path | None = None
         self._lock: int | None = None
         self._server: subprocess.Popen[bytes] | None = None
+        self.restarting = False
+        """Whether the server ended by itself and does not answer again yet."""
 
     @staticmethod
     def running_url(data_dir: Path, *, user: str, database: str, root_base: Path = ROOT_BASE) -> str | None:
@@ -158,12 +169,9 @@ class EmbeddedPostgres:
     def start(self) -> None:
         """Own the data folder, make the database when there is none, and return when the server answers.
 
-        Blocks. Call it in the main thread, before other threads exist: it forks, and the kernel ties the server's
-        life to the thread that forked it.
+        Blocks. Call it in the main thread: the kernel ties the server's life to the thread that started it.
         Raises DataDirInUseError, or StartRefusedError with what to do about it.
         """
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start the embedded PostgreSQL in the main thread: its life is tied to that thread")
         lock = lock_data_dir(self._data_dir)
         self._lock = lock
         try:
@@ -171,6 +179,36 @@ class EmbeddedPostgres:
         except BaseException:
             self.stop()
             raise
+
+    async def keep_running(self) -> None:
+        """Start the started server again whenever it ends, until this is cancelled. Never blocks the event loop.
+
+        Must run in the main thread, see `start`. Cancelled in the middle of a restart it leaves the server to `stop`.
+        """
+        assert self._lock is not None  # noqa: S101 # `start` has returned
+        note_restarts(self._lock)
+        log = structlog.get_logger("leadkeep.postgres")
+        pause, started_at = _FIRST_PAUSE, time.monotonic()
+        while True:
+            if self.running:
+                await asyncio.sleep(_LOOK_SECONDS)
+                continue
+            self.restarting = True
+            if time.monotonic() - started_at > _STEADY_SECONDS:
+                pause = _FIRST_PAUSE
+            log.error("PostgreSQL ended and is started again", pause_seconds=pause, log=str(self.log_file))
+            await asyncio.sleep(pause)
+            pause, started_at = min(2 * pause, _LONGEST_PAUSE), time.monotonic()
+            try:
+                for seconds in self._launching():
+                    await asyncio.sleep(seconds)
+            except StartRefusedError as refused:
+                log.error("PostgreSQL could not be started", what=str(refused))
+            except Exception as error:  # noqa: BLE001 # it must be tried again, whatever it was
+                log.error("PostgreSQL could not be started", error=type(error).__qualname__)
+            else:
+                self.restarting = False
+                log.info("PostgreSQL runs again")
 
     def stop(self) -> None:
         """Shut the server down in order (open transactions are rolled back), then give the data folder free."""
@@ -211,8 +249,8 @@ class EmbeddedPostgres:
             shutil.rmtree(leftover, ignore_errors=True)  # its initdb may be dying still; the next start goes on
         if not (data / "PG_VERSION").exists():
             self._make_database(cluster, binaries, user)
-        self._socket_dir = make_socket_dir(self._clusters, self._data_dir, user)
-        self._launch(data, binaries, user)
+        self._user = user
+        self._launch_and_wait(data)
 
     def _choose_binaries(self) -> PostgresBinaries:
         """The programs that fit the database that is there; the folder is named after their major version."""
@@ -259,8 +297,44 @@ class EmbeddedPostgres:
             os.fsync(descriptor)
             os.close(descriptor)
 
-    def _launch(self, data: Path, binaries: PostgresBinaries, user: ServerUser | None) -> None:
-        """Start the server and wait until it answers."""
+    def _launch_and_wait(self, data: Path) -> None:
+        began = time.monotonic()
+        while True:
+            try:
+                for seconds in self._launching():
+                    if time.monotonic() - began > _START_SECONDS:
+                        raise self._refused(f"was not ready after {_START_SECONDS} s")
+                    time.sleep(seconds)
+            except StartRefusedError:
+                left = PidFile.read(data)
+                # It ended without taking over a killed server's pid file: that one's last backends are still alive.
+                blocked = left is not None and self._server is not None and left.pid != self._server.pid
+                if not blocked or time.monotonic() - began > _RELEASE_SECONDS:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
+
+    def _launching(self) -> Iterator[float]:
+        """Start the server; yields how many seconds to wait before the next look, and ends when it answers.
+
+        Raises StartRefusedError when it ended before that.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start the embedded PostgreSQL in the main thread: its life is tied to that thread")
+        assert self._binaries is not None  # noqa: S101 # chosen by `start`
+        data = self._clusters / str(self._binaries.major) / "data"
+        self._socket_dir = make_socket_dir(self._clusters, self._data_dir, self._user)
+        PidFile.disown(data)
+        self._server = server = self._spawn(data, self._binaries)
+        while server.poll() is None:
+            found = PidFile.read(data)
+            if found is not None and found.pid == server.pid and found.ready:
+                return
+            yield 0.01
+        raise self._refused("ended while it started")
+
+    def _spawn(self, data: Path, binaries: PostgresBinaries) -> subprocess.Popen[bytes]:
         sockets = str(self._socket_dir).replace('"', '""')
         settings = {**self._settings, **_FIXED, "unix_socket_directories": f'"{sockets}"'}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -269,32 +343,9 @@ class EmbeddedPostgres:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         log = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            first_try = time.monotonic()
-            while True:
-                PidFile.disown(data)
-                self._server = spawn(command, data, user, log)
-                if self._wait_until_ready(data, self._server):
-                    return
-                left = PidFile.read(data)
-                # It ended without taking over a killed server's pid file: that one's last backends are still alive.
-                blocked = left is not None and left.pid != self._server.pid
-                if not blocked or time.monotonic() - first_try > _RELEASE_SECONDS:
-                    raise self._refused("ended while it started")
-                time.sleep(0.5)
+            return spawn(command, data, self._user, log)
         finally:
             os.close(log)
-
-    def _wait_until_ready(self, data: Path, server: subprocess.Popen[bytes]) -> bool:
-        """True when the server answers, False when it ended before that."""
-        deadline = time.monotonic() + _START_SECONDS
-        while server.poll() is None:
-            found = PidFile.read(data)
-            if found is not None and found.pid == server.pid and found.ready:
-                return True
-            if time.monotonic() > deadline:
-                raise self._refused(f"was not ready after {_START_SECONDS} s")
-            time.sleep(0.01)
-        return False
 
     def _refused(self, what: str) -> StartRefusedError:
         with self.log_file.open(errors="replace") as log:

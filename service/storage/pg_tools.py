@@ -16,7 +16,7 @@ from psycopg import pq
 
 from service.errors import StartRefusedError
 from service.storage.postgres_binaries import find_binaries
-from service.storage.postgres_process import die_with_parent
+from service.storage.postgres_process import dying_with_parent
 
 _TOLD_CHARACTERS = 300
 _ERROR = re.compile(r"^(pg_\w+): error: (.*)$", re.MULTILINE)
@@ -60,12 +60,11 @@ def environment(conninfo: str) -> dict[str, str]:
 def begin(path: Path, arguments: Sequence[str], conninfo: str) -> subprocess.Popen[bytes]:
     """Start a program that works on this database. It ends with us: a restore that was killed must not go on."""
     return subprocess.Popen(  # noqa: S603 # a program of PostgreSQL, with arguments of our own
-        [path, *arguments],
+        dying_with_parent([path, *arguments]),
         env=environment(conninfo),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        preexec_fn=die_with_parent(),
     )
 
 

@@ -17,12 +17,21 @@ PORT = 5432  # there is no port: the number is a part of the socket's file name
 SOCKET_NAME = f".s.PGSQL.{PORT}"
 
 _LOCK_NAME = "leadkeep.lock"
+_RESTARTS_SERVER = "restarts the server"
 _NAME_FILE = "database-name"
 _SOCKET_PATH_LIMIT = 103  # bytes that fit in sun_path everywhere: 107 on Linux, 103 on macOS
 
 
 class DataDirInUseError(StartRefusedError):
-    """Another running service owns this data folder."""
+    """Another process owns this data folder: `owner`, which restarts PostgreSQL by itself when `restarts_server`."""
+
+    def __init__(self, data_dir: Path, owner: str, *, restarts_server: bool) -> None:
+        super().__init__(
+            f"the data folder {data_dir} is in use by another Leadkeep (process {owner}): stop that one first, "
+            f"or give this one another folder in LEADKEEP_DATA_DIR"
+        )
+        self.owner = owner
+        self.restarts_server = restarts_server
 
 
 def homes(data_dir: Path, root_base: Path) -> list[Path]:
@@ -106,15 +115,17 @@ def lock_data_dir(data_dir: Path) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+        owner, _, role = os.pread(lock, 40, 0).decode(errors="replace").strip().partition(" ")
         os.close(lock)
-        raise DataDirInUseError(
-            f"the data folder {data_dir} is in use by another Leadkeep (process {owner}): stop that one first, "
-            f"or give this one another folder in LEADKEEP_DATA_DIR"
-        ) from None
+        raise DataDirInUseError(data_dir, owner or "unknown", restarts_server=role == _RESTARTS_SERVER) from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
+
+
+def note_restarts(lock: int) -> None:
+    """Note in the lock that its owner starts the server again when it ends: DataDirInUseError tells others."""
+    os.pwrite(lock, f"{os.getpid()} {_RESTARTS_SERVER}\n".encode(), 0)
 
 
 def make_socket_dir(clusters: Path, data_dir: Path, user: ServerUser | None) -> Path:

@@ -6,24 +6,46 @@ to an unrelated process by now, so the process itself is asked before it is wait
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import StartRefusedError
 from service.storage.postgres_binaries import ServerUser
 
-_PR_SET_PDEATHSIG = 1
 _WAIT_SECONDS = 30
 # A killed service's server has got SIGINT from the kernel and needs a moment for its checkpoint. One that did not
 # get it is asked after 3 s, and told to end without a checkpoint after 15 s (the next start recovers).
 _ASK_AFTER = ((3, signal.SIGINT), (15, signal.SIGQUIT))
+
+# Runs in place of Popen's preexec_fn, which may deadlock in a process that has threads. It drops root itself, because
+# the other user may not be able to read this Python, and because setuid clears the death signal. Python ignores these
+# signals; a program of PostgreSQL must not inherit that.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+parent, uid, gid, *command = sys.argv[1:]
+PR_SET_PDEATHSIG = 1
+prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+for ignored in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(ignored, signal.SIG_DFL)
+if uid:
+    os.setgroups([])
+    os.setgid(int(gid))
+    os.setuid(int(uid))
+if prctl is not None and prctl(PR_SET_PDEATHSIG, int(signal.SIGINT)) != 0:
+    sys.exit("the kernel refused PR_SET_PDEATHSIG")
+if os.getppid() != int(parent):  # it died before the signal was asked for
+    sys.exit(1)
+try:
+    os.execv(command[0], command)
+except OSError as error:
+    sys.exit(f"{command[0]} cannot be run: {error.strerror}")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +121,7 @@ def wait_for_previous_server(data: Path) -> None:
 def spawn(command: Sequence[str | Path], cwd: Path, user: ServerUser | None, output: int) -> subprocess.Popen[bytes]:
     """Start a program of PostgreSQL that gets SIGINT when the calling thread dies, in whatever way."""
     return subprocess.Popen(  # noqa: S603 # PostgreSQL's own programs, without a shell
-        command,
+        dying_with_parent(command, user),
         cwd=cwd,
         # Only what it needs: the service's environment may hold secrets, and PGPORT and the like would be obeyed.
         env={"PATH": os.defpath, "LC_ALL": "C"},
@@ -107,12 +129,16 @@ def spawn(command: Sequence[str | Path], cwd: Path, user: ServerUser | None, out
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches the service alone, which then stops the server in order
-        # Popen changes the user before it calls preexec_fn. It must: setuid would clear the death signal.
-        user=user.uid if user else None,
-        group=user.gid if user else None,
-        extra_groups=[] if user else None,
-        preexec_fn=die_with_parent(),
     )
+
+
+def dying_with_parent(command: Sequence[str | Path], user: ServerUser | None = None) -> list[str | Path]:
+    """The command line that runs a command as this user and lets it get SIGINT when the thread that starts it dies.
+
+    Only Linux has such a signal. Elsewhere the next start waits for the orphan and stops it.
+    """
+    identity = [str(user.uid), str(user.gid)] if user else ["", ""]
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *identity, *command]
 
 
 def _path(data: Path) -> Path:
@@ -128,20 +154,3 @@ def _command_line(pid: int) -> str:
             return ""
     ps = ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)]
     return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603 # a number
-
-
-def die_with_parent() -> Callable[[], None] | None:
-    """What the child does before exec. All that it needs is prepared here, before the fork."""
-    if sys.platform != "linux":
-        return None  # no such signal there: the next start waits for the orphan and stops it
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-
-    def ask_for_signal() -> None:
-        if prctl(_PR_SET_PDEATHSIG, int(signal.SIGINT)) != 0:
-            os.write(2, b"the kernel refused PR_SET_PDEATHSIG\n")
-            os._exit(1)
-        if os.getppid() != parent:  # it died before it was asked
-            os._exit(1)
-
-    return ask_for_signal

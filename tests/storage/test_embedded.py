@@ -252,6 +252,19 @@ def test_start_waits_for_the_busy_backends_of_a_killed_server(make: Make) -> Non
     assert "pre-existing shared memory block" in second.log_file.read_text()
 
 
+def test_programs_do_not_inherit_signals_that_python_ignores(folder: Path) -> None:
+    program = postgres_process.spawn(["/bin/cat", "/proc/self/status"], folder, None, subprocess.PIPE)
+    [ignored] = [line for line in program.communicate()[0].decode().splitlines() if line.startswith("SigIgn:")]
+    mask = int(ignored.split()[1], 16)
+    assert not [number for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ) if mask >> (number - 1) & 1]
+
+
+def test_a_program_that_is_missing_is_named(folder: Path) -> None:
+    program = postgres_process.spawn([folder / "initdb"], folder, None, subprocess.PIPE)
+    assert program.communicate()[0].decode() == f"{folder / 'initdb'} cannot be run: No such file or directory\n"
+    assert program.returncode == 1
+
+
 @pytest.mark.parametrize("left", ["alive", "empty"])
 def test_stale_pid_file_does_not_block(make: Make, folder: Path, left: str) -> None:
     first = make()
