@@ -120,6 +120,7 @@ class KeyService:
             return replaced
 
         for _ in range(MOST_PASSES):
+            faults.clear()
             batches = in_batches(lambda after: self._rekeying.rows(table, after=after, limit=BATCH_ROWS, but=primary))
             if await pump(batches, resealed, store, workers, rate=self._rate) == 0:
                 break

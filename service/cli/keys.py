@@ -226,10 +226,9 @@ def reseal(
     if done.unreadable:
         named = ", ".join(done.unreadable[:10])
         typer.echo(f"leadkeep: {len(done.unreadable)} rows do not open and stay as they are: {named}", err=True)
-    elif done.left:
+    if (others := done.left - len(done.unreadable)) > 0:
         typer.echo(
-            f"leadkeep: {done.left} rows were sealed with another key meanwhile: send SIGHUP to every service and run "
-            "it again",
+            f"leadkeep: {others} rows are still sealed with another key: send SIGHUP to every service and run it again",
             err=True,
         )
     if done.left:

@@ -144,8 +144,8 @@ class Rekeying:
                 )
         return done
 
-    async def fill_indexes(self, pair: int, epoch: int, rows: Sequence[tuple[Stored, bytes, bytes]]) -> list[UUID]:
-        """Give leads their indexes of a pair. The ids of those that stand beside another lead from now on.
+    async def fill_indexes(self, pair: int, epoch: int, rows: Sequence[tuple[Stored, bytes, bytes]]) -> None:
+        """Give leads their indexes of a pair.
 
         Two leads that were different under the old rules may be one under the new ones. None of them is dropped: the
         one that comes second stands beside the first, as by a person's decision.
@@ -163,16 +163,15 @@ class Rekeying:
         except psycopg.errors.UniqueViolation as violation:
             if len(rows) > 1:
                 half = len(rows) // 2
-                first = await self.fill_indexes(pair, epoch, rows[:half])
-                return first + await self.fill_indexes(pair, epoch, rows[half:])
+                await self.fill_indexes(pair, epoch, rows[:half])
+                await self.fill_indexes(pair, epoch, rows[half:])
+                return
             shared = "phone_shared" if violation.diag.constraint_name in _PHONES else "nid_shared"
             stands = sql.SQL("UPDATE lead SET {} = true WHERE id = %s AND NOT {}").format(
                 sql.Identifier(shared), sql.Identifier(shared)
             )
-            await self._connection.execute(stands, [rows[0][0].key[0]])
             # Its row has changed by that, so the next pass gives it its indexes.
-            return [rows[0][0].key[0]]
-        return []
+            await self._connection.execute(stands, [rows[0][0].key[0]])
 
     async def standing_beside(self, pair: int) -> list[tuple[UUID, UUID, str]]:
         """Leads that stand beside another one with the same phone or nid: (the lead, the other one, the field)."""

@@ -393,3 +393,20 @@ def test_a_keyring_of_a_command_is_taken_on_sighup_and_changed_by_the_operator(
     assert Keyring.from_json(changed.read_bytes()).primary(Purpose.ENCRYPTION).id == made
     shown = service.leadkeep("config").stdout
     assert str(kept) not in shown
+
+
+def test_reseal_tells_rows_that_do_not_open_from_others_that_are_left(
+    start_service: StartService, database: TestDatabase
+) -> None:
+    life = Life(start_service(database_url=database.serve_url), database)
+    old = life.primary("encryption")
+    damaged = life.create(somebody()).id
+    life.add_and_promote("encryption")
+    faults.execute(database.admin_url, f"UPDATE lead SET notes = '{old}.gAAAAAAAAAAAx' WHERE id = '{damaged}'")
+
+    with faults.locked_lead(database.admin_url, life.lead_id):
+        done = life.service.leadkeep("keys", "reseal")
+
+    assert done.returncode == 1
+    assert f"1 rows do not open and stay as they are: lead {damaged}" in done.stderr
+    assert "1 rows are still sealed with another key" in done.stderr
