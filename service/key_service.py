@@ -231,11 +231,11 @@ class KeyService:
 
     async def _clear(self, state: StoredKeys) -> None:
         await self._followed(state)
-        cleared = 0
+        began, cleared = time.monotonic(), 0
         while count := await self._rekeying.clear_indexes(3 - state.pair, limit=BATCH_ROWS):
             cleared += count
             self._on_progress(Progress("old indexes cleared", cleared, cleared))
-            await pace(cleared, time.monotonic(), rate=self._rate)
+            await pace(cleared, began, rate=self._rate)
         await key_state.cleared(self._database, state)
 
     async def retire(self, key: RootKey, *, files: Callable[[], dict[str, list[str]]]) -> None:
