@@ -18,7 +18,7 @@ from service.errors import StartRefusedError
 from service.key_batches import BATCH_ROWS, in_batches, pace, pump
 from service.key_reports import Progress, Reindexed, Resealed, Verified
 from service.key_workers import Orders, indexed, resealed, unreadable, workers_for
-from service.keyring import KeyState, Purpose, RootKey
+from service.keyring import Keyring, KeyState, Purpose, RootKey
 from service.running_replicas import LOOK_SECONDS, RunningReplicas
 from service.storage import key_state
 from service.storage.canary import KeyState as StoredKeys
@@ -351,9 +351,9 @@ def _named(table: SealedTable, row: Stored) -> str:
     return f"{kind} {row.bound_to}" if table is LEADS else f"{kind} {'/'.join(map(str, row.key))}"
 
 
-def usable_key(encryption: EncryptionService, key_id: str) -> RootKey:
+def usable_key(keyring: Keyring, key_id: str) -> RootKey:
     """The key of this id that is not retired. Raises StartRefusedError."""
-    key = encryption.keyring.find(key_id)
+    key = keyring.find(key_id)
     if key is None:
         raise StartRefusedError(f"there is no key {key_id} in the keyring; see leadkeep keys status")
     if key.state is KeyState.RETIRED:

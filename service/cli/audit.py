@@ -14,13 +14,13 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.ids import lead_id_of
 from service.cli.refusals import refusals_are_told
 from service.config import load_settings
 from service.errors import StartRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from uuid import UUID
 
     from service.encryption import EncryptionService
     from service.storage.access_check import Findings
@@ -48,7 +48,7 @@ def list_accesses(
 ) -> None:
     """List looks at values in clear, newest first."""
     start, end = _moment(first, "--from", end=False), _moment(last, "--to", end=True)
-    lead_id = _lead_id(lead) if lead else None
+    lead_id = lead_id_of(lead, "--lead") if lead else None
     settings = load_settings()
     from service.cli.database import with_database
     from service.storage.access_records import AccessFilter
@@ -80,12 +80,13 @@ def verify(
     from service.storage.access_check import check, logged_heads
     from service.storage.failures import StorageFaultError
 
-    encryption = EncryptionService(app.keyring_source(settings).load())
     try:
-        with _log(heads) as lines, confirmed_database_url(settings) as url:
-            # Read before the database is: a service that runs goes on writing to both.
-            logged = list(dict.fromkeys(logged_heads(lines)))
-            findings = check(url, encryption, logged)
+        with _log(heads) as lines:
+            encryption = EncryptionService(app.keyring_source(settings).load())
+            with confirmed_database_url(settings) as url:
+                # Read before the database is: a service that runs goes on writing to both.
+                logged = list(dict.fromkeys(logged_heads(lines)))
+                findings = check(url, encryption, logged)
     except StorageFaultError as fault:
         raise StartRefusedError(f"the access record cannot be read: {fault}") from None
     except ValueError as error:
@@ -193,12 +194,3 @@ def _moment(text: str, option: str, *, end: bool) -> datetime | None:
         wanted = "must be a day or a moment, as 2026-01-31 or 2026-01-31T09:00:00Z"
         raise typer.BadParameter(wanted, param_hint=option) from None
     return moment
-
-
-def _lead_id(text: str) -> UUID:
-    from uuid import UUID
-
-    try:
-        return UUID(text)
-    except ValueError:
-        raise typer.BadParameter("must be a lead's id", param_hint="--lead") from None

@@ -34,15 +34,18 @@ def backup(
     """Back the database up into a new folder. With --verify, a folder that holds a backup already is verified."""
     settings = load_settings()
     from service import app
-    from service.storage.backup import make_backup, verify_backup
+    from service.storage.backup import make_backup, require_own_folder, verify_backup
     from service.storage.backup_manifest import MANIFEST, read_manifest
     from service.storage.spool_rows import peek
 
     there = verify and (folder / MANIFEST).exists()
+    earlier = read_manifest(folder) if there else None
+    if earlier is None:
+        require_own_folder(folder)
     try:
         with interruptible(), _owners_database_url(settings) as url:
             _tell("verifying" if there else "dumping")
-            manifest = read_manifest(folder) if there else make_backup(url, folder)
+            manifest = earlier or make_backup(url, folder)
             if verify:
                 _tell("verifying")
                 if differing := verify_backup(url, folder, manifest):

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.ids import lead_id_of
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
+from service.lead import ConflictResolution
 
 if TYPE_CHECKING:
     from leadkeep.v1 import lead_service_pb2 as pb
@@ -76,19 +78,19 @@ def resolve(
     reason: Annotated[str, typer.Option(help="Why; kept with the conflict. No customer data.")] = "",
 ) -> None:
     """Decide: keep the first lead as it is, let it take the new values, or make the submission a lead of its own."""
-    settings = load_settings()
-    from service.access import ROLES, Caller
-    from service.cli.database import with_database
-    from service.lead import ConflictResolution
-    from service.rpc import wire
-
     try:
         wanted = ConflictResolution(resolution.replace("-", "_"))
     except ValueError:
         raise typer.BadParameter("must be keep-first, take-new or own-lead", param_hint="resolution") from None
+    number = lead_id_of(conflict_id, "ID")
+    chosen = lead_id_of(lead, "--lead") if lead else None
+    settings = load_settings()
+    from service import app
+    from service.access import ROLES, Caller
+    from service.cli.database import with_database
+
+    app.validation_of(settings).reason(reason, "--reason")
     caller = Caller(f"cli:{getpass.getuser()}", ROLES["admin"])
-    number = wire.lead_id_of(conflict_id, "ID")
-    chosen = wire.lead_id_of(lead, "--lead") if lead else None
 
     async def decide(database: Database, encryption: EncryptionService) -> Lead | None:
         service = _service(settings, database, encryption)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import typer
 
+from service.cli.ids import lead_id_of
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -42,13 +43,14 @@ def erase(
     """Erase a lead and all that belongs to it; only a tombstone stays. Cannot be undone. Repeating is harmless."""
     if sum((bool(lead_id), listed, source is not None)) != 1:
         raise typer.BadParameter("give one of: an ID, --list, --from FILE", param_hint="ID")
+    wanted = lead_id_of(lead_id, "ID") if lead_id else None
     settings = load_settings()
-    if listed:
-        _list(settings, as_json=as_json)
+    if wanted is not None:
+        _erase(settings, wanted, reason, as_json=as_json)
     elif source is not None:
         _erase_again(settings, _read(source), as_json=as_json)
     else:
-        _erase(settings, lead_id, reason, as_json=as_json)
+        _list(settings, as_json=as_json)
 
 
 class _OperatorsView:
@@ -83,15 +85,15 @@ class _OperatorsView:
         """Left to the drain, which finds the tombstones and the conflicts."""
 
 
-def _erase(settings: Settings, given: str, reason: str, *, as_json: bool) -> None:
+def _erase(settings: Settings, lead_id: UUID, reason: str, *, as_json: bool) -> None:
     from service import app
     from service.access import ROLES, Caller
     from service.cli.database import with_database
     from service.erasure_service import ErasureService
-    from service.rpc import wire
     from service.storage.memory import RequestMemory
 
-    lead_id = wire.lead_id_of(given, "ID")
+    validation = app.validation_of(settings)
+    validation.reason(reason, "--reason")
 
     async def work(database: Database, encryption: EncryptionService) -> tuple[Sequence[UUID], int]:
         spool = _OperatorsView(settings.spool_path, encryption)
@@ -100,7 +102,7 @@ def _erase(settings: Settings, given: str, reason: str, *, as_json: bool) -> Non
             erasures=erasures,
             spool=spool,
             memory=RequestMemory(),
-            validation=app.validation_of(settings),
+            validation=validation,
             refreshed=refreshed,
         )
         caller = Caller(f"cli:{getpass.getuser()}", ROLES["admin"])

@@ -54,6 +54,8 @@ def export(
     settings = load_settings()
     if output is not None and output.exists() and not force:
         raise StartRefusedError(f"{output} is there already: name another file, or replace it with --force")
+    if output is not None and not output.parent.is_dir():
+        raise StartRefusedError(f"{output} cannot be written: {output.parent} is no folder")
     from service.cli.database import confirmed_database_url
     from service.storage.failures import StorageFaultError
 

@@ -73,6 +73,7 @@ class Comparison:
 @refusals_are_told
 def render(day: Day = None, first: From = None, last: To = None, as_json: AsJson = False) -> None:
     """Render files now, whether the service runs or not: one day, some days, or all that have leads."""
+    _require_span(day, first, last)
     settings = load_settings()
     with _opened(settings) as (files, leads):
         files.make_folder()
@@ -96,6 +97,7 @@ def verify(day: Day = None, first: From = None, last: To = None, as_json: AsJson
 
     `behind` is the file as it was rendered, with changes that came since and wait for the running service.
     """
+    _require_span(day, first, last)
     settings = load_settings()
     with _opened(settings) as (files, leads):
         wanted = _days(day, first, last, lambda: _known_days(files, leads))
@@ -288,19 +290,25 @@ def _known_days(files: FileStorageService, leads: DailyLeads) -> list[date]:
     return sorted({*on_disk, *leads.days_with_leads()})
 
 
+def _require_span(day: datetime | None, first: datetime | None, last: datetime | None) -> None:
+    """Raise typer.BadParameter unless these options name days that `_days` can list."""
+    if day is not None and (first is not None or last is not None):
+        raise typer.BadParameter("goes without --from and --to", param_hint="--day")
+    if first is None or last is None:
+        return
+    if first > last:
+        raise typer.BadParameter("is later than --to", param_hint="--from")
+    if last - first > LONGEST_SPAN:
+        raise typer.BadParameter(
+            f"are more than {LONGEST_SPAN.days} days; leave one of them out for all days with leads",
+            param_hint="--from and --to",
+        )
+
+
 def _days(day: datetime | None, first: datetime | None, last: datetime | None, known: Any) -> list[date]:
     if day is not None:
-        if first is not None or last is not None:
-            raise typer.BadParameter("goes without --from and --to", param_hint="--day")
         return [day.date()]
     if first is not None and last is not None:
-        if first > last:
-            raise typer.BadParameter("is later than --to", param_hint="--from")
-        if last - first > LONGEST_SPAN:
-            raise typer.BadParameter(
-                f"are more than {LONGEST_SPAN.days} days; leave one of them out for all days with leads",
-                param_hint="--from and --to",
-            )
         return [first.date() + timedelta(days=n) for n in range((last - first).days + 1)]
     lowest = first.date() if first else date.min
     highest = last.date() if last else date.max

@@ -22,6 +22,8 @@ from service.errors import LeadkeepError, StartRefusedError
 
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
+    from service.importing.csv_file import CsvFile
+    from service.importing.json_file import JsonFile
     from service.importing.pipeline import Pipeline
     from service.importing.reports import Report
     from service.storage.database import Database
@@ -38,6 +40,16 @@ class _Wanted:
     rejects: Path | None
     dry_run: bool
     as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file to import, where its results and rejects go, and its rows; None for a daily file."""
+
+    path: Path
+    results: Path
+    rejects: Path
+    rows: CsvFile | JsonFile | None
 
 
 @refusals_are_told
@@ -62,9 +74,11 @@ def import_files(
         raise typer.BadParameter("with several files each has its own", param_hint="--results, --rejects")
     try:
         wanted = _Wanted(explicit_mapping(mapping or []), results, rejects, dry_run, as_json)
+        # Every file is looked at before the database is: a wrong name must not leave half of an import.
+        sources = [_source(path, wanted) for path in files]
 
         async def work(database: Database, encryption: EncryptionService) -> tuple[list[dict[str, Any]], bool]:
-            return await _import_all(settings, database, encryption, files, wanted)
+            return await _import_all(settings, database, encryption, sources, wanted)
 
         done, interrupted = with_database(settings, work, may_be_new=not dry_run)
     except ImportRefusedError as refused:
@@ -79,7 +93,7 @@ def import_files(
 
 
 async def _import_all(
-    settings: Settings, database: Database, encryption: EncryptionService, files: list[Path], wanted: _Wanted
+    settings: Settings, database: Database, encryption: EncryptionService, sources: list[_Source], wanted: _Wanted
 ) -> tuple[list[dict[str, Any]], bool]:
     from service import app
     from service.importing.pipeline import Pipeline
@@ -107,16 +121,16 @@ async def _import_all(
     workers = pool(rules)
     done: list[dict[str, Any]] = []
     try:
-        for path in files:
+        for source in sources:
             progress = ProgressLine()
             pipeline = Pipeline(
                 *(database, repository, workers),
                 new_id=app.new_id,
                 dry_run=wanted.dry_run,
                 stopped=stopped,
-                on_progress=partial(_show_rows, progress, path),
+                on_progress=partial(_show_rows, progress, source.path),
             )
-            done.append(await _import_one(pipeline, path, wanted, encryption, progress))
+            done.append(await _import_one(pipeline, source, wanted, encryption, progress))
             if stopped.is_set():
                 break
     finally:
@@ -124,42 +138,51 @@ async def _import_all(
     return done, stopped.is_set()
 
 
-async def _import_one(
-    pipeline: Pipeline, path: Path, wanted: _Wanted, encryption: EncryptionService, progress: ProgressLine
-) -> dict[str, Any]:
-    from service.file_storage import DailyFileError, read_lines
+def _source(path: Path, wanted: _Wanted) -> _Source:
+    """A file that can be imported. Raises ImportRefusedError."""
     from service.importing.csv_file import CsvFile
     from service.importing.json_file import JsonFile
-    from service.importing.reports import Report, ReportError
-    from service.importing.rows import ImportRefusedError, Result
+    from service.importing.rows import ImportRefusedError
     from service.importing.source import Kind, kind_of
 
     kind = kind_of(path)
-    results = wanted.results or path.with_name(path.name + ".results.csv")
     suffix = ".rejects.csv" if kind is Kind.CSV else ".rejects.jsonl"
+    results = wanted.results or path.with_name(path.name + ".results.csv")
     rejects = wanted.rejects or path.with_name(path.name + suffix)
     _require_apart(path, results, rejects)
-    source: CsvFile | JsonFile | None = None
     if kind is Kind.DAILY:
         if wanted.mapping or wanted.rejects:
             raise ImportRefusedError(f"{path} is a daily file: it goes without --map and --rejects")
+        return _Source(path, results, rejects, None)
+    rows = CsvFile(path, wanted.mapping) if kind is Kind.CSV else JsonFile(path, wanted.mapping)
+    return _Source(path, results, rejects, rows)
+
+
+async def _import_one(
+    pipeline: Pipeline, source: _Source, wanted: _Wanted, encryption: EncryptionService, progress: ProgressLine
+) -> dict[str, Any]:
+    from service.file_storage import DailyFileError, read_lines
+    from service.importing.csv_file import CsvFile
+    from service.importing.reports import Report, ReportError
+    from service.importing.rows import Result
+
+    path, results, rows = source.path, source.results, source.rows
+    if rows is None:
         _require_whole(path, encryption)
         report = Report(results, None)
-    elif kind is Kind.CSV:
-        source = CsvFile(path, wanted.mapping)
-        report = Report(results, rejects, headers=source.headers, delimiter=source.delimiter)
+    elif isinstance(rows, CsvFile):
+        report = Report(results, source.rejects, headers=rows.headers, delimiter=rows.delimiter)
     else:
-        source = JsonFile(path, wanted.mapping)
-        report = Report(results, rejects)
-    if source is not None and source.ignored:
-        typer.echo(f"{path}: these columns are not imported: {', '.join(source.ignored)}", err=True)
+        report = Report(results, source.rejects)
+    if rows is not None and rows.ignored:
+        typer.echo(f"{path}: these columns are not imported: {', '.join(rows.ignored)}", err=True)
     began = time.monotonic()
     try:
         with closing(report):
-            if source is None:
+            if rows is None:
                 await pipeline.import_lines(read_lines(path), report)
             else:
-                await pipeline.import_rows(source, report)
+                await pipeline.import_rows(rows, report)
     except LeadkeepError as error:
         raise StartRefusedError(f"{error.text} ({report.rows} rows are done): run the same command again") from None
     except (OSError, DailyFileError) as error:
@@ -171,7 +194,7 @@ async def _import_one(
     summary: dict[str, Any] = {"file": str(path), "rows": report.rows}
     summary |= {result.value: report.counts[result] for result in Result}
     summary |= {"seconds": round(time.monotonic() - began, 2), "dry_run": wanted.dry_run, "results": str(results)}
-    summary |= {"rejects": str(rejects) if report.has_rejects else None}
+    summary |= {"rejects": str(source.rejects) if report.has_rejects else None}
     if not wanted.as_json:
         _tell(path, report, wanted)
     return summary

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from service.cli.durations import duration
 from service.cli.interrupts import INTERRUPTED
 from service.cli.progress import ProgressLine
 from service.config import Settings
@@ -41,15 +42,22 @@ def with_database(settings: Settings, work: Callable[[str, Database, EncryptionS
     return with_keys(settings, work)
 
 
+def patience_of(timeout: str) -> float:
+    """The seconds that --timeout names. Raises typer.BadParameter."""
+    try:
+        return duration(timeout).total_seconds()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--timeout") from None
+
+
 def run_keys(
     settings: Settings,
     work: Callable[[KeyService, EncryptionService], Awaitable[T]],
     *,
-    timeout: str = "1s",
+    timeout: float = 1.0,
     rate: float = 0.0,
 ) -> T:
     """What `work` makes of the keys, told as it goes; Ctrl-C leaves done what was done. Raises StartRefusedError."""
-    from service.cli.durations import duration
     from service.key_service import KeyService
     from service.key_workers import NICE
     from service.log import configure_logging
@@ -58,10 +66,6 @@ def run_keys(
     configure_logging("error")
     # Live callers first: on a small machine this command and the service share the processors.
     os.nice(NICE)
-    try:
-        patience = duration(timeout).total_seconds()
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--timeout") from None
     line = ProgressLine()
 
     def tell(what: str) -> None:
@@ -80,7 +84,7 @@ def run_keys(
                 tell=tell,
                 on_progress=show,
                 spool=settings.spool_path,
-                timeout=patience,
+                timeout=timeout,
                 rate=rate,
             )
             return await work(keys, encryption)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.key_work import bring, files_by_key, keyring_to_change, run_keys, source_of, with_database
+from service.cli.key_work import (
+    bring,
+    files_by_key,
+    keyring_to_change,
+    patience_of,
+    run_keys,
+    source_of,
+    with_database,
+)
 from service.cli.refusals import refusals_are_told
 from service.config import load_settings
 from service.errors import LeadkeepError, StartRefusedError
@@ -17,7 +25,6 @@ from service.errors import LeadkeepError, StartRefusedError
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
     from service.key_service import KeyService
-    from service.keyring import RootKey
     from service.storage.database import Database
 
 keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
@@ -171,18 +178,19 @@ def add(
 @refusals_are_told
 def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output: Output = None) -> None:
     """Let a key be the one that seals, once every running replica can open with it; the one before stays active."""
+    patience = patience_of(timeout)
     settings = load_settings()
     from service.key_service import usable_key
     from service.keyring import KeyState, Purpose
 
-    async def prepare(keys: KeyService, encryption: EncryptionService) -> RootKey:
-        key = usable_key(encryption, key_id)
-        await keys.forget(forget or [])
-        await keys.prepare_promotion(key)
-        return key
-
     with keyring_to_change(settings, output) as (keyring, write):
-        key = run_keys(settings, prepare, timeout=timeout)
+        key = usable_key(keyring, key_id)
+
+        async def prepare(keys: KeyService, _encryption: EncryptionService) -> None:
+            await keys.forget(forget or [])
+            await keys.prepare_promotion(key)
+
+        run_keys(settings, prepare, timeout=patience)
         if key.state is KeyState.PRIMARY:
             typer.echo(f"The {key.purpose} key {key.id} is the primary one already.")
             return
@@ -205,12 +213,13 @@ def reseal(
     as_json: AsJson = False,
 ) -> None:
     """Seal everything in the database with the primary encryption key. May be stopped and run again."""
+    patience = patience_of(timeout)
     settings = load_settings()
 
     async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
         return await keys.reseal()
 
-    done = run_keys(settings, work, timeout=timeout, rate=rate)
+    done = run_keys(settings, work, timeout=patience, rate=rate)
     if as_json:
         shown = {
             "key_id": done.key_id,
@@ -247,6 +256,7 @@ def reindex(
 
     May be stopped and run again.
     """
+    patience = patience_of(timeout)
     settings = load_settings()
     from service import app
 
@@ -256,7 +266,7 @@ def reindex(
         await keys.forget(forget or [])
         return await keys.reindex(normaliser)
 
-    done = run_keys(settings, work, timeout=timeout, rate=rate)
+    done = run_keys(settings, work, timeout=patience, rate=rate)
     beside = [{"lead": str(lead), "beside": str(other), "field": name} for lead, other, name in done.beside]
     if as_json:
         shown = {"needed": done.needed, "leads": done.leads, "beside": beside, "seconds": round(done.seconds, 3)}
@@ -274,22 +284,23 @@ def reindex(
 @refusals_are_told
 def retire(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output: Output = None) -> None:
     """Take a key out of use; refused while anything needs it: rows, conflicts, spools, daily files."""
+    patience = patience_of(timeout)
     settings = load_settings()
     from service.key_service import usable_key
     from service.keyring import KeyState
 
-    async def check(keys: KeyService, encryption: EncryptionService) -> RootKey:
-        key = usable_key(encryption, key_id)
+    with keyring_to_change(settings, output) as (keyring, write):
+        key = usable_key(keyring, key_id)
         if key.state is KeyState.PRIMARY:
             raise StartRefusedError(
                 f"{key.id} is the primary {key.purpose} key: add another one and promote that first"
             )
-        await keys.forget(forget or [])
-        await keys.retire(key, files=lambda: files_by_key(settings))
-        return key
 
-    with keyring_to_change(settings, output) as (keyring, write):
-        key = run_keys(settings, check, timeout=timeout)
+        async def check(keys: KeyService, _encryption: EncryptionService) -> None:
+            await keys.forget(forget or [])
+            await keys.retire(key, files=lambda: files_by_key(settings))
+
+        run_keys(settings, check, timeout=patience)
         where = write(keyring.with_retired(key.id))
     typer.echo(f"The {key.purpose} key {key.id} is retired, in {where}. Copies of the keyring from before are now old.")
     typer.echo(f"{bring(settings, output)}send SIGHUP to every service.")

@@ -94,6 +94,7 @@ def token(
     """Print a token, signed with this service's own key."""
     from service.cli.durations import duration
     from service.rpc.local_key import LocalSigningKey
+    from service.rpc.tokens import is_subject
 
     if role not in ROLES:
         raise typer.BadParameter(f"must be one of: {', '.join(ROLES)}", param_hint="--role")
@@ -101,14 +102,13 @@ def token(
         lifetime = duration(ttl)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--ttl") from None
+    if subject and not is_subject(subject):
+        raise typer.BadParameter("must be 1 to 200 visible characters", param_hint="--subject")
     settings = load_settings()
     if settings.auth_jwks is not None:
         raise StartRefusedError("tokens come from the issuer of LEADKEEP_AUTH_JWKS; the local signing key is not used")
     key = LocalSigningKey.load_or_create(settings.signing_key_path)
-    try:
-        typer.echo(key.issue(subject or role, ROLES[role], lifetime, now=time.time()))
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--subject") from None
+    typer.echo(key.issue(subject or role, ROLES[role], lifetime, now=time.time()))
 
 
 @app.command()

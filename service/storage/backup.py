@@ -70,13 +70,18 @@ def make_backup(url: str, folder: Path) -> Manifest:
     return manifest
 
 
+def require_own_folder(folder: Path) -> None:
+    """Raise StartRefusedError when something is in the way of a backup in this folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StartRefusedError(f"{folder} is not empty: give the backup a folder of its own")
+
+
 def _own_folder(folder: Path) -> bool:
     """Make the folder, or see that it is empty; whether it was made."""
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise StartRefusedError(f"{folder} is not empty: give the backup a folder of its own") from None
+        require_own_folder(folder)
         folder.chmod(0o700)
         return False
     except OSError as error:
