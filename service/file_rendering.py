@@ -18,14 +18,19 @@ from uuid import UUID
 
 import structlog
 
+from service.storage.retry import longest_wait
+
 SILENCE_SECONDS = 60.0
 """The process speaks once a second, during a render too; a database that hangs makes it silent."""
 
 FINISH_SECONDS = 10.0
 """What it gets at the end for one more render of a small file."""
 
+FIRST_RESTART = 1.0
+LONGEST_RESTART = 30.0
+"""Seconds before a process that ended is started again: the first time, and at most."""
+
 _ADMITTED_SECONDS = 0.2
-_LONGEST_RESTART = 30.0
 
 
 class FileRendering:
@@ -83,7 +88,7 @@ class FileRendering:
             await self._task
 
     async def _keep_running(self) -> None:
-        attempts = 0
+        failures = 0
         while not self._stopping:
             identity = self._identity()
             if identity is None:
@@ -96,10 +101,10 @@ class FileRendering:
                 self._log.warning("files process failed", error=type(error).__qualname__)
             if self._stopping:
                 return
-            attempts = 0 if time.monotonic() - began > SILENCE_SECONDS else attempts + 1
+            failures = 0 if time.monotonic() - began > SILENCE_SECONDS else failures + 1
             self._renders = False
             self._tell_alarm("the process that renders the daily files ended")
-            await asyncio.sleep(min(2.0**attempts / 2, _LONGEST_RESTART))
+            await asyncio.sleep(longest_wait(failures - 1, first=FIRST_RESTART, longest=LONGEST_RESTART))
 
     async def _run(self, identity: UUID) -> None:
         self._process = process = await asyncio.create_subprocess_exec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,11 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
+from service import file_rendering
 from service.days import Days
+from service.file_rendering import FileRendering
 from service.file_storage import FileStorageService, Render
 from service.file_worker import FileWorker
 from service.storage.daily_leads import DailyLeads
@@ -24,6 +28,27 @@ from tests.harness.faults import execute
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import children_running, eventually
 from tests.harness.running_service import RunningService
+
+
+async def test_a_process_that_cannot_be_started_for_many_hours_is_still_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starts = asyncio.Semaphore(0)
+
+    async def cannot_start(*_args: object, **_kwargs: object) -> None:
+        starts.release()
+        raise OSError("no memory for another process")
+
+    monkeypatch.setattr(file_rendering, "LONGEST_RESTART", 0.0)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", cannot_start)
+    rendering = FileRendering(
+        url="", folder=tmp_path, timezone="UTC", identity=lambda: UUID(int=1), on_render=lambda _size, _seconds: None
+    )
+    rendering.start()
+    async with asyncio.timeout(10):
+        for _ in range(1100):  # at half a minute each: nine hours
+            await starts.acquire()
+    await rendering.stop()
 
 
 def readiness(service: RunningService) -> dict[str, Any]:

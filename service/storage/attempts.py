@@ -2,7 +2,8 @@
 
 A frozen server answers nothing, and psycopg would go on waiting even when its task is cancelled: it asks the server to
 cancel the statement and waits for the end. So an attempt that hangs is left behind: its socket is closed under it,
-and what the server makes of it is found out later, by looking for what it was to store.
+and what the server makes of it is found out later, by looking for what it was to store. The timer belongs to the
+attempt, not to whoever waits for it: one whose waiter was cancelled holds its connection no longer than any other.
 """
 
 from __future__ import annotations
@@ -40,43 +41,55 @@ class LeftBehind:
 class Attempt(Generic[T]):
     """Some work on a connection of its own, begun at once."""
 
-    def __init__(self, connections: Connections, work: Callable[[Lent], Awaitable[T]], seconds: float) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        work: Callable[[Lent], Awaitable[T]],
+        seconds: float,
+        *,
+        on_end: Callable[[Attempt[Any]], None],
+        on_left: Callable[[LeftBehind], None],
+    ) -> None:
         self._connections = connections
         self._work = work
         self._seconds = seconds
+        self._on_end = on_end
+        self._on_left = on_left
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._timer = self._loop.call_later(CONNECTING_SECONDS, self._end)
+        self._timer = self._loop.call_later(CONNECTING_SECONDS, self.leave_behind)
+        self._left = False
         self._driver: psycopg.AsyncConnection[Any] | None = None
         self._task = asyncio.create_task(self._run())
 
     async def finished(self) -> bool:
-        """Wait for the end of the work; False when it does not come in time."""
+        """Wait for the end of the work; False when it was left behind."""
         try:
             await self._over
         finally:
-            self._timer.cancel()
-            if not self._task.done():
-                self._task.add_done_callback(_outcome_is_not_wanted)
-        return self._task.done()
+            if self._task.done():
+                _ignore_outcome(self._task)
+            else:
+                self._task.add_done_callback(_ignore_outcome)
+        return not self._left
 
     def result(self) -> T:
         """What the finished work answered or raised."""
         return self._task.result()
 
-    def leave_behind(self) -> LeftBehind | None:
-        """Wait no more; None when there was no connection yet."""
-        left = None
+    def leave_behind(self) -> None:
+        """Close the connection under the work, and wait for it no more."""
+        self._left = True
         if self._driver is not None and not self._driver.closed:
             info = self._driver.info
-            left = LeftBehind(info.backend_pid, info.host, info.port)
+            self._on_left(LeftBehind(info.backend_pid, info.host, info.port))
             # Its number may be given to another socket before the task has heard of its end.
             self._loop.remove_reader(self._driver.pgconn.socket)
             self._loop.remove_writer(self._driver.pgconn.socket)
             # Before the task is cancelled: with the socket open, psycopg would wait for the server once more.
             self._driver.pgconn.finish()
         self._task.cancel()
-        return left
+        self._end()
 
     async def _run(self) -> T:
         try:
@@ -90,8 +103,7 @@ class Attempt(Generic[T]):
         try:
             self._driver = lent.driver
             self._timer.cancel()
-            if not self._over.done():
-                self._timer = self._loop.call_later(self._seconds, self._end)
+            self._timer = self._loop.call_later(self._seconds, self.leave_behind)
             return await self._work(lent)
         except Exception as error:
             lent.suspect = spoils_connection(error)
@@ -100,6 +112,8 @@ class Attempt(Generic[T]):
             await self._connections.give_back(lent)
 
     def _end(self) -> None:
+        self._timer.cancel()
+        self._on_end(self)
         if not self._over.done():
             self._over.set_result(None)
 
@@ -122,7 +136,7 @@ class Hosts:
         parameters["port"] = ",".join(port for _, port in pairs)
 
 
-def _outcome_is_not_wanted(task: asyncio.Task[Any]) -> None:
+def _ignore_outcome(task: asyncio.Task[Any]) -> None:
     # Asking for it keeps asyncio from printing the exception, whose text may hold values.
     if not task.cancelled():
         task.exception()

@@ -16,7 +16,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from service.storage.attempts import ATTEMPT_SECONDS, Attempt, Hosts
+from service.storage.attempts import ATTEMPT_SECONDS, Attempt, Hosts, LeftBehind
 from service.storage.connections import Connections, Lent
 from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import (
@@ -63,6 +63,7 @@ class Database:
         self._guarded = guarded
         self._attempt_seconds = attempt_seconds
         self._identity: UUID | None = None
+        self._running: set[Attempt[Any]] = set()
         self._left_behind: set[int] = set()
         self._hosts = Hosts()
         self._engine = create_async_engine(
@@ -147,22 +148,27 @@ class Database:
             return False
 
     async def close(self) -> None:
-        """Close what is not in use, and the rest when it is given back."""
+        """Close every connection; what is still at work on one is left behind."""
+        for attempt in tuple(self._running):
+            attempt.leave_behind()
         await self._connections.give_up_idle()
 
     async def _once(self, work: Callable[[Lent], Awaitable[T]]) -> T:
         if not self.admitted:
             raise NotConfirmedError
-        attempt = Attempt(self._connections, work, self._attempt_seconds)
+        attempt = Attempt(
+            self._connections, work, self._attempt_seconds, on_end=self._running.discard, on_left=self._note_left_behind
+        )
+        self._running.add(attempt)
         if await attempt.finished():
             return attempt.result()
-        left = attempt.leave_behind()
-        if left is not None:
-            self._left_behind.add(left.pid)
-            self._hosts.suspect = (left.host, left.port)
         # What lies idle leads to the same server.
         await self._connections.give_up_idle()
         raise DatabaseHungError
+
+    def _note_left_behind(self, left: LeftBehind) -> None:
+        self._left_behind.add(left.pid)
+        self._hosts.suspect = (left.host, left.port)
 
     async def _see_what_was_left_behind(self, connection: AsyncConnection) -> None:
         pids = list(self._left_behind)

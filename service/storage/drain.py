@@ -27,7 +27,7 @@ from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Aliased, Created, Erased, InConflict, Met, Outcome
 from service.storage.repository import LeadRepository
-from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, RetryScope, retry_scope
+from service.storage.retry import RetryScope, longest_wait, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 from service.storage.tombstones import Tombstones
@@ -114,7 +114,7 @@ class Drain:
                 # Live leads get at least as much of the database's time as the drain.
                 await asyncio.sleep(took if self._busy() else 0)
             elif step is Step.UNREACHABLE:
-                await asyncio.sleep(backoff.full_jitter(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(failures, 10))))
+                await asyncio.sleep(backoff.full_jitter(longest_wait(failures)))
             else:
                 await asyncio.sleep(LOOK_SECONDS)
                 if time.monotonic() - tended_at > TEND_SECONDS:

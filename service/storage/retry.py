@@ -37,6 +37,12 @@ PATIENCE = 10.0
 by then is an outage, and the caller is better told so."""
 
 
+def longest_wait(failures: int, *, first: float = FIRST_WAIT, longest: float = LONGEST_WAIT) -> float:
+    """Upper bound in seconds of the wait after so many failures in a row: doubles from `first` up to `longest`."""
+    # The exponent is bounded as well: 2.0 ** 1024 overflows, and a task that fails for ever gets there.
+    return min(longest, first * 2.0 ** min(failures, 32))
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """One repeated storage call: which attempt failed, how long we wait now (seconds), and why (SQLSTATE)."""

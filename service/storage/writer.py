@@ -30,7 +30,7 @@ from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Created, Outcome, Waiting
 from service.storage.repository import LeadRepository
-from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
+from service.storage.retry import PATIENCE, Retry, RetryScope, longest_wait, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 
@@ -261,8 +261,7 @@ class LeadWriter:
     async def _wait_for_database(self, batch: list[_Entry], error: Exception, began: float) -> None:
         cause = cause_of(error)
         self._outage.began(cause, since=began)
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** max(entry.attempts for entry in batch))
-        wait = backoff.full_jitter(longest)
+        wait = backoff.full_jitter(longest_wait(max(entry.attempts for entry in batch)))
         for entry in batch:
             entry.failed_attempt(wait, cause)
         self._waiting.extendleft(reversed(batch))

@@ -165,3 +165,37 @@ async def test_a_hung_statement_takes_its_connection_with_it(database: TestDatab
 
     assert await impatient.read(process_id) != pid
     await impatient.close()
+
+
+async def test_what_hangs_without_anybody_waiting_for_it_is_left_behind_too(database: TestDatabase) -> None:
+    impatient = Database(database.serve_url, attempt_seconds=0.5)
+    asleep = asyncio.Semaphore(0)
+
+    async def hang(connection: AsyncConnection) -> None:
+        asleep.release()
+        await connection.execute(text("SELECT pg_sleep(60)"))
+
+    readers = [asyncio.create_task(impatient.read_once(hang)) for _ in range(CONNECTIONS)]
+    for reader in readers:
+        await asleep.acquire()
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+
+    assert await impatient.read_once(process_id)
+    await impatient.close()
+
+
+async def test_closing_waits_for_nothing_that_hangs(database: TestDatabase) -> None:
+    patient = Database(database.serve_url, attempt_seconds=60)
+    asleep = asyncio.Event()
+
+    async def hang(connection: AsyncConnection) -> None:
+        asleep.set()
+        await connection.execute(text("SELECT pg_sleep(60)"))
+
+    reader = asyncio.create_task(patient.read_once(hang))
+    await asleep.wait()
+    async with asyncio.timeout(1):
+        await patient.close()
+        with pytest.raises(DatabaseHungError):
+            await reader

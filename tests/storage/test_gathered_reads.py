@@ -11,8 +11,10 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.errors import StorageUnavailableError
 from service.storage.database import Database
 from service.storage.gathered_reads import LARGEST_BATCH, GatheredReads
+from service.storage.gathering import Gathering
 from tests.harness.postgres import TestDatabase
 
 
@@ -23,6 +25,7 @@ class Known:
         self.names: dict[UUID, str] = {}
         self.batches: list[list[UUID]] = []
         self.failures = 0
+        self.cancelled = False
         self.asked = asyncio.Event()
         self.go = asyncio.Event()
 
@@ -31,6 +34,8 @@ class Known:
         self.asked.set()
         seen = {wanted: self.names[wanted] for wanted in ids if wanted in self.names}
         await self.go.wait()
+        if self.cancelled:
+            raise asyncio.CancelledError
         if self.failures:
             self.failures -= 1
             raise OperationalError("", {}, psycopg.OperationalError("the server went away"))
@@ -124,3 +129,31 @@ async def test_a_read_that_comes_as_the_last_one_is_answered_is_answered(
         # Asked before any other callback of the first one's end has run.
         await reads.get(uuid4())
         await reads.get(uuid4())
+
+
+class Broken(Gathering):
+    """A gathering with a fault of ours."""
+
+    async def wait(self) -> None:
+        raise KeyError("a fault of ours")
+
+
+async def test_reads_whose_statement_is_never_sent_fail_and_hang_nobody(
+    database: TestDatabase, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.storage.gathered_reads.Gathering", Broken)
+    opened = Database(database.serve_url)
+    reads = GatheredReads(opened, known.read)
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(reads.get(uuid4()) for _ in range(3)), return_exceptions=True)
+    assert {type(answer) for answer in answers} == {StorageUnavailableError}
+    await opened.close()
+
+
+async def test_reads_whose_statement_is_cancelled_fail_and_hang_nobody(reads: GatheredReads[str], known: Known) -> None:
+    tasks = await begun(reads, known, [uuid4() for _ in range(3)])
+    known.cancelled = True
+    known.go.set()
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {StorageUnavailableError}

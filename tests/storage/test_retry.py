@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.storage.failures import CommitNotDurableError, StorageFaultError
-from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, Retry, RetryScope, retry_scope, with_retries
+from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, Retry, RetryScope, longest_wait, retry_scope, with_retries
 
 VALUE = "+8801712345678"
 """What must never leave with an error."""
@@ -198,3 +198,8 @@ async def test_callers_at_once_hear_only_of_their_own_retries() -> None:
         return len(heard)
 
     assert await asyncio.gather(*(caller(number) for number in range(4))) == [0, 1, 2, 3]
+
+
+def test_a_wait_doubles_up_to_its_bound_however_many_failures_went_before() -> None:
+    assert [longest_wait(failures) for failures in (0, 1, 2)] == [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
+    assert longest_wait(100_000) == LONGEST_WAIT
