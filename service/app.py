@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -73,6 +74,7 @@ from service.storage.schema import OWN_DATABASE, OWN_LOGIN, prepare_own_database
 from service.storage.spool import Spool
 from service.storage.tombstones import Tombstones
 from service.storage.writer import LeadWriter
+from service.supervisor import Component, Supervisor
 from service.validation import ValidationService
 
 OBJECTS_A_COLLECTION = 5_000
@@ -85,7 +87,7 @@ SENSITIVE_FIELDS = sensitive_fields(pb.Lead)
 def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
     """Run the service until SIGTERM or SIGINT. `on_ready` hears the gRPC and the HTTP port.
 
-    Raises StartRefusedError when the service must not start like this.
+    Raises StartRefusedError when the service must not start like this, SystemExit when a vital task ended.
     """
     with ExitStack() as stack:
         url, postgres = settings.database_url, None
@@ -94,7 +96,10 @@ def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
             url = postgres.url(user=OWN_LOGIN, database=OWN_DATABASE)
         # Every turn of the loop costs, and a call takes some twenty: docs/performance.md.
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        runner.run(_serve(settings, url, postgres, on_ready))
+        if runner.run(_serve(settings, url, postgres, on_ready)):
+            return
+    # The log says which task it was.
+    raise SystemExit(1)
 
 
 @contextmanager
@@ -151,7 +156,8 @@ def token_verifier(settings: Settings) -> TokenVerifier:
 
 async def _serve(
     settings: Settings, url: str, postgres: EmbeddedPostgres | None, on_ready: Callable[[int, int], None]
-) -> None:
+) -> bool:
+    """Serve until a signal. False when a vital task ended."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -172,8 +178,6 @@ async def _serve(
 
     async with AsyncExitStack() as stopping:
         # What is opened first is closed last.
-        if postgres is not None:
-            stopping.push_async_callback(_cancelled, asyncio.create_task(postgres.keep_running()))
         confirming, database = Database(url), Database(url, guarded=True)
         stopping.push_async_callback(confirming.close)
         stopping.push_async_callback(database.close)
@@ -185,15 +189,21 @@ async def _serve(
         normaliser = validation.normaliser_identity
         report = ReplicaReport(replica_name(settings.spool_path), database, spool, encryption, normaliser)
         admission = Admission(database, confirming, spool, encryption, normaliser, report)
-        await admission.start()
-        # Behind the writer in stopping: what it spools at the end is reported too.
-        report.start()
-        stopping.push_async_callback(report.stop)
-        stopping.push_async_callback(admission.stop)
-        reloading = asyncio.create_task(_reload_keyring(hangup, source, report))
-        stopping.push_async_callback(_cancelled, reloading)
         registry = _registry()
         metrics = Metrics(registry)
+        supervisor = Supervisor(on_death=stop.set, on_failure=lambda task: metrics.task_failures.labels(task).inc())
+        stopping.push_async_callback(supervisor.stop, settings.shutdown_grace)
+        if postgres is not None:
+            supervisor.start([Component(name="embedded PostgreSQL", run=postgres.keep_running)])
+        await admission.start()
+        supervisor.start(
+            [
+                # First, so that it stops last: what the writer spools at the end is reported too.
+                Component(name="replica report", run=report.run, last_words=report.say_stopped),
+                Component(name="admission", run=admission.run),
+                Component(name="keyring reload", run=partial(_reload_keyring, hangup, source, report)),
+            ]
+        )
         metrics.watch_tasks(loop)
         metrics.watch(spool)
         work = Work()
@@ -271,8 +281,7 @@ async def _serve(
         tls = _tls(settings)
         if tls is not None:
             on_reload.append(tls.look_now)
-            tls.start()
-            stopping.push_async_callback(tls.stop)
+            supervisor.start([Component(name="TLS files", run=tls.run)])
         grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
 
         files = FileRendering(
@@ -292,6 +301,8 @@ async def _serve(
                 restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
                 longest_wait=settings.spool_alarm_age,
                 files_alarm=files.alarm,
+                failing_tasks=supervisor.failing,
+                tls_alarm=tls.alarm if tls is not None else None,
             )
 
         readiness = Readiness(database.answers, assess, grpc_door.set_serving, metrics)
@@ -303,28 +314,52 @@ async def _serve(
             readiness=readiness,
             registry=registry,
         )
-        files.start()
-        stopping.push_async_callback(files.stop)
-        heads.start()
-        stopping.push_async_callback(heads.stop)
-        accesses.start()
-        stopping.push_async_callback(accesses.stop)
-        writer.start()
-        stopping.push_async_callback(writer.stop)
-        drain.start()
-        stopping.push_async_callback(drain.stop)
+        supervisor.start(
+            [
+                Component(name="daily files", run=files.run, finish=files.finish),
+                Component(name="access heads", run=heads.run, stop=heads.log_own, last_words=heads.log_others),
+                access_writing(accesses),
+                *lead_writing(writer),
+                Component(name="drain", run=drain.run),
+            ]
+        )
         await grpc_door.start()
         await http_door.start()
-        await readiness.start()
+        await readiness.look()
+        supervisor.start([Component(name="readiness", run=readiness.run)])
         _spare_the_collector()
         on_ready(grpc_door.port, http_door.port)
         await stop.wait()
         structlog.get_logger("leadkeep").info("stopping")
         deadline = time.monotonic() + settings.shutdown_grace
         await readiness.stop()
+        if supervisor.died is not None:
+            # Callers are answered at once: what waits for the database is spooled, or refused.
+            await supervisor.stop(settings.shutdown_grace, in_order=False, vital_only=True)
         await asyncio.gather(grpc_door.stop(settings.shutdown_grace), http_door.stop(settings.shutdown_grace))
         # What a caller has left running is finished too: its lead may be half-way into the database.
         await work.finish(max(0.0, deadline - time.monotonic()))
+    return supervisor.died is None
+
+
+def lead_writing(writer: LeadWriter) -> list[Component]:
+    """The two tasks of a lead writer. What waits is spooled when both have ended."""
+    return [
+        Component(name="spool writer", run=writer.run_spooling, stop=writer.stop, vital=True),
+        Component(name="lead writer", run=writer.run, vital=True),
+    ]
+
+
+def access_writing(writer: AccessWriter) -> Component:
+    """The task of an access writer, which ends its chain."""
+    return Component(
+        name="access writer",
+        run=writer.run,
+        finish=writer.finish,
+        stop=writer.stop,
+        last_words=writer.end_chain,
+        vital=True,
+    )
 
 
 async def _reload_keyring(hangup: asyncio.Event, source: KeyringSource, report: ReplicaReport) -> None:
@@ -342,11 +377,6 @@ async def _reload_keyring(hangup: asyncio.Event, source: KeyringSource, report: 
             log.error("the keyring was not taken, the one before stays in use", error=type(error).__qualname__)
         else:
             log.info("keyring taken", keys=[f"{key.purpose} {key.id} {key.state}" for key in keyring.keys])
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def drain(
@@ -371,9 +401,14 @@ async def drain(
         report = ReplicaReport(replica_name(settings.spool_path), database, spool, encryption, normaliser)
         admission = Admission(database, confirming, spool, encryption, normaliser, report)
         await admission.start()
-        report.start()
-        stopping.push_async_callback(report.stop)
-        stopping.push_async_callback(admission.stop)
+        supervisor = Supervisor(on_death=lambda: None)
+        stopping.push_async_callback(supervisor.stop, settings.shutdown_grace)
+        supervisor.start(
+            [
+                Component(name="replica report", run=report.run, last_words=report.say_stopped),
+                Component(name="admission", run=admission.run),
+            ]
+        )
         sealer = LeadSealer(encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=None)
         repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
         worker = Drain(

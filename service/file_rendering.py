@@ -23,9 +23,6 @@ from service.storage.retry import longest_wait
 SILENCE_SECONDS = 60.0
 """The process speaks once a second, during a render too; a database that hangs makes it silent."""
 
-FINISH_SECONDS = 10.0
-"""What it gets at the end for one more render of a small file."""
-
 FIRST_RESTART = 1.0
 LONGEST_RESTART = 30.0
 """Seconds before a process that ended is started again: the first time, and at most."""
@@ -54,9 +51,8 @@ class FileRendering:
         self._timezone = timezone
         self._identity = identity
         self._on_render = on_render
-        self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._finishing = asyncio.Event()
         self._lag, self._told_at = 0.0, time.monotonic()
         self._renders = False
         self._log = structlog.get_logger("leadkeep.files")
@@ -70,43 +66,37 @@ class FileRendering:
             return 0.0
         return self._lag + time.monotonic() - self._told_at
 
-    def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._keep_running())
-
-    async def stop(self) -> None:
-        """Let the process finish, and end it if it does not."""
-        self._stopping = True
+    def finish(self) -> None:
+        """Let the process render a small file once more, and end; `run` returns then."""
+        self._finishing.set()
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-        if self._task is None:
-            return
-        await asyncio.wait({self._task}, timeout=FINISH_SECONDS)
-        self._kill()
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
 
-    async def _keep_running(self) -> None:
+    async def run(self) -> None:
+        """Keep the process running until `finish`; when this is cancelled it is killed."""
         failures = 0
-        while not self._stopping:
+        while not self._finishing.is_set():
             identity = self._identity()
             if identity is None:
-                await asyncio.sleep(_ADMITTED_SECONDS)
+                await self._rest(_ADMITTED_SECONDS)
                 continue
             began = time.monotonic()
             try:
-                await self._run(identity)
+                await self._run_process(identity)
             except (OSError, ValueError) as error:
                 self._log.warning("files process failed", error=type(error).__qualname__)
-            if self._stopping:
+            if self._finishing.is_set():
                 return
             failures = 0 if time.monotonic() - began > SILENCE_SECONDS else failures + 1
             self._renders = False
             self._tell_alarm("the process that renders the daily files ended")
-            await asyncio.sleep(longest_wait(failures - 1, first=FIRST_RESTART, longest=LONGEST_RESTART))
+            await self._rest(longest_wait(failures - 1, first=FIRST_RESTART, longest=LONGEST_RESTART))
 
-    async def _run(self, identity: UUID) -> None:
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._finishing.wait(), seconds)
+
+    async def _run_process(self, identity: UUID) -> None:
         self._process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service.file_worker"),
             stdin=asyncio.subprocess.PIPE,
@@ -123,6 +113,8 @@ class FileRendering:
         try:
             process.stdin.write(json.dumps(order).encode() + b"\n")
             await process.stdin.drain()
+            if self._finishing.is_set():
+                process.stdin.close()
             while line := await asyncio.wait_for(process.stdout.readline(), SILENCE_SECONDS):
                 self._hear(line)
         except TimeoutError:

@@ -44,11 +44,12 @@ async def test_a_process_that_cannot_be_started_for_many_hours_is_still_tried(
     rendering = FileRendering(
         url="", folder=tmp_path, timezone="UTC", identity=lambda: UUID(int=1), on_render=lambda _size, _seconds: None
     )
-    rendering.start()
+    running = asyncio.create_task(rendering.run())
     async with asyncio.timeout(10):
         for _ in range(1100):  # at half a minute each: nine hours
             await starts.acquire()
-    await rendering.stop()
+        rendering.finish()
+        await running
 
 
 def readiness(service: RunningService) -> dict[str, Any]:

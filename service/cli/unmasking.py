@@ -22,6 +22,10 @@ from service.secret_file import read_secret_file
 from service.storage.access_records import AccessRecords
 from service.storage.access_writer import AccessWriter
 from service.storage.database import Database
+from service.supervisor import Supervisor
+
+LAST_WORDS_SECONDS = 5.0
+"""How long the end of a command waits for the record: the transaction that is under way, and the end of the chain."""
 
 TOKEN_VARIABLE = "LEADKEEP_TOKEN"  # noqa: S105 # the variable's name
 
@@ -89,12 +93,15 @@ def recording(
             if accesses:
                 await writer.record(accesses)
 
+        # Without a writer nothing would be recorded, and each wait for an entry would last for its whole time.
+        supervisor = Supervisor(on_death=writer.finish)
+
         async def start() -> None:
-            writer.start()
+            supervisor.start([app.access_writing(writer)])
             await writer.require_room(caller.subject, leads)
 
         async def stop() -> None:
-            await writer.stop()
+            await supervisor.stop(LAST_WORDS_SECONDS)
             await database.close()
 
         try:

@@ -46,6 +46,9 @@ class Metrics:
         self.file_seconds = Histogram(
             "leadkeep_file_seconds", "Time to render a daily file.", buckets=BUCKETS, registry=registry
         )
+        self.task_failures = Counter(
+            "leadkeep_task_failures", "Failures of background tasks by task.", ["task"], registry=registry
+        )
         self._registry = registry
 
     def on_render(self, size: int, seconds: float) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from service.rpc.metrics import Metrics
-from service.storage.condition import Condition, ReadinessReason
+from service.storage.condition import Condition, ReadinessReason, tasks_fail
 
 CHECK_SECONDS = 1.0
 """How often the database is asked, and how long it may take to answer. A load balancer asks about as often."""
@@ -32,39 +31,39 @@ class Readiness:
         self._metrics = metrics
         self._stopping = False
         self._asking: asyncio.Task[bool] | None = None
-        self._watching: asyncio.Task[None] | None = None
         self.ready = False
         self.degraded = False
         self.reasons: tuple[ReadinessReason, ...] = (ReadinessReason.STARTING,)
 
-    async def start(self) -> None:
-        """Look once, then go on watching."""
-        await self._look()
-        self._watching = asyncio.create_task(self._watch())
+    async def run(self) -> None:
+        """Look every second."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            await self.look()
 
     async def stop(self) -> None:
         """Be not ready for good."""
         self._stopping = True
-        if self._watching is not None:
-            self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
         await self._set(Condition(False, {ReadinessReason.STOPPING: "the service was told to stop"}))
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(CHECK_SECONDS)
-            await self._look()
-
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Ask the database, and say what its answer means."""
         # A frozen server never answers, and waiting on its connection cannot be bounded from within: the question is
         # left where it is, and not asked again before it ends.
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._probe())
         await asyncio.wait({self._asking}, timeout=CHECK_SECONDS)
-        answered = self._asking.done() and self._asking.result()
+        try:
+            condition = self._assess(self._asking.done() and self._asking.result())
+        except Exception:
+            # What was so before may be so no longer.
+            await self._show(Condition(self.ready, tasks_fail(["readiness"])))
+            raise
+        await self._show(condition)
+
+    async def _show(self, condition: Condition) -> None:
         if not self._stopping:
-            await self._set(self._assess(answered))
+            await self._set(condition)
 
     async def _set(self, condition: Condition) -> None:
         reasons = condition.reasons

@@ -43,7 +43,7 @@ class LoadedTls:
 
 
 class TlsFiles:
-    """The TLS files in use, which follow the files on disk from `start()` on.
+    """The TLS files in use, which follow the files on disk while `run` runs.
 
     With `client_authority` None no client certificate is asked for.
     """
@@ -55,7 +55,6 @@ class TlsFiles:
         self._certificate, self._key, self._client_authority = certificate, key, client_authority
         self._check_seconds = check_seconds
         self._asked = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("leadkeep.tls")
         self._seen = self._decided = self._read()
         self.current = self._load(self._decided)
@@ -68,22 +67,13 @@ class TlsFiles:
         """Whether a client must show a certificate of the client authority."""
         return self._client_authority is not None
 
-    def start(self) -> None:
-        """Begin to follow the files."""
-        self._log_current()
-        self._task = asyncio.create_task(self._watch())
-
-    async def stop(self) -> None:
-        """Stop following the files."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
     def look_now(self) -> None:
         """Read the files at once and take them as they are: the operator says that they are complete."""
         self._asked.set()
 
-    async def _watch(self) -> None:
+    async def run(self) -> None:
+        """Follow the files."""
+        self._log_current()
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), self._check_seconds)

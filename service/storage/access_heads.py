@@ -29,18 +29,18 @@ class AccessHeads:
         self._records = records
         self._own = own
         self._told: dict[UUID, Chain] = {}
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin; the first minute starts now."""
-        self._task = asyncio.create_task(self._tell_for_ever())
+    async def run(self) -> None:
+        """Log the heads every minute."""
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN)
+            await self.log_own()
+            await self.log_others()
 
-    async def stop(self) -> None:
-        """Tell what is not told yet, and end."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            await self._tell()
+    async def log_own(self) -> None:
+        """Log how far this process's chain reaches."""
+        if (own := self._own()) is not None:
+            self.tell(own)
 
     def tell(self, chain: Chain) -> None:
         """Write how far a chain reaches to the log."""
@@ -54,15 +54,9 @@ class AccessHeads:
             ended=chain.head.ended,
         )
 
-    async def _tell_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(SECONDS_BETWEEN)
-            await self._tell()
-
-    async def _tell(self) -> None:
+    async def log_others(self) -> None:
+        """Log the chains of other writers that are not logged yet."""
         own = self._own()
-        if own is not None:
-            self.tell(own)
         # While the database is away there is nothing new in it.
         with contextlib.suppress(LeadkeepError, StorageFaultError):
             newest = await self._records.newest_heads()

@@ -40,9 +40,6 @@ LARGEST_BATCH = 1000
 FAILING_SECONDS = 1.0
 """For how long after a failed attempt a caller who would rather not wait is not let in."""
 
-LAST_WORDS_SECONDS = 3.0
-"""How long a stop waits for the transaction that is under way."""
-
 
 @dataclass(slots=True, eq=False)
 class _Look:
@@ -92,34 +89,34 @@ class AccessWriter:
         self._now = now
         self._chain: Chain | None = None
         self._waiting: deque[_Look] = deque()
+        self._unanswered: set[_Look] = set()
         self._gathering = Gathering(self._waiting, LARGEST_BATCH)
         self._arrived = asyncio.Event()
         self._failed_at = float("-inf")
         self._stopping = False
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def chain(self) -> Chain | None:
         """The chain that is being written."""
         return self._chain
 
-    def start(self) -> None:
-        """Begin to write."""
-        self._task = asyncio.create_task(self._write_for_ever())
-
-    async def stop(self) -> None:
-        """Write no more, and end the chain. To be called when no new looks come."""
-        if self._task is None:
-            return
+    def finish(self) -> None:
+        """Take no new looks; `run` returns when none waits."""
         self._stopping = True
         self._arrived.set()
-        await asyncio.wait({self._task}, timeout=LAST_WORDS_SECONDS)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        for look in self._waiting:
+
+    async def stop(self) -> None:
+        """Refuse what still waits, and whatever comes."""
+        self._stopping = True
+        for look in self._unanswered:
             look.fail(StorageUnavailableError())
+
+    async def end_chain(self) -> None:
+        """Say in the record that nothing comes after; to be called when `run` has ended.
+
+        A chain without an end is one whose writer was killed: nothing is lost with it.
+        """
         if self._chain is not None:
-            # A chain without an end is one whose writer was killed: nothing is lost with it.
             with contextlib.suppress(Exception):
                 self._on_chain(await self._records.end(self._chain))
             self._chain = None
@@ -137,11 +134,13 @@ class AccessWriter:
         look = _Look(accesses, loop.create_future(), scope.on_retry)
         timer = loop.call_later(max(0.0, min(patience, scope.deadline - now)), look.fail, StorageUnavailableError())
         self._waiting.append(look)
+        self._unanswered.add(look)
         self._arrived.set()
         try:
             await look.answer
         finally:
             timer.cancel()
+            self._unanswered.discard(look)
 
     async def require_room(self, subject: str, leads: int) -> None:
         """Raise UnmaskLimitError if a subject may not be shown so many more leads within this hour."""
@@ -157,7 +156,8 @@ class AccessWriter:
 
         await self._database.read(work)
 
-    async def _write_for_ever(self) -> None:
+    async def run(self) -> None:
+        """Write until `finish`."""
         longest = FIRST_WAIT
         while not (self._stopping and not self._waiting):
             await self._arrived.wait()

@@ -48,7 +48,6 @@ class Admission:
         self._encryption = encryption
         self._normaliser = normaliser
         self._report = report
-        self._trying: asyncio.Task[None] | None = None
         self.refusal: str | None = None
         """Why the database that was found cannot be used; for the operator's eyes."""
 
@@ -62,14 +61,6 @@ class Admission:
         except StorageUnavailableError:
             structlog.get_logger("leadkeep").warning("started without the database", what=UNREACHABLE_AT_START)
             await self._recall()
-            self._trying = asyncio.create_task(self._try_until_confirmed())
-
-    async def stop(self) -> None:
-        """Ask no more."""
-        if self._trying is not None:
-            self._trying.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._trying
 
     async def _confirm(self) -> None:
         try:
@@ -125,9 +116,10 @@ class Admission:
             "LEADKEEP_KEYRING to that keyring, or LEADKEEP_SPOOL_DIR to another folder"
         )
 
-    async def _try_until_confirmed(self) -> None:
+    async def run(self) -> None:
+        """Try again until the database is confirmed, if `start` went on without it."""
         log = structlog.get_logger("leadkeep")
-        while True:
+        while not self._database.admitted:
             await asyncio.sleep(TRY_SECONDS)
             try:
                 await self._confirm()
@@ -137,9 +129,6 @@ class Admission:
                 if self.refusal != str(refused):
                     self.refusal = str(refused)
                     log.error("the database cannot be used", what=self.refusal)
-            except Exception as error:  # noqa: BLE001 # it must be tried again, whatever it was
-                log.error("the database could not be confirmed", error=type(error).__qualname__)
             else:
                 self.refusal = None
                 log.info("the database is confirmed")
-                return

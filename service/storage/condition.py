@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -48,6 +48,8 @@ class ReadinessReason(StrEnum):
     LEADS_SET_ASIDE = "leads_set_aside", "Spooled leads were set aside and wait for an operator."
     LEADS_WAIT_LONG = "leads_wait_long", "Leads have waited in the spool for longer than the alarm age."
     FILES_BEHIND = "files_behind", "The daily files cannot be rendered."
+    TLS_FILES_REFUSED = "tls_files_refused", "New TLS files cannot be used; the certificate before stays in use."
+    TASKS_FAILING = "tasks_failing", "Background tasks fail and are restarted."
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ def condition_of(
     restarting_log: Path | None,
     longest_wait: float,
     files_alarm: str | None,
+    tls_alarm: str | None,
+    failing_tasks: Sequence[str],
 ) -> Condition:
     """What is so now.
 
@@ -97,7 +101,16 @@ def condition_of(
     details |= spool_alarms(spool.size, max_bytes=spool.max_bytes, longest_wait=longest_wait)
     if files_alarm is not None:
         details[ReadinessReason.FILES_BEHIND] = files_alarm
+    if tls_alarm is not None:
+        details[ReadinessReason.TLS_FILES_REFUSED] = tls_alarm
+    if failing_tasks:
+        details |= tasks_fail(failing_tasks)
     return Condition(database_answers or spool.usable, details)
+
+
+def tasks_fail(names: Sequence[str]) -> dict[ReadinessReason, str]:
+    """The reason that background tasks fail and are restarted."""
+    return {ReadinessReason.TASKS_FAILING: f"background tasks fail and are restarted: {', '.join(names)}"}
 
 
 def spool_alarms(size: Size, *, max_bytes: int, longest_wait: float) -> dict[ReadinessReason, str]:

@@ -8,7 +8,6 @@ in the spool and reported; the rest goes on. What was erased, here or by another
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -89,20 +88,9 @@ class Drain:
         self._on_drained = on_drained
         self._log = structlog.get_logger("leadkeep.drain")
         self._fault: str | None = None
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to drain whenever there is something to drain."""
-        self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """End; what was not drained stays in the spool."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Drain whenever there is something to drain. What is not drained when this ends stays in the spool."""
         failures = 0
         tended_at = time.monotonic()
         while True:
@@ -133,8 +121,6 @@ class Drain:
                 await self._spool.remove(erased)
         except (StorageUnavailableError, SpoolError):
             return  # the next look makes up for it
-        except Exception as error:  # noqa: BLE001 # the drain must go on, whatever it was
-            self._log.error("erasures cannot be heeded", error=type(error).__qualname__)
         finally:
             retry_scope.reset(bounded)
 
@@ -145,9 +131,6 @@ class Drain:
             if self._fault != str(error):
                 self._fault = str(error)
                 self._log.error("the spool cannot be read", what=self._fault)
-            return Step.IDLE
-        except Exception as error:  # noqa: BLE001 # the drain must go on, whatever it was
-            self._log.error("the drain failed", error=type(error).__qualname__)
             return Step.IDLE
         self._fault = None
         return step

@@ -42,7 +42,6 @@ class ReplicaReport:
         self._said_epoch, self._said_seals = self._in_use
         self._fault: str | None = None
         self._refused: str | None = None
-        self._task: asyncio.Task[None] | None = None
         self._beating = asyncio.Lock()
 
     async def announce(self, database: Database) -> None:
@@ -54,16 +53,15 @@ class ReplicaReport:
         with contextlib.suppress(StorageUnavailableError):
             await self._say(database, "stopped")
 
-    def start(self) -> None:
-        """Begin to report."""
-        self._task = asyncio.create_task(self._run())
+    async def run(self) -> None:
+        """Report once a second."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            if self._database.admitted:
+                await self.beat()
 
-    async def stop(self) -> None:
+    async def say_stopped(self) -> None:
         """Report that this service has stopped, and what its spool still needs."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
         if self._database.admitted:
             await self.withdraw(self._database)
 
@@ -93,16 +91,6 @@ class ReplicaReport:
                 await self._say(self._database, "running")
             except StorageUnavailableError:
                 pass  # the writer's to tell; what was said last stands until then
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_SECONDS)
-            if not self._database.admitted:
-                continue
-            try:
-                await self.beat()
-            except Exception as error:  # noqa: BLE001 # it must go on, whatever it was
-                self._log.error("the replica's report failed", error=type(error).__qualname__)
 
     async def _hear(self, state: KeyState) -> None:
         try:

@@ -99,6 +99,7 @@ class LeadWriter:
         self._repository = repository
         self._spool = spool
         self._outage = outage
+        self._log = structlog.get_logger("leadkeep.storage")
         self._on_batch = on_batch
         self._on_delayed = on_delayed
         self._memory = memory
@@ -110,20 +111,29 @@ class LeadWriter:
         self._given_up = asyncio.Event()
         self._alone = asyncio.Semaphore(ALONE_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
-        """Begin to write."""
-        self._begin(self._write_for_ever())
-        self._begin(self._spool_for_ever())
+        self._stopped = False
 
     async def stop(self) -> None:
-        """Write no more; what still waits goes to the spool. To be called when no new entries come."""
+        """Write no more, and spool what waits; new entries are refused. To be called when both tasks have ended."""
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # Also what was in a transaction whose end we did not wait for: the drain finds out by its id.
         unanswered = [entry for entry in self._unanswered if not entry.answer.done()]
-        await self._put([entry for entry in unanswered if entry.seal_or_fail()], had_room=True)
+        unanswered = [entry for entry in unanswered if entry.seal_or_fail()]
+        try:
+            await self._put(unanswered, had_room=True)
+        except Exception as error:  # noqa: BLE001 # a fault of ours, perhaps with one of them: the others are spooled
+            self._log.error("the spool writer failed", error=type(error).__qualname__)
+            for entry in unanswered:
+                await self._put_or_fail(entry)
+
+    async def _put_or_fail(self, entry: _Entry) -> None:
+        try:
+            await self._put([entry], had_room=True)
+        except Exception:  # noqa: BLE001 # it was logged with the others
+            entry.fail(StorageUnavailableError())
 
     @property
     def busy(self) -> bool:
@@ -136,6 +146,8 @@ class LeadWriter:
         `seal` makes the submission, the same one each time. Raises what it raises, StorageUnavailableError when
         durability cannot be had anywhere, StorageFaultError for what the database refuses whatever we do.
         """
+        if self._stopped:
+            raise StorageUnavailableError
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         scope = retry_scope.get() or RetryScope(now + PATIENCE, lambda _: None)
@@ -160,7 +172,8 @@ class LeadWriter:
             self._to_spool.append(entry)
             self._given_up.set()
 
-    async def _write_for_ever(self) -> None:
+    async def run(self) -> None:
+        """Write what arrives."""
         while True:
             await self._arrived.wait()
             await self._gathering.wait()
@@ -174,7 +187,7 @@ class LeadWriter:
                     with self._gathering.under_way(len(batch)):
                         await self._write(await self._unmet(batch))
                 except Exception as error:  # noqa: BLE001 # a fault of ours must not end the writing
-                    structlog.get_logger("leadkeep.storage").error("the writer failed", error=type(error).__qualname__)
+                    self._log.error("the writer failed", error=type(error).__qualname__)
                     self._give_up_all(batch)
 
     def _take(self) -> list[_Entry]:
@@ -249,14 +262,14 @@ class LeadWriter:
                 return
             retry_scope.set(RetryScope(entry.gives_up_at, lambda retry: entry.failed_attempt(retry.wait, retry.cause)))
             try:
-                self._answer(entry, await self._repository.create(entry.submission))
+                outcome = await self._repository.create(entry.submission)
+                self._outage.over()
+                self._on_batch(1)
+                self._answer(entry, outcome)
             except StorageUnavailableError:
                 self._give_up(entry)
             except Exception as error:  # noqa: BLE001 # told to the caller, by the chain
                 entry.fail(error)
-            else:
-                self._outage.over()
-                self._on_batch(1)
 
     async def _wait_for_database(self, batch: list[_Entry], error: Exception, began: float) -> None:
         cause = cause_of(error)
@@ -268,7 +281,8 @@ class LeadWriter:
         self._arrived.set()
         await asyncio.sleep(wait)
 
-    async def _spool_for_ever(self) -> None:
+    async def run_spooling(self) -> None:
+        """Spool what can wait for the database no longer."""
         while True:
             await self._given_up.wait()
             self._given_up.clear()

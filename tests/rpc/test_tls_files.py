@@ -26,7 +26,9 @@ from structlog.testing import capture_logs
 
 from service.errors import StartRefusedError
 from service.rpc.tls_files import TlsFiles
+from service.supervisor import Component
 from tests.harness.certificates import Authority, Certificate
+from tests.harness.supervision import running
 
 OFTEN = 0.02
 NEVER = 3600.0
@@ -56,11 +58,8 @@ async def following(
 ) -> AsyncIterator[TlsFiles]:
     """The files, followed while the block runs."""
     files = TlsFiles(served.certificate, served.key, client_authority, check_seconds=check_seconds)
-    files.start()
-    try:
+    async with running(Component(name="TLS files", run=files.run)):
         yield files
-    finally:
-        await files.stop()
 
 
 async def soon(true: Callable[[], bool]) -> bool:

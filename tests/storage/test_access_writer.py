@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.app import new_id
+from service.app import access_writing, new_id
 from service.encryption import EncryptionService
 from service.errors import StorageUnavailableError, UnmaskLimitError
 from service.keyring import Keyring
@@ -23,6 +23,7 @@ from service.storage.access_writer import AccessWriter
 from service.storage.database import Database
 from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase
+from tests.harness.supervision import running
 
 ENCRYPTION = EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
 
@@ -53,12 +54,9 @@ async def writing(
         on_chain=told.append,
         now=now,
     )
-    writer.start()
-    try:
+    async with running(access_writing(writer)):
         yield writer
-    finally:
-        await writer.stop()
-        await pool.close()
+    await pool.close()
 
 
 def entries(database: TestDatabase) -> int:

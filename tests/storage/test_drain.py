@@ -18,8 +18,10 @@ from service.storage.drain import Step
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 from service.storage.spool_rows import peek
+from service.supervisor import Component
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.harness.supervision import running
 from tests.storage.test_writer import POISONED, Submit, World, encryption, own_sealer, refusing, stored, submit
 
 __all__ = ["encryption", "own_sealer", "submit"]  # fixtures
@@ -118,14 +120,13 @@ async def test_a_field_that_cannot_be_opened_sets_its_submission_aside(
 
 
 async def test_it_starts_by_itself_when_something_waits(world: World, submit: Submit, database: TestDatabase) -> None:
-    world.drain.start()
-    await asyncio.sleep(0.1)
-    await world.spool.put([submit()])
-    for _ in range(100):
-        if world.spool.empty:
-            break
-        await asyncio.sleep(0.05)
-    await world.drain.stop()
+    async with running(Component(name="drain", run=world.drain.run)):
+        await asyncio.sleep(0.1)
+        await world.spool.put([submit()])
+        for _ in range(100):
+            if world.spool.empty:
+                break
+            await asyncio.sleep(0.05)
     assert stored(database) == 1
 
 

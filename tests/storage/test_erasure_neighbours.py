@@ -44,9 +44,9 @@ async def replica(
     spool = Spool(folder, encryption, max_bytes=10_000_000)
     spool.identified = True
     world = World(database, spool, sealer)
-    world.writer.start()
+    world.start()
     yield world
-    await world.writer.stop()
+    await world.stop()
     spool.close()
 
 

@@ -117,13 +117,13 @@ async def test_a_lead_of_an_old_plan_and_a_retired_key_waits_in_the_spool_and_is
     scheme = IndexScheme(rotated.index_primary_id, ValidationService().normaliser_identity)
     rotated.plan = IndexPlan(5, (None, scheme))
     world = World(connected, spool, fresh)
-    world.writer.start()
+    world.start()
     try:
         assert isinstance(await world.create(stale, seconds=2.0), Waiting)
         # The keyring still opens with the key; that it is retired is a change of the next one.
         assert await world.drain.step() is Step.DRAINED
     finally:
-        await world.writer.stop()
+        await world.stop()
         spool.close()
     primary = rotated.keyring.primary(Purpose.ENCRYPTION).id
     query = (

@@ -39,9 +39,9 @@ async def world(
     spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
     spool.identified = True
     world = World(connected, spool, own_sealer)
-    world.writer.start()
+    world.start()
     yield world
-    await world.writer.stop()
+    await world.stop()
     spool.close()
 
 
@@ -53,9 +53,9 @@ async def elsewhere(
     spool = Spool(tmp_path / "other-spool", encryption, max_bytes=10_000_000)
     spool.identified = True
     other = World(connected, spool, own_sealer)
-    other.writer.start()
+    other.start()
     yield other
-    await other.writer.stop()
+    await other.stop()
     spool.close()
 
 

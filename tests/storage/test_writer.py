@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from service.app import new_id
+from service.app import lead_writing, new_id
 from service.encryption import EncryptionService
 from service.errors import StorageUnavailableError
 from service.keyring import Keyring
@@ -35,6 +35,7 @@ from service.storage.retry import Retry, RetryScope, retry_scope
 from service.storage.spool import Spool
 from service.storage.tombstones import Tombstones
 from service.storage.writer import LeadWriter
+from service.supervisor import Supervisor
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
@@ -76,6 +77,7 @@ class World:
     """A writer, a spool and a drain on the test's database."""
 
     def __init__(self, database: Database, spool: Spool, sealer: LeadSealer) -> None:
+        self.supervisor = Supervisor(on_death=lambda: None)
         self.batches: list[int] = []
         self.retries: list[Retry] = []
         self.outage, self.spool, self.database = Outage(), spool, database
@@ -95,6 +97,14 @@ class World:
             memory=memory,
             refreshed=sealer.refreshed,
         )
+
+    def start(self) -> None:
+        """Begin to write."""
+        self.supervisor.start(lead_writing(self.writer))
+
+    async def stop(self) -> None:
+        """Write no more, as at the service's stop."""
+        await self.supervisor.stop(10)
 
     async def create(self, submission: SealedSubmission, seconds: float = 8.0) -> Outcome:
         """As a caller with this deadline does it."""
@@ -120,9 +130,9 @@ async def world(
     spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
     spool.identified = True
     world = World(connected, spool, own_sealer)
-    world.writer.start()
+    world.start()
     yield world
-    await world.writer.stop()
+    await world.stop()
     spool.close()
 
 
@@ -268,7 +278,7 @@ async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is
     second = Database(database.serve_url)
     spool = Spool(tmp_path / "second", encryption, max_bytes=10_000_000)
     other = World(second, spool, own_sealer)
-    other.writer.start()
+    other.start()
     people = [(f"+1999{number:05d}", f"A{number:05d}") for number in range(60)]
     ours = [submit(phone=phone, nid=nid) for phone, nid in people]
     # The phone of one and the nid of the next, in the other direction.
@@ -279,7 +289,7 @@ async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is
     created = sum(isinstance(outcome, Created) for outcome in (*first, *others))
     met = sum(isinstance(outcome, Met) for outcome in (*first, *others))
     assert (created, created + met) == (stored(database), 120)
-    await other.writer.stop()
+    await other.stop()
     spool.close()
     await second.close()
 
@@ -347,7 +357,7 @@ async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
 ) -> None:
     waiting = await six_at_once(world, submit, database)
     await asyncio.sleep(0.05)
-    await world.writer.stop()
+    await world.stop()
     outcomes = await asyncio.gather(*waiting)
     assert all(isinstance(outcome, Waiting) for outcome in outcomes)
     assert world.spool.size.waiting == 6
@@ -359,7 +369,7 @@ async def test_what_cannot_be_sealed_when_the_writer_stops_costs_only_itself(
     others = await six_at_once(world, submit, database)
     unlucky = asyncio.create_task(world.create_sealed_by(cannot_be_sealed))
     await asyncio.sleep(0.05)
-    await world.writer.stop()
+    await world.stop()
     with pytest.raises(CannotBeSealedError):
         await unlucky
     assert {type(outcome) for outcome in await asyncio.gather(*others)} == {Waiting}

@@ -1,0 +1,165 @@
+"""Starts, watches and stops the background tasks of the service.
+
+Promises: a task that fails is logged by the type of its error, counted, and restarted with backoff; `failing` names it
+until it has run well for a while. A vital task is not restarted: its end is the end of the process. A stop ends the
+tasks in the reverse order of their start, and no task can take more than half of the time that is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from service.storage.retry import longest_wait
+
+FIRST_WAIT = 1.0
+LONGEST_WAIT = 30.0
+"""Seconds before a restart, at most: after the first failure, and after many."""
+
+WELL_AFTER = 70.0
+"""Seconds without a failure after which a restarted task counts as well: more than the longest interval between two
+pieces of work of one task, which is a minute (the access heads)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """A background task: `run` is its work, and whatever it raises is a fault."""
+
+    name: str
+    run: Callable[[], Awaitable[None]]
+    vital: bool = False
+    """Whether the service cannot do without it."""
+    finish: Callable[[], None] | None = None
+    """Asks `run` to return in order; None: it is cancelled."""
+    stop: Callable[[], Awaitable[None]] | None = None
+    """What must be done at a stop after `run` has ended, in whatever way it did."""
+    last_words: Callable[[], Awaitable[None]] | None = None
+    """What is written to the database at a stop in order, after everything else."""
+
+
+@dataclass(slots=True, eq=False)
+class _Supervised:
+    component: Component
+    task: asyncio.Task[None] = field(init=False)
+    well_at: float = -math.inf
+    """From when on it counts as well, on the monotonic clock."""
+    resting: bool = False
+    ending: bool = False
+
+
+class Supervisor:
+    """The background tasks of one process. `on_failure` gets the name of each task that failed; `on_death` is called
+    when a vital one ended, and must end the process by way of `stop`."""
+
+    def __init__(
+        self,
+        *,
+        on_death: Callable[[], None],
+        on_failure: Callable[[str], None] = lambda _: None,
+        first_wait: float = FIRST_WAIT,
+        well_after: float = WELL_AFTER,
+    ) -> None:
+        self._on_death = on_death
+        self._on_failure = on_failure
+        self._first_wait = first_wait
+        self._well_after = well_after
+        self._supervised: list[_Supervised] = []
+        self._log = structlog.get_logger("leadkeep.supervisor")
+        self.died: str | None = None
+        """The vital task that ended."""
+
+    @property
+    def failing(self) -> tuple[str, ...]:
+        """The tasks that failed and have not run well for long enough since."""
+        now = time.monotonic()
+        return tuple(each.component.name for each in self._supervised if each.well_at > now)
+
+    def start(self, components: Sequence[Component]) -> None:
+        """Start tasks, behind those that were started before."""
+        for component in components:
+            supervised = _Supervised(component)
+            supervised.task = asyncio.create_task(self._keep(supervised), name=component.name)
+            self._supervised.append(supervised)
+
+    async def stop(self, seconds: float, *, in_order: bool = True, vital_only: bool = False) -> None:
+        """End the tasks, in so many seconds.
+
+        Without `in_order`, as when the database is away, all are cancelled and write no last words.
+        """
+        until = time.monotonic() + seconds
+        for each in self._supervised[::-1]:
+            if each.component.vital or not vital_only:
+                await self._end(each, until, in_order=in_order)
+                self._supervised.remove(each)
+
+    async def _end(self, supervised: _Supervised, until: float, *, in_order: bool) -> None:
+        component, task = supervised.component, supervised.task
+        supervised.ending = True
+        if component.finish is not None:
+            component.finish()
+            if in_order and not supervised.resting:
+                await asyncio.wait({task}, timeout=_half(until))
+        task.cancel()
+        await asyncio.wait({task}, timeout=_half(until))
+        for work in (component.stop, component.last_words if in_order else None):
+            if work is not None:
+                await self._do(work, component.name, _half(until))
+
+    async def _do(self, work: Callable[[], Awaitable[None]], name: str, seconds: float) -> None:
+        doing = asyncio.ensure_future(work())
+        await asyncio.wait({doing}, timeout=seconds)
+        if not doing.done():
+            doing.cancel()
+            self._log.error("a stop took too long", task=name)
+        elif not doing.cancelled() and (error := doing.exception()) is not None:
+            self._log.error("a stop failed", task=name, error=type(error).__qualname__)
+
+    async def _keep(self, supervised: _Supervised) -> None:
+        name, failures = supervised.component.name, 0
+        while True:
+            began = time.monotonic()
+            error = await self._run(supervised.component)
+            if supervised.ending and error is not None:
+                self._log.error("a stop failed", task=name, error=error)
+            if supervised.ending or (error is None and not supervised.component.vital):
+                return
+            failures = 0 if time.monotonic() - began > self._well_after else failures
+            failures += 1
+            supervised.well_at = math.inf
+            self._on_failure(name)
+            if supervised.component.vital:
+                self._log.error("a vital task ended: the service stops", task=name, error=error)
+                self.died = self.died or name
+                self._on_death()
+                return
+            longest = longest_wait(failures - 1, first=self._first_wait, longest=LONGEST_WAIT)
+            wait = random.uniform(longest / 2, longest)  # noqa: S311 # spreads restarts, guards nothing
+            self._log.error("a background task failed", task=name, error=error, restarts_in=round(wait, 1))
+            supervised.resting = True
+            await asyncio.sleep(wait)
+            supervised.resting = False
+            supervised.well_at = time.monotonic() + self._well_after
+
+    async def _run(self, component: Component) -> str | None:
+        """The type of the error that ended the task; None when it returned."""
+        try:
+            await component.run()
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Something that it waited for was cancelled, not the task.
+            return type(error).__qualname__
+        except Exception as error:  # noqa: BLE001 # whatever it is, its text stays here: it may hold values
+            return type(error).__qualname__
+        return None
+
+
+def _half(until: float) -> float:
+    return max(0.0, until - time.monotonic()) / 2
