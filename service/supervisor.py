@@ -27,6 +27,10 @@ WELL_AFTER = 70.0
 pieces of work of one task, which is a minute (the access heads)."""
 
 
+SAVING_SECONDS = 1.0
+"""How long the `stop` of a task may take at least: what waits must be spooled, also when all calls' time is over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
     """A background task: `run` is its work, and whatever it raises is a fault."""
@@ -80,6 +84,11 @@ class Supervisor:
         now = time.monotonic()
         return tuple(each.component.name for each in self._supervised if each.well_at > now)
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is no task: none was started, or all are stopped."""
+        return not self._supervised
+
     def start(self, components: Sequence[Component]) -> None:
         """Start tasks, behind those that were started before."""
         for component in components:
@@ -107,9 +116,10 @@ class Supervisor:
                 await asyncio.wait({task}, timeout=_half(until))
         task.cancel()
         await asyncio.wait({task}, timeout=_half(until))
-        for work in (component.stop, component.last_words if in_order else None):
-            if work is not None:
-                await self._do(work, component.name, _half(until))
+        if component.stop is not None:
+            await self._do(component.stop, component.name, max(_half(until), SAVING_SECONDS))
+        if component.last_words is not None and in_order:
+            await self._do(component.last_words, component.name, _half(until))
 
     async def _do(self, work: Callable[[], Awaitable[None]], name: str, seconds: float) -> None:
         doing = asyncio.ensure_future(work())

@@ -222,10 +222,11 @@ async def test_a_task_that_never_ends_leaves_the_others_half_of_the_time(world: 
     )
     await asyncio.sleep(0)
     began = time.monotonic()
-    await world.supervisor.stop(0.8)
-    assert time.monotonic() - began < 0.8
-    assert last.finished
+    await world.supervisor.stop(4)
+    took = time.monotonic() - began
     over.set()
+    assert took < 4
+    assert last.finished
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
 
