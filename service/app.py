@@ -328,7 +328,9 @@ async def _serve(
                 Component(name="access heads", run=heads.run, stop=heads.log_own, last_words=heads.log_others),
                 access_writing(accesses),
                 *lead_writing(writer),
+                Component(name="spool upkeep", run=spool.run_upkeep),
                 Component(name="drain", run=drain.run),
+                Component(name="erasures", run=drain.run_erasures),
             ]
         )
         await grpc_door.start()

@@ -40,8 +40,8 @@ SMALL_BATCH = 50
 LOOK_SECONDS = 0.25
 """How often it is looked whether there is anything to do."""
 
-TEND_SECONDS = 5.0
-"""How often an idle spool is looked after, and how soon an erasure by another replica is heard of."""
+HEED_EVERY_SECONDS = 5.0
+"""How soon an erasure by another replica is heeded."""
 
 HEED_SECONDS = 1.0
 """How long the drain waits for the database to tell of erasures."""
@@ -92,7 +92,6 @@ class Drain:
     async def run(self) -> None:
         """Drain whenever there is something to drain. What is not drained when this ends stays in the spool."""
         failures = 0
-        tended_at = time.monotonic()
         while True:
             began = time.monotonic()
             step = await self._step_told()
@@ -105,10 +104,12 @@ class Drain:
                 await asyncio.sleep(backoff.full_jitter(longest_wait(failures)))
             else:
                 await asyncio.sleep(LOOK_SECONDS)
-                if time.monotonic() - tended_at > TEND_SECONDS:
-                    tended_at = time.monotonic()
-                    await self._spool.tend()
-                    await self._heed_erasures()
+
+    async def run_erasures(self) -> None:
+        """Forget what was erased, also by other replicas, every few seconds."""
+        while True:
+            await asyncio.sleep(HEED_EVERY_SECONDS)
+            await self._heed_erasures()
 
     async def _heed_erasures(self) -> None:
         """Forget what was erased, by whomever: what this process remembers, and what was set aside in the spool."""

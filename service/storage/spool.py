@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +35,13 @@ T = TypeVar("T")
 
 OWNER_WAIT_SECONDS = 3.0
 """How long a start waits for the process that owns the spool: one that is stopping lets go of it last."""
+
+TEND_SECONDS = 5.0
+"""How often it is looked after: how soon it takes leads again after its disk was freed."""
+
+WORTH_COUNTING = 10_000
+"""Waiting rows below which they are counted anew, in about 10 ms: an operator may have changed the file. Counting more
+would hold up the leads of an outage."""
 
 Kept = Waiting | Met | RequestIdReused
 
@@ -75,7 +81,6 @@ class Spool:
         """Why it took nothing when it was last asked to; None: it did."""
         self.identified = False
         """Whether keyring and normaliser were confirmed: by the database, or by what the spool remembers of it."""
-        self._full_at = math.inf
         self._encryption = encryption
         self._lock = _owned(folder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
@@ -163,14 +168,19 @@ class Spool:
         """The ids of the keys without which something in it would not open. Raises SpoolError."""
         return set() if self.empty else await self._call(self._key_ids)
 
+    async def run_upkeep(self) -> None:
+        """Look after it every few seconds, whatever else happens: in an outage too a disk may be freed."""
+        while True:
+            await asyncio.sleep(TEND_SECONDS)
+            await self.tend()
+
     async def tend(self) -> None:
-        """Look whether it works, mend what can be mended, give room back. For quiet moments. Never raises."""
+        """Look whether it works, mend what can be mended, give room back. Raises nothing for a spool that fails."""
         try:
             await self._call(self._tend)
         except SpoolError:
             return
-        if self.size.bytes < self._full_at:
-            self.fault = None
+        self.fault = None
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -189,7 +199,6 @@ class Spool:
             return await asyncio.get_running_loop().run_in_executor(self._thread, run)
         except SpoolError as error:
             self.fault = str(error)
-            self._full_at = self.size.bytes if error.full else math.inf
             raise
 
     def _usable_file(self) -> SpoolFile:
@@ -274,11 +283,18 @@ class Spool:
 
     def _tend(self) -> None:
         file = self._usable_file()
-        file.count()
-        if self.fault is not None:
-            file.probe()
+        if file.size().waiting < WORTH_COUNTING:
+            file.count()
         if file.size().waiting + file.size().damaged == 0:
             file.shrink()
+        if self.fault is None:
+            return
+        try:
+            file.probe()
+        except SpoolError as error:
+            if error.full:
+                file.regain_room()
+            raise
 
     def _request_indexes(self, entry: SealedSubmission) -> tuple[bytes, ...]:
         if entry.request_id is None:

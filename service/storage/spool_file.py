@@ -44,9 +44,11 @@ SYNCHRONOUS = "FULL"
 CHECKPOINT_PAGES = 32
 """Pages of log from which they are moved into the file. Few, because what is not moved yet needs ballast."""
 
+LONGEST_PAGES = 15
+"""In which the longest row lies."""
+
 FEW_ROWS = 2
-"""Rows whose removal changes fewer pages than the smallest ballast has: the longest lies in about 15, and each of them
-is overwritten."""
+"""Rows whose removal changes fewer pages than the smallest ballast has, for each of their pages is overwritten."""
 
 INDEX_ROWS = 8
 """For how many rows the indexes grow by a page, at least; a page holds about 90 keys of each of five."""
@@ -84,6 +86,20 @@ _KEY_IDS_ARE_NOTED = """
     CREATE INDEX entry_key_ids ON entry (key_ids);
 """
 """From format 1 to 2."""
+
+
+_TRIAL = Row(
+    id=UUID(int=0),
+    accepted_at=EPOCH,
+    request=None,
+    content=b"",
+    phone=b"",
+    nid=b"",
+    conversation=None,
+    refused=False,
+    payload="x" * LONGEST_PAGES * PAGE_BYTES,
+)
+"""What `probe` writes."""
 
 
 class SpoolError(Exception):
@@ -263,9 +279,10 @@ class SpoolFile:
             self._counted = size_of(self._connection)
 
     def probe(self) -> None:
-        """Write something that changes nothing."""
+        """Write a row as long as the longest submission, and take it out again: there is room for any."""
         with self.transaction():
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            self.insert(_TRIAL)
+            self.delete(_TRIAL.id)
 
     def shrink(self) -> None:
         """Give the room of an emptied file back. For quiet moments."""

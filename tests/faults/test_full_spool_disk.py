@@ -1,0 +1,81 @@
+"""The disk of the spool is full while the database is away, and is freed before the database is back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from tests.conftest import StartService
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestServer, folder_for_postgres
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TestServer]:
+    """A PostgreSQL that no other module uses."""
+    with folder_for_postgres() as folder:
+        server = TestServer(folder / "data")
+        yield server
+        server.stop()
+
+
+def create(service: RunningService, channel: grpc.Channel) -> pb.CreateLeadResponse:
+    answer: pb.CreateLeadResponse = service.stub(channel).CreateLead(
+        pb.CreateLeadRequest(lead=somebody()), timeout=5, metadata=service.metadata("chatbot")
+    )
+    return answer
+
+
+def serves(channel: grpc.Channel) -> bool:
+    ask = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    state: int = ask(health_pb2.HealthCheckRequest(), timeout=5).status
+    return state == health_pb2.HealthCheckResponse.SERVING
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk; the file that takes it."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError:
+            pass
+    return filler
+
+
+def test_a_disk_that_was_full_and_is_freed_serves_again_while_the_database_is_still_away(
+    server: TestServer, start_service: StartService, small_disk: Path
+) -> None:
+    database = server.fresh_database()
+    service = start_service(database_url=database.serve_url, settings={"LEADKEEP_SPOOL_DIR": str(small_disk / "spool")})
+    with service.channel() as channel:
+        create(service, channel)
+        server.postgres.stop()
+        assert create(service, channel).state == pb.SAVE_STATE_DELAYED
+        filler = fill(small_disk)
+        while not eventually(lambda: not serves(channel), within=0.1):
+            fails_or_saves(service, channel)
+        assert not eventually(lambda: serves(channel), within=8), "it serves on a full disk"
+        filler.unlink()
+        assert eventually(lambda: serves(channel), within=8)
+        assert create(service, channel).state == pb.SAVE_STATE_DELAYED
+
+
+def fails_or_saves(service: RunningService, channel: grpc.Channel) -> None:
+    """Take what room is left."""
+    try:
+        create(service, channel)
+    except grpc.RpcError as error:
+        assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 # a lead may still fit
