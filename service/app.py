@@ -73,6 +73,7 @@ from service.storage.replicas import replica_name
 from service.storage.repository import LeadRepository
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, prepare_own_database
 from service.storage.spool import Spool
+from service.storage.spool_file import SpoolError
 from service.storage.tombstones import Tombstones
 from service.storage.writer import LeadWriter
 from service.supervisor import Component, Supervisor
@@ -446,7 +447,15 @@ async def drain(
         )
         moved_at = time.monotonic()
         while spool.size.waiting and time.monotonic() - moved_at < patience:
-            if await worker.step() is Step.DRAINED:
+            try:
+                step = await worker.step()
+            except SpoolError:
+                raise
+            except Exception as error:  # noqa: BLE001 # its text may hold values
+                raise StartRefusedError(
+                    f"the drain fails by a fault of ours ({type(error).__qualname__}): what waits stays, report it"
+                ) from None
+            if step is Step.DRAINED:
                 moved_at = time.monotonic()
                 on_progress(spool.size.waiting)
             else:

@@ -3,6 +3,10 @@
 A submission is removed from the spool only after the commit that has it. A crash in between changes nothing: the same
 submission again is found by its id. What cannot be opened, or is refused by the database whatever we do, is set aside
 in the spool and reported; the rest goes on. What was erased, here or by another replica, is dropped.
+
+A fault of ours sets nothing aside. A submission that fails by one stays where it is, is held together with what came
+after it of the same person, and is tried again later. Two in a row are a fault of the drain, not of a submission: it
+raises, and its supervisor starts it again later.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from uuid import UUID
@@ -21,7 +26,7 @@ from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database import Database
 from service.storage.erasures import Erasures
-from service.storage.failures import Failure, cause_of, classify, is_busy
+from service.storage.failures import Failure, cause_of, classify, is_busy, is_fault_of_ours
 from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Aliased, Created, Erased, InConflict, Met, Outcome
@@ -50,6 +55,17 @@ ERASURES_OVERLAP = timedelta(minutes=1)
 """By which looks for erasures overlap: one is dated when its transaction begins, and clocks differ."""
 
 
+FIRST_HOLD = 5.0
+LONGEST_HOLD = 300.0
+"""Seconds for which a submission is held that failed by a fault of ours: after the first failure, and at most."""
+
+
+@dataclass(slots=True)
+class _Held:
+    failures: int = 0
+    until: float = 0.0
+
+
 class Step(Enum):
     """How one round of the drain ended."""
 
@@ -74,6 +90,7 @@ class Drain:
         refreshed: Callable[[SealedSubmission], SealedSubmission],
         busy: Callable[[], bool] = lambda: False,
         on_drained: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._repository = repository
@@ -86,8 +103,12 @@ class Drain:
         self._refreshed = refreshed
         self._busy = busy
         self._on_drained = on_drained
+        self._clock = clock
         self._log = structlog.get_logger("leadkeep.drain")
         self._fault: str | None = None
+        self._held: dict[UUID, _Held] = {}
+        self._failed_last: UUID | None = None
+        """The submission that failed by a fault of ours when none was drained since."""
 
     async def run(self) -> None:
         """Drain whenever there is something to drain. What is not drained when this ends stays in the spool."""
@@ -137,35 +158,51 @@ class Drain:
         return step
 
     async def step(self) -> Step:
-        """Drain one batch. Raises SpoolError."""
+        """Drain one batch. Raises SpoolError, and the fault of ours that was met twice in a row."""
         if self._spool.size.waiting == 0 and self._spool.fault is None:
             return await self._look_for_end_of_outage()
         small = self._busy() or self._outage.lasting
-        opened = await self._spool.oldest(SMALL_BATCH if small else BATCH, self._refreshed)
+        now = self._clock()
+        held = {lead_id for lead_id, each in self._held.items() if each.until > now}
+        opened = await self._spool.oldest(SMALL_BATCH if small else BATCH, self._refreshed, held)
         for each in opened.damaged:
             self._log.error("a spooled submission cannot be opened and was set aside", id=str(each))
             self._on_drained("set_aside")
-        if not opened.submissions:
-            return await self._look_for_end_of_outage()
+        step = await self._store(opened.submissions) if opened.submissions else await self._look_for_end_of_outage()
+        if opened.fault is not None and step is not Step.UNREACHABLE:
+            self._hold(opened.fault.id, opened.fault.error)
+        return step
+
+    async def _store(self, submissions: list[SealedSubmission]) -> Step:
         began = time.monotonic()
         try:
-            outcomes = await self._repository.create_all_once(opened.submissions)
+            outcomes = await self._repository.create_all_once(submissions)
+            self._outage.over()
+            await self._remove(submissions, outcomes)
+        except SpoolError:
+            raise
         except Exception as error:  # noqa: BLE001 # told apart by what it means
+            if is_fault_of_ours(error):
+                self._log.error("a batch failed by a fault of ours", error=type(error).__qualname__)
             if _concerns_an_entry(error):
-                return await self._one_by_one(opened.submissions)
+                return await self._one_by_one(submissions)
             self._outage.began(cause_of(error), since=began)
             return Step.UNREACHABLE
-        self._outage.over()
-        await self._remove(opened.submissions, outcomes)
         return Step.DRAINED
 
     async def _one_by_one(self, submissions: list[SealedSubmission]) -> Step:
-        """After a batch that failed for one of its submissions: let every other one through."""
+        """After a batch that failed for one of its submissions: let every other one through, up to a fault of ours."""
         moved = False
         for submission in submissions:
             try:
                 outcomes = await self._repository.create_all_once([submission])
+                await self._remove([submission], outcomes)
+            except SpoolError:
+                raise
             except Exception as error:  # noqa: BLE001 # told apart by what it means
+                if is_fault_of_ours(error):
+                    self._hold(submission.id, error)
+                    break  # what is behind it may be the same person's: the spool knows
                 if not _concerns_an_entry(error):
                     self._outage.began(cause_of(error))
                     return Step.UNREACHABLE
@@ -175,8 +212,20 @@ class Drain:
                     self._on_drained("set_aside")
             else:
                 moved = True
-                await self._remove([submission], outcomes)
         return Step.DRAINED if moved else Step.IDLE
+
+    def _hold(self, lead_id: UUID, error: Exception) -> None:
+        """Leave a submission where it is for a while. Raises the error when another one failed just before it."""
+        held = self._held.setdefault(lead_id, _Held())
+        held.until = self._clock() + longest_wait(held.failures, first=FIRST_HOLD, longest=LONGEST_HOLD)
+        held.failures += 1
+        self._log.error(
+            "a spooled submission fails by a fault of ours and stays", id=str(lead_id), error=type(error).__qualname__
+        )
+        before, self._failed_last = self._failed_last, lead_id
+        if before not in (None, lead_id):
+            self._failed_last = None
+            raise error
 
     async def _remove(self, submissions: list[SealedSubmission], outcomes: dict[UUID, Outcome]) -> None:
         for submission in submissions:
@@ -187,7 +236,9 @@ class Drain:
                 # Before it leaves the spool: nobody else knows what else is this person's.
                 await self._erasures.carry_out(submission)
             self._on_drained(_NAMES[type(outcome)])
+            self._held.pop(submission.id, None)
         await self._spool.remove(list(outcomes))
+        self._failed_last = None
 
     async def _look_for_end_of_outage(self) -> Step:
         if not self._outage.lasting:

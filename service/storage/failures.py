@@ -12,6 +12,8 @@ from psycopg.errors import Diagnostic
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from service.errors import LeadkeepError
+
 BUSY = frozenset(
     {
         "40001",  # serialization_failure
@@ -93,8 +95,12 @@ def cause_of(error: BaseException) -> str:
         return word
     if isinstance(error, PoolTimeoutError):
         return "pool_timeout"
+    return _sqlstate(error) or "connection"
+
+
+def _sqlstate(error: BaseException) -> str | None:
     driver_error = error.orig if isinstance(error, DBAPIError) else error
-    return (isinstance(driver_error, psycopg.Error) and driver_error.sqlstate) or "connection"
+    return driver_error.sqlstate if isinstance(driver_error, psycopg.Error) else None
 
 
 def is_driver_error(error: BaseException) -> bool:
@@ -116,6 +122,11 @@ def classify(error: BaseException) -> Failure:
     return Failure.RETRY if may_pass else Failure.PERMANENT
 
 
+def is_fault_of_ours(error: BaseException) -> bool:
+    """Whether the error is a bug in our code: no repetition helps, and PostgreSQL has refused nothing."""
+    return classify(error) is Failure.PERMANENT and not isinstance(error, LeadkeepError) and _sqlstate(error) is None
+
+
 def leaves_nothing(error: BaseException) -> bool:
     """Whether a transaction that ended with this error is known to have stored nothing.
 
@@ -123,8 +134,7 @@ def leaves_nothing(error: BaseException) -> bool:
     """
     if isinstance(error, NotConfirmedError | LeftBehindError | PoolTimeoutError):
         return True
-    driver_error = error.orig if isinstance(error, DBAPIError) else error
-    sqlstate = isinstance(driver_error, psycopg.Error) and driver_error.sqlstate
+    sqlstate = _sqlstate(error)
     return bool(sqlstate) and sqlstate != "40003" and str(sqlstate)[:2] not in UNREACHABLE_CLASSES
 
 

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -61,11 +61,21 @@ class SpoolOwnedError(StartRefusedError):
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """A submission that could not be prepared for the database by a fault of ours."""
+
+    id: UUID
+    error: Exception
+
+
+@dataclass(slots=True)
 class Opened:
     """What came out of the spool to be drained."""
 
     submissions: list[SealedSubmission]
     damaged: list[UUID]
+    fault: Fault | None = None
+    """Of the submission behind these."""
 
 
 class Spool:
@@ -122,9 +132,15 @@ class Spool:
         indexes = self._encryption.spool_indexes("conversation", conversation_id)
         return not self.empty and await self._call(lambda: self._usable_file().holds("conversation", indexes))
 
-    async def oldest(self, limit: int, refreshed: Callable[[SealedSubmission], SealedSubmission]) -> Opened:
-        """The first submissions, each passed through `refreshed`; what cannot be opened is set aside."""
-        return await self._call(partial(self._oldest, limit, refreshed))
+    async def oldest(
+        self,
+        limit: int,
+        refreshed: Callable[[SealedSubmission], SealedSubmission],
+        held: Set[UUID] = frozenset(),
+    ) -> Opened:
+        """The first submissions, each passed through `refreshed`, up to one that it fails for; what cannot be opened is
+        set aside. Those held, and what came after them of the same person, are left out. Raises SpoolError."""
+        return await self._call(partial(self._oldest, limit, refreshed, held))
 
     async def of_person(
         self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
@@ -259,15 +275,18 @@ class Spool:
                 meeting.rivals.add(entry.id)
         return meeting
 
-    def _oldest(self, limit: int, refreshed: Callable[[SealedSubmission], SealedSubmission]) -> Opened:
+    def _oldest(self, limit: int, refreshed: Callable[[SealedSubmission], SealedSubmission], held: Set[UUID]) -> Opened:
         file = self._usable_file()
         opened = Opened([], [])
-        for row in file.oldest(limit):
+        for row in file.oldest(limit, held):
             try:
                 opened.submissions.append(refreshed(submission_of(row, self._encryption)))
             except FieldUnreadableError:
                 file.set_aside(row.id, "cannot be opened")
                 opened.damaged.append(row.id)
+            except Exception as error:  # noqa: BLE001 # a fault of ours is no fault of the submission
+                opened.fault = Fault(row.id, error)
+                break
         return opened
 
     def _key_ids(self) -> set[str]:

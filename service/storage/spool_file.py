@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -208,9 +208,27 @@ class SpoolFile:
             query = f"SELECT 1 FROM entry WHERE {column} = ? LIMIT 1"  # noqa: S608 # our own name
             return any(self._connection.execute(query, (value,)).fetchone() for value in values)
 
-    def oldest(self, limit: int) -> list[Row]:
-        """The first rows that are to be drained."""
-        return self._rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
+    def oldest(self, limit: int, held: Set[UUID] = frozenset()) -> list[Row]:
+        """The first rows that are to be drained, without those held and what came after them of the same person.
+
+        Such a row shares a phone or nid with one that is left out, and must not reach the database before it. (Two
+        rows of one request never lie here.)
+        """
+        if not held:
+            return self._rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
+        rows: list[Row] = []
+        left_out: set[tuple[str, bytes]] = set()
+        waiting = rows_of(self._connection, "WHERE damage IS NULL ORDER BY seq")
+        with _told(self), contextlib.closing(waiting):  # open, it would keep the log from being moved
+            for row in waiting:
+                person = {("phone", row.phone), ("nid", row.nid)}
+                if row.id in held or person & left_out:
+                    left_out |= person
+                elif len(rows) < limit:
+                    rows.append(row)
+                else:
+                    break
+        return rows
 
     def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
         """What `look` finds in the file, which it must not change."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -83,7 +83,7 @@ def key_ids_of(connection: sqlite3.Connection) -> set[str]:
     return found
 
 
-def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Iterator[Row]:
+def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Generator[Row, None, None]:
     """The rows that meet an SQL condition."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     noted = "key_ids" if version > 1 else "NULL"  # an operator may look before this release's first start

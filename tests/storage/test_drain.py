@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from uuid import UUID
 
+import psycopg
 import pytest
+import structlog
 
 from service.encryption import NOT_CONFIRMED, EncryptionService
-from service.lead import BlindIndexes
+from service.lead import BlindIndexes, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import drain as drain_module
 from service.storage.database import Database
-from service.storage.drain import Step
+from service.storage.drain import Drain, Step
+from service.storage.models import SENSITIVE_COLUMNS
+from service.storage.outcomes import Outcome
+from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 from service.storage.spool_rows import peek
@@ -23,6 +30,8 @@ from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.harness.supervision import running
 from tests.storage.test_writer import POISONED, Submit, World, encryption, own_sealer, refusing, stored, submit
+
+Refreshed = Callable[[SealedSubmission], SealedSubmission]
 
 __all__ = ["encryption", "own_sealer", "submit"]  # fixtures
 
@@ -128,6 +137,215 @@ async def test_it_starts_by_itself_when_something_waits(world: World, submit: Su
                 break
             await asyncio.sleep(0.05)
     assert stored(database) == 1
+
+
+class FaultyRepository(LeadRepository):
+    """A repository that fails for some submissions."""
+
+    def __init__(self, database: Database, *poisonous: SealedSubmission, error: Exception | None = None) -> None:
+        super().__init__(database, sensitive_fields=SENSITIVE_COLUMNS)
+        self.poison = {each.id for each in poisonous}
+        self.error = error or KeyError(VALUE)
+
+    async def create_all_once(self, batch: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
+        if self.poison & {each.id for each in batch}:
+            raise self.error
+        return await super().create_all_once(batch)
+
+
+VALUE = "+8801711000028"
+"""In the text of each fault; it must not reach a log."""
+
+
+class Clock:
+    """Stands still until it is put forward."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def drain_with(world: World, own_sealer: LeadSealer, clock: Clock) -> Callable[..., Drain]:
+    def make(repository: LeadRepository | None = None, refreshed: Refreshed = own_sealer.refreshed) -> Drain:
+        return Drain(
+            database=world.database,
+            repository=repository or LeadRepository(world.database, sensitive_fields=SENSITIVE_COLUMNS),
+            spool=world.spool,
+            outage=world.outage,
+            memory=world.memory,
+            tombstones=world.tombstones,
+            refreshed=refreshed,
+            clock=clock,
+        )
+
+    return make
+
+
+async def drained(drain: Drain) -> None:
+    """Drain until there is nothing to do."""
+    for _ in range(5):
+        await drain.step()
+
+
+async def waiting_in(world: World) -> list[UUID]:
+    return [each.id for each in (await world.spool.oldest(1000, lambda each: each)).submissions]
+
+
+async def test_what_fails_by_a_fault_of_ours_stays_and_the_rest_drains(
+    world: World, submit: Submit, database: TestDatabase, drain_with: Callable[..., Drain]
+) -> None:
+    submissions = [submit() for _ in range(20)]
+    poison = submissions[7]
+    await world.spool.put(submissions)
+    with structlog.testing.capture_logs() as lines:
+        await drained(drain_with(FaultyRepository(world.database, poison)))
+    assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (19, 1, 0)
+    assert await waiting_in(world) == [poison.id]
+    assert [line["error"] for line in lines if line.get("id") == str(poison.id)] == ["KeyError"]
+    assert VALUE not in str(lines)
+
+
+@pytest.mark.parametrize("shared", [{"phone": "+1234567"}, {"nid": "1234567890"}], ids=["phone", "nid"])
+async def test_what_shares_something_with_what_stays_waits_behind_it(
+    world: World,
+    submit: Submit,
+    database: TestDatabase,
+    drain_with: Callable[..., Drain],
+    clock: Clock,
+    shared: dict[str, str],
+) -> None:
+    first, later, other = submit(**shared), submit(**shared), submit()
+    repository = FaultyRepository(world.database, first)
+    await world.spool.put([first, later, other])
+    drain = drain_with(repository)
+    await drained(drain)
+    assert await waiting_in(world) == [first.id, later.id]
+    assert stored(database) == 1
+    repository.poison.clear()
+    clock.now += 10
+    await drained(drain)
+    assert await waiting_in(world) == []
+    assert faults.value_of(database.admin_url, "SELECT array_agg(id ORDER BY id) FROM lead") == sorted(
+        [first.id, other.id]
+    )
+
+
+async def test_what_shares_something_with_what_waits_behind_another_waits_too(
+    world: World, submit: Submit, drain_with: Callable[..., Drain]
+) -> None:
+    first = submit(phone="+1234567")
+    second = submit(phone="+1234567", nid="1234567890")
+    third = submit(nid="1234567890")
+    await world.spool.put([first, second, third, submit()])
+    await drained(drain_with(FaultyRepository(world.database, first)))
+    assert await waiting_in(world) == [first.id, second.id, third.id]
+
+
+async def test_what_stays_is_tried_again_ever_more_seldom(
+    world: World, submit: Submit, drain_with: Callable[..., Drain], clock: Clock
+) -> None:
+    poison = submit()
+    await world.spool.put([poison])
+    drain = drain_with(FaultyRepository(world.database, poison))
+    tried = []
+    with structlog.testing.capture_logs() as lines:
+        for second in range(2000):
+            clock.now, before = float(second), len(lines)
+            await drain.step()
+            if len(lines) > before:
+                tried.append(second)
+    pauses = [later - earlier for earlier, later in pairwise(tried)]
+    assert pauses[:3] == [5, 10, 20]
+    assert max(pauses) == 300
+
+
+async def test_two_in_a_row_by_a_fault_of_ours_stop_the_drain_and_move_nothing(
+    world: World, submit: Submit, database: TestDatabase, drain_with: Callable[..., Drain]
+) -> None:
+    submissions = [submit() for _ in range(50)]
+    await world.spool.put(submissions)
+    drain = drain_with(FaultyRepository(world.database, *submissions))
+    with pytest.raises(KeyError):
+        await drained(drain)
+    assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (0, 50, 0)
+
+
+async def test_a_drain_that_stopped_is_failing_and_goes_on_when_the_fault_is_gone(
+    world: World, submit: Submit, database: TestDatabase, drain_with: Callable[..., Drain], clock: Clock
+) -> None:
+    submissions = [submit() for _ in range(50)]
+    await world.spool.put(submissions)
+    repository = FaultyRepository(world.database, *submissions)
+    with structlog.testing.capture_logs() as lines:
+        async with running(Component(name="drain", run=drain_with(repository).run)) as supervisor, asyncio.timeout(20):
+            while not supervisor.failing:  # noqa: ASYNC110 # there is no event to wait for
+                await asyncio.sleep(0.01)
+            assert supervisor.failing == ("drain",)
+            repository.poison.clear()
+            clock.now += 300
+            while world.spool.size.waiting:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert stored(database) == 50
+    assert "KeyError" in {line.get("error") for line in lines if line.get("task") == "drain"}
+    assert VALUE not in str(lines)
+
+
+async def test_two_apart_by_a_fault_of_ours_stop_nothing(
+    world: World, submit: Submit, database: TestDatabase, drain_with: Callable[..., Drain]
+) -> None:
+    submissions = [submit() for _ in range(10)]
+    await world.spool.put(submissions)
+    await drained(drain_with(FaultyRepository(world.database, submissions[2], submissions[6])))
+    assert (stored(database), world.spool.size.waiting) == (8, 2)
+
+
+async def test_one_that_cannot_be_prepared_by_a_fault_of_ours_stays_and_the_rest_drains(
+    world: World, submit: Submit, database: TestDatabase, own_sealer: LeadSealer, drain_with: Callable[..., Drain]
+) -> None:
+    submissions = [submit() for _ in range(20)]
+    poison = submissions[7]
+
+    def refreshed(submission: SealedSubmission) -> SealedSubmission:
+        if submission.id == poison.id:
+            raise TypeError(VALUE)
+        return own_sealer.refreshed(submission)
+
+    await world.spool.put(submissions)
+    with structlog.testing.capture_logs() as lines:
+        await drained(drain_with(refreshed=refreshed))
+    assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (19, 1, 0)
+    assert [line["error"] for line in lines if line.get("id") == str(poison.id)] == ["TypeError"]
+    assert VALUE not in str(lines)
+
+
+async def test_a_drain_that_can_prepare_nothing_stops_and_moves_nothing(
+    world: World, submit: Submit, database: TestDatabase, drain_with: Callable[..., Drain]
+) -> None:
+    def refreshed(_: SealedSubmission) -> SealedSubmission:
+        raise TypeError(VALUE)
+
+    await world.spool.put([submit() for _ in range(20)])
+    with pytest.raises(TypeError):
+        await drained(drain_with(refreshed=refreshed))
+    assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (0, 20, 0)
+
+
+async def test_what_the_driver_refuses_and_not_the_database_is_a_fault_of_ours(
+    world: World, submit: Submit, drain_with: Callable[..., Drain]
+) -> None:
+    poison = submit()
+    await world.spool.put([poison, submit()])
+    error = psycopg.ProgrammingError(VALUE)
+    await drained(drain_with(FaultyRepository(world.database, poison, error=error)))
+    assert (world.spool.size.waiting, world.spool.size.damaged) == (1, 0)
 
 
 async def test_without_a_database_nothing_leaves_the_spool(world: World, submit: Submit) -> None:
