@@ -182,6 +182,7 @@ def drain_with(world: World, own_sealer: LeadSealer, clock: Clock) -> Callable[.
             outage=world.outage,
             memory=world.memory,
             tombstones=world.tombstones,
+            erasures=world.erasures,
             refreshed=refreshed,
             clock=clock,
         )
