@@ -176,8 +176,9 @@ async def test_what_hangs_without_anybody_waiting_for_it_is_left_behind_too(data
         await connection.execute(text("SELECT pg_sleep(60)"))
 
     readers = [asyncio.create_task(impatient.read_once(hang)) for _ in range(CONNECTIONS)]
-    for reader in readers:
+    for _ in readers:
         await asleep.acquire()
+    for reader in readers:
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
 
