@@ -337,7 +337,12 @@ async def _serve(
         await grpc_door.start()
         await http_door.start()
         await readiness.look()
-        supervisor.start([Component(name="readiness", run=readiness.run)])
+        supervisor.start(
+            [
+                Component(name="HTTP endpoint", run=http_door.run),
+                Component(name="readiness", run=readiness.run),
+            ]
+        )
         _spare_the_collector()
         on_ready(grpc_door.port, http_door.port)
         await stop.wait()

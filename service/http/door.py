@@ -104,6 +104,11 @@ class HttpDoor:
             up.cancel()
             await self._serving
 
+    async def run(self) -> None:
+        """Wait for the end of the serving. What ended it by a fault is raised, again each time this is called."""
+        if self._serving is not None:
+            await asyncio.shield(self._serving)
+
     async def stop(self, grace: float) -> None:
         """Take no new requests and wait at most `grace` seconds for those that run."""
         if self._server is None or self._serving is None:
@@ -111,7 +116,7 @@ class HttpDoor:
             return
         self._config.timeout_graceful_shutdown = math.ceil(grace)
         self._server.should_exit = True
-        await self._serving
+        await asyncio.wait({self._serving})
 
 
 class _Guard:

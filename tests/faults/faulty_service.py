@@ -11,6 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from service.http.protocol import DoorServer
 from service.rpc.readiness import Readiness
 from service.storage import access_writer, writer
 from service.storage.drain import Drain
@@ -50,6 +51,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "spool writer": lambda: setattr(Spool, "meeting", failing(Spool.meeting)),
     "spool": lambda: setattr(Spool, "put", failing(Spool.put)),
     "drain": lambda: setattr(Drain, "step", failing(Drain.step)),
+    "HTTP endpoint": lambda: setattr(DoorServer, "on_tick", failing(DoorServer.on_tick)),
     "readiness": lambda: setattr(Readiness, "look", failing(Readiness.look)),
 }
 

@@ -156,6 +156,18 @@ def test_an_access_writer_that_dies_ends_the_process_and_shows_nothing(start_fau
     assert ended(service) == 1
 
 
+def test_an_http_endpoint_that_dies_is_reported_while_grpc_goes_on(start_faulty: StartFaulty, fault: Path) -> None:
+    service = start_faulty("HTTP endpoint")
+    fault.touch()
+    assert eventually(lambda: len(lines(service, "a background task failed")) >= 2, within=10)
+    failed = lines(service, "a background task failed")[0]
+    assert (failed["task"], failed["error"]) == ("HTTP endpoint", "KeyError")
+    with service.channel() as channel:
+        assert outcome(lambda: create(service, channel)) == "SAVE_STATE_SAVED"
+    assert VALUE not in service.log()
+    assert service.stop() == 0
+
+
 def readiness(service: RunningService) -> dict[str, Any]:
     state: dict[str, Any] = httpx.get(f"{service.http_url}/readyz").json()
     return state
@@ -172,7 +184,8 @@ def test_a_task_that_fails_is_restarted_counted_and_makes_the_service_degraded(
     fault.unlink()
     assert eventually(lambda: readiness(service)["degraded"], within=10)
     assert readiness(service)["ready"]
-    assert task in str(readiness(service)["reasons"])
+    assert readiness(service)["reasons"] == ["tasks_failing"]
+    assert f"restarted: {task}" in lines(service, "degraded")[-1]["detail"]
     counted = f'leadkeep_task_failures_total{{task="{task}"}} '
     (line,) = [line for line in httpx.get(f"{service.http_url}/metrics").text.splitlines() if line.startswith(counted)]
     assert float(line.removeprefix(counted)) >= 2
