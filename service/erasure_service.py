@@ -27,6 +27,10 @@ from service.validation import ValidationService
 class SpooledCopies(Protocol):
     """The spool of this machine, as its owner or an operator sees it."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether it is known that nothing waits in it."""
+
     async def of_person(
         self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
     ) -> Spooled:
@@ -62,9 +66,11 @@ class ErasureService:
         Raises LeadValidationError, LeadNotFoundError, StorageUnavailableError.
         """
         why = self._validation.reason(reason)
-        person = await self._erasures.person(lead_id)
         try:
-            spooled = await self._spool.of_person(lead_id, person, self._refreshed)
+            spooled: Spooled | None = Spooled()
+            if not self._spool.empty:
+                person = await self._erasures.person(lead_id)
+                spooled = await self._spool.of_person(lead_id, person, self._refreshed)
         except SpoolError:
             spooled = None
         erased = await self._erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled or Spooled())

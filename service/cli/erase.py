@@ -61,15 +61,19 @@ class _OperatorsView:
         self._encryption = encryption
         self.found = 0
 
+    @property
+    def empty(self) -> bool:
+        from service.storage.spool_rows import FILE_NAME
+
+        return not (self._folder / FILE_NAME).exists()
+
     async def of_person(
         self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
     ) -> Spooled:
         from service.storage.spool import submission_of
-        from service.storage.spool_rows import FILE_NAME, as_operator
-        from service.storage.spooled_person import Spooled, spooled_of
+        from service.storage.spool_rows import as_operator
+        from service.storage.spooled_person import spooled_of
 
-        if not (self._folder / FILE_NAME).exists():
-            return Spooled()
         with as_operator(self._folder, "ro") as connection:
             spooled = spooled_of(
                 connection,

@@ -15,29 +15,75 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, text, union
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import NOT_CONFIRMED
 from service.errors import FieldUnreadableError
 from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
 from service.storage import models
+from service.storage.statements import Statement
 
 Refreshed = Callable[[SealedSubmission], SealedSubmission]
 """The submission with its blind indexes computed afresh. Raises FieldUnreadableError."""
 
-_LEAD = models.table(models.Lead)
-_ALIAS = models.table(models.LeadAlias)
-_CONFLICT = models.table(models.LeadConflict)
-_RESUBMISSION = models.table(models.Resubmission)
-
 _ERASURE_LOCK = 0x4C4B_4552  # "LKER": erasures hold it alone, what stores drained submissions shares it
-_ALONE = text(f"SELECT pg_advisory_xact_lock({_ERASURE_LOCK})")
-_SHARED = text(f"SELECT pg_advisory_xact_lock_shared({_ERASURE_LOCK})")
-_LOCK = text("SELECT lock_for_erasure(:wanted)")
-_ERASE = text(
-    "SELECT erase_lead(:wanted, :target, :actor, :reason, CAST(:own_conflicts AS uuid[]),"
-    " CAST(:own_submissions AS uuid[]), :keeps_others, :created_at, :erased_at, :erased_with, :request_digest)"
+_ALONE = Statement(text(f"SELECT pg_advisory_xact_lock({_ERASURE_LOCK})"))
+_SHARED = Statement(text(f"SELECT pg_advisory_xact_lock_shared({_ERASURE_LOCK})"))
+_LOCK = Statement(text("SELECT lock_for_erasure(CAST(:wanted AS uuid))"))
+_ERASE = Statement(
+    text("""
+    SELECT erase_lead(CAST(:wanted AS uuid), CAST(:target AS uuid), :actor, CAST(:reason AS text),
+        CAST(:own_conflicts AS uuid[]), CAST(:own_submissions AS uuid[]), :keeps_others,
+        CAST(:created_at AS timestamptz), CAST(:erased_at AS timestamptz), CAST(:erased_with AS uuid),
+        CAST(:request_digest AS bytea))
+""")
+)
+_LEAD = Statement(
+    text("""
+    SELECT l.*, ARRAY(SELECT a.id FROM lead_alias a WHERE a.lead_id = l.id) AS aliases FROM lead l
+    WHERE l.id = coalesce((SELECT a.lead_id FROM lead_alias a WHERE a.id = :wanted), CAST(:wanted AS uuid))
+""")
+)
+_CONFLICT = Statement(text("SELECT * FROM lead_conflict WHERE id = CAST(:wanted AS uuid)"))
+# NULL equals nothing here: a submission without request_id has no copies.
+_SAVED_COPIES = Statement(
+    text("""
+    SELECT id FROM lead WHERE created_by = :created_by AND request_id = CAST(:request_id AS text)
+        AND (CAST(:until AS timestamptz) IS NULL OR created_at <= :until)
+""")
+)
+# One branch for each partial index, so that each is used.
+_NEIGHBOURS = Statement(
+    text(
+        " UNION ".join(
+            f"SELECT id FROM lead WHERE {field}_index{pair} = ANY(CAST(:{field}s AS bytea[])) AND {only} {field}_shared"  # noqa: S608 # our own names
+            for field in ("phone", "nid")
+            for pair in ("", "_2")
+            for only in ("", "NOT")
+        )
+    )
+)
+# Two conflicts that are kept for the same erased lead may be one person's.
+_CONFLICTS = Statement(
+    text("""
+    SELECT * FROM lead_conflict WHERE id IN (
+        SELECT unnest(CAST(:ids AS uuid[]))
+        UNION SELECT c.id FROM lead_conflict c WHERE c.phone_lead_id = ANY(CAST(:leads AS uuid[]))
+        UNION SELECT c.id FROM lead_conflict c WHERE c.nid_lead_id = ANY(CAST(:leads AS uuid[]))
+        UNION SELECT c.id FROM lead_conflict c WHERE c.request_lead_id = ANY(CAST(:leads AS uuid[]))
+        UNION SELECT c.id FROM lead_conflict c JOIN unnest(CAST(:subjects AS text[]), CAST(:requests AS text[]))
+            AS request (created_by, request_id) USING (created_by, request_id)
+        UNION SELECT c.id FROM lead_conflict c JOIN lead_conflict one USING (erased_lead_id)
+            WHERE one.id = CAST(:target AS uuid)
+    ) AND (CAST(:until AS timestamptz) IS NULL OR accepted_at <= :until)
+""")
+)
+_RESUBMISSIONS = Statement(
+    text("""
+    SELECT * FROM resubmission WHERE lead_id = ANY(CAST(:leads AS uuid[]))
+        AND (CAST(:until AS timestamptz) IS NULL OR submitted_at <= :until)
+""")
 )
 _NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
 
@@ -96,25 +142,23 @@ async def wait_for_drains(connection: AsyncConnection) -> None:
 
     A drained submission becomes a conflict, an alias or a resubmission of a lead whose row the erasure does not lock.
     """
-    await connection.execute(_ALONE)
+    await _ALONE.rows(connection, {})
 
 
 async def wait_for_erasures(connection: AsyncConnection) -> None:
     """Begin a transaction that stores drained submissions: see all tombstones, and let none come before it ends."""
-    await connection.execute(_SHARED)
+    await _SHARED.rows(connection, {})
 
 
 async def person_of(connection: AsyncConnection, wanted: UUID, refreshed: Refreshed | None) -> Person:
     """What is known here of the person that an id stands for: of its lead, or of its conflict."""
-    target = func.coalesce(select(_ALIAS.c.lead_id).where(_ALIAS.c.id == wanted).scalar_subquery(), wanted)
     person = Person(frozenset({wanted}))
-    if lead := (await connection.execute(select(_LEAD).where(_LEAD.c.id == target))).one_or_none():
-        entry = _entry(lead, lead.id, lead.created_by)
+    for lead in await _LEAD.named_rows(connection, {"wanted": wanted}):
         phones, nids = (lead.phone_index, lead.phone_index_2), (lead.nid_index, lead.nid_index_2)
         indexes = BlindIndexes(epoch=NOT_CONFIRMED, phone=phones, nid=nids)
-        aliases = (await connection.execute(select(_ALIAS.c.id).where(_ALIAS.c.lead_id == lead.id))).scalars()
-        return Person(person.ids | set(aliases)).and_of(replace(entry, indexes=indexes))
-    if conflict := (await connection.execute(select(_CONFLICT).where(_CONFLICT.c.id == wanted))).one_or_none():
+        entry = replace(_entry(lead, lead.id, lead.created_by), indexes=indexes)
+        return Person(person.ids | set(lead.aliases)).and_of(entry)
+    for conflict in await _CONFLICT.named_rows(connection, {"wanted": wanted}):
         return person.and_of(_opened(_entry(conflict, conflict.id, conflict.created_by), refreshed))
     return person
 
@@ -138,7 +182,7 @@ async def erase_within(
     """
     known = known or Known()
     erase = partial(_erase, connection, wanted=wanted, actor=actor, reason=reason, keeps_others=keeps_others)
-    target: UUID | None = (await connection.execute(_LOCK, {"wanted": wanted})).scalar_one()
+    ((target,),) = await _LOCK.rows(connection, {"wanted": wanted})
     gone: frozenset[UUID] = frozenset()
     if target is None:
         gone = await erase(target=None, known=known)
@@ -204,33 +248,20 @@ async def _erase(
         "erased_with": known.lead_id,
         "request_digest": known.request_digest,
     }
-    return frozenset((await connection.execute(_ERASE, given)).scalar_one() or ())
+    ((gone,),) = await _ERASE.rows(connection, given)
+    return frozenset(gone or ())
 
 
 async def _saved_copies(connection: AsyncConnection, itself: SealedSubmission, until: datetime | None) -> list[UUID]:
     """The lead that another replica made of the same request."""
-    if itself.request_id is None:  # compared with None, SQL would find every lead without one
-        return []
-    saved = select(_LEAD.c.id).where(_LEAD.c.created_by == itself.created_by, _LEAD.c.request_id == itself.request_id)
-    if until is not None:
-        saved = saved.where(_LEAD.c.created_at <= until)
-    return list((await connection.execute(saved)).scalars())
+    request = {"created_by": itself.created_by, "request_id": itself.request_id, "until": until}
+    return [row[0] for row in await _SAVED_COPIES.rows(connection, request)]
 
 
 async def _neighbours(connection: AsyncConnection, person: Person) -> list[UUID]:
-    """The leads with the person's phone or nid: what is the person's may be kept with one of them.
-
-    One branch for each partial index, so that each is used.
-    """
-    branches = [
-        select(_LEAD.c.id).where(column.in_(indexes), shared if is_shared else ~shared)
-        for name, indexes in (("phone", person.phones), ("nid", person.nids))
-        for column in (_LEAD.c[f"{name}_index"], _LEAD.c[f"{name}_index_2"])
-        for shared in (_LEAD.c[f"{name}_shared"],)
-        for is_shared in (True, False)
-        if indexes
-    ]
-    return list((await connection.execute(union(*branches))).scalars()) if branches else []
+    """The leads with the person's phone or nid: what is the person's may be kept with one of them."""
+    indexes = {"phones": list(person.phones), "nids": list(person.nids)}
+    return [row[0] for row in await _NEIGHBOURS.rows(connection, indexes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,18 +277,18 @@ class _Look:
 
     async def own_conflicts(self) -> list[UUID]:
         """The conflicts that are the person's, decided or not."""
-        # Two that are kept for the same erased lead may be one person's.
-        kept_with = select(_CONFLICT.c.erased_lead_id).where(_CONFLICT.c.id == self.target).scalar_subquery()
-        linked = or_(
-            _CONFLICT.c.id.in_(self.person.ids),
-            *(_CONFLICT.c[f"{name}_lead_id"].in_([self.target, *self.leads]) for name in ("phone", "nid", "request")),
-            *(and_(_CONFLICT.c.created_by == who, _CONFLICT.c.request_id == which) for who, which in self._requests),
-            _CONFLICT.c.erased_lead_id == kept_with,
-        )
-        found = await self._rows(select(_CONFLICT).where(linked), _CONFLICT.c.accepted_at)
+        keys = {
+            "ids": list(self.person.ids),
+            "leads": [self.target, *self.leads],
+            "subjects": [subject for subject, _ in self.person.requests],
+            "requests": [request_id for _, request_id in self.person.requests],
+            "target": self.target,
+            "until": self.until,
+        }
+        found = await _CONFLICTS.named_rows(self.connection, keys)
         return [row.id for row in found if self._is_own_conflict(row)]
 
-    def _is_own_conflict(self, row: Row[Any]) -> bool:
+    def _is_own_conflict(self, row: Any) -> bool:
         matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
         if row.resolution == ConflictResolution.OWN_LEAD and self.target in matched:
             return True  # nothing is lost with it: the lead that it became holds its values
@@ -265,33 +296,22 @@ class _Look:
 
     async def own_submissions(self) -> list[UUID]:
         """The resubmissions that are the person's, with whatever lead they are kept."""
-        kept = select(_RESUBMISSION).where(_RESUBMISSION.c.lead_id.in_([self.target, *self.leads]))
-        found = await self._rows(kept, _RESUBMISSION.c.submitted_at)
+        keys = {"leads": [self.target, *self.leads], "until": self.until}
+        found = await _RESUBMISSIONS.named_rows(self.connection, keys)
         return list(dict.fromkeys(row.submission_id for row in found if self._is_own_submission(row)))
 
-    def _is_own_submission(self, row: Row[Any]) -> bool:
+    def _is_own_submission(self, row: Any) -> bool:
         noted = row.verified and row.lead_id == self.target
         return noted or self._is_own(row, row.submission_id, row.actor)
 
-    def _is_own(self, row: Row[Any], row_id: UUID, subject: str) -> bool:
+    def _is_own(self, row: Any, row_id: UUID, subject: str) -> bool:
         entry = _entry(row, row_id, subject)
         # The first look costs nothing; opening a submission does.
         return self.person.owns(entry) or self.person.owns(_opened(entry, self.refreshed))
 
-    @property
-    def _requests(self) -> list[tuple[str, str]]:
-        return sorted(self.person.requests)
 
-    async def _rows(self, query: Select[Any], accepted_at: ColumnElement[Any]) -> Sequence[Row[Any]]:
-        if self.until is not None:
-            query = query.where(accepted_at <= self.until)
-        rows: Sequence[Row[Any]] = (await self.connection.execute(query)).all()
-        return rows
-
-
-def _entry(row: Row[Any], row_id: UUID, subject: str) -> SealedSubmission:
+def _entry(row: Any, row_id: UUID, subject: str) -> SealedSubmission:
     """A row that holds a submission, without its blind indexes."""
-    columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
     return SealedSubmission(
         id=row_id,
         name=row.name,
@@ -302,7 +322,7 @@ def _entry(row: Row[Any], row_id: UUID, subject: str) -> SealedSubmission:
         request_id=row.request_id,
         content_digest=row.content_digest,
         indexes=_NO_INDEXES,
-        sealed={name: token for name in models.SENSITIVE_COLUMNS if (token := columns[name]) is not None},
+        sealed={name: token for name in models.SENSITIVE_COLUMNS if (token := getattr(row, name)) is not None},
     )
 
 

@@ -149,8 +149,6 @@ class Spool:
 
         `person` is what the database knows of it. Raises SpoolError.
         """
-        if self.empty:
-            return Spooled()
         look = partial(
             spooled_of,
             wanted=lead_id,
