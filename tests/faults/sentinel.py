@@ -295,9 +295,16 @@ def logs(on: Trial) -> list[Path]:
 
 
 def erase(on: Trial) -> None:
-    """Erase the lead on one replica; the other one comes back with a copy in its spool; all files follow."""
+    """Erase the lead on one replica, and drop what shares only its nid: a person finds that it is the same customer.
+
+    The other replica comes back with a copy in its spool; all files follow.
+    """
     with on.admin() as admin:
-        admin.call("EraseLead", pb.EraseLeadRequest(id=on.lead_id, reason="asked for it"))
+        (kept,) = admin.call("EraseLead", pb.EraseLeadRequest(id=on.lead_id, reason="asked for it")).kept_ids
+        drop = pb.ResolveConflictRequest(
+            id=kept, resolution=pb.CONFLICT_RESOLUTION_KEEP_FIRST, reason="the same person"
+        )
+        admin.call("ResolveConflict", drop)
     on.there.start()
     assert eventually(lambda: spooled(on.there) == 0, within=20)
     assert eventually(lambda: on.lead_id not in leads_in(file_of(on.here)), within=20)
