@@ -23,14 +23,19 @@ $(INSTALLED): pyproject.toml requirements-dev.lock requirements-uv.lock
 serve: install
 	@$(BIN)/python -m service serve
 
-# What loads the whole machine, or measures it, runs after the rest and alone. With PYTEST_ARGS only what they name runs.
+# What loads the whole machine, or measures it, runs after the rest and alone. What mostly waits (for outages, stops and
+# restarts of real services) runs beside its like, not beside the rest, which would delay it. With PYTEST_ARGS only what
+# they name runs.
+WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py embedded_outage.py full_spool_disk.py \
+  sentinel.py start_without_database.py stop.py synchronous_standby.py task_death.py)
 LOADING := tests/faults tests/test_footprint.py
 test: install
 ifdef PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LOADING))
-	@$(BIN)/python -m pytest $(LOADING)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(WAITING)
+	@$(BIN)/python -m pytest $(addprefix --ignore=,$(WAITING)) $(LOADING)
 endif
 
 # Kills and freezes the service and PostgreSQL for a quarter of an hour, and writes docs/faults.md and docs/faults.svg.
