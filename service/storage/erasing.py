@@ -103,16 +103,13 @@ class Person:
 
         One that shares only the phone or only the nid is another person's: relatives share phones, and people mistype.
         """
-        by_request = submission.request_id is not None and (
-            (submission.created_by, submission.request_id) in self.requests
-        )
-        return submission.id in self.ids or by_request or self._shared(submission) == (True, True)
+        has_phone = not self.phones.isdisjoint(submission.indexes.phones)
+        has_nid = not self.nids.isdisjoint(submission.indexes.nids)
+        # A submission without request_id is in no request: `requests` never holds None.
+        has_request = (submission.created_by, submission.request_id) in self.requests
+        return submission.id in self.ids or has_request or (has_phone and has_nid)
 
-    def shares_with(self, submission: SealedSubmission) -> bool:
-        """Whether a submission has this person's phone or nid."""
-        return any(self._shared(submission))
-
-    def and_of(self, submission: SealedSubmission) -> Person:
+    def extended_by(self, submission: SealedSubmission) -> Person:
         """The same person, known by a submission of its own too."""
         request = {(submission.created_by, submission.request_id)} if submission.request_id is not None else set()
         return Person(
@@ -122,14 +119,10 @@ class Person:
             self.nids | set(submission.indexes.nids),
         )
 
-    def _shared(self, submission: SealedSubmission) -> tuple[bool, bool]:
-        phones, nids = submission.indexes.phones, submission.indexes.nids
-        return not self.phones.isdisjoint(phones), not self.nids.isdisjoint(nids)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What is known of a tombstone before it is put up; None: the database decides."""
+class KnownTombstone:
+    """What a tombstone is to hold, as far as it is known before the erasure; None: the database decides."""
 
     created_at: datetime | None = None
     erased_at: datetime | None = None
@@ -157,9 +150,9 @@ async def person_of(connection: AsyncConnection, wanted: UUID, refreshed: Refres
         phones, nids = (lead.phone_index, lead.phone_index_2), (lead.nid_index, lead.nid_index_2)
         indexes = BlindIndexes(epoch=NOT_CONFIRMED, phone=phones, nid=nids)
         entry = replace(_entry(lead, lead.id, lead.created_by), indexes=indexes)
-        return Person(person.ids | set(lead.aliases)).and_of(entry)
+        return Person(person.ids | set(lead.aliases)).extended_by(entry)
     for conflict in await _CONFLICT.named_rows(connection, {"wanted": wanted}):
-        return person.and_of(_opened(_entry(conflict, conflict.id, conflict.created_by), refreshed))
+        return person.extended_by(_opened(_entry(conflict, conflict.id, conflict.created_by), refreshed))
     return person
 
 
@@ -172,7 +165,7 @@ async def erase_within(
     refreshed: Refreshed | None = None,
     itself: SealedSubmission | None = None,
     keeps_others: bool = True,
-    known: Known | None = None,
+    known: KnownTombstone | None = None,
 ) -> frozenset[UUID]:
     """Erase what an id stands for in a transaction of the caller's; the ids that are gone, none for an unknown one.
 
@@ -180,7 +173,7 @@ async def erase_within(
     spool. Without `refreshed`, what was noted when a submission was stored decides whose it is. Without `keeps_others`,
     resubmissions of others go with the lead that they are kept with. What was accepted after `known.erased_at` stays.
     """
-    known = known or Known()
+    known = known or KnownTombstone()
     erase = partial(_erase, connection, wanted=wanted, actor=actor, reason=reason, keeps_others=keeps_others)
     ((target,),) = await _LOCK.rows(connection, {"wanted": wanted})
     gone: frozenset[UUID] = frozenset()
@@ -188,14 +181,14 @@ async def erase_within(
         gone = await erase(target=None, known=known)
         if itself is None:
             return gone
-        buried = Known(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
+        buried = KnownTombstone(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
         for copy in await _saved_copies(connection, itself, until=known.erased_at):
             gone |= await erase_within(connection, copy, actor=actor, reason=reason, refreshed=refreshed, known=buried)
     person = await person_of(connection, wanted, refreshed)
-    person = person.and_of(itself) if itself is not None else person
+    person = person.extended_by(itself) if itself is not None else person
     leads = await _neighbours(connection, person) if refreshed else [target or wanted]
-    look = _Look(connection, target or wanted, leads, person, refreshed, until=known.erased_at)
-    conflicts, submissions = await look.own_conflicts(), await look.own_submissions()
+    search = _PersonSearch(connection, target or wanted, leads, person, refreshed, until=known.erased_at)
+    conflicts, submissions = await search.own_conflicts(), await search.own_submissions()
     if target is not None or conflicts or submissions:
         gone |= await erase(target=target or wanted, own_conflicts=conflicts, own_submissions=submissions, known=known)
     return gone
@@ -212,7 +205,7 @@ async def drop_within(
         actor=actor,
         reason=reason,
         own_conflicts=[conflict_id],
-        known=Known(lead_id=erased_with),
+        known=KnownTombstone(lead_id=erased_with),
     )
 
 
@@ -230,7 +223,7 @@ async def _erase(
     target: UUID | None,
     actor: str,
     reason: str | None,
-    known: Known,
+    known: KnownTombstone,
     own_conflicts: Sequence[UUID] = (),
     own_submissions: Sequence[UUID] = (),
     keeps_others: bool = True,
@@ -265,8 +258,8 @@ async def _neighbours(connection: AsyncConnection, person: Person) -> list[UUID]
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """A look for what is a person's among what is kept of submissions, `until` a moment of acceptance."""
+class _PersonSearch:
+    """Search for a person's rows among the conflicts and the resubmissions, of those accepted `until` a moment."""
 
     connection: AsyncConnection
     target: UUID

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.lead import SealedSubmission
 from service.storage import models
 from service.storage.database import Database
-from service.storage.erasing import Known, Person, Refreshed, erase_within, person_of, wait_for_drains
+from service.storage.erasing import KnownTombstone, Person, Refreshed, erase_within, person_of, wait_for_drains
 from service.storage.repository import LeadRepository
 from service.storage.spooled_person import Spooled
 from service.storage.tombstones import Tombstone
@@ -84,7 +84,7 @@ class Erasures:
                 reason=stone.reason,
                 refreshed=self._refreshed,
                 itself=drained,
-                known=Known(erased_at=stone.erased_at, lead_id=stone.lead_id),
+                known=KnownTombstone(erased_at=stone.erased_at, lead_id=stone.lead_id),
             )
 
         await self._database.write(work)
@@ -95,7 +95,7 @@ class Erasures:
         async def work(connection: AsyncConnection) -> None:
             await wait_for_drains(connection)
             for each in tombstones:
-                known = Known(
+                known = KnownTombstone(
                     created_at=each.created_at,
                     erased_at=each.erased_at,
                     lead_id=each.lead_id,

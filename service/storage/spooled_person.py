@@ -10,7 +10,7 @@ from uuid import UUID
 from service.encryption import NOT_CONFIRMED, EncryptionService
 from service.errors import FieldUnreadableError
 from service.lead import BlindIndexes, SealedSubmission
-from service.storage.erasing import Known, Person, request_digest
+from service.storage.erasing import KnownTombstone, Person, request_digest
 from service.storage.spool_rows import Row, rows_of
 
 
@@ -18,7 +18,7 @@ from service.storage.spool_rows import Row, rows_of
 class Spooled:
     """A person's submissions with what their tombstones will hold, and other people's that share something with it."""
 
-    own: Mapping[UUID, Known] = field(default_factory=dict)
+    own: Mapping[UUID, KnownTombstone] = field(default_factory=dict)
     others: tuple[SealedSubmission, ...] = ()
     """Those that share only the phone or only the nid; not what was set aside, which is not drained either."""
     itself: SealedSubmission | None = None
@@ -40,19 +40,19 @@ def spooled_of(
     for row in rows_of(connection, "WHERE id = ?", wanted.bytes):
         itself = _opened_or_none(row, opened)
         # Both: as it lies there, by which others are looked for, and as it is compared.
-        person = person.and_of(_closed(row)).and_of(itself or _closed(row))
+        person = person.extended_by(_closed(row)).extended_by(itself or _closed(row))
     requests = [index for request in person.requests for index in encryption.spool_indexes("request", *request)]
     values = {"id": [each.bytes for each in person.ids], "request": requests}
     values |= {"phone": list(person.phones), "nid": list(person.nids)}
     condition = " OR ".join(f"{column} IN ({', '.join('?' * len(found))})" for column, found in values.items())
     parameters = [value for found in values.values() for value in found]
-    own: dict[UUID, Known] = {}
+    own: dict[UUID, KnownTombstone] = {}
     others: list[SealedSubmission] = []
     for row in rows_of(connection, f"WHERE {condition} ORDER BY seq", *parameters):
         entry = _opened_or_none(row, opened)
         if row.request in requests or person.owns(entry or _closed(row)):
             digest = request_digest(entry) if entry is not None else None
-            own[row.id] = Known(created_at=row.accepted_at, request_digest=digest)
+            own[row.id] = KnownTombstone(created_at=row.accepted_at, request_digest=digest)
         elif entry is not None and row.damage is None:
             others.append(entry)
     return Spooled(own, tuple(others), itself)
