@@ -29,7 +29,9 @@ async def process_id(connection: AsyncConnection) -> int:
 def backends(database: TestDatabase) -> int:
     with psycopg.connect(database.admin_url, autocommit=True) as connection:
         found = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            # Autovacuum may visit the database, too.
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
         ).fetchone()
     assert found is not None
     return int(found[0])
