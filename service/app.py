@@ -353,7 +353,8 @@ async def _serve(
         if supervisor.died is not None:
             # Callers are answered at once: what waits for the database is spooled, or refused.
             await supervisor.stop(for_calls, in_order=False, vital_only=True)
-        await asyncio.gather(grpc_door.stop(for_calls), http_door.stop(for_calls))
+        left = max(0.0, began + for_calls - time.monotonic())
+        await asyncio.gather(grpc_door.stop(left), http_door.stop(left))
         # What a caller has left running is finished too: its lead may be half-way into the database.
         await work.finish(max(0.0, began + for_calls - time.monotonic()))
         await _stop_tasks(supervisor, database, max(0.0, began + grace - time.monotonic()))

@@ -66,19 +66,19 @@ class ErasureService:
         Raises LeadValidationError, LeadNotFoundError, StorageUnavailableError.
         """
         why = self._validation.reason(reason)
+        spooled = Spooled()
         try:
-            spooled: Spooled | None = Spooled()
             if not self._spool.empty:
                 person = await self._erasures.person(lead_id)
                 spooled = await self._spool.of_person(lead_id, person, self._refreshed)
         except SpoolError:
-            spooled = None
-        erased = await self._erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled or Spooled())
+            # Once the lead is gone, nothing would find what waits there of the person.
+            raise StorageUnavailableError from None
+        erased = await self._erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled)
         if erased is None:
-            # No acknowledged lead is called missing because the spool cannot be read.
-            raise LeadNotFoundError if spooled is not None else StorageUnavailableError
+            raise LeadNotFoundError
         self._memory.forget(erased.gone)
-        if spooled is not None and (settled := [*spooled.own, *(entry.id for entry in spooled.others)]):
+        if settled := [*spooled.own, *(entry.id for entry in spooled.others)]:
             with suppress(SpoolError):  # the drain finds the tombstones and the conflicts
                 await self._spool.remove(settled)
         return erased.kept

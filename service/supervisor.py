@@ -2,7 +2,7 @@
 
 Promises: a task that fails is logged by the type of its error, counted, and restarted with backoff; `failing` names it
 until it has run well for a while. A vital task is not restarted: its end is the end of the process. A stop ends the
-tasks in the reverse order of their start, and no task can take more than half of the time that is left.
+tasks in the reverse order of their start, and each step of it takes half of the time that is left at most.
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ class Supervisor:
         doing = asyncio.ensure_future(work())
         await asyncio.wait({doing}, timeout=seconds)
         if not doing.done():
+            # Its exception is asked for, or asyncio would print the text, which may hold values.
+            doing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             doing.cancel()
             self._log.error("a stop took too long", task=name)
         elif not doing.cancelled() and (error := doing.exception()) is not None:

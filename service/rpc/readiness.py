@@ -69,7 +69,9 @@ class Readiness:
         reasons = condition.reasons
         degraded = condition.usable and bool(reasons)
         changed = (condition.usable, reasons) != (self.ready, self.reasons)
-        serving_changed = condition.usable != self.ready
+        if condition.usable != self.ready:
+            # First: when it fails, the next look finds that nothing was published yet.
+            await self._listener(condition.usable)
         self.ready, self.degraded, self.reasons = condition.usable, degraded, reasons
         if changed:
             self._metrics.ready.set(self.ready)
@@ -78,5 +80,3 @@ class Readiness:
             # The details stay here: /readyz is open to everybody and shows the words alone.
             detail = "; ".join(condition.details.values())
             structlog.get_logger("leadkeep.readiness").info(state, reasons=reasons, detail=detail or None)
-        if serving_changed:
-            await self._listener(self.ready)

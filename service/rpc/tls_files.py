@@ -91,6 +91,10 @@ class TlsFiles:
         except StartRefusedError as refused:
             self.alarm = NOT_TAKEN
             self._log.error("the TLS files were not taken, the certificate before stays in use", what=str(refused))
+        except Exception:
+            # The supervisor reports it; the same content is not decided again.
+            self.alarm = NOT_TAKEN
+            raise
         else:
             self.alarm = None
             self._log_current()

@@ -20,7 +20,7 @@ from service.errors import ConflictNotFoundError, ConflictResolvedError, Storage
 from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database import Database
-from service.storage.erasing import drop_within
+from service.storage.erasing import drop_within, wait_for_erasures
 from service.storage.failures import violated_constraint
 from service.storage.repository import BLIND_INDEXES, LeadRepository
 from service.storage.requests import Correction, DuplicateFoundError, Position
@@ -112,6 +112,8 @@ class ConflictRepository:
         """
 
         async def work(connection: AsyncConnection) -> SealedLead | None:
+            # An erasure may take this conflict without locking it, as another submission of its person.
+            await wait_for_erasures(connection)
             # Locked by an update of nothing: it waits for a rival, and the answer waits for the standby.
             first = func.coalesce(_repeated(conflict_id), conflict_id)
             lock = update(_CONFLICT).where(_CONFLICT.c.id == first).values(id=_CONFLICT.c.id).returning(_CONFLICT)

@@ -1,8 +1,8 @@
 """Erasing one person within a transaction: what is that person's goes, what only shares a phone or a nid with it stays.
 
-Promise: a tombstone stays in place of each id that goes, and what is another person's is lost with none of them. The
-function `erase_lead` of the database carries it out with rights that the service's role does not have; see its
-migration (0007) for the locks by which erasing and storing exclude each other.
+Promise: a tombstone stays in place of each id that goes, and nothing that is another person's goes with them (but with
+retention, see `keeps_others`). The function `erase_lead` of the database carries it out with rights that the service's
+role does not have; see its migration (0007) for the locks by which erasing and storing exclude each other.
 """
 
 from __future__ import annotations

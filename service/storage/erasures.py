@@ -77,6 +77,8 @@ class Erasures:
         async def work(connection: AsyncConnection) -> None:
             await wait_for_drains(connection)
             stone = (await connection.execute(select(_STONE).where(_STONE.c.id == drained.id))).one()
+            if stone.lead_id != drained.id:
+                return  # whoever erased it knew its person, or only dropped this one submission
             await erase_within(
                 connection,
                 drained.id,

@@ -232,8 +232,8 @@ class LeadConflict(Base):
     """A submission that shares a phone, a nid or a request_id with a lead: a person decides what becomes of it.
 
     It was acknowledged before the database had it, or refused by a lead that was erased since. Its own side is sealed
-    here, bound to `id`; the other side are the leads that it matches. A row is removed only by an erasure, so that a
-    submission which is drained twice is decided once.
+    here, bound to `id`; the other side are the leads that it matches. A row is removed only under a tombstone, so that
+    a submission which is drained twice is decided once.
     """
 
     __tablename__ = "lead_conflict"

@@ -7,23 +7,28 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from uuid import UUID
 
+import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import EncryptionService
-from service.errors import LeadNotFoundError
+from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.lead import ConflictResolution, LeadStatus, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage.conflicts import ConflictRepository, Decision, OwnLead
 from service.storage.database import Database
+from service.storage.erasing import drop_within
 from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import InConflict, Outcome, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.retention import Retention, Rule
 from service.storage.spool import Spool
+from service.storage.spool_file import SpoolError
 from service.storage.spooled_person import Spooled
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
@@ -111,6 +116,10 @@ async def own_lead(world: World, submission: SealedSubmission) -> None:
         return OwnLead(submission)
 
     await conflicts.resolve(submission.id, ConflictResolution.OWN_LEAD, decide, actor="boss", reason=None)
+
+
+async def drop(conflict_id: UUID, erased_with: UUID, connection: AsyncConnection) -> None:
+    await drop_within(connection, conflict_id, actor="boss", reason=None, erased_with=erased_with)
 
 
 async def erase_elsewhere(world: World, lead_id: UUID) -> None:
@@ -215,6 +224,20 @@ class TestConflicts:
         await world.create(x)
         await stored_late(world, relative)
         assert await erase(world, x.id) == await erase(world, x.id) == (relative.id,)
+
+    async def test_a_decision_waits_for_an_erasure_that_may_take_its_conflict(
+        self, world: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        x, relative = submit(phone=PHONE), submit(phone=PHONE)
+        await world.create(x)
+        await stored_late(world, relative)
+        with psycopg.connect(database.admin_url) as erasing:
+            erasing.execute("SELECT pg_advisory_xact_lock(%s)", [0x4C4B_4552])  # as an erasure begins
+            deciding = asyncio.create_task(own_lead(world, relative))
+            assert await asyncio.wait({deciding}, timeout=0.5) == (set(), {deciding})
+            erasing.rollback()
+        await deciding
+        assert "lead" in where(database, relative)
 
     async def test_a_third_copy_of_a_request_joins_the_first_conflict(
         self, world: World, submit: Submit, database: TestDatabase
@@ -329,6 +352,37 @@ class TestResubmissions:
 
 
 class TestSpool:
+    async def test_a_spool_that_cannot_be_read_refuses_before_anything_is_erased(
+        self, world: World, submit: Submit, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x, same = submit(phone=PHONE, nid=NID), submit(phone=PHONE, nid=NID)
+        await world.create(x)
+        await world.spool.put([same])
+
+        async def unreadable(*_: object) -> Spooled:
+            raise SpoolError("the spool's file cannot be used (SQLITE_IOERR)")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(world.spool, "of_person", unreadable)
+            with pytest.raises(StorageUnavailableError):
+                await erase(world, x.id)
+        assert where(database, x) == {"lead"}
+        await erase(world, x.id)
+        assert where(database, same) == {"tombstone"}
+
+    async def test_what_a_person_decided_to_drop_takes_nothing_else_when_its_copy_is_drained(
+        self, world: World, elsewhere: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        x, y = submit(phone=PHONE), submit(nid=NID)
+        dropped, kept = submit(phone=PHONE, nid=NID), submit(phone=PHONE, nid=NID)
+        for each in (x, y):
+            await world.create(each)
+        await stored_late(world, dropped, kept)
+        await elsewhere.spool.put([dropped])
+        await world.database.write(partial(drop, dropped.id, x.id))
+        await drain(elsewhere)
+        assert (where(database, dropped), where(database, kept)) == ({"tombstone"}, {"lead_conflict"})
+
     @pytest.mark.parametrize("shared", [{"phone": PHONE}, {"nid": NID}])
     async def test_what_shares_only_one_value_with_a_saved_lead_is_stored_as_a_conflict(
         self, world: World, submit: Submit, database: TestDatabase, shared: dict[str, str]
