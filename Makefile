@@ -33,7 +33,7 @@ test: install
 ifdef PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(addprefix --ignore=,$(LOADING))
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LOADING))
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(WAITING)
 	@$(BIN)/python -m pytest $(addprefix --ignore=,$(WAITING)) $(LOADING)
 endif
