@@ -24,7 +24,7 @@ from service.storage.conflicts import ConflictRepository, Decision, OwnLead
 from service.storage.database import Database
 from service.storage.erasing import drop_within
 from service.storage.models import SENSITIVE_COLUMNS
-from service.storage.outcomes import InConflict, Outcome, Waiting
+from service.storage.outcomes import Erased, InConflict, Outcome, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.retention import Retention, Rule
 from service.storage.spool import Spool
@@ -502,6 +502,24 @@ class TestSpool:
         await drain(elsewhere)
         await erase(world, copy.id)
         assert [where(database, each) for each in (saved, copy)] == [{"tombstone"}] * 2
+
+    async def test_a_copy_whose_insert_waited_for_the_erased_lead_does_not_take_its_place(
+        self, world: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        """Its snapshot is from before the erasure, and its id has no tombstone."""
+        saved, copy = twins(submit)
+        await world.create(saved)
+        drained = late(copy)
+        repository = LeadRepository(world.database, sensitive_fields=SENSITIVE_COLUMNS)
+        with psycopg.connect(database.serve_url) as erasing:
+            erasing.execute("SELECT lock_for_erasure(%s)", [saved.id])
+            erase_it = "SELECT erase_lead(%s, %s, 'operator', NULL, '{}', '{}', true, NULL, NULL, NULL, NULL)"
+            erasing.execute(erase_it, [saved.id] * 2)
+            storing = asyncio.create_task(repository.create(drained))
+            await asyncio.sleep(0.1)
+            erasing.commit()
+        assert isinstance(await storing, Erased)
+        assert where(database, copy) == {"tombstone"}
 
     async def test_a_refused_copy_in_another_spool_is_dropped(
         self, world: World, elsewhere: World, submit: Submit, database: TestDatabase
