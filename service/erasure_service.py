@@ -8,15 +8,14 @@ follow within their pace; backups, and PostgreSQL's log and free space, in their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 from uuid import UUID
 
 from service.access import Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.lead import SealedSubmission
-from service.storage.erasing import Person
+from service.storage.erasing import Person, Refreshed
 from service.storage.erasures import Erasures
 from service.storage.memory import RequestMemory
 from service.storage.spool_file import SpoolError
@@ -31,9 +30,7 @@ class SpooledCopies(Protocol):
     def empty(self) -> bool:
         """Whether it is known that nothing waits in it."""
 
-    async def of_person(
-        self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
-    ) -> Spooled:
+    async def of_person(self, lead_id: UUID, person: Person, refreshed: Refreshed) -> Spooled:
         """See Spool.of_person; must name what was set aside too. Raises SpoolError."""
         ...
 
@@ -52,7 +49,7 @@ class ErasureService:
         spool: SpooledCopies,
         memory: RequestMemory,
         validation: ValidationService,
-        refreshed: Callable[[SealedSubmission], SealedSubmission],
+        refreshed: Refreshed,
     ) -> None:
         self._erasures = erasures
         self._spool = spool

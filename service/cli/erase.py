@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,9 +19,8 @@ from service.errors import StartRefusedError
 
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
-    from service.lead import SealedSubmission
     from service.storage.database import Database
-    from service.storage.erasing import Person
+    from service.storage.erasing import Person, Refreshed
     from service.storage.erasures import Erasures
     from service.storage.spooled_person import Spooled
     from service.storage.tombstones import Tombstone
@@ -67,9 +66,7 @@ class _OperatorsView:
 
         return not (self._folder / FILE_NAME).exists()
 
-    async def of_person(
-        self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
-    ) -> Spooled:
+    async def of_person(self, lead_id: UUID, person: Person, refreshed: Refreshed) -> Spooled:
         from service.storage.spool import submission_of
         from service.storage.spool_rows import as_operator
         from service.storage.spooled_person import spooled_of
@@ -124,9 +121,7 @@ def _erase(settings: Settings, lead_id: UUID, reason: str, *, as_json: bool) -> 
         typer.echo(f"Kept: {each}, which shares only a phone or an NID. Decide: leadkeep conflicts resolve {each}")
 
 
-def _erasures(
-    settings: Settings, database: Database, encryption: EncryptionService
-) -> tuple[Erasures, Callable[[SealedSubmission], SealedSubmission]]:
+def _erasures(settings: Settings, database: Database, encryption: EncryptionService) -> tuple[Erasures, Refreshed]:
     from service import app
     from service.sealing import LeadSealer
     from service.storage.erasures import Erasures

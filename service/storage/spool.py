@@ -25,7 +25,7 @@ from service.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.lead import BlindIndexes, SealedSubmission
 from service.secret_file import make_private_folder
-from service.storage.erasing import Person
+from service.storage.erasing import Person, Refreshed
 from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
 from service.storage.spool_file import SpoolError, SpoolFile
 from service.storage.spool_rows import Row, Size
@@ -135,16 +135,14 @@ class Spool:
     async def oldest(
         self,
         limit: int,
-        refreshed: Callable[[SealedSubmission], SealedSubmission],
+        refreshed: Refreshed,
         held: Set[UUID] = frozenset(),
     ) -> Opened:
         """The first submissions, each passed through `refreshed`, up to one that it fails for; what cannot be opened is
         set aside. Those held, and what came after them of the same person, are left out. Raises SpoolError."""
         return await self._call(partial(self._oldest, limit, refreshed, held))
 
-    async def of_person(
-        self, lead_id: UUID, person: Person, refreshed: Callable[[SealedSubmission], SealedSubmission]
-    ) -> Spooled:
+    async def of_person(self, lead_id: UUID, person: Person, refreshed: Refreshed) -> Spooled:
         """What waits here of the person that an id stands for, set aside or not; see spooled_person.py.
 
         `person` is what the database knows of it. Raises SpoolError.
@@ -273,7 +271,7 @@ class Spool:
                 meeting.rivals.add(entry.id)
         return meeting
 
-    def _oldest(self, limit: int, refreshed: Callable[[SealedSubmission], SealedSubmission], held: Set[UUID]) -> Opened:
+    def _oldest(self, limit: int, refreshed: Refreshed, held: Set[UUID]) -> Opened:
         file = self._usable_file()
         opened = Opened([], [])
         for row in file.oldest(limit, held):
