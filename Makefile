@@ -5,7 +5,7 @@ UV := $(BIN)/uv
 INSTALLED := .venv/.installed
 PEER_INSTALLED := .venv-peer/.installed
 
-.PHONY: install serve test faults bench lint format generate check-generated lock clean
+.PHONY: install serve demo test faults bench lint format generate check-generated lock clean
 
 install: $(INSTALLED)
 
@@ -22,6 +22,9 @@ $(INSTALLED): pyproject.toml requirements-dev.lock requirements-uv.lock
 
 serve: install
 	@$(BIN)/python -m service serve
+
+demo: install
+	@$(BIN)/python examples/demo.py
 
 # What loads the whole machine, or measures it, runs after the rest and alone. What mostly waits (for outages, stops and
 # restarts of real services) runs beside its like, not beside the rest, which would delay it. With PYTEST_ARGS only what
