@@ -45,7 +45,7 @@ endif
 faults: install
 	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
 
-# Never part of a test run: it takes a quarter of an hour, and only its ratios mean anything. `BENCH_ARGS` go to it.
+# Never part of a test run: it takes an hour and a half, and only its ratios mean anything. `BENCH_ARGS` go to it.
 bench: install $(PEER_INSTALLED)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of the rounds, and the lowest and highest of them."""
+    """A median between a low and a high value: those of all rounds, or the ends of a confidence interval."""
 
     median: float
     low: float
@@ -33,5 +33,23 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def pair_ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """The ratios within each round. What else the machine did in a round concerned both of its sides."""
-    return Spread.of([one / other for one, other in zip(ours, theirs, strict=True)])
+    """Median of the ratios within each round, with its 95 % confidence interval as `low` and `high`.
+
+    What else the machine did in a round concerned both of its sides.
+    """
+    return median_interval([one / other for one, other in zip(ours, theirs, strict=True)])
+
+
+def median_interval(values: Sequence[float]) -> Spread:
+    """The median, and an interval that holds the true one with 95 % confidence, whatever the distribution.
+
+    The interval ends at order statistics (the sign test): the number of values below the true median is binomial. Fewer
+    than 6 values give their lowest and highest, which is less than 95 %.
+    """
+    ordered, count = sorted(values), len(values)
+    outside, tail = 0, 0.5**count
+    while tail <= 0.025:
+        outside += 1
+        tail += math.comb(count, outside) * 0.5**count
+    first = max(outside - 1, 0)
+    return Spread(statistics.median(ordered), ordered[first], ordered[-1 - first])

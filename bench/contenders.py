@@ -90,11 +90,14 @@ def grpc_headers(token: str | None) -> tuple[tuple[bytes, bytes], ...]:
 
 
 @contextmanager
-def leadkeep_on_postgres(folder: Path) -> Iterator[tuple[RunningService, EmbeddedPostgres]]:
-    """A service on a PostgreSQL of its own, with a database `bench`."""
+def leadkeep_on_postgres(
+    folder: Path, checkout: Path | None = None
+) -> Iterator[tuple[RunningService, EmbeddedPostgres]]:
+    """A service on a PostgreSQL of its own, with a database `bench`; its code from another checkout if one is named."""
     with fresh_postgres() as postgres:
         prepare_roles(postgres)
-        service = RunningService(folder, database_url=database(postgres, "bench"))
+        code = {} if checkout is None else {"PYTHONPATH": f"{checkout}:{checkout / 'generated'}"}
+        service = RunningService(folder, database_url=database(postgres, "bench"), settings=code)
         try:
             yield service.start(), postgres
         finally:
@@ -117,9 +120,9 @@ def leadkeep_over_grpc(service: RunningService, postgres: EmbeddedPostgres, *, i
 
 
 @contextmanager
-def contender_a(folder: Path) -> Iterator[Contender]:
+def contender_a(folder: Path, *, checkout: Path | None = None) -> Iterator[Contender]:
     """Leadkeep over gRPC."""
-    with leadkeep_on_postgres(folder / "a") as (service, postgres):
+    with leadkeep_on_postgres(folder / "a", checkout) as (service, postgres):
         first = leadkeep_over_grpc(service, postgres, ids=())
         ids = with_known_leads(first, "SELECT id FROM lead ORDER BY conversation_id")
         ready = leadkeep_over_grpc(service, postgres, ids=ids)

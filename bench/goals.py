@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from bench.arithmetic import Spread, pair_ratios
 from bench.operations import Operation
 from bench.sampling import OPEN_LOOP, SINGLE, Sample
 
 Select = Callable[..., list[float]]
+
+
+class Verdict(StrEnum):
+    """What a run shows of a goal."""
+
+    MET = "met"
+    MISSED = "**missed**"
+    NOT_SHOWN = "**not shown**"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +31,23 @@ class Goal:
     at_least: bool = False
 
     @property
-    def met(self) -> bool:
-        """Whether the median reaches it."""
-        return self.figure.median >= self.limit if self.at_least else self.figure.median <= self.limit
+    def verdict(self) -> Verdict:
+        """What the confidence interval says: on one side of the limit, on the other, or across it."""
+        low, high = self.figure.low, self.figure.high
+        if self.at_least:
+            low, high = -high, -low
+        limit = -self.limit if self.at_least else self.limit
+        if high <= limit:
+            return Verdict.MET
+        return Verdict.MISSED if low > limit else Verdict.NOT_SHOWN
 
     def row(self) -> str:
         """A line of the goals' table."""
         sign = "≥" if self.at_least else "≤"
-        return (
-            f"| {self.text} | {self.figure.text(2)} | {sign} {self.limit:g} | {'met' if self.met else '**missed**'} |"
-        )
+        return f"| {self.text} | {self.figure.text(2)} | {sign} {self.limit:g} | {self.verdict} |"
 
 
-GOALS_HEAD = "| goal | measured | limit | |\n|---|---|---|---|"
+GOALS_HEAD = "| goal | median of the pairs, 95 % interval | limit | |\n|---|---|---|---|"
 
 
 def select(samples: Sequence[Sample], name: str, operation: str, contender: str, callers: int) -> list[float]:

@@ -8,7 +8,6 @@ machine's moods concern all of them. Writes `bench/growth.md`. Exit code 1: a go
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import psycopg
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from bench.arithmetic import quantile
+from bench.arithmetic import Spread, pair_ratios, quantile
 from bench.contenders import Contender, leadkeep_over_grpc
 from bench.databases import database, fresh_postgres, prepare_roles
 from bench.explained import Explained, drive, explained, large_tables, read_log, watch
@@ -38,8 +37,8 @@ from tests.harness.processes import resident_megabytes
 from tests.harness.running_service import RunningService
 
 SIZES = (10_000, 100_000, 1_000_000)
-ROUNDS = 5
-SECONDS = 0.5
+ROUNDS = 20
+SECONDS = 2.0
 FIRST_PAGE, MIDDLE_PAGE = "ListLeads, first page", "ListLeads, middle page"
 MEASURED = (
     Operation.CREATE,
@@ -164,21 +163,18 @@ def queries(postgres: EmbeddedPostgres, size: Size) -> list[Explained]:
     return explained(read_log(postgres)[already:], large_tables(url))
 
 
-def ratios(sizes: list[Size]) -> Mapping[str, float]:
+def ratios(sizes: list[Size]) -> Mapping[str, Spread]:
     """Each goal's figure: the largest size against the smallest, the middle page against the first."""
     small, large = sizes[0], sizes[-1]
 
-    def within(ours: list[float], theirs: list[float]) -> float:
-        return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-
     held = (Operation.GET, Operation.BY_CONVERSATION, Operation.DUPLICATE, Operation.CREATE)
     found = {
-        f"{operation}: {large.count:,} / {small.count:,} leads": within(
+        f"{operation}: {large.count:,} / {small.count:,} leads": pair_ratios(
             large.latencies[operation], small.latencies[operation]
         )
         for operation in held
     }
-    page = within(large.latencies[MIDDLE_PAGE], large.latencies[FIRST_PAGE])
+    page = pair_ratios(large.latencies[MIDDLE_PAGE], large.latencies[FIRST_PAGE])
     return found | {f"ListLeads at {large.count:,}: middle / first page": page}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.arithmetic import Spread
 from bench.explained import Explained
-from bench.goals import GOALS_HEAD, Goal
+from bench.goals import GOALS_HEAD, Goal, Verdict
 
 GOAL = 1.25
 STATEMENT_SHOWN = 110
@@ -36,13 +36,13 @@ class Disk:
 
 def write(
     latencies: Mapping[int, Mapping[str, Sequence[float]]],
-    ratios: Mapping[str, float],
+    ratios: Mapping[str, Spread],
     disks: Sequence[Disk],
     plans: Sequence[Explained],
     path: Path | None,
 ) -> bool:
     """Print the report, and write it when there is a path; whether every goal was reached."""
-    goals = [Goal(text, Spread(ratio, ratio, ratio), GOAL) for text, ratio in ratios.items()]
+    goals = [Goal(text, ratio, GOAL) for text, ratio in ratios.items()]
     whole = [plan for plan in plans if plan.whole_tables]
     sizes = list(latencies)
     operations = list(latencies[sizes[0]])
@@ -55,7 +55,7 @@ def write(
         "## Goals",
         "",
         GOALS_HEAD,
-        *(_goal(goal) for goal in goals),
+        *(goal.row() for goal in goals),
         f"| queries that read a large table as a whole | {len(whole)} | 0 | {'**missed**' if whole else 'met'} |",
         "",
         "## Latency, ms",
@@ -91,11 +91,7 @@ def write(
     print(text)
     if path is not None:
         path.write_text(text)
-    return not whole and all(goal.met for goal in goals)
-
-
-def _goal(goal: Goal) -> str:
-    return f"| {goal.text} | {goal.figure.median:.2f} | ≤ {goal.limit:g} | {'met' if goal.met else '**missed**'} |"
+    return not whole and all(goal.verdict is Verdict.MET for goal in goals)
 
 
 def _shortened(statement: str) -> str:

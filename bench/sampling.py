@@ -17,17 +17,26 @@ from bench.operations import Operation
 from bench.pgbench import BATCH, Pgbench
 
 CALLERS = (1, 16, 64, 256)
-SECONDS = 1.0
-"""Of each run. Rounds are what a figure rests on: many short ones see more of the machine's moods than one long one."""
+SECONDS = 10.0
+"""Of each run. Runs of 1 s gave the same contender between 0.8 and 1.2 times its median."""
+
+UNPAIRED_ROUNDS = 3
+"""Rounds of what no goal compares: the tables and the plots."""
 
 OPEN_LOOP = "CreateLead, open loop"
-OPEN_SECONDS = 4.0
-CAPACITY_SECONDS = 2.0
+CAPACITY_SECONDS = 4.0
 
 T = TypeVar("T")
 
 SINGLE, BATCHED = "e1", f"e{BATCH}"
 """pgbench with one row a transaction, and with many."""
+
+PAIRED = {
+    (Operation.CREATE, 64): frozenset("acd"),
+    (Operation.CREATE, 1): frozenset(("a", "d", SINGLE)),
+    (Operation.GET, 64): frozenset("ad"),
+}
+"""Whose figures the goals compare, by operation and callers: they are measured in every round, the rest in a few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +108,14 @@ def closed_loops(
         contender.starts[operation] = result.next_start
     for number in range(rounds):
         for callers in CALLERS:
-            turns = [_turn(contender, operation, callers) for contender in able]
+            turns = {contender.name: _turn(contender, operation, callers) for contender in able}
             if database_floor is not None and operation is Operation.CREATE:
-                turns += [_floor_turn(database_floor, SINGLE, 1, callers)]
-                turns += [_floor_turn(database_floor, BATCHED, BATCH, callers)] if callers < 16 else []
-            for turn in in_turns(turns, number):
+                turns[SINGLE] = _floor_turn(database_floor, SINGLE, 1, callers)
+                if callers < 16:
+                    turns[BATCHED] = _floor_turn(database_floor, BATCHED, BATCH, callers)
+            compared = PAIRED.get((operation, callers), frozenset())
+            chosen = [turn for name, turn in turns.items() if number < UNPAIRED_ROUNDS or name in compared]
+            for turn in in_turns(chosen, number) if chosen else ():
                 yield turn(number)
     if operation is Operation.DUPLICATE:
         for contender in able:
@@ -137,14 +149,14 @@ def _floor_turn(floor: Pgbench, name: str, rows: int, callers: int) -> Callable[
 
 def open_loops(contenders: Mapping[str, Contender], *, rounds: int) -> Iterator[Sample]:
     """CreateLead at half of (c)'s capacity, which each round measures anew."""
-    able = [contender for name, contender in contenders.items() if name in ("a", "b", "c")]
     for number in range(rounds):
+        able = [each for name, each in contenders.items() if name in ("abc" if number < UNPAIRED_ROUNDS else "ac")]
         peer = contenders["c"]
         capacity = run(peer.load(Operation.CREATE, callers=64, seconds=CAPACITY_SECONDS))
         peer.starts[Operation.CREATE] = capacity.next_start
         rate = len(capacity.latencies) / capacity.seconds / 2
         for contender in in_turns(able, number):
-            load = contender.load(Operation.CREATE, callers=64, seconds=OPEN_SECONDS, rate=rate)
+            load = contender.load(Operation.CREATE, callers=64, seconds=SECONDS, rate=rate)
             yield sample(contender, load, OPEN_LOOP, number, contender.starts)
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from bench.arithmetic import Spread, pair_ratios, quantile
-from bench.goals import Goal
+from bench.arithmetic import Spread, median_interval, pair_ratios, quantile
+from bench.goals import Goal, Verdict
 from bench.load.plan import Requests
 from bench.plot import lines
 
@@ -27,9 +27,26 @@ def test_rounds_without_a_partner_are_refused() -> None:
         pair_ratios([1.0, 2.0], [1.0])
 
 
-def test_a_goal_is_judged_by_its_median() -> None:
-    assert Goal("least", Spread(4.1, 3.0, 5.0), 4.0, at_least=True).met
-    assert not Goal("most", Spread(2.1, 1.0, 2.2), 2.0).met
+@pytest.mark.parametrize(
+    ("low", "high", "at_least", "verdict"),
+    [
+        (1.0, 2.0, False, Verdict.MET),
+        (1.0, 2.1, False, Verdict.NOT_SHOWN),
+        (2.1, 3.0, False, Verdict.MISSED),
+        (2.0, 3.0, True, Verdict.MET),
+        (1.9, 3.0, True, Verdict.NOT_SHOWN),
+        (1.0, 1.9, True, Verdict.MISSED),
+    ],
+)
+def test_a_goal_is_judged_by_its_whole_interval(low: float, high: float, at_least: bool, verdict: Verdict) -> None:
+    assert Goal("", Spread((low + high) / 2, low, high), 2.0, at_least=at_least).verdict is verdict
+
+
+def test_the_interval_of_a_median_ends_at_order_statistics() -> None:
+    # Of 20 values the 6th and the 15th: the binomial of 20 halves is below 6 or above 14 in 4.1 % of all cases.
+    assert median_interval(range(1, 21)) == Spread(10.5, 6, 15)
+    assert median_interval(range(1, 7)) == Spread(3.5, 1, 6)
+    assert median_interval([2.0, 1.0, 3.0]) == Spread(2.0, 1.0, 3.0)
 
 
 def test_every_request_of_new_people_is_another_one() -> None:

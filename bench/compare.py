@@ -1,0 +1,64 @@
+"""`python -m bench.compare CHECKOUT`: what a call costs here, beside another checkout of Leadkeep.
+
+Both services run on a PostgreSQL of their own and are loaded in turns by 64 callers; what is compared is CPU of the
+service process a call. Both use this installation's packages. Exit code 1: an operation is dearer than the limit, or
+is not shown to stay within it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.arithmetic import pair_ratios
+from bench.contenders import Contender, contender_a
+from bench.generator import run
+from bench.goals import GOALS_HEAD, Goal, Verdict
+from bench.operations import Operation
+from bench.sampling import SECONDS, in_turns, sample
+
+CALLERS = 64
+PAIRS = 20
+LIMIT = 1.05
+
+
+def compare(operation: Operation, here: Contender, there: Contender, *, pairs: int, seconds: float) -> Goal:
+    """CPU a call, here / there."""
+    used: dict[int, list[float]] = {here.pid: [], there.pid: []}
+    for contender in (here, there):
+        warm = run(contender.load(operation, callers=CALLERS, seconds=1))
+        contender.starts[operation] = warm.next_start
+    for number in range(pairs):
+        for contender in in_turns((here, there), number):
+            load = contender.load(operation, callers=CALLERS, seconds=seconds)
+            done = sample(contender, load, operation, number, contender.starts)
+            if done.failures or done.service_cpu is None:
+                raise AssertionError(f"{operation}: {done.failures} calls failed")
+            used[contender.pid].append(done.service_cpu)
+    return Goal(operation, pair_ratios(used[here.pid], used[there.pid]), LIMIT)
+
+
+def main() -> int:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--only", action="append", choices=[str(operation) for operation in Operation])
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    options = parser.parse_args()
+    found: list[Goal] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        here = stack.enter_context(contender_a(Path(folder) / "here"))
+        there = stack.enter_context(contender_a(Path(folder) / "there", checkout=options.checkout.resolve()))
+        print(GOALS_HEAD)
+        for operation in map(Operation, options.only or Operation):
+            found.append(compare(operation, here, there, pairs=options.pairs, seconds=options.seconds))
+            print(found[-1].row(), flush=True)
+    return int(not all(goal.verdict is Verdict.MET for goal in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
