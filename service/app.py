@@ -68,8 +68,7 @@ from service.storage.embedded import EmbeddedPostgres
 from service.storage.erasures import Erasures
 from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
-from service.storage.replica_report import ReplicaReport
-from service.storage.replicas import replica_name
+from service.storage.replicas import ReplicaReport, replica_name
 from service.storage.repository import LeadRepository
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, prepare_own_database
 from service.storage.spool import Spool
@@ -196,7 +195,7 @@ async def _serve(
         spool = Spool(settings.spool_path, encryption, max_bytes=settings.spool_bytes)
         stopping.callback(spool.close)
         normaliser = validation.normaliser_identity
-        report = ReplicaReport(replica_name(settings.spool_path), database, spool, encryption, normaliser)
+        report = ReplicaReport(replica_name(settings.spool_path), database, spool, encryption)
         admission = Admission(database, confirming, spool, encryption, normaliser, report)
         registry = _registry()
         metrics = Metrics(registry)
@@ -208,7 +207,7 @@ async def _serve(
         supervisor.start(
             [
                 # First, so that it stops last: what the writer spools at the end is reported too.
-                Component(name="replica report", run=report.run, last_words=report.say_stopped),
+                Component(name="replica report", run=report.run, last_words=partial(report.withdraw, database)),
                 Component(name="admission", run=admission.run),
                 Component(name="keyring reload", run=partial(_reload_keyring, hangup, source, report)),
             ]
@@ -428,14 +427,14 @@ async def drain(
         stopping.push_async_callback(database.close)
         validation = validation_of(settings)
         normaliser = validation.normaliser_identity
-        report = ReplicaReport(replica_name(settings.spool_path), database, spool, encryption, normaliser)
+        report = ReplicaReport(replica_name(settings.spool_path), database, spool, encryption)
         admission = Admission(database, confirming, spool, encryption, normaliser, report)
         await admission.start()
         supervisor = Supervisor(on_death=lambda: None)
         stopping.push_async_callback(_stop_tasks, supervisor, database, settings.shutdown_grace)
         supervisor.start(
             [
-                Component(name="replica report", run=report.run, last_words=report.say_stopped),
+                Component(name="replica report", run=report.run, last_words=partial(report.withdraw, database)),
                 Component(name="admission", run=admission.run),
             ]
         )

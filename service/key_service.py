@@ -1,6 +1,6 @@
 """What an operator does with keys while the service runs: promote, reseal, retire, reindex, verify.
 
-Each use case may be stopped at any moment and run again: it looks at what there is and goes on. The order of its steps
+Each use case may be stopped at any moment and run again: it reads what there is and goes on. The order of its steps
 is what makes it safe, see docs/architecture.md: every replica can open with a key before any seals with it, every
 replica writes new blind indexes before the old leads get theirs, and nothing is retired that something still needs.
 """
@@ -11,32 +11,94 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from service.encryption import EncryptionService, IndexScheme
 from service.errors import StartRefusedError
-from service.key_batches import BATCH_ROWS, in_batches, pace, pump
-from service.key_reports import Progress, Reindexed, Resealed, Verified
-from service.key_workers import Orders, indexed, resealed, unreadable, workers_for
+from service.key_workers import Worker, WorkerSettings, pace, work_on, workers_for
 from service.keyring import Keyring, KeyState, Purpose, RootKey
-from service.running_replicas import LOOK_SECONDS, RunningReplicas
-from service.storage import key_state
-from service.storage.canary import KeyState as StoredKeys
-from service.storage.canary import plan_of, read_key_state
+from service.storage.canary import (
+    DatabaseKeys,
+    accept_key,
+    flip_pairs,
+    note_cleared,
+    read_key_state,
+    refuse_key,
+    refuse_older_plans,
+    schemes_of,
+    seal_canary,
+    write_both_pairs,
+)
 from service.storage.database import Database
-from service.storage.rekeying import LEADS, TABLES, Rekeying, SealedTable, Stored
-from service.storage.replicas import forget, replicas
+from service.storage.rekeying import (
+    EVERY_ROW,
+    LEADS,
+    TABLES,
+    Rekeying,
+    SealedTable,
+    Stored,
+    lacks_index,
+    sealed_otherwise,
+)
+from service.storage.replicas import Replica, forget, known_name, replicas
+from service.storage.spool import has_owner
 from service.storage.spool_rows import peek_key_ids
 
 MOST_PASSES = 20
-"""Each pass meets what the one before found changed under its hands. More than a few happen only if a replica goes on
-sealing with the old key, which then is to be told."""
+"""Each pass works on what was changed during the one before. More than a few happen only if a replica goes on sealing
+with the old key, which the report then shows."""
+
+CHECK_SECONDS = 0.5
+"""How often replicas and files are checked while they are waited for."""
+
+
+@dataclass(slots=True)
+class Resealed:
+    """Report of a reseal."""
+
+    key_id: str
+    sealed_anew: dict[str, int] = field(default_factory=dict)
+    """Rows by what they are."""
+    unreadable: list[str] = field(default_factory=list)
+    """Rows that do not open, which stay as they are."""
+    left: int = 0
+    """Rows that still are sealed with other keys, the unreadable ones among them."""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Reindexed:
+    """Report of a reindex. `needed` is False when the blind indexes were right already."""
+
+    needed: bool
+    leads: int = 0
+    beside: list[dict[str, str]] = field(default_factory=list)
+    """Leads that share a phone or nid with another one: see `Rekeying.sharing_leads`."""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Verified:
+    """Report of a verification: rows checked, by what they are, and faults found, in words without any value."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
 
 class KeyService:
-    """The use cases. `tell` hears what is waited for, `on_progress` how far it is; `rate` bounds rows a second.
+    """The use cases. Each raises StartRefusedError with what to do about it.
 
-    `spool` is the folder of this machine's own replica.
+    Args:
+        database: the database whose keys change.
+        rekeying: its tables, on a connection of their own.
+        encryption: the keyring to change to.
+        tell: gets a line for each replica or file that is waited for.
+        on_progress: gets a line about progress after each batch.
+        spool: the folder of this machine's own replica.
+        timeout: seconds to wait for replicas and files.
+        rate: rows a second at most; 0 is no bound.
     """
 
     def __init__(
@@ -46,7 +108,7 @@ class KeyService:
         rekeying: Rekeying,
         encryption: EncryptionService,
         tell: Callable[[str], None],
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[str], None],
         spool: Path,
         timeout: float,
         rate: float = 0.0,
@@ -59,83 +121,69 @@ class KeyService:
         self._spool = spool
         self._timeout = timeout
         self._rate = rate
-        self._replicas = RunningReplicas(database, spool=spool, tell=tell, timeout=timeout)
 
     async def forget(self, names: Sequence[str]) -> None:
-        """Take replicas out that are gone for good. Raises StartRefusedError for one that there is not."""
+        """Remove replicas that are gone for good."""
         gone = await forget(self._database, names)
         if unknown := set(names) - set(gone):
             there = ", ".join(each.name for each in await replicas(self._database)) or "none"
             raise StartRefusedError(f"there is no replica {', '.join(sorted(unknown))}; there is: {there}")
 
     async def prepare_promotion(self, key: RootKey) -> None:
-        """Wait until every running replica can open with a key; then no replica starts any more that cannot.
-
-        Raises StartRefusedError when they do not follow in time.
-        """
-        await self._replicas.follow(lambda each: key.id in each.said.opens, f"to load the key {key.id}: send it SIGHUP")
+        """Wait until every running replica can open with a key; then no replica starts any more that cannot."""
+        await self._wait_until_opens(key.id)
         state = await self._database.read(read_key_state)
         if key.purpose is Purpose.ENCRYPTION and state is not None:
             # A canary that only the new key opens refuses a keyring that lacks it at its start.
             promoted = EncryptionService(self._encryption.keyring.with_primary(key.id))
-            await key_state.seal_canary(self._database, promoted, state)
-            # One may have come up meanwhile, with a keyring that was good a moment ago.
-            await self._replicas.follow(
-                lambda each: key.id in each.said.opens, f"to load the key {key.id}: send it SIGHUP"
-            )
+            await seal_canary(self._database, promoted, state)
+            # A replica may have started meanwhile, with a keyring that was good a moment ago.
+            await self._wait_until_opens(key.id)
 
     async def reseal(self) -> Resealed:
-        """Seal everything with the primary encryption key. Raises StartRefusedError."""
+        """Seal everything with the primary encryption key."""
         began = time.monotonic()
         primary = self._encryption.keyring.primary(Purpose.ENCRYPTION).id
-        await self._replicas.follow(
-            lambda each: primary in each.said.opens, f"to load the key {primary}: send it SIGHUP"
-        )
+        await self._wait_until_opens(primary)
         report = Resealed(primary)
-        if not self._encryption.is_sealed_with_primary((await self._state()).canary.sealed):
-            await key_state.seal_canary(self._database, self._encryption, await self._state())
-        rows = max([await self._rekeying.count(table, but=primary) for table in TABLES])
-        with workers_for(Orders(self._encryption.keyring.to_json()), rows) as workers:
-            for table in TABLES:
-                done, faults = await self._reseal_table(table, primary, workers)
-                report.sealed_anew[table.plural] = done
-                report.unreadable += faults
-        report.left = sum([await self._rekeying.count(table, but=primary) for table in TABLES])
-        report.seconds = time.monotonic() - began
+        state = await self._state()
+        if not self._encryption.is_sealed_with_primary(state.canary.sealed):
+            await seal_canary(self._database, self._encryption, state)
+        old = sealed_otherwise(primary)
+        totals = {table: await self._rekeying.count(table, old) for table in TABLES}
+        settings = WorkerSettings(self._encryption.keyring.to_json())
+        with workers_for(settings, max(totals.values())) as workers:
+            for table, total in totals.items():
+                report.sealed_anew[table.plural] = await self._reseal_table(table, total, report, workers)
+        report.left = sum([await self._rekeying.count(table, old) for table in TABLES])
+        report.seconds = round(time.monotonic() - began, 3)
         return report
 
-    async def _reseal_table(self, table: SealedTable, primary: str, workers: Executor) -> tuple[int, list[str]]:
-        total = await self._rekeying.count(table, but=primary)
-        done, faults = 0, dict[str, None]()
-
-        async def store(rows: list[Stored], worked: list[dict[str, str] | None]) -> int:
-            nonlocal done
-            faults.update(
-                (_named(table, row), None) for row, tokens in zip(rows, worked, strict=True) if tokens is None
-            )
-            opened = [(row, tokens) for row, tokens in zip(rows, worked, strict=True) if tokens is not None]
-            replaced = await self._rekeying.replace_tokens(table, opened) if opened else 0
-            done += replaced
-            self._on_progress(Progress(table.plural, done, max(done, total)))
-            return replaced
-
+    async def _reseal_table(self, table: SealedTable, total: int, report: Resealed, workers: Executor) -> int:
+        read = partial(self._rekeying.read, table, sealed_otherwise(report.key_id))
+        done = 0
         for _ in range(MOST_PASSES):
-            faults.clear()
-            batches = in_batches(lambda after: self._rekeying.rows(table, after=after, limit=BATCH_ROWS, but=primary))
-            if await pump(batches, resealed, store, workers, rate=self._rate) == 0:
+            before, faults = done, list[str]()
+            async for batch in work_on(read, Worker.reseal, workers, rate=self._rate):
+                faults += [_named(table, row) for row, tokens in batch if tokens is None]
+                opened = [(row, tokens) for row, tokens in batch if tokens is not None]
+                done += await self._rekeying.replace_tokens(table, opened)
+                self._on_progress(f"{done} of {max(done, total)} {table.plural}")
+            if done == before:
                 break
-        return done, list(faults)
+        report.unreadable += faults
+        return done
 
     async def reindex(self, normaliser: str) -> Reindexed:
         """Compute the blind indexes with the primary index key, of values under this normaliser's rules.
 
         Duplicates are refused by the old and the new ones until the new ones are whole, and by the new ones from then
-        on. Raises StartRefusedError.
+        on.
         """
         began = time.monotonic()
         wanted = IndexScheme(self._encryption.index_primary_id, normaliser)
         state = await self._state()
-        current, following = self._schemes(state)
+        current, following = schemes_of(state, self._encryption)
         if following is not None and following != wanted:
             raise StartRefusedError(
                 f"another rotation is under way, to the index key {following.key_id} and '{following.normaliser}': "
@@ -146,65 +194,31 @@ class KeyService:
         report = Reindexed(needed=True)
         if current != wanted:
             if state.clearing:
-                await self._clear(state)
-                state = await self._state()
+                state = await self._clear(state)
             if following is None:
-                load = f"to load the key {wanted.key_id}: send it SIGHUP"
-                await self._replicas.follow(lambda each: wanted.key_id in each.said.opens, load)
+                await self._wait_until_opens(wanted.key_id)
                 canary = self._encryption.make_canary(wanted.key_id)
-                await key_state.write_both(self._database, state, canary, wanted.normaliser)
-                state = await self._state()
-            await self._followed(state)
+                state = await write_both_pairs(self._database, state, canary, wanted.normaliser)
+            await self._wait_until_followed(state)
             report.leads = await self._fill_and_check(state, wanted)
-            await key_state.flip(self._database, state)
-            state = await self._state()
-        await self._clear(state)
-        report.beside = await self._rekeying.standing_beside(state.pair)
-        report.seconds = time.monotonic() - began
+            state = await flip_pairs(self._database, state)
+        state = await self._clear(state)
+        report.beside = await self._rekeying.sharing_leads(state.pair)
+        report.seconds = round(time.monotonic() - began, 3)
         return report
 
-    def _schemes(self, state: StoredKeys) -> tuple[IndexScheme, IndexScheme | None]:
-        pairs = plan_of(state, self._encryption).pairs
-        current, other = pairs if state.pair == 1 else pairs[::-1]
-        assert current is not None  # noqa: S101 # the pair in use has a scheme
-        return current, other
-
-    async def _followed(self, state: StoredKeys) -> None:
-        """Wait until every running replica follows the plan; nothing that follows an older one is stored any more."""
-        if state.accepts_from < state.epoch:
-            wait = "to follow the change of the blind indexes"
-            await self._replicas.follow(lambda each: each.said.epoch >= state.epoch, wait)
-            await key_state.refuse_older_plans(self._database, state)
-
-    async def _fill_and_check(self, state: StoredKeys, scheme: IndexScheme) -> int:
+    async def _fill_and_check(self, state: DatabaseKeys, scheme: IndexScheme) -> int:
+        """Fill the pair of columns that is not in use; how many leads lacked its indexes."""
         pair = 3 - state.pair
-        total = await self._rekeying.count_to_index(pair)
-        done = 0
-        faults: dict[str, None] = {}
-
-        async def fill(rows: list[Stored], worked: list[tuple[bytes, bytes] | None]) -> int:
-            nonlocal done
-            faults.update((_named(LEADS, row), None) for row, made in zip(rows, worked, strict=True) if made is None)
-            ready = [(row, *made) for row, made in zip(rows, worked, strict=True) if made is not None]
-            if ready:
-                await self._rekeying.fill_indexes(pair, state.epoch, ready)
-            done += len(ready)
-            self._on_progress(Progress("leads", min(done, total), total))
-            return len(ready)
-
-        every = await self._rekeying.count(LEADS)
-        with workers_for(Orders(self._encryption.keyring.to_json(), scheme), every) as workers:
-            for _ in range(MOST_PASSES):
-                faults.clear()
-                batches = in_batches(lambda after: self._rekeying.leads_to_index(pair, after=after, limit=BATCH_ROWS))
-                if await pump(batches, indexed, fill, workers, rate=self._rate) == 0:
-                    break
-            if faults:
+        total = await self._rekeying.count(LEADS, lacks_index(pair))
+        settings = WorkerSettings(self._encryption.keyring.to_json(), scheme)
+        with workers_for(settings, await self._rekeying.count(LEADS)) as workers:
+            if faults := await self._fill(pair, state.epoch, total, workers):
                 raise StartRefusedError(
                     f"{len(faults)} leads cannot be opened, so that nobody can tell whether they are duplicates: "
-                    f"{', '.join(list(faults)[:10])}. See leadkeep keys verify; the old blind indexes stay in use"
+                    f"{', '.join(faults[:10])}. See leadkeep keys verify; the old blind indexes stay in use"
                 )
-            if await self._rekeying.count_to_index(pair):
+            if await self._rekeying.count(LEADS, lacks_index(pair)):
                 raise StartRefusedError("leads without new blind indexes are left: run leadkeep keys reindex again")
             wrong = await self._wrong_indexes(pair, workers)
         if wrong:
@@ -214,141 +228,175 @@ class KeyService:
             )
         return total
 
+    async def _fill(self, pair: int, epoch: int, total: int, workers: Executor) -> list[str]:
+        """Give leads their indexes of a pair; those that do not open."""
+        read = partial(self._rekeying.read, LEADS, lacks_index(pair))
+        done = 0
+        for _ in range(MOST_PASSES):
+            before, faults = done, list[str]()
+            async for batch in work_on(read, Worker.index, workers, rate=self._rate):
+                faults += [_named(LEADS, row) for row, indexes in batch if indexes is None]
+                opened = [(row, *indexes) for row, indexes in batch if indexes is not None]
+                await self._rekeying.fill_indexes(pair, epoch, opened)
+                done += len(opened)
+                self._on_progress(f"{min(done, total)} of {total} leads")
+            if done == before:
+                break
+        return faults
+
     async def _wrong_indexes(self, pair: int, workers: Executor) -> list[str]:
         wrong: list[str] = []
         total, done = await self._rekeying.count(LEADS), 0
-
-        async def compare(rows: list[Stored], worked: list[tuple[bytes, bytes] | None]) -> int:
-            nonlocal done
-            done += len(rows)
-            wrong.extend(_named(LEADS, row) for row, made in zip(rows, worked, strict=True) if made != row.indexes)
-            self._on_progress(Progress("leads checked", min(done, total), total))
-            return len(rows)
-
-        batches = in_batches(lambda after: self._rekeying.indexed_leads(pair, after=after, limit=BATCH_ROWS))
-        await pump(batches, indexed, compare, workers, rate=self._rate)
+        read = partial(self._rekeying.read, LEADS, EVERY_ROW, pair=pair)
+        async for batch in work_on(read, Worker.index, workers, rate=self._rate):
+            done += len(batch)
+            wrong += [_named(LEADS, row) for row, indexes in batch if indexes != row.indexes]
+            self._on_progress(f"{min(done, total)} of {total} leads checked")
         return wrong
 
-    async def _clear(self, state: StoredKeys) -> None:
-        await self._followed(state)
+    async def _clear(self, state: DatabaseKeys) -> DatabaseKeys:
+        """Empty the pair of columns that is not in use."""
+        await self._wait_until_followed(state)
         began, cleared = time.monotonic(), 0
-        while count := await self._rekeying.clear_indexes(3 - state.pair, limit=BATCH_ROWS):
+        while count := await self._rekeying.clear_indexes(3 - state.pair):
             cleared += count
-            self._on_progress(Progress("old indexes cleared", cleared, cleared))
+            self._on_progress(f"{cleared} old indexes cleared")
             await pace(cleared, began, rate=self._rate)
-        await key_state.cleared(self._database, state)
+        return await note_cleared(self._database, state)
 
     async def retire(self, key: RootKey, *, files: Callable[[], dict[str, list[str]]]) -> None:
-        """See that nothing needs a key any more, and that nothing will.
+        """Check that nothing needs a key any more, and that nothing will. The error names what still needs it.
 
-        `files` answers which daily files of this machine name which keys. Raises StartRefusedError that names what
-        still needs it and what to run.
+        `files` answers which daily files of this machine name which keys.
         """
         if key.purpose is Purpose.AUDIT:
             return  # it goes on verifying what it signed, in whatever state
-        opens = f"to stop sealing with {key.id}: send it SIGHUP"
-        await self._replicas.follow(lambda each: key.id not in each.said.seals, opens)
+        wait = f"to stop sealing with {key.id}: send it SIGHUP"
+        await self._wait_for_replicas(lambda each: key.id not in each.seals, wait)
         holders = await self._spools_with(key.id)
         if key.purpose is Purpose.INDEX:
-            current, following = self._schemes(state := await self._state())
-            if key.id in {current.key_id, following.key_id if following else None} or state.clearing:
+            state = await self._state()
+            in_use = {scheme.key_id for scheme in schemes_of(state, self._encryption) if scheme}
+            if key.id in in_use or state.clearing:
                 holders.append("the blind indexes of leads: run leadkeep keys reindex")
-        if key.purpose is Purpose.ENCRYPTION:
-            # Refused first and looked for then: nothing can come in between.
-            await key_state.refuse_key(self._database, key.id)
-            nothing_left = False
-            try:
-                holders += await self._rows_with(key.id)
-                holders += [] if holders else await self._files_with(key.id, files)
-                nothing_left = not holders
-            finally:
-                if not nothing_left:
-                    await key_state.accept_key(self._database, key.id)
-        if holders:
-            raise StartRefusedError(f"the key {key.id} is still needed, by\n  " + "\n  ".join(holders))
-
-    async def _rows_with(self, key_id: str) -> list[str]:
-        counts = (await self._rekeying.sealed_counts()).get(key_id, {})
-        return [f"{count} tokens of {holder}: run leadkeep keys reseal" for holder, count in counts.items()]
+        if key.purpose is not Purpose.ENCRYPTION:
+            _require_unneeded(key, holders)
+            return
+        # Refused first and counted then: no new row can come in between.
+        await refuse_key(self._database, key.id)
+        try:
+            counts = (await self._rekeying.sealed_counts()).get(key.id, {})
+            holders += [f"{count} tokens of {holder}: run leadkeep keys reseal" for holder, count in counts.items()]
+            _require_unneeded(key, holders)
+            _require_unneeded(key, await self._files_with(key.id, files))
+        except BaseException:
+            await accept_key(self._database, key.id)
+            raise
 
     async def _spools_with(self, key_id: str) -> list[str]:
         holders = [
             f"the spool of the replica {each.name}: let it drain (leadkeep spool status there), or, if it is gone for "
             f"good, --forget {each.name}"
             for each in await replicas(self._database)
-            if key_id in each.said.spool_keys
+            if key_id in each.spool_keys
         ]
         if not holders and key_id in peek_key_ids(self._spool):
             holders.append(f"the spool {self._spool}: run leadkeep spool drain")
         return holders
 
     async def _files_with(self, key_id: str, files: Callable[[], dict[str, list[str]]]) -> list[str]:
-        """Files follow by themselves, so they get the time that replicas get."""
+        """A running service renders its files anew by itself, so they get the time that replicas get."""
         deadline = time.monotonic() + self._timeout
-        told = False
-        while True:
-            left = files().get(key_id, [])
-            if not left:
-                return []
+        left = files().get(key_id, [])
+        if left:
+            self._tell(f"waiting for {len(left)} daily files to be rendered anew")
+        while left:
             if time.monotonic() > deadline:
                 named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
                 return [
                     f"{len(left)} daily files ({named}): a running service renders them anew by itself, else run "
                     "leadkeep files render"
                 ]
-            if not told:
-                told = True
-                self._tell(f"waiting for {len(left)} daily files to be rendered anew")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
+            left = files().get(key_id, [])
+        return []
 
     async def verify(self) -> Verified:
-        """Open everything, and compute every blind index anew. Raises StartRefusedError."""
+        """Open everything, and compute every blind index anew."""
         report = Verified()
         state = await self._state()
-        schemes = plan_of(state, self._encryption).pairs
-        keyring = self._encryption.keyring.to_json()
-        rows = max([await self._rekeying.count(table) for table in TABLES])
-        with workers_for(Orders(keyring), rows) as workers:
-            for table in TABLES:
-                report.rows[table.plural] = await self._verify_table(table, workers, report.faults)
-        for pair, scheme in enumerate(schemes, start=1):
-            in_use = pair == state.pair
-            if scheme is not None and in_use:
-                with workers_for(Orders(keyring, scheme), rows) as workers:
-                    wrong = await self._wrong_indexes(pair, workers)
-                report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
+        current, _ = schemes_of(state, self._encryption)
+        totals = {table: await self._rekeying.count(table) for table in TABLES}
+        settings = WorkerSettings(self._encryption.keyring.to_json(), current)
+        with workers_for(settings, max(totals.values())) as workers:
+            for table, total in totals.items():
+                done = 0
+                async for batch in work_on(
+                    partial(self._rekeying.read, table, EVERY_ROW), Worker.unreadable, workers, rate=self._rate
+                ):
+                    done += len(batch)
+                    report.faults += [
+                        f"{_named(table, row)}: does not open: {', '.join(fields)}" for row, fields in batch if fields
+                    ]
+                    self._on_progress(f"{done} of {max(done, total)} {table.plural}")
+                report.rows[table.plural] = done
+            wrong = await self._wrong_indexes(state.pair, workers)
+        report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
         for key_id, where in (await self._rekeying.sealed_counts()).items():
             if not self._encryption.opens_with(key_id):
                 held = ", ".join(f"{count} tokens of {holder}" for holder, count in where.items())
                 report.faults.append(f"{held} are sealed with {key_id}, with which this keyring does not open")
         return report
 
-    async def _verify_table(self, table: SealedTable, workers: Executor, faults: list[str]) -> int:
-        total, done = await self._rekeying.count(table), 0
-
-        async def note(rows: list[Stored], worked: list[list[str]]) -> int:
-            nonlocal done
-            done += len(rows)
-            for row, fields in zip(rows, worked, strict=True):
-                if fields:
-                    faults.append(f"{_named(table, row)}: does not open: {', '.join(fields)}")
-            self._on_progress(Progress(table.plural, done, max(done, total)))
-            return len(rows)
-
-        batches = in_batches(lambda after: self._rekeying.rows(table, after=after, limit=BATCH_ROWS))
-        await pump(batches, unreadable, note, workers, rate=self._rate)
-        return done
-
-    async def _state(self) -> StoredKeys:
+    async def _state(self) -> DatabaseKeys:
         state = await self._database.read(read_key_state)
         if state is None:
             raise StartRefusedError("no service has started with this database yet: there is nothing to change")
         return state
 
+    async def _wait_until_opens(self, key_id: str) -> None:
+        await self._wait_for_replicas(lambda each: key_id in each.opens, f"to load the key {key_id}: send it SIGHUP")
+
+    async def _wait_until_followed(self, state: DatabaseKeys) -> None:
+        """Wait until every running replica follows the plan; then refuse leads that follow an older one."""
+        if state.accepts_from < state.epoch:
+            wait = "to follow the change of the blind indexes"
+            await self._wait_for_replicas(lambda each: each.epoch >= state.epoch, wait)
+            await refuse_older_plans(self._database, state)
+
+    async def _wait_for_replicas(self, followed: Callable[[Replica], bool], what: str) -> None:
+        """Wait until this is true of every running replica."""
+        deadline = time.monotonic() + self._timeout
+        told: set[str] = set()
+        while late := [each for each in await self._running_replicas() if not followed(each)]:
+            if time.monotonic() > deadline:
+                named = ", ".join(f"{each.name} (heard of {each.silent_seconds:.0f} s ago)" for each in late)
+                raise StartRefusedError(
+                    f"waited {self._timeout:g} s in vain for {named} {what}. Nothing is lost: run the same command "
+                    "again; a replica that is gone for good is left out with --forget NAME"
+                )
+            for name in sorted({each.name for each in late} - told):
+                told.add(name)
+                self._tell(f"waiting for replica {name} {what}")
+            await asyncio.sleep(CHECK_SECONDS)
+
+    async def _running_replicas(self) -> list[Replica]:
+        """The replicas that have not said that they stopped, as one that was killed cannot.
+
+        Of this machine's own the spool's lock is proof. When it starts it takes its spool first, and reads the change.
+        """
+        dead = None if has_owner(self._spool) else known_name(self._spool)
+        return [each for each in await replicas(self._database) if each.state == "running" and each.name != dead]
+
 
 def _named(table: SealedTable, row: Stored) -> str:
     kind = table.plural.removesuffix("s")
     return f"{kind} {row.bound_to}" if table is LEADS else f"{kind} {'/'.join(map(str, row.key))}"
+
+
+def _require_unneeded(key: RootKey, holders: list[str]) -> None:
+    if holders:
+        raise StartRefusedError(f"the key {key.id} is still needed, by\n  " + "\n  ".join(holders))
 
 
 def usable_key(keyring: Keyring, key_id: str) -> RootKey:

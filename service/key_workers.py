@@ -5,12 +5,16 @@ The processes get the keyring through a pipe, never through their command line, 
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from service.encryption import EncryptionService, IndexScheme
@@ -19,114 +23,141 @@ from service.keyring import Keyring
 from service.validation.index_rule import IndexRule
 from service.worker_processes import end_with_the_parent
 
+if TYPE_CHECKING:
+    from service.storage.rekeying import Stored  # a worker needs no SQLAlchemy
+
 MOST_WORKERS = 4
 
 FEW_ROWS = 2000
 """A fifth of a second's work; a process takes a second to start."""
 
 NICE = 10
-"""How far who makes the processes steps back, and they with it: the live service gets the processor first."""
+"""Niceness of the command, which its processes inherit: the live service gets the processor first."""
 
-Item = tuple[UUID, dict[str, str]]
-"""What tokens are bound to, and the tokens by their field."""
+BATCHES_AHEAD = 4
+"""Batches that are worked on while one is stored: two for each of two processes."""
+
+Tokens = dict[str, str]
+"""Tokens by their field."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
-    """What a worker needs to know; plain values, for they are sent to another process."""
+class WorkerSettings:
+    """What a worker needs; plain values, because they are sent to another process."""
 
     keyring: str
     scheme: IndexScheme | None = None
-    """How indexes are to be computed."""
+    """How indexes are to be computed; for `Worker.index` only."""
 
 
-class _Worker:
-    def __init__(self, orders: Orders) -> None:
-        self.encryption = EncryptionService(Keyring.from_json(orders.keyring))
-        self.scheme = orders.scheme
-        self.rule = IndexRule.of(orders.scheme.normaliser) if orders.scheme else None
+class Worker:
+    """The work on one row, given the id that its tokens are bound to. Each raises FieldUnreadableError."""
 
-    def indexes(self, bound_to: UUID, tokens: dict[str, str]) -> tuple[bytes, bytes]:
-        assert self.scheme is not None  # noqa: S101 # whoever asks for indexes has said which
-        assert self.rule is not None  # noqa: S101
-        phone = self.rule.phone_key(self.encryption.open(bound_to, "phone", tokens["phone"]))
-        nid = self.rule.nid_key(self.encryption.open(bound_to, "nid", tokens["nid"]))
-        index = self.encryption.blind_index
-        return index("phone", phone, key_id=self.scheme.key_id), index("nid", nid, key_id=self.scheme.key_id)
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._encryption = EncryptionService(Keyring.from_json(settings.keyring))
+        self._scheme = settings.scheme
+        self._rule = IndexRule.of(settings.scheme.normaliser) if settings.scheme else None
+
+    def reseal(self, bound_to: UUID, tokens: Tokens) -> Tokens:
+        """The tokens sealed with the primary key, also those that were already."""
+        encryption = self._encryption
+        return {
+            name: token
+            if encryption.is_sealed_with_primary(token)
+            else encryption.seal(bound_to, name, encryption.open(bound_to, name, token))
+            for name, token in tokens.items()
+        }
+
+    def index(self, bound_to: UUID, tokens: Tokens) -> tuple[bytes, bytes]:
+        """The blind indexes of a lead's phone and nid."""
+        assert self._scheme is not None and self._rule is not None  # noqa: S101, PT018 # given for this task
+        phone = self._rule.phone_key(self._encryption.open(bound_to, "phone", tokens["phone"]))
+        nid = self._rule.nid_key(self._encryption.open(bound_to, "nid", tokens["nid"]))
+        index, key_id = self._encryption.blind_index, self._scheme.key_id
+        return index("phone", phone, key_id=key_id), index("nid", nid, key_id=key_id)
+
+    def unreadable(self, bound_to: UUID, tokens: Tokens) -> list[str]:
+        """The fields that do not open."""
+        fields = []
+        for name, token in tokens.items():
+            try:
+                self._encryption.open(bound_to, name, token)
+            except FieldUnreadableError:
+                fields.append(name)
+        return fields
 
 
-_worker: _Worker | None = None
+Task = Callable[[Worker, UUID, Tokens], T]
+
+_worker: Worker | None = None
 
 
-def _begin(orders: Orders) -> None:
+def _begin(settings: WorkerSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_the_parent()
-    _begin_here(orders)
+    _begin_here(settings)
 
 
-def _begin_here(orders: Orders) -> None:
+def _begin_here(settings: WorkerSettings) -> None:
     global _worker
-    _worker = _Worker(orders)
+    _worker = Worker(settings)
 
 
-def workers_for(orders: Orders, rows: int) -> Executor:
+def workers_for(settings: WorkerSettings, rows: int) -> Executor:
     """The processes, or a thread of this one for so few rows that processes would take longer to start.
 
     Started afresh, not forked: the parent has threads.
     """
     if rows <= FEW_ROWS:
-        return ThreadPoolExecutor(1, initializer=_begin_here, initargs=(orders,))
+        return ThreadPoolExecutor(1, initializer=_begin_here, initargs=(settings,))
     return ProcessPoolExecutor(
         max_workers=max(1, min(MOST_WORKERS, os.cpu_count() or 1)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(orders,),
+        initargs=(settings,),
     )
 
 
-def resealed(items: Sequence[Item]) -> list[dict[str, str] | None]:
-    """The tokens of each row sealed with the primary key, also those that were already; None: one does not open."""
+def _work(task: Task[T], rows: Sequence[tuple[UUID, Tokens]]) -> list[T | None]:
     assert _worker is not None  # noqa: S101 # the pool's initializer ran
-    encryption = _worker.encryption
-    done: list[dict[str, str] | None] = []
-    for bound_to, tokens in items:
+    results: list[T | None] = []
+    for bound_to, tokens in rows:
         try:
-            done.append(
-                {
-                    name: token
-                    if encryption.is_sealed_with_primary(token)
-                    else encryption.seal(bound_to, name, encryption.open(bound_to, name, token))
-                    for name, token in tokens.items()
-                }
-            )
+            results.append(task(_worker, bound_to, tokens))
         except FieldUnreadableError:
-            done.append(None)
-    return done
+            results.append(None)
+    return results
 
 
-def indexed(items: Sequence[Item]) -> list[tuple[bytes, bytes] | None]:
-    """The blind indexes of phone and nid of each lead; None: one does not open."""
-    assert _worker is not None  # noqa: S101 # the pool's initializer ran
-    done: list[tuple[bytes, bytes] | None] = []
-    for bound_to, tokens in items:
-        try:
-            done.append(_worker.indexes(bound_to, tokens))
-        except FieldUnreadableError:
-            done.append(None)
-    return done
+async def work_on(
+    read: Callable[[tuple[Any, ...] | None], Awaitable[list[Stored]]], task: Task[T], workers: Executor, *, rate: float
+) -> AsyncIterator[list[tuple[Stored, T | None]]]:
+    """Read rows in batches, work on them ahead, and yield each batch with its results in the order of reading.
+
+    Args:
+        read: answers the rows behind a key, none at the end.
+        task: the work on one row; its result is None when a token does not open.
+        workers: the processes to work in.
+        rate: rows a second at most; 0 is no bound.
+    """
+    pending: deque[tuple[list[Stored], Future[list[T | None]]]] = deque()
+    began, done = time.monotonic(), 0
+    rows = await read(None)
+    while rows or pending:
+        if rows:
+            pending.append((rows, workers.submit(_work, task, [(row.bound_to, row.tokens) for row in rows])))
+            rows = await read(rows[-1].key)
+        if not rows or len(pending) > BATCHES_AHEAD:
+            batch, working = pending.popleft()
+            results = await asyncio.wrap_future(working)
+            yield list(zip(batch, results, strict=True))
+            done += len(batch)
+            await pace(done, began, rate=rate)
 
 
-def unreadable(items: Sequence[Item]) -> list[list[str]]:
-    """The fields of each row that do not open."""
-    assert _worker is not None  # noqa: S101 # the pool's initializer ran
-    encryption = _worker.encryption
-    done: list[list[str]] = []
-    for bound_to, tokens in items:
-        faults = []
-        for name, token in tokens.items():
-            try:
-                encryption.open(bound_to, name, token)
-            except FieldUnreadableError:
-                faults.append(name)
-        done.append(faults)
-    return done
+async def pace(done: int, began: float, *, rate: float) -> None:
+    """Wait until `done` rows since `began` (monotonic) are no more than `rate` a second; 0 is no bound."""
+    if rate:
+        await asyncio.sleep(max(0.0, done / rate - (time.monotonic() - began)))

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 import uuid_utils.compat
 
-from service import key_batches, key_service
+from service import key_service, key_workers
 from service.encryption import EncryptionService
 from service.key_service import KeyService
 from service.keyring import Keyring, Purpose
 from service.lead import CustomerDetails
 from service.sealing import LeadSealer
+from service.storage import rekeying as storage_rekeying
 from service.storage.canary import confirm_canary, plan_of
 from service.storage.database import Database
 from service.storage.models import SENSITIVE_COLUMNS
@@ -36,10 +37,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         waited.seconds += seconds
 
     time = SimpleNamespace(monotonic=lambda: waited.seconds)
-    monkeypatch.setattr(key_batches, "asyncio", SimpleNamespace(sleep=sleep, wrap_future=asyncio.wrap_future))
-    monkeypatch.setattr(key_batches, "time", time)
+    monkeypatch.setattr(key_workers, "asyncio", SimpleNamespace(sleep=sleep, wrap_future=asyncio.wrap_future))
+    monkeypatch.setattr(key_workers, "time", time)
     monkeypatch.setattr(key_service, "time", time)
-    monkeypatch.setattr(key_service, "BATCH_ROWS", BATCH)
+    monkeypatch.setattr(storage_rekeying, "BATCH_ROWS", BATCH)
     return waited
 
 

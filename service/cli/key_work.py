@@ -19,7 +19,6 @@ from service.errors import StartRefusedError
 
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
-    from service.key_reports import Progress
     from service.key_service import KeyService
     from service.keyring import Keyring
     from service.keyring_source import KeyringSource
@@ -52,7 +51,7 @@ def patience_of(timeout: str) -> float:
 
 def run_keys(
     settings: Settings,
-    work: Callable[[KeyService, EncryptionService], Awaitable[T]],
+    work: Callable[[KeyService], Awaitable[T]],
     *,
     timeout: float = 1.0,
     rate: float = 0.0,
@@ -72,9 +71,6 @@ def run_keys(
         line.end()
         typer.echo(what, err=True)
 
-    def show(progress: Progress) -> None:
-        line.show(f"{progress.done} of {progress.total} {progress.what}")
-
     async def run(url: str, database: Database, encryption: EncryptionService) -> T:
         async with rekeying(url) as tables:
             keys = KeyService(
@@ -82,12 +78,12 @@ def run_keys(
                 rekeying=tables,
                 encryption=encryption,
                 tell=tell,
-                on_progress=show,
+                on_progress=line.show,
                 spool=settings.spool_path,
                 timeout=timeout,
                 rate=rate,
             )
-            return await work(keys, encryption)
+            return await work(keys)
 
     try:
         return with_database(settings, run)

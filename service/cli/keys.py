@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ from service.errors import LeadkeepError, StartRefusedError
 
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
-    from service.key_service import KeyService
+    from service.key_service import KeyService, Reindexed
     from service.storage.database import Database
 
 keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
@@ -116,38 +117,28 @@ def status(as_json: AsJson = False) -> None:
 
 
 async def _stored(url: str, database: Database, encryption: EncryptionService) -> dict[str, Any]:
-    from service.storage.canary import plan_of, read_key_state
+    from service.storage.canary import read_key_state, schemes_of
     from service.storage.rekeying import rekeying
     from service.storage.replicas import replicas
 
     state = await database.read(read_key_state)
     index = None
     if state is not None:
-        pairs = plan_of(state, encryption).pairs
-        current, other = pairs if state.pair == 1 else pairs[::-1]
+        current, other = schemes_of(state, encryption)
         index = {
             "state": "rotating" if other else "clearing" if state.clearing else "steady",
-            "key_id": current.key_id if current else None,
+            "key_id": current.key_id,
             "normaliser": state.normaliser,
             "next_key_id": other.key_id if other else None,
             "next_normaliser": state.next_normaliser,
             "epoch": state.epoch,
         }
-    told = [
-        {
-            "name": each.name,
-            "state": each.said.state,
-            "epoch": each.said.epoch,
-            "opens": list(each.said.opens),
-            "seals": list(each.said.seals),
-            "spool_keys": list(each.said.spool_keys),
-            "seen_at": each.seen_at.isoformat(),
-            "silent_seconds": round(each.silent_seconds, 1),
-        }
+    shown = [
+        asdict(each) | {"seen_at": each.seen_at.isoformat(), "silent_seconds": round(each.silent_seconds, 1)}
         for each in await replicas(database)
     ]
     async with rekeying(url) as tables:
-        return {"sealed": await tables.sealed_counts(), "index": index, "replicas": told}
+        return {"sealed": await tables.sealed_counts(), "index": index, "replicas": shown}
 
 
 @keys_app.command()
@@ -186,7 +177,7 @@ def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, outpu
     with keyring_to_change(settings, output) as (keyring, write):
         key = usable_key(keyring, key_id)
 
-        async def prepare(keys: KeyService, _encryption: EncryptionService) -> None:
+        async def prepare(keys: KeyService) -> None:
             await keys.forget(forget or [])
             await keys.prepare_promotion(key)
 
@@ -216,19 +207,9 @@ def reseal(
     patience = patience_of(timeout)
     settings = load_settings()
 
-    async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
-        return await keys.reseal()
-
-    done = run_keys(settings, work, timeout=patience, rate=rate)
+    done = run_keys(settings, lambda keys: keys.reseal(), timeout=patience, rate=rate)
     if as_json:
-        shown = {
-            "key_id": done.key_id,
-            "sealed_anew": done.sealed_anew,
-            "unreadable": done.unreadable,
-            "left": done.left,
-            "seconds": round(done.seconds, 3),
-        }
-        typer.echo(json.dumps(shown, indent=2))
+        typer.echo(json.dumps(asdict(done), indent=2))
     else:
         told = ", ".join(f"{count} {kind}" for kind, count in done.sealed_anew.items())
         typer.echo(f"Sealed anew with {done.key_id}: {told}, in {done.seconds:.1f} s.")
@@ -262,21 +243,19 @@ def reindex(
 
     normaliser = app.validation_of(settings).normaliser_identity
 
-    async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
+    async def work(keys: KeyService) -> Reindexed:
         await keys.forget(forget or [])
         return await keys.reindex(normaliser)
 
     done = run_keys(settings, work, timeout=patience, rate=rate)
-    beside = [{"lead": str(lead), "beside": str(other), "field": name} for lead, other, name in done.beside]
     if as_json:
-        shown = {"needed": done.needed, "leads": done.leads, "beside": beside, "seconds": round(done.seconds, 3)}
-        typer.echo(json.dumps(shown, indent=2))
+        typer.echo(json.dumps(asdict(done), indent=2))
         return
     if not done.needed:
         typer.echo("The blind indexes are those of the primary index key and of these settings already.")
         return
     typer.echo(f"Indexed {done.leads} leads anew, in {done.seconds:.1f} s.")
-    for each in beside:
+    for each in done.beside:
         typer.echo(f"  lead {each['lead']} stands beside {each['beside']}: the same {each['field']}")
 
 
@@ -296,7 +275,7 @@ def retire(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output
                 f"{key.id} is the primary {key.purpose} key: add another one and promote that first"
             )
 
-        async def check(keys: KeyService, _encryption: EncryptionService) -> None:
+        async def check(keys: KeyService) -> None:
             await keys.forget(forget or [])
             await keys.retire(key, files=lambda: files_by_key(settings))
 
@@ -312,12 +291,9 @@ def verify(as_json: AsJson = False) -> None:
     """Open everything that is stored and compare every blind index; exit code 3 if something is wrong."""
     settings = load_settings()
 
-    async def work(keys: KeyService, _encryption: EncryptionService) -> Any:
-        return await keys.verify()
-
-    found = run_keys(settings, work)
+    found = run_keys(settings, lambda keys: keys.verify())
     if as_json:
-        typer.echo(json.dumps({"sound": not found.faults, "rows": found.rows, "faults": found.faults}, indent=2))
+        typer.echo(json.dumps({"sound": not found.faults, **asdict(found)}, indent=2))
     else:
         told = ", ".join(f"{count} {kind}" for kind, count in found.rows.items())
         typer.echo(f"Looked at {told}: {len(found.faults) or 'no'} faults.")

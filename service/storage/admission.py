@@ -17,7 +17,7 @@ from service.errors import StartRefusedError, StorageUnavailableError
 from service.storage.canary import confirm_canary, plan_of
 from service.storage.database import Database
 from service.storage.failures import StorageFaultError
-from service.storage.replica_report import ReplicaReport
+from service.storage.replicas import ReplicaReport
 from service.storage.retry import RetryScope, retry_scope
 from service.storage.schema import UNREACHABLE_AT_START, require_current, revision_of
 from service.storage.spool import Spool

@@ -1,16 +1,20 @@
-"""The proof that the stored leads belong to this keyring and this normaliser, and where a rotation of keys stands.
+"""What the database knows of its keys: the canary, which proves the keyring and the normaliser, and a rotation's state.
 
 With another keyring nothing would open and every duplicate would be let in; with another normaliser old blind indexes
-would no longer meet new ones. Both stop the start. So does a keyring that still seals with a key which was retired:
+would no longer match new ones. Both stop the start. So does a keyring that still seals with a key which was retired:
 nothing that it sealed would open elsewhere.
+
+Each change is one transaction that names the state it starts from. Two operators who rotate at once do not harm each
+other: a change that another one made first is not made again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,10 +25,16 @@ from service.storage import models
 from service.storage.database import Database
 from service.validation.index_rule import IndexRule
 
+_CANARY = models.table(models.KeyCanary)
+
+_REFUSING_LOCK = 0x4C4B_4B59
+"""Shared by every transaction that stores a lead (migration 0004), taken alone by a change of what is refused: when
+that is committed, all transactions that read the state before it are over."""
+
 
 @dataclass(frozen=True, slots=True)
-class KeyState:
-    """The canary, and where a rotation stands: see models.KeyCanary."""
+class DatabaseKeys:
+    """The row of models.KeyCanary: the canary, and where a rotation stands."""
 
     canary: KeyCanary
     normaliser: str
@@ -43,8 +53,8 @@ async def has_canary(database: Database) -> bool:
     return await database.read(read_key_state) is not None
 
 
-async def confirm_canary(database: Database, encryption: EncryptionService, normaliser: str) -> KeyState:
-    """The database's canary, which is this keyring's: left there if there is none yet.
+async def confirm_canary(database: Database, encryption: EncryptionService, normaliser: str) -> DatabaseKeys:
+    """Return the state of the database's keys after comparing its canary; write this keyring's canary if it has none.
 
     Raises StartRefusedError when the keyring or the normaliser is another one.
     """
@@ -61,11 +71,13 @@ async def confirm_canary(database: Database, encryption: EncryptionService, norm
     return state
 
 
-async def compare_canary(database: Database, encryption: EncryptionService, normaliser: str | None) -> KeyState | None:
-    """The database's canary, if it has one; raises StartRefusedError when it is another keyring's or normaliser's.
+async def compare_canary(
+    database: Database, encryption: EncryptionService, normaliser: str | None
+) -> DatabaseKeys | None:
+    """Compare the database's canary, if it has one, with a keyring and a normaliser (None: any is right).
 
-    Changes nothing: who is to store leads sets `encryption.plan` to the `plan_of` this state. With `normaliser` None
-    any is right.
+    Changes nothing: a caller that stores leads sets `encryption.plan` to the `plan_of` this state. Raises
+    StartRefusedError when keyring or normaliser are not the database's.
     """
     state = await database.read(read_key_state)
     if state is None:
@@ -92,13 +104,21 @@ async def compare_canary(database: Database, encryption: EncryptionService, norm
     return state
 
 
-def plan_of(state: KeyState, encryption: EncryptionService) -> IndexPlan:
-    """Which blind indexes the database wants. Raises StartRefusedError when the keyring cannot make one of them."""
+def schemes_of(state: DatabaseKeys, encryption: EncryptionService) -> tuple[IndexScheme, IndexScheme | None]:
+    """The scheme of the blind indexes in use, and the one that a rotation leads to.
+
+    Raises StartRefusedError when the keyring cannot make one of them.
+    """
     current = _scheme(encryption, state.canary.index, state.normaliser)
-    other = None
-    if state.next_digest is not None and state.next_normaliser is not None:
-        other = _scheme(encryption, state.next_digest, state.next_normaliser)
-    return IndexPlan(state.epoch, (current, other) if state.pair == 1 else (other, current))
+    if state.next_digest is None or state.next_normaliser is None:
+        return current, None
+    return current, _scheme(encryption, state.next_digest, state.next_normaliser)
+
+
+def plan_of(state: DatabaseKeys, encryption: EncryptionService) -> IndexPlan:
+    """Which blind indexes the database wants, pair by pair. Raises StartRefusedError like `schemes_of`."""
+    current, following = schemes_of(state, encryption)
+    return IndexPlan(state.epoch, (current, following) if state.pair == 1 else (following, current))
 
 
 def _scheme(encryption: EncryptionService, digest: bytes, normaliser: str) -> IndexScheme:
@@ -119,12 +139,12 @@ def _scheme(encryption: EncryptionService, digest: bytes, normaliser: str) -> In
     return IndexScheme(key_id, normaliser)
 
 
-async def read_key_state(connection: AsyncConnection) -> KeyState | None:
-    """What the database says, without any proof; None: nothing yet."""
-    row = (await connection.execute(select(models.table(models.KeyCanary)))).one_or_none()
+async def read_key_state(connection: AsyncConnection) -> DatabaseKeys | None:
+    """The state as it is stored, compared with nothing; None before the first start."""
+    row = (await connection.execute(select(_CANARY))).one_or_none()
     if row is None:
         return None
-    return KeyState(
+    return DatabaseKeys(
         canary=KeyCanary(row.sealed, row.digest),
         normaliser=row.normaliser,
         database=row.database,
@@ -136,3 +156,72 @@ async def read_key_state(connection: AsyncConnection) -> KeyState | None:
         accepts_from=row.accepts_from,
         retired_keys=tuple(row.retired_keys),
     )
+
+
+async def seal_canary(database: Database, encryption: EncryptionService, state: DatabaseKeys) -> None:
+    """Seal the canary with the primary key: from now on a keyring without that key is refused at its start."""
+    made = encryption.make_canary(encryption.index_key_of(state.canary.index))
+    await _change(database, {"sealed": made.sealed})
+
+
+async def write_both_pairs(database: Database, state: DatabaseKeys, wanted: KeyCanary, normaliser: str) -> DatabaseKeys:
+    """Let every replica write the other pair of blind indexes too, with the wanted index key and normaliser."""
+    values = {"next_digest": wanted.index, "next_normaliser": normaliser, "epoch": state.epoch + 1}
+    return await _change(database, values, epoch=state.epoch)
+
+
+async def refuse_older_plans(database: Database, state: DatabaseKeys) -> None:
+    """Refuse leads whose blind indexes follow a plan before the present one."""
+    await _change(database, {"accepts_from": state.epoch}, epoch=state.epoch, alone=True)
+
+
+async def flip_pairs(database: Database, state: DatabaseKeys) -> DatabaseKeys:
+    """Put the other pair into use; replicas stop writing the one that was."""
+    values = {
+        "digest": state.next_digest,
+        "normaliser": state.next_normaliser,
+        "pair": 3 - state.pair,
+        "next_digest": None,
+        "next_normaliser": None,
+        "clearing": True,
+        "epoch": state.epoch + 1,
+    }
+    return await _change(database, values, epoch=state.epoch)
+
+
+async def note_cleared(database: Database, state: DatabaseKeys) -> DatabaseKeys:
+    """Note that the pair which is not in use is empty."""
+    return await _change(database, {"clearing": False}, epoch=state.epoch)
+
+
+async def refuse_key(database: Database, key_id: str) -> None:
+    """Refuse everything that is sealed with this encryption key."""
+    await _change(database, {"retired_keys": func.array_append(_without(key_id), key_id)}, alone=True)
+
+
+async def accept_key(database: Database, key_id: str) -> None:
+    """Undo `refuse_key`."""
+    await _change(database, {"retired_keys": _without(key_id)})
+
+
+def _without(key_id: str) -> Any:
+    return func.array_remove(_CANARY.c.retired_keys, key_id)
+
+
+async def _change(
+    database: Database, values: dict[str, Any], *, epoch: int | None = None, alone: bool = False
+) -> DatabaseKeys:
+    """Change the row, if it still has this epoch; the state afterwards."""
+    statement = update(_CANARY).values(values)
+    if epoch is not None:
+        statement = statement.where(_CANARY.c.epoch == epoch)
+
+    async def work(connection: AsyncConnection) -> DatabaseKeys:
+        if alone:
+            await connection.execute(select(func.pg_advisory_xact_lock(_REFUSING_LOCK)))
+        await connection.execute(statement)
+        state = await read_key_state(connection)
+        assert state is not None  # noqa: S101 # the row is never removed
+        return state
+
+    return await database.write(work)

@@ -1,6 +1,6 @@
 """Every stored token and blind index, batch by batch, to be sealed or computed anew while the service runs.
 
-Promises: a row is replaced only if nobody changed it since it was read; one that was changed is met again by the next
+Promises: a row is replaced only if nobody changed it since it was read; one that was changed is left to the next
 pass. Versions and times stay as they are. A batch is one transaction, short enough for a live call that waits for it.
 What a crash of the database undoes is done again.
 
@@ -22,6 +22,9 @@ from psycopg import sql
 from service.errors import StartRefusedError
 from service.storage.models import SENSITIVE_COLUMNS
 
+BATCH_ROWS = 125
+"""Rows a transaction: about 10 ms of PostgreSQL's time, which a live call that wants one of them waits for at most."""
+
 _CONNECT_SECONDS = 10
 _SESSION = "-c synchronous_commit=off -c lock_timeout=2000 -c jit=off -c timezone=UTC"
 # synchronous_commit: a batch that is lost is done again, and the change of keys that relies on it commits with `on`,
@@ -37,7 +40,11 @@ _SEALED_COUNTS: LiteralString = """
 """
 
 _MADE_WAY = ("55P03", "40P01")
-"""A live call held a row for too long, or we stood in each other's way: the next pass meets these rows again."""
+"""A live call held a row for too long, or there was a deadlock: these rows are left to the next pass."""
+
+_PHONES = ("uq_lead_phone_index", "uq_lead_phone_index_2")
+
+EVERY_ROW = sql.SQL("true")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +104,11 @@ class Rekeying:
     def __init__(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
 
-    async def count(self, table: SealedTable, *, but: str | None = None) -> int:
-        """How many rows there are; with `but` only those with a token of another key than that one."""
-        query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(table.name), _not_sealed_with(but))
-        return int(await self._value(query))
+    async def count(self, table: SealedTable, where: sql.Composable = EVERY_ROW) -> int:
+        """How many rows of a table meet a condition."""
+        query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(table.name), where)
+        [[count]] = await (await self._connection.execute(query)).fetchall()
+        return int(count)
 
     async def sealed_counts(self) -> dict[str, dict[str, int]]:
         """How many tokens are sealed with each key, by where they are: {key id: {leads: 5, …}}."""
@@ -109,105 +117,13 @@ class Rekeying:
             counts.setdefault(key_id, {})[holder] = tokens
         return counts
 
-    async def rows(
-        self, table: SealedTable, *, after: tuple[Any, ...] | None, limit: int, but: str | None = None
+    async def read(
+        self, table: SealedTable, where: sql.Composable, after: tuple[Any, ...] | None, *, pair: int | None = None
     ) -> list[Stored]:
-        """The next rows behind a key, in its order; with `but` only those with a token of another key."""
-        return await self._read(table, _not_sealed_with(but), after=after, limit=limit)
+        """The next batch of rows behind a key that meet a condition, in the key's order.
 
-    async def leads_to_index(self, pair: int, *, after: tuple[Any, ...] | None, limit: int) -> list[Stored]:
-        """The next leads that lack an index of a pair of columns."""
-        return await self._read(LEADS, _lacks(pair), after=after, limit=limit)
-
-    async def indexed_leads(self, pair: int, *, after: tuple[Any, ...] | None, limit: int) -> list[Stored]:
-        """The next leads with their indexes of a pair."""
-        return await self._read(LEADS, sql.SQL("true"), after=after, limit=limit, pair=pair)
-
-    async def count_to_index(self, pair: int) -> int:
-        """How many leads lack an index of a pair."""
-        return int(await self._value(sql.SQL("SELECT count(*) FROM lead WHERE {}").format(_lacks(pair))))
-
-    async def replace_tokens(self, table: SealedTable, rows: Sequence[tuple[Stored, dict[str, str]]]) -> int:
-        """Give rows new tokens; how many had not been changed meanwhile."""
-        assigned = sql.SQL(", ").join(
-            sql.SQL("{0} = given.{0}").format(sql.Identifier(name)) for name in SENSITIVE_COLUMNS
-        )
-        given = [self._key(table, row) | {"seen": row.seen} | tokens for row, tokens in rows]
-        async with self._connection.transaction():
-            done = await self._update(table, assigned, [f"{name} text" for name in SENSITIVE_COLUMNS], given)
-            if table.name == "resubmission" and done:
-                # A lead's resubmissions are in its day's file, and only its own changes are noted by themselves.
-                await self._connection.execute(
-                    "INSERT INTO lead_touch (quarter) SELECT DISTINCT date_bin('15 minutes', created_at,"
-                    " TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead WHERE id = ANY(%s)",
-                    [[row.key[0] for row, _ in rows]],
-                )
-        return done
-
-    async def fill_indexes(self, pair: int, epoch: int, rows: Sequence[tuple[Stored, bytes, bytes]]) -> None:
-        """Give leads their indexes of a pair.
-
-        Two leads that were different under the old rules may be one under the new ones. None of them is dropped: the
-        one that comes second stands beside the first, as by a person's decision.
+        With `pair`, leads come with their indexes of that pair of columns.
         """
-        phone, nid = _columns(pair)
-        assigned = sql.SQL("{} = decode(given.p, 'hex'), {} = decode(given.n, 'hex'), index_epoch = {}").format(
-            sql.Identifier(phone), sql.Identifier(nid), sql.Literal(epoch)
-        )
-        given = [
-            {"id": str(row.key[0]), "seen": row.seen, "p": phone_index.hex(), "n": nid_index.hex()}
-            for row, phone_index, nid_index in rows
-        ]
-        try:
-            await self._update(LEADS, assigned, ["p text", "n text"], given)
-        except psycopg.errors.UniqueViolation as violation:
-            if len(rows) > 1:
-                half = len(rows) // 2
-                await self.fill_indexes(pair, epoch, rows[:half])
-                await self.fill_indexes(pair, epoch, rows[half:])
-                return
-            shared = "phone_shared" if violation.diag.constraint_name in _PHONES else "nid_shared"
-            stands = sql.SQL("UPDATE lead SET {} = true WHERE id = %s AND NOT {}").format(
-                sql.Identifier(shared), sql.Identifier(shared)
-            )
-            # Its row has changed by that, so the next pass gives it its indexes.
-            await self._connection.execute(stands, [rows[0][0].key[0]])
-
-    async def standing_beside(self, pair: int) -> list[tuple[UUID, UUID, str]]:
-        """Leads that stand beside another one with the same phone or nid: (the lead, the other one, the field)."""
-        found: list[tuple[UUID, UUID, str]] = []
-        for name, column in zip(("phone", "nid"), _columns(pair), strict=True):
-            query = sql.SQL(
-                "SELECT beside.id, first.id FROM lead beside JOIN lead first ON first.{column} = beside.{column}"
-                " AND NOT first.{shared} WHERE beside.{shared} AND beside.{column} IS NOT NULL ORDER BY 1"
-            ).format(column=sql.Identifier(column), shared=sql.Identifier(f"{name}_shared"))
-            cursor = await self._connection.execute(query)
-            found += [(lead, other, name) for lead, other in await cursor.fetchall()]
-        return found
-
-    async def clear_indexes(self, pair: int, *, limit: int) -> int:
-        """Empty a pair of columns of that many leads; how many it was. The other pair must be whole."""
-        phone, nid = (sql.Identifier(name) for name in _columns(pair))
-        query = sql.SQL(
-            "UPDATE lead SET {phone} = NULL, {nid} = NULL, index_epoch = (SELECT epoch FROM key_canary)"
-            " WHERE id = ANY(ARRAY(SELECT id FROM lead WHERE {phone} IS NOT NULL OR {nid} IS NOT NULL LIMIT {limit}))"
-        ).format(phone=phone, nid=nid, limit=sql.Literal(limit))
-        try:
-            return (await self._connection.execute(query)).rowcount
-        except psycopg.Error as error:
-            if error.sqlstate not in _MADE_WAY:
-                raise
-            return 1  # at least one is left: come again
-
-    async def _read(
-        self,
-        table: SealedTable,
-        condition: sql.Composable,
-        *,
-        after: tuple[Any, ...] | None,
-        limit: int,
-        pair: int | None = None,
-    ) -> list[Stored]:
         key = sql.SQL(", ").join(map(sql.Identifier, table.key))
         indexes: sql.Composable = sql.SQL("NULL, NULL")
         if pair is not None:
@@ -225,8 +141,8 @@ class Rekeying:
             key=key,
             table=sql.Identifier(table.name),
             behind=behind,
-            condition=condition,
-            limit=sql.Literal(limit),
+            condition=where,
+            limit=sql.Literal(BATCH_ROWS),
         )
         cursor = await self._connection.execute(query)
         width = 4 + len(SENSITIVE_COLUMNS)
@@ -245,6 +161,80 @@ class Rekeying:
             for row in await cursor.fetchall()
         ]
 
+    async def replace_tokens(self, table: SealedTable, rows: Sequence[tuple[Stored, dict[str, str]]]) -> int:
+        """Give rows new tokens; how many had not been changed meanwhile."""
+        assigned = sql.SQL(", ").join(
+            sql.SQL("{0} = given.{0}").format(sql.Identifier(name)) for name in SENSITIVE_COLUMNS
+        )
+        given = [dict(zip(table.key, row.key, strict=True)) | {"seen": row.seen} | tokens for row, tokens in rows]
+        async with self._connection.transaction():
+            done = await self._update(table, assigned, [f"{name} text" for name in SENSITIVE_COLUMNS], given)
+            if table.name == "resubmission" and done:
+                # A lead's resubmissions are in its day's file, and only its own changes are noted by themselves.
+                await self._connection.execute(
+                    "INSERT INTO lead_touch (quarter) SELECT DISTINCT date_bin('15 minutes', created_at,"
+                    " TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead WHERE id = ANY(%s)",
+                    [[row.key[0] for row, _ in rows]],
+                )
+        return done
+
+    async def fill_indexes(self, pair: int, epoch: int, rows: Sequence[tuple[Stored, bytes, bytes]]) -> None:
+        """Give leads their indexes of a pair.
+
+        Two leads that were different under the old rules may be one under the new ones. None of them is dropped: the
+        second one may share the first one's phone or nid, as by a person's decision.
+        """
+        phone, nid = _columns(pair)
+        assigned = sql.SQL("{} = decode(given.p, 'hex'), {} = decode(given.n, 'hex'), index_epoch = {}").format(
+            sql.Identifier(phone), sql.Identifier(nid), sql.Literal(epoch)
+        )
+        given = [
+            {"id": row.key[0], "seen": row.seen, "p": phone_index.hex(), "n": nid_index.hex()}
+            for row, phone_index, nid_index in rows
+        ]
+        try:
+            await self._update(LEADS, assigned, ["p text", "n text"], given)
+        except psycopg.errors.UniqueViolation as violation:
+            if len(rows) > 1:
+                half = len(rows) // 2
+                await self.fill_indexes(pair, epoch, rows[:half])
+                await self.fill_indexes(pair, epoch, rows[half:])
+                return
+            shared = "phone_shared" if violation.diag.constraint_name in _PHONES else "nid_shared"
+            stands = sql.SQL("UPDATE lead SET {} = true WHERE id = %s AND NOT {}").format(
+                sql.Identifier(shared), sql.Identifier(shared)
+            )
+            # Its row has changed by that, so the next pass gives it its indexes.
+            await self._connection.execute(stands, [rows[0][0].key[0]])
+
+    async def sharing_leads(self, pair: int) -> list[dict[str, str]]:
+        """Leads that may share another lead's phone or nid: the `lead`, the one `beside` it, and the `field`."""
+        found: list[dict[str, str]] = []
+        for name, column in zip(("phone", "nid"), _columns(pair), strict=True):
+            query = sql.SQL(
+                "SELECT beside.id, first.id FROM lead beside JOIN lead first ON first.{column} = beside.{column}"
+                " AND NOT first.{shared} WHERE beside.{shared} AND beside.{column} IS NOT NULL ORDER BY 1"
+            ).format(column=sql.Identifier(column), shared=sql.Identifier(f"{name}_shared"))
+            cursor = await self._connection.execute(query)
+            found += [
+                {"lead": str(lead), "beside": str(other), "field": name} for lead, other in await cursor.fetchall()
+            ]
+        return found
+
+    async def clear_indexes(self, pair: int) -> int:
+        """Empty a pair of columns of a batch of leads; how many it was. The other pair must be whole."""
+        phone, nid = (sql.Identifier(name) for name in _columns(pair))
+        query = sql.SQL(
+            "UPDATE lead SET {phone} = NULL, {nid} = NULL, index_epoch = (SELECT epoch FROM key_canary)"
+            " WHERE id = ANY(ARRAY(SELECT id FROM lead WHERE {phone} IS NOT NULL OR {nid} IS NOT NULL LIMIT {limit}))"
+        ).format(phone=phone, nid=nid, limit=sql.Literal(BATCH_ROWS))
+        try:
+            return (await self._connection.execute(query)).rowcount
+        except psycopg.Error as error:
+            if error.sqlstate not in _MADE_WAY:
+                raise
+            return 1  # at least one is left
+
     async def _update(
         self, table: SealedTable, assigned: sql.Composable, types: Sequence[str], given: list[dict[str, Any]]
     ) -> int:
@@ -260,39 +250,25 @@ class Rekeying:
             same=same,
         )
         try:
-            return (await self._connection.execute(query, [json.dumps(given)])).rowcount
+            return (await self._connection.execute(query, [json.dumps(given, default=str)])).rowcount
         except psycopg.Error as error:
             if error.sqlstate not in _MADE_WAY:
                 raise
             return 0
-
-    def _key(self, table: SealedTable, row: Stored) -> dict[str, Any]:
-        return {
-            name: str(value) if isinstance(value, UUID) else value
-            for name, value in zip(table.key, row.key, strict=True)
-        }
-
-    async def _value(self, query: sql.Composed) -> Any:
-        row = await (await self._connection.execute(query)).fetchone()
-        assert row is not None  # noqa: S101 # an aggregate has one row
-        return row[0]
-
-
-_PHONES = ("uq_lead_phone_index", "uq_lead_phone_index_2")
 
 
 def _columns(pair: int) -> tuple[str, str]:
     return ("phone_index", "nid_index") if pair == 1 else ("phone_index_2", "nid_index_2")
 
 
-def _lacks(pair: int) -> sql.Composable:
+def lacks_index(pair: int) -> sql.Composable:
+    """The condition of leads that lack an index of a pair of columns."""
     phone, nid = _columns(pair)
     return sql.SQL("({} IS NULL OR {} IS NULL)").format(sql.Identifier(phone), sql.Identifier(nid))
 
 
-def _not_sealed_with(key_id: str | None) -> sql.Composable:
-    if key_id is None:
-        return sql.SQL("true")
+def sealed_otherwise(key_id: str) -> sql.Composable:
+    """The condition of rows with a token of another key than this one."""
     begins: LiteralString = "coalesce(starts_with({}, {}), true)"
     sealed = (sql.SQL(begins).format(sql.Identifier(name), sql.Literal(f"{key_id}.")) for name in SENSITIVE_COLUMNS)
     return sql.SQL("NOT ({})").format(sql.SQL(" AND ").join(sealed))

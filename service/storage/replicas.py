@@ -1,64 +1,67 @@
-"""The services of one database, as they last said: which keys each has, and which its spool needs.
+"""The replicas of one database: which keys each has, and which its spool needs.
 
-A row outlives its process. Whoever changes keys waits until every running replica has what the change needs, so that
-nobody ever meets a token that it cannot open. A replica that was stopped is not waited for: when it starts it finds
-the change, or is refused.
+A replica publishes its status once a second. A row outlives its process. Whoever changes keys waits until every running
+replica has what the change needs, so that no replica ever reads a token that it cannot open. A replica that was stopped
+is not waited for: when it starts it reads the change, or is refused.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import secrets
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import delete, func, select
+import structlog
+from sqlalchemy import Float, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.encryption import NOT_CONFIRMED, EncryptionService
+from service.errors import StartRefusedError, StorageUnavailableError
+from service.keyring import Keyring, Purpose
 from service.storage import models
+from service.storage.canary import DatabaseKeys, compare_canary, plan_of, read_key_state
 from service.storage.database import Database
+from service.storage.failures import Failure, cause_of, classify
+from service.storage.spool import Spool
+from service.storage.spool_file import SpoolError
+
+HEARTBEAT_SECONDS = 1.0
+"""How often a replica publishes its status. An operator who rotates keys waits for a few of them; the database sees two
+small statements."""
 
 NAME_FILE = "replica-name"
 """In the spool's folder: what is spooled there belongs to this name, whichever process comes back to it."""
 
+_REPLICAS = models.table(models.Replica)
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a replica says of itself: see models.Replica."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStatus:
+    """What a replica publishes: see models.Replica."""
 
     name: str
     state: str
     epoch: int
-    opens: tuple[str, ...]
-    seals: tuple[str, ...]
-    spool_keys: tuple[str, ...]
+    opens: Sequence[str]
+    seals: Sequence[str]
+    spool_keys: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """The same as it stands in the database, and when it was said."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica(ReplicaStatus):
+    """A status as the database has it, and when it was published."""
 
-    said: Said
-    started_at: datetime
     seen_at: datetime
     silent_seconds: float
     """How long ago that was, by the database's clock."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.said.name
-
-    @property
-    def running(self) -> bool:
-        """Whether it has not said that it stopped; one that was killed has not either."""
-        return self.said.state == "running"
 
 
 def replica_name(folder: Path) -> str:
@@ -84,17 +87,10 @@ def known_name(folder: Path) -> str | None:
     return None
 
 
-async def say(database: Database, said: Said, *, starts: bool = False) -> None:
-    """Put it into the database; with `starts` as the first word of a process. Tries once, raises like write_once."""
-    values = {
-        "name": said.name,
-        "state": said.state,
-        "epoch": said.epoch,
-        "opens": list(said.opens),
-        "seals": list(said.seals),
-        "spool_keys": list(said.spool_keys),
-    }
-    statement = insert(models.Replica).values(values)
+async def publish(database: Database, status: ReplicaStatus, *, starts: bool = False) -> None:
+    """Store a status; `starts` marks the first one of a process. Tries once, raises like write_once."""
+    values = asdict(status)
+    statement = insert(_REPLICAS).values(values)
     replaced = {name: statement.excluded[name] for name in values if name != "name"} | {"seen_at": func.now()}
     if starts:
         replaced |= {"started_at": func.now()}
@@ -108,36 +104,138 @@ async def say(database: Database, said: Said, *, starts: bool = False) -> None:
 
 async def replicas(database: Database) -> list[Replica]:
     """Every replica, by name."""
-    table = models.table(models.Replica)
-    silent = func.extract("epoch", func.clock_timestamp() - table.c.seen_at).label("silent")
+    silent = func.extract("epoch", func.clock_timestamp() - _REPLICAS.c.seen_at).cast(Float).label("silent_seconds")
+    columns = [column for column in _REPLICAS.c if column.name != "started_at"]
+    query = select(*columns, silent).order_by(_REPLICAS.c.name)
 
     async def work(connection: AsyncConnection) -> list[Replica]:
-        return [
-            Replica(
-                Said(
-                    name=row.name,
-                    state=row.state,
-                    epoch=row.epoch,
-                    opens=tuple(row.opens),
-                    seals=tuple(row.seals),
-                    spool_keys=tuple(row.spool_keys),
-                ),
-                started_at=row.started_at,
-                seen_at=row.seen_at,
-                silent_seconds=float(row.silent),
-            )
-            for row in await connection.execute(select(table, silent).order_by(table.c.name))
-        ]
+        return [Replica(**row) for row in (await connection.execute(query)).mappings()]
 
     return await database.read(work)
 
 
 async def forget(database: Database, names: Sequence[str]) -> list[str]:
-    """Take replicas out that are gone for good; the names that there were."""
-    table = models.table(models.Replica)
+    """Remove replicas that are gone for good; the names of those that there were."""
+    statement = delete(_REPLICAS).where(_REPLICAS.c.name.in_(names)).returning(_REPLICAS.c.name)
 
     async def work(connection: AsyncConnection) -> list[str]:
-        statement = delete(table).where(table.c.name.in_(names)).returning(table.c.name)
         return list((await connection.execute(statement)).scalars())
 
     return await database.write(work)
+
+
+class ReplicaReport:
+    """The status of this replica: published once a second, together with a look at the state of the database's keys.
+
+    Promises: a plan for blind indexes, or a key to seal with, is published as in use only when leads that followed the
+    one before it have had a second to reach the database. A plan that this keyring cannot follow is neither taken nor
+    published: whoever waits for it learns which replica holds it up.
+
+    `database` is the guarded one: before it is confirmed nothing is published.
+    """
+
+    def __init__(self, name: str, database: Database, spool: Spool, encryption: EncryptionService) -> None:
+        self._name = name
+        self._database = database
+        self._spool = spool
+        self._encryption = encryption
+        self._log = structlog.get_logger("leadkeep.keys")
+        self._in_use = self._published = self._now_in_use()
+        self._fault: str | None = None
+        self._refused: str | None = None
+        self._lock = asyncio.Lock()
+
+    async def announce(self, database: Database) -> None:
+        """Publish the first status, before the state of the keys is read. Raises StorageUnavailableError."""
+        await self._publish(database, "running", starts=True)
+
+    async def withdraw(self, database: Database) -> None:
+        """Publish that this replica has stopped, and what its spool still needs."""
+        with contextlib.suppress(StorageUnavailableError):
+            await self._publish(database, "stopped")
+
+    async def run(self) -> None:
+        """Send a heartbeat every second."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            if self._database.admitted:
+                await self.heartbeat()
+
+    async def take(self, keyring: Keyring) -> None:
+        """Use another keyring from now on, and publish it. Raises StartRefusedError when it must not be used here."""
+        candidate = EncryptionService(keyring)
+        compared: DatabaseKeys | None = None
+        if self._database.admitted:
+            with contextlib.suppress(StorageUnavailableError):
+                compared = await compare_canary(self._database, candidate, None)
+        indexed_with = {scheme.key_id for scheme in self._encryption.plan.schemes} if self._encryption.plan else set()
+        lacks = indexed_with - {key.id for key in keyring.usable(Purpose.INDEX)}
+        if compared is None and not candidate.opens_canary(self._encryption.make_canary().sealed):
+            lacks.add(self._encryption.keyring.primary(Purpose.ENCRYPTION).id)
+        if lacks:
+            raise StartRefusedError(f"it lacks keys that are in use here: {', '.join(sorted(lacks))}")
+        self._encryption.take(keyring)
+        await self.heartbeat()
+
+    async def heartbeat(self) -> None:
+        """Apply the database's state and publish the own one. Never raises for a database that is unavailable."""
+        async with self._lock:
+            # The writer reports an unavailable database; the status that was published last stands until then.
+            with contextlib.suppress(StorageUnavailableError):
+                state = await self._database.read(read_key_state)
+                if state is not None:
+                    await self._apply(state)
+                await self._publish(self._database, "running")
+
+    async def _apply(self, state: DatabaseKeys) -> None:
+        try:
+            plan = plan_of(state, self._encryption)
+        except StartRefusedError as refused:
+            if self._fault != str(refused):
+                self._fault = str(refused)
+                self._log.error("the database's blind indexes cannot be followed", what=self._fault)
+            return
+        self._fault = None
+        if plan != self._encryption.plan:
+            self._encryption.plan = plan
+            self._log.info("blind indexes follow another plan", epoch=plan.epoch, keys=[s.key_id for s in plan.schemes])
+        # What the next start without the database needs to know. Another normaliser is remembered by its own start.
+        with contextlib.suppress(SpoolError):
+            known = await self._spool.identity()
+            if known is not None and known[0] != state.canary:
+                await self._spool.remember(state.canary, known[1])
+
+    async def _publish(self, database: Database, state: str, *, starts: bool = False) -> None:
+        used = self._now_in_use()
+        if used == self._in_use:
+            self._published = used
+        self._in_use = used
+        keyring = self._encryption.keyring
+        try:
+            spool_keys = await self._spool.key_ids()
+        except SpoolError:
+            return  # better silent than wrong: nobody may think that the spool needs no key
+        epoch, seals = self._published
+        status = ReplicaStatus(
+            name=self._name,
+            state=state,
+            epoch=epoch,
+            opens=sorted(key.id for purpose in Purpose for key in keyring.usable(purpose)),
+            seals=sorted({*seals, *used[1]}),
+            spool_keys=sorted(spool_keys),
+        )
+        try:
+            await publish(database, status, starts=starts)
+        except Exception as error:  # noqa: BLE001 # classified below
+            if classify(error) is Failure.RETRY:
+                raise StorageUnavailableError from None
+            if self._refused != cause_of(error):
+                self._refused = cause_of(error)
+                self._log.error("the replica's report was refused", cause=self._refused)
+        else:
+            self._refused = None
+
+    def _now_in_use(self) -> tuple[int, tuple[str, ...]]:
+        plan = self._encryption.plan
+        keyring = self._encryption.keyring
+        return plan.epoch if plan else NOT_CONFIRMED, tuple(keyring.primary(purpose).id for purpose in Purpose)

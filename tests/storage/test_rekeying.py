@@ -16,7 +16,7 @@ from service.storage.database import Database
 from service.storage.drain import Step
 from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import Waiting
-from service.storage.rekeying import LEADS, Rekeying, rekeying
+from service.storage.rekeying import EVERY_ROW, LEADS, Rekeying, rekeying, sealed_otherwise
 from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolFile
@@ -61,7 +61,7 @@ async def test_a_row_that_was_changed_meanwhile_is_left_to_the_next_pass(
     changed, untouched = submit(), submit(phone="+1234567", nid="7654321")
     for each in (changed, untouched):
         await repository.create(each)
-    rows = await tables.rows(LEADS, after=None, limit=10, but=primary)
+    rows = await tables.read(LEADS, sealed_otherwise(primary), None)
     # A correction of the address, which has nothing to do with the phone.
     correction = encryption.seal(changed.id, "address", "another one")
     faults.execute(database.admin_url, f"UPDATE lead SET address = '{correction}' WHERE id = '{changed.id}'")
@@ -78,7 +78,7 @@ async def test_a_row_that_was_changed_meanwhile_is_left_to_the_next_pass(
 
     assert await tables.replace_tokens(LEADS, anew) == 1
 
-    [left] = await tables.rows(LEADS, after=None, limit=10, but=primary)
+    [left] = await tables.read(LEADS, sealed_otherwise(primary), None)
     assert left.bound_to == changed.id
     assert encryption.open(changed.id, "address", left.tokens["address"]) == "another one"
 
@@ -90,7 +90,7 @@ async def test_a_resealed_lead_and_its_day_are_noted_and_its_version_stays(
     await repository.create(lead)
     faults.execute(database.admin_url, "DELETE FROM lead_touch")
     before = faults.value_of(database.admin_url, "SELECT version || ' ' || updated_at FROM lead")
-    [row] = await tables.rows(LEADS, after=None, limit=10)
+    [row] = await tables.read(LEADS, EVERY_ROW, None)
     await tables.replace_tokens(LEADS, [(row, {**row.tokens, "phone": rotated.seal(lead.id, "phone", "+1")})])
     assert faults.value_of(database.admin_url, "SELECT count(*) FROM lead_touch") == 1
     assert faults.value_of(database.admin_url, "SELECT version || ' ' || updated_at FROM lead") == before
