@@ -26,6 +26,24 @@ ROLES: dict[str, frozenset[Scope]] = {
 }
 """What `leadkeep token --role` puts into a token."""
 
+SCOPES: dict[str, tuple[Scope, ...]] = {
+    "CreateLead": (Scope.CREATE,),
+    "GetLead": (Scope.READ, Scope.READ_OWN),
+    "UpdateStatus": (Scope.UPDATE,),
+    "UpdateLead": (Scope.UPDATE,),
+    "GetLeadByConversation": (Scope.READ, Scope.READ_OWN),
+    "ListLeads": (Scope.READ, Scope.READ_OWN),
+    "ListStatusChanges": (Scope.READ,),
+    "ListAssignments": (Scope.READ,),
+    "ListResubmissions": (Scope.READ,),
+    "AssignLead": (Scope.UPDATE,),
+    "EraseLead": (Scope.ERASE,),
+    "ListConflicts": (Scope.OPERATE,),
+    "ResolveConflict": (Scope.OPERATE,),
+    "ListAccesses": (Scope.OPERATE,),
+}
+"""The scopes of which a caller needs one; the first is the one that an error names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

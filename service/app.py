@@ -41,10 +41,9 @@ from service.http.door import HttpDoor
 from service.keyring import create_keyring
 from service.keyring_source import KeyringCommand, KeyringContent, KeyringFile, KeyringSource
 from service.lead_service import LeadService
-from service.rpc.call import Work
-from service.rpc.chain import chained
+from service.rpc.call import Work, chained
 from service.rpc.interceptors import standard_chain
-from service.rpc.key_sources import JwksFile, JwksUrl, KeySource
+from service.rpc.jwks import JwksFile, JwksUrl, KeySource
 from service.rpc.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
 from service.rpc.masking import sensitive_fields
 from service.rpc.metrics import Metrics
@@ -158,7 +157,7 @@ def token_verifier(settings: Settings) -> TokenVerifier:
         local_key = LocalSigningKey.load_or_create(settings.signing_key_path)
         return TokenVerifier(local_key, issuer=LOCAL_ISSUER, audience=LOCAL_AUDIENCE)
     is_url = "://" in jwks
-    keys: KeySource = JwksUrl(jwks, plaintext_allowed=settings.allow_plaintext) if is_url else JwksFile(Path(jwks))
+    keys: KeySource = JwksUrl(jwks) if is_url else JwksFile(Path(jwks))
     return TokenVerifier(keys, issuer=settings.auth_issuer or "", audience=settings.auth_audience or "")
 
 

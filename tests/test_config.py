@@ -127,7 +127,11 @@ def test_every_fault_is_named_at_once_one_a_line(monkeypatch: pytest.MonkeyPatch
         ({"HTTP_ADDRESS": "127.0.0.1:50051"}, "HTTP_ADDRESS", "another port"),
         ({"AUTH_JWKS": "absent.json", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "no file"),
         ({"AUTH_JWKS": "ftp://h/k", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "https://"),
+        ({"AUTH_JWKS": "ftp://127.0.0.1/", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "https://"),
+        ({"AUTH_JWKS": "file:///etc/passwd", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "https://"),
+        ({"AUTH_JWKS": "https://", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "https://"),
         ({"AUTH_JWKS": "http://h/k", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "https://"),
+        ({"AUTH_JWKS": "http://10.0.0.1/", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "https://"),
         ({"AUTH_JWKS": "here", "AUTH_AUDIENCE": "a"}, "AUTH_ISSUER", "missing beside LEADKEEP_AUTH_JWKS"),
         ({"AUTH_JWKS": "here", "AUTH_ISSUER": "i"}, "AUTH_AUDIENCE", "missing beside LEADKEEP_AUTH_JWKS"),
         ({"AUTH_ISSUER": "i"}, "AUTH_ISSUER", "only beside LEADKEEP_AUTH_JWKS"),
@@ -216,10 +220,14 @@ def test_keys_over_http_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, {**issuer, "ALLOW_PLAINTEXT": "1"}).auth_jwks == "http://issuer/keys"
 
 
-def test_keys_over_http_on_this_machine_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    issuer = {"AUTH_JWKS": "http://127.0.0.1:9000/keys", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:9000/keys", "http://localhost:1/", "http://[::1]:1/", "https://issuer.example/jwks"],
+)
+def test_keys_over_https_or_of_this_machine_are_accepted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    issuer = {"AUTH_JWKS": url, "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}
 
-    assert load(monkeypatch, issuer).auth_jwks == "http://127.0.0.1:9000/keys"
+    assert load(monkeypatch, issuer).auth_jwks == url
 
 
 def test_a_keys_file_is_found_from_anywhere(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import CheckConstraint, create_engine
 from sqlalchemy.pool import NullPool
 
 from service import app
+from service.access import SCOPES
 from service.errors import LeadkeepError, Reason
 from service.lead import (
     CORRECTABLE_FIELDS,
@@ -31,8 +32,7 @@ from service.lead import (
     SealedLead,
     SealedSubmission,
 )
-from service.rpc.chain import SERVICE
-from service.rpc.interceptors import SCOPES
+from service.rpc.call import SERVICE
 from service.rpc.servicer import LeadServicer
 from service.rpc.status import CODES
 from service.storage import models, schema

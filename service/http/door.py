@@ -1,15 +1,21 @@
-"""The JSON door: a socket, TLS, and the paths, in the loop of the process."""
+"""The HTTP endpoint: a socket, TLS, the paths, and uvicorn in the loop of the process.
+
+uvicorn is kept from logging what callers send, from waiting for a caller without end, and from handling signals.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import math
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 from uuid import UUID, uuid4
 
+import h11
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -17,19 +23,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn import Config
+from uvicorn import Config, Server
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import DeadlineTooShortError, StartRefusedError
 from service.http.json_codec import encoded
 from service.http.openapi import document
-from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
-from service.http.protocol import LARGEST_HEAD, DoorProtocol, DoorServer
+from service.http.problems import MEDIA_TYPE, SAFE_HEADERS, HttpProblemError, failure_response
 from service.http.routes import OPERATIONS, Endpoint, Resource, endpoint_of, json_response
 from service.rpc.call import Call, Handler
 from service.rpc.interceptors import errors
+from service.rpc.readiness import Readiness
 from service.rpc.status import CallFailedError, failure_of
 from service.rpc.tls_files import TlsFiles
-from service.storage.condition import ReadinessReason
+
+LARGEST_HEAD = 16 * 1024
+"""Bytes of a request's line and headers. A token is at most 8 kB."""
+
+ARRIVAL_PATIENCE = 10.0
+"""Seconds between two checks of a connection: a request that has not arrived in full at the second check is given up. A
+caller on a poor line sends the largest request in half of that."""
+
+# uvicorn prints the exceptions that reach it, and their texts may hold values. What can fail is caught and logged
+# before, without texts.
+_SILENT = logging.Logger("leadkeep.http.silent", logging.CRITICAL + 1)
 
 BACKLOG = 1024
 """Connections that the kernel keeps while the loop is busy."""
@@ -41,24 +58,8 @@ KEEP_ALIVE = 30
 """Seconds for which a quiet connection stays open: chatbots keep a pool of them."""
 
 
-class Readiness(Protocol):
-    """Whether the service can be used."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether calls should be sent here."""
-
-    @property
-    def degraded(self) -> bool:
-        """Whether all is not well, though calls are answered."""
-
-    @property
-    def reasons(self) -> Sequence[ReadinessReason]:
-        """Why not, or why degraded: anybody may read these words."""
-
-
 class HttpDoor:
-    """The JSON door on the chain's methods. Bound from the start, it answers after `start()`."""
+    """The HTTP endpoint of the chain's methods. Bound from the start, it answers after `start()`."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class HttpDoor:
         self.port: int = self._socket.getsockname()[1]
         self._config = Config(
             _Guard(_paths(methods, readiness, registry), new_id),
-            http=DoorProtocol,
+            http=_Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -91,17 +92,15 @@ class HttpDoor:
             backlog=BACKLOG,
             ssl_context_factory=(lambda _config, _default: context) if context else None,
         )
-        self._server: DoorServer | None = None
+        self._server = UvicornServer(self._config)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to answer."""
-        self._server = DoorServer(self._config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        up = asyncio.create_task(self._server.up.wait())
-        await asyncio.wait({up, self._serving}, return_when=asyncio.FIRST_COMPLETED)
-        if not up.done():
-            up.cancel()
+        while not self._server.started and not self._serving.done():  # noqa: ASYNC110 # uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        if self._serving.done():
             await self._serving
 
     async def run(self) -> None:
@@ -111,12 +110,67 @@ class HttpDoor:
 
     async def stop(self, grace: float) -> None:
         """Take no new requests and wait at most `grace` seconds for those that run."""
-        if self._server is None or self._serving is None:
+        if self._serving is None:
             self._socket.close()
             return
         self._config.timeout_graceful_shutdown = math.ceil(grace)
         self._server.should_exit = True
         await asyncio.wait({self._serving})
+
+
+class UvicornServer(Server):
+    """uvicorn's server inside a process that handles its signals itself."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's signals to the process."""
+        yield
+
+
+class _Connection(H11Protocol):
+    """One connection; a request that does not arrive in time ends it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = _SILENT
+        self._arriving: object = None
+        self._watch: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """Begin to check whether its requests arrive."""
+        super().connection_made(transport)
+        self._check()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the checks."""
+        if self._watch is not None:
+            self._watch.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 # uvicorn's text is for people only
+        """Refuse what is no HTTP, in the form of every other error."""
+        # Once an answer has begun, another would raise, and asyncio would print what h11 could not read.
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            detail = f"this is not a valid HTTP request, or its head is longer than {LARGEST_HEAD} bytes"
+            body = HttpProblemError(400, detail).body
+            headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:
+            # A request that broke off half-way has its answer now; what reads it must not send a second one.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+    def _check(self) -> None:
+        # Between two requests uvicorn's keep-alive timer has the watch.
+        waiting = self.timeout_keep_alive_task is None and self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        arriving = (self.cycle, self.conn.their_state) if waiting else None
+        if arriving is not None and arriving == self._arriving:
+            self.transport.close()
+            return
+        self._arriving = arriving
+        self._watch = self.loop.call_later(ARRIVAL_PATIENCE, self._check)
 
 
 class _Guard:

@@ -13,7 +13,7 @@ from service.http.json_codec import short_enum_names
 from service.http.problems import MEDIA_TYPE
 from service.http.routes import ERASURE_FIELDS, OPERATIONS, STATUS_FIELDS, Operation
 from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
-from service.rpc.chain import SERVICE
+from service.rpc.call import SERVICE
 from service.rpc.masking import can_show_values
 from service.rpc.unmasking import REASON
 from service.storage.condition import ReadinessReason

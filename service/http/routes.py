@@ -1,6 +1,6 @@
-"""The paths of the JSON door: how each reads its request, and how its answer is written.
+"""The paths of the HTTP endpoint: how each reads its request, and how its answer is written.
 
-What cannot be read becomes the call's `fault`: it is told only to callers who may make the call.
+What cannot be read becomes the call's `fault`, which is shown only to callers who may make the call.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message as Header
-from typing import Any
 
 from google.protobuf import message_factory
 from google.protobuf.message import Message
@@ -22,8 +21,7 @@ from service.errors import LeadkeepError, LeadValidationError, Violation
 from service.http.json_codec import comma_separated, fill, parse_object, parse_query, to_json
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.lead import CUSTOMER_FIELDS
-from service.rpc.call import Call, Handler
-from service.rpc.chain import SERVICE, answer_by
+from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
 from service.rpc.server import LARGEST_REQUEST
 from service.rpc.status import CallFailedError
 
@@ -50,10 +48,10 @@ class Operation:
     method: str
     path: str
     rpc: str
-    read: Callable[[Request, bytes], Message]
-    """The request in the contract's words. Raises LeadValidationError."""
+    body: tuple[str, ...] = ()
+    """The request's fields that are members of the body. CreateLead's body is its lead."""
     query: tuple[str, ...] = ()
-    """The request's fields that are query parameters."""
+    """The request's fields that are query parameters. Those of the path stand in the path."""
 
     def status_and_headers(self, response: Message) -> tuple[int, dict[str, str]]:
         """How HTTP says what the response says."""
@@ -63,80 +61,28 @@ class Operation:
         return 202 if delayed else 201, {"location": f"/api/leads/{response.id}"}
 
 
-def _create(request: Request, body: bytes) -> pb.CreateLeadRequest:
-    message = pb.CreateLeadRequest(
-        request_id=_unquoted(request.headers.get("idempotency-key", "")),
-        locale=request.headers.get("accept-language", ""),
-    )
-    fill(
-        message.lead,
-        parse_object(body).items(),
-        names=CUSTOMER_FIELDS,
-        ignored=OUTPUT_FIELDS,
-        path="lead.",
-        whole="body",
-    )
-    return message
-
-
-def _list(_request: Request, _body: bytes) -> pb.ListLeadsRequest:
-    return pb.ListLeadsRequest()
-
-
-def _get(request: Request, _body: bytes) -> pb.GetLeadRequest:
-    return pb.GetLeadRequest(id=request.path_params["id"])
-
-
-def _move(request: Request, body: bytes) -> pb.UpdateStatusRequest:
-    message = pb.UpdateStatusRequest(id=request.path_params["id"])
-    fill(message, parse_object(body).items(), names=STATUS_FIELDS, whole="body")
-    return message
-
-
-def _erase(request: Request, body: bytes) -> pb.EraseLeadRequest:
-    message = pb.EraseLeadRequest(id=request.path_params["id"])
-    if body:
-        # A client that can send no body with DELETE gives the reason in the query, which then counts.
-        fill(message, parse_object(body).items(), names=ERASURE_FIELDS, whole="body")
-    return message
-
-
-def _of_conversation(request: Request, _body: bytes) -> pb.GetLeadByConversationRequest:
-    return pb.GetLeadByConversationRequest(conversation_id=request.path_params["conversation_id"])
-
-
-def _accesses(_request: Request, _body: bytes) -> pb.ListAccessesRequest:
-    return pb.ListAccessesRequest()
-
-
 OPERATIONS = (
-    Operation("POST", "/api/leads", "CreateLead", _create),
-    Operation("GET", "/api/leads", "ListLeads", _list, query=LIST_FIELDS),
-    Operation("GET", "/api/leads/{id}", "GetLead", _get, query=("view",)),
-    Operation("DELETE", "/api/leads/{id}", "EraseLead", _erase, query=ERASURE_FIELDS),
-    Operation("POST", "/api/leads/{id}/status", "UpdateStatus", _move),
+    Operation("POST", "/api/leads", "CreateLead"),
+    Operation("GET", "/api/leads", "ListLeads", query=LIST_FIELDS),
+    Operation("GET", "/api/leads/{id}", "GetLead", query=("view",)),
+    # A client that can send no body with DELETE gives the reason in the query, which then counts.
+    Operation("DELETE", "/api/leads/{id}", "EraseLead", body=ERASURE_FIELDS, query=ERASURE_FIELDS),
+    Operation("POST", "/api/leads/{id}/status", "UpdateStatus", body=STATUS_FIELDS),
     # `path`: a conversation's id may hold a slash, as %2F.
-    Operation(
-        "GET",
-        "/api/conversations/{conversation_id:path}/lead",
-        "GetLeadByConversation",
-        _of_conversation,
-        query=("view",),
-    ),
-    Operation("GET", "/api/accesses", "ListAccesses", _accesses, query=ACCESS_FIELDS),
+    Operation("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation", query=("view",)),
+    Operation("GET", "/api/accesses", "ListAccesses", query=ACCESS_FIELDS),
 )
 
 
 def endpoint_of(operation: Operation, handle: Handler) -> Endpoint:
     """The operation as a function of the HTTP request."""
-    empty = message_factory.GetMessageClass(SERVICE.methods_by_name[operation.rpc].input_type)
 
     async def answer(request: Request) -> Response:
         seconds, fault = _timeout(request)
         # Counted from here: the caller waits while the body arrives, too.
         deadline = answer_by(seconds)
         body = await _body(request) if operation.method != "GET" else b""
-        message: Message = empty()
+        message = _message_class(operation)()
         try:
             if fault is None:
                 message = _read(operation, request, body)
@@ -146,16 +92,16 @@ def endpoint_of(operation: Operation, handle: Handler) -> Endpoint:
             rpc=operation.rpc,
             door="http",
             peer=f"{request.client.host}:{request.client.port}" if request.client else "",
-            metadata=_metadata(request),
+            metadata=joined(request.headers.items()),
             deadline=deadline,
             fault=fault,
         )
         try:
             response = await handle(call, message)
         except CallFailedError as failed:
-            return failure_response(failed, _call_headers(call))
+            return failure_response(failed, call.trailers())
         status, headers = operation.status_and_headers(response)
-        return json_response(to_json(response), status, {**_call_headers(call), **headers})
+        return json_response(to_json(response), status, {**call.trailers(), **headers})
 
     return answer
 
@@ -190,10 +136,22 @@ def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | N
 
 
 def _read(operation: Operation, request: Request, body: bytes) -> Message:
+    """The request in the contract's words. Raises LeadValidationError."""
     query = comma_separated(parse_query(request.scope["query_string"]), "statuses")
-    message = operation.read(request, body)
+    message = _message_class(operation)(**request.path_params)
+    if isinstance(message, pb.CreateLeadRequest):
+        message.request_id = _unquoted(request.headers.get("idempotency-key", ""))
+        message.locale = request.headers.get("accept-language", "")
+        lead = parse_object(body).items()
+        fill(message.lead, lead, names=CUSTOMER_FIELDS, ignored=OUTPUT_FIELDS, path="lead.", whole="body")
+    elif body or operation.method == "POST":
+        fill(message, parse_object(body).items(), names=operation.body, whole="body")
     fill(message, query, names=operation.query, whole="query")
     return message
+
+
+def _message_class(operation: Operation) -> type[Message]:
+    return message_factory.GetMessageClass(SERVICE.methods_by_name[operation.rpc].input_type)
 
 
 async def _body(request: Request) -> bytes:
@@ -230,18 +188,6 @@ def _timeout(request: Request) -> tuple[float | None, LeadkeepError | None]:
         wanted = "must be a number of seconds above 0 and below 1000000, such as 2.5"
         return None, LeadValidationError([Violation("Request-Timeout", wanted)])
     return float(sent), None
-
-
-def _metadata(request: Request) -> dict[str, str]:
-    metadata: dict[str, Any] = {}
-    for key, value in request.headers.items():
-        # Two fields of one name mean a list (RFC 9110): two tokens are no token, instead of the last one winning.
-        metadata[key] = f"{metadata[key]}, {value}" if key in metadata else value
-    return metadata
-
-
-def _call_headers(call: Call) -> dict[str, str]:
-    return {**call.trailing, "leadkeep-retries": str(call.retries)}
 
 
 def _unquoted(key: str) -> str:

@@ -1,17 +1,32 @@
-"""What every interceptor knows of a call, whichever door it came through."""
+"""A call, the chain of interceptors that it passes, and the work that goes on when its caller has gone.
+
+Nothing here knows a transport: each endpoint makes a `Call` and takes its methods from `chained`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, cast
+from typing import Any
 
 from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller
 from service.errors import LeadkeepError
+
+SERVICE = pb.DESCRIPTOR.services_by_name["LeadService"]
+
+DEFAULT_DEADLINE = 30.0
+"""Seconds for the call of a caller who sets no deadline: longer than any healthy answer takes, and short enough that
+nobody waits for ever."""
+
+ANSWER_MARGIN = 0.15
+"""Seconds before the caller's deadline at which the service answers, so that the answer arrives in time even from a
+busy process; never more than a tenth of the time that the caller gave."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +43,7 @@ class Call:
     deadline: float
     """When the service must have answered, on the monotonic clock: the caller's deadline less a margin."""
     fault: LeadkeepError | None = None
-    """Why the request could not be read. It is told only to callers who may make the call; `request` is empty then."""
+    """Why the request could not be read. Shown only to callers who may make the call; `request` is empty then."""
     id: str = ""
     """Names the call in the log and in the trailing metadata `x-request-id`."""
     caller: Caller | None = None
@@ -37,6 +52,10 @@ class Call:
     retries: int = 0
     """Attempts that went before the answer: the client's own, and the service's on its storage."""
     trailing: dict[str, str] = field(default_factory=dict)
+
+    def trailers(self) -> dict[str, str]:
+        """What goes with the answer, as trailing metadata or headers."""
+        return {**self.trailing, "leadkeep-retries": str(self.retries)}
 
 
 Handler = Callable[[Call, Message], Coroutine[Any, Any, Message]]
@@ -56,10 +75,24 @@ def compose(interceptors: Sequence[Interceptor], handler: Handler) -> Handler:
     return reduce(wrap, reversed(interceptors), handler)
 
 
-def end_wait(over: asyncio.Future[None]) -> None:
-    """Let who waits for `over` go on, unless it does already."""
-    if not over.done():
-        over.set_result(None)
+def chained(interceptors: Sequence[Interceptor], servicer: object) -> dict[str, Handler]:
+    """Each method of the contract, by name, behind the chain."""
+    return {method.name: compose(interceptors, getattr(servicer, method.name)) for method in SERVICE.methods}
+
+
+def answer_by(seconds: float | None) -> float:
+    """When to answer, on the monotonic clock, given the seconds that the caller waits."""
+    if seconds is None:
+        return time.monotonic() + DEFAULT_DEADLINE
+    return time.monotonic() + seconds - min(ANSWER_MARGIN, seconds / 10)
+
+
+def joined(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Metadata or headers by name. A repeated name means a list (RFC 9110), so that two tokens are no token."""
+    values: dict[str, str] = {}
+    for key, value in fields:
+        values[key] = f"{values[key]}, {value}" if key in values else value
+    return values
 
 
 class Work:
@@ -68,26 +101,18 @@ class Work:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Message]] = set()
 
-    def begin(self, coroutine: Coroutine[Any, Any, Message], over: asyncio.Future[None]) -> asyncio.Task[Message]:
-        """Run it in a task that nobody but this process's end can cancel; `over` hears of its end.
+    def begin(self, coroutine: Coroutine[Any, Any, Message]) -> asyncio.Task[Message]:
+        """Run it in a task that nothing but the end of this process can cancel.
 
-        Whoever waits for `over` asks the task for its outcome, or sees to it that somebody does: asyncio prints an
-        exception that nobody has asked for, and its text may hold values.
+        Whoever waits for the task asks for its outcome, or sees to it that somebody does: asyncio prints an exception
+        that nobody has asked for, and its text may hold values.
         """
-        task = asyncio.create_task(self._run(coroutine, over))
+        task = asyncio.create_task(coroutine)
         self._running.add(task)
+        task.add_done_callback(self._running.discard)
         return task
 
     async def finish(self, seconds: float) -> None:
         """Wait until all is done, `seconds` at most."""
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
-
-    async def _run(self, coroutine: Coroutine[Any, Any, Message], over: asyncio.Future[None]) -> Message:
-        try:
-            return await coroutine
-        finally:
-            # Here, not in a callback, which takes a turn of the loop more: the task is done before anybody who waits
-            # can run.
-            self._running.discard(cast("asyncio.Task[Message]", asyncio.current_task()))
-            end_wait(over)

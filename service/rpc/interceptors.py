@@ -1,4 +1,4 @@
-"""What happens around every call, at every door. `standard_chain` holds the order, with its reasons.
+"""What happens around every call, at every endpoint. `standard_chain` holds the order, with its reasons.
 
 An interceptor is a small async function of call, request and next. None of them knows a transport, and none logs a
 request, a response or an error's text.
@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 from google.protobuf.message import Message
 
-from service.access import Caller, Scope
+from service.access import SCOPES, Caller
 from service.errors import (
     DeadlineTooShortError,
     LeadkeepError,
@@ -25,7 +25,7 @@ from service.errors import (
     Reason,
     ScopeMissingError,
 )
-from service.rpc.call import Call, Handler, Interceptor, Work, end_wait
+from service.rpc.call import Call, Handler, Interceptor, Work
 from service.rpc.metrics import Metrics
 from service.rpc.status import CallFailedError, failure_of, failure_of_incident
 from service.rpc.tokens import bearer_token
@@ -38,24 +38,6 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 STORAGE_MARGIN = 0.05
 """Seconds before the service's own deadline at which storage retries end, so that the caller hears UNAVAILABLE, which
 says what is wrong, and not DEADLINE_EXCEEDED."""
-
-SCOPES: dict[str, tuple[Scope, ...]] = {
-    "CreateLead": (Scope.CREATE,),
-    "GetLead": (Scope.READ, Scope.READ_OWN),
-    "UpdateStatus": (Scope.UPDATE,),
-    "UpdateLead": (Scope.UPDATE,),
-    "GetLeadByConversation": (Scope.READ, Scope.READ_OWN),
-    "ListLeads": (Scope.READ, Scope.READ_OWN),
-    "ListStatusChanges": (Scope.READ,),
-    "ListAssignments": (Scope.READ,),
-    "ListResubmissions": (Scope.READ,),
-    "AssignLead": (Scope.UPDATE,),
-    "EraseLead": (Scope.ERASE,),
-    "ListConflicts": (Scope.OPERATE,),
-    "ResolveConflict": (Scope.OPERATE,),
-    "ListAccesses": (Scope.OPERATE,),
-}
-"""The scopes of which a caller needs one; the first is the one that an error names."""
 
 OPERATORS_CONCERN = frozenset({Reason.STORAGE_UNAVAILABLE, Reason.KEYS_UNAVAILABLE, Reason.FIELD_UNREADABLE})
 """Failures that no caller can mend: they are logged as errors."""
@@ -187,18 +169,14 @@ def deadline(work: Work) -> Interceptor:
         remaining = call.deadline - time.monotonic()
         if remaining <= 0:
             raise DeadlineTooShortError
-        over = asyncio.get_running_loop().create_future()
-        task = work.begin(proceed(call, request), over)
-        timer = over.get_loop().call_later(remaining, end_wait, over)
+        task = work.begin(proceed(call, request))
         try:
-            await over
+            await asyncio.wait({task}, timeout=remaining)
         except asyncio.CancelledError:
-            task.add_done_callback(partial(_tell_of_late_failure, call))
+            task.add_done_callback(partial(_log_late_failure, call))
             raise
-        finally:
-            timer.cancel()
         if not task.done():
-            task.add_done_callback(partial(_tell_of_late_failure, call))
+            task.add_done_callback(partial(_log_late_failure, call))
             raise DeadlineTooShortError
         if task.cancelled():
             # Passed on as it is, it would leave the caller without any status (grpc/grpc#29248).
@@ -208,8 +186,8 @@ def deadline(work: Work) -> Interceptor:
     return intercept
 
 
-def _tell_of_late_failure(call: Call, task: asyncio.Task[Message]) -> None:
-    """Log the failure of work whose caller has gone; nobody else hears of it."""
+def _log_late_failure(call: Call, task: asyncio.Task[Message]) -> None:
+    """Log the failure of work whose caller has gone: nobody else gets it."""
     if task.cancelled() or (error := task.exception()) is None or isinstance(error, LeadkeepError):
         return
     structlog.get_logger("leadkeep.errors").error(

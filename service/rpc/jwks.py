@@ -1,21 +1,50 @@
-"""Reads a JSON Web Key Set (RFC 7517): which public keys may verify a token, and with which algorithms.
+"""The public keys that verify tokens: a JSON Web Key Set (RFC 7517) in a file, or at the issuer's URL.
 
 The algorithms come from the key, never from the token (RFC 8725, 3.1). Whatever cannot safely verify is left out
 and named in `KeySet.ignored`: one odd key of an issuer must not take its good keys away.
+
+Both sources keep their last good keys when the file or the issuer fails: an outage of the issuer must not become an
+outage of this service. A key set without any usable key counts as such a failure; to cut off every token at once,
+restart the service. (The third source, the local signing key, is in `local_key.py`.)
 """
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
+import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWTError
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from service.errors import KeysUnavailableError, StartRefusedError, TokenInvalidError
+
+FILE_LOOK_SECONDS = 2.0
+"""A changed file is noticed this soon; to read it for each call would be a waste."""
+
+REFRESH_SECONDS = 600.0
+"""How long fetched keys are taken as fresh: a removed key is trusted for this long, and a minute of memory."""
+
+FETCH_PAUSE_SECONDS = 60.0
+"""Anyone can invent key ids: however many there are, the issuer is asked once in this time."""
+
+FIRST_KEYS_PAUSE_SECONDS = 5.0
+"""The same while there are no keys at all: then every call waits for the issuer to come back."""
+
+FETCH_TIMEOUT_SECONDS = 5.0
 
 MAX_JWKS_BYTES = 256 * 1024
 """Large issuers publish about 20 KiB; what is far beyond is not a key set."""
@@ -34,6 +63,9 @@ _READERS = {"RSA": RSAAlgorithm.from_jwk, "EC": ECAlgorithm.from_jwk, "OKP": OKP
 
 ALGORITHMS = frozenset(name for names in _ALGORITHMS.values() for name in names)
 """Every algorithm a token may be signed with: asymmetric ones only, so that no verifier could also sign."""
+
+
+_log = structlog.get_logger("leadkeep.tokens")
 
 
 class JwksError(Exception):
@@ -61,6 +93,13 @@ class KeySet:
         if kid is None:
             return self.keys[0] if len(self.keys) == 1 else None
         return next((key for key in self.keys if key.kid == kid), None)
+
+    def key(self, kid: str | None) -> PublicKey:
+        """The same. Raises TokenInvalidError when there is none."""
+        key = self.find(kid)
+        if key is None:
+            raise TokenInvalidError
+        return key
 
 
 def read_jwks(document: bytes) -> KeySet:
@@ -127,3 +166,151 @@ def _public_key(kid: str | None, kty: Any, entry: dict[str, Any]) -> PublicKey:
     if not isinstance(material, RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey):
         raise JwksError("it is not a public key")
     return PublicKey(kid, material, algorithms)
+
+
+class KeySource(Protocol):
+    """The keys that may verify a token now."""
+
+    async def key(self, kid: str | None) -> PublicKey:
+        """The key named `kid`; None means the only key of the set.
+
+        Must raise TokenInvalidError when the set has no such key (or several, for None), and a RetryableError
+        when no key set is known: then it cannot be told whether a token is good. Must not block the event loop.
+        """
+
+
+class JwksFile:
+    """The keys of a JWKS file, read again when the file changes (also by a swapped link, as Kubernetes does).
+
+    The constructor reads the file and raises StartRefusedError when it has no usable keys. A file that breaks
+    later is logged once, and the keys of before stay in use. `clock` is monotonic seconds.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._look_at = clock() + FILE_LOOK_SECONDS
+        try:
+            self._seen: bytes | None = self._read()
+            self._keys = read_jwks(self._seen)
+        except (OSError, JwksError) as error:
+            raise StartRefusedError(f"LEADKEEP_AUTH_JWKS: the key set {path} cannot be used: {_why(error)}") from None
+        _log_ignored(str(path), None, self._keys)
+
+    async def key(self, kid: str | None) -> PublicKey:
+        """See KeySource."""
+        now = self._clock()
+        if now >= self._look_at:
+            self._look_at = now + FILE_LOOK_SECONDS
+            await asyncio.to_thread(self._read_if_changed)
+        return self._keys.key(kid)
+
+    def _read(self) -> bytes:
+        with self._path.open("rb") as file:
+            return file.read(MAX_JWKS_BYTES + 1)
+
+    def _read_if_changed(self) -> None:
+        before, self._seen = self._seen, None
+        try:
+            self._seen = self._read()
+            if self._seen != before:
+                keys = read_jwks(self._seen)
+                _log_ignored(str(self._path), self._keys, keys)
+                self._keys = keys
+        except (OSError, JwksError) as error:
+            if self._seen != before:
+                _log.warning("key_set_unreadable", source=str(self._path), why=_why(error))
+
+
+class JwksUrl:
+    """The keys that an issuer publishes, fetched when first needed and refreshed behind the calls.
+
+    An unknown key id fetches them once more, within one fetch a minute for all; calls that need the same fetch
+    wait for it together. The settings refuse a URL that others on the way could forge. `clock` gives monotonic
+    seconds.
+
+    PyJWT's own client does not do: it forgets its keys when the issuer fails, fetches for every unknown key id, and
+    follows redirects.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._url = url
+        self._name = urlsplit(url).hostname or ""  # for the log: the rest of a URL may hold a secret
+        # The environment's proxy cannot reach this machine's own addresses.
+        direct = [urllib.request.ProxyHandler({})] if self._name in {"localhost", "127.0.0.1", "::1"} else []
+        self._opener = urllib.request.build_opener(_NoRedirects(), *direct)
+        self._clock = clock
+        self._keys: KeySet | None = None
+        self._fetched_at = 0.0
+        self._fetch_at = clock()
+        self._fetching: asyncio.Task[None] | None = None
+        self._failing = False
+
+    async def key(self, kid: str | None) -> PublicKey:
+        """See KeySource."""
+        if self._keys is None or self._keys.find(kid) is None:
+            fetch = self._begin_fetch()
+            if fetch is not None:
+                # A caller that hangs up must not take the fetch away from the others.
+                await asyncio.shield(fetch)
+        elif self._clock() >= self._fetched_at + REFRESH_SECONDS:
+            self._begin_fetch()
+        if self._keys is None:
+            raise KeysUnavailableError(retry_after=FIRST_KEYS_PAUSE_SECONDS)
+        return self._keys.key(kid)
+
+    def _begin_fetch(self) -> asyncio.Task[None] | None:
+        """The fetch that is under way or may begin now; None when the issuer was asked too recently."""
+        if self._fetching is None and self._clock() >= self._fetch_at:
+            self._fetching = asyncio.create_task(self._fetch(), name="jwks-fetch")
+        return self._fetching
+
+    async def _fetch(self) -> None:
+        try:
+            keys = read_jwks(await asyncio.to_thread(self._download))
+        except (OSError, http.client.HTTPException, JwksError) as error:
+            if not self._failing:
+                _log.warning("key_set_unreachable", source=self._name, why=_why(error))
+            self._failing = True
+        else:
+            _log_ignored(self._name, self._keys, keys)
+            self._keys, self._failing = keys, False
+            self._fetched_at = self._clock()
+        finally:
+            pause = FIRST_KEYS_PAUSE_SECONDS if self._keys is None else FETCH_PAUSE_SECONDS
+            self._fetch_at = self._clock() + pause
+            self._fetching = None
+
+    def _download(self) -> bytes:
+        give_up_at = time.monotonic() + FETCH_TIMEOUT_SECONDS
+        body = bytearray()
+        with self._opener.open(self._url, timeout=FETCH_TIMEOUT_SECONDS) as response:
+            # The timeout above is for each read; an answer that trickles in must end too.
+            while chunk := response.read1(MAX_JWKS_BYTES):
+                body += chunk
+                if len(body) > MAX_JWKS_BYTES or time.monotonic() > give_up_at:
+                    raise JwksError("the answer is too large or too slow")
+        return bytes(body)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect could lead to plain http, or into this network: the URL must be the key set's own."""
+
+    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
+        """Follow none: urllib then raises the answer as an HTTPError."""
+
+
+def _why(error: Exception) -> str:
+    """An error in words that hold neither a URL nor what a server answered."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"status {error.code}"
+    if isinstance(error, urllib.error.URLError):
+        return f"no connection ({type(error.reason).__name__})"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error) if isinstance(error, JwksError) else type(error).__name__
+
+
+def _log_ignored(source: str, before: KeySet | None, now: KeySet) -> None:
+    if now.ignored and (before is None or before.ignored != now.ignored):
+        _log.warning("keys_ignored", source=source, why=now.ignored)

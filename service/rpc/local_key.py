@@ -5,11 +5,10 @@ Whoever can read the file can be anyone, so it is made readable for its owner on
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterable
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
+from jwt.algorithms import OKPAlgorithm
+from jwt.utils import base64url_encode
 
 from service.access import Scope
-from service.errors import StartRefusedError, TokenInvalidError
+from service.errors import StartRefusedError
 from service.rpc.jwks import KeySet, PublicKey, read_jwks
 from service.rpc.tokens import is_subject
 from service.secret_file import create_secret_file, read_secret_file
@@ -77,10 +77,7 @@ class LocalSigningKey:
 
     async def key(self, kid: str | None) -> PublicKey:
         """See KeySource."""
-        key = self._keys.find(kid)
-        if key is None:
-            raise TokenInvalidError
-        return key
+        return self._keys.key(kid)
 
     def issue(
         self,
@@ -119,14 +116,9 @@ class LocalSigningKey:
 
 def _jwk(private_key: Ed25519PrivateKey) -> dict[str, str]:
     """The public key as in RFC 8037; its id is the thumbprint of RFC 7638, so equal keys have equal ids."""
-    public_bytes = private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    thumbed = {"crv": "Ed25519", "kty": "OKP", "x": _base64url(public_bytes)}
+    thumbed = OKPAlgorithm.to_jwk(private_key.public_key(), as_dict=True)
     canonical = json.dumps(thumbed, sort_keys=True, separators=(",", ":")).encode()
-    return {**thumbed, "kid": _base64url(hashlib.sha256(canonical).digest()), "alg": "EdDSA", "use": "sig"}
-
-
-def _base64url(value: bytes) -> str:
-    return base64.urlsafe_b64encode(value).rstrip(b"=").decode("ascii")
+    return {**thumbed, "kid": base64url_encode(sha256(canonical).digest()).decode(), "alg": "EdDSA", "use": "sig"}
 
 
 def _new_key() -> bytes:

@@ -1,4 +1,8 @@
-"""The gRPC door: the contract's methods, health and reflection on one port."""
+"""The gRPC endpoint: the contract's methods, health and reflection on one port.
+
+Requests arrive as bytes: a message that cannot be decoded gets an answer like any other fault, after the caller has
+been identified, instead of grpc's bare INTERNAL. This is the one place where a gRPC call is aborted.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,19 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.errors import StartRefusedError
-from service.rpc.call import Handler
-from service.rpc.chain import SERVICE, grpc_handler
+from service.errors import LeadkeepError, LeadValidationError, StartRefusedError, Violation
+from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
+from service.rpc.status import CallFailedError, failure_of_incident
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_REQUEST = 256 * 1024
@@ -40,6 +47,9 @@ OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 
+STATUS_DETAILS = "grpc-status-details-bin"
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 RENEWAL_SECONDS = 0.1
 """Seconds that the first connection after a renewal waits before it makes gRPC free the old certificate. A connection
@@ -48,12 +58,12 @@ that was accepted just before may be about to use that one, and gRPC would crash
 
 
 class GrpcServer:
-    """The gRPC door. Says SERVING only after `set_serving(True)`."""
+    """The gRPC endpoint. Health says SERVING only after `set_serving(True)`."""
 
     def __init__(self, methods: Mapping[str, Handler], *, address: str, tls: TlsFiles | None) -> None:
         """Raises StartRefusedError when the address is in use or is not of this machine."""
         self._server = grpc.aio.server(options=OPTIONS)
-        self._server.add_generic_rpc_handlers((grpc_handler(methods),))
+        self._server.add_generic_rpc_handlers((_grpc_handler(methods),))
         self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -86,6 +96,53 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         self._health.release_watchers()
         await self._server.stop(grace)
+
+
+def _grpc_handler(methods: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name]))
+        for method in SERVICE.methods
+    }
+    return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+
+
+def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any], Any]:
+    request_class = message_factory.GetMessageClass(method.input_type)
+
+    async def answer(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        request, fault = _decoded(request_class, raw)
+        call = Call(
+            rpc=method.name,
+            door="grpc",
+            peer=context.peer(),
+            metadata=joined((k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)),
+            deadline=answer_by(context.time_remaining()),
+            fault=fault,
+        )
+        try:
+            response = await handle(call, request)
+            answered = response.SerializeToString()
+        except CallFailedError as failed:
+            failure = failed
+        except Exception:  # noqa: BLE001 # grpc would send its text to the caller
+            # The chain answers for everything behind it, so this is a fault of the chain itself.
+            failure = failure_of_incident(call.id)
+        else:
+            context.set_trailing_metadata(tuple(call.trailers().items()))
+            return answered
+        details = (STATUS_DETAILS, failure.status.SerializeToString())
+        await context.abort(_CODES[failure.status.code], failure.status.message, (*call.trailers().items(), details))
+        raise AssertionError("abort returned")
+
+    return answer
+
+
+def _decoded(request_class: type[Message], raw: bytes) -> tuple[Message, LeadkeepError | None]:
+    try:
+        return request_class.FromString(raw), None
+    except DecodeError:
+        what = f"is not a {request_class.DESCRIPTOR.name}: damaged, or a text in it is not valid UTF-8"
+        return request_class(), LeadValidationError([Violation("request", what)])
 
 
 def _probe(address: str) -> None:

@@ -20,8 +20,7 @@ import jwt
 
 from service.access import Caller, Scope
 from service.errors import TokenExpiredError, TokenInvalidError, TokenMissingError
-from service.rpc.jwks import ALGORITHMS
-from service.rpc.key_sources import KeySource
+from service.rpc.jwks import ALGORITHMS, KeySource
 
 MAX_TOKEN_BYTES = 8 * 1024
 """gRPC's own limit for all metadata of a call; checked before anything is parsed."""

@@ -11,7 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from service.http.protocol import DoorServer
+from service.http.door import UvicornServer
 from service.rpc.readiness import Readiness
 from service.storage import access_writer, writer
 from service.storage.drain import Drain
@@ -51,7 +51,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "spool writer": lambda: setattr(Spool, "meeting", failing(Spool.meeting)),
     "spool": lambda: setattr(Spool, "put", failing(Spool.put)),
     "drain": lambda: setattr(Drain, "step", failing(Drain.step)),
-    "HTTP endpoint": lambda: setattr(DoorServer, "on_tick", failing(DoorServer.on_tick)),
+    "HTTP endpoint": lambda: setattr(UvicornServer, "on_tick", failing(UvicornServer.on_tick)),
     "readiness": lambda: setattr(Readiness, "look", failing(Readiness.look)),
 }
 

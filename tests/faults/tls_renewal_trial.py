@@ -17,8 +17,7 @@ from typing import cast
 from google.protobuf.message import Message
 
 from service.rpc import server
-from service.rpc.call import Call, Handler
-from service.rpc.chain import SERVICE
+from service.rpc.call import SERVICE, Call, Handler
 from service.rpc.tls_files import LoadedTls, TlsFiles
 from tests.harness.certificates import Authority, Certificate
 

@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry
 from service.access import ROLES, Caller
 from service.errors import TokenExpiredError, TokenInvalidError
 from service.http.door import HttpDoor
-from service.rpc.call import Call, Handler, Work
-from service.rpc.chain import SERVICE, chained
+from service.rpc.call import SERVICE, Call, Handler, Work, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
+from service.rpc.readiness import Readiness
 from service.storage.condition import ReadinessReason
 from tests.harness.unmasking import unmasking_into
 
@@ -60,10 +60,12 @@ class Servicer:
         return answer
 
 
-class Readiness:
+class FixedReadiness(Readiness):
+    """Says what a test sets."""
+
     def __init__(self) -> None:
         self.ready, self.degraded = True, False
-        self.reasons: list[ReadinessReason] = []
+        self.reasons: tuple[ReadinessReason, ...] = ()
 
 
 async def verify(token: str) -> Caller:
@@ -80,8 +82,8 @@ def servicer() -> Servicer:
 
 
 @pytest.fixture
-def readiness() -> Readiness:
-    return Readiness()
+def readiness() -> FixedReadiness:
+    return FixedReadiness()
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Han
 
 @pytest_asyncio.fixture
 async def door(
-    methods: Mapping[str, Handler], readiness: Readiness, registry: CollectorRegistry
+    methods: Mapping[str, Handler], readiness: FixedReadiness, registry: CollectorRegistry
 ) -> AsyncIterator[HttpDoor]:
     door = HttpDoor(methods, host="127.0.0.1", port=0, tls=None, readiness=readiness, registry=registry)
     await door.start()

@@ -14,7 +14,7 @@ from service.errors import StartRefusedError
 from service.http.door import HttpDoor
 from service.rpc.call import Handler
 from service.storage.condition import ReadinessReason
-from tests.http.conftest import STORY, Readiness, Servicer
+from tests.http.conftest import STORY, FixedReadiness, Servicer
 
 
 async def test_health_readiness_metrics_and_document_need_no_token(client: httpx.AsyncClient) -> None:
@@ -23,8 +23,8 @@ async def test_health_readiness_metrics_and_document_need_no_token(client: httpx
         assert (await client.get(path)).status_code == 200
 
 
-async def test_readiness_says_why_not(client: httpx.AsyncClient, readiness: Readiness) -> None:
-    readiness.ready, readiness.reasons = False, [ReadinessReason.DATABASE_AWAY]
+async def test_readiness_says_why_not(client: httpx.AsyncClient, readiness: FixedReadiness) -> None:
+    readiness.ready, readiness.reasons = False, (ReadinessReason.DATABASE_AWAY,)
     response = await client.get("/readyz")
     assert response.status_code == 503
     assert response.json() == {"ready": False, "degraded": False, "reasons": ["database_away"]}
@@ -161,4 +161,4 @@ async def test_uvicorn_prints_no_exception(
 
 
 def _door(methods: Mapping[str, Handler], *, host: str = "127.0.0.1", port: int = 0) -> HttpDoor:
-    return HttpDoor(methods, host=host, port=port, tls=None, readiness=Readiness(), registry=CollectorRegistry())
+    return HttpDoor(methods, host=host, port=port, tls=None, readiness=FixedReadiness(), registry=CollectorRegistry())

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from service.http import protocol
 from service.http.door import HttpDoor
 from tests.http.conftest import STORY, Servicer
 
@@ -159,7 +158,7 @@ async def test_what_is_no_http_after_the_answer_is_not_logged(door: HttpDoor, ca
 
 
 async def test_a_request_that_never_arrives_is_given_up(door: HttpDoor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "ARRIVAL_PATIENCE", 0.05)
+    monkeypatch.setattr("service.http.door.ARRIVAL_PATIENCE", 0.05)
     for sent in (b"", b"GET /healthz HTT", CHUNKED, CHUNKED + b"1\r\n{\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
         writer.write(sent)

@@ -14,11 +14,11 @@ from service.http.openapi import document
 from service.http.problems import HTTP_STATUS
 from service.http.routes import OPERATIONS
 from service.lead import CUSTOMER_FIELDS
-from service.rpc.chain import SERVICE
+from service.rpc.call import SERVICE
 from service.rpc.status import CODES
 from service.storage.condition import ReadinessReason
 from service.validation import ValidationService
-from tests.http.conftest import STORY, Readiness, Servicer, created
+from tests.http.conftest import STORY, FixedReadiness, Servicer, created
 
 
 def test_the_document_is_valid_openapi() -> None:
@@ -105,10 +105,10 @@ async def test_the_storys_request_and_its_answer_fit_their_schemas(
 
 
 async def test_the_answer_of_readyz_fits_its_schema_and_the_schema_holds_no_other_word(
-    client: httpx.AsyncClient, readiness: Readiness
+    client: httpx.AsyncClient, readiness: FixedReadiness
 ) -> None:
     described = (await client.get("/openapi.json")).json()
-    readiness.reasons = list(ReadinessReason)
+    readiness.reasons = tuple(ReadinessReason)
     _check(described, "Readiness", (await client.get("/readyz")).json())
     words = described["components"]["schemas"]["Readiness"]["properties"]["reasons"]["items"]["enum"]
     assert words == list(ReadinessReason)

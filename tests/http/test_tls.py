@@ -12,7 +12,7 @@ from service.http.door import HttpDoor
 from service.rpc.call import Handler
 from service.rpc.tls_files import TlsFiles
 from tests.harness.certificates import Authority
-from tests.http.conftest import Readiness
+from tests.http.conftest import FixedReadiness
 
 
 @pytest.fixture
@@ -50,4 +50,4 @@ async def test_with_an_authority_a_client_needs_a_certificate(
 
 def _door(methods: Mapping[str, Handler], tls: TlsFiles) -> HttpDoor:
     registry = CollectorRegistry()
-    return HttpDoor(methods, host="127.0.0.1", port=0, tls=tls, readiness=Readiness(), registry=registry)
+    return HttpDoor(methods, host="127.0.0.1", port=0, tls=tls, readiness=FixedReadiness(), registry=registry)

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.rpc.chain import SERVICE
+from service.rpc.call import SERVICE
 from service.rpc.masking import sensitive_fields
 from tests.harness.leads import somebody
 from tests.rpc.calls import Client

@@ -12,8 +12,7 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
-from service.rpc.interceptors import SCOPES
+from service.access import SCOPES, Scope
 from service.rpc.unmasking import only_reads
 from service.validation import MASK
 from tests.harness.leads import somebody

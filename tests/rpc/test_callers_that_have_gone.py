@@ -54,19 +54,18 @@ async def test_work_that_fails_in_the_moment_in_which_its_caller_goes_is_heard_o
 
 
 async def test_work_counts_until_it_has_ended() -> None:
-    going_on, over = asyncio.Event(), asyncio.get_running_loop().create_future()
+    going_on = asyncio.Event()
 
     async def goes_on() -> Message:
         await going_on.wait()
         return pb.CreateLeadResponse()
 
     work = Work()
-    task = work.begin(goes_on(), over)
+    task = work.begin(goes_on())
     await work.finish(0.01)
-    assert not over.done()
+    assert not task.done()
     going_on.set()
     await work.finish(1)
-    assert over.done()
     assert task.done()
 
 

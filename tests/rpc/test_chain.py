@@ -22,11 +22,10 @@ from leadkeep.v1 import lead_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from service.access import Caller, Scope
+from service.access import SCOPES, Caller, Scope
 from service.errors import LeadNotFoundError, QueueFullError, StorageUnavailableError
 from service.rpc import interceptors
-from service.rpc.call import Call, Handler, Interceptor, Work, compose
-from service.rpc.chain import SERVICE, answer_by, chained
+from service.rpc.call import SERVICE, Call, Handler, Interceptor, Work, answer_by, chained, compose
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
 from service.rpc.status import CallFailedError
@@ -374,7 +373,7 @@ def test_first_interceptor_is_outermost() -> None:
 
 
 def test_every_method_of_the_contract_needs_a_scope() -> None:
-    assert interceptors.SCOPES.keys() == {method.name for method in SERVICE.methods}
+    assert SCOPES.keys() == {method.name for method in SERVICE.methods}
 
 
 @pytest.mark.parametrize(("seconds", "margin"), [(10, 0.15), (1, 0.1), (0.5, 0.05), (0.2, 0.02), (0.01, 0.001)])

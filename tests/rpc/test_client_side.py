@@ -12,7 +12,8 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
 from service.errors import DuplicateLeadError, QueueFullError
-from service.rpc.chain import SERVICE, STATUS_DETAILS
+from service.rpc.call import SERVICE
+from service.rpc.server import STATUS_DETAILS
 from service.rpc.status import CallFailedError, failure_of
 from tests.harness.answers import fails
 from tests.harness.leads import somebody

@@ -8,8 +8,7 @@ from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.rpc.call import Call
-from service.rpc.chain import SERVICE
+from service.rpc.call import SERVICE, Call
 from service.rpc.server import GrpcServer
 
 

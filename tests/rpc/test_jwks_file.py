@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.errors import StartRefusedError, TokenInvalidError
-from service.rpc.key_sources import FILE_LOOK_SECONDS, JwksFile
+from service.rpc.jwks import FILE_LOOK_SECONDS, JwksFile
 from service.rpc.tokens import REMEMBERED_SECONDS, TokenVerifier
 from tests.rpc.signing import AUDIENCE, EC_JWK, ED_JWK, ISSUER, Clock, document, refused, signed
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from service.access import ROLES, Caller, Scope
 from service.errors import StartRefusedError, TokenExpiredError, TokenInvalidError
-from service.rpc.key_sources import JwksFile
+from service.rpc.jwks import JwksFile
 from service.rpc.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
 from service.rpc.tokens import TokenVerifier
 from tests.rpc.signing import NOW, Clock, refused
