@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from service.days import Days
-from service.secret_file import make_private_folder
+from service.secret_file import make_private_folder, sync_folder
 from service.storage.daily_leads import SENSITIVE_COLUMNS, DailyLeads, Snapshot
 
 FORMAT = "leadkeep-daily-file"
@@ -153,7 +153,7 @@ class FileStorageService:
                 try:
                     render = self._write(snapshot, temporary, stopped, nap)
                     temporary.replace(self.path(day))
-                    self._sync_folder()
+                    sync_folder(self.folder)
                 except BaseException:
                     with contextlib.suppress(OSError):
                         temporary.unlink(missing_ok=True)
@@ -243,13 +243,6 @@ class FileStorageService:
         """Remove what a killed render left: nobody else is at work while we hold the lock."""
         for leftover in self.folder.glob(".leads_*.json.tmp"):
             leftover.unlink(missing_ok=True)
-
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_header(path: Path) -> Header:

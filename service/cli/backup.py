@@ -136,7 +136,7 @@ def _target_url(settings: Settings, manifest: Manifest) -> Iterator[str]:
     """The empty database that is restored into, checked; the embedded one is made. What fails leaves it empty."""
     from service.storage.backup import require_empty_target
     from service.storage.embedded import EmbeddedPostgres
-    from service.storage.own_target import new_own_database
+    from service.storage.schema import new_own_database
 
     if settings.migration_url is not None:
         require_empty_target(settings.migration_url, manifest)

@@ -21,9 +21,9 @@ from psycopg.conninfo import make_conninfo
 
 from service.encryption import EncryptionService, KeyCanary
 from service.errors import StartRefusedError
+from service.secret_file import sync_folder
 from service.storage.backup_manifest import (
     DUMP,
-    MANIFEST,
     SESSION,
     Manifest,
     canary_of,
@@ -32,9 +32,8 @@ from service.storage.backup_manifest import (
     key_ids,
     require_whole_dump,
     sha256_of,
-    sync_folder,
 )
-from service.storage.pg_tools import ProgramFailedError, begin, finish, program
+from service.storage.postgres_process import ProgramFailedError, begin, finish, program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 
 _CONNECT_SECONDS = 10
@@ -58,12 +57,11 @@ def make_backup(url: str, folder: Path) -> Manifest:
     made_folder = _own_folder(folder)
     dump = folder / DUMP
     try:
-        with _failures_are_told("backup"), _connected(url) as connection:
+        with _failures_as_refusals("backup"), _connected(url) as connection:
             manifest = _dump(connection, url, dump)
         manifest.write(folder)
     except BaseException:
-        for left in (dump, folder / f".{MANIFEST}.tmp"):
-            left.unlink(missing_ok=True)
+        dump.unlink(missing_ok=True)
         if made_folder:
             folder.rmdir()
         raise
@@ -130,7 +128,7 @@ def verify_backup(url: str, folder: Path, manifest: Manifest) -> list[str]:
     That database has the same name every time, so that one that a killed verification left is removed by the next.
     """
     require_whole_dump(folder, manifest)
-    with _failures_are_told("verification"), _connected(url) as connection:
+    with _failures_as_refusals("verification"), _connected(url) as connection:
         connection.autocommit = True
         connection.execute("SELECT pg_advisory_lock(%s)", [_VERIFY_LOCK])
         (number,) = _row(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
@@ -185,7 +183,7 @@ def require_known_schema(manifest: Manifest) -> None:
 
 def require_empty_target(url: str, manifest: Manifest) -> None:
     """Raise StartRefusedError unless the backup can go into this database, which must hold nothing."""
-    with _failures_are_told("restore"), _connected(url) as connection:
+    with _failures_as_refusals("restore"), _connected(url) as connection:
         objects, major, role_exists, may_make_roles, may_create = _row(
             connection,
             """SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -226,7 +224,7 @@ def restore_backup(url: str, folder: Path, manifest: Manifest) -> None:
     The restore itself is one transaction. Afterwards an older schema is migrated, and every day is noted for rendering:
     the daily files of the backed-up service say nothing of this one's.
     """
-    with _failures_are_told("restore"):
+    with _failures_as_refusals("restore"):
         with _connected(url) as connection:
             connection.autocommit = True
             if not _row(
@@ -313,7 +311,7 @@ def _connected(url: str) -> Iterator[psycopg.Connection]:
 
 
 @contextmanager
-def _failures_are_told(what: str) -> Iterator[None]:
+def _failures_as_refusals(what: str) -> Iterator[None]:
     """Drivers print values into their errors, so that none gets beyond this module."""
     try:
         yield

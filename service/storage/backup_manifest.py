@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from service.errors import StartRefusedError
+from service.secret_file import replace_secret_file
 
 FORMAT = "leadkeep-backup"
 VERSION = 1
@@ -75,15 +75,7 @@ class Manifest:
         """Put it into the folder, whole or not at all."""
         told = {"format": FORMAT, "version": VERSION, **asdict(self), "made_at": self.made_at.isoformat()}
         told["sha256"] = _digest_of(told)
-        temporary = folder / f".{MANIFEST}.tmp"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(told, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(folder / MANIFEST)
-        sync_folder(folder)
+        replace_secret_file(folder / MANIFEST, (json.dumps(told, indent=2) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -139,15 +131,6 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def contents(connection: psycopg.Connection) -> dict[str, TableContent]:

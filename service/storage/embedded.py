@@ -29,20 +29,19 @@ from urllib.parse import quote
 import structlog
 
 from service.errors import StartRefusedError
-from service.storage.postgres_binaries import (
-    PostgresBinaries,
-    ServerUser,
-    choose_server_user,
-    find_binaries,
-    make_reachable,
-)
+from service.secret_file import sync_folder
 from service.storage.postgres_folders import (
     PORT,
     DataDirInUseError,
+    PostgresBinaries,
+    ServerUser,
+    choose_server_user,
     claim_root_home,
+    find_binaries,
     homes,
     lock_data_dir,
     make_folder,
+    make_reachable,
     make_socket_dir,
     note_restarts,
 )
@@ -293,9 +292,7 @@ class EmbeddedPostgres:
             raise StartRefusedError("\n".join([f"initdb could not make a database in {cluster}:", *said]))
         fresh.rename(cluster / "data")
         for folder in (cluster, *cluster.parents[:2]):  # initdb has synced what is inside; these hold the new names
-            descriptor = os.open(folder, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            sync_folder(folder)
 
     def _launch_and_wait(self, data: Path) -> None:
         began = time.monotonic()

@@ -1,4 +1,7 @@
-"""Starting PostgreSQL's programs, and telling whether a server is at work in a data folder.
+"""PostgreSQL's programs: starting the server and the client programs, and finding a server at work in a data folder.
+
+No password and no address stands on a command line, where every user of the machine could read it; client programs get
+libpq's environment variables. What one prints is reduced before it is shown: an error in a row prints its values.
 
 PostgreSQL writes its process id into `postmaster.pid` and leaves it there when it is killed. The number may belong
 to an unrelated process by now, so the process itself is asked before it is waited for or sent a signal.
@@ -7,6 +10,7 @@ to an unrelated process by now, so the process itself is asked before it is wait
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +19,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from psycopg import pq
+
 from service.errors import StartRefusedError
-from service.storage.postgres_binaries import ServerUser
+from service.storage.postgres_folders import ServerUser, find_binaries
 
 _WAIT_SECONDS = 30
 # A killed service's server has got SIGINT from the kernel and needs a moment for its checkpoint. One that did not
 # get it is asked after 3 s, and told to end without a checkpoint after 15 s (the next start recovers).
 _ASK_AFTER = ((3, signal.SIGINT), (15, signal.SIGQUIT))
+
+_SHOWN_CHARACTERS = 300
+_ERROR = re.compile(r"^(pg_\w+): error: (.*)$", re.MULTILINE)
+# COPY's errors quote the value that they are about, and so do all that come with a colon behind the input.
+_QUOTING = re.compile(r"COPY failed for table \"\w+\"|could not execute query: ERROR:  [^:\n\"]*")
 
 # Runs in place of Popen's preexec_fn, which may deadlock in a process that has threads. It drops root itself, because
 # the other user may not be able to read this Python, and because setuid clears the death signal. Python ignores these
@@ -46,6 +57,10 @@ try:
 except OSError as error:
     sys.exit(f"{command[0]} cannot be run: {error.strerror}")
 """
+
+
+class ProgramFailedError(Exception):
+    """A program of PostgreSQL failed; the text names it and its error, without any row's value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +154,67 @@ def dying_with_parent(command: Sequence[str | Path], user: ServerUser | None = N
     """
     identity = [str(user.uid), str(user.gid)] if user else ["", ""]
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *identity, *command]
+
+
+def program(name: str, server_major: int) -> Path:
+    """The program of the server's own major version, else of any that is there. Raises StartRefusedError.
+
+    A program reads and writes servers of its own version for certain; an older one refuses a newer server.
+    """
+    try:
+        found = find_binaries(major=server_major)
+    except StartRefusedError:
+        found = find_binaries()
+        if found.major < server_major:
+            raise StartRefusedError(
+                f"the server is PostgreSQL {server_major} and the newest {name} here is {found.major}: install the "
+                f"system package postgresql-{server_major}"
+            ) from None
+    path = found.bin_dir / name
+    if not path.exists():
+        raise StartRefusedError(f"{path} is missing: install PostgreSQL's client programs of version {server_major}")
+    return path
+
+
+def environment(conninfo: str) -> dict[str, str]:
+    """The environment in which libpq finds this database, and no other."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LEADKEEP_"))}
+    for option in pq.Conninfo.parse(conninfo.encode()):
+        if option.val is not None and option.envvar is not None:
+            kept[option.envvar.decode()] = option.val.decode()
+    return kept
+
+
+def begin(path: Path, arguments: Sequence[str], conninfo: str) -> subprocess.Popen[bytes]:
+    """Start a program that works on this database. It ends with us: a restore that was killed must not go on."""
+    return subprocess.Popen(  # noqa: S603 # a program of PostgreSQL, with arguments of our own
+        dying_with_parent([path, *arguments]),
+        env=environment(conninfo),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the program's end. Raises ProgramFailedError; ends the program when the wait is interrupted."""
+    try:
+        _, output = process.communicate()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode:
+        raise ProgramFailedError(_reduced(output.decode(errors="replace")))
+
+
+def _reduced(output: str) -> str:
+    error = _ERROR.search(output)
+    if error is None:
+        return "PostgreSQL's program failed and gave no reason"
+    quoting = _QUOTING.match(error[2])
+    shown = (quoting[0] if quoting else error[2])[:_SHOWN_CHARACTERS].strip()
+    return f"{error[1]} failed: {shown}"
 
 
 def _path(data: Path) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import secrets
 import socket
@@ -26,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.encryption import NOT_CONFIRMED, EncryptionService
 from service.errors import StartRefusedError, StorageUnavailableError
 from service.keyring import Keyring, Purpose
+from service.secret_file import replace_secret_file
 from service.storage import models
 from service.storage.canary import DatabaseKeys, compare_canary, plan_of, read_key_state
 from service.storage.database import Database
@@ -68,15 +68,10 @@ def replica_name(folder: Path) -> str:
     """The lasting name of the replica whose spool is in this folder; made when there is none."""
     if name := known_name(folder):
         return name
-    path = folder / NAME_FILE
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:40] or "replica"
     name = f"{host}-{secrets.token_hex(3)}"
     with contextlib.suppress(OSError):  # a disk that is full: the next start gets another name
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(name + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        replace_secret_file(folder / NAME_FILE, f"{name}\n".encode())
     return name
 
 

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,6 +20,7 @@ from sqlalchemy.pool import NullPool
 from service.errors import StartRefusedError
 from service.storage.database import Database
 from service.storage.database_url import sqlalchemy_url
+from service.storage.embedded import EmbeddedPostgres
 from service.storage.failures import Failure, cause_of, classify
 
 REVISION = "0007"
@@ -35,6 +40,10 @@ UNREACHABLE_AT_START = (
 
 _MIGRATION_LOCK = 0x4C4B_4D49  # "LKMI": two operators who migrate at once take turns
 _UNDEFINED_TABLE = "42P01"
+
+_HOLDS_SOMETHING = (
+    "SELECT EXISTS (SELECT FROM lead) OR EXISTS (SELECT FROM lead_conflict) OR EXISTS (SELECT FROM access_record)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,42 @@ def prepare_own_database(admin_url: str, owner_url: str) -> None:
         if not connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :name"), wanted).one_or_none():
             connection.execute(text(f"CREATE ROLE {OWN_LOGIN} LOGIN IN ROLE {APPLICATION_ROLE}"))
     engine.dispose()
+
+
+@contextmanager
+def new_own_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of Leadkeep's own database as the superuser, empty; with the login of `serve` when the block ends well.
+
+    A database in which a service was started but nothing was stored counts as empty. Raises StartRefusedError for any
+    other one.
+    """
+    admin = postgres.url(user="postgres", database="postgres")
+    owner = postgres.url(user="postgres", database=OWN_DATABASE)
+    name = sql.Identifier(OWN_DATABASE)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        if connection.execute("SELECT FROM pg_database WHERE datname = %s", [OWN_DATABASE]).fetchone() is not None:
+            if _holds_something(owner):
+                raise StartRefusedError(
+                    "the data folder has a database with leads already: restore goes into a new one only; set "
+                    "LEADKEEP_DATA_DIR to another folder. Nothing was changed"
+                )
+            connection.execute(sql.SQL("DROP DATABASE {}").format(name))
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(name))
+        try:
+            yield owner
+        except BaseException:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+            raise
+    prepare_own_database(admin, owner)
+
+
+def _holds_something(owner: str) -> bool:
+    with psycopg.connect(owner) as connection:
+        try:
+            row = connection.execute(_HOLDS_SOMETHING).fetchone()
+        except psycopg.errors.UndefinedTable:
+            row = connection.execute("SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public')").fetchone()
+    return row is not None and bool(row[0])
 
 
 async def excess_rights(database: Database) -> list[str]:

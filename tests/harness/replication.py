@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from service.storage.postgres_binaries import ServerUser, choose_server_user
+from service.storage.postgres_folders import ServerUser, choose_server_user
 from service.storage.postgres_process import spawn
 from tests.harness.postgres import TestServer
 from tests.harness.processes import eventually

@@ -17,8 +17,7 @@ import pytest
 from service.errors import StartRefusedError
 from service.storage import postgres_process
 from service.storage.embedded import DataDirInUseError, EmbeddedPostgres
-from service.storage.postgres_binaries import PostgresBinaries, find_binaries
-from service.storage.postgres_folders import short_hash
+from service.storage.postgres_folders import PostgresBinaries, find_binaries, short_hash
 
 AS_ROOT = os.geteuid() == 0
 REPO = Path(__file__).parents[2]

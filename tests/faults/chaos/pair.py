@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from service.storage.postgres_binaries import ServerUser, choose_server_user
+from service.storage.postgres_folders import ServerUser, choose_server_user
 from service.storage.postgres_process import spawn
 from service.storage.schema import OWN_LOGIN
 from tests.faults.chaos.history import History, Stored
