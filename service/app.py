@@ -54,7 +54,7 @@ from service.rpc.tls_files import TlsFiles
 from service.rpc.tokens import TokenVerifier
 from service.rpc.unmasking import unmasking
 from service.sealing import LeadSealer
-from service.storage.access_heads import AccessHeads
+from service.storage.access_chain import AccessHeads
 from service.storage.access_records import AccessRecords
 from service.storage.access_writer import AccessWriter
 from service.storage.admission import Admission

@@ -19,17 +19,17 @@ import psycopg
 from psycopg.rows import dict_row
 
 from service.encryption import EncryptionService
-from service.storage.access_digests import (
+from service.storage.access_chain import (
+    EVENT,
     NOTHING_BEFORE,
-    Entry,
     Head,
     Registration,
     earlier_digest,
     entry_digest,
+    entry_of,
     head_seal,
     registration_digest,
 )
-from service.storage.access_heads import EVENT
 from service.storage.failures import StorageFaultError, cause_of
 
 FAULTS_NAMED = 1000
@@ -46,7 +46,7 @@ _HEADS = "SELECT * FROM access_head ORDER BY chain_id, number"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is not as it was written. `kind` is one of: changed, gap, cut, missing chain, unknown key."""
+    """Something that is not as it was written. `kind` is one of: changed, gap, cut, missing chain, unknown key."""
 
     kind: str
     what: str
@@ -56,7 +56,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Findings:
-    """What was looked at, and what is wrong with it."""
+    """Report of a check: entries, chains and heads checked, and faults found."""
 
     entries: int = 0
     earlier_entries: int = 0
@@ -81,7 +81,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class LoggedHead:
-    """A head as a line of the log tells it."""
+    """A head as a line of the log has it."""
 
     chain_number: int
     head: Head
@@ -193,7 +193,7 @@ class _Check:
 
     def _earlier(self, sealed: tuple[Registration, str] | None) -> None:
         key_id = sealed[1] if sealed else self._encryption.audit_key_id
-        entries = ((row["id"], _entry(row)) for row in self._rows("earlier", _EARLIER))
+        entries = ((row["id"], entry_of(row)) for row in self._rows("earlier", _EARLIER))
         count, digest = earlier_digest(self._encryption, key_id, entries)
         self._findings.earlier_entries, self._findings.earlier_sealed = count, sealed is not None
         if sealed is not None and (count, digest) != (sealed[0].earlier_entries, sealed[0].earlier_digest):
@@ -262,7 +262,7 @@ class _Check:
         if not self._encryption.has_audit_key(key_id):
             self._unknown_key(key_id, chain_id, number)
         elif before is not None:
-            made = entry_digest(self._encryption, key_id, chain_id, number, before, _entry(row))
+            made = entry_digest(self._encryption, key_id, chain_id, number, before, entry_of(row))
             if made != bytes(row["digest"]):
                 self._findings.add("changed", f"entry {number}", chain_id, number)
 
@@ -284,18 +284,6 @@ class _Check:
 
     def _unknown_key(self, key_id: str, chain_id: UUID, number: int | None = None) -> None:
         self._findings.add("unknown key", f"the keyring has no audit key {key_id}", chain_id, number)
-
-
-def _entry(row: Mapping[str, Any]) -> Entry:
-    return Entry(
-        recorded_at=row["recorded_at"],
-        subject=row["subject"],
-        operation=row["operation"],
-        lead_id=row["lead_id"],
-        fields=row["fields"],
-        reason=row["reason"],
-        request_id=row["request_id"],
-    )
 
 
 def _bytes(value: bytes | memoryview | None) -> bytes | None:

@@ -1,30 +1,30 @@
 """The record of looks at values in clear: how chains of it are begun, added to and ended, and how it is read.
 
-It never holds a value. The application's role may add to it and read it, nothing else. See access_digests.py for what
+It never holds a value. The application's role may add to it and read it, nothing else. See access_chain.py for what
 ties it together, and access_writer.py for the one writer of a process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, insert, select, text, tuple_
+from sqlalchemy import insert, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import EncryptionService
 from service.storage import models
-from service.storage.access_digests import (
+from service.storage.access_chain import (
     NOTHING_BEFORE,
     Entry,
     Head,
     Registration,
     earlier_digest,
     entry_digest,
+    entry_of,
     head_seal,
     registration_digest,
 )
@@ -142,18 +142,7 @@ class AccessRecords:
         digest = registration_digest(
             self._encryption, key_id, before.digest if before else NOTHING_BEFORE, registration
         )
-        await connection.execute(
-            insert(registered).values(
-                number=registration.number,
-                id=chain_id,
-                writer=writer,
-                began_at=now,
-                earlier_entries=registration.earlier_entries,
-                earlier_digest=registration.earlier_digest,
-                key_id=key_id,
-                digest=digest,
-            )
-        )
+        await connection.execute(insert(registered).values(**asdict(registration), key_id=key_id, digest=digest))
         return Chain(registration.number, Head(chain_id=chain_id, number=0, digest=digest))
 
     async def add_within(
@@ -189,19 +178,14 @@ class AccessRecords:
         return Chain(chain.number, head)
 
     async def end(self, chain: Chain) -> Chain:
-        """Say that nothing comes after. Tries once: raises what went wrong, see failures.py."""
-        head = Head(chain_id=chain.head.chain_id, number=chain.head.number, digest=chain.head.digest, ended=True)
+        """Write that nothing comes after. Tries once: raises what went wrong, see failures.py."""
+        head = replace(chain.head, ended=True)
         key_id = self._encryption.audit_key_id
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(
                 insert(models.AccessHead).values(
-                    chain_id=head.chain_id,
-                    number=head.number,
-                    digest=head.digest,
-                    ended=True,
-                    key_id=key_id,
-                    seal=head_seal(self._encryption, key_id, head),
+                    **asdict(head), key_id=key_id, seal=head_seal(self._encryption, key_id, head)
                 )
             )
 
@@ -261,8 +245,8 @@ class AccessRecords:
 
         async def work(connection: AsyncConnection) -> list[RecordedAccess]:
             return [
-                RecordedAccess(id=row.id, entry=_entry_of(row), chain_id=row.chain_id, number=row.number)
-                for row in await connection.execute(query)
+                RecordedAccess(id=row["id"], entry=entry_of(row), chain_id=row["chain_id"], number=row["number"])
+                for row in (await connection.execute(query)).mappings()
             ]
 
         return await self._database.read(work)
@@ -270,20 +254,8 @@ class AccessRecords:
     async def _earlier(self, connection: AsyncConnection, key_id: str) -> tuple[int, bytes]:
         record = models.AccessRecord
         query = select(models.table(record)).where(record.chain_id.is_(None)).order_by(record.id)
-        rows = await connection.execute(query)
-        return earlier_digest(self._encryption, key_id, ((row.id, _entry_of(row)) for row in rows))
-
-
-def _entry_of(row: Row[Any]) -> Entry:
-    return Entry(
-        recorded_at=row.recorded_at,
-        subject=row.subject,
-        operation=row.operation,
-        lead_id=row.lead_id,
-        fields=row.fields,
-        reason=row.reason,
-        request_id=row.request_id,
-    )
+        rows = (await connection.execute(query)).mappings()
+        return earlier_digest(self._encryption, key_id, ((row["id"], entry_of(row)) for row in rows))
 
 
 def _entry(access: Access, now: datetime) -> Entry:

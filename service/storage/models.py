@@ -405,7 +405,7 @@ class AccessRecord(Base):
     number: Mapped[int | None] = mapped_column(BigInteger)
     key_id: Mapped[str | None]
     digest: Mapped[bytes | None]
-    """Keyed, over this entry and the digest of the one before it; see access_digests.py."""
+    """Keyed, over this entry and the digest of the one before it; see access_chain.py."""
 
 
 class AccessChain(Base):

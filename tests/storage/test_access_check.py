@@ -18,8 +18,8 @@ from sqlalchemy import create_engine
 from service.encryption import EncryptionService
 from service.keyring import Keyring, KeyState, Purpose, RootKey
 from service.storage import schema
+from service.storage.access_chain import Entry, entry_digest
 from service.storage.access_check import Findings, LoggedHead, _Check, check, logged_heads
-from service.storage.access_digests import Entry, entry_digest
 from service.storage.access_records import Chain
 from service.storage.database_url import sqlalchemy_url
 from tests.harness.faults import execute

@@ -13,7 +13,7 @@ import pytest
 
 from service.encryption import EncryptionService
 from service.keyring import Keyring
-from service.storage.access_digests import (
+from service.storage.access_chain import (
     Entry,
     Head,
     Registration,
