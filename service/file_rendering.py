@@ -1,7 +1,7 @@
-"""The daily files, seen from the service: a process beside it renders them, and its faults are an alarm.
+"""The process that renders the daily files, seen from the service.
 
-Promise: nothing here ever makes a call wait or fail. The process ends when the service does, in whatever way, and is
-started again when it ends or falls silent before that.
+Promise: nothing here ever makes a call wait or fail. The process ends when the service does, in whatever way. When it
+ends or falls silent before that, the supervisor starts it again.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import structlog
 
-from service.storage.retry import longest_wait
-
 SILENCE_SECONDS = 60.0
-"""The process speaks once a second, during a render too; a database that hangs makes it silent."""
-
-FIRST_RESTART = 1.0
-LONGEST_RESTART = 30.0
-"""Seconds before a process that ended is started again: the first time, and at most."""
+"""The process writes an event once a second, during a render too; a database that hangs makes it silent."""
 
 _ADMITTED_SECONDS = 0.2
 
 
-class FileRendering:
-    """The process that renders the files of `folder`, and what it tells.
+class RendererEndedError(Exception):
+    """The process ended before it was asked to."""
 
-    `identity` answers which database was confirmed, None as long as there is none. `on_render` hears the bytes
-    and seconds of each render.
+
+class FileRendering:
+    """The process that renders the files of `folder`, and the state that it reports.
+
+    `identity` answers which database was confirmed, None as long as there is none. `on_render` gets the bytes and
+    seconds of each render.
     """
 
     def __init__(
@@ -52,8 +51,8 @@ class FileRendering:
         self._identity = identity
         self._on_render = on_render
         self._process: asyncio.subprocess.Process | None = None
-        self._finishing = asyncio.Event()
-        self._lag, self._told_at = 0.0, time.monotonic()
+        self._finishing = False
+        self._lag, self._reported_at = 0.0, time.monotonic()
         self._renders = False
         self._log = structlog.get_logger("leadkeep.files")
         self.alarm: str | None = None
@@ -64,37 +63,28 @@ class FileRendering:
         """Seconds for which the oldest change has waited for its file; 0 while another replica renders."""
         if not self._renders or self._lag == 0.0:
             return 0.0
-        return self._lag + time.monotonic() - self._told_at
+        return self._lag + time.monotonic() - self._reported_at
 
     def finish(self) -> None:
         """Let the process render a small file once more, and end; `run` returns then."""
-        self._finishing.set()
+        self._finishing = True
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
     async def run(self) -> None:
-        """Keep the process running until `finish`; when this is cancelled it is killed."""
-        failures = 0
-        while not self._finishing.is_set():
-            identity = self._identity()
-            if identity is None:
-                await self._rest(_ADMITTED_SECONDS)
-                continue
-            began = time.monotonic()
-            try:
-                await self._run_process(identity)
-            except (OSError, ValueError) as error:
-                self._log.warning("files process failed", error=type(error).__qualname__)
-            if self._finishing.is_set():
+        """Run the process until `finish`. Raises whatever ended it before, TimeoutError when it fell silent."""
+        while (identity := self._identity()) is None:
+            if self._finishing:
                 return
-            failures = 0 if time.monotonic() - began > SILENCE_SECONDS else failures + 1
-            self._renders = False
-            self._tell_alarm("the process that renders the daily files ended")
-            await self._rest(longest_wait(failures - 1, first=FIRST_RESTART, longest=LONGEST_RESTART))
-
-    async def _rest(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._finishing.wait(), seconds)
+            await asyncio.sleep(_ADMITTED_SECONDS)
+        try:
+            await self._run_process(identity)
+        finally:
+            if not self._finishing:
+                self._renders = False
+                self._set_alarm("the process that renders the daily files ended")
+        if not self._finishing:
+            raise RendererEndedError
 
     async def _run_process(self, identity: UUID) -> None:
         self._process = process = await asyncio.create_subprocess_exec(
@@ -113,27 +103,25 @@ class FileRendering:
         try:
             process.stdin.write(json.dumps(order).encode() + b"\n")
             await process.stdin.drain()
-            if self._finishing.is_set():
+            if self._finishing:
                 process.stdin.close()
             while line := await asyncio.wait_for(process.stdout.readline(), SILENCE_SECONDS):
-                self._hear(line)
-        except TimeoutError:
-            self._log.warning("files process fell silent")
+                self._apply(json.loads(line))
         finally:
-            self._kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
 
-    def _hear(self, line: bytes) -> None:
-        event = json.loads(line)
+    def _apply(self, event: dict[str, Any]) -> None:
         if event["event"] == "rendered":
             self._on_render(event["bytes"], event["seconds"])
             return
-        if event["renders"] != self._renders and event["renders"]:
+        if event["renders"] and not self._renders:
             self._log.info("this replica renders the daily files")
-        self._renders, self._lag, self._told_at = event["renders"], event["lag"], time.monotonic()
-        self._tell_alarm(event["alarm"])
+        self._renders, self._lag, self._reported_at = event["renders"], event["lag"], time.monotonic()
+        self._set_alarm(event["alarm"])
 
-    def _tell_alarm(self, alarm: str | None) -> None:
+    def _set_alarm(self, alarm: str | None) -> None:
         if alarm == self.alarm:
             return
         self.alarm = alarm
@@ -141,11 +129,6 @@ class FileRendering:
             self._log.info("daily files are written again")
         else:
             self._log.error("daily files alarm", reason=alarm)
-
-    def _kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
 
 
 def _environment() -> dict[str, str]:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -167,30 +167,26 @@ class FileStorageService:
     ) -> Render:
         digest = hashlib.sha256()
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb", buffering=0):
+        with os.fdopen(descriptor, "wb", buffering=_CHUNK_BYTES) as file:
             os.fchmod(descriptor, 0o600)  # a umask of 0277 would leave it unreadable to us
-            pending = bytearray(self._header(snapshot))
-            pending += _OPENING
-            separator, size, synced = b"", 0, 0
+            file.write(self._header(snapshot) + _OPENING)
+            separator, written, synced = b"", 0, 0
             for line in snapshot.lines():
                 content = line.encode()
-                digest.update(content)
-                digest.update(b"\n")
-                pending += separator
-                pending += content
+                digest.update(content + b"\n")
+                written += file.write(separator + content)
                 separator = b",\n"
-                if len(pending) >= _CHUNK_BYTES:
+                if written >= _CHUNK_BYTES:
                     if stopped():
                         raise RenderingStoppedError
-                    size += _write_all(descriptor, pending)
-                    pending.clear()
                     nap()
-                    if size - synced >= _SYNC_BYTES:
+                    synced, written = synced + written, 0
+                    if synced >= _SYNC_BYTES:
+                        file.flush()
                         os.fdatasync(descriptor)
-                        synced = size
-            pending += b"\n" if separator else b""
-            pending += _CLOSING
-            _write_all(descriptor, pending)
+                        synced = 0
+            file.write((b"\n" if separator else b"") + _CLOSING)
+            file.flush()
             os.fsync(descriptor)
             identity = _identity(os.fstat(descriptor))
         return Render(snapshot.day, snapshot.snapshot_at, snapshot.lead_count, digest.digest(), identity)
@@ -210,13 +206,8 @@ class FileStorageService:
 
     def content_in_database(self, day: date) -> Content:
         """What the file of a day would hold now. Raises DailyLeadsError."""
-        digest, count = hashlib.sha256(), 0
         with self._leads.snapshot(day, settles=False) as snapshot:
-            for line in snapshot.lines():
-                digest.update(line.encode())
-                digest.update(b"\n")
-                count += 1
-        return Content(count, digest.digest())
+            return _content(line.encode() for line in snapshot.lines())
 
     def identity(self, day: date) -> Identity | None:
         """Which file lies there; None when there is none. Raises OSError when nobody can tell."""
@@ -273,10 +264,13 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 def content_of(path: Path) -> Content:
     """How many leads a file has, and the digest of its lines. Raises like `read_lines`."""
+    return _content(read_lines(path))
+
+
+def _content(lines: Iterable[bytes]) -> Content:
     digest, count = hashlib.sha256(), 0
-    for line in read_lines(path):
-        digest.update(line)
-        digest.update(b"\n")
+    for line in lines:
+        digest.update(line + b"\n")
         count += 1
     return Content(count, digest.digest())
 
@@ -303,14 +297,6 @@ def _header_of(first: bytes, second: bytes) -> Header:
 
 def _identity(found: os.stat_result) -> Identity:
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _write_all(descriptor: int, content: bytearray) -> int:
-    view, written = memoryview(content), 0
-    while written < len(content):
-        written += os.write(descriptor, view[written:])
-    view.release()
-    return written
 
 
 def _is_date(text: str) -> bool:

@@ -15,12 +15,12 @@ from uuid import UUID
 import httpx
 import pytest
 
-from service import file_rendering
 from service.days import Days
 from service.file_rendering import FileRendering
 from service.file_storage import FileStorageService, Render
 from service.file_worker import FileWorker
 from service.storage.daily_leads import DailyLeads
+from service.supervisor import Component, Supervisor
 from tests.conftest import StartService
 from tests.harness.daily_files import create, file_of, read, soon_in, store_lead, today
 from tests.harness.disks import remount
@@ -28,6 +28,21 @@ from tests.harness.faults import execute
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import children_running, eventually
 from tests.harness.running_service import RunningService
+
+
+async def test_a_process_that_cannot_be_started_is_an_alarm_and_a_fault_of_its_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def cannot_start(*_args: object, **_kwargs: object) -> None:
+        raise OSError("no memory for another process")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", cannot_start)
+    rendering = FileRendering(
+        url="", folder=tmp_path, timezone="UTC", identity=lambda: UUID(int=1), on_render=lambda _size, _seconds: None
+    )
+    with pytest.raises(OSError, match="no memory"):
+        await rendering.run()
+    assert rendering.alarm == "the process that renders the daily files ended"
 
 
 async def test_a_process_that_cannot_be_started_for_many_hours_is_still_tried(
@@ -39,17 +54,16 @@ async def test_a_process_that_cannot_be_started_for_many_hours_is_still_tried(
         starts.release()
         raise OSError("no memory for another process")
 
-    monkeypatch.setattr(file_rendering, "LONGEST_RESTART", 0.0)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", cannot_start)
     rendering = FileRendering(
         url="", folder=tmp_path, timezone="UTC", identity=lambda: UUID(int=1), on_render=lambda _size, _seconds: None
     )
-    running = asyncio.create_task(rendering.run())
-    async with asyncio.timeout(10):
+    supervisor = Supervisor(on_death=lambda: None, first_wait=0.0)
+    supervisor.start([Component(name="daily files", run=rendering.run, finish=rendering.finish)])
+    async with asyncio.timeout(60):
         for _ in range(1100):  # at half a minute each: nine hours
             await starts.acquire()
-        rendering.finish()
-        await running
+        await supervisor.stop(1)
 
 
 def readiness(service: RunningService) -> dict[str, Any]:
@@ -172,7 +186,9 @@ def renderers(service: RunningService) -> list[int]:
     return children_running(service.pid, "file_worker")
 
 
-def test_a_renderer_that_is_killed_is_started_again(service: RunningService) -> None:
+def test_a_renderer_that_is_killed_is_started_again(database: TestDatabase, start_service: StartService) -> None:
+    # A service of its own: its tasks count as failing for a while.
+    service = start_service(database_url=database.serve_url)
     assert soon_in(file_of(service), create(service))
     (killed,) = renderers(service)
     os.kill(killed, signal.SIGKILL)

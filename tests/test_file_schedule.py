@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from service.file_schedule import SHORTEST_PAUSE, Schedule, pause_after
+from service.file_worker import SHORTEST_PAUSE, Schedule, pause_after
 
 TODAY = date(2026, 11, 24)
 MONDAY, TUESDAY = date(2026, 11, 2), date(2026, 11, 3)
