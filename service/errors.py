@@ -44,22 +44,25 @@ class Reason(StrEnum):
 
 
 class LeadkeepError(Exception):
-    """The root of every error that the domain raises on purpose."""
+    """The root of every error that the domain raises on purpose. `text` is the class's own, or the given one."""
 
     reason: ClassVar[Reason]
+    text: str
 
-    def __init__(self, text: str, metadata: Mapping[str, str] | None = None) -> None:
-        super().__init__(text)
-        self.text = text
+    def __init__(self, text: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
+        self.text = text or self.text
+        super().__init__(self.text)
         self.metadata: dict[str, str] = dict(metadata or {})
 
 
 class RetryableError(LeadkeepError):
     """The same call may succeed later; `retry_after` says when to try, in seconds."""
 
-    def __init__(self, text: str, retry_after: float) -> None:
+    retry_after: float
+
+    def __init__(self, retry_after: float | None = None, text: str | None = None) -> None:
+        self.retry_after = retry_after or self.retry_after
         super().__init__(text)
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,7 @@ class RequestIdReusedError(LeadkeepError):
 
     reason = Reason.REQUEST_ID_REUSED
 
-    def __init__(self) -> None:
-        super().__init__("this request_id was used before with other content; use a new one for a new submission")
+    text = "this request_id was used before with other content; use a new one for a new submission"
 
 
 class LeadNotFoundError(LeadkeepError):
@@ -116,8 +118,7 @@ class LeadNotFoundError(LeadkeepError):
 
     reason = Reason.LEAD_NOT_FOUND
 
-    def __init__(self) -> None:
-        super().__init__("there is no lead with this id, or it is not yours to read")
+    text = "there is no lead with this id, or it is not yours to read"
 
 
 class ConversationNotFoundError(LeadkeepError):
@@ -125,8 +126,7 @@ class ConversationNotFoundError(LeadkeepError):
 
     reason = Reason.CONVERSATION_NOT_FOUND
 
-    def __init__(self) -> None:
-        super().__init__("no lead is linked to this conversation, or it is not yours to read")
+    text = "no lead is linked to this conversation, or it is not yours to read"
 
 
 class LeadInConflictError(LeadkeepError):
@@ -147,8 +147,7 @@ class ConflictNotFoundError(LeadkeepError):
 
     reason = Reason.CONFLICT_NOT_FOUND
 
-    def __init__(self) -> None:
-        super().__init__("there is no conflict with this id; ListConflicts names those that wait")
+    text = "there is no conflict with this id; ListConflicts names those that wait"
 
 
 class ConflictResolvedError(LeadkeepError):
@@ -188,8 +187,7 @@ class TokenMissingError(LeadkeepError):
 
     reason = Reason.TOKEN_MISSING
 
-    def __init__(self) -> None:
-        super().__init__("send a token: metadata or header 'authorization: Bearer TOKEN'")
+    text = "send a token: metadata or header 'authorization: Bearer TOKEN'"
 
 
 class TokenInvalidError(LeadkeepError):
@@ -197,8 +195,7 @@ class TokenInvalidError(LeadkeepError):
 
     reason = Reason.TOKEN_INVALID
 
-    def __init__(self, text: str = "the token is not valid here") -> None:
-        super().__init__(text)
+    text = "the token is not valid here"
 
 
 class TokenExpiredError(LeadkeepError):
@@ -206,8 +203,7 @@ class TokenExpiredError(LeadkeepError):
 
     reason = Reason.TOKEN_EXPIRED
 
-    def __init__(self) -> None:
-        super().__init__("the token has expired; get a new one")
+    text = "the token has expired; get a new one"
 
 
 class ScopeMissingError(LeadkeepError):
@@ -224,8 +220,7 @@ class PageTokenInvalidError(LeadkeepError):
 
     reason = Reason.PAGE_TOKEN_INVALID
 
-    def __init__(self) -> None:
-        super().__init__("this page_token belongs to another list or filter; start again without one")
+    text = "this page_token belongs to another list or filter; start again without one"
 
 
 class ReasonRequiredError(LeadkeepError):
@@ -233,8 +228,7 @@ class ReasonRequiredError(LeadkeepError):
 
     reason = Reason.REASON_REQUIRED
 
-    def __init__(self) -> None:
-        super().__init__("say why: metadata or header 'leadkeep-reason', or --reason of a command")
+    text = "say why: metadata or header 'leadkeep-reason', or --reason of a command"
 
 
 class UnmaskLimitError(RetryableError):
@@ -244,9 +238,9 @@ class UnmaskLimitError(RetryableError):
 
     def __init__(self, limit: int, retry_after: float) -> None:
         super().__init__(
+            retry_after,
             f"within an hour at most {limit} leads are shown unmasked to one subject, and this answer would go beyond; "
             "ask for fewer, ask masked, or come again later",
-            retry_after,
         )
         self.metadata["limit"] = str(limit)
 
@@ -256,8 +250,8 @@ class QueueFullError(RetryableError):
 
     reason = Reason.QUEUE_FULL
 
-    def __init__(self, retry_after: float = 1.0) -> None:
-        super().__init__("the service is at its limit of concurrent calls; try again shortly", retry_after)
+    text = "the service is at its limit of concurrent calls; try again shortly"
+    retry_after = 1.0
 
 
 class DeadlineTooShortError(LeadkeepError):
@@ -265,10 +259,7 @@ class DeadlineTooShortError(LeadkeepError):
 
     reason = Reason.DEADLINE_TOO_SHORT
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the deadline is over before the outcome is known; repeat with the same request_id and more time"
-        )
+    text = "the deadline is over before the outcome is known; repeat with the same request_id and more time"
 
 
 class StorageUnavailableError(RetryableError):
@@ -276,8 +267,8 @@ class StorageUnavailableError(RetryableError):
 
     reason = Reason.STORAGE_UNAVAILABLE
 
-    def __init__(self, retry_after: float = 2.0) -> None:
-        super().__init__("the storage is not available now; nothing was confirmed, try again", retry_after)
+    text = "the storage is not available now; nothing was confirmed, try again"
+    retry_after = 2.0
 
 
 class KeysUnavailableError(RetryableError):
@@ -285,8 +276,8 @@ class KeysUnavailableError(RetryableError):
 
     reason = Reason.KEYS_UNAVAILABLE
 
-    def __init__(self, retry_after: float = 5.0) -> None:
-        super().__init__("tokens cannot be verified now: their issuer's keys cannot be fetched; try again", retry_after)
+    text = "tokens cannot be verified now: their issuer's keys cannot be fetched; try again"
+    retry_after = 5.0
 
 
 class FieldUnreadableError(LeadkeepError):
