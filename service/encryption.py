@@ -16,19 +16,18 @@ end, in whatever thread.
 
 from __future__ import annotations
 
+import base64
 import hmac
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from cryptography.fernet import InvalidToken
+from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from service.errors import FieldUnreadableError
-from service.fernet_cipher import FernetCipher
-from service.keyed_digest import KeyedDigest
 from service.keyring import Keyring, KeyState, Purpose, RootKey
 
 LABEL = "leadkeep/v1/"
@@ -87,9 +86,9 @@ class _IndexKeys:
     """What is derived of one index root."""
 
     def __init__(self, root: bytes) -> None:
-        self.fields = {name: _digest(root, f"index/{name}") for name in PADDED_FIELDS}
-        self.page_token = _digest(root, "page-token")
-        self.canary = _digest(root, "canary")
+        self.fields = {name: _derive(root, f"index/{name}") for name in PADDED_FIELDS}
+        self.page_token = _derive(root, "page-token")
+        self.canary = _derive(root, "canary")
 
 
 class _Keys:
@@ -99,26 +98,26 @@ class _Keys:
         self.keyring = keyring
         self.primary_id = keyring.primary(Purpose.ENCRYPTION).id
         self.ciphers = {
-            key.id: FernetCipher(_derive(key.secret, f"seal/{key.id}")) for key in keyring.usable(Purpose.ENCRYPTION)
+            key.id: _fernet(_derive(key.secret, f"seal/{key.id}")) for key in keyring.usable(Purpose.ENCRYPTION)
         }
         self.spool_primary_id = keyring.primary(Purpose.SPOOL).id
         self.spool_ciphers = {
-            key.id: FernetCipher(_derive(key.secret, f"spool/{key.id}")) for key in keyring.usable(Purpose.SPOOL)
+            key.id: _fernet(_derive(key.secret, f"spool/{key.id}")) for key in keyring.usable(Purpose.SPOOL)
         }
         # Primary first: what is written anew is written with it, what was written before is found with the others.
-        self.spool_index_keys = [_digest(key.secret, "spool-index") for key in _primary_first(keyring, Purpose.SPOOL)]
+        self.spool_index_keys = [_derive(key.secret, "spool-index") for key in _primary_first(keyring, Purpose.SPOOL)]
         self.index_primary_id = keyring.primary(Purpose.INDEX).id
         self.index = {key.id: _IndexKeys(key.secret) for key in _primary_first(keyring, Purpose.INDEX)}
         self.audit_primary_id = keyring.primary(Purpose.AUDIT).id
         # A retired audit key writes nothing any more, and goes on verifying what it has written.
         self.audit = {
-            key.id: _digest(key.secret, f"access-record/{key.id}")
+            key.id: _derive(key.secret, f"access-record/{key.id}")
             for key in (*keyring.usable(Purpose.AUDIT), *keyring.retired(Purpose.AUDIT))
         }
         # A retired index key finds no lead any more, but a repeat of an old request is still told by its digest. Newest
         # first behind the primary, so that the last one stays the same however many keys are added.
         self.content_keys = [
-            _digest(key.secret, "content-digest")
+            _derive(key.secret, "content-digest")
             for key in sorted(
                 (*keyring.usable(Purpose.INDEX), *keyring.retired(Purpose.INDEX)),
                 key=lambda key: (key.state is KeyState.PRIMARY, key.created_at),
@@ -173,7 +172,7 @@ class EncryptionService:
         if field in PADDED_FIELDS:
             plaintext += bytes(PADDED_BYTES - len(content)) + bytes(len("phone") - len(name))
         keys = self._keys
-        token = keys.ciphers[keys.primary_id].seal(plaintext)
+        token = keys.ciphers[keys.primary_id].encrypt_at_time(plaintext, 0)
         return f"{keys.primary_id}.{token.decode()}"
 
     def open(self, lead_id: UUID, field: str, sealed: str) -> str:
@@ -187,7 +186,7 @@ class EncryptionService:
         if cipher is None:
             raise FieldUnreadableError([field])
         try:
-            plaintext = cipher.open(token.encode())
+            plaintext = cipher.decrypt(token.encode())
             sealed_for, name_length, value_length = _HEADER.unpack_from(plaintext)
         except (InvalidToken, struct.error):
             raise FieldUnreadableError([field]) from None
@@ -210,7 +209,7 @@ class EncryptionService:
         `key_id` names a usable index key; None: the primary one.
         """
         keys = self._keys
-        return keys.index[key_id or keys.index_primary_id].fields[field].of(value.encode())
+        return _digest(keys.index[key_id or keys.index_primary_id].fields[field], value.encode())
 
     def content_digests(self, values: Iterable[str | None]) -> tuple[bytes, ...]:
         """The keyed digest of a submission's normalised values, in the contract's order; absent differs from empty.
@@ -222,11 +221,11 @@ class EncryptionService:
             b"\x00" if value is None else b"\x01" + struct.pack(">I", len(raw := value.encode())) + raw
             for value in values
         )
-        return tuple(key.of(framed) for key in self._keys.content_keys)
+        return tuple(_digest(key, framed) for key in self._keys.content_keys)
 
     def page_token_tags(self, payload: bytes) -> tuple[bytes, ...]:
         """The tags that prove that this service made a page token: one for each index key, the primary's first."""
-        return tuple(keys.page_token.of(payload) for keys in self._keys.index.values())
+        return tuple(_digest(keys.page_token, payload) for keys in self._keys.index.values())
 
     def has_audit_key(self, key_id: str) -> bool:
         """Whether the keyring can make and check digests of the access record with this key."""
@@ -234,12 +233,12 @@ class EncryptionService:
 
     def audit_digest(self, key_id: str, payload: bytes) -> bytes:
         """The keyed digest of a part of the access record. The key must be one that `has_audit_key` knows."""
-        return self._keys.audit[key_id].of(payload)
+        return _digest(self._keys.audit[key_id], payload)
 
     def seal_spooled(self, submission_id: UUID, payload: bytes) -> str:
         """Seal a whole submission for the spool, bound to its id, with a key of the spool's own root."""
         keys = self._keys
-        token = keys.spool_ciphers[keys.spool_primary_id].seal(submission_id.bytes + payload)
+        token = keys.spool_ciphers[keys.spool_primary_id].encrypt_at_time(submission_id.bytes + payload, 0)
         return f"{keys.spool_primary_id}.{token.decode()}"
 
     def open_spooled(self, submission_id: UUID, sealed: str) -> bytes:
@@ -249,7 +248,7 @@ class EncryptionService:
         if cipher is None:
             raise FieldUnreadableError(["spooled"])
         try:
-            payload = cipher.open(token.encode())
+            payload = cipher.decrypt(token.encode())
         except InvalidToken:
             raise FieldUnreadableError(["spooled"]) from None
         if payload[:16] != submission_id.bytes:
@@ -259,7 +258,7 @@ class EncryptionService:
     def spool_indexes(self, kind: str, *values: str) -> tuple[bytes, ...]:
         """The keyed digests by which the spool finds a request or a conversation again, the primary key's first."""
         framed = b"".join(struct.pack(">I", len(raw := value.encode())) + raw for value in (kind, *values))
-        return tuple(key.of(framed) for key in self._keys.spool_index_keys)
+        return tuple(_digest(key, framed) for key in self._keys.spool_index_keys)
 
     def make_canary(self, index_key_id: str | None = None) -> KeyCanary:
         """A canary of this keyring, to be kept with the data that it protects; of the primary index key if None."""
@@ -289,7 +288,7 @@ class EncryptionService:
 
 
 def _canary_index(keys: _IndexKeys) -> bytes:
-    return keys.canary.of(b"leadkeep")
+    return _digest(keys.canary, b"leadkeep")
 
 
 _CANARY_ID = UUID(int=0)
@@ -299,5 +298,9 @@ def _derive(root: bytes, label: str) -> bytes:
     return HKDF(algorithm=SHA256(), length=DERIVED_BYTES, salt=None, info=(LABEL + label).encode()).derive(root)
 
 
-def _digest(root: bytes, label: str) -> KeyedDigest:
-    return KeyedDigest(_derive(root, label))
+def _fernet(key: bytes) -> Fernet:
+    return Fernet(base64.urlsafe_b64encode(key))
+
+
+def _digest(key: bytes, message: bytes) -> bytes:
+    return hmac.digest(key, message, "sha256")
