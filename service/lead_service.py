@@ -6,7 +6,7 @@ exist for it. Whether sensitive fields are shown unmasked is not decided here bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -152,12 +152,17 @@ class LeadService:
         )
         return CreatedLead(lead, confirmation, delayed)
 
-    async def get_lead(self, caller: Caller, lead_id: UUID) -> Lead:
-        """One lead. Raises LeadNotFoundError, FieldUnreadableError."""
-        return self._sealer.open(await self._readable(caller, lead_id))
+    async def get_lead(self, caller: Caller, lead_id: UUID, *, hidden: Collection[str] = ()) -> Lead:
+        """One lead; `hidden` fields are not opened. Raises LeadNotFoundError, FieldUnreadableError."""
+        return self._sealer.open(await self._readable(caller, lead_id), hidden=hidden)
 
-    async def get_lead_by_conversation(self, caller: Caller, conversation_id: str) -> tuple[Lead, list[UUID]]:
-        """The newest lead of a conversation and the ids of the others. Raises ConversationNotFoundError."""
+    async def get_lead_by_conversation(
+        self, caller: Caller, conversation_id: str, *, hidden: Collection[str] = ()
+    ) -> tuple[Lead, list[UUID]]:
+        """The newest lead of a conversation and the ids of the others; `hidden` fields are not opened.
+
+        Raises ConversationNotFoundError, FieldUnreadableError.
+        """
         wanted = self._validation.conversation_id(conversation_id)
         if wanted is None:
             raise LeadValidationError([Violation("conversation_id", "is required")])
@@ -170,13 +175,15 @@ class LeadService:
             raise StorageUnavailableError
         if newest is None:
             raise ConversationNotFoundError
-        return self._sealer.open(newest), others
+        return self._sealer.open(newest, hidden=hidden), others
 
-    async def list_leads(self, caller: Caller, query: ListQuery) -> tuple[list[Lead], str]:
+    async def list_leads(
+        self, caller: Caller, query: ListQuery, *, hidden: Collection[str] = ()
+    ) -> tuple[list[Lead], str]:
         """One page of leads and the token of the next, empty on the last.
 
-        A field that cannot be opened is left out and named in its lead, so that the others stay visible. Raises
-        LeadValidationError, PageTokenInvalidError, ScopeMissingError.
+        A field that cannot be opened is left out and named in its lead, so that the others stay visible; `hidden`
+        fields are not opened. Raises LeadValidationError, PageTokenInvalidError, ScopeMissingError.
         """
         if (query.phone or query.nid) and not caller.may(Scope.UNMASK):
             raise ScopeMissingError(Scope.UNMASK)
@@ -195,7 +202,7 @@ class LeadService:
         token = ""
         if more:
             token = make_page_token(page[-1].created_at, page[-1].id, list_identity=identity, tags=tags)
-        return [self._sealer.open(sealed, flag_unreadable=True) for sealed in page], token
+        return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for sealed in page], token
 
     async def update_status(
         self, caller: Caller, lead_id: UUID, to_status: LeadStatus, *, reason: str = "", expected_version: int = 0

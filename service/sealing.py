@@ -5,7 +5,7 @@ Everything sensitive passes here on its way into storage and out of it. Which fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from urllib.parse import quote
@@ -25,7 +25,7 @@ from service.lead import (
     SealedSubmission,
 )
 from service.storage.requests import Correction
-from service.validation import ValidationService
+from service.validation import MASK, ValidationService
 from service.validation.index_rule import IndexRule
 
 
@@ -169,9 +169,12 @@ class LeadSealer:
         tokens = {name: sealed.sealed[name]} if name in sealed.sealed else {}
         return self._open_fields(sealed.id, tokens)[0][name]
 
-    def open(self, sealed: SealedLead, *, flag_unreadable: bool = False) -> Lead:
-        """A lead in clear. Raises FieldUnreadableError unless such fields are to be left out and named."""
-        values, unreadable = self._open_fields(sealed.id, sealed.sealed)
+    def open(self, sealed: SealedLead, *, hidden: Collection[str] = (), flag_unreadable: bool = False) -> Lead:
+        """A lead in clear, but for the `hidden` fields: those are not opened, and hold a mask if they are set.
+
+        Raises FieldUnreadableError unless such fields are to be left out and named.
+        """
+        values, unreadable = self._open_fields(sealed.id, sealed.sealed, hidden)
         if unreadable and not flag_unreadable:
             raise FieldUnreadableError(unreadable)
         return Lead(
@@ -208,13 +211,13 @@ class LeadSealer:
         )
 
     def _open_fields(
-        self, sealed_for: UUID, tokens: Mapping[str, str]
+        self, sealed_for: UUID, tokens: Mapping[str, str], hidden: Collection[str] = ()
     ) -> tuple[dict[str, str | None], tuple[str, ...]]:
         values: dict[str, str | None] = dict.fromkeys(self._sensitive)
         unreadable: list[str] = []
         for name, token in tokens.items():
             try:
-                values[name] = self._encryption.open(sealed_for, name, token)
+                values[name] = MASK if name in hidden else self._encryption.open(sealed_for, name, token)
             except FieldUnreadableError:
                 unreadable.append(name)
         return values, tuple(unreadable)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -49,6 +49,8 @@ class Call:
     caller: Caller | None = None
     shown_lead_id: str = ""
     """The lead that an answer is about, where its messages do not say so; the request may have named an alias of it."""
+    hidden: Collection[str] = ()
+    """Sensitive fields that the answer's mask hides whole: they need not be opened."""
     retries: int = 0
     """Attempts that went before the answer: the client's own, and the service's on its storage."""
     trailing: dict[str, str] = field(default_factory=dict)

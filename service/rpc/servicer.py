@@ -43,7 +43,7 @@ class LeadServicer:
 
     async def GetLead(self, call: Call, request: pb.GetLeadRequest) -> pb.GetLeadResponse:  # noqa: N802
         """Show one lead."""
-        lead = await self._leads.get_lead(_caller(call), wire.lead_id_of(request.id, "id"))
+        lead = await self._leads.get_lead(_caller(call), wire.lead_id_of(request.id, "id"), hidden=call.hidden)
         return pb.GetLeadResponse(lead=wire.lead_message(lead))
 
     async def UpdateStatus(self, call: Call, request: pb.UpdateStatusRequest) -> pb.UpdateStatusResponse:  # noqa: N802
@@ -71,14 +71,18 @@ class LeadServicer:
         self, call: Call, request: pb.GetLeadByConversationRequest
     ) -> pb.GetLeadByConversationResponse:
         """Show the newest lead of a conversation."""
-        lead, others = await self._leads.get_lead_by_conversation(_caller(call), request.conversation_id)
+        lead, others = await self._leads.get_lead_by_conversation(
+            _caller(call), request.conversation_id, hidden=call.hidden
+        )
         return pb.GetLeadByConversationResponse(
             lead=wire.lead_message(lead), other_lead_ids=[str(other) for other in others]
         )
 
     async def ListLeads(self, call: Call, request: pb.ListLeadsRequest) -> pb.ListLeadsResponse:  # noqa: N802
         """Show a page of leads."""
-        leads, next_page_token = await self._leads.list_leads(_caller(call), wire.list_query(request))
+        leads, next_page_token = await self._leads.list_leads(
+            _caller(call), wire.list_query(request), hidden=call.hidden
+        )
         return pb.ListLeadsResponse(leads=[wire.lead_message(lead) for lead in leads], next_page_token=next_page_token)
 
     async def ListStatusChanges(  # noqa: N802

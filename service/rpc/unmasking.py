@@ -27,7 +27,7 @@ from service.errors import (
     Violation,
 )
 from service.rpc.call import Call, Handler, Interceptor
-from service.rpc.masking import asked_by_value, can_show_values, mask_message, shown_values
+from service.rpc.masking import MASKS, asked_by_value, can_show_values, mask_message, sensitive_fields, shown_values
 from service.storage.access_records import Access
 from service.storage.retry import PATIENCE
 
@@ -39,6 +39,8 @@ PATIENCE_AFTER_CHANGE = 1.0
 Its caller wants to know that the change is done, and a lead is taken while the database is away."""
 
 VIEWS = frozenset(pb.LeadView.values())
+
+HIDDEN_WHOLE = frozenset(sensitive_fields(pb.Lead)) - MASKS.keys()
 
 
 class Record(Protocol):
@@ -70,11 +72,11 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
         if caller is None or not caller.may(Scope.UNMASK):
             if view == pb.LEAD_VIEW_FULL:
                 raise ScopeMissingError(Scope.UNMASK)
-            return _masked(await proceed(call, request))
+            return await _proceed_masked(call, request, proceed)
         asked = asked_by_value(request)
         shows = view != pb.LEAD_VIEW_MASKED
         if not asked and not shows:
-            return _masked(await proceed(call, request))
+            return await _proceed_masked(call, request, proceed)
         reason = check_reason(_reason(call), REASON)
         if reason is None and reason_required and (asked or _can_be_answered_with_values(call.rpc)):
             if only_reads(call.rpc) or view == pb.LEAD_VIEW_FULL:
@@ -168,6 +170,11 @@ def _uuid(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
+
+
+async def _proceed_masked(call: Call, request: Message, proceed: Handler) -> Message:
+    call.hidden = HIDDEN_WHOLE
+    return _masked(await proceed(call, request))
 
 
 def _masked(response: Message) -> Message:

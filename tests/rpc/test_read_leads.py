@@ -233,14 +233,28 @@ class TestMovedTokens:
         assert leads[damaged].phone
         assert all(not lead.unreadable_fields for lead in leads.values() if lead.id != damaged)
 
-    def test_a_masked_list_leaves_the_unreadable_field_out_too(
+    def test_a_masked_read_does_not_open_what_the_mask_hides_whole(
         self, agent: Client, moved_between_leads: tuple[str, str]
     ) -> None:
         policy, damaged = moved_between_leads
 
-        [lead] = [lead for lead in agent.list_leads(interested_policy=policy).leads if lead.id == damaged]
+        [listed] = [lead for lead in agent.list_leads(interested_policy=policy).leads if lead.id == damaged]
 
-        assert (lead.address, list(lead.unreadable_fields)) == ("", ["address"])
+        for lead in (listed, agent.get(damaged)):
+            assert (lead.address, list(lead.unreadable_fields)) == ("•••", [])
+            assert lead.phone
+
+    def test_a_masked_read_opens_what_the_mask_shows_a_part_of(
+        self, service: RunningService, admin: Client, agent: Client
+    ) -> None:
+        lead_id = admin.create(somebody(interested_policy=(policy := f"policy {uuid4()}"))).id
+        execute(service, "UPDATE lead SET phone = nid WHERE id = %(id)s", id=lead_id)
+
+        [lead] = agent.list_leads(interested_policy=policy).leads
+        with refused(StatusCode.DATA_LOSS, "FIELD_UNREADABLE"):
+            agent.get(lead_id)
+
+        assert (lead.phone, list(lead.unreadable_fields)) == ("", ["phone"])
 
     def test_a_correction_mends_the_field(self, admin: Client, moved_between_leads: tuple[str, str]) -> None:
         damaged = moved_between_leads[1]
