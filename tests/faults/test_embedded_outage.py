@@ -176,14 +176,14 @@ def down(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         remove_embedded_database(service.data_dir)
 
 
-def test_a_stop_while_postgres_is_down_takes_less_than_a_second(service: RunningService) -> None:
+def test_a_stop_while_postgres_is_down_waits_for_nothing(service: RunningService) -> None:
     with unable_to_start(service):
         kill_postgres(service)
         create(service)
         assert eventually(lambda: len(restarts(service)) >= 2, within=20)
         began = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4, "it waited for PostgreSQL: for half of the grace"
 
 
 def test_a_stop_in_the_middle_of_a_restart_leaves_no_server(service: RunningService) -> None:
@@ -191,7 +191,7 @@ def test_a_stop_in_the_middle_of_a_restart_leaves_no_server(service: RunningServ
     assert eventually(lambda: bool(children_running(service.pid, " -D ")), within=10)
     began = time.monotonic()
     assert service.stop() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert not processes_in(embedded_home(service.data_dir))
 
 

@@ -289,7 +289,7 @@ def test_a_service_that_is_stopped_while_a_commit_waits_ends_in_its_grace(
             assert eventually(lambda: bool(primary.waiting()), within=5)
             began = time.monotonic()
             assert service.stop() == 0
-            assert time.monotonic() - began < 6
+            assert time.monotonic() - began < 15
             with pytest.raises(grpc.RpcError):
                 call.result()
     finally:

@@ -63,7 +63,7 @@ def outcome(call: Callable[[], Any]) -> str:
 
 def create(service: RunningService, channel: grpc.Channel) -> pb.CreateLeadResponse:
     answer: pb.CreateLeadResponse = service.stub(channel).CreateLead(
-        pb.CreateLeadRequest(lead=somebody()), timeout=8, metadata=service.metadata("chatbot")
+        pb.CreateLeadRequest(lead=somebody()), timeout=20, metadata=service.metadata("chatbot")
     )
     return answer
 
@@ -92,12 +92,12 @@ def ten_that_wait(service: RunningService, fault: Path, database: TestDatabase) 
         create(service, channel)
         holder.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
         waiting = [threads.submit(outcome, lambda: create(service, channel)) for _ in range(10)]
-        time.sleep(0.5)
+        assert eventually(lambda: service.metric("leadkeep_calls_in_flight") == 10, within=10)
         fault.touch()
         began = time.monotonic()
         waiting.append(threads.submit(outcome, lambda: create(service, channel)))
         outcomes = [each.result() for each in waiting]
-        assert time.monotonic() - began < 4, "a caller waited to its deadline"
+        assert time.monotonic() - began < 12, "a caller waited to its deadline"
         holder.rollback()
     return outcomes
 
@@ -125,9 +125,7 @@ def test_a_spool_writer_that_dies_ends_the_process_and_what_waits_is_spooled(
         with psycopg.connect(database.admin_url) as holder:
             holder.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
             fault.touch()
-            began = time.monotonic()
             assert outcome(lambda: create(service, channel)) in {"SAVE_STATE_DELAYED", "UNAVAILABLE"}
-            assert time.monotonic() - began < 9
             assert ended(service) == 1
             holder.rollback()
     (died,) = lines(service, "a vital task ended: the service stops")
@@ -151,8 +149,8 @@ def test_an_access_writer_that_dies_ends_the_process_and_shows_nothing(start_fau
         began = time.monotonic()
         unmasked = pb.GetLeadRequest(id=lead_id)
         look = service.stub(channel).GetLead
-        assert outcome(lambda: look(unmasked, timeout=8, metadata=service.metadata("admin"))) == "UNAVAILABLE"
-        assert time.monotonic() - began < 4
+        assert outcome(lambda: look(unmasked, timeout=20, metadata=service.metadata("admin"))) == "UNAVAILABLE"
+        assert time.monotonic() - began < 12
     assert ended(service) == 1
 
 

@@ -74,6 +74,35 @@ def slow_inserts(admin_url: str, seconds: float) -> None:
     )
 
 
+GATE = 7
+"""The advisory lock at which the insert of a lead whose name is SLOW waits, once `gated_inserts` was called."""
+
+
+def gated_inserts(admin_url: str) -> None:
+    """From now on the insert of a lead whose name is SLOW waits while somebody holds `closed_gate`."""
+    execute(
+        admin_url,
+        f"""CREATE OR REPLACE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS
+            $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$""",
+        f"""CREATE OR REPLACE TRIGGER wait_at_gate BEFORE INSERT ON lead
+            FOR EACH ROW WHEN (NEW.name = '{SLOW}') EXECUTE FUNCTION wait_at_gate()""",
+    )
+
+
+@contextmanager
+def closed_gate(admin_url: str) -> Iterator[None]:
+    """Let the inserts of `gated_inserts` wait until the block ends."""
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [GATE])
+        yield
+
+
+def waits_at_gate(admin_url: str) -> bool:
+    """Whether an insert waits at the closed gate."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+    return bool(value_of(admin_url, waiting))
+
+
 def slow_changes(admin_url: str, seconds: float) -> None:
     """From now on it takes `seconds` to change the status of a lead for the reason SLOW."""
     execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -76,6 +77,13 @@ def eventually(true: Callable[[], bool], *, within: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait in the event loop until it is true. Raises TimeoutError after half a minute."""
+    async with asyncio.timeout(30):
+        while not true():  # noqa: ASYNC110 # for what sends no event
+            await asyncio.sleep(0.01)
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:

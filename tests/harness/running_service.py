@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
+import httpx
 from leadkeep.v1 import lead_service_pb2_grpc
 from typer.testing import CliRunner
 
@@ -132,6 +133,11 @@ class RunningService:
     def http_url(self) -> str:
         """The base of the JSON door."""
         return f"{self.http_scheme}://{self.http_address}"
+
+    def metric(self, sample: str) -> float:
+        """The value of a sample of /metrics, by its name with its labels; 0 while there is none."""
+        lines = httpx.get(f"{self.http_url}/metrics", timeout=10).text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{sample} ")), 0.0)
 
     def leadkeep(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run an operator's command with this service's settings."""

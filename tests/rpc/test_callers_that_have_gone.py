@@ -14,28 +14,33 @@ from structlog.testing import capture_logs
 from service.errors import DeadlineTooShortError
 from service.rpc.call import Call, Work
 from service.rpc.interceptors import deadline
+from tests.harness.processes import until
 from tests.harness.running_service import RunningService
 
 
 async def test_work_that_fails_after_its_callers_deadline_is_logged_without_its_text() -> None:
+    gone = asyncio.Event()
+
     async def fails_late(_call: Call, _request: Message) -> Message:
-        await asyncio.sleep(0.05)
+        await gone.wait()
         raise RuntimeError("+8801712345678")
 
     work = Work()
-    call = Call(rpc="CreateLead", door="grpc", peer="", metadata={}, deadline=time.monotonic() + 0.01, id="this-call")
+    call = Call(rpc="CreateLead", door="grpc", peer="", metadata={}, deadline=time.monotonic() + 0.2, id="this-call")
     with capture_logs() as lines:
         with pytest.raises(DeadlineTooShortError):
             await deadline(work)(call, pb.CreateLeadRequest(), fails_late)
-        await work.finish(1)
+        gone.set()
+        await work.finish(20)
     assert [(line["request_id"], line["error"]) for line in lines] == [("this-call", "RuntimeError")]
     assert "8801712345678" not in repr(lines)
 
 
 async def test_work_that_fails_in_the_moment_in_which_its_caller_goes_is_heard_of() -> None:
-    failing = asyncio.Event()
+    begun, failing = asyncio.Event(), asyncio.Event()
 
     async def fails(_call: Call, _request: Message) -> Message:
+        begun.set()
         await failing.wait()
         raise RuntimeError("+8801712345678")
 
@@ -43,13 +48,13 @@ async def test_work_that_fails_in_the_moment_in_which_its_caller_goes_is_heard_o
     call = Call(rpc="CreateLead", door="grpc", peer="", metadata={}, deadline=time.monotonic() + 60, id="this-call")
     with capture_logs() as lines:
         caller = asyncio.create_task(deadline(work)(call, pb.CreateLeadRequest(), fails))
-        await asyncio.sleep(0.01)
+        await begun.wait()
         failing.set()
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
-        await work.finish(1)
-        await asyncio.sleep(0)
+        await work.finish(20)
+        await until(lambda: lines)
     assert [(line["request_id"], line["error"]) for line in lines] == [("this-call", "RuntimeError")]
 
 
@@ -65,7 +70,7 @@ async def test_work_counts_until_it_has_ended() -> None:
     await work.finish(0.01)
     assert not task.done()
     going_on.set()
-    await work.finish(1)
+    await work.finish(20)
     assert task.done()
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,6 +34,7 @@ from tests.harness.answers import fails
 from tests.harness.certificates import Authority, Certificate
 from tests.harness.leads import STORY, somebody
 from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -44,13 +45,6 @@ def health_of(channel: grpc.Channel, service: str = "") -> int:
     stub: Any = health_pb2_grpc.HealthStub(channel)
     answer: health_pb2.HealthCheckResponse = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
     return answer.status
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
 
 
 # Health
@@ -97,12 +91,12 @@ def test_without_a_database_the_service_is_degraded_and_takes_leads(tmp_path: Pa
         with running.channel() as channel:
             assert (health_of(channel), httpx.get(readyz).status_code) == (SERVING, 200)
             server.stop()
-            wait_until(lambda: httpx.get(readyz).json()["degraded"])
+            assert eventually(lambda: bool(httpx.get(readyz).json()["degraded"]), within=20)
             away = httpx.get(readyz)
             assert health_of(channel) == SERVING
             assert httpx.get(f"{running.http_url}/healthz").status_code == 200
             server.postgres.start()
-            wait_until(lambda: not httpx.get(readyz).json()["degraded"])
+            assert eventually(lambda: not httpx.get(readyz).json()["degraded"], within=20)
             assert health_of(channel, "leadkeep.v1.LeadService") == SERVING
             created = running.stub(channel).CreateLead(
                 pb.CreateLeadRequest(lead=somebody()), metadata=running.metadata(), timeout=10
@@ -366,7 +360,7 @@ def test_sigterm_lets_a_running_call_finish(database: TestDatabase, start_servic
         watching.start()
         request = pb.CreateLeadRequest(lead=somebody(name=faults.SLOW), request_id=str(uuid4()))
         call = running.stub(channel).CreateLead.future(request, metadata=running.metadata(), timeout=20)
-        wait_until(lambda: bool(faults.value_of(database.admin_url, SLEEPING)))
+        assert eventually(lambda: bool(faults.value_of(database.admin_url, SLEEPING)), within=20)
         running.process.send_signal(signal.SIGTERM)
         assert call.result().state == pb.SAVE_STATE_SAVED
         finished = time.monotonic()
@@ -374,7 +368,7 @@ def test_sigterm_lets_a_running_call_finish(database: TestDatabase, start_servic
         took = time.monotonic() - finished
         watching.join(timeout=10)
     # Neither the watcher of the health, nor a channel that stays open, holds the stop up.
-    assert took < 3
+    assert took < 8
     assert (seen[0], seen[-1]) == (SERVING, NOT_SERVING)
 
 

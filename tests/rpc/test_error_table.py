@@ -24,6 +24,7 @@ from tests.harness import faults
 from tests.harness.answers import Failure, fails
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
 
@@ -215,7 +216,7 @@ def queue_full(world: World) -> Iterator[Attempt]:
     moved = pb.UpdateStatusRequest(id=lead.id, status=pb.LEAD_STATUS_CONTACTED)
     with faults.locked_lead(world.admin_url, lead.id):
         blocked = world.stub.UpdateStatus.future(moved, metadata=world.service.metadata(), timeout=20)
-        _wait_until(lambda: _waits_for_a_lock(world.admin_url))
+        assert eventually(lambda: _waits_for_a_lock(world.admin_url), within=20)
         yield get(lead.id)
     blocked.result()
 
@@ -510,13 +511,6 @@ def test_undecodable_request_of_a_stranger_is_not_looked_at(world: World) -> Non
 
 def test_unknown_method_is_unimplemented(world: World) -> None:
     assert world.raw("Nothing", b"").code == grpc.StatusCode.UNIMPLEMENTED
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
 
 
 def _waits_for_a_lock(admin_url: str) -> bool:

@@ -17,6 +17,7 @@ from service.errors import KeysUnavailableError, TokenInvalidError
 from service.rpc import jwks
 from service.rpc.jwks import FETCH_PAUSE_SECONDS, FIRST_KEYS_PAUSE_SECONDS, REFRESH_SECONDS, JwksUrl
 from service.rpc.tokens import TokenVerifier
+from tests.harness.processes import until
 from tests.rpc.signing import AUDIENCE, EC_JWK, EC_KEY, ED_JWK, ISSUER, Clock, base64url, document, refused, signed
 
 
@@ -78,10 +79,7 @@ def issuer() -> Iterator[Issuer]:
 
 async def asked(issuer: Issuer, times: int) -> None:
     """Wait until the issuer was asked so often: a refresh runs behind the calls."""
-    give_up_at = time.monotonic() + 10
-    while len(issuer.requests) < times:
-        assert time.monotonic() < give_up_at
-        await asyncio.sleep(0.01)
+    await until(lambda: len(issuer.requests) >= times)
 
 
 async def test_keys_are_fetched_once_and_kept(issuer: Issuer, clock: Clock) -> None:

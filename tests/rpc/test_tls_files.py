@@ -28,6 +28,7 @@ from service.errors import StartRefusedError
 from service.rpc.tls_files import TlsFiles
 from service.supervisor import Component
 from tests.harness.certificates import Authority, Certificate
+from tests.harness.processes import until
 from tests.harness.supervision import running
 
 OFTEN = 0.02
@@ -62,20 +63,12 @@ async def following(
         yield files
 
 
-async def soon(true: Callable[[], bool]) -> bool:
-    for _ in range(500):
-        if true():
-            return True
-        await asyncio.sleep(0.02)
-    return False
-
-
 async def test_a_new_pair_is_taken_and_its_end_is_logged(authority: Authority, served: Certificate) -> None:
     with capture_logs() as logs:
         async with following(served) as files:
             before = files.current
             write(authority.issue("second"), served)
-            assert await soon(lambda: files.current is not before)
+            await until(lambda: files.current is not before)
             assert files.alarm is None
     assert logs[-1]["event"] == "TLS certificate taken"
     assert logs[-1]["valid_until"] == files.current.valid_until.isoformat()
@@ -90,7 +83,7 @@ async def test_a_file_of_the_same_size_and_time_is_taken(served: Certificate) ->
         path.write_bytes(path.read_bytes()[:-1] + b" ")
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         assert path.stat().st_size == times.st_size
-        assert await soon(lambda: files.current is not before)
+        await until(lambda: files.current is not before)
 
 
 async def test_a_folder_that_is_exchanged_by_a_link_is_taken(authority: Authority, tmp_path: Path) -> None:
@@ -104,7 +97,7 @@ async def test_a_folder_that_is_exchanged_by_a_link_is_taken(authority: Authorit
         before = files.current
         (tmp_path / "next").symlink_to("two")
         (tmp_path / "next").replace(tmp_path / "data")
-        assert await soon(lambda: files.current is not before)
+        await until(lambda: files.current is not before)
         assert files.alarm is None
 
 
@@ -156,7 +149,7 @@ async def test_files_that_cannot_be_used_change_nothing_and_are_reported_once(
         async with following(served, authority.path) as files:
             before = files.current
             fault(served, authority)
-            assert await soon(lambda: files.alarm is not None)
+            await until(lambda: files.alarm is not None)
             await asyncio.sleep(20 * OFTEN)
             assert files.current is before
             assert str(served.certificate.parent) not in str(files.alarm)
@@ -177,18 +170,18 @@ def test_files_that_cannot_be_used_refuse_the_start(
 async def test_the_alarm_ends_when_the_files_are_mended(authority: Authority, served: Certificate) -> None:
     async with following(served) as files:
         another_key(served, authority)
-        assert await soon(lambda: files.alarm is not None)
+        await until(lambda: files.alarm is not None)
         write(authority.issue("mended"), served)
-        assert await soon(lambda: files.alarm is None)
+        await until(lambda: files.alarm is None)
 
 
 async def test_the_alarm_ends_when_the_old_files_return(authority: Authority, served: Certificate) -> None:
     old = served.key.read_bytes()
     async with following(served) as files:
         another_key(served, authority)
-        assert await soon(lambda: files.alarm is not None)
+        await until(lambda: files.alarm is not None)
         served.key.write_bytes(old)
-        assert await soon(lambda: files.alarm is None)
+        await until(lambda: files.alarm is None)
 
 
 async def test_a_file_is_not_taken_while_it_is_written(authority: Authority, served: Certificate) -> None:
@@ -203,7 +196,7 @@ async def test_a_file_is_not_taken_while_it_is_written(authority: Authority, ser
         assert files.current is before
         assert files.alarm is None
         authority.path.write_bytes(bundle)
-        assert await soon(lambda: files.current is not before)
+        await until(lambda: files.current is not before)
 
 
 def test_files_that_change_while_they_are_read_are_refused(
@@ -226,7 +219,7 @@ async def test_the_operator_who_asks_is_answered_at_once(authority: Authority, s
         before = files.current
         write(authority.issue("second"), served)
         files.look_now()
-        assert await soon(lambda: files.current is not before)
+        await until(lambda: files.current is not before)
 
 
 async def test_the_operator_who_asks_again_reads_the_fault_again(authority: Authority, served: Certificate) -> None:
@@ -234,16 +227,16 @@ async def test_the_operator_who_asks_again_reads_the_fault_again(authority: Auth
         async with following(served, check_seconds=NEVER) as files:
             another_key(served, authority)
             files.look_now()
-            assert await soon(lambda: files.alarm is not None)
+            await until(lambda: files.alarm is not None)
             files.look_now()
-            assert await soon(lambda: [line["log_level"] for line in logs].count("error") == 2)
+            await until(lambda: [line["log_level"] for line in logs].count("error") == 2)
 
 
 async def test_no_log_line_holds_the_key(authority: Authority, served: Certificate) -> None:
     with capture_logs() as logs:
         async with following(served, authority.path) as files:
             another_key(served, authority)
-            assert await soon(lambda: files.alarm is not None)
+            await until(lambda: files.alarm is not None)
             text = repr(logs) + repr(files.current) + repr(files)
     secret = served.key.read_text().splitlines()[1]
     assert secret not in text

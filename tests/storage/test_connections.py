@@ -20,6 +20,7 @@ from service.storage.connections import CONNECTIONS
 from service.storage.database import Database
 from service.storage.failures import DatabaseHungError
 from tests.harness.postgres import TestDatabase
+from tests.harness.processes import until
 
 
 async def process_id(connection: AsyncConnection) -> int:
@@ -52,11 +53,13 @@ async def test_a_connection_is_used_again(connected: Database, database: TestDat
 
 
 async def test_no_more_than_so_many_are_open(connected: Database, database: TestDatabase) -> None:
-    async def slow(connection: AsyncConnection) -> int:
-        await connection.execute(text("SELECT pg_sleep(0.1)"))
+    together = asyncio.Barrier(CONNECTIONS)
+
+    async def with_all_others(connection: AsyncConnection) -> int:
+        await together.wait()
         return await process_id(connection)
 
-    used = await asyncio.gather(*(connected.read(slow) for _ in range(3 * CONNECTIONS)))
+    used = await asyncio.gather(*(connected.read(with_all_others) for _ in range(3 * CONNECTIONS)))
 
     assert len(set(used)) == CONNECTIONS
     assert backends(database) == CONNECTIONS
@@ -65,14 +68,15 @@ async def test_no_more_than_so_many_are_open(connected: Database, database: Test
 async def test_who_finds_none_free_waits_no_longer_than_said(
     connected: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "CHECKOUT_SECONDS", 0.1)
-    go = asyncio.Event()
+    go, holding = asyncio.Event(), asyncio.Barrier(CONNECTIONS + 1)
 
     async def hold(_connection: AsyncConnection) -> None:
+        await holding.wait()
         await go.wait()
 
     held = [asyncio.create_task(connected.read_once(hold)) for _ in range(CONNECTIONS)]
-    await asyncio.sleep(0.3)
+    await holding.wait()
+    monkeypatch.setattr(connections, "CHECKOUT_SECONDS", 0.1)
     with pytest.raises(PoolTimeoutError):
         await connected.read_once(process_id)
     go.set()
@@ -102,13 +106,16 @@ async def test_no_transaction_is_left_in_what_is_lent_again(connected: Database)
 async def test_when_one_is_lost_those_that_lie_idle_are_not_lent_again(
     connected: Database, database: TestDatabase
 ) -> None:
-    async def slow(connection: AsyncConnection) -> int:
-        await connection.execute(text("SELECT pg_sleep(0.1)"))
+    together = asyncio.Barrier(3)
+
+    async def with_two_others(connection: AsyncConnection) -> int:
+        await together.wait()
         return await process_id(connection)
 
-    before = set(await asyncio.gather(*(connected.read_once(slow) for _ in range(3))))
+    before = set(await asyncio.gather(*(connected.read_once(with_two_others) for _ in range(3))))
     with psycopg.connect(database.admin_url, autocommit=True) as operator:
-        operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'leadkeep'")
+        ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'leadkeep'"
+        operator.execute(ended)
 
     with pytest.raises(OperationalError):
         await connected.read_once(process_id)
@@ -153,9 +160,7 @@ async def test_a_closed_database_keeps_nothing_open(database: TestDatabase) -> N
     await opened.read(process_id)
     await opened.close()
 
-    async with asyncio.timeout(5):
-        while backends(database):  # noqa: ASYNC110 # processes that end send no event
-            await asyncio.sleep(0.01)
+    await until(lambda: backends(database) == 0)
 
 
 async def test_a_hung_statement_takes_its_connection_with_it(database: TestDatabase) -> None:

@@ -18,6 +18,7 @@ from service.errors import StartRefusedError
 from service.storage import postgres_process
 from service.storage.embedded import DataDirInUseError, EmbeddedPostgres
 from service.storage.postgres_folders import PostgresBinaries, find_binaries, short_hash
+from tests.harness.processes import eventually
 
 AS_ROOT = os.geteuid() == 0
 REPO = Path(__file__).parents[2]
@@ -93,17 +94,12 @@ def cluster_of(folder: Path) -> Path:
     return version.parents[1]
 
 
-def gone(pid: int, within: float) -> bool:
-    until = time.monotonic() + within
-    while time.monotonic() < until:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state == "Z":  # dead, and nobody has asked for its exit status
-            return True
-        time.sleep(0.02)
-    return False
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"  # dead, and nobody has asked for its exit status
 
 
 def test_answers(make: Make) -> None:
@@ -198,7 +194,7 @@ def test_killed_service_leaves_no_server_and_the_next_one_starts(
     after = make()
     after.start()
     assert ask(after, "SELECT 1") == 1
-    assert gone(pid, within=0.1)
+    assert gone(pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
@@ -206,7 +202,7 @@ def test_killed_service_leaves_no_server_even_when_no_other_starts(own: Callable
     owner = own()
     pid = pid_of(owner)
     owner.kill()
-    assert gone(pid, within=10)
+    assert eventually(lambda: gone(pid), within=10)
 
 
 def test_orphan_that_got_no_signal_is_stopped_by_the_next_start(make: Make, folder: Path) -> None:
@@ -526,7 +522,7 @@ def test_ordinary_user_keeps_everything_in_the_data_folder(folder: Path) -> None
         with psycopg.connect(url) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
         owner.kill()
-        assert gone(pid, within=10)
+        assert eventually(lambda: gone(pid), within=10)
     finally:
         owner.communicate()
 

@@ -471,7 +471,7 @@ class TestForeignLocks:
                 await repository.create(submit(phone="+1234567"))
             took = time.monotonic() - began
 
-        assert took < 1.0
+        assert took < 5
         assert {retry.cause for retry in heard} == {"55P03"}
 
     async def test_it_is_settled_as_soon_as_the_lock_is_gone(

@@ -95,7 +95,7 @@ def test_piled_marks_are_refused_before_they_cost_time() -> None:
 
     assert refusal(LINES, "a" + "\u0301\u0323" * 16_000) == "has more than 30 combining marks in a row"
 
-    assert time.process_time() - started < 0.2  # normalising it costs 0.8 s
+    assert time.process_time() - started < 0.5  # normalising it costs 1 s
 
 
 def test_thirty_marks_on_a_letter_pass() -> None:
