@@ -18,7 +18,6 @@ from uuid import UUID
 import psycopg
 
 from bench.samples import PERSON, numbered
-from service.app import SENSITIVE_FIELDS
 from service.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.lead import CustomerDetails
 from service.sealing import LeadSealer
@@ -47,7 +46,7 @@ class Rows:
     def __init__(self, count: int, encryption: EncryptionService, epoch: int) -> None:
         self.count = count
         validation = ValidationService()
-        self._sealer = LeadSealer(encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=None)
+        self._sealer = LeadSealer(encryption, validation, transcript_url=None)
         scheme = IndexScheme(encryption.index_primary_id, validation.normaliser_identity)
         encryption.plan = IndexPlan(epoch, (scheme, None))
         self._epoch = epoch

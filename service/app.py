@@ -25,7 +25,6 @@ from uuid import UUID
 import structlog
 import uuid_utils.compat
 import uvloop
-from leadkeep.v1 import lead_service_pb2 as pb
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
@@ -45,7 +44,6 @@ from service.rpc.call import Work, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.jwks import JwksFile, JwksUrl, KeySource
 from service.rpc.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
-from service.rpc.masking import sensitive_fields
 from service.rpc.metrics import Metrics
 from service.rpc.readiness import Readiness
 from service.rpc.server import GrpcServer
@@ -86,9 +84,6 @@ KEPT_SECONDS = 1.0
 ANSWER_SECONDS = 0.3
 """How long a stop waits for the database to answer: hundreds of times what that takes, and short enough for a stop
 within a second when it is away."""
-
-SENSITIVE_FIELDS = sensitive_fields(pb.Lead)
-"""The one list from which sealing and masking derive: the contract's `debug_redact`."""
 
 
 def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
@@ -214,14 +209,12 @@ async def _serve(
         metrics.watch_tasks(loop)
         metrics.watch(spool)
         work = Work()
-        repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
+        repository = LeadRepository(database)
         outage, memory, tombstones = Outage(), RequestMemory(), Tombstones(database)
         writer = LeadWriter(
             repository, spool, outage, memory, on_batch=metrics.batches.observe, on_delayed=metrics.delayed.inc
         )
-        sealer = LeadSealer(
-            encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=settings.transcript_url
-        )
+        sealer = LeadSealer(encryption, validation, transcript_url=settings.transcript_url)
         erasures = Erasures(database, repository, sealer.refreshed)
         drain = Drain(
             database=database,
@@ -271,7 +264,7 @@ async def _serve(
             new_id=new_id,
         )
         conflicts = ConflictService(
-            conflicts=ConflictRepository(database, repository, sensitive_fields=SENSITIVE_FIELDS),
+            conflicts=ConflictRepository(database, repository),
             sealer=sealer,
             validation=validation,
             page_token_tags=encryption.page_token_tags,
@@ -437,8 +430,8 @@ async def drain(
                 Component(name="admission", run=admission.run),
             ]
         )
-        sealer = LeadSealer(encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=None)
-        repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
+        sealer = LeadSealer(encryption, validation, transcript_url=None)
+        repository = LeadRepository(database)
         worker = Drain(
             database=database,
             repository=repository,

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from service.days import Days
+from service.lead import SENSITIVE_FIELDS
 from service.secret_file import make_private_folder, sync_folder
-from service.storage.daily_leads import SENSITIVE_COLUMNS, DailyLeads, Snapshot
+from service.storage.daily_leads import DailyLeads, Snapshot
 
 FORMAT = "leadkeep-daily-file"
 VERSION = 1
@@ -200,7 +201,7 @@ class FileStorageService:
             "snapshot_at": snapshot.snapshot_at.isoformat(),
             "lead_count": snapshot.lead_count,
             "key_ids": snapshot.key_ids,
-            "fields": {name: {"meaning": text, "sealed": name in SENSITIVE_COLUMNS} for name, text in MEANINGS.items()},
+            "fields": {name: {"meaning": text, "sealed": name in SENSITIVE_FIELDS} for name, text in MEANINGS.items()},
         }
         return json.dumps(header, separators=(",", ":")).encode()[:-1] + b",\n"
 

@@ -46,6 +46,9 @@ CUSTOMER_FIELDS = (
 )
 """What a caller may set when a lead is created, in the contract's order."""
 
+SENSITIVE_FIELDS = ("phone", "nid", "address", "email", "notes")
+"""What is sealed wherever it is stored, and masked for those who may not see it; the contract's `debug_redact`."""
+
 REQUIRED_FIELDS = frozenset({"name", "phone", "nid", "address", "interested_policy"})
 """The mandatory fields of the story (AC-013.1)."""
 

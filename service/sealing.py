@@ -1,11 +1,11 @@
 """Between leads in clear and leads as they are stored.
 
-Everything sensitive passes here on its way into storage and out of it. Which fields those are is handed in.
+Everything sensitive passes here on its way into storage and out of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from urllib.parse import quote
@@ -15,6 +15,7 @@ from service.encryption import NOT_CONFIRMED, EncryptionService, IndexPlan, Inde
 from service.errors import FieldUnreadableError
 from service.lead import (
     CUSTOMER_FIELDS,
+    SENSITIVE_FIELDS,
     BlindIndexes,
     CustomerDetails,
     Lead,
@@ -37,12 +38,10 @@ class LeadSealer:
         encryption: EncryptionService,
         validation: ValidationService,
         *,
-        sensitive_fields: Sequence[str],
         transcript_url: str | None,
     ) -> None:
         self._encryption = encryption
         self._validation = validation
-        self._sensitive = tuple(sensitive_fields)
         self._transcript_url = transcript_url
         # What this process normalises is canonical by its own rules already.
         self._rules = {validation.normaliser_identity: IndexRule(lambda phone: phone, validation.nid_identity)}
@@ -87,7 +86,7 @@ class LeadSealer:
         values: dict[str, str | None] = {name: getattr(details, name) for name in CUSTOMER_FIELDS}
         sealed = {
             name: self._encryption.seal(lead_id, name, value)
-            for name in self._sensitive
+            for name in SENSITIVE_FIELDS
             if (value := values[name]) is not None
         }
         digest, *earlier = self._encryption.content_digests(values.values())
@@ -135,7 +134,7 @@ class LeadSealer:
         """New normalised values of a lead's fields, ready to be stored; None removes an optional one."""
         columns: dict[str, str | bytes | bool | int | None] = {}
         for name, value in changed.items():
-            is_sealed = name in self._sensitive and value is not None
+            is_sealed = name in SENSITIVE_FIELDS and value is not None
             columns[name] = self._encryption.seal(lead_id, name, value or "") if is_sealed else value
         phone, nid = changed.get("phone"), changed.get("nid")
         if phone or nid:
@@ -163,7 +162,7 @@ class LeadSealer:
 
     def value_of(self, sealed: SealedLead, name: str) -> str | None:
         """The present value of a customer field; None also for one that cannot be opened: a correction mends it."""
-        if name not in self._sensitive:
+        if name not in SENSITIVE_FIELDS:
             value: str | None = getattr(sealed, name)
             return value
         tokens = {name: sealed.sealed[name]} if name in sealed.sealed else {}
@@ -213,7 +212,7 @@ class LeadSealer:
     def _open_fields(
         self, sealed_for: UUID, tokens: Mapping[str, str], hidden: Collection[str] = ()
     ) -> tuple[dict[str, str | None], tuple[str, ...]]:
-        values: dict[str, str | None] = dict.fromkeys(self._sensitive)
+        values: dict[str, str | None] = dict.fromkeys(SENSITIVE_FIELDS)
         unreadable: list[str] = []
         for name, token in tokens.items():
             try:

@@ -19,7 +19,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.days import Days
 from service.file_storage import MEANINGS, DailyFileError, FileStorageService, content_of, read_header
 from service.storage import models
-from service.storage.daily_leads import SENSITIVE_COLUMNS, DailyLeads, DailyLeadsError
+from service.storage.daily_leads import DailyLeads, DailyLeadsError
 from tests.conftest import StartService
 from tests.harness.daily_files import create, file_of, leads_in, read, soon_in, store_lead, today
 from tests.harness.faults import execute, value_of
@@ -139,10 +139,6 @@ def test_the_header_explains_every_member_of_a_lead_in_its_order(database: TestD
     store_lead(database, "2026-03-29T10:00:00Z")
     document = read(rendered(database, tmp_path))
     assert list(document["fields"]) == list(document["leads"][0]) == list(MEANINGS)
-
-
-def test_what_is_sealed_is_what_the_model_says() -> None:
-    assert SENSITIVE_COLUMNS == models.SENSITIVE_COLUMNS
 
 
 def test_every_column_of_a_lead_but_the_blind_indexes_is_in_the_file() -> None:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from service.encryption import PADDED_BYTES, PADDED_FIELDS, EncryptionService, KeyCanary
 from service.errors import FieldUnreadableError
 from service.keyring import Keyring, KeyState, Purpose, RootKey
-from service.storage.models import SEALED_FORM, SENSITIVE_COLUMNS
+from service.lead import SENSITIVE_FIELDS
+from service.storage.models import SEALED_FORM
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "encryption.json").read_text("utf-8"))
 KEYRING = Keyring.from_json(json.dumps(VECTORS["keyring"]))
@@ -116,7 +117,7 @@ class TestVectors:
 
 
 class TestSealing:
-    @given(field=st.sampled_from(SENSITIVE_COLUMNS), value=st.text(max_size=32))
+    @given(field=st.sampled_from(SENSITIVE_FIELDS), value=st.text(max_size=32))
     def test_what_is_sealed_opens(self, field: str, value: str) -> None:
         assert ENCRYPTION.open(LEAD, field, ENCRYPTION.seal(LEAD, field, value)) == value
 
@@ -174,7 +175,7 @@ class TestOpening:
 
         assert refused.value.metadata == {"fields": "address"}
 
-    @pytest.mark.parametrize("field", sorted(set(SENSITIVE_COLUMNS) - {"address"}))
+    @pytest.mark.parametrize("field", sorted(set(SENSITIVE_FIELDS) - {"address"}))
     def test_another_fields_token_does_not_open(self, token: str, field: str) -> None:
         with pytest.raises(FieldUnreadableError):
             ENCRYPTION.open(LEAD, field, token)

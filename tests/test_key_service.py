@@ -19,7 +19,6 @@ from service.sealing import LeadSealer
 from service.storage import rekeying as storage_rekeying
 from service.storage.canary import confirm_canary, plan_of
 from service.storage.database import Database
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.rekeying import rekeying
 from service.storage.repository import LeadRepository
 from service.validation import ValidationService
@@ -50,7 +49,7 @@ async def test_a_reindex_takes_no_longer_than_its_rate_asks(
     keyring, validation = Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)), ValidationService()
     connected, first = Database(database.serve_url), EncryptionService(keyring)
     first.plan = plan_of(await confirm_canary(connected, first, validation.normaliser_identity), first)
-    await store_leads(connected, LeadSealer(first, validation, sensitive_fields=SENSITIVE_COLUMNS, transcript_url=None))
+    await store_leads(connected, LeadSealer(first, validation, transcript_url=None))
     rotated, made = keyring.with_new_key(Purpose.INDEX, now=datetime(2026, 2, 1, tzinfo=UTC))
 
     async with rekeying(database.serve_url) as tables:
@@ -73,7 +72,7 @@ async def test_a_reindex_takes_no_longer_than_its_rate_asks(
 
 
 async def store_leads(database: Database, sealer: LeadSealer) -> None:
-    repository = LeadRepository(database, sensitive_fields=SENSITIVE_COLUMNS)
+    repository = LeadRepository(database)
     for number in range(LEADS):
         details = CustomerDetails(
             name="Somebody",

@@ -111,13 +111,12 @@ def _service(settings: Settings, database: Database, encryption: EncryptionServi
     from service.storage.repository import LeadRepository
 
     validation = app.validation_of(settings)
-    leads = LeadRepository(database, sensitive_fields=app.SENSITIVE_FIELDS)
+    leads = LeadRepository(database)
     return ConflictService(
-        conflicts=ConflictRepository(database, leads, sensitive_fields=app.SENSITIVE_FIELDS),
+        conflicts=ConflictRepository(database, leads),
         sealer=LeadSealer(
             encryption,
             validation,
-            sensitive_fields=app.SENSITIVE_FIELDS,
             transcript_url=settings.transcript_url,
         ),
         validation=validation,

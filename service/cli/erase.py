@@ -127,10 +127,8 @@ def _erasures(settings: Settings, database: Database, encryption: EncryptionServ
     from service.storage.erasures import Erasures
     from service.storage.repository import LeadRepository
 
-    sealer = LeadSealer(
-        encryption, app.validation_of(settings), sensitive_fields=app.SENSITIVE_FIELDS, transcript_url=None
-    )
-    leads = LeadRepository(database, sensitive_fields=app.SENSITIVE_FIELDS)
+    sealer = LeadSealer(encryption, app.validation_of(settings), transcript_url=None)
+    leads = LeadRepository(database)
     return Erasures(database, leads, sealer.refreshed), sealer.refreshed
 
 

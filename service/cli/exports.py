@@ -125,7 +125,7 @@ def _write(
     recorded: Recorded | None,
 ) -> int:
     """Write every lead, in clear if that can be recorded; how many have fields that cannot be opened."""
-    from service.app import SENSITIVE_FIELDS, keyring_source, validation_of
+    from service.app import keyring_source, validation_of
     from service.encryption import EncryptionService
     from service.rpc.masking import mask_message
     from service.rpc.wire import lead_message
@@ -135,12 +135,11 @@ def _write(
     sealer = LeadSealer(
         EncryptionService(keyring_source(settings).load()),
         validation_of(settings),
-        sensitive_fields=SENSITIVE_FIELDS,
         transcript_url=settings.transcript_url,
     )
 
     def to_write() -> Iterator[pb.Lead]:
-        leads = exported_leads(url, start, end, sensitive_fields=SENSITIVE_FIELDS)
+        leads = exported_leads(url, start, end)
         while some := list(islice(leads, ROWS_AHEAD)):
             messages = [lead_message(sealer.open(sealed, flag_unreadable=True)) for sealed in some]
             if recorded is not None:

@@ -186,10 +186,10 @@ def _opened_fields(encryption: EncryptionService, lead: dict[str, Any]) -> dict[
     """The sensitive fields that a lead has; None for those that cannot be opened."""
     from uuid import UUID
 
-    from service.storage.daily_leads import SENSITIVE_COLUMNS
+    from service.lead import SENSITIVE_FIELDS
 
     fields: dict[str, str | None] = {}
-    for name in SENSITIVE_COLUMNS:
+    for name in SENSITIVE_FIELDS:
         if lead[name] is not None:
             try:
                 fields[name] = encryption.open(UUID(lead["id"]), name, lead[name])

@@ -110,14 +110,13 @@ async def _import_all(
         encryption.plan = plan_of(state, encryption)
     rules = Rules(
         keyring=encryption.keyring.to_json(),
-        sensitive_fields=app.SENSITIVE_FIELDS,
         default_region=settings.default_region,
         phone_rule=settings.phone_rule,
         nid_rule=settings.nid_rule,
         policies=settings.policies or (),
         plan=encryption.plan,
     )
-    repository = LeadRepository(database, sensitive_fields=app.SENSITIVE_FIELDS)
+    repository = LeadRepository(database)
     workers = pool(rules)
     done: list[dict[str, Any]] = []
     try:

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from service.encryption import EncryptionService
 from service.file_storage import MEANINGS
+from service.lead import SENSITIVE_FIELDS
 from service.sealing import LeadSealer
-from service.storage.daily_leads import SENSITIVE_COLUMNS
 
 LARGEST_NUMBER = 10**15
 """Of a history's row: moving the counter there must leave room behind it."""
@@ -52,7 +52,7 @@ def _base64(index: bytes | None) -> str | None:
 
 
 def _opened(row: dict[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:
-    tokens = {name: row[name] for name in SENSITIVE_COLUMNS if row[name] is not None}
+    tokens = {name: row[name] for name in SENSITIVE_FIELDS if row[name] is not None}
     return {name: encryption.open(sealed_for, name, token) for name, token in tokens.items()}
 
 

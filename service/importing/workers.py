@@ -39,7 +39,6 @@ class Rules:
     """What a worker needs to know; plain values, for they are sent to another process."""
 
     keyring: str
-    sensitive_fields: tuple[str, ...]
     default_region: str | None
     phone_rule: str
     nid_rule: str
@@ -60,9 +59,7 @@ class _Worker:
             nid_rule=rules.nid_rule,
             policies=rules.policies,
         )
-        self.sealer = LeadSealer(
-            self.encryption, self.validation, sensitive_fields=rules.sensitive_fields, transcript_url=None
-        )
+        self.sealer = LeadSealer(self.encryption, self.validation, transcript_url=None)
 
 
 _worker: _Worker | None = None

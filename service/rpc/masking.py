@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -25,11 +24,6 @@ LONGEST_COUNTRY_CODE = 3
 """Digits; ITU-T E.164."""
 
 COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
-
-
-def sensitive_fields(message: type[Message]) -> tuple[str, ...]:
-    """The names of a message's own sensitive fields, in the contract's order."""
-    return _sensitive(cast("Descriptor", message.DESCRIPTOR))
 
 
 def mask_phone(phone: str) -> str:

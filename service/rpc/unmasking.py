@@ -26,8 +26,9 @@ from service.errors import (
     UnmaskLimitError,
     Violation,
 )
+from service.lead import SENSITIVE_FIELDS
 from service.rpc.call import Call, Handler, Interceptor
-from service.rpc.masking import MASKS, asked_by_value, can_show_values, mask_message, sensitive_fields, shown_values
+from service.rpc.masking import MASKS, asked_by_value, can_show_values, mask_message, shown_values
 from service.storage.access_records import Access
 from service.storage.retry import PATIENCE
 
@@ -40,7 +41,7 @@ Its caller wants to know that the change is done, and a lead is taken while the 
 
 VIEWS = frozenset(pb.LeadView.values())
 
-HIDDEN_WHOLE = frozenset(sensitive_fields(pb.Lead)) - MASKS.keys()
+HIDDEN_WHOLE = frozenset(SENSITIVE_FIELDS) - MASKS.keys()
 
 
 class Record(Protocol):

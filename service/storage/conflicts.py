@@ -6,7 +6,7 @@ a lead: the one that it met, or one of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConflictNotFoundError, ConflictResolvedError, StorageUnavailableError
-from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
+from service.lead import SENSITIVE_FIELDS, ConflictResolution, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database import Database
 from service.storage.erasing import drop_within, wait_for_erasures
@@ -70,10 +70,9 @@ class _TakenMeanwhileError(Exception):
 class ConflictRepository:
     """The conflicts of one database."""
 
-    def __init__(self, database: Database, leads: LeadRepository, *, sensitive_fields: Sequence[str]) -> None:
+    def __init__(self, database: Database, leads: LeadRepository) -> None:
         self._database = database
         self._leads = leads
-        self._sensitive = tuple(sensitive_fields)
 
     async def list_conflicts(
         self, *, resolved_too: bool, after: Position | None, limit: int
@@ -188,7 +187,7 @@ class ConflictRepository:
         requested = exists().where(
             _LEAD.c.created_by == submission.created_by, _LEAD.c.request_id == submission.request_id
         )
-        values: dict[str, Any] = columns_of(submission, self._sensitive) | index_columns(submission.indexes)
+        values: dict[str, Any] = columns_of(submission) | index_columns(submission.indexes)
         values |= {
             "id": submission.id,
             "created_by": submission.created_by,
@@ -216,7 +215,7 @@ class ConflictRepository:
             raise ConflictNotFoundError
         columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
         clear = {name: columns[name] for name in _CLEAR}
-        sealed = {name: token for name in self._sensitive if (token := columns[name]) is not None}
+        sealed = {name: token for name in SENSITIVE_FIELDS if (token := columns[name]) is not None}
         resolution = ConflictResolution(row.resolution) if row.resolution is not None else None
         return SealedConflict(**clear, resolution=resolution, sealed=sealed)
 

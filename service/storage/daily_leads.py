@@ -34,9 +34,6 @@ _SESSION = (
     " -c enable_sort=off -c enable_bitmapscan=off"
 )
 
-SENSITIVE_COLUMNS = ("phone", "nid", "address", "email", "notes")
-"""The columns that hold sealed tokens; a test holds this and models.py together."""
-
 _LINE: LiteralString = """
 SELECT row_to_json(line)::text FROM (
     SELECT id, name, phone, nid, address, interested_policy, email, preferred_contact_time, notes, conversation_id,

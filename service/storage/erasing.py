@@ -20,8 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import NOT_CONFIRMED
 from service.errors import FieldUnreadableError
-from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
-from service.storage import models
+from service.lead import SENSITIVE_FIELDS, BlindIndexes, ConflictResolution, SealedSubmission
 from service.storage.statements import Statement
 
 Refreshed = Callable[[SealedSubmission], SealedSubmission]
@@ -315,7 +314,7 @@ def _entry(row: Any, row_id: UUID, subject: str) -> SealedSubmission:
         request_id=row.request_id,
         content_digest=row.content_digest,
         indexes=_NO_INDEXES,
-        sealed={name: token for name in models.SENSITIVE_COLUMNS if (token := getattr(row, name)) is not None},
+        sealed={name: token for name in SENSITIVE_FIELDS if (token := getattr(row, name)) is not None},
     )
 
 

@@ -5,14 +5,14 @@ Promise: memory does not grow with their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
-from service.lead import LeadStatus, SealedLead
+from service.lead import SENSITIVE_FIELDS, LeadStatus, SealedLead
 from service.storage.failures import StorageFaultError, cause_of
 
 ROWS_AHEAD = 500
@@ -29,9 +29,7 @@ _LEADS = """
 _COUNT = "SELECT count(*) FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s"
 
 
-def exported_leads(
-    url: str, start: datetime, end: datetime, *, sensitive_fields: Sequence[str]
-) -> Iterator[SealedLead]:
+def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedLead]:
     """The leads that were created from `start` on and before `end`, oldest first. Raises StorageFaultError."""
     try:
         with psycopg.connect(
@@ -42,7 +40,7 @@ def exported_leads(
             with connection.cursor("exported", row_factory=dict_row) as cursor:
                 cursor.itersize = ROWS_AHEAD
                 for row in cursor.execute(_LEADS, {"start": start, "end": end}):
-                    yield _lead(row, sensitive_fields)
+                    yield _lead(row)
     except psycopg.Error as error:
         # A driver's text may hold values, so that it does not leave this module.
         raise StorageFaultError(cause_of(error)) from None
@@ -58,6 +56,6 @@ def count_leads(url: str, start: datetime, end: datetime) -> int:
     return int(row[0]) if row else 0
 
 
-def _lead(row: dict[str, Any], sensitive_fields: Sequence[str]) -> SealedLead:
-    sealed = {name: token for name in sensitive_fields if (token := row.pop(name)) is not None}
+def _lead(row: dict[str, Any]) -> SealedLead:
+    sealed = {name: token for name in SENSITIVE_FIELDS if (token := row.pop(name)) is not None}
     return SealedLead(**row | {"status": LeadStatus(row["status"])}, sealed=sealed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from service.lead import LeadStatus, SealedLead
+from service.lead import SENSITIVE_FIELDS, LeadStatus, SealedLead
 from service.storage.lead_queries import LEAD
 
 _CLEAR = (
@@ -27,9 +27,8 @@ _CLEAR = (
 class LeadRows:
     """What statements ask of leads, in which order, and how that becomes a lead."""
 
-    def __init__(self, sensitive_fields: Sequence[str]) -> None:
-        self._sensitive = tuple(sensitive_fields)
-        self._names = (*_CLEAR, *self._sensitive)
+    def __init__(self) -> None:
+        self._names = (*_CLEAR, *SENSITIVE_FIELDS)
         self.columns = tuple(LEAD.c[name] for name in self._names)
 
     def lead(self, values: Sequence[Any]) -> SealedLead:
@@ -62,7 +61,7 @@ class LeadRows:
             assignee=assignee,
             resubmissions=resubmissions,
             created_by=created_by,
-            sealed={field: token for field, token in zip(self._sensitive, tokens, strict=True) if token is not None},
+            sealed={field: token for field, token in zip(SENSITIVE_FIELDS, tokens, strict=True) if token is not None},
         )
 
     def lead_of_all(self, row: Any) -> SealedLead:

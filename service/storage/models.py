@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service.lead import ConflictResolution, LeadStatus
+from service.lead import SENSITIVE_FIELDS, ConflictResolution, LeadStatus
 
 RESUBMISSIONS_KEPT = 20
 """How many resubmissions of a lead are kept; the count on the lead goes on."""
@@ -70,11 +70,10 @@ class Base(DeclarativeBase):
     }
 
 
-def _sealed(columns: tuple[str, ...]) -> CheckConstraint:
-    return CheckConstraint(" AND ".join(f"strpos({column}, '{SEALED_FORM}') > 0" for column in columns), name="sealed")
-
-
-SENSITIVE_COLUMNS = ("phone", "nid", "address", "email", "notes")
+def _sealed() -> CheckConstraint:
+    return CheckConstraint(
+        " AND ".join(f"strpos({column}, '{SEALED_FORM}') > 0" for column in SENSITIVE_FIELDS), name="sealed"
+    )
 
 
 class Lead(Base):
@@ -100,7 +99,7 @@ class Lead(Base):
         CheckConstraint("version >= 1", name="version"),
         CheckConstraint("resubmissions >= 0", name="resubmissions"),
         CheckConstraint(BLIND_INDEXES_ARE_WHOLE, name="blind_indexes"),
-        _sealed(SENSITIVE_COLUMNS),
+        _sealed(),
         # Lists are read newest first by (created_at, id); each filter has an index in that order.
         Index(None, "created_at", "id"),
         Index(None, "status", "created_at", "id"),
@@ -194,7 +193,7 @@ class Resubmission(Base):
     __tablename__ = "resubmission"
     __table_args__ = (
         CheckConstraint(f"slot >= 0 AND slot < {RESUBMISSIONS_KEPT}", name="slot"),
-        _sealed(SENSITIVE_COLUMNS),
+        _sealed(),
         Index(None, "submission_id"),
     )
 
@@ -242,7 +241,7 @@ class LeadConflict(Base):
         CheckConstraint(f"resolution IN ({RESOLUTIONS})", name="resolution"),
         CheckConstraint("(resolution IS NULL) = (resolved_at IS NULL)", name="resolved"),
         CheckConstraint("num_nonnulls(phone_lead_id, nid_lead_id, request_lead_id, erased_lead_id) > 0", name="meets"),
-        _sealed(SENSITIVE_COLUMNS),
+        _sealed(),
         Index(None, "accepted_at", "id", postgresql_where=text("resolution IS NULL")),
         Index(None, "erased_lead_id", postgresql_where=text("erased_lead_id IS NOT NULL")),
     )

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from service.errors import StartRefusedError
-from service.storage.models import SENSITIVE_COLUMNS
+from service.lead import SENSITIVE_FIELDS
 
 BATCH_ROWS = 125
 """Rows a transaction: about 10 ms of PostgreSQL's time, which a live call that wants one of them waits for at most."""
@@ -137,7 +137,7 @@ class Rekeying:
         ).format(
             bound_to=sql.Identifier(table.bound_to),
             indexes=indexes,
-            tokens=sql.SQL(", ").join(map(sql.Identifier, SENSITIVE_COLUMNS)),
+            tokens=sql.SQL(", ").join(map(sql.Identifier, SENSITIVE_FIELDS)),
             key=key,
             table=sql.Identifier(table.name),
             behind=behind,
@@ -145,7 +145,7 @@ class Rekeying:
             limit=sql.Literal(BATCH_ROWS),
         )
         cursor = await self._connection.execute(query)
-        width = 4 + len(SENSITIVE_COLUMNS)
+        width = 4 + len(SENSITIVE_FIELDS)
         return [
             Stored(
                 key=row[width:],
@@ -153,9 +153,7 @@ class Rekeying:
                 seen=row[1],
                 indexes=(row[2], row[3]),
                 tokens={
-                    name: token
-                    for name, token in zip(SENSITIVE_COLUMNS, row[4:width], strict=True)
-                    if token is not None
+                    name: token for name, token in zip(SENSITIVE_FIELDS, row[4:width], strict=True) if token is not None
                 },
             )
             for row in await cursor.fetchall()
@@ -164,11 +162,11 @@ class Rekeying:
     async def replace_tokens(self, table: SealedTable, rows: Sequence[tuple[Stored, dict[str, str]]]) -> int:
         """Give rows new tokens; how many had not been changed meanwhile."""
         assigned = sql.SQL(", ").join(
-            sql.SQL("{0} = given.{0}").format(sql.Identifier(name)) for name in SENSITIVE_COLUMNS
+            sql.SQL("{0} = given.{0}").format(sql.Identifier(name)) for name in SENSITIVE_FIELDS
         )
         given = [dict(zip(table.key, row.key, strict=True)) | {"seen": row.seen} | tokens for row, tokens in rows]
         async with self._connection.transaction():
-            done = await self._update(table, assigned, [f"{name} text" for name in SENSITIVE_COLUMNS], given)
+            done = await self._update(table, assigned, [f"{name} text" for name in SENSITIVE_FIELDS], given)
             if table.name == "resubmission" and done:
                 # A lead's resubmissions are in its day's file, and only its own changes are noted by themselves.
                 await self._connection.execute(
@@ -270,5 +268,5 @@ def lacks_index(pair: int) -> sql.Composable:
 def sealed_otherwise(key_id: str) -> sql.Composable:
     """The condition of rows with a token of another key than this one."""
     begins: LiteralString = "coalesce(starts_with({}, {}), true)"
-    sealed = (sql.SQL(begins).format(sql.Identifier(name), sql.Literal(f"{key_id}.")) for name in SENSITIVE_COLUMNS)
+    sealed = (sql.SQL(begins).format(sql.Identifier(name), sql.Literal(f"{key_id}.")) for name in SENSITIVE_FIELDS)
     return sql.SQL("NOT ({})").format(sql.SQL(" AND ").join(sealed))

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadkeepError, LeadNotFoundError, StorageUnavailableError
 from service.lead import (
+    SENSITIVE_FIELDS,
     AssignmentChange,
     LeadStatus,
     SealedLead,
@@ -74,10 +75,9 @@ class _BlindIndexTakenError(Exception):
 class LeadRepository:
     """The leads of one database."""
 
-    def __init__(self, database: Database, *, sensitive_fields: Sequence[str]) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._sensitive = tuple(sensitive_fields)
-        self._rows_of_leads = LeadRows(sensitive_fields)
+        self._rows_of_leads = LeadRows()
         self._leads_of_ids = Statement(leads_of_ids(self._rows_of_leads.columns))
         self._leads_of_conversation = Statement(leads_of_conversation(self._rows_of_leads.columns))
         self._steps = LeadSteps(self._rows_of_leads)
@@ -97,7 +97,7 @@ class LeadRepository:
             return await submissions.insert_new(connection, batch)
 
         async def settle(connection: AsyncConnection) -> dict[UUID, Outcome]:
-            return await submissions.store(connection, left, self._sensitive, self.lead_of, insert_first=False)
+            return await submissions.store(connection, left, self.lead_of, insert_first=False)
 
         outcomes = await self._database.write_once(insert_new, alone=True)
         left = [submission for submission in batch if submission.id not in outcomes]
@@ -105,7 +105,7 @@ class LeadRepository:
 
     async def store_within(self, batch: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
         """Like `create_all_once`, in a transaction of the caller's."""
-        return await submissions.store(connection, batch, self._sensitive, self.lead_of)
+        return await submissions.store(connection, batch, self.lead_of)
 
     async def get(self, lead_id: UUID) -> SealedLead | None:
         """The lead with this id, or the one that the id leads to."""
@@ -300,7 +300,7 @@ class LeadRepository:
 
     def _sealed(self, row: Row[Any]) -> dict[str, str]:
         columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
-        return {name: token for name in self._sensitive if (token := columns[name]) is not None}
+        return {name: token for name in SENSITIVE_FIELDS if (token := columns[name]) is not None}
 
     def lead_of(self, row: Any) -> SealedLead:
         """The lead of a row of its table."""

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.lead import SealedLead, SealedSubmission
+from service.lead import SENSITIVE_FIELDS, SealedLead, SealedSubmission
 from service.storage import kept_resubmissions, models, tombstones
 from service.storage.erasing import wait_for_erasures
 from service.storage.outcomes import (
@@ -48,9 +48,9 @@ INSERTS_TRIED = 3
 practice, and the bound keeps a fault from turning into an endless loop."""
 
 
-def columns_of(submission: SealedSubmission, sensitive: Sequence[str]) -> dict[str, Any]:
+def columns_of(submission: SealedSubmission) -> dict[str, Any]:
     """The submission's columns, alike in the tables of leads, of resubmissions and of conflicts."""
-    sealed = {name: submission.sealed.get(name) for name in sensitive}
+    sealed = {name: submission.sealed.get(name) for name in SENSITIVE_FIELDS}
     return sealed | {
         "name": submission.name,
         "interested_policy": submission.interested_policy,
@@ -73,7 +73,6 @@ async def insert_new(connection: AsyncConnection, submissions: Sequence[SealedSu
 async def store(
     connection: AsyncConnection,
     submissions: Sequence[SealedSubmission],
-    sensitive: Sequence[str],
     lead_of: Callable[[Any], SealedLead],
     *,
     insert_first: bool = True,
@@ -92,7 +91,7 @@ async def store(
             found = await _find(connection, left, lead_of, again=attempt > 0)
             refused = []
             for entry in left:
-                columns = columns_of(entry, sensitive)
+                columns = columns_of(entry)
                 if outcome := await _settle(connection, entry, columns, found):
                     outcomes[entry.id] = outcome
                 if isinstance(outcome, Met):

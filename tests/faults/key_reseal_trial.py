@@ -21,7 +21,7 @@ import grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.app import SENSITIVE_FIELDS, new_id
+from service.app import new_id
 from service.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keyring import Keyring, Purpose
 from service.lead import CustomerDetails, SealedSubmission
@@ -45,7 +45,7 @@ def sealed(keyring: str, numbers: range) -> list[SealedSubmission]:
     validation = ValidationService(default_region=None, phone_rule="e164", nid_rule="any", policies=())
     scheme = IndexScheme(encryption.keyring.primary(Purpose.INDEX).id, validation.normaliser_identity)
     encryption.plan = IndexPlan(1, (scheme, None))
-    sealer = LeadSealer(encryption, validation, sensitive_fields=SENSITIVE_FIELDS, transcript_url=None)
+    sealer = LeadSealer(encryption, validation, transcript_url=None)
     return [
         sealer.seal(
             new_id(),
@@ -67,7 +67,7 @@ def sealed(keyring: str, numbers: range) -> list[SealedSubmission]:
 
 async def fill(url: str, keyring: str, leads: int) -> None:
     database = Database(url)
-    repository = LeadRepository(database, sensitive_fields=SENSITIVE_FIELDS)
+    repository = LeadRepository(database)
     batches = [range(start, min(start + FILL_BATCH, leads)) for start in range(0, leads, FILL_BATCH)]
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from service.cli.main import app
 from service.keyring import Keyring
-from service.storage.models import SENSITIVE_COLUMNS
+from service.lead import SENSITIVE_FIELDS
 from service.storage.replicas import known_name
 from service.storage.spool_rows import peek
 from tests.harness import faults
@@ -275,7 +275,7 @@ def note_stored(on: Trial) -> None:
     """Note the tokens and digests that the database has of the lead."""
     with psycopg.connect(on.database.admin_url) as connection:
         for table in ("lead", "resubmission", "lead_conflict"):
-            for column in (*SENSITIVE_COLUMNS, "content_digest", *(INDEXES if table == "lead" else ())):
+            for column in (*SENSITIVE_FIELDS, "content_digest", *(INDEXES if table == "lead" else ())):
                 query = f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL"
                 for (value,) in connection.execute(query.encode()):
                     forms = encodings(value) if isinstance(value, bytes) else (value.encode(), value.encode()[-60:])

@@ -11,8 +11,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.lead import SENSITIVE_FIELDS
 from service.rpc.call import SERVICE
-from service.rpc.masking import sensitive_fields
 from tests.harness.leads import somebody
 from tests.rpc.calls import Client
 
@@ -62,7 +62,7 @@ def known_person() -> pb.Lead:
 
 
 def clear_values(person: pb.Lead) -> list[str]:
-    return [getattr(person, name).lstrip("+") for name in sensitive_fields(pb.Lead)]
+    return [getattr(person, name).lstrip("+") for name in SENSITIVE_FIELDS]
 
 
 def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:

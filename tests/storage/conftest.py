@@ -9,7 +9,6 @@ from service.encryption import EncryptionService
 from service.keyring import Keyring
 from service.sealing import LeadSealer
 from service.storage.database import Database
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.repository import LeadRepository
 from service.validation import ValidationService
 from tests.harness.postgres import TestDatabase
@@ -25,10 +24,10 @@ async def connected(database: TestDatabase) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def repository(connected: Database) -> LeadRepository:
-    return LeadRepository(connected, sensitive_fields=SENSITIVE_COLUMNS)
+    return LeadRepository(connected)
 
 
 @pytest.fixture(scope="session")
 def sealer() -> LeadSealer:
     encryption = EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
-    return LeadSealer(encryption, ValidationService(), sensitive_fields=SENSITIVE_COLUMNS, transcript_url=None)
+    return LeadSealer(encryption, ValidationService(), transcript_url=None)

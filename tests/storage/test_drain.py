@@ -19,7 +19,6 @@ from service.sealing import LeadSealer
 from service.storage import drain as drain_module
 from service.storage.database import Database
 from service.storage.drain import Drain, Step
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import Outcome
 from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
@@ -143,7 +142,7 @@ class FaultyRepository(LeadRepository):
     """A repository that fails for some submissions."""
 
     def __init__(self, database: Database, *poisonous: SealedSubmission, error: Exception | None = None) -> None:
-        super().__init__(database, sensitive_fields=SENSITIVE_COLUMNS)
+        super().__init__(database)
         self.poison = {each.id for each in poisonous}
         self.error = error or KeyError(VALUE)
 
@@ -177,7 +176,7 @@ def drain_with(world: World, own_sealer: LeadSealer, clock: Clock) -> Callable[.
     def make(repository: LeadRepository | None = None, refreshed: Refreshed = own_sealer.refreshed) -> Drain:
         return Drain(
             database=world.database,
-            repository=repository or LeadRepository(world.database, sensitive_fields=SENSITIVE_COLUMNS),
+            repository=repository or LeadRepository(world.database),
             spool=world.spool,
             outage=world.outage,
             memory=world.memory,

@@ -23,7 +23,6 @@ from service.sealing import LeadSealer
 from service.storage.conflicts import ConflictRepository, Decision, OwnLead
 from service.storage.database import Database
 from service.storage.erasing import drop_within
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import Erased, InConflict, Outcome, Waiting
 from service.storage.repository import LeadRepository
 from service.storage.retention import Retention, Rule
@@ -103,14 +102,14 @@ def again(submission: SealedSubmission, **changes: object) -> SealedSubmission:
 
 async def stored_late(world: World, *submissions: SealedSubmission) -> list[Outcome]:
     """What becomes of submissions that come out of a spool."""
-    repository = LeadRepository(world.database, sensitive_fields=SENSITIVE_COLUMNS)
+    repository = LeadRepository(world.database)
     return [(await repository.create_all_once([late(each)]))[each.id] for each in submissions]
 
 
 async def own_lead(world: World, submission: SealedSubmission) -> None:
     """Decide that a conflict becomes a lead beside the one that it matches."""
-    repository = LeadRepository(world.database, sensitive_fields=SENSITIVE_COLUMNS)
-    conflicts = ConflictRepository(world.database, repository, sensitive_fields=SENSITIVE_COLUMNS)
+    repository = LeadRepository(world.database)
+    conflicts = ConflictRepository(world.database, repository)
 
     def decide(_: object) -> Decision:
         return OwnLead(submission)
@@ -246,7 +245,7 @@ class TestConflicts:
         first = submit(phone=PHONE, request_id="r1")
         earlier = again(first, accepted_at=datetime.now(UTC) - timedelta(minutes=1))
         third = again(first)
-        repository = LeadRepository(world.database, sensitive_fields=SENSITIVE_COLUMNS)
+        repository = LeadRepository(world.database)
         for each in (late(first), earlier, late(third)):
             await repository.create_all_once([each])
         firsts = "SELECT array_agg(DISTINCT repeats) FROM lead_conflict WHERE repeats IS NOT NULL"
@@ -510,7 +509,7 @@ class TestSpool:
         saved, copy = twins(submit)
         await world.create(saved)
         drained = late(copy)
-        repository = LeadRepository(world.database, sensitive_fields=SENSITIVE_COLUMNS)
+        repository = LeadRepository(world.database)
         with psycopg.connect(database.serve_url) as erasing:
             erasing.execute("SELECT lock_for_erasure(%s)", [saved.id])
             erase_it = "SELECT erase_lead(%s, %s, 'operator', NULL, '{}', '{}', true, NULL, NULL, NULL, NULL)"

@@ -15,7 +15,6 @@ from service.lead import ConflictResolution, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage.conflicts import ConflictRepository, KeepFirst
 from service.storage.database import Database
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import Aliased, Created, InConflict, Met, MetLead, RequestIdReused, Waiting
 from service.storage.repository import LeadRepository
 from tests.harness.postgres import TestDatabase
@@ -162,7 +161,7 @@ async def test_a_repeat_of_a_request_in_conflict_hears_what_was_acknowledged(
 
 
 async def resolve(connected: Database, repository: LeadRepository, conflict: UUID, lead: UUID) -> None:
-    conflicts = ConflictRepository(connected, repository, sensitive_fields=SENSITIVE_COLUMNS)
+    conflicts = ConflictRepository(connected, repository)
     await conflicts.resolve(
         conflict, ConflictResolution.KEEP_FIRST, lambda _: KeepFirst(lead), actor="boss", reason=None
     )
@@ -176,7 +175,7 @@ async def test_a_request_that_was_spooled_twice_is_one_conflict_under_both_ids(
     late = submit(request_id="r1", late=True, phone="+1234567")
     repeated = again(late, sealer)
     assert await drained(repository, late) == await drained(repository, repeated) == [InConflict()]
-    conflicts = ConflictRepository(connected, repository, sensitive_fields=SENSITIVE_COLUMNS)
+    conflicts = ConflictRepository(connected, repository)
     listed = await conflicts.list_conflicts(resolved_too=False, after=None, limit=10)
     assert [conflict.id for conflict, _ in listed] == [late.id]
     known = await repository.acknowledged(repeated.id)

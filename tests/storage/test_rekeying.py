@@ -14,7 +14,6 @@ from service.keyring import Keyring, Purpose
 from service.sealing import LeadSealer
 from service.storage.database import Database
 from service.storage.drain import Step
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import Waiting
 from service.storage.rekeying import EVERY_ROW, LEADS, Rekeying, rekeying, sealed_otherwise
 from service.storage.repository import LeadRepository
@@ -46,7 +45,7 @@ def rotated(encryption: EncryptionService) -> EncryptionService:
 
 def sealer_of(service: EncryptionService) -> LeadSealer:
     validation = ValidationService(default_region=None, phone_rule="e164", nid_rule="any", policies=())
-    return LeadSealer(service, validation, sensitive_fields=SENSITIVE_COLUMNS, transcript_url=None)
+    return LeadSealer(service, validation, transcript_url=None)
 
 
 async def test_a_row_that_was_changed_meanwhile_is_left_to_the_next_pass(

@@ -19,13 +19,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.lead import CustomerDetails, LeadStatus, SealedLead, SealedSubmission
+from service.lead import SENSITIVE_FIELDS, CustomerDetails, LeadStatus, SealedLead, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import models, submissions
 from service.storage.database import Database, Work
 from service.storage.failures import CommitNotDurableError, StorageFaultError
 from service.storage.lead_queries import OTHER_LEADS_SHOWN
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import Created, Met, MetLead, Outcome, RequestIdReused
 from service.storage.repository import LeadRepository
 from service.storage.requests import AssignmentStep, Correction, DuplicateFoundError, LeadFilter, Position, StatusStep
@@ -397,7 +396,7 @@ class TestConcurrency:
         self, repository: LeadRepository, submit: Submit, database: TestDatabase
     ) -> None:
         second = Database(database.serve_url)
-        rival = LeadRepository(second, sensitive_fields=SENSITIVE_COLUMNS)
+        rival = LeadRepository(second)
         try:
             outcomes = await asyncio.gather(
                 *(to.create(submit(phone="+1234567", nid="1234567")) for _ in range(25) for to in (repository, rival))
@@ -496,7 +495,7 @@ class TestForeignLocks:
         newcomer = submit(phone="+1234567")
 
         async def begin_and_fail(connection: AsyncConnection) -> None:
-            await submissions.store(connection, [rival], SENSITIVE_COLUMNS, lambda row: row)
+            await submissions.store(connection, [rival], lambda row: row)
             waiting.append(asyncio.create_task(repository.create(newcomer)))
             await asyncio.sleep(0.05)
             raise ValueError("undone")
@@ -537,7 +536,7 @@ class TestAnswersRestOnCommits:
         second = {"own id": first, "request_id": again(first), "phone": submit(phone="+1234567")}[kind]
 
         async def work(connection: AsyncConnection) -> bool:
-            await submissions.store(connection, [second], SENSITIVE_COLUMNS, lambda row: row)
+            await submissions.store(connection, [second], lambda row: row)
             return await assigned_transaction(connection)
 
         assert await connected.write(work)
@@ -817,12 +816,12 @@ class TestLists:
 class TestWhatTheDatabaseRefuses:
     """The last line of defence: faults of this service's own code."""
 
-    @pytest.mark.parametrize("field", SENSITIVE_COLUMNS)
+    @pytest.mark.parametrize("field", SENSITIVE_FIELDS)
     async def test_a_value_in_clear_is_not_stored_and_not_told(
         self, connected: Database, submit: Submit, field: str
     ) -> None:
         submission = submit(email="a@example.com", notes="note")
-        values = submissions.columns_of(submission, SENSITIVE_COLUMNS) | index_columns(submission.indexes)
+        values = submissions.columns_of(submission) | index_columns(submission.indexes)
         values |= {"id": submission.id, "created_by": "bot", field: "clear-canary"}
 
         async def work(connection: AsyncConnection) -> None:

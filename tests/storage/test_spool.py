@@ -19,7 +19,6 @@ from service.keyring import Keyring
 from service.lead import CustomerDetails, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import spool as spool_module
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
 from service.storage.spool import Meeting, Spool
 from service.storage.spool_file import SpoolError
@@ -38,7 +37,7 @@ def encryption() -> EncryptionService:
 
 @pytest.fixture(scope="module")
 def sealer(encryption: EncryptionService) -> LeadSealer:
-    return LeadSealer(encryption, ValidationService(), sensitive_fields=SENSITIVE_COLUMNS, transcript_url=None)
+    return LeadSealer(encryption, ValidationService(), transcript_url=None)
 
 
 @pytest.fixture(scope="module")

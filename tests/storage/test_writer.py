@@ -27,7 +27,6 @@ from service.storage.drain import Drain
 from service.storage.erasures import Erasures
 from service.storage.failures import StorageFaultError
 from service.storage.memory import RequestMemory
-from service.storage.models import SENSITIVE_COLUMNS
 from service.storage.outage import Outage
 from service.storage.outcomes import Created, Met, MetLead, Outcome, RequestIdReused, Waiting
 from service.storage.repository import LeadRepository
@@ -51,7 +50,7 @@ def encryption() -> EncryptionService:
 
 @pytest.fixture(scope="module")
 def own_sealer(encryption: EncryptionService) -> LeadSealer:
-    return LeadSealer(encryption, ValidationService(), sensitive_fields=SENSITIVE_COLUMNS, transcript_url=None)
+    return LeadSealer(encryption, ValidationService(), transcript_url=None)
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ class World:
         self.batches: list[int] = []
         self.retries: list[Retry] = []
         self.outage, self.spool, self.database = Outage(), spool, database
-        repository = LeadRepository(database, sensitive_fields=SENSITIVE_COLUMNS)
+        repository = LeadRepository(database)
         memory = self.memory = RequestMemory()
         self.tombstones = Tombstones(database)
         self.refreshed = sealer.refreshed
