@@ -19,7 +19,7 @@ import psycopg
 
 from bench.samples import PERSON, numbered
 from service.encryption import EncryptionService, IndexPlan, IndexScheme
-from service.lead import CustomerDetails
+from service.lead import CustomerFields
 from service.sealing import LeadSealer
 from service.storage.models import SEALED_FORM
 from service.validation import ValidationService
@@ -121,8 +121,8 @@ class Rows:
         for number in range(0, self.count, _EVERY_THIRD):
             yield f"{self.lead_id(number)}\tnew\tcontacted\tagent\t{self.created_at(number).isoformat()}\t2\n"
 
-    def _details(self, number: int) -> CustomerDetails:
-        return CustomerDetails(**{name: numbered(text, number) for name, text in PERSON.items()})
+    def _details(self, number: int) -> CustomerFields:
+        return CustomerFields(**{name: numbered(text, number) for name, text in PERSON.items()})
 
     def _token(self, field: str) -> str:
         length = self._lengths[field]

@@ -8,16 +8,13 @@ from datetime import datetime
 from uuid import UUID
 
 from service.access import Caller
-from service.encryption import NOT_CONFIRMED
 from service.errors import DuplicateLeadError, LeadValidationError, Violation
 from service.lead import (
     CORRECTABLE_FIELDS,
-    BlindIndexes,
     ConflictResolution,
     Lead,
     SealedConflict,
     SealedLead,
-    SealedSubmission,
 )
 from service.page_token import make_page_token, read_page_token
 from service.sealing import LeadSealer
@@ -92,13 +89,13 @@ class ConflictService:
             if resolution is ConflictResolution.OWN_LEAD:
                 if lead_id is not None:
                     raise LeadValidationError([Violation("lead_id", "must be empty for a lead of its own")])
-                return OwnLead(self._sealer.refreshed(_submission(conflict)))
+                return OwnLead(self._sealer.refreshed(conflict))
             if not conflict.lead_ids:
                 return _without_lead(conflict, resolution, lead_id)
             target = _target(conflict, lead_id)
             if resolution is ConflictResolution.KEEP_FIRST:
                 return KeepFirst(target)
-            submitted = self._sealer.open(_submission(conflict).as_lead(conflict.accepted_at))
+            submitted = self._sealer.open(conflict.as_lead(conflict.accepted_at))
             # What the customer left out this time is no wish to have it removed.
             told = {name: value for name in CORRECTABLE_FIELDS if (value := getattr(submitted, name)) is not None}
 
@@ -119,7 +116,7 @@ class ConflictService:
         return self._sealer.open(sealed) if sealed is not None else None
 
     def _opened(self, conflict: SealedConflict, leads: list[SealedLead]) -> Conflict:
-        submitted = _submission(conflict).as_lead(conflict.accepted_at)
+        submitted = conflict.as_lead(conflict.accepted_at)
         met = {
             "phone": conflict.phone_lead_id,
             "nid": conflict.nid_lead_id,
@@ -137,23 +134,6 @@ class ConflictService:
             resolved_at=conflict.resolved_at,
             reason=conflict.reason,
         )
-
-
-def _submission(conflict: SealedConflict) -> SealedSubmission:
-    return SealedSubmission(
-        id=conflict.id,
-        name=conflict.name,
-        interested_policy=conflict.interested_policy,
-        preferred_contact_time=conflict.preferred_contact_time,
-        conversation_id=conflict.conversation_id,
-        created_by=conflict.created_by,
-        request_id=conflict.request_id,
-        content_digest=conflict.content_digest,
-        # Computed anew from the opened fields before they are used.
-        indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None)),
-        sealed=conflict.sealed,
-        accepted_at=conflict.accepted_at,
-    )
 
 
 def _without_lead(conflict: SealedConflict, resolution: ConflictResolution, lead_id: UUID | None) -> Drop:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from service.days import Days
-from service.lead import SENSITIVE_FIELDS
+from service.lead import FIELD_RULES, SENSITIVE_FIELDS
 from service.secret_file import make_private_folder, sync_folder
 from service.storage.daily_leads import DailyLeads, Snapshot
 
@@ -34,15 +34,7 @@ VERSION = 1
 
 MEANINGS = {
     "id": "the lead's id, a UUID of version 7",
-    "name": "the customer's name",
-    "phone": "the phone number, + and digits",
-    "nid": "the national ID",
-    "address": "the postal address",
-    "interested_policy": "the policy that the customer asks for",
-    "email": "the e-mail address",
-    "preferred_contact_time": "when the customer wants to be called",
-    "notes": "what the customer said besides",
-    "conversation_id": "the conversation that the lead came from",
+    **{name: rule.meaning for name, rule in FIELD_RULES.items()},
     "status": "new, contacted, converted or not_interested",
     "created_at": "when the lead was accepted; its day is the file's",
     "updated_at": "when it was last changed",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated, Any, get_type_hints
 from uuid import UUID
 
 
@@ -33,47 +34,132 @@ class ConflictResolution(StrEnum):
     """The submission becomes a lead of its own, beside the one it met."""
 
 
-CUSTOMER_FIELDS = (
-    "name",
-    "phone",
-    "nid",
-    "address",
-    "interested_policy",
-    "email",
-    "preferred_contact_time",
-    "notes",
-    "conversation_id",
-)
-"""What a caller may set when a lead is created, in the contract's order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldRule:
+    """What holds of one customer field, wherever it is checked, stored, shown or described."""
 
-SENSITIVE_FIELDS = ("phone", "nid", "address", "email", "notes")
-"""What is sealed wherever it is stored, and masked for those who may not see it; the contract's `debug_redact`."""
-
-REQUIRED_FIELDS = frozenset({"name", "phone", "nid", "address", "interested_policy"})
-"""The mandatory fields of the story (AC-013.1)."""
-
-CORRECTABLE_FIELDS = tuple(name for name in CUSTOMER_FIELDS if name != "conversation_id")
-"""What UpdateLead may change. A conversation is linked when the lead comes in, and only on proof of phone and nid;
-an editable link would let a corrected field open somebody else's lead."""
+    description: str
+    """For callers: what to send."""
+    meaning: str
+    """For readers of a daily file: what it is."""
+    limit: int | None = None
+    """The most characters; None: the field has a check of its own in service/validation."""
+    lines: bool = False
+    """Whether newlines and tabs belong to it."""
+    spaces: bool = True
+    """False for identifiers."""
+    required: bool = False
+    sensitive: bool = False
+    """Sealed wherever it is stored, and masked for those who may not see it."""
+    correctable: bool = True
+    """Whether UpdateLead may change it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CustomerDetails:
-    """What a customer told the chatbot, normalised. An optional field that was not given is None."""
+class CustomerFields:
+    """What a customer entered, normalised, in the contract's order.
 
-    name: str
-    phone: str
-    nid: str
-    address: str
-    interested_policy: str
-    email: str | None = None
-    preferred_contact_time: str | None = None
-    notes: str | None = None
-    conversation_id: str | None = None
+    None: it was not given; in a lead that is shown also: it cannot be opened (see `unreadable_fields`). A new field
+    comes here, into the contract, and with a migration into models.CustomerColumns; everything else derives from these.
+    """
+
+    name: Annotated[str, FieldRule(description="Full name.", meaning="the customer's name", limit=200, required=True)]
+    phone: Annotated[
+        str | None,
+        FieldRule(
+            description="Phone number in any usual form, kept as `+` and 7 to 15 digits. Unique among leads. "
+            "Masked: country code and last 2 digits.",
+            meaning="the phone number, + and digits",
+            required=True,
+            sensitive=True,
+        ),
+    ]
+    nid: Annotated[
+        str | None,
+        FieldRule(
+            description="National ID, 4 to 32 letters or digits, kept upper-cased and without separators. Unique among "
+            "leads. Masked: last 2 characters.",
+            meaning="the national ID",
+            required=True,
+            sensitive=True,
+        ),
+    ]
+    address: Annotated[
+        str | None,
+        FieldRule(
+            description="Postal address; may have several lines. Masked whole.",
+            meaning="the postal address",
+            limit=500,
+            lines=True,
+            required=True,
+            sensitive=True,
+        ),
+    ]
+    interested_policy: Annotated[
+        str,
+        FieldRule(
+            description="Policy of interest. An operator may restrict it to the policies on offer.",
+            meaning="the policy that the customer asks for",
+            limit=200,
+            required=True,
+        ),
+    ]
+    email: Annotated[
+        str | None,
+        FieldRule(
+            description="E-mail address. Masked: first letter and domain.",
+            meaning="the e-mail address",
+            limit=254,  # RFC 5321
+            sensitive=True,
+        ),
+    ] = None
+    preferred_contact_time: Annotated[
+        str | None,
+        FieldRule(
+            description="When the customer likes to be contacted, in free text.",
+            meaning="when the customer wants to be called",
+            limit=200,
+        ),
+    ] = None
+    notes: Annotated[
+        str | None,
+        FieldRule(
+            description="Notes and comments; may have several lines. Masked whole.",
+            meaning="what the customer said besides",
+            limit=4000,
+            lines=True,
+            sensitive=True,
+        ),
+    ] = None
+    # A conversation is linked when the lead comes in, and only on proof of phone and nid: an editable link would let a
+    # corrected field open somebody else's lead.
+    conversation_id: Annotated[
+        str | None,
+        FieldRule(
+            description="The conversation that the lead came from: visible characters without spaces.",
+            meaning="the conversation that the lead came from",
+            limit=200,
+            spaces=False,
+            correctable=False,
+        ),
+    ] = None
+
+    def values(self) -> dict[str, Any]:
+        """Every field's value, in the contract's order. Any: so that they can be passed on as keyword arguments."""
+        return {name: getattr(self, name) for name in CUSTOMER_FIELDS}
+
+
+FIELD_RULES: dict[str, FieldRule] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(CustomerFields, include_extras=True).items()
+}
+CUSTOMER_FIELDS = tuple(FIELD_RULES)
+REQUIRED_FIELDS = frozenset(name for name, rule in FIELD_RULES.items() if rule.required)
+SENSITIVE_FIELDS = tuple(name for name, rule in FIELD_RULES.items() if rule.sensitive)
+CORRECTABLE_FIELDS = tuple(name for name, rule in FIELD_RULES.items() if rule.correctable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lead:
+class Lead(CustomerFields):
     """One interested person, with every field in clear.
 
     A sensitive field that could not be opened is None and named in `unreadable_fields`. The required fields are
@@ -81,15 +167,6 @@ class Lead:
     """
 
     id: UUID
-    name: str
-    phone: str | None
-    nid: str | None
-    address: str | None
-    interested_policy: str
-    email: str | None
-    preferred_contact_time: str | None
-    notes: str | None
-    conversation_id: str | None
     status: LeadStatus
     created_at: datetime
     updated_at: datetime
@@ -101,14 +178,23 @@ class Lead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SealedLead:
-    """A lead as it is stored: sensitive fields as sealed tokens, everything else in clear."""
+class StoredFields:
+    """The customer fields of a row."""
+
+    fields: Mapping[str, str] = field(repr=False)
+    """By name, as they are stored: sensitive ones as sealed tokens. One that was not given is absent."""
+
+    @property
+    def sealed(self) -> dict[str, str]:
+        """The sealed tokens, by field."""
+        return {name: self.fields[name] for name in SENSITIVE_FIELDS if name in self.fields}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedLead(StoredFields):
+    """A lead as it is stored."""
 
     id: UUID
-    name: str
-    interested_policy: str
-    preferred_contact_time: str | None
-    conversation_id: str | None
     status: LeadStatus
     created_at: datetime
     updated_at: datetime
@@ -116,8 +202,6 @@ class SealedLead:
     assignee: str | None
     resubmissions: int
     created_by: str
-    sealed: Mapping[str, str] = field(repr=False)
-    """Sealed token by sensitive field; a field that was not given is absent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,20 +228,15 @@ class BlindIndexes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SealedSubmission:
+class SealedSubmission(StoredFields):
     """One attempt to create a lead, ready to be stored. It becomes the lead `id`, or a resubmission of another."""
 
     id: UUID
-    name: str
-    interested_policy: str
-    preferred_contact_time: str | None
-    conversation_id: str | None
     created_by: str
     request_id: str | None
     content_digest: bytes = field(repr=False)
     """Keyed digest of the normalised content, to tell a repeat of a request from its request_id used again."""
     indexes: BlindIndexes = field(repr=False)
-    sealed: Mapping[str, str] = field(repr=False)
     earlier_digests: tuple[bytes, ...] = field(default=(), repr=False)
     """The content's digests with other index keys, one of which an earlier submission may have been kept with."""
     accepted_at: datetime | None = None
@@ -173,10 +252,7 @@ class SealedSubmission:
         """The new lead that it is, or will be."""
         return SealedLead(
             id=self.id,
-            name=self.name,
-            interested_policy=self.interested_policy,
-            preferred_contact_time=self.preferred_contact_time,
-            conversation_id=self.conversation_id,
+            fields=self.fields,
             status=LeadStatus.NEW,
             created_at=created_at,
             updated_at=created_at,
@@ -184,34 +260,24 @@ class SealedSubmission:
             assignee=None,
             resubmissions=0,
             created_by=self.created_by,
-            sealed=self.sealed,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SealedConflict:
-    """A conflict as it is stored: the submission's side sealed and bound to `id`, and which leads it met."""
+class SealedConflict(SealedSubmission):
+    """A submission that waits for a decision or has had one, and which leads it met. Its indexes are not kept."""
 
-    id: UUID
-    name: str
-    interested_policy: str
-    preferred_contact_time: str | None
-    conversation_id: str | None
-    created_by: str
-    request_id: str | None
+    accepted_at: datetime
     phone_lead_id: UUID | None
     nid_lead_id: UUID | None
     request_lead_id: UUID | None
     erased_lead_id: UUID | None
     """A lead that shared its phone or its nid, and was erased since."""
-    accepted_at: datetime
     found_at: datetime
     resolution: ConflictResolution | None
     resolved_by: str | None
     resolved_at: datetime | None
     reason: str | None
-    content_digest: bytes = field(repr=False)
-    sealed: Mapping[str, str] = field(repr=False)
 
     @property
     def lead_ids(self) -> tuple[UUID, ...]:
@@ -221,57 +287,45 @@ class SealedConflict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StatusChange:
+class LeadChange:
+    """One row of a lead's history."""
+
+    actor: str
+    reason: str | None
+    changed_at: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusChange(LeadChange):
     """One row of a lead's status history."""
 
     from_status: LeadStatus
     to_status: LeadStatus
-    actor: str
-    reason: str | None
-    changed_at: datetime
-    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AssignmentChange:
+class AssignmentChange(LeadChange):
     """One row of a lead's assignment history; None stands for nobody."""
 
     from_assignee: str | None
     to_assignee: str | None
-    actor: str
-    reason: str | None
-    changed_at: datetime
-    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SealedResubmission:
+class SealedResubmission(StoredFields):
     """A refused duplicate as it is stored. Its tokens are bound to `submission_id`, not to the lead that it met."""
 
     submission_id: UUID
-    name: str
-    interested_policy: str
-    preferred_contact_time: str | None
-    conversation_id: str | None
     submitted_at: datetime
     actor: str
     verified: bool
-    sealed: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resubmission:
+class Resubmission(CustomerFields):
     """A refused duplicate, opened. `verified`: phone and nid both met the lead that it is kept with."""
 
-    name: str
-    phone: str | None
-    nid: str | None
-    address: str | None
-    interested_policy: str
-    email: str | None
-    preferred_contact_time: str | None
-    notes: str | None
-    conversation_id: str | None
     transcript_uri: str | None
     submitted_at: datetime
     actor: str

@@ -31,7 +31,7 @@ from service.errors import (
 )
 from service.lead import (
     AssignmentChange,
-    CustomerDetails,
+    CustomerFields,
     Lead,
     LeadStatus,
     Resubmission,
@@ -122,7 +122,7 @@ class LeadService:
         seal = cache(partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request))
         outcome = await self._writer.create(seal)
         match outcome:
-            case Created(sealed) if sealed.sealed is seal().sealed:
+            case Created(sealed) if sealed.fields is seal().fields:
                 # The new lead itself, whose fields need not be opened to be known.
                 lead = self._sealer.acknowledged(sealed.id, details, sealed.created_at)
                 return self._created(lead, locale, delayed=False)
@@ -316,7 +316,7 @@ class LeadService:
             return LeadInConflictError(known.conflict_id)
         return LeadNotFoundError()
 
-    def _validated(self, fields: Mapping[str, str], request_id: str) -> tuple[CustomerDetails, str | None]:
+    def _validated(self, fields: Mapping[str, str], request_id: str) -> tuple[CustomerFields, str | None]:
         violations: list[Violation] = []
         details = request = None
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from service.lead import (
     CUSTOMER_FIELDS,
     SENSITIVE_FIELDS,
     BlindIndexes,
-    CustomerDetails,
+    CustomerFields,
     Lead,
     LeadStatus,
     Resubmission,
@@ -54,13 +55,11 @@ class LeadSealer:
         """The blind indexes by which leads with a normalised nid are found: equal for two nids of one person."""
         return tuple(self._index("nid", nid, scheme) for scheme in self._plan().schemes)
 
-    def indexes(self, phone: str, nid: str) -> BlindIndexes:
+    def indexes(self, phone: str | None, nid: str | None) -> BlindIndexes:
         """The blind indexes of a lead with this normalised phone and nid, as they are stored now."""
         plan = self._plan()
-        (phone_1, nid_1), (phone_2, nid_2) = (
-            (self._index("phone", phone, scheme), self._index("nid", nid, scheme)) if scheme else (None, None)
-            for scheme in plan.pairs
-        )
+        phone_1, phone_2 = (self._index("phone", phone, scheme) if scheme and phone else None for scheme in plan.pairs)
+        nid_1, nid_2 = (self._index("nid", nid, scheme) if scheme and nid else None for scheme in plan.pairs)
         return BlindIndexes(epoch=plan.epoch, phone=(phone_1, phone_2), nid=(nid_1, nid_2))
 
     def _plan(self) -> IndexPlan:
@@ -80,65 +79,54 @@ class LeadSealer:
         return self._encryption.blind_index(field, key, key_id=scheme.key_id)
 
     def seal(
-        self, lead_id: UUID, details: CustomerDetails, *, created_by: str, request_id: str | None
+        self, lead_id: UUID, entered: CustomerFields, *, created_by: str, request_id: str | None
     ) -> SealedSubmission:
         """A submission, ready to be stored as the lead `lead_id`."""
-        values: dict[str, str | None] = {name: getattr(details, name) for name in CUSTOMER_FIELDS}
-        sealed = {
-            name: self._encryption.seal(lead_id, name, value)
-            for name in SENSITIVE_FIELDS
-            if (value := values[name]) is not None
-        }
+        values: dict[str, str | None] = entered.values()
         digest, *earlier = self._encryption.content_digests(values.values())
         return SealedSubmission(
             id=lead_id,
-            name=details.name,
-            interested_policy=details.interested_policy,
-            preferred_contact_time=details.preferred_contact_time,
-            conversation_id=details.conversation_id,
+            fields={name: self._stored(lead_id, name, value) for name, value in values.items() if value is not None},
             created_by=created_by,
             request_id=request_id,
             content_digest=digest,
             earlier_digests=tuple(earlier),
-            indexes=self.indexes(details.phone, details.nid),
-            sealed=sealed,
+            indexes=self.indexes(entered.phone, entered.nid),
         )
+
+    def _stored(self, lead_id: UUID, name: str, value: str) -> str:
+        return self._encryption.seal(lead_id, name, value) if name in SENSITIVE_FIELDS else value
 
     def refreshed(self, submission: SealedSubmission) -> SealedSubmission:
         """The submission with its digests and blind indexes computed afresh from its opened fields.
 
         Fields that were sealed with another key than the primary one are sealed anew. Raises FieldUnreadableError.
         """
-        values, unreadable = self._open_fields(submission.id, submission.sealed)
-        if unreadable:
-            raise FieldUnreadableError(unreadable)
-        phone, nid = values["phone"], values["nid"]
-        if phone is None or nid is None:
-            raise FieldUnreadableError([name for name in ("phone", "nid") if values[name] is None])
-        content = [values[name] if name in values else getattr(submission, name) for name in CUSTOMER_FIELDS]
-        digest, *earlier = self._encryption.content_digests(content)
+        values, unreadable = self._opened(submission.id, submission.fields)
+        if missing := unreadable or tuple(name for name in ("phone", "nid") if values[name] is None):
+            raise FieldUnreadableError(missing)
+        digest, *earlier = self._encryption.content_digests(values.values())
+        anew = {
+            name: self._encryption.seal(submission.id, name, values[name] or "")
+            for name, token in submission.sealed.items()
+            if not self._encryption.is_sealed_with_primary(token)
+        }
         return replace(
             submission,
             content_digest=digest,
             earlier_digests=tuple(earlier),
-            indexes=self.indexes(phone, nid),
-            sealed={
-                name: token
-                if self._encryption.is_sealed_with_primary(token)
-                else self._encryption.seal(submission.id, name, values[name] or "")
-                for name, token in submission.sealed.items()
-            },
+            indexes=self.indexes(values["phone"], values["nid"]),
+            fields={**submission.fields, **anew},
         )
 
     def correction(self, lead_id: UUID, changed: Mapping[str, str | None]) -> Correction:
         """New normalised values of a lead's fields, ready to be stored; None removes an optional one."""
-        columns: dict[str, str | bytes | bool | int | None] = {}
-        for name, value in changed.items():
-            is_sealed = name in SENSITIVE_FIELDS and value is not None
-            columns[name] = self._encryption.seal(lead_id, name, value or "") if is_sealed else value
+        columns: dict[str, str | bytes | bool | int | None] = {
+            name: None if value is None else self._stored(lead_id, name, value) for name, value in changed.items()
+        }
         phone, nid = changed.get("phone"), changed.get("nid")
         if phone or nid:
-            indexes = self.indexes(phone or "", nid or "")
+            indexes = self.indexes(phone, nid)
             columns["index_epoch"] = indexes.epoch
             for name, value, pair in (("phone", phone, indexes.phone), ("nid", nid, indexes.nid)):
                 if value:
@@ -146,82 +134,73 @@ class LeadSealer:
                     columns |= {f"{name}_index": pair[0], f"{name}_index_2": pair[1], f"{name}_shared": False}
         return Correction(columns=columns)
 
-    def acknowledged(self, lead_id: UUID, details: CustomerDetails, accepted_at: datetime) -> Lead:
+    def acknowledged(self, lead_id: UUID, entered: CustomerFields, accepted_at: datetime) -> Lead:
         """The lead that a submission is acknowledged as before the database has it."""
         return Lead(
             id=lead_id,
-            **{name: getattr(details, name) for name in CUSTOMER_FIELDS},
+            **self._shown(entered.values()),
             status=LeadStatus.NEW,
             created_at=accepted_at,
             updated_at=accepted_at,
             version=1,
             assignee=None,
-            transcript_uri=self._transcript_uri(details.conversation_id),
             resubmissions=0,
         )
 
     def value_of(self, sealed: SealedLead, name: str) -> str | None:
         """The present value of a customer field; None also for one that cannot be opened: a correction mends it."""
-        if name not in SENSITIVE_FIELDS:
-            value: str | None = getattr(sealed, name)
-            return value
-        tokens = {name: sealed.sealed[name]} if name in sealed.sealed else {}
-        return self._open_fields(sealed.id, tokens)[0][name]
+        stored = {name: sealed.fields[name]} if name in sealed.fields else {}
+        return self._opened(sealed.id, stored)[0][name]
 
     def open(self, sealed: SealedLead, *, hidden: Collection[str] = (), flag_unreadable: bool = False) -> Lead:
         """A lead in clear, but for the `hidden` fields: those are not opened, and hold a mask if they are set.
 
         Raises FieldUnreadableError unless such fields are to be left out and named.
         """
-        values, unreadable = self._open_fields(sealed.id, sealed.sealed, hidden)
+        values, unreadable = self._opened(sealed.id, sealed.fields, hidden)
         if unreadable and not flag_unreadable:
             raise FieldUnreadableError(unreadable)
         return Lead(
             id=sealed.id,
-            name=sealed.name,
-            interested_policy=sealed.interested_policy,
-            preferred_contact_time=sealed.preferred_contact_time,
-            conversation_id=sealed.conversation_id,
+            **self._shown(values),
             status=sealed.status,
             created_at=sealed.created_at,
             updated_at=sealed.updated_at,
             version=sealed.version,
             assignee=sealed.assignee,
-            transcript_uri=self._transcript_uri(sealed.conversation_id),
             resubmissions=sealed.resubmissions,
             unreadable_fields=unreadable,
-            **values,
         )
 
     def open_resubmission(self, sealed: SealedResubmission) -> Resubmission:
         """A resubmission in clear; fields that cannot be opened are left out and named."""
-        values, unreadable = self._open_fields(sealed.submission_id, sealed.sealed)
+        values, unreadable = self._opened(sealed.submission_id, sealed.fields)
         return Resubmission(
-            name=sealed.name,
-            interested_policy=sealed.interested_policy,
-            preferred_contact_time=sealed.preferred_contact_time,
-            conversation_id=sealed.conversation_id,
-            transcript_uri=self._transcript_uri(sealed.conversation_id),
+            **self._shown(values),
             submitted_at=sealed.submitted_at,
             actor=sealed.actor,
             verified=sealed.verified,
             unreadable_fields=unreadable,
-            **values,
         )
 
-    def _open_fields(
-        self, sealed_for: UUID, tokens: Mapping[str, str], hidden: Collection[str] = ()
+    def _opened(
+        self, sealed_for: UUID, stored: Mapping[str, str], hidden: Collection[str] = ()
     ) -> tuple[dict[str, str | None], tuple[str, ...]]:
-        values: dict[str, str | None] = dict.fromkeys(SENSITIVE_FIELDS)
+        """Every customer field, None for what is absent or cannot be opened; and which cannot be opened."""
+        values: dict[str, str | None] = {name: stored.get(name) for name in CUSTOMER_FIELDS}
         unreadable: list[str] = []
-        for name, token in tokens.items():
-            try:
-                values[name] = MASK if name in hidden else self._encryption.open(sealed_for, name, token)
-            except FieldUnreadableError:
-                unreadable.append(name)
+        for name in SENSITIVE_FIELDS:
+            if name in stored:
+                try:
+                    values[name] = MASK if name in hidden else self._encryption.open(sealed_for, name, stored[name])
+                except FieldUnreadableError:
+                    values[name] = None
+                    unreadable.append(name)
         return values, tuple(unreadable)
 
-    def _transcript_uri(self, conversation_id: str | None) -> str | None:
-        if self._transcript_url is None or conversation_id is None:
-            return None
-        return self._transcript_url.replace("{conversation_id}", quote(conversation_id, safe=""))
+    def _shown(self, values: Mapping[str, str | None]) -> dict[str, Any]:
+        """The fields, and what is made of them. Any: the database, not the type checker, knows which are never None."""
+        link = None
+        if self._transcript_url is not None and (conversation_id := values["conversation_id"]) is not None:
+            link = self._transcript_url.replace("{conversation_id}", quote(conversation_id, safe=""))
+        return {**values, "transcript_uri": link}

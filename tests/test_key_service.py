@@ -14,7 +14,7 @@ from service import key_service, key_workers
 from service.encryption import EncryptionService
 from service.key_service import KeyService
 from service.keyring import Keyring, Purpose
-from service.lead import CustomerDetails
+from service.lead import CustomerFields
 from service.sealing import LeadSealer
 from service.storage import rekeying as storage_rekeying
 from service.storage.canary import confirm_canary, plan_of
@@ -74,7 +74,7 @@ async def test_a_reindex_takes_no_longer_than_its_rate_asks(
 async def store_leads(database: Database, sealer: LeadSealer) -> None:
     repository = LeadRepository(database)
     for number in range(LEADS):
-        details = CustomerDetails(
+        details = CustomerFields(
             name="Somebody",
             phone=f"+88017{number:08d}",
             nid=f"19{number:011d}",

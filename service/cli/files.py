@@ -18,6 +18,7 @@ import typer
 from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import FieldUnreadableError, StartRefusedError
+from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
 
 if TYPE_CHECKING:
     from leadkeep.v1 import lead_service_pb2 as pb
@@ -35,8 +36,9 @@ From = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], h
 To = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last day.")]
 
 SHOWN = (
-    *("id", "created_at", "status", "name", "phone", "nid", "email", "address", "interested_policy"),
-    *("preferred_contact_time", "notes", "conversation_id", "assignee", "resubmissions"),
+    *("id", "created_at", "status"),
+    *CUSTOMER_FIELDS,
+    *("assignee", "resubmissions"),
 )
 UNREADABLE = "(cannot be opened)"
 
@@ -185,8 +187,6 @@ def _leads_to_show(
 def _opened_fields(encryption: EncryptionService, lead: dict[str, Any]) -> dict[str, str | None]:
     """The sensitive fields that a lead has; None for those that cannot be opened."""
     from uuid import UUID
-
-    from service.lead import SENSITIVE_FIELDS
 
     fields: dict[str, str | None] = {}
     for name in SENSITIVE_FIELDS:

@@ -12,7 +12,7 @@ from service.http import openapi_texts as texts
 from service.http.json_codec import short_enum_names
 from service.http.problems import MEDIA_TYPE
 from service.http.routes import ERASURE_FIELDS, OPERATIONS, STATUS_FIELDS, Operation
-from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
+from service.lead import CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS
 from service.rpc.call import SERVICE
 from service.rpc.masking import can_show_values
 from service.rpc.unmasking import REASON
@@ -162,12 +162,12 @@ def _accepted(enum: EnumDescriptor) -> list[str]:
 
 def _submission() -> _Json:
     properties = {}
-    for name in CUSTOMER_FIELDS:
-        schema: _Json = {"type": "string", "description": texts.FIELDS["Lead"][name]}
-        if name in REQUIRED_FIELDS:
+    for name, rule in FIELD_RULES.items():
+        schema: _Json = {"type": "string", "description": rule.description}
+        if rule.required:
             schema["minLength"] = 1
-        if name in texts.LONGEST:
-            schema["maxLength"] = texts.LONGEST[name]
+        if rule.limit is not None:
+            schema["maxLength"] = rule.limit
         properties[name] = schema
     return {
         "type": "object",

@@ -6,6 +6,8 @@ the limits of ValidationService together.
 
 from __future__ import annotations
 
+from service.lead import FIELD_RULES
+
 ABOUT = """\
 Keeps the leads that chatbots collect: encrypted, free of duplicates, and never lost.
 
@@ -23,17 +25,7 @@ A request has at most 16 KiB of line and headers and 256 KiB of body."""
 FIELDS: dict[str, dict[str, str]] = {
     "Lead": {
         "id": "Identifier, a UUIDv7. Output.",
-        "name": "Full name.",
-        "phone": "Phone number in any usual form, kept as `+` and 7 to 15 digits. Unique among leads. "
-        "Masked: country code and last 2 digits.",
-        "nid": "National ID, 4 to 32 letters or digits, kept upper-cased and without separators. Unique among leads. "
-        "Masked: last 2 characters.",
-        "address": "Postal address; may have several lines. Masked whole.",
-        "interested_policy": "Policy of interest. An operator may restrict it to the policies on offer.",
-        "email": "E-mail address. Masked: first letter and domain.",
-        "preferred_contact_time": "When the customer likes to be contacted, in free text.",
-        "notes": "Notes and comments; may have several lines. Masked whole.",
-        "conversation_id": "The conversation that the lead came from: visible characters without spaces.",
+        **{name: rule.description for name, rule in FIELD_RULES.items()},
         "status": "Where the sales team stands. Output.",
         "created_at": "When the lead was accepted. Output.",
         "updated_at": "When the lead was last changed. Output.",
@@ -121,17 +113,6 @@ FIELDS: dict[str, dict[str, str]] = {
 }
 """What each field means, by message. UpdateStatusRequest without `id`, which the path holds."""
 
-LONGEST: dict[str, int] = {
-    "name": 200,
-    "address": 500,
-    "interested_policy": 200,
-    "email": 254,
-    "preferred_contact_time": 200,
-    "notes": 4000,
-    "conversation_id": 200,
-}
-"""Characters of a lead's texts. Phone and nid have no limit as they are written, but as they are kept."""
-
 LONGEST_REQUEST_ID = 128
 
 LONGEST_REASON = 500
@@ -207,15 +188,12 @@ EXAMPLE_SUBMISSION = {
 
 EXAMPLE_LEAD = {
     "id": "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f",
-    "name": "John Doe",
+    **dict.fromkeys(FIELD_RULES, ""),
+    **EXAMPLE_SUBMISSION,
     "phone": "+1•••90",
     "nid": "•••89",
     "address": "•••",
-    "interested_policy": "Term Life 20-Year",
     "email": "j•••@example.com",
-    "preferred_contact_time": "",
-    "notes": "",
-    "conversation_id": "",
     "status": "LEAD_STATUS_NEW",
     "created_at": "2026-01-31T09:00:00.123456Z",
     "updated_at": "2026-01-31T09:00:00.123456Z",

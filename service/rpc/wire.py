@@ -95,16 +95,8 @@ def list_query(request: pb.ListLeadsRequest) -> ListQuery:
 def lead_message(lead: Lead) -> pb.Lead:
     """A lead, unmasked."""
     return pb.Lead(
+        **lead.values(),
         id=str(lead.id),
-        name=lead.name,
-        phone=lead.phone,
-        nid=lead.nid,
-        address=lead.address,
-        interested_policy=lead.interested_policy,
-        email=lead.email,
-        preferred_contact_time=lead.preferred_contact_time,
-        notes=lead.notes,
-        conversation_id=lead.conversation_id,
         status=_status(lead.status),
         created_at=_timestamp(lead.created_at),
         updated_at=_timestamp(lead.updated_at),
@@ -113,6 +105,15 @@ def lead_message(lead: Lead) -> pb.Lead:
         transcript_uri=lead.transcript_uri,
         resubmissions=lead.resubmissions,
         unreadable_fields=lead.unreadable_fields,
+    )
+
+
+def _submission_message(submission: Lead | Resubmission) -> pb.Lead:
+    """What somebody submitted, without what the service made of it."""
+    return pb.Lead(
+        **submission.values(),
+        transcript_uri=submission.transcript_uri,
+        unreadable_fields=submission.unreadable_fields,
     )
 
 
@@ -160,11 +161,7 @@ def resubmission_messages(resubmissions: Iterable[Resubmission]) -> list[pb.Resu
     """Refused duplicates, unmasked."""
     return [
         pb.Resubmission(
-            lead=pb.Lead(
-                **{name: getattr(kept, name) for name in CUSTOMER_FIELDS},
-                transcript_uri=kept.transcript_uri,
-                unreadable_fields=kept.unreadable_fields,
-            ),
+            lead=_submission_message(kept),
             submitted_at=_timestamp(kept.submitted_at),
             actor=kept.actor,
             verified=kept.verified,
@@ -178,11 +175,7 @@ def conflict_messages(conflicts: Iterable[Conflict]) -> list[pb.Conflict]:
     return [
         pb.Conflict(
             id=str(conflict.submission.id),
-            submission=pb.Lead(
-                **{name: getattr(conflict.submission, name) for name in CUSTOMER_FIELDS},
-                transcript_uri=conflict.submission.transcript_uri,
-                unreadable_fields=conflict.submission.unreadable_fields,
-            ),
+            submission=_submission_message(conflict.submission),
             leads=[lead_message(lead) for lead in conflict.leads],
             met_fields=conflict.met_fields,
             accepted_at=_timestamp(conflict.accepted_at),

@@ -7,7 +7,7 @@ a lead: the one that it met, or one of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
 
@@ -17,11 +17,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConflictNotFoundError, ConflictResolvedError, StorageUnavailableError
-from service.lead import SENSITIVE_FIELDS, ConflictResolution, SealedConflict, SealedLead, SealedSubmission
+from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database import Database
-from service.storage.erasing import drop_within, wait_for_erasures
+from service.storage.erasing import NO_INDEXES, drop_within, wait_for_erasures
 from service.storage.failures import violated_constraint
+from service.storage.lead_queries import fields_of
 from service.storage.repository import BLIND_INDEXES, LeadRepository
 from service.storage.requests import Correction, DuplicateFoundError, Position
 from service.storage.submission_statements import index_columns
@@ -206,18 +207,19 @@ class ConflictRepository:
         return self._leads.lead_of(row)
 
     async def _link(self, connection: AsyncConnection, conflict: SealedConflict, lead_id: UUID) -> None:
-        if conflict.conversation_id is not None:
-            link = {"conversation_id": conflict.conversation_id, "lead_id": lead_id}
+        if (conversation_id := conflict.fields.get("conversation_id")) is not None:
+            link = {"conversation_id": conversation_id, "lead_id": lead_id}
             await connection.execute(insert_if_absent(models.LeadConversation).values(link).on_conflict_do_nothing())
 
     def _conflict(self, row: Row[Any] | None) -> SealedConflict:
         if row is None:
             raise ConflictNotFoundError
-        columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
-        clear = {name: columns[name] for name in _CLEAR}
-        sealed = {name: token for name in SENSITIVE_FIELDS if (token := columns[name]) is not None}
-        resolution = ConflictResolution(row.resolution) if row.resolution is not None else None
-        return SealedConflict(**clear, resolution=resolution, sealed=sealed)
+        return SealedConflict(
+            **{name: getattr(row, name) for name in _CLEAR},
+            fields=fields_of(row),
+            indexes=NO_INDEXES,
+            resolution=ConflictResolution(row.resolution) if row.resolution is not None else None,
+        )
 
 
 def _repeated(conflict_id: UUID) -> Any:
@@ -231,4 +233,4 @@ async def _dropped(connection: AsyncConnection, conflict_id: UUID) -> bool:
     return (await connection.execute(found.with_for_update(key_share=True))).one_or_none() is not None
 
 
-_CLEAR = [name for name in _CONFLICT.columns.keys() if name in SealedConflict.__slots__ and name != "resolution"]  # noqa: SIM118
+_CLEAR = [each.name for each in fields(SealedConflict) if each.name in _CONFLICT.columns and each.name != "resolution"]

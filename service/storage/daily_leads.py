@@ -16,9 +16,10 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
-from psycopg import IsolationLevel
+from psycopg import IsolationLevel, sql
 
 from service.days import Days
+from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
 
 UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "3D000")
 """Beginnings of what a server says, or would say, that is away, full, or no primary any more; see failures.py."""
@@ -36,9 +37,8 @@ _SESSION = (
 
 _LINE: LiteralString = """
 SELECT row_to_json(line)::text FROM (
-    SELECT id, name, phone, nid, address, interested_policy, email, preferred_contact_time, notes, conversation_id,
-           status, created_at, updated_at, version, assignee, resubmissions, phone_shared, nid_shared, created_by,
-           request_id, encode(content_digest, 'base64') AS content_digest,
+    SELECT id, {fields}, status, created_at, updated_at, version, assignee, resubmissions, phone_shared, nid_shared,
+           created_by, request_id, encode(content_digest, 'base64') AS content_digest,
            array_to_json(ARRAY(
                SELECT row_to_json(link) FROM (
                    SELECT conversation_id, linked_at FROM lead_conversation WHERE lead_id = lead.id
@@ -53,8 +53,7 @@ SELECT row_to_json(line)::text FROM (
                    WHERE lead_id = lead.id ORDER BY version) step)) END AS assignment_changes,
            CASE WHEN resubmissions = 0 THEN '[]' ELSE array_to_json(ARRAY(
                SELECT row_to_json(kept) FROM (
-                   SELECT slot, submission_id, name, phone, nid, address, interested_policy, email,
-                          preferred_contact_time, notes, conversation_id, actor, request_id,
+                   SELECT slot, submission_id, {fields}, actor, request_id,
                           encode(content_digest, 'base64') AS content_digest, verified, submitted_at
                    FROM resubmission WHERE lead_id = lead.id ORDER BY slot) kept)) END AS kept_resubmissions,
            array_to_json(ARRAY(
@@ -66,10 +65,10 @@ SELECT row_to_json(line)::text FROM (
 """
 _KEY_IDS: LiteralString = """
 SELECT DISTINCT split_part(token, '.', 1) FROM (
-    SELECT unnest(ARRAY[phone, nid, address, email, notes]) AS token FROM lead
+    SELECT unnest(ARRAY[{sealed}]) AS token FROM lead
     WHERE created_at >= %(start)s AND created_at < %(end)s
     UNION ALL
-    SELECT unnest(ARRAY[kept.phone, kept.nid, kept.address, kept.email, kept.notes])
+    SELECT unnest(ARRAY[{kept_sealed}])
     FROM resubmission kept JOIN lead ON lead.id = kept.lead_id
     WHERE lead.created_at >= %(start)s AND lead.created_at < %(end)s AND lead.resubmissions > 0
 ) tokens WHERE token IS NOT NULL
@@ -110,7 +109,11 @@ class Snapshot:
         self.lead_count: int = self._value(
             "SELECT count(*) FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s"
         )
-        self.key_ids = sorted(str(row[0]) for row in connection.execute(_KEY_IDS, self._bounds))
+        key_ids = sql.SQL(_KEY_IDS).format(
+            sealed=sql.SQL(", ").join(map(sql.Identifier, SENSITIVE_FIELDS)),
+            kept_sealed=sql.SQL(", ").join(sql.Identifier("kept", name) for name in SENSITIVE_FIELDS),
+        )
+        self.key_ids = sorted(str(row[0]) for row in connection.execute(key_ids, self._bounds))
 
     def _value(self, query: LiteralString) -> Any:
         row = self._connection.execute(query, self._bounds).fetchone()
@@ -119,10 +122,13 @@ class Snapshot:
 
     def lines(self) -> Iterator[str]:
         """Each lead as one line of JSON without its line end, oldest first."""
-        query = psycopg.sql.SQL(_LINE).format(**{name: psycopg.sql.Literal(at) for name, at in self._bounds.items()})
+        query = sql.SQL(_LINE).format(
+            fields=sql.SQL(", ").join(map(sql.Identifier, CUSTOMER_FIELDS)),
+            **{name: sql.Literal(at) for name, at in self._bounds.items()},
+        )
         with (
             self._connection.cursor() as cursor,
-            cursor.copy(psycopg.sql.SQL("COPY ({}) TO STDOUT").format(query)) as copy,
+            cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(query)) as copy,
         ):
             # rows(), for COPY's own text form doubles every backslash.
             for (line,) in copy.rows():

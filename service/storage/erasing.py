@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import NOT_CONFIRMED
 from service.errors import FieldUnreadableError
-from service.lead import SENSITIVE_FIELDS, BlindIndexes, ConflictResolution, SealedSubmission
+from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
+from service.storage.lead_queries import fields_of
 from service.storage.statements import Statement
 
 Refreshed = Callable[[SealedSubmission], SealedSubmission]
@@ -84,7 +85,8 @@ _RESUBMISSIONS = Statement(
         AND (CAST(:until AS timestamptz) IS NULL OR submitted_at <= :until)
 """)
 )
-_NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
+NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
+"""Of a submission whose indexes are computed from its opened fields before they are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,15 +308,11 @@ def _entry(row: Any, row_id: UUID, subject: str) -> SealedSubmission:
     """A row that holds a submission, without its blind indexes."""
     return SealedSubmission(
         id=row_id,
-        name=row.name,
-        interested_policy=row.interested_policy,
-        preferred_contact_time=row.preferred_contact_time,
-        conversation_id=row.conversation_id,
+        fields=fields_of(row),
         created_by=subject,
         request_id=row.request_id,
         content_digest=row.content_digest,
-        indexes=_NO_INDEXES,
-        sealed={name: token for name in SENSITIVE_FIELDS if (token := getattr(row, name)) is not None},
+        indexes=NO_INDEXES,
     )
 
 

@@ -1,4 +1,4 @@
-"""The statements that look for leads."""
+"""The statements that look for leads, and their rows as leads."""
 
 from __future__ import annotations
 
@@ -23,11 +23,21 @@ from sqlalchemy import (
     union_all,
 )
 
+from service.lead import CUSTOMER_FIELDS, LeadStatus, SealedLead
 from service.storage import models
 from service.storage.requests import LeadFilter
 
 LEAD = models.table(models.Lead)
 _ALIAS = models.LeadAlias
+
+COLUMNS = tuple(
+    LEAD.c[name]
+    for name in (
+        *("id", "status", "created_at", "updated_at", "version", "assignee", "resubmissions", "created_by"),
+        *CUSTOMER_FIELDS,
+    )
+)
+"""What statements select of leads, in the order that `lead_of` reads."""
 
 _WANTED = any_(bindparam("ids", type_=ARRAY(Uuid)))
 _LINK = models.LeadConversation
@@ -36,19 +46,45 @@ OTHER_LEADS_SHOWN = 100
 """How many further leads of one conversation are named."""
 
 
-def leads_of_ids(columns: Sequence[ColumnElement[Any]]) -> CompoundSelect[Any]:
-    """Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
-    return union_all(
-        select(LEAD.c.id.label("wanted"), *columns).where(LEAD.c.id == _WANTED),
-        select(_ALIAS.id, *columns).join(LEAD, LEAD.c.id == _ALIAS.lead_id).where(_ALIAS.id == _WANTED),
+def lead_of(values: Sequence[Any]) -> SealedLead:
+    """The lead of a row that holds COLUMNS."""
+    lead_id, status, created_at, updated_at, version, assignee, resubmissions, created_by, *stored = values
+    return SealedLead(
+        id=lead_id,
+        status=LeadStatus(status),
+        created_at=created_at,
+        updated_at=updated_at,
+        version=version,
+        assignee=assignee,
+        resubmissions=resubmissions,
+        created_by=created_by,
+        fields={name: value for name, value in zip(CUSTOMER_FIELDS, stored, strict=True) if value is not None},
     )
 
 
-def leads_of_conversation(columns: Sequence[ColumnElement[Any]]) -> Select[Any]:
+def lead_of_row(row: Any) -> SealedLead:
+    """The lead of a row that holds at least COLUMNS, by name."""
+    return lead_of([getattr(row, column.name) for column in COLUMNS])
+
+
+def fields_of(row: Any) -> dict[str, str]:
+    """The customer fields of a row of leads, resubmissions or conflicts, as they are stored."""
+    return {name: value for name in CUSTOMER_FIELDS if (value := getattr(row, name)) is not None}
+
+
+def leads_of_ids() -> CompoundSelect[Any]:
+    """Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
+    return union_all(
+        select(LEAD.c.id.label("wanted"), *COLUMNS).where(LEAD.c.id == _WANTED),
+        select(_ALIAS.id, *COLUMNS).join(LEAD, LEAD.c.id == _ALIAS.lead_id).where(_ALIAS.id == _WANTED),
+    )
+
+
+def leads_of_conversation() -> Select[Any]:
     """The leads that are linked to a `conversation`, newest first; `created_by` restricts them unless it is NULL."""
     creator = bindparam("created_by", type_=Text)
     return (
-        select(*columns)
+        select(*COLUMNS)
         .join(_LINK, _LINK.lead_id == LEAD.c.id)
         .where(_LINK.conversation_id == bindparam("conversation", type_=Text))
         .where(or_(creator.is_(None), LEAD.c.created_by == creator))
@@ -62,9 +98,9 @@ def is_or_leads_to(lead_id: UUID) -> ColumnElement[bool]:
     return LEAD.c.id == func.coalesce(select(_ALIAS.lead_id).where(_ALIAS.id == lead_id).scalar_subquery(), lead_id)
 
 
-def filtered(columns: Sequence[ColumnElement[Any]], wanted: LeadFilter) -> Select[Any]:
+def filtered(wanted: LeadFilter) -> Select[Any]:
     """The leads that pass a filter, in no order."""
-    query = select(*columns)
+    query = select(*COLUMNS)
     equals = {
         LEAD.c.assignee: wanted.assignee,
         LEAD.c.interested_policy: wanted.interested_policy,

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import SealedLead
-from service.storage.lead_rows import LeadRows
+from service.storage.lead_queries import COLUMNS, lead_of
 from service.storage.requests import AssignmentStep, StatusStep, Step
 from service.storage.statements import Statement
 
@@ -16,10 +16,9 @@ from service.storage.statements import Statement
 class LeadSteps:
     """How steps are taken."""
 
-    def __init__(self, rows: LeadRows) -> None:
-        self._rows = rows
-        self._status = _statement(rows, "status", "status_change")
-        self._assignee = _statement(rows, "assignee", "assignment_change")
+    def __init__(self) -> None:
+        self._status = _statement("status", "status_change")
+        self._assignee = _statement("assignee", "assignment_change")
 
     async def take(self, seen: SealedLead, step: Step, connection: AsyncConnection) -> SealedLead | None:
         """The lead after the step; None, and nothing is done, if it is no longer as it was seen.
@@ -35,11 +34,11 @@ class LeadSteps:
                 statement = self._assignee
                 given |= {"before": seen.assignee, "after": step.to_assignee}
         moved = await statement.rows(connection, given)
-        return self._rows.lead(moved[0]) if moved else None
+        return lead_of(moved[0]) if moved else None
 
 
-def _statement(rows: LeadRows, column: str, history: str) -> Statement:
-    columns = ", ".join(each.name for each in rows.columns)
+def _statement(column: str, history: str) -> Statement:
+    columns = ", ".join(each.name for each in COLUMNS)
     return Statement(
         text(f"""
         WITH moved AS (

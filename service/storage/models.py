@@ -76,7 +76,23 @@ def _sealed() -> CheckConstraint:
     )
 
 
-class Lead(Base):
+class CustomerColumns:
+    """The customer fields, alike wherever a submission is stored."""
+
+    name: Mapped[str]
+    phone: Mapped[str]
+    nid: Mapped[str]
+    address: Mapped[str]
+    interested_policy: Mapped[str]
+    email: Mapped[str | None]
+    preferred_contact_time: Mapped[str | None]
+    notes: Mapped[str | None]
+    conversation_id: Mapped[str | None]
+    request_id: Mapped[str | None]
+    content_digest: Mapped[bytes]
+
+
+class Lead(CustomerColumns, Base):
     """One interested person."""
 
     __tablename__ = "lead"
@@ -109,15 +125,6 @@ class Lead(Base):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    phone: Mapped[str]
-    nid: Mapped[str]
-    address: Mapped[str]
-    interested_policy: Mapped[str]
-    email: Mapped[str | None]
-    preferred_contact_time: Mapped[str | None]
-    notes: Mapped[str | None]
-    conversation_id: Mapped[str | None]
     status: Mapped[str] = mapped_column(server_default=LeadStatus.NEW.value)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -133,11 +140,20 @@ class Lead(Base):
     phone_shared: Mapped[bool] = mapped_column(server_default=text("false"))
     nid_shared: Mapped[bool] = mapped_column(server_default=text("false"))
     created_by: Mapped[str]
-    request_id: Mapped[str | None]
-    content_digest: Mapped[bytes]
 
 
-class StatusChange(Base):
+class HistoryColumns:
+    """The columns of a step in a lead's history."""
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"))
+    actor: Mapped[str]
+    reason: Mapped[str | None]
+    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    version: Mapped[int] = mapped_column(BigInteger)
+
+
+class StatusChange(HistoryColumns, Base):
     """One step of a lead's status history. Rows are only ever added."""
 
     __tablename__ = "status_change"
@@ -147,30 +163,18 @@ class StatusChange(Base):
         UniqueConstraint("lead_id", "version"),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"))
     from_status: Mapped[str]
     to_status: Mapped[str]
-    actor: Mapped[str]
-    reason: Mapped[str | None]
-    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
-    version: Mapped[int] = mapped_column(BigInteger)
 
 
-class AssignmentChange(Base):
+class AssignmentChange(HistoryColumns, Base):
     """One step of a lead's assignment history. Rows are only ever added."""
 
     __tablename__ = "assignment_change"
     __table_args__ = (UniqueConstraint("lead_id", "version"),)
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"))
     from_assignee: Mapped[str | None]
     to_assignee: Mapped[str | None]
-    actor: Mapped[str]
-    reason: Mapped[str | None]
-    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
-    version: Mapped[int] = mapped_column(BigInteger)
 
 
 class LeadConversation(Base):
@@ -184,7 +188,7 @@ class LeadConversation(Base):
     linked_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
-class Resubmission(Base):
+class Resubmission(CustomerColumns, Base):
     """A refused duplicate, kept with the lead that it met.
 
     The newest few are kept in a ring of slots, which a role without the right to DELETE can maintain.
@@ -200,18 +204,7 @@ class Resubmission(Base):
     lead_id: Mapped[UUID] = mapped_column(ForeignKey("lead.id"), primary_key=True)
     slot: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     submission_id: Mapped[UUID]
-    name: Mapped[str]
-    phone: Mapped[str]
-    nid: Mapped[str]
-    address: Mapped[str]
-    interested_policy: Mapped[str]
-    email: Mapped[str | None]
-    preferred_contact_time: Mapped[str | None]
-    notes: Mapped[str | None]
-    conversation_id: Mapped[str | None]
     actor: Mapped[str]
-    request_id: Mapped[str | None]
-    content_digest: Mapped[bytes]
     verified: Mapped[bool]
     submitted_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -227,7 +220,7 @@ class LeadAlias(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
-class LeadConflict(Base):
+class LeadConflict(CustomerColumns, Base):
     """A submission that shares a phone, a nid or a request_id with a lead: a person decides what becomes of it.
 
     It was acknowledged before the database had it, or refused by a lead that was erased since. Its own side is sealed
@@ -247,18 +240,7 @@ class LeadConflict(Base):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    phone: Mapped[str]
-    nid: Mapped[str]
-    address: Mapped[str]
-    interested_policy: Mapped[str]
-    email: Mapped[str | None]
-    preferred_contact_time: Mapped[str | None]
-    notes: Mapped[str | None]
-    conversation_id: Mapped[str | None]
     created_by: Mapped[str]
-    request_id: Mapped[str | None]
-    content_digest: Mapped[bytes]
     phone_lead_id: Mapped[UUID | None] = mapped_column(ForeignKey("lead.id"), index=True)
     nid_lead_id: Mapped[UUID | None] = mapped_column(ForeignKey("lead.id"), index=True)
     request_lead_id: Mapped[UUID | None] = mapped_column(ForeignKey("lead.id"), index=True)

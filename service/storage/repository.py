@@ -29,7 +29,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadkeepError, LeadNotFoundError, StorageUnavailableError
 from service.lead import (
-    SENSITIVE_FIELDS,
     AssignmentChange,
     LeadStatus,
     SealedLead,
@@ -41,8 +40,16 @@ from service.storage import models, submissions
 from service.storage.database import Database
 from service.storage.failures import violated_constraint
 from service.storage.gathered_reads import GatheredReads
-from service.storage.lead_queries import LEAD, filtered, is_or_leads_to, leads_of_conversation, leads_of_ids
-from service.storage.lead_rows import LeadRows
+from service.storage.lead_queries import (
+    LEAD,
+    fields_of,
+    filtered,
+    is_or_leads_to,
+    lead_of,
+    lead_of_row,
+    leads_of_conversation,
+    leads_of_ids,
+)
 from service.storage.lead_steps import LeadSteps
 from service.storage.outcomes import Met, Outcome
 from service.storage.requests import (
@@ -77,10 +84,9 @@ class LeadRepository:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._rows_of_leads = LeadRows()
-        self._leads_of_ids = Statement(leads_of_ids(self._rows_of_leads.columns))
-        self._leads_of_conversation = Statement(leads_of_conversation(self._rows_of_leads.columns))
-        self._steps = LeadSteps(self._rows_of_leads)
+        self._leads_of_ids = Statement(leads_of_ids())
+        self._leads_of_conversation = Statement(leads_of_conversation())
+        self._steps = LeadSteps()
         self._leads = GatheredReads(database, self._get_all)
 
     async def create(self, submission: SealedSubmission) -> Outcome:
@@ -113,7 +119,7 @@ class LeadRepository:
 
     async def _get_all(self, ids: Sequence[UUID], connection: AsyncConnection) -> dict[UUID, SealedLead]:
         rows = await self._leads_of_ids.rows(connection, {"ids": ids})
-        return {row[0]: self._rows_of_leads.lead(row[1:]) for row in rows}
+        return {row[0]: lead_of(row[1:]) for row in rows}
 
     async def acknowledged(self, lead_id: UUID) -> Acknowledged | None:
         """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
@@ -139,20 +145,20 @@ class LeadRepository:
 
         async def work(connection: AsyncConnection) -> tuple[SealedLead | None, list[UUID]]:
             rows = await self._leads_of_conversation.rows(connection, wanted)
-            newest = self._rows_of_leads.lead(rows[0]) if rows else None
+            newest = lead_of(rows[0]) if rows else None
             return newest, [row[0] for row in rows[1:]]
 
         return await self._database.read(work)
 
     async def list_leads(self, lead_filter: LeadFilter, *, after: Position | None, limit: int) -> list[SealedLead]:
         """At most `limit` leads behind the position `after`, newest first."""
-        query = filtered(self._rows_of_leads.columns, lead_filter)
+        query = filtered(lead_filter)
         if after is not None:
             query = query.where(tuple_(LEAD.c.created_at, LEAD.c.id) < tuple_(after.created_at, after.id))
         query = query.order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc()).limit(limit)
 
         async def work(connection: AsyncConnection) -> list[SealedLead]:
-            return [self._rows_of_leads.lead(row) for row in await connection.execute(query)]
+            return [lead_of(row) for row in await connection.execute(query)]
 
         return await self._database.read(work)
 
@@ -279,14 +285,10 @@ class LeadRepository:
         return [
             SealedResubmission(
                 submission_id=row.submission_id,
-                name=row.name,
-                interested_policy=row.interested_policy,
-                preferred_contact_time=row.preferred_contact_time,
-                conversation_id=row.conversation_id,
+                fields=fields_of(row),
                 submitted_at=row.submitted_at,
                 actor=row.actor,
                 verified=row.verified,
-                sealed=self._sealed(row),
             )
             for row in await self._rows(select(table.__table__).where(table.lead_id == lead_id).order_by(*newest_first))
         ]
@@ -298,10 +300,6 @@ class LeadRepository:
 
         return await self._database.read(work)
 
-    def _sealed(self, row: Row[Any]) -> dict[str, str]:
-        columns = row._mapping  # noqa: SLF001 # public, named so that no column hides it
-        return {name: token for name in SENSITIVE_FIELDS if (token := columns[name]) is not None}
-
     def lead_of(self, row: Any) -> SealedLead:
         """The lead of a row of its table."""
-        return self._rows_of_leads.lead_of_all(row)
+        return lead_of_row(row)

@@ -23,7 +23,7 @@ from uuid import UUID
 
 from service.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_id_of
 from service.errors import FieldUnreadableError, StartRefusedError
-from service.lead import BlindIndexes, SealedSubmission
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
 from service.secret_file import make_private_folder
 from service.storage.erasing import Person, Refreshed
 from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
@@ -317,7 +317,7 @@ class Spool:
         return self._encryption.spool_indexes("request", entry.created_by, entry.request_id)
 
     def _row(self, entry: SealedSubmission, request: bytes | None, now: datetime) -> Row:
-        conversation = entry.conversation_id
+        conversation = entry.fields.get("conversation_id")
         return Row(
             id=entry.id,
             accepted_at=now,
@@ -332,33 +332,27 @@ class Spool:
         )
 
 
-_PAYLOAD = (
-    "name",
-    "interested_policy",
-    "preferred_contact_time",
-    "conversation_id",
-    "created_by",
-    "request_id",
-    "refused",
-)
-
-
 def _payload(entry: SealedSubmission, accepted_at: datetime) -> bytes:
-    fields: dict[str, Any] = {name: getattr(entry, name) for name in _PAYLOAD}
-    fields |= {"sealed": dict(entry.sealed), "accepted_at": accepted_at.isoformat()}
-    return json.dumps(fields).encode()
+    sealed = entry.sealed
+    clear = {name: value for name, value in entry.fields.items() if name not in sealed}
+    about = {"created_by": entry.created_by, "request_id": entry.request_id, "refused": entry.refused}
+    return json.dumps({**clear, **about, "sealed": sealed, "accepted_at": accepted_at.isoformat()}).encode()
 
 
 def submission_of(row: Row, encryption: EncryptionService) -> SealedSubmission:
     """The submission of a row, with the blind indexes of the time at which it was put. Raises FieldUnreadableError."""
     try:
-        fields: dict[str, Any] = json.loads(encryption.open_spooled(row.id, row.payload))
+        held: dict[str, Any] = json.loads(encryption.open_spooled(row.id, row.payload))
+        clear = {name: value for name in CUSTOMER_FIELDS if (value := held.get(name)) is not None}
         return SealedSubmission(
             id=row.id,
-            accepted_at=datetime.fromisoformat(fields.pop("accepted_at")),
+            fields={**clear, **held["sealed"]},
+            created_by=held["created_by"],
+            request_id=held["request_id"],
+            refused=held["refused"],
+            accepted_at=datetime.fromisoformat(held["accepted_at"]),
             content_digest=row.content,
             indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
-            **fields,
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         raise FieldUnreadableError(["spooled"]) from None

@@ -68,14 +68,10 @@ def _closed(row: Row) -> SealedSubmission:
     """What a row tells without being opened."""
     return SealedSubmission(
         id=row.id,
-        name="",
-        interested_policy="",
-        preferred_contact_time=None,
-        conversation_id=None,
+        fields={},
         created_by="",
         request_id=None,
         content_digest=row.content,
         indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
-        sealed={},
         accepted_at=row.accepted_at,
     )

@@ -11,20 +11,12 @@ from typing import Any
 from pydantic_core import to_json
 from sqlalchemy import text
 
-from service.lead import BlindIndexes, SealedSubmission
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
 from service.storage.statements import Statement
 
 _COLUMN_TYPES = {
     "id": "uuid",
-    "name": "text",
-    "phone": "text",
-    "nid": "text",
-    "address": "text",
-    "interested_policy": "text",
-    "email": "text",
-    "preferred_contact_time": "text",
-    "notes": "text",
-    "conversation_id": "text",
+    **dict.fromkeys(CUSTOMER_FIELDS, "text"),
     "phone_index": "bytea",
     "nid_index": "bytea",
     "phone_index_2": "bytea",
@@ -127,10 +119,6 @@ def _entry(entry: SealedSubmission) -> dict[str, Any]:
     nid_index, nid_index_2 = entry.indexes.nid
     return {
         "id": str(entry.id),
-        "name": entry.name,
-        "interested_policy": entry.interested_policy,
-        "preferred_contact_time": entry.preferred_contact_time,
-        "conversation_id": entry.conversation_id,
         "phone_index": phone_index and phone_index.hex(),
         "nid_index": nid_index and nid_index.hex(),
         "phone_index_2": phone_index_2 and phone_index_2.hex(),
@@ -140,5 +128,5 @@ def _entry(entry: SealedSubmission) -> dict[str, Any]:
         "request_id": entry.request_id,
         "content_digest": entry.content_digest.hex(),
         "accepted_at": entry.accepted_at and entry.accepted_at.isoformat(),
-        **entry.sealed,
+        **entry.fields,
     }

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.lead import SENSITIVE_FIELDS, SealedLead, SealedSubmission
+from service.lead import CUSTOMER_FIELDS, SealedLead, SealedSubmission
 from service.storage import kept_resubmissions, models, tombstones
 from service.storage.erasing import wait_for_erasures
 from service.storage.outcomes import (
@@ -50,12 +50,9 @@ practice, and the bound keeps a fault from turning into an endless loop."""
 
 def columns_of(submission: SealedSubmission) -> dict[str, Any]:
     """The submission's columns, alike in the tables of leads, of resubmissions and of conflicts."""
-    sealed = {name: submission.sealed.get(name) for name in SENSITIVE_FIELDS}
-    return sealed | {
-        "name": submission.name,
-        "interested_policy": submission.interested_policy,
-        "preferred_contact_time": submission.preferred_contact_time,
-        "conversation_id": submission.conversation_id,
+    return {
+        **dict.fromkeys(CUSTOMER_FIELDS),
+        **submission.fields,
         "request_id": submission.request_id,
         "content_digest": submission.content_digest,
     }

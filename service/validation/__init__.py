@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from service.errors import LeadValidationError, Violation
-from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, REQUIRED_FIELDS, CustomerDetails
+from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS, CustomerFields
 from service.validation.email import normalise_email
 from service.validation.index_rule import NORMALISER_VERSION, identity_of
 from service.validation.nid import NidNormaliser, NidRule
@@ -22,13 +22,13 @@ from service.validation.text import MASK, TextRule, ValueRefusedError
 __all__ = ["MASK", "NORMALISER_VERSION", "NidRule", "PhoneRule", "ValidationService"]
 
 
-_NAME = TextRule(limit=200)
-_ADDRESS = TextRule(limit=500, lines=True)
-_POLICY = TextRule(limit=200)
-_PREFERRED_CONTACT_TIME = TextRule(limit=200)
-_NOTES = TextRule(limit=4000, lines=True)
-_CONVERSATION_ID = TextRule(limit=200, spaces=False)
+_TEXTS = {
+    name: TextRule(limit=rule.limit, lines=rule.lines, spaces=rule.spaces).normalise
+    for name, rule in FIELD_RULES.items()
+    if rule.limit is not None
+}
 _REQUEST_ID = TextRule(limit=128, spaces=False)
+_POLICY = _TEXTS["interested_policy"]
 _REASON = TextRule(limit=500, lines=True)
 _ASSIGNEE = TextRule(limit=200)
 
@@ -63,15 +63,11 @@ class ValidationService:
         self._policies = _catalogue(policies)
         self._identity = identity_of(default_region, PhoneRule(phone_rule), NidRule(nid_rule))
         self._rules: dict[str, _Rule] = {
-            "name": _NAME.normalise,
+            **_TEXTS,
             "phone": self._phone.canonical,
             "nid": self._nid.canonical,
-            "address": _ADDRESS.normalise,
             "interested_policy": self._policy_on_offer,
             "email": normalise_email,
-            "preferred_contact_time": _PREFERRED_CONTACT_TIME.normalise,
-            "notes": _NOTES.normalise,
-            "conversation_id": _CONVERSATION_ID.normalise,
         }
 
     @property
@@ -82,7 +78,7 @@ class ValidationService:
         """
         return self._identity
 
-    def submission(self, fields: Mapping[str, str]) -> CustomerDetails:
+    def submission(self, fields: Mapping[str, str]) -> CustomerFields:
         """The normalised details of a new lead. A field that is missing or empty was not given.
 
         Raises LeadValidationError with every violation, and ValueError for a name that no customer field has.
@@ -95,7 +91,7 @@ class ValidationService:
         }
         if violations:
             raise LeadValidationError(violations)
-        return CustomerDetails(**accepted)
+        return CustomerFields(**accepted)
 
     def correction(self, fields: Mapping[str, str]) -> dict[str, str | None]:
         """The normalised values of the fields that a correction names; None empties an optional one.
@@ -132,7 +128,7 @@ class ValidationService:
         Leads may be of a policy that is no longer on offer, so another one is looked for as it is written. Raises
         LeadValidationError, also for an empty value.
         """
-        policy = _required(_POLICY.normalise, value, path)
+        policy = _required(_POLICY, value, path)
         return self._policies.get(_folded(policy), policy)
 
     def reason(self, value: str, path: str = "reason") -> str | None:
@@ -149,7 +145,7 @@ class ValidationService:
 
     def conversation_id(self, value: str, path: str = "conversation_id") -> str | None:
         """At most 200 visible characters; None if empty. Raises LeadValidationError."""
-        return _optional(_CONVERSATION_ID.normalise, value, path)
+        return _optional(_TEXTS["conversation_id"], value, path)
 
     def _refuse_unknown(self, fields: Mapping[str, str]) -> None:
         if not fields.keys() <= self._rules.keys():
@@ -166,7 +162,7 @@ class ValidationService:
         return normal
 
     def _policy_on_offer(self, value: str) -> str | None:
-        policy = _POLICY.normalise(value)
+        policy = _POLICY(value)
         if policy is None or not self._policies:
             return policy
         spelling = self._policies.get(_folded(policy))
@@ -197,7 +193,7 @@ def _catalogue(policies: Collection[str]) -> dict[str, str]:
     catalogue: dict[str, str] = {}
     for policy in policies:
         try:
-            spelling = _POLICY.normalise(policy)
+            spelling = _POLICY(policy)
         except ValueRefusedError as refused:
             raise ValueError(f"a policy on offer {refused.description}") from None
         if spelling is None:

@@ -24,7 +24,7 @@ from leadkeep.v1 import lead_service_pb2_grpc
 from service.app import new_id
 from service.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keyring import Keyring, Purpose
-from service.lead import CustomerDetails, SealedSubmission
+from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage.database import Database
 from service.storage.repository import LeadRepository
@@ -49,7 +49,7 @@ def sealed(keyring: str, numbers: range) -> list[SealedSubmission]:
     return [
         sealer.seal(
             new_id(),
-            CustomerDetails(
+            CustomerFields(
                 name=f"Person {number}",
                 phone=f"+99517{number:08d}",
                 nid=f"77{number:011d}",

@@ -122,7 +122,7 @@ async def test_a_field_that_cannot_be_opened_sets_its_submission_aside(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
     one, other = submit(), submit()
-    await world.spool.put([replace(one, sealed={**one.sealed, "nid": other.sealed["nid"]}), other])
+    await world.spool.put([replace(one, fields={**one.fields, "nid": other.sealed["nid"]}), other])
     await world.drain.step()
     assert (stored(database), world.spool.size.damaged) == (1, 1)
 

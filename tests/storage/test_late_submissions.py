@@ -28,7 +28,7 @@ Submit = Callable[..., SealedSubmission]
 def submit(sealer: LeadSealer) -> Submit:
     """Submissions of different people; `late=True` for one that was acknowledged before."""
     from service.app import new_id
-    from service.lead import CustomerDetails
+    from service.lead import CustomerFields
 
     numbers = iter(range(1, 1000))
 
@@ -41,7 +41,7 @@ def submit(sealer: LeadSealer) -> Submit:
             "address": "1 Lake Road",
             "interested_policy": "Term Life",
         }
-        details = CustomerDetails(**(made_up | fields))
+        details = CustomerFields(**(made_up | fields))
         sealed = sealer.seal(new_id(), details, created_by=subject, request_id=request_id)
         return replace(sealed, accepted_at=ACCEPTED) if late else sealed
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.lead import SENSITIVE_FIELDS, CustomerDetails, LeadStatus, SealedLead, SealedSubmission
+from service.lead import SENSITIVE_FIELDS, CustomerFields, LeadStatus, SealedLead, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import models, submissions
 from service.storage.database import Database, Work
@@ -55,7 +55,7 @@ def submit(sealer: LeadSealer) -> Submit:
             "address": "1 Lake Road",
             "interested_policy": "Term",
         }
-        details = CustomerDetails(**(made_up | fields))
+        details = CustomerFields(**(made_up | fields))
         return sealer.seal(lead_id or uuid_utils.compat.uuid7(), details, created_by=created_by, request_id=request_id)
 
     return submission

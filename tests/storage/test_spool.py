@@ -16,7 +16,7 @@ from service.app import new_id
 from service.encryption import EncryptionService
 from service.errors import StartRefusedError
 from service.keyring import Keyring
-from service.lead import CustomerDetails, SealedSubmission
+from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import spool as spool_module
 from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
@@ -53,7 +53,7 @@ def submit(sealer: LeadSealer) -> Submit:
             "address": "1 Lake Road",
             "interested_policy": "Term Life",
         }
-        return sealer.seal(new_id(), CustomerDetails(**(made_up | fields)), created_by=subject, request_id=request_id)
+        return sealer.seal(new_id(), CustomerFields(**(made_up | fields)), created_by=subject, request_id=request_id)
 
     return make
 

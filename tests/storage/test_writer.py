@@ -19,7 +19,7 @@ from service.app import lead_writing, new_id
 from service.encryption import EncryptionService
 from service.errors import StorageUnavailableError
 from service.keyring import Keyring
-from service.lead import CustomerDetails, SealedSubmission
+from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import writer as writer_module
 from service.storage.database import Database
@@ -66,7 +66,7 @@ def submit(own_sealer: LeadSealer) -> Submit:
             "address": "1 Lake Road",
             "interested_policy": "Term Life",
         }
-        details = CustomerDetails(**(made_up | fields))
+        details = CustomerFields(**(made_up | fields))
         return own_sealer.seal(new_id(), details, created_by="bot", request_id=request_id)
 
     return make
@@ -186,7 +186,7 @@ async def test_of_two_in_one_batch_that_meet_the_first_is_saved(world: World, su
 async def test_a_repeat_in_one_batch_answers_the_first(world: World, submit: Submit, own_sealer: LeadSealer) -> None:
     await world.create(submit())
     first = submit(request_id="r")
-    details = CustomerDetails(
+    details = CustomerFields(
         name="Somebody",
         phone=own_sealer._encryption.open(first.id, "phone", first.sealed["phone"]),
         nid=own_sealer._encryption.open(first.id, "nid", first.sealed["nid"]),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from service.errors import LeadValidationError, Violation
-from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, REQUIRED_FIELDS, CustomerDetails
+from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, REQUIRED_FIELDS, CustomerFields
 from service.validation import MASK, NidRule, PhoneRule, ValidationService
 
 CATALOGUE = ["Health Insurance", "Straße Kasko"]
@@ -18,7 +18,7 @@ def violations_of(service: ValidationService, fields: dict[str, str]) -> dict[st
 def test_the_storys_example_is_accepted_as_it_is(service: ValidationService, fields: dict[str, str]) -> None:
     details = service.submission(fields)
 
-    assert details == CustomerDetails(**fields)
+    assert details == CustomerFields(**fields)
 
 
 @pytest.mark.parametrize("given", ["", " ", "\u200b", "\u00a0\n", None])
