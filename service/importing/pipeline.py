@@ -17,12 +17,11 @@ from uuid import UUID
 
 from service.importing.reports import Report
 from service.importing.rows import Result, Row, Told
-from service.importing.workers import opened_lines, sealed_rows
+from service.importing.workers import Ready, opened_lines, sealed_rows
 from service.lead import SealedSubmission
-from service.storage.daily_import import Restored, restore_leads
 from service.storage.database import Database
 from service.storage.failures import StorageFaultError
-from service.storage.lead_import import import_leads
+from service.storage.lead_import import Restored, import_leads, restore_leads
 from service.storage.outcomes import Created, Erased, Met, Outcome, Waiting
 from service.storage.repository import LeadRepository
 
@@ -33,6 +32,8 @@ BATCHES_AHEAD = 4
 """Batches that are worked on while one is stored: two for each of two processes."""
 
 T = TypeVar("T")
+
+_Store = Callable[[Sequence[Ready]], Awaitable[list[Told]]]
 
 
 class Pipeline:
@@ -60,53 +61,45 @@ class Pipeline:
     async def import_rows(self, rows: Iterable[Row], report: Report) -> None:
         """Import the rows of a foreign file. Raises StorageUnavailableError."""
 
-        def begin(batch: list[Row]) -> Future[list[SealedSubmission | Told]]:
-            readable = [(row.number, dict(row.fields), self._new_id()) for row in batch if row.fault is None]
-            return self._workers.submit(sealed_rows, readable)
+        def begin(batch: list[tuple[int, Row]]) -> Future[list[Ready | Told]]:
+            given = [(number, dict(row.fields), row.fault, self._new_id()) for number, row in batch]
+            return self._workers.submit(sealed_rows, given)
 
-        async def finish(batch: list[Row], worked: list[SealedSubmission | Told]) -> None:
-            results = iter(worked)
-            ready: list[tuple[Row, SealedSubmission]] = []
-            told: dict[int, Told] = {}
-            for row in batch:
-                done = Told(row.number, Result.INVALID, detail=row.fault) if row.fault else next(results)
-                if isinstance(done, Told):
-                    told[row.number] = done
-                else:
-                    ready.append((row, done))
-            told |= await self._store(ready)
-            for row in batch:
-                report.tell(told[row.number], row)
+        async def store(ready: Sequence[Ready]) -> list[Told]:
+            entries: list[SealedSubmission] = [each.lead for each in ready]
+            outcomes = await import_leads(self._database, self._repository, entries, dry_run=self._dry_run)
+            return [_told(each.number, each.lead, outcomes[each.lead.id]) for each in ready]
 
-        await self._pump(rows, begin, finish, report)
+        await self._pump(((row.number, row) for row in rows), begin, store, report)
 
     async def import_lines(self, lines: Iterable[bytes], report: Report) -> None:
         """Import the lines of a daily file. Raises StorageUnavailableError."""
 
-        def begin(batch: list[tuple[int, bytes]]) -> Future[list[dict[str, Any] | Told]]:
-            return self._workers.submit(opened_lines, batch)
+        async def store(ready: Sequence[Ready]) -> list[Told]:
+            found = await restore_leads(self._database, [each.lead for each in ready], dry_run=self._dry_run)
+            return [_told_restored(each.number, each.lead, found[UUID(each.lead["id"])]) for each in ready]
 
-        async def finish(batch: list[tuple[int, bytes]], worked: list[dict[str, Any] | Told]) -> None:
-            numbers = [number for number, _ in batch]
-            ready = [(n, done) for n, done in zip(numbers, worked, strict=True) if not isinstance(done, Told)]
-            told = {done.number: done for done in worked if isinstance(done, Told)} | await self._restore(ready)
-            for number in numbers:
-                report.tell(told[number])
-
-        await self._pump(enumerate(lines, start=1), begin, finish, report)
+        await self._pump(
+            enumerate(lines, start=1), lambda batch: self._workers.submit(opened_lines, batch), store, report
+        )
 
     async def _pump(
         self,
-        items: Iterable[T],
-        begin: Callable[[list[T]], Future[list[Any]]],
-        finish: Callable[[list[T], list[Any]], Awaitable[None]],
+        items: Iterable[tuple[int, T]],
+        begin: Callable[[list[tuple[int, T]]], Future[list[Ready | Told]]],
+        store: _Store,
         report: Report,
     ) -> None:
-        under_way: deque[tuple[list[T], Future[list[Any]]]] = deque()
+        under_way: deque[tuple[list[tuple[int, T]], Future[list[Ready | Told]]]] = deque()
 
         async def finish_oldest() -> None:
-            batch, worked = under_way.popleft()
-            await finish(batch, await asyncio.wrap_future(worked))
+            batch, future = under_way.popleft()
+            worked = await asyncio.wrap_future(future)
+            done = [each for each in worked if isinstance(each, Told)]
+            done += await _stored([each for each in worked if isinstance(each, Ready)], store)
+            told = {each.number: each for each in done}
+            for number, item in batch:
+                report.tell(told[number], item if isinstance(item, Row) else None)
             self._on_progress(report.rows)
 
         for batch in _batches(items):
@@ -118,42 +111,25 @@ class Pipeline:
         while under_way and not self._stopped.is_set():
             await finish_oldest()
 
-    async def _store(self, ready: Sequence[tuple[Row, SealedSubmission]]) -> dict[int, Told]:
-        if not ready:
-            return {}
-        batch = [submission for _, submission in ready]
-        try:
-            outcomes = await import_leads(self._database, self._repository, batch, dry_run=self._dry_run)
-        except StorageFaultError as fault:
-            if len(ready) == 1:
-                row = ready[0][0]
-                return {row.number: Told(row.number, Result.FAILED, detail=_refused(fault))}
-            half = len(ready) // 2
-            return await self._store(ready[:half]) | await self._store(ready[half:])
-        return {row.number: _told(row.number, entry, outcomes[entry.id]) for row, entry in ready}
 
-    async def _restore(self, ready: Sequence[tuple[int, dict[str, Any]]]) -> dict[int, Told]:
-        if not ready:
-            return {}
-        try:
-            found = await restore_leads(self._database, [lead for _, lead in ready], dry_run=self._dry_run)
-        except StorageFaultError as fault:
-            if len(ready) == 1:
-                number, lead = ready[0]
-                return {number: Told(number, Result.FAILED, lead["id"], _refused(fault))}
-            half = len(ready) // 2
-            return await self._restore(ready[:half]) | await self._restore(ready[half:])
-        return {number: _told_restored(number, lead, found[UUID(lead["id"])]) for number, lead in ready}
+async def _stored(ready: Sequence[Ready], store: _Store) -> list[Told]:
+    """Store leads together; by halves where the database refuses that, so that a refused one costs only itself."""
+    if not ready:
+        return []
+    try:
+        return await store(ready)
+    except StorageFaultError as fault:
+        if len(ready) == 1:
+            detail = f"the database refused it (SQLSTATE {fault.cause})"
+            return [Told(ready[0].number, Result.FAILED, ready[0].known_id, detail)]
+        half = len(ready) // 2
+        return await _stored(ready[:half], store) + await _stored(ready[half:], store)
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, BATCH_ROWS)):
         yield batch
-
-
-def _refused(fault: StorageFaultError) -> str:
-    return f"the database refused it (SQLSTATE {fault.cause})"
 
 
 def _told(number: int, entry: SealedSubmission, outcome: Outcome) -> Told:

@@ -5,6 +5,7 @@ The processes get the keyring through a pipe, never through their command line, 
 
 from __future__ import annotations
 
+import base64
 import json
 import multiprocessing
 import os
@@ -17,11 +18,12 @@ from uuid import UUID
 
 from service.encryption import EncryptionService, IndexPlan
 from service.errors import FieldUnreadableError, LeadValidationError
-from service.importing.daily import DailyRowError, prepared
+from service.file_storage import MEANINGS
 from service.importing.rows import Result, Told
 from service.keyring import Keyring
-from service.lead import CUSTOMER_FIELDS, SealedSubmission
+from service.lead import SENSITIVE_FIELDS
 from service.sealing import LeadSealer
+from service.storage.submission_statements import index_columns
 from service.validation import ValidationService
 from service.worker_processes import end_with_the_parent
 
@@ -29,6 +31,11 @@ IMPORTER = "import"
 """The subject of imported leads. The request_id of a row is made of its content, so that a repeat finds its lead."""
 
 MOST_WORKERS = 4
+
+LARGEST_NUMBER = 10**15
+"""Of a history's row: moving the counter there must leave room behind it."""
+
+_LISTS = ("conversations", "status_changes", "assignment_changes", "kept_resubmissions", "aliases")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,33 +100,80 @@ def pool(rules: Rules) -> ProcessPoolExecutor:
     )
 
 
-def sealed_rows(rows: Sequence[tuple[int, dict[str, str], UUID]]) -> list[SealedSubmission | Told]:
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A lead that can be stored: a SealedSubmission, or the object of a daily file with its blind indexes."""
+
+    number: int
+    lead: Any
+    known_id: str = ""
+    """Its id, when the file names it."""
+
+
+def sealed_rows(rows: Sequence[tuple[int, dict[str, str], str | None, UUID]]) -> list[Ready | Told]:
     """Each row as a submission that is ready to be stored, or why it cannot be."""
     assert _worker is not None  # noqa: S101 # the pool's initializer ran
     return [_sealed(_worker, *row) for row in rows]
 
 
-def _sealed(worker: _Worker, number: int, fields: dict[str, str], lead_id: UUID) -> SealedSubmission | Told:
+def _sealed(worker: _Worker, number: int, fields: dict[str, str], fault: str | None, lead_id: UUID) -> Ready | Told:
+    if fault is not None:
+        return Told(number, Result.INVALID, detail=fault)
     try:
-        details = worker.validation.submission(fields)
+        entered = worker.validation.submission(fields)
     except LeadValidationError as invalid:
         told = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
         return Told(number, Result.INVALID, detail=told)
     # The last one is the oldest key's: a file that is imported again finds its leads also after a rotation.
-    *_, digest = worker.encryption.content_digests(getattr(details, name) for name in CUSTOMER_FIELDS)
-    return worker.sealer.seal(lead_id, details, created_by=IMPORTER, request_id=f"{IMPORTER}:{digest.hex()}")
+    *_, digest = worker.encryption.content_digests(entered.values().values())
+    return Ready(
+        number, worker.sealer.seal(lead_id, entered, created_by=IMPORTER, request_id=f"{IMPORTER}:{digest.hex()}")
+    )
 
 
-def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[dict[str, Any] | Told]:
+def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | Told]:
     """Each line of a daily file with its blind indexes, or why it cannot be imported."""
     assert _worker is not None  # noqa: S101 # the pool's initializer ran
-    done: list[dict[str, Any] | Told] = []
+    done: list[Ready | Told] = []
     for number, line in lines:
         try:
-            done.append(prepared(json.loads(line), _worker.encryption, _worker.sealer))
+            lead = _indexed(json.loads(line), _worker)
+            done.append(Ready(number, lead, lead["id"]))
         except FieldUnreadableError as unreadable:
             done.append(Told(number, Result.INVALID, detail=f"cannot be opened: {unreadable.metadata['fields']}"))
-        except (DailyRowError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             # Whatever stands where this format has something else; the database looks at the values themselves.
             done.append(Told(number, Result.INVALID, detail="it is not a lead of this format"))
     return done
+
+
+def _indexed(lead: Any, worker: _Worker) -> dict[str, Any]:
+    """The lead of a line with its blind indexes, in base64.
+
+    Every sealed field is opened, which proves that it belongs to this lead and this keyring. Raises ValueError and
+    FieldUnreadableError, and what Python raises for a value of another type than this format has there.
+    """
+    if not isinstance(lead, dict) or list(lead) != list(MEANINGS) or not all(_is_list(lead[name]) for name in _LISTS):
+        raise ValueError
+    if not all(isinstance(lead[name], int) for name in ("version", "resubmissions")):
+        raise ValueError
+    opened = _opened(lead, UUID(lead["id"]), worker.encryption)
+    for kept in lead["kept_resubmissions"]:
+        _opened(kept, UUID(kept["submission_id"]), worker.encryption)
+    for step in (*lead["status_changes"], *lead["assignment_changes"]):
+        if not isinstance(step.get("id"), int) or not 0 < step["id"] <= LARGEST_NUMBER:
+            raise ValueError
+    indexes = worker.sealer.indexes(opened["phone"], opened["nid"])
+    columns = index_columns(indexes)
+    return lead | {
+        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in columns.items()
+    }
+
+
+def _opened(row: dict[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:
+    tokens = {name: row[name] for name in SENSITIVE_FIELDS if row[name] is not None}
+    return {name: encryption.open(sealed_for, name, token) for name, token in tokens.items()}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
