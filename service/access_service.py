@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from service.errors import LeadValidationError, PageTokenInvalidError, Violation
+from service.errors import LeadValidationError, Violation
 from service.page_token import Tags, make_page_token, read_page_token
 from service.storage.access_records import AccessFilter, AccessRecords, RecordedAccess
 
@@ -56,14 +56,11 @@ class AccessService:
         identity, tags = f"accesses/{wanted!r}", self._page_token_tags
         after = None
         if query.page_token:
-            recorded_at, place = read_page_token(query.page_token, list_identity=identity, tags=tags)
-            if place.int >= 2**63:
-                raise PageTokenInvalidError
-            after = recorded_at, place.int
+            after = read_page_token(query.page_token, int, list_identity=identity, tags=tags)
         limit = min(query.page_size or DEFAULT_PAGE, LARGEST_PAGE)
         found = await self._records.find(wanted, after=after, limit=limit + 1)
         page, token = found[:limit], ""
         if len(found) > limit:
             last = page[-1]
-            token = make_page_token(last.entry.recorded_at, UUID(int=last.id), list_identity=identity, tags=tags)
+            token = make_page_token(last.entry.recorded_at, last.id, list_identity=identity, tags=tags)
         return page, token

@@ -65,7 +65,7 @@ class ConflictService:
         if page_size < 0:
             raise LeadValidationError([Violation("page_size", "must not be negative")])
         identity, tags = f"conflicts/{resolved_too}", self._page_token_tags
-        after = Position(*read_page_token(page_token, list_identity=identity, tags=tags)) if page_token else None
+        after = Position(*read_page_token(page_token, UUID, list_identity=identity, tags=tags)) if page_token else None
         limit = min(page_size or LARGEST_PAGE, LARGEST_PAGE)
         found = await self._conflicts.list_conflicts(resolved_too=resolved_too, after=after, limit=limit + 1)
         page, token = found[:limit], ""

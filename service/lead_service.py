@@ -195,7 +195,7 @@ class LeadService:
         tags = self._page_token_tags
         after = None
         if query.page_token:
-            after = Position(*read_page_token(query.page_token, list_identity=identity, tags=tags))
+            after = Position(*read_page_token(query.page_token, UUID, list_identity=identity, tags=tags))
         limit = min(query.page_size or DEFAULT_PAGE, LARGEST_PAGE)
         found = await self._repository.list_leads(wanted, after=after, limit=limit + 1)
         page, more = found[:limit], len(found) > limit
