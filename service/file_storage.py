@@ -24,10 +24,9 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from service.days import Days
 from service.lead import FIELD_RULES, SENSITIVE_FIELDS
 from service.secret_file import make_private_folder, sync_folder
-from service.storage.daily_leads import DailyLeads, Snapshot
+from service.storage.daily_leads import DailyLeads, Days, Snapshot
 
 FORMAT = "leadkeep-daily-file"
 VERSION = 1

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from service.days import Days
 from service.file_storage import (
     DailyFileError,
     FileStorageService,
@@ -37,7 +36,7 @@ from service.file_storage import (
     RenderingStoppedError,
     read_header,
 )
-from service.storage.daily_leads import DailyLeads, DailyLeadsError
+from service.storage.daily_leads import DailyLeads, DailyLeadsError, Days
 
 LOOK_SECONDS = 0.3
 """How often the database is asked for touched days."""

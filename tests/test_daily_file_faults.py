@@ -15,11 +15,10 @@ from uuid import UUID
 import httpx
 import pytest
 
-from service.days import Days
 from service.file_rendering import FileRendering
 from service.file_storage import FileStorageService, Render
 from service.file_worker import FileWorker
-from service.storage.daily_leads import DailyLeads
+from service.storage.daily_leads import DailyLeads, Days
 from service.supervisor import Component, Supervisor
 from tests.conftest import StartService
 from tests.harness.daily_files import create, file_of, read, soon_in, store_lead, today

@@ -16,10 +16,9 @@ import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.days import Days
 from service.file_storage import MEANINGS, DailyFileError, FileStorageService, content_of, read_header
 from service.storage import models
-from service.storage.daily_leads import DailyLeads, DailyLeadsError
+from service.storage.daily_leads import DailyLeads, DailyLeadsError, Days
 from tests.conftest import StartService
 from tests.harness.daily_files import create, file_of, leads_in, read, soon_in, store_lead, today
 from tests.harness.faults import execute, value_of

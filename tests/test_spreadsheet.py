@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.spreadsheet import DANGEROUS, neutralised, restored
+from service.importing.csv_file import DANGEROUS, neutralised, restored
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+880", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "  =1", "\uff1d1", "\uff0b1"])

@@ -164,7 +164,7 @@ def _write(
 
 
 def _bounds(zone: str, first: datetime | None, last: datetime | None) -> tuple[datetime, datetime]:
-    from service.days import Days
+    from service.storage.daily_leads import Days
 
     days = Days(zone)
     # Who writes 9999-12-31 means no end; beyond these days the calendar ends in one time zone or another.
@@ -197,7 +197,7 @@ def _csv_writer(file: IO[str]) -> _Writer:
     from google.protobuf.json_format import MessageToDict
     from leadkeep.v1 import lead_service_pb2 as pb
 
-    from service.spreadsheet import neutralised
+    from service.importing.csv_file import neutralised
 
     columns = [field.name for field in pb.Lead.DESCRIPTOR.fields]
     # CRLF, as RFC 4180 has it. Every cell in quotes: a spreadsheet that takes `;` for a separator too must not find a

@@ -318,9 +318,8 @@ def _days(day: datetime | None, first: datetime | None, last: datetime | None, k
 @contextmanager
 def _opened(settings: Settings) -> Iterator[tuple[FileStorageService, DailyLeads]]:
     from service.cli.database import confirmed_database_url
-    from service.days import Days
     from service.file_storage import FileStorageService
-    from service.storage.daily_leads import DailyLeads, DailyLeadsError
+    from service.storage.daily_leads import DailyLeads, DailyLeadsError, Days
 
     days = Days(settings.files_timezone)
     with confirmed_database_url(settings) as url:

@@ -68,7 +68,7 @@ def import_files(
     settings = load_settings()
     from service.cli.database import with_database
     from service.importing.columns import explicit_mapping
-    from service.importing.rows import ImportRefusedError
+    from service.importing.source import ImportRefusedError
 
     if len(files) > 1 and (results or rejects):
         raise typer.BadParameter("with several files each has its own", param_hint="--results, --rejects")
@@ -141,8 +141,7 @@ def _source(path: Path, wanted: _Wanted) -> _Source:
     """A file that can be imported. Raises ImportRefusedError."""
     from service.importing.csv_file import CsvFile
     from service.importing.json_file import JsonFile
-    from service.importing.rows import ImportRefusedError
-    from service.importing.source import Kind, kind_of
+    from service.importing.source import ImportRefusedError, Kind, kind_of
 
     kind = kind_of(path)
     suffix = ".rejects.csv" if kind is Kind.CSV else ".rejects.jsonl"
@@ -162,8 +161,7 @@ async def _import_one(
 ) -> dict[str, Any]:
     from service.file_storage import DailyFileError, read_lines
     from service.importing.csv_file import CsvFile
-    from service.importing.reports import Report, ReportError
-    from service.importing.rows import Result
+    from service.importing.reports import Report, ReportError, Result
 
     path, results, rows = source.path, source.results, source.rows
     if rows is None:
@@ -200,7 +198,7 @@ async def _import_one(
 
 
 def _require_apart(source: Path, results: Path, rejects: Path) -> None:
-    from service.importing.rows import ImportRefusedError
+    from service.importing.source import ImportRefusedError
 
     if len({source.resolve(), results.resolve(), rejects.resolve()}) < 3:  # one of them is another one
         raise ImportRefusedError("--results and --rejects must be files of their own")
@@ -209,7 +207,7 @@ def _require_apart(source: Path, results: Path, rejects: Path) -> None:
 def _require_whole(path: Path, encryption: EncryptionService) -> None:
     """Refuse a daily file that is damaged, or that this keyring cannot open, before anything is imported."""
     from service.file_storage import DailyFileError, content_of, read_header
-    from service.importing.rows import ImportRefusedError
+    from service.importing.source import ImportRefusedError
 
     try:
         header = read_header(path)

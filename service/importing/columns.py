@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from service.importing.rows import ImportRefusedError
+from service.importing.source import ImportRefusedError
 from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
 
 REASON_COLUMN = "leadkeep_reason"

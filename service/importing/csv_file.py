@@ -3,6 +3,9 @@
 A record ends with the line on which its quotes are closed (RFC 4180); a quote inside a cell that does not begin with
 one is a character like others, such as an inch. If quotes are never closed, or only by those of a row further down,
 that is told of the first line, and reading goes on with the second.
+
+Cells that a spreadsheet would take for a formula are made harmless in what we write (OWASP, CSV Injection: a cell that
+begins with one of these characters may be executed), and made whole again when they come back.
 """
 
 from __future__ import annotations
@@ -15,8 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from service.importing.columns import ignored, require_all, resolve
-from service.importing.rows import NOT_UNICODE, ImportRefusedError, Row, is_unicode
-from service.spreadsheet import restored
+from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
 
 DELIMITERS = (",", ";", "\t")
 LONGEST_RECORD = 100_000
@@ -24,7 +26,24 @@ LONGEST_RECORD = 100_000
 
 _SHOWN = 1000  # characters of a record that is too long, for the file of rejects
 
+DANGEROUS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The full-width forms too: some spreadsheets read them as the plain ones."""
+
+_QUOTE = "'"
+
 csv.field_size_limit(LONGEST_RECORD)
+
+
+def neutralised(cell: str) -> str:
+    """The cell as it may be opened in a spreadsheet: an apostrophe before what is dangerous, or begins with one."""
+    begins = cell.lstrip(" ")
+    return _QUOTE + cell if begins.startswith((*DANGEROUS, _QUOTE)) else cell
+
+
+def restored(cell: str) -> str:
+    """What `neutralised` was given. A cell that it never changed stays as it is."""
+    behind = cell.removeprefix(_QUOTE)
+    return behind if neutralised(behind) == cell else cell
 
 
 class CsvFile:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from service.importing.columns import field_of, ignored, plain, resolve
-from service.importing.rows import NOT_UNICODE, ImportRefusedError, Row, is_unicode
+from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
 
 LONGEST_OBJECT = 200_000
 """Characters. The longest lead has 6,000, and escapes make six of one."""

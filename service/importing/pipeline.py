@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-from service.importing.reports import Report
-from service.importing.rows import Result, Row, Told
+from service.importing.reports import Report, Result, Told
+from service.importing.source import Row
 from service.importing.workers import Ready, opened_lines, sealed_rows
 from service.lead import SealedSubmission
 from service.storage.database import Database

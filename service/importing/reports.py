@@ -11,13 +11,43 @@ import json
 import os
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
 from service.importing.columns import REASON_COLUMN
-from service.importing.rows import ImportRefusedError, Result, Row, Told
+from service.importing.source import ImportRefusedError, Row
 
 RESULT_COLUMNS = ("row", "result", "lead_id", "detail")
+
+
+class Result(StrEnum):
+    """What became of a row."""
+
+    SAVED = "saved"
+    SAVED_BEFORE = "saved before"
+    DUPLICATE = "duplicate"
+    OLDER_HERE = "older here"
+    """The database has this lead in an earlier version than the file; it stays as it is."""
+    ERASED = "erased"
+    """The lead was erased, and is not brought back."""
+    INVALID = "invalid"
+    FAILED = "failed"
+    """The database refused it for a reason that no value of the row can mend."""
+
+
+NOT_IMPORTED = (Result.OLDER_HERE, Result.INVALID, Result.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The result of one row. `detail` says why, without any value of the row."""
+
+    number: int
+    result: Result
+    lead_id: str = ""
+    detail: str = ""
 
 
 class ReportError(Exception):

@@ -1,16 +1,47 @@
-"""What kind of file is it? Told by its content, not by its name."""
+"""A file to import: its kind, by its content and not by its name, and a row of it."""
 
 from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from service.importing.rows import ImportRefusedError
-
 _LOOKED_AT = 4096
 _DAILY = re.compile(rb'\s*\{\s*"format"\s*:\s*"leadkeep-daily-file"')
+
+
+class ImportRefusedError(Exception):
+    """The file cannot be imported as it is; the text says what to do. Nothing of it was imported."""
+
+
+NOT_UNICODE = "it is not UTF-8 text"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be stored: bytes that were no UTF-8 were read as lone surrogates."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as it was read: where it stands, its values by field, and itself for the file of rejects.
+
+    `fault` is set, and `fields` is empty, when it could not even be read.
+    """
+
+    number: int
+    fields: Mapping[str, str]
+    original: Sequence[str] | Mapping[str, object]
+    fault: str | None = None
 
 
 class Kind(Enum):

@@ -19,7 +19,7 @@ from uuid import UUID
 from service.encryption import EncryptionService, IndexPlan
 from service.errors import FieldUnreadableError, LeadValidationError
 from service.file_storage import MEANINGS
-from service.importing.rows import Result, Told
+from service.importing.reports import Result, Told
 from service.keyring import Keyring
 from service.lead import SENSITIVE_FIELDS
 from service.sealing import LeadSealer

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from phonenumbers import COUNTRY_CODE_TO_REGION_CODE
 
@@ -55,7 +55,7 @@ MASKS: dict[str, Callable[[str], str]] = {"phone": mask_phone, "nid": mask_nid, 
 
 def mask_value(field: str, value: str) -> str:
     """How a sensitive field's value is shown to those who may not see it."""
-    return MASKS.get(field, _mask_whole)(value)
+    return MASKS[field](value) if field in MASKS else MASK
 
 
 def mask_message(message: Message) -> None:
@@ -80,11 +80,6 @@ def asked_by_value(request: Message) -> tuple[str, ...]:
     What a lead inside the request holds is not looked for but written.
     """
     return tuple(name for name in _plan(request.DESCRIPTOR).masked if getattr(request, name))
-
-
-def can_show_values(descriptor: Descriptor) -> bool:
-    """Whether a message of this kind, or one inside it, can hold values of sensitive fields."""
-    return _holds_sensitive(descriptor)
 
 
 def shown_values(message: Message, inherited_id: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -119,26 +114,19 @@ class _Plan:
 @cache
 def _plan(descriptor: Descriptor) -> _Plan:
     names = _sensitive(descriptor)
-    inner = [field for field in descriptor.fields if field.message_type and _holds_sensitive(field.message_type)]
+    inner = [field for field in descriptor.fields if field.message_type and can_show_values(field.message_type)]
     return _Plan(
         masked=names,
         says_masked=bool(names) and "masked" in descriptor.fields_by_name,
-        single=tuple(field.name for field in inner if not _is_repeated(field)),
-        repeated=tuple(field.name for field in inner if _is_repeated(field)),
+        single=tuple(field.name for field in inner if not field.is_repeated),
+        repeated=tuple(field.name for field in inner if field.is_repeated),
     )
 
 
 @cache
-def _holds_sensitive(descriptor: Descriptor) -> bool:
+def can_show_values(descriptor: Descriptor) -> bool:
+    """Whether a message of this kind, or one inside it, can hold values of sensitive fields."""
     # The contract's messages do not contain themselves, so this ends.
     return bool(_sensitive(descriptor)) or any(
-        _holds_sensitive(field.message_type) for field in descriptor.fields if field.message_type
+        can_show_values(field.message_type) for field in descriptor.fields if field.message_type
     )
-
-
-def _is_repeated(field: FieldDescriptor) -> bool:
-    return field.is_repeated
-
-
-def _mask_whole(_value: str) -> str:
-    return MASK

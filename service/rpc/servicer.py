@@ -145,7 +145,9 @@ class LeadServicer:
 
     async def ListAccesses(self, _call: Call, request: pb.ListAccessesRequest) -> pb.ListAccessesResponse:  # noqa: N802
         """Show a page of the access record."""
-        accesses, next_page_token = await self._accesses.list_accesses(wire.access_query(request))
+        accesses, next_page_token = await self._accesses.list_accesses(
+            wire.access_filter(request), page_size=request.page_size, page_token=request.page_token
+        )
         return pb.ListAccessesResponse(accesses=wire.access_messages(accesses), next_page_token=next_page_token)
 
 

@@ -10,7 +10,6 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access_service import AccessQuery
 from service.confirmation import Confirmation
 from service.conflict_service import Conflict
 from service.errors import LeadValidationError, Violation
@@ -25,7 +24,7 @@ from service.lead import (
     StatusChange,
 )
 from service.lead_service import ListQuery
-from service.storage.access_records import RecordedAccess
+from service.storage.access_records import AccessFilter, RecordedAccess
 
 _STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
 _RESOLUTION_FROM_WIRE = {
@@ -189,13 +188,11 @@ def conflict_messages(conflicts: Iterable[Conflict]) -> list[pb.Conflict]:
     ]
 
 
-def access_query(request: pb.ListAccessesRequest) -> AccessQuery:
+def access_filter(request: pb.ListAccessesRequest) -> AccessFilter:
     """Which accesses a caller wants listed. Raises LeadValidationError."""
-    return AccessQuery(
-        page_size=request.page_size,
-        page_token=request.page_token,
+    return AccessFilter(
         lead_id=lead_id_of(request.lead_id, "lead_id") if request.lead_id else None,
-        subject=request.subject,
+        subject=request.subject or None,
         recorded_after=_moment(request, "recorded_after"),
         recorded_before=_moment(request, "recorded_before"),
     )

@@ -21,7 +21,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.access import Scope
 from service.cli.exports import SOME_UNREADABLE
 from service.cli.interrupts import INTERRUPTED
-from service.spreadsheet import restored
+from service.importing.csv_file import restored
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer

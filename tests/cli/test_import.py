@@ -22,9 +22,8 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.cli.imports import NOT_ALL_IMPORTED
 from service.cli.interrupts import INTERRUPTED
-from service.days import Days
 from service.file_storage import FileStorageService
-from service.storage.daily_leads import DailyLeads
+from service.storage.daily_leads import DailyLeads, Days
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody

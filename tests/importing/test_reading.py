@@ -10,8 +10,7 @@ import pytest
 from service.importing.columns import explicit_mapping, resolve
 from service.importing.csv_file import LONGEST_RECORD, CsvFile
 from service.importing.json_file import JsonFile
-from service.importing.rows import ImportRefusedError, Row
-from service.importing.source import Kind, kind_of
+from service.importing.source import ImportRefusedError, Kind, Row, kind_of
 
 HEADER = "name,phone,nid,address,interested_policy"
 GOOD = "Rahima,+8801712345678,1990,1 Lake Road,Term"
