@@ -35,6 +35,7 @@ from service.rpc.servicer import LeadServicer
 from service.rpc.status import CODES
 from service.storage import models, schema
 from service.storage.database_url import sqlalchemy_url
+from tests.harness.leads import SENSITIVE
 from tests.harness.postgres import TestDatabase, TestServer
 
 MIGRATIONS = Path(schema.__file__).parent / "migrations"
@@ -62,9 +63,6 @@ NOT_SHOWN = {
     "nid_shared": "the same for the nid",
 }
 """Columns of a lead that no caller sees, and why."""
-
-SENSITIVE = {"phone", "nid", "address", "email", "notes"}
-"""The story's sensitive fields: said once more here, so that nobody takes one away by editing the contract."""
 
 
 def fields_of(kind: type) -> set[str]:

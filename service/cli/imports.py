@@ -97,7 +97,7 @@ async def _import_all(
 ) -> tuple[list[dict[str, Any]], bool]:
     from service import app
     from service.importing.pipeline import Pipeline
-    from service.importing.workers import Rules, pool
+    from service.importing.workers import pool
     from service.storage.canary import confirm_canary, plan_of
     from service.storage.repository import LeadRepository
 
@@ -105,19 +105,12 @@ async def _import_all(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
+    validation = app.validation_of(settings)
     if not wanted.dry_run:
-        state = await confirm_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+        state = await confirm_canary(database, encryption, validation.normaliser_identity)
         encryption.plan = plan_of(state, encryption)
-    rules = Rules(
-        keyring=encryption.keyring.to_json(),
-        default_region=settings.default_region,
-        phone_rule=settings.phone_rule,
-        nid_rule=settings.nid_rule,
-        policies=settings.policies or (),
-        plan=encryption.plan,
-    )
     repository = LeadRepository(database)
-    workers = pool(rules)
+    workers = pool(encryption, validation)
     done: list[dict[str, Any]] = []
     try:
         for source in sources:

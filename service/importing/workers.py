@@ -42,41 +42,24 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What a worker needs to know; plain values, for they are sent to another process."""
-
-    keyring: str
-    default_region: str | None
-    phone_rule: str
-    nid_rule: str
-    policies: tuple[str, ...]
-    plan: IndexPlan | None
-    """Which blind indexes the database wants."""
-
-
 class _Worker:
     """What one process keeps."""
 
-    def __init__(self, rules: Rules) -> None:
-        self.encryption = EncryptionService(Keyring.from_json(rules.keyring))
-        self.encryption.plan = rules.plan
-        self.validation = ValidationService(
-            default_region=rules.default_region,
-            phone_rule=rules.phone_rule,
-            nid_rule=rules.nid_rule,
-            policies=rules.policies,
-        )
-        self.sealer = LeadSealer(self.encryption, self.validation, transcript_url=None)
+    encryption: EncryptionService
+    validation: ValidationService
+    sealer: LeadSealer
 
 
 _worker: _Worker | None = None
 
 
-def _begin(rules: Rules) -> None:
+def _begin(keyring: str, validation: ValidationService, plan: IndexPlan | None) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_the_parent()
-    _worker = _Worker(rules)
+    encryption = EncryptionService(Keyring.from_json(keyring))
+    encryption.plan = plan
+    _worker = _Worker(encryption, validation, LeadSealer(encryption, validation, transcript_url=None))
 
 
 class _Pool(ProcessPoolExecutor):
@@ -90,13 +73,13 @@ class _Pool(ProcessPoolExecutor):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def pool(rules: Rules) -> ProcessPoolExecutor:
+def pool(encryption: EncryptionService, validation: ValidationService) -> ProcessPoolExecutor:
     """The processes. Started afresh, not forked: the parent has threads."""
     return _Pool(
         max_workers=max(1, min(MOST_WORKERS, os.cpu_count() or 1)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(rules,),
+        initargs=(encryption.keyring.to_json(), validation, encryption.plan),
     )
 
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from enum import StrEnum
 
-from service.validation.text import ValueRefusedError, is_blank, raw_limit, refuse_mask
+from service.validation.text import ValueRefusedError, ascii_form, is_blank, raw_limit, refuse_mask
 
 
 class NidRule(StrEnum):
@@ -75,19 +75,9 @@ class NidNormaliser:
 
 def _from_unicode(value: str) -> str:
     refuse_mask(value)
-    kept = "".join(map(_read, unicodedata.normalize("NFKC", value)))
+    kept = "".join(ascii_form(each, _SEPARATORS) for each in unicodedata.normalize("NFKC", value))
     # Once more: a mark may have come beside its letter, and upper case may be written in another way.
     return unicodedata.normalize("NFKC", kept.upper())
-
-
-def _read(character: str) -> str:
-    """The ASCII digit that `character` stands for, nothing for a separator, else the character itself."""
-    digit = unicodedata.decimal(character, None)
-    if digit is not None:
-        return str(digit)
-    separates = character in _SEPARATORS or unicodedata.category(character) in {"Cf", "Pd"}
-    # Some invisible characters (the Hangul fillers) count as letters.
-    return "" if separates or is_blank(character) else character
 
 
 def _belongs(character: str) -> bool:

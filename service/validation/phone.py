@@ -7,13 +7,12 @@ phonenumbers library, which knows the trunk prefixes ("+44 (0)20 …") and the e
 from __future__ import annotations
 
 import re
-import unicodedata
 from enum import StrEnum
 from functools import lru_cache
 
 import phonenumbers
 
-from service.validation.text import ValueRefusedError, is_blank, raw_limit, refuse_mask
+from service.validation.text import ValueRefusedError, ascii_form, is_blank, raw_limit, refuse_mask
 
 
 class PhoneRule(StrEnum):
@@ -113,22 +112,10 @@ def _dialled(value: str) -> str:
     kept = value.translate(_ASCII_SEPARATORS)
     if not kept.isascii():
         refuse_mask(value)
-        kept = "".join(map(_read, kept))
+        kept = "".join("+" if each in _PLUS_SIGNS else ascii_form(each, _SEPARATORS) for each in kept)
     if _DIALLED.fullmatch(kept) is None:
         raise ValueRefusedError("must hold digits only, after an optional +; extensions are not accepted")
     return kept
-
-
-def _read(character: str) -> str:
-    """The ASCII digit or `+` that `character` stands for, nothing for a separator, else the character itself."""
-    digit = unicodedata.decimal(character, None)
-    if digit is not None:
-        return str(digit)
-    if character in _PLUS_SIGNS:
-        return "+"
-    # Cf: the marks without width that contact apps and chats copy along with a number.
-    separates = character in _SEPARATORS or unicodedata.category(character) in {"Cf", "Pd"}
-    return "" if separates or is_blank(character) else character
 
 
 def _settled(number: str) -> str:

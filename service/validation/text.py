@@ -58,6 +58,16 @@ def is_blank(value: str) -> bool:
     return _VISIBLE_CHARACTER.search(value) is None
 
 
+def ascii_form(character: str, separators: str) -> str:
+    """The ASCII digit that `character` stands for, nothing for a separator, else the character itself."""
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    # Cf: the marks without width that contact apps and chats copy along. Some invisible characters count as letters.
+    separates = character in separators or unicodedata.category(character) in {"Cf", "Pd"}
+    return "" if separates or is_blank(character) else character
+
+
 def refuse_mask(value: str) -> None:
     """Raises ValueRefusedError when `value` contains the mask."""
     if MASK in value:

@@ -15,13 +15,12 @@ from grpc_tools import protoc  # type: ignore[import-untyped] # the package carr
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.contract.pin import PINNED, contract, facts
+from tests.harness.leads import SENSITIVE
 
 ROOT = Path(__file__).parents[2]
 PROTO = Path("protos/leadkeep/v1/lead_service.proto")
 BUF = Path(sys.executable).with_name("buf")
 INCLUDES = f"-I{Path(protoc.__file__).with_name('_proto')}"
-
-SENSITIVE = {"phone", "nid", "address", "email", "notes"}
 
 
 def buf(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 
+from service.lead import CUSTOMER_FIELDS
 from tests.harness.postgres import TestServer
 
 SLOW = "Slow Person"
@@ -33,8 +34,7 @@ def value_of(admin_url: str, query: str) -> object:
 
 def conflict_with(database_url: str, lead_id: str) -> str:
     """Make a conflict of the newest resubmission of a lead, as if it had been acknowledged and came late; its id."""
-    copied = """name, phone, nid, address, interested_policy, email, preferred_contact_time, notes, conversation_id,
-        request_id, content_digest"""
+    copied = ", ".join((*CUSTOMER_FIELDS, "request_id", "content_digest"))
     query = f"""
         INSERT INTO lead_conflict (id, {copied}, created_by, phone_lead_id, accepted_at)
         SELECT submission_id, {copied}, actor, lead_id, submitted_at FROM resubmission WHERE lead_id = '{lead_id}'
