@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from service.backoff_wait import longest_wait
 from service.file_storage import (
     DailyFileError,
     FileStorageService,
@@ -59,7 +60,7 @@ _BYTES = 12_000_000
 _POWER = 1.5
 """Pause in seconds = (bytes / 12 MB) ^ 1.5: chosen so that 5,000 leads stay within 2 s, and 100,000 within 60 s."""
 
-_LONGEST_RETRY = 30.0
+_FIRST_RETRY, _LONGEST_RETRY = 1.0, 15.0  # seconds before a failed render is tried again
 _NICE = 10  # calls come first on a busy machine
 
 
@@ -215,7 +216,7 @@ class FileWorker:
             self._alarm, self._faults = None, 0
             return LOOK_SECONDS
         self._faults += 1
-        return min(2.0 ** min(self._faults, 5), _LONGEST_RETRY) / 2
+        return longest_wait(self._faults - 1, first=_FIRST_RETRY, longest=_LONGEST_RETRY)
 
     def _today(self) -> date:
         return self._days.day_of(datetime.now(UTC))

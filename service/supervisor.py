@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from service.storage.retry import longest_wait
+from service.backoff_wait import jittered_wait
 
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 30.0
@@ -150,8 +149,7 @@ class Supervisor:
                 self.died = self.died or name
                 self._on_death()
                 return
-            longest = longest_wait(failures - 1, first=self._first_wait, longest=LONGEST_WAIT)
-            wait = random.uniform(longest / 2, longest)  # noqa: S311 # spreads restarts, guards nothing
+            wait = jittered_wait(failures - 1, first=self._first_wait, longest=LONGEST_WAIT)
             self._log.error("a background task failed", task=name, error=error, restarts_in=round(wait, 1))
             supervised.resting = True
             await asyncio.sleep(wait)

@@ -101,7 +101,7 @@ async def test_a_task_that_fails_for_ever_is_restarted_ever_more_seldom_within_a
     world.start(Task(failures=3_000).run)
     await until(lambda: len(waits) >= 3_000)
     assert waits[0] <= 0.01
-    assert LONGEST_WAIT / 2 <= waits[-1] <= LONGEST_WAIT
+    assert LONGEST_WAIT / 2 < max(waits[-100:]) <= LONGEST_WAIT
     assert len(set(waits[-100:])) > 1, "without jitter all replicas restart at once"
 
 

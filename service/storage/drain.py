@@ -19,9 +19,9 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from uuid import UUID
 
-import backoff
 import structlog
 
+from service.backoff_wait import jittered_wait, longest_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database import Database
@@ -31,7 +31,7 @@ from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Aliased, Created, Erased, InConflict, Met, Outcome
 from service.storage.repository import LeadRepository
-from service.storage.retry import RetryScope, longest_wait, retry_scope
+from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, RetryScope, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 from service.storage.tombstones import Tombstones
@@ -122,7 +122,7 @@ class Drain:
                 # Live leads get at least as much of the database's time as the drain.
                 await asyncio.sleep(took if self._busy() else 0)
             elif step is Step.UNREACHABLE:
-                await asyncio.sleep(backoff.full_jitter(longest_wait(failures)))
+                await asyncio.sleep(jittered_wait(failures, first=FIRST_WAIT, longest=LONGEST_WAIT))
             else:
                 await asyncio.sleep(LOOK_SECONDS)
 

@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 import structlog
 
+from service.backoff_wait import longest_wait
 from service.errors import StartRefusedError
 from service.secret_file import sync_folder
 from service.storage.postgres_folders import (
@@ -187,17 +188,18 @@ class EmbeddedPostgres:
         assert self._lock is not None  # noqa: S101 # `start` has returned
         note_restarts(self._lock)
         log = structlog.get_logger("leadkeep.postgres")
-        pause, started_at = _FIRST_PAUSE, time.monotonic()
+        failures, started_at = 0, time.monotonic()
         while True:
             if self.running:
                 await asyncio.sleep(_LOOK_SECONDS)
                 continue
             self.restarting = True
             if time.monotonic() - started_at > _STEADY_SECONDS:
-                pause = _FIRST_PAUSE
+                failures = 0
+            pause = longest_wait(failures, first=_FIRST_PAUSE, longest=_LONGEST_PAUSE)
             log.error("PostgreSQL ended and is started again", pause_seconds=pause, log=str(self.log_file))
             await asyncio.sleep(pause)
-            pause, started_at = min(2 * pause, _LONGEST_PAUSE), time.monotonic()
+            failures, started_at = failures + 1, time.monotonic()
             try:
                 for seconds in self._launching():
                     await asyncio.sleep(seconds)

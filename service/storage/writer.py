@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import backoff
 import structlog
 
+from service.backoff_wait import jittered_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_busy, is_driver_error
@@ -30,7 +30,7 @@ from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
 from service.storage.outcomes import Created, Outcome, Waiting
 from service.storage.repository import LeadRepository
-from service.storage.retry import PATIENCE, Retry, RetryScope, longest_wait, retry_scope
+from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 
@@ -274,7 +274,7 @@ class LeadWriter:
     async def _wait_for_database(self, batch: list[_Entry], error: Exception, began: float) -> None:
         cause = cause_of(error)
         self._outage.began(cause, since=began)
-        wait = backoff.full_jitter(longest_wait(max(entry.attempts for entry in batch)))
+        wait = jittered_wait(max(entry.attempts for entry in batch), first=FIRST_WAIT, longest=LONGEST_WAIT)
         for entry in batch:
             entry.failed_attempt(wait, cause)
         self._waiting.extendleft(reversed(batch))

@@ -6,6 +6,7 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -14,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.storage.failures import CommitNotDurableError, StorageFaultError
-from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, Retry, RetryScope, longest_wait, retry_scope, with_retries
+from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope, with_retries
 
 VALUE = "+8801712345678"
 """What must never leave with an error."""
@@ -24,8 +25,14 @@ VALUE = "+8801712345678"
 def heard() -> Iterator[list[Retry]]:
     """The retries of a caller who has two seconds."""
     retries: list[Retry] = []
-    token = retry_scope.set(RetryScope(time.monotonic() + 2, retries.append))
-    yield retries
+    with deadline_at(time.monotonic() + 2, retries.append):
+        yield retries
+
+
+@contextmanager
+def deadline_at(moment: float, on_retry: Callable[[Retry], None] = lambda _: None) -> Iterator[None]:
+    token = retry_scope.set(RetryScope(moment, on_retry))
+    yield
     retry_scope.reset(token)
 
 
@@ -49,9 +56,8 @@ def failing(*failures: Exception) -> Callable[[], Awaitable[str]]:
     return operation
 
 
-def always(failure: Callable[[], Exception], *, after: float = 0.0) -> Callable[[], Awaitable[str]]:
+def always(failure: Callable[[], Exception]) -> Callable[[], Awaitable[str]]:
     async def operation() -> str:
-        await asyncio.sleep(after)
         raise failure()
 
     return operation
@@ -83,57 +89,80 @@ async def test_the_waits_are_jittered_over_their_whole_and_doubling_range() -> N
         assert longest * 3 / 4 < max(column) <= longest
 
 
-async def test_no_wait_is_longer_than_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
+class Clock:
+    """Time that passes only while somebody sleeps."""
 
-    async def no_sleep(seconds: float) -> None:
-        slept.append(seconds)
+    def __init__(self) -> None:
+        self.now = 1000.0
 
-    monkeypatch.setattr(asyncio, "sleep", no_sleep)
+    def monotonic(self) -> float:
+        return self.now
 
-    await with_retries(failing(*(lock_not_available() for _ in range(40))))
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
-    assert len(slept) == 40
-    assert max(slept) <= LONGEST_WAIT
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("service.storage.retry.time", clock)
+    monkeypatch.setattr("service.storage.retry.asyncio", clock)
+    return clock
 
 
 @pytest.mark.parametrize("attempt_takes", [0.0, 0.05, 0.2])
 @pytest.mark.parametrize("time_given", [0.3, 0.7])
-async def test_it_ends_inside_the_callers_time(attempt_takes: float, time_given: float) -> None:
-    began = time.monotonic()
-    token = retry_scope.set(RetryScope(began + time_given, lambda _: None))
+async def test_it_ends_inside_the_callers_time(clock: Clock, attempt_takes: float, time_given: float) -> None:
+    deadline = clock.now + time_given
+    attempts = 0
 
+    async def operation() -> None:
+        nonlocal attempts
+        attempts += 1
+        clock.now += attempt_takes or 0.001
+        raise lock_not_available()
+
+    with deadline_at(deadline), pytest.raises(StorageUnavailableError):
+        await with_retries(operation)
+
+    assert clock.now <= deadline + 1e-6
+    assert (attempts > 1) == (time_given > 2 * attempt_takes)
+
+
+async def test_without_a_deadline_it_ends_after_ten_seconds(clock: Clock) -> None:
+    began = clock.now
+    assert retry_scope.get() is None
     with pytest.raises(StorageUnavailableError):
-        await with_retries(always(lock_not_available, after=attempt_takes))
-
-    retry_scope.reset(token)
-    # The event loop may wake a sleeper a few milliseconds late.
-    assert time.monotonic() - began < time_given + 0.02
+        await with_retries(always(lock_not_available))
+    assert PATIENCE - LONGEST_WAIT < clock.now - began <= PATIENCE + 1e-6
 
 
-async def test_an_attempt_that_hung_does_not_keep_the_next_one_from_being_made() -> None:
-    token = retry_scope.set(RetryScope(time.monotonic() + 1.0, lambda _: None))
-    left = iter([0.6])
+async def test_no_wait_is_longer_than_a_second(clock: Clock) -> None:
+    waits: list[float] = []
+    with deadline_at(clock.now + 60, lambda retry: waits.append(retry.wait)), pytest.raises(StorageUnavailableError):
+        await with_retries(always(lock_not_available))
+    assert len(waits) > 10
+    assert max(waits) <= LONGEST_WAIT
+
+
+async def test_an_attempt_that_hung_does_not_keep_the_next_one_from_being_made(clock: Clock) -> None:
+    attempts = iter([0.6])
 
     async def operation() -> str:
-        for seconds in left:
-            await asyncio.sleep(seconds)
+        for seconds in attempts:
+            clock.now += seconds
             raise connection_lost()
         return "done"
 
-    assert await with_retries(operation) == "done"
-
-    retry_scope.reset(token)
+    with deadline_at(clock.now + 1.0):
+        assert await with_retries(operation) == "done"
 
 
 async def test_one_attempt_is_made_even_when_the_time_is_over() -> None:
-    token = retry_scope.set(RetryScope(time.monotonic() - 1, lambda _: None))
-
-    assert await with_retries(failing()) == "done"
-    with pytest.raises(StorageUnavailableError):
-        await with_retries(failing(lock_not_available()))
-
-    retry_scope.reset(token)
+    with deadline_at(time.monotonic() - 1):
+        assert await with_retries(failing()) == "done"
+        with pytest.raises(StorageUnavailableError):
+            await with_retries(failing(lock_not_available()))
 
 
 async def test_without_a_caller_it_is_repeated_too() -> None:
@@ -179,12 +208,12 @@ async def test_no_value_passes_on(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     heard: list[Retry] = []
-    token = retry_scope.set(RetryScope(time.monotonic() + 0.1, heard.append))
-
-    with pytest.raises((StorageUnavailableError, StorageFaultError)) as raised:
+    with (
+        deadline_at(time.monotonic() + 0.1, heard.append),
+        pytest.raises((StorageUnavailableError, StorageFaultError)) as raised,
+    ):
         await with_retries(always(failure))
 
-    retry_scope.reset(token)
     printed = "".join(traceback.format_exception(raised.value))
     written = "".join(capfd.readouterr())
     assert VALUE not in printed + str(raised.value) + repr(raised.value) + repr(heard) + caplog.text + written
@@ -198,8 +227,3 @@ async def test_callers_at_once_hear_only_of_their_own_retries() -> None:
         return len(heard)
 
     assert await asyncio.gather(*(caller(number) for number in range(4))) == [0, 1, 2, 3]
-
-
-def test_a_wait_doubles_up_to_its_bound_however_many_failures_went_before() -> None:
-    assert [longest_wait(failures) for failures in (0, 1, 2)] == [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
-    assert longest_wait(100_000) == LONGEST_WAIT
