@@ -37,9 +37,9 @@ from service.lead import (
     StatusChange,
 )
 from service.storage import models, submissions
+from service.storage.batcher import Entry, OnDemandBatcher
 from service.storage.database import Database
 from service.storage.failures import violated_constraint
-from service.storage.gathered_reads import GatheredReads
 from service.storage.lead_queries import (
     LEAD,
     fields_of,
@@ -61,6 +61,9 @@ from service.storage.requests import (
 )
 from service.storage.retry import with_retries
 from service.storage.statements import Statement
+
+LARGEST_READ = 128
+"""Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
 
 BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index", "uq_lead_phone_index_2", "uq_lead_nid_index_2")
 """The unique indexes that decide duplicates."""
@@ -87,7 +90,7 @@ class LeadRepository:
         self._leads_of_ids = Statement(leads_of_ids())
         self._leads_of_conversation = Statement(leads_of_conversation())
         self._steps = LeadSteps()
-        self._leads = GatheredReads(database, self._get_all)
+        self._reads = OnDemandBatcher[UUID, SealedLead | None](self._read, largest=LARGEST_READ)
 
     async def create(self, submission: SealedSubmission) -> Outcome:
         """Store a submission as a lead, or find out what it meets; a refused duplicate is kept. Safe to repeat."""
@@ -114,12 +117,20 @@ class LeadRepository:
         return await submissions.store(connection, batch, self.lead_of)
 
     async def get(self, lead_id: UUID) -> SealedLead | None:
-        """The lead with this id, or the one that the id leads to."""
-        return await self._leads.get(lead_id)
+        """The lead with this id, or the one that the id leads to. Sees what was committed before it was called."""
+        return await with_retries(partial(self._reads.submit, lead_id))
 
-    async def _get_all(self, ids: Sequence[UUID], connection: AsyncConnection) -> dict[UUID, SealedLead]:
-        rows = await self._leads_of_ids.rows(connection, {"ids": ids})
-        return {row[0]: lead_of(row[1:]) for row in rows}
+    async def _read(self, batch: list[Entry[UUID, SealedLead | None]]) -> None:
+        wanted = {"ids": list({entry.item for entry in batch})}
+        try:
+            rows = await self._database.read_once(partial(self._leads_of_ids.rows, parameters=wanted))
+            leads = {row[0]: lead_of(row[1:]) for row in rows}
+        except Exception as error:  # noqa: BLE001 # each caller retries for its own time
+            for entry in batch:
+                entry.fail(error)
+        else:
+            for entry in batch:
+                entry.resolve(leads.get(entry.item))
 
     async def acknowledged(self, lead_id: UUID) -> Acknowledged | None:
         """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
@@ -170,7 +181,7 @@ class LeadRepository:
         to the log. `decide` may be asked again, and what it raises is passed on. Raises LeadNotFoundError.
         """
 
-        seen = await self._leads.get(lead_id)
+        seen = await self.get(lead_id)
         step = None
         if seen is not None:
             with suppress(LeadkeepError):  # what is refused is refused of the locked lead

@@ -5,6 +5,7 @@ Each is named in FAULTS, a comma-separated list, and begins when the file FAULT_
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -13,10 +14,10 @@ from typing import Any
 
 from service.http.door import UvicornServer
 from service.rpc.readiness import Readiness
-from service.storage import access_writer, writer
+from service.storage.access_writer import AccessWriter
 from service.storage.drain import Drain
-from service.storage.gathering import Gathering
 from service.storage.spool import Spool
+from service.storage.writer import LeadWriter
 
 VALUE = "+8801711000028"
 """In the text of each fault; it must not reach a log."""
@@ -39,15 +40,37 @@ def failing(method: Callable[..., Any]) -> Callable[..., Any]:
     return fails
 
 
-class BrokenGathering(Gathering):
-    """A gathering that fails while the file is there."""
+def dying(writer: type[Any], submit: str) -> None:
+    """Let `run` of a writer fail as soon as something is submitted while the file is there."""
+    fault = asyncio.Event()
+    submits, runs = getattr(writer, submit), writer.run
 
-    wait = failing(Gathering.wait)
+    @wraps(submits)
+    async def submit_and_die(*args: Any, **kwargs: Any) -> Any:
+        if under_fault():
+            fault.set()
+        return await submits(*args, **kwargs)
+
+    @wraps(runs)
+    async def run(self: Any) -> None:
+        running = asyncio.ensure_future(runs(self))
+        dead = asyncio.ensure_future(fault.wait())
+        try:
+            await asyncio.wait({running, dead}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            running.cancel()
+            dead.cancel()
+        if fault.is_set():
+            raise KeyError(VALUE)
+        await running
+
+    setattr(writer, submit, submit_and_die)
+    writer.run = run
 
 
 FAULTS: dict[str, Callable[[], None]] = {
-    "lead writer": lambda: setattr(writer, "Gathering", BrokenGathering),
-    "access writer": lambda: setattr(access_writer, "Gathering", BrokenGathering),
+    "lead writer": lambda: dying(LeadWriter, "create"),
+    "access writer": lambda: dying(AccessWriter, "record"),
     "spool writer": lambda: setattr(Spool, "meeting", failing(Spool.meeting)),
     "spool": lambda: setattr(Spool, "put", failing(Spool.put)),
     "drain": lambda: setattr(Drain, "step", failing(Drain.step)),
