@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from service import config_values as values
 from service.config_values import Address
@@ -66,19 +74,10 @@ _Url = Annotated[str, _read_by(values.database_url)]
 _Address = Annotated[Address, _read_by(Address.parse)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every setting, read and checked. A check between two settings stands with the later one of them."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
-        env_ignore_empty=True,
-        env_file_encoding="utf-8",
-        enable_decoding=False,  # a list is written as `policies` says, not as JSON
-        extra="ignore",  # a .env file is often shared with other programs
-        frozen=True,
-        validate_default=True,
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(frozen=True, validate_default=True, hide_input_in_errors=True)
 
     data_dir: Annotated[Path, _read_by(values.folder_to_be)] = _setting(
         ".leadkeep",
@@ -322,13 +321,20 @@ class Settings(BaseSettings):
 def load_settings(env_file: Path = Path(".env")) -> Settings:
     """Read the settings, or raise ConfigurationError with every fault."""
     try:
-        in_file = {name for name, value in dotenv_values(env_file, encoding="utf-8").items() if value}
+        in_file = dotenv_values(env_file, encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError([f"{env_file}: cannot be read as UTF-8 text; correct or remove it"]) from None
-    in_environment = {name for name, value in os.environ.items() if value}
-    faults = list(_misspelt(in_environment | in_file))
+    fields = {_variable(field): field for field in Settings.model_fields}
+    found: dict[str, str] = {}
+    sources: dict[str, Source] = {}
+    variables: tuple[tuple[Source, Mapping[str, str | None]], ...] = (("file", in_file), ("environment", os.environ))
+    for source, values_by_name in variables:
+        for name, value in values_by_name.items():
+            if value and (field := fields.get(name.upper())):
+                found[field], sources[field] = value, source
+    faults = list(_misspelt({name for _, each in variables for name, value in each.items() if value}))
     try:
-        settings = Settings(_env_file=env_file)  # type: ignore[call-arg] # mypy sees the fields only
+        settings = Settings.model_validate(found)
     except ValidationError as invalid:
         faults += [
             f"{_variable(str(error['loc'][0]))}: {error['msg'].removeprefix('Value error, ')}"
@@ -336,11 +342,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ]
     if faults:
         raise ConfigurationError(faults)
-    origins: tuple[tuple[Source, set[str]], ...] = (("file", in_file), ("environment", in_environment))
-    for source, names in origins:
-        upper = {name.upper() for name in names}
-        named = {field: source for field in Settings.model_fields if _variable(field) in upper}
-        settings._sources.update(named)  # noqa: SLF001 # filled once, here; a public field would be a setting
+    settings._sources.update(sources)  # noqa: SLF001 # filled once, here; a public field would be a setting
     return settings
 
 
