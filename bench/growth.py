@@ -29,7 +29,7 @@ from bench.growth_rows import Rows
 from bench.load.plan import Load, Requests
 from bench.operations import PAGE, Operation, grpc_requests
 from service.encryption import EncryptionService
-from service.keyring_source import KeyringFile
+from service.keyring_source import keyring_file
 from service.page_token import make_page_token
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.requests import LeadFilter
@@ -92,7 +92,7 @@ def grown(postgres: EmbeddedPostgres, folder: Path, count: int, stack: ExitStack
     url = postgres.url(user="postgres", database=name)
     with psycopg.connect(url) as connection:
         ((epoch,),) = connection.execute("SELECT epoch FROM key_canary").fetchall()
-    encryption = EncryptionService(KeyringFile(service.data_dir / "keyring.json").load())
+    encryption = EncryptionService(keyring_file(service.data_dir / "keyring.json").load())
     rows = Rows(count, encryption, epoch)
     began = time.monotonic()
     rows.load(url)

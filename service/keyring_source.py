@@ -6,13 +6,16 @@ reads it decides whether to use what came.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import shlex
 import subprocess
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+
+import structlog
 
 from service.errors import StartRefusedError
 from service.keyring import Keyring
@@ -22,111 +25,93 @@ COMMAND_SECONDS = 30.0
 """How long the command may take: a cloud's key service answers within seconds, also when it retries."""
 
 
-class KeyringSource(Protocol):
-    """Somewhere a keyring is kept."""
+@dataclass(frozen=True, slots=True)
+class KeyringSource:
+    """A place where a keyring is kept."""
 
-    @property
-    def path(self) -> Path | None:
-        """The file that can be written; None: the keyring is kept where only the operator can put it."""
-
-    @property
-    def name(self) -> str:
-        """How to call it in a sentence. Holds no secret."""
+    name: str
+    """How to call it in a sentence. Holds no secret."""
+    read: Callable[[], bytes] = field(repr=False)
+    """Reads the keyring's JSON. Raises StartRefusedError."""
+    path: Path | None = None
+    """The file that can be written; None: the keyring is kept where only the operator can put it."""
 
     def load(self) -> Keyring:
-        """Read it now. Raises StartRefusedError that says what is wrong and what to do."""
+        """Read the keyring now. Raises StartRefusedError that says what is wrong and what to do."""
+        try:
+            return Keyring.from_json(self.read())
+        except ValueError as error:
+            raise StartRefusedError(f"{self.name} cannot be used: {error}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class KeyringFile:
+def keyring_file(path: Path) -> KeyringSource:
     """A file of mode 0600."""
 
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """Its path."""
-        return f"the keyring {self.path}"
-
-    def load(self) -> Keyring:
-        """Read the file."""
-        if not self.path.exists():
+    def read() -> bytes:
+        if not path.exists():
             raise StartRefusedError(
-                f"there is no keyring at {self.path}. If leads are stored already, restore the keyring they were "
+                f"there is no keyring at {path}. If leads are stored already, restore the keyring they were "
                 "sealed with; for a new installation run: leadkeep keys init"
             )
-        return _parsed(read_secret_file(self.path), self.name)
+        return read_secret_file(path)
+
+    return KeyringSource(f"the keyring {path}", read, path)
 
 
-@dataclass(frozen=True, slots=True)
-class KeyringContent:
+def keyring_content(content: str) -> KeyringSource:
     """The content itself, out of an environment variable: JSON, or the same in base64 for where lines hurt."""
 
-    content: str = field(repr=False)
-
-    @property
-    def path(self) -> Path | None:
-        """None: a process cannot change the environment that it will be started with."""
-        return None
-
-    @property
-    def name(self) -> str:
-        """The variable."""
-        return "the keyring of LEADKEEP_KEYRING_CONTENT"
-
-    def load(self) -> Keyring:
-        """Read the variable's value, which is the same as long as the process lives."""
-        text = self.content.strip()
+    def read() -> bytes:
+        text = content.strip()
         if text.startswith("{"):
-            return _parsed(text.encode(), self.name)
+            return text.encode()
         try:
-            return _parsed(base64.b64decode(text, validate=True), self.name)
+            return base64.b64decode(text, validate=True)
         except binascii.Error:
-            raise StartRefusedError(f"{self.name} cannot be used: it is neither JSON nor base64") from None
+            raise ValueError("it is neither JSON nor base64") from None
+
+    return KeyringSource("the keyring of LEADKEEP_KEYRING_CONTENT", read)
 
 
-@dataclass(frozen=True, slots=True)
-class KeyringCommand:
+def keyring_command(command: str, *, timeout: float = COMMAND_SECONDS) -> KeyringSource:
     """A command that prints it: one that asks a key service, or decrypts a file. It is run without a shell."""
+    # The command itself may hold a secret, and so may both of its outputs: a program that fails may print what it was
+    # to decrypt.
+    name = "the keyring of LEADKEEP_KEYRING_COMMAND"
 
-    command: str = field(repr=False)
-    timeout: float = COMMAND_SECONDS
-
-    @property
-    def path(self) -> Path | None:
-        """None: how it is put where the command takes it from is the operator's to know."""
-        return None
-
-    @property
-    def name(self) -> str:
-        """The setting; the command itself may hold a secret."""
-        return "the keyring of LEADKEEP_KEYRING_COMMAND"
-
-    def load(self) -> Keyring:
-        """Run the command."""
-        arguments = shlex.split(self.command)
+    def read() -> bytes:
+        arguments = shlex.split(command)
         try:
             done = subprocess.run(  # noqa: S603 # the operator's own command, as it is set
-                arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=self.timeout, check=False
+                arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired:
-            raise StartRefusedError(
-                f"{self.name} cannot be had: the command took longer than {self.timeout:g} seconds"
-            ) from None
+            raise StartRefusedError(f"{name} cannot be had: the command took longer than {timeout:g} seconds") from None
         except OSError as error:
-            raise StartRefusedError(
-                f"{self.name} cannot be had: {arguments[0]} cannot be run ({error.strerror})"
-            ) from None
+            raise StartRefusedError(f"{name} cannot be had: {arguments[0]} cannot be run ({error.strerror})") from None
         if done.returncode != 0:
-            # Neither of its outputs is repeated: a program that fails may print what it was to decrypt.
             raise StartRefusedError(
-                f"{self.name} cannot be had: the command ended with {done.returncode}; run it by hand to see why"
+                f"{name} cannot be had: the command ended with {done.returncode}; run it by hand to see why"
             )
-        return _parsed(done.stdout, self.name)
+        return done.stdout
+
+    return KeyringSource(name, read)
 
 
-def _parsed(content: bytes, name: str) -> Keyring:
-    try:
-        return Keyring.from_json(content)
-    except ValueError as error:
-        raise StartRefusedError(f"{name} cannot be used: {error}") from None
+async def follow_keyring(
+    source: KeyringSource, asked: asyncio.Event, take: Callable[[Keyring], Awaitable[None]]
+) -> None:
+    """Read the keyring again whenever `asked` is set, and `take` it. One that cannot be used changes nothing."""
+    log = structlog.get_logger("leadkeep.keys")
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            keyring = await asyncio.to_thread(source.load)
+            await take(keyring)
+        except StartRefusedError as refused:
+            log.error("the keyring was not taken, the one before stays in use", what=str(refused))
+        except Exception as error:  # noqa: BLE001 # the next request must be answered, whatever it was
+            log.error("the keyring was not taken, the one before stays in use", error=type(error).__qualname__)
+        else:
+            log.info("keyring taken", keys=[f"{key.purpose} {key.id} {key.state}" for key in keyring.keys])

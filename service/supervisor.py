@@ -42,7 +42,7 @@ class Component:
     """Asks `run` to return in order; None: it is cancelled."""
     stop: Callable[[], Awaitable[None]] | None = None
     """What must be done at a stop after `run` has ended, in whatever way it did."""
-    last_words: Callable[[], Awaitable[None]] | None = None
+    on_clean_stop: Callable[[], Awaitable[None]] | None = None
     """What is written to the database at a stop in order, after everything else."""
 
 
@@ -92,21 +92,21 @@ class Supervisor:
         """Start tasks, behind those that were started before."""
         for component in components:
             supervised = _Supervised(component)
-            supervised.task = asyncio.create_task(self._keep(supervised), name=component.name)
+            supervised.task = asyncio.create_task(self._supervise(supervised), name=component.name)
             self._supervised.append(supervised)
 
     async def stop(self, seconds: float, *, in_order: bool = True, vital_only: bool = False) -> None:
         """End the tasks, in so many seconds.
 
-        Without `in_order`, as when the database is away, all are cancelled and write no last words.
+        Without `in_order`, as when the database is away, all are cancelled and `on_clean_stop` is left out.
         """
         until = time.monotonic() + seconds
         for each in self._supervised[::-1]:
             if each.component.vital or not vital_only:
-                await self._end(each, until, in_order=in_order)
+                await self._stop_one(each, until, in_order=in_order)
                 self._supervised.remove(each)
 
-    async def _end(self, supervised: _Supervised, until: float, *, in_order: bool) -> None:
+    async def _stop_one(self, supervised: _Supervised, until: float, *, in_order: bool) -> None:
         component, task = supervised.component, supervised.task
         supervised.ending = True
         if component.finish is not None:
@@ -116,11 +116,11 @@ class Supervisor:
         task.cancel()
         await asyncio.wait({task}, timeout=_half(until))
         if component.stop is not None:
-            await self._do(component.stop, component.name, max(_half(until), SAVING_SECONDS))
-        if component.last_words is not None and in_order:
-            await self._do(component.last_words, component.name, _half(until))
+            await self._await_at_stop(component.stop, component.name, max(_half(until), SAVING_SECONDS))
+        if component.on_clean_stop is not None and in_order:
+            await self._await_at_stop(component.on_clean_stop, component.name, _half(until))
 
-    async def _do(self, work: Callable[[], Awaitable[None]], name: str, seconds: float) -> None:
+    async def _await_at_stop(self, work: Callable[[], Awaitable[None]], name: str, seconds: float) -> None:
         doing = asyncio.ensure_future(work())
         await asyncio.wait({doing}, timeout=seconds)
         if not doing.done():
@@ -131,7 +131,7 @@ class Supervisor:
         elif not doing.cancelled() and (error := doing.exception()) is not None:
             self._log.error("a stop failed", task=name, error=type(error).__qualname__)
 
-    async def _keep(self, supervised: _Supervised) -> None:
+    async def _supervise(self, supervised: _Supervised) -> None:
         name, failures = supervised.component.name, 0
         while True:
             began = time.monotonic()

@@ -11,7 +11,7 @@ import pytest
 
 from service.errors import StartRefusedError
 from service.keyring import KEY_ID, Keyring, KeyState, Purpose, RootKey, create_keyring
-from service.keyring_source import KeyringFile
+from service.keyring_source import keyring_file
 
 NOW = datetime(2026, 1, 31, 9, tzinfo=UTC)
 
@@ -150,7 +150,7 @@ class TestFile:
 
         assert create_keyring(path, now=NOW)
 
-        assert {key.created_at for key in KeyringFile(path).load().keys} == {NOW}
+        assert {key.created_at for key in keyring_file(path).load().keys} == {NOW}
 
     def test_only_its_owner_may_read_it(self, tmp_path: Path) -> None:
         create_keyring(tmp_path / "keyring.json", now=NOW)
@@ -168,7 +168,7 @@ class TestFile:
 
     def test_a_missing_keyring_says_what_to_do(self, tmp_path: Path) -> None:
         with pytest.raises(StartRefusedError, match="leadkeep keys init"):
-            KeyringFile(tmp_path / "keyring.json").load()
+            keyring_file(tmp_path / "keyring.json").load()
 
     def test_a_keyring_that_others_may_read_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "keyring.json"
@@ -176,7 +176,7 @@ class TestFile:
         path.chmod(0o640)
 
         with pytest.raises(StartRefusedError, match="chmod 600"):
-            KeyringFile(path).load()
+            keyring_file(path).load()
 
     def test_a_damaged_keyring_names_the_file_and_the_fault(self, tmp_path: Path) -> None:
         path = tmp_path / "keyring.json"
@@ -184,7 +184,7 @@ class TestFile:
         path.write_text(path.read_text()[:100])
 
         with pytest.raises(StartRefusedError) as refused:
-            KeyringFile(path).load()
+            keyring_file(path).load()
 
         assert str(path) in str(refused.value)
         assert "not JSON" in str(refused.value)

@@ -18,7 +18,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from sqlalchemy import CheckConstraint, create_engine
 from sqlalchemy.pool import NullPool
 
-from service import app
+import service
 from service.access import SCOPES
 from service.errors import LeadkeepError, Reason
 from service.lead import (
@@ -109,7 +109,7 @@ class TestFields:
         assert held | (set(NOT_SHOWN) - {"created_by"}) == columns_of(models.Lead)
 
     def test_the_contract_says_which_fields_can_be_corrected(self) -> None:
-        source = (Path(app.__file__).parents[1] / "protos/leadkeep/v1/lead_service.proto").read_text()
+        source = (Path(service.__file__).parents[1] / "protos/leadkeep/v1/lead_service.proto").read_text()
         [named] = re.findall(r"// Which fields to set: ([a-z_, ]+)\.", source)
 
         assert tuple(named.split(", ")) == CORRECTABLE_FIELDS
@@ -153,7 +153,7 @@ class TestRpcs:
 
     @pytest.mark.parametrize("rpc", SCOPES)
     def test_the_contract_says_which_scope_an_rpc_needs(self, rpc: str) -> None:
-        source = (Path(app.__file__).parents[1] / "protos/leadkeep/v1/lead_service.proto").read_text()
+        source = (Path(service.__file__).parents[1] / "protos/leadkeep/v1/lead_service.proto").read_text()
         comment = source.partition(f"  rpc {rpc}(")[0].rpartition("\n\n")[2]
 
         assert all(f"`{scope.value}`" in comment for scope in SCOPES[rpc])

@@ -58,7 +58,7 @@ class Task:
     async def stop(self) -> None:
         self.stopped = True
 
-    async def last_words(self) -> None:
+    async def on_clean_stop(self) -> None:
         assert self.stopped
         self.spoke = True
 
@@ -168,10 +168,14 @@ async def test_a_stop_of_the_vital_ones_leaves_the_others_running(world: World) 
     assert (vital.stopped, other.stopped) == (True, False)
 
 
-async def test_in_order_a_task_finishes_stops_and_then_writes_its_last_words(world: World) -> None:
+async def test_in_order_a_task_finishes_stops_and_then_writes_its_on_clean_stop(world: World) -> None:
     task = Task()
     world.supervisor.start(
-        [Component(name="task", run=task.run, finish=task.finishing.set, stop=task.stop, last_words=task.last_words)]
+        [
+            Component(
+                name="task", run=task.run, finish=task.finishing.set, stop=task.stop, on_clean_stop=task.on_clean_stop
+            )
+        ]
     )
     await until(lambda: task.runs == 1)
     await world.supervisor.stop(20)
@@ -185,7 +189,7 @@ async def test_without_order_nobody_is_waited_for_and_everything_that_must_be_do
         pass
 
     world.supervisor.start(
-        [Component(name="stubborn", run=task.run, finish=never, stop=task.stop, last_words=task.last_words)]
+        [Component(name="stubborn", run=task.run, finish=never, stop=task.stop, on_clean_stop=task.on_clean_stop)]
     )
     began = time.monotonic()
     await world.supervisor.stop(60, in_order=False)

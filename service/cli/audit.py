@@ -74,15 +74,14 @@ def verify(
     With --heads, also find what was removed together with all that tells of it in the database.
     """
     settings = load_settings()
-    from service import app
+    from service import factories
     from service.cli.database import confirmed_database_url
-    from service.encryption import EncryptionService
     from service.storage.access_check import check, logged_heads
     from service.storage.failures import StorageFaultError
 
     try:
         with _log(heads) as lines:
-            encryption = EncryptionService(app.keyring_source(settings).load())
+            encryption = factories.encryption_of(settings)
             with confirmed_database_url(settings) as url:
                 # Read before the database is: a service that runs goes on writing to both.
                 logged = list(dict.fromkeys(logged_heads(lines)))

@@ -33,7 +33,7 @@ def backup(
 ) -> None:
     """Back the database up into a new folder. With --verify, a folder that holds a backup already is verified."""
     settings = load_settings()
-    from service import app
+    from service import factories
     from service.storage.backup import make_backup, require_own_folder, verify_backup
     from service.storage.backup_manifest import MANIFEST, read_manifest
     from service.storage.spool_rows import peek
@@ -62,7 +62,7 @@ def backup(
         return
     done = "verified: it was restored and is equal" if verify else "not verified: run it with --verify"
     typer.echo(f"{folder}: {leads} leads, {manifest.dump_bytes} bytes, {done}.")
-    name = app.keyring_source(settings).name
+    name = factories.keyring_source(settings).name
     if opens:
         typer.echo(f"{name[0].upper()}{name[1:]} is not in it: keep a copy of it apart, without which nothing opens.")
     else:
@@ -77,12 +77,11 @@ def backup(
 
 def _require_keyring(settings: Settings, manifest: Manifest) -> None:
     """Raise StartRefusedError unless what these settings name is the keyring of the backed-up leads."""
-    from service import app
-    from service.encryption import EncryptionService
+    from service import factories
     from service.storage.backup import require_keyring
 
-    encryption = EncryptionService(app.keyring_source(settings).load())
-    require_keyring(manifest, encryption, app.validation_of(settings).normaliser_identity)
+    encryption = factories.encryption_of(settings)
+    require_keyring(manifest, encryption, factories.validation_of(settings).normaliser_identity)
 
 
 def _opens(settings: Settings, manifest: Manifest) -> bool:

@@ -85,11 +85,11 @@ def resolve(
     number = lead_id_of(conflict_id, "ID")
     chosen = lead_id_of(lead, "--lead") if lead else None
     settings = load_settings()
-    from service import app
+    from service import factories
     from service.access import ROLES, Caller
     from service.cli.database import with_database
 
-    app.validation_of(settings).reason(reason, "--reason")
+    factories.validation_of(settings).reason(reason, "--reason")
     caller = Caller(f"cli:{getpass.getuser()}", ROLES["admin"])
 
     async def decide(database: Database, encryption: EncryptionService) -> Lead | None:
@@ -104,13 +104,13 @@ def resolve(
 
 
 def _service(settings: Settings, database: Database, encryption: EncryptionService) -> ConflictService:
-    from service import app
+    from service import factories
     from service.conflict_service import ConflictService
     from service.sealing import LeadSealer
     from service.storage.conflicts import ConflictRepository
     from service.storage.repository import LeadRepository
 
-    validation = app.validation_of(settings)
+    validation = factories.validation_of(settings)
     leads = LeadRepository(database)
     return ConflictService(
         conflicts=ConflictRepository(database, leads),

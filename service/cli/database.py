@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
-from service import app
+from service import factories
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.errors import StartRefusedError
 from service.storage.canary import compare_canary, plan_of
 from service.storage.database import Database
 from service.storage.embedded import DataDirInUseError, EmbeddedPostgres
-from service.storage.schema import OWN_DATABASE, OWN_LOGIN, require_current, revision_of
+from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database, require_current, revision_of
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def embedded_url(settings: Settings, *, user: str) -> Iterator[str]:
         return
     with ExitStack() as stack:
         try:
-            postgres = stack.enter_context(app.embedded_postgres(settings))
+            postgres = stack.enter_context(embedded_database(settings.data_dir))
         except DataDirInUseError as used:
             if not used.restarts_server:
                 raise
@@ -101,8 +101,8 @@ async def _confirm(
     database = Database(url, attempt_seconds=ATTEMPT_SECONDS)
     try:
         require_current(await revision_of(database))
-        encryption = EncryptionService(app.keyring_source(settings).load())
-        normaliser = None if any_normaliser else app.validation_of(settings).normaliser_identity
+        encryption = factories.encryption_of(settings)
+        normaliser = None if any_normaliser else factories.validation_of(settings).normaliser_identity
         state = await compare_canary(database, encryption, normaliser)
         if state is not None:
             encryption.plan = plan_of(state, encryption)

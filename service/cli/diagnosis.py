@@ -8,10 +8,9 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service import app
+from service import factories
 from service.cli.database import operators_database_url
 from service.config import Settings
-from service.encryption import EncryptionService
 from service.errors import LeadkeepError, StartRefusedError
 from service.rpc.local_key import LocalSigningKey
 from service.storage.canary import compare_canary
@@ -74,8 +73,8 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         detail = f"more than needed: may {', '.join(excess)}" if excess else "no DDL, no DELETE"
         findings.append(Finding("rights of serve", not excess, detail))
         try:
-            encryption = EncryptionService(app.keyring_source(settings).load())
-            found = await compare_canary(database, encryption, app.validation_of(settings).normaliser_identity)
+            encryption = factories.encryption_of(settings)
+            found = await compare_canary(database, encryption, factories.validation_of(settings).normaliser_identity)
             detail = "keyring and normaliser are those of the stored leads" if found else "no service has started yet"
             if found and (found.next_digest or found.clearing):
                 detail += "; the blind indexes are being changed: leadkeep keys reindex goes on with it"
@@ -104,7 +103,7 @@ def _data_folder(settings: Settings) -> str:
 
 
 def _keyring(settings: Settings) -> str:
-    source = app.keyring_source(settings)
+    source = factories.keyring_source(settings)
     if _is_untouched(settings) and source.path is not None and not source.path.exists():
         return "is made by the first serve"
     return f"{len(source.load().keys)} keys in {source.name}"

@@ -87,13 +87,13 @@ class _OperatorsView:
 
 
 def _erase(settings: Settings, lead_id: UUID, reason: str, *, as_json: bool) -> None:
-    from service import app
+    from service import factories
     from service.access import ROLES, Caller
     from service.cli.database import with_database
     from service.erasure_service import ErasureService
     from service.storage.memory import RequestMemory
 
-    validation = app.validation_of(settings)
+    validation = factories.validation_of(settings)
     validation.reason(reason, "--reason")
 
     async def work(database: Database, encryption: EncryptionService) -> tuple[Sequence[UUID], int]:
@@ -122,12 +122,12 @@ def _erase(settings: Settings, lead_id: UUID, reason: str, *, as_json: bool) -> 
 
 
 def _erasures(settings: Settings, database: Database, encryption: EncryptionService) -> tuple[Erasures, Refreshed]:
-    from service import app
+    from service import factories
     from service.sealing import LeadSealer
     from service.storage.erasures import Erasures
     from service.storage.repository import LeadRepository
 
-    sealer = LeadSealer(encryption, app.validation_of(settings), transcript_url=None)
+    sealer = LeadSealer(encryption, factories.validation_of(settings), transcript_url=None)
     leads = LeadRepository(database)
     return Erasures(database, leads, sealer.refreshed), sealer.refreshed
 

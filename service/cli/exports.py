@@ -125,15 +125,14 @@ def _write(
     recorded: Recorded | None,
 ) -> int:
     """Write every lead, in clear if that can be recorded; how many have fields that cannot be opened."""
-    from service.app import keyring_source, validation_of
-    from service.encryption import EncryptionService
+    from service.factories import encryption_of, validation_of
     from service.rpc.masking import mask_message
     from service.rpc.wire import lead_message
     from service.sealing import LeadSealer
     from service.storage.lead_export import ROWS_AHEAD, exported_leads
 
     sealer = LeadSealer(
-        EncryptionService(keyring_source(settings).load()),
+        encryption_of(settings),
         validation_of(settings),
         transcript_url=settings.transcript_url,
     )

@@ -129,12 +129,11 @@ def show(
 ) -> None:
     """Show the leads of a day's file, sensitive fields masked. Exit code 5 if a field could not be opened."""
     settings = load_settings()
-    from service import app
+    from service import factories
     from service.cli.exports import SOME_UNREADABLE
-    from service.encryption import EncryptionService
     from service.file_storage import DailyFileError, read_header, read_lines
 
-    encryption = EncryptionService(app.keyring_source(settings).load())
+    encryption = factories.encryption_of(settings)
     path = settings.files_path / f"leads_{day.date().isoformat()}.json"
     with _file_faults_are_told(path):
         header = read_header(path)

@@ -95,7 +95,7 @@ def import_files(
 async def _import_all(
     settings: Settings, database: Database, encryption: EncryptionService, sources: list[_Source], wanted: _Wanted
 ) -> tuple[list[dict[str, Any]], bool]:
-    from service import app
+    from service import factories
     from service.importing.pipeline import Pipeline
     from service.importing.workers import pool
     from service.storage.canary import confirm_canary, plan_of
@@ -105,7 +105,7 @@ async def _import_all(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    validation = app.validation_of(settings)
+    validation = factories.validation_of(settings)
     if not wanted.dry_run:
         state = await confirm_canary(database, encryption, validation.normaliser_identity)
         encryption.plan = plan_of(state, encryption)
@@ -117,7 +117,7 @@ async def _import_all(
             progress = ProgressLine()
             pipeline = Pipeline(
                 *(database, repository, workers),
-                new_id=app.new_id,
+                new_id=factories.new_id,
                 dry_run=wanted.dry_run,
                 stopped=stopped,
                 on_progress=partial(_show_rows, progress, source.path),

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 def source_of(settings: Settings) -> KeyringSource:
     """Where the keyring comes from."""
-    from service.app import keyring_source
+    from service.factories import keyring_source
 
     return keyring_source(settings)
 

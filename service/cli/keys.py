@@ -53,7 +53,6 @@ def init(output: Output = None) -> None:
     """Make a keyring with fresh keys. An existing one is never touched."""
     settings = load_settings()
     from service.keyring import create_keyring
-    from service.keyring_source import KeyringFile
 
     source = source_of(settings)
     path = output or source.path
@@ -65,7 +64,7 @@ def init(output: Output = None) -> None:
         raise StartRefusedError(f"the keyring {path} cannot be made: {error.strerror}") from None
     if not made:
         raise StartRefusedError(f"there is a keyring at {path} already; it stays as it is")
-    there = "" if isinstance(source, KeyringFile) and not output else f" Put it where {source.name} comes from."
+    there = "" if source.path and not output else f" Put it where {source.name} comes from."
     typer.echo(
         f"Made {path} (mode 0600).{there} Without it no stored lead can be opened: "
         "keep a copy in a safe place, apart from the database's backups."
@@ -239,9 +238,9 @@ def reindex(
     """
     patience = patience_of(timeout)
     settings = load_settings()
-    from service import app
+    from service import factories
 
-    normaliser = app.validation_of(settings).normaliser_identity
+    normaliser = factories.validation_of(settings).normaliser_identity
 
     async def work(keys: KeyService) -> Reindexed:
         await keys.forget(forget or [])

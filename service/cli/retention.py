@@ -59,11 +59,11 @@ def retention(
     """
     settings = load_settings()
     policy = _policy(settings, status or [], older_than)
-    from service import app
+    from service import factories
     from service.cli.database import with_database
     from service.storage.retention import Rule
 
-    why = app.validation_of(settings).reason(reason) or ""
+    why = factories.validation_of(settings).reason(reason) or ""
     now = datetime.now(UTC)
     wanted = _Wanted([Rule(each, now - age) for each, age in policy.items()], why, dry_run)
 

@@ -7,7 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,12 +16,16 @@ from service.cli.refusals import refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 
+if TYPE_CHECKING:
+    from service.encryption import EncryptionService
+    from service.storage.spool import Spool
+
 spool_app = typer.Typer(help="Leads that wait on this machine's disk for the database.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 LOOK_SECONDS = 0.5
-"""How often a drain that another process does is looked at."""
+"""How often a drain is looked at."""
 
 LONGEST_STANDSTILL = 30.0
 """Seconds without any progress after which `drain` gives up waiting; nothing is lost by that."""
@@ -96,7 +101,7 @@ def drain(
         take_back(settings.spool_path)
     if peek(settings.spool_path)[0].waiting and not _drained_here(settings):
         typer.echo("A service uses this spool and drains it by itself; waiting for its end.")
-        _follow(lambda: peek(settings.spool_path)[0].waiting)
+        asyncio.run(_follow(lambda: peek(settings.spool_path)[0].waiting))
     size, _ = peek(settings.spool_path)
     if size.waiting:
         raise StartRefusedError(f"{size.waiting} leads wait still, and nothing is lost: see leadkeep doctor")
@@ -105,28 +110,41 @@ def drain(
 
 def _drained_here(settings: Settings) -> bool:
     """Drain in this process; False when another one owns the spool."""
-    from service import app
     from service.cli.database import operators_database_url
-    from service.encryption import EncryptionService
+    from service.factories import encryption_of
     from service.storage.spool import Spool, SpoolOwnedError
 
-    encryption = EncryptionService(app.keyring_source(settings).load())
+    encryption = encryption_of(settings)
     try:
         spool = Spool(settings.spool_path, encryption, max_bytes=settings.spool_bytes)
     except SpoolOwnedError:
         return False
-    try:
-        with operators_database_url(settings) as url:
-            asyncio.run(app.drain(settings, url, spool, encryption, on_progress=_tell, patience=LONGEST_STANDSTILL))
-    finally:
-        spool.close()
+    with closing(spool), operators_database_url(settings) as url:
+        asyncio.run(_drain(settings, url, spool, encryption))
     return True
 
 
-def _follow(waiting: Callable[[], int]) -> None:
+async def _drain(settings: Settings, url: str, spool: Spool, encryption: EncryptionService) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from service.replica import Replica, running_replica
+    from service.rpc.metrics import Metrics
+    from service.supervisor import Component, Supervisor
+
+    supervisor = Supervisor(on_death=lambda: None)
+    replica = Replica(settings, url, spool, encryption, Metrics(CollectorRegistry()))
+    async with running_replica(replica, supervisor, settings.shutdown_grace):
+        supervisor.start([Component(name="drain", run=replica.drain.run)])
+        await _follow(lambda: spool.size.waiting, failing=lambda: "drain" in supervisor.failing)
+
+
+async def _follow(waiting: Callable[[], int], *, failing: Callable[[], bool] = lambda: False) -> None:
+    """Wait until nothing waits, or until nothing was drained for a while. Raises StartRefusedError."""
     left, moved_at = waiting(), time.monotonic()
     while left and time.monotonic() - moved_at < LONGEST_STANDSTILL:
-        time.sleep(LOOK_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS)
+        if failing():
+            raise StartRefusedError("the drain fails by a fault of ours: what waits stays, report it")
         now = waiting()
         if now < left:
             moved_at = time.monotonic()

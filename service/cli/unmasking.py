@@ -12,11 +12,11 @@ from pathlib import Path
 import typer
 from google.protobuf.message import Message
 
-from service import app
+from service import factories
 from service.access import Caller, Scope
 from service.config import Settings
-from service.encryption import EncryptionService
 from service.errors import ReasonRequiredError, StartRefusedError
+from service.replica import access_writing
 from service.rpc.unmasking import accesses_to
 from service.secret_file import read_secret_file
 from service.storage.access_records import AccessRecords
@@ -47,7 +47,7 @@ def unmasking_caller(settings: Settings, token_file: Path | None) -> Caller:
             f"--unmask needs a token with the scope {Scope.UNMASK}: set {TOKEN_VARIABLE}, or name a file that holds it "
             "with --token-file (leadkeep token --role admin prints one)"
         )
-    caller = asyncio.run(app.token_verifier(settings).verify(token))
+    caller = asyncio.run(factories.token_verifier(settings).verify(token))
     if not caller.may(Scope.UNMASK):
         raise StartRefusedError(f"this token lacks the scope {Scope.UNMASK}, which --unmask needs")
     return caller
@@ -55,7 +55,7 @@ def unmasking_caller(settings: Settings, token_file: Path | None) -> Caller:
 
 def reason_to_look(settings: Settings, reason: str) -> str | None:
     """Why values are looked at, checked as at the doors. Raises LeadValidationError, ReasonRequiredError."""
-    checked = app.validation_of(settings).reason(reason, "--reason")
+    checked = factories.validation_of(settings).reason(reason, "--reason")
     if checked is None and settings.reason_required:
         raise ReasonRequiredError
     return checked
@@ -70,14 +70,14 @@ def recording(
     The command writes a chain of its own. `leads` says how many will be shown: raises UnmaskLimitError at once when
     that is beyond the limit. The function raises it too, and StorageUnavailableError.
     """
-    request_id = str(app.new_id())
+    request_id = str(factories.new_id())
     with asyncio.Runner() as runner:
         database = Database(url)
         writer = AccessWriter(
             database,
-            AccessRecords(database, EncryptionService(app.keyring_source(settings).load())),
+            AccessRecords(database, factories.encryption_of(settings)),
             writer=f"{operation}@{socket.gethostname()}",
-            new_id=app.new_id,
+            new_id=factories.new_id,
             limit=settings.unmask_limit,
             on_refusal=lambda cause: typer.echo(f"leadkeep: the record cannot be written (SQLSTATE {cause})", err=True),
         )
@@ -97,7 +97,7 @@ def recording(
         supervisor = Supervisor(on_death=writer.finish)
 
         async def start() -> None:
-            supervisor.start([app.access_writing(writer)])
+            supervisor.start([access_writing(writer)])
             await writer.require_room(caller.subject, leads)
 
         async def stop() -> None:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 
+from service.file_rendering import FileRendering
 from service.storage.condition import age_of
 from service.storage.spool import Spool
 
@@ -49,6 +57,8 @@ class Metrics:
         self.task_failures = Counter(
             "leadkeep_task_failures", "Failures of background tasks by task.", ["task"], registry=registry
         )
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
         self._registry = registry
 
     def on_render(self, size: int, seconds: float) -> None:
@@ -63,22 +73,15 @@ class Metrics:
             lambda: len(asyncio.all_tasks(loop))
         )
 
-    def watch(self, spool: Spool) -> None:
-        """Measure the spool whenever somebody asks."""
+    def watch(self, spool: Spool, files: FileRendering) -> None:
+        """Measure the spool and the daily files whenever somebody asks."""
         for name, meaning, value in (
-            ("entries", "Leads that wait in the spool.", lambda: spool.size.waiting),
-            ("damaged", "Spooled leads that were set aside.", lambda: spool.size.damaged),
-            ("bytes", "Bytes in the spool.", lambda: spool.size.bytes),
-            ("oldest_seconds", "Age of the oldest spooled lead.", lambda: age_of(spool.size)),
-            ("usable", "1 while the spool takes leads.", lambda: float(spool.usable)),
+            ("spool_entries", "Leads that wait in the spool.", lambda: spool.size.waiting),
+            ("spool_damaged", "Spooled leads that were set aside.", lambda: spool.size.damaged),
+            ("spool_bytes", "Bytes in the spool.", lambda: spool.size.bytes),
+            ("spool_oldest_seconds", "Age of the oldest spooled lead.", lambda: age_of(spool.size)),
+            ("spool_usable", "1 while the spool takes leads.", lambda: float(spool.usable)),
+            ("files_lag_seconds", "How long the oldest change has waited for its file.", lambda: files.lag),
+            ("files_alarm", "1 while the daily files cannot be rendered.", lambda: float(files.alarm is not None)),
         ):
-            Gauge(f"leadkeep_spool_{name}", meaning, registry=self._registry).set_function(value)
-
-    def watch_files(self, *, lag: Callable[[], float], alarm: Callable[[], str | None]) -> None:
-        """Measure the daily files whenever somebody asks."""
-        Gauge(
-            "leadkeep_files_lag_seconds", "How long the oldest change has waited for its file.", registry=self._registry
-        ).set_function(lag)
-        Gauge(
-            "leadkeep_files_alarm", "1 while the daily files cannot be rendered.", registry=self._registry
-        ).set_function(lambda: float(alarm() is not None))
+            Gauge(f"leadkeep_{name}", meaning, registry=self._registry).set_function(value)

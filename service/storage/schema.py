@@ -152,6 +152,20 @@ def _holds_something(owner: str) -> bool:
     return row is not None and bool(row[0])
 
 
+@contextmanager
+def embedded_database(data_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """The embedded server with an up-to-date schema, running as long as it is used. Enter it in the main thread."""
+    postgres = EmbeddedPostgres(data_dir)
+    postgres.start()
+    try:
+        prepare_own_database(
+            postgres.url(user="postgres", database="postgres"), postgres.url(user="postgres", database=OWN_DATABASE)
+        )
+        yield postgres
+    finally:
+        postgres.stop()
+
+
 async def excess_rights(database: Database) -> list[str]:
     """What the role of `serve` may do and should not; empty when all is well."""
     questions = {

@@ -21,8 +21,8 @@ import grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.app import new_id
 from service.encryption import EncryptionService, IndexPlan, IndexScheme
+from service.factories import new_id
 from service.keyring import Keyring, Purpose
 from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer

@@ -12,10 +12,11 @@ import psycopg
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.app import access_writing, new_id
 from service.encryption import EncryptionService
 from service.errors import StorageUnavailableError, UnmaskLimitError
+from service.factories import new_id
 from service.keyring import Keyring
+from service.replica import access_writing
 from service.storage.access_check import check
 from service.storage.access_records import Access, AccessRecords, Chain
 from service.storage.access_writer import AccessWriter

@@ -95,7 +95,7 @@ def late(submission: SealedSubmission) -> SealedSubmission:
 
 def again(submission: SealedSubmission, **changes: object) -> SealedSubmission:
     """The same request under another id, as a repeat at another replica is sealed."""
-    from service.app import new_id
+    from service.factories import new_id
 
     return replace(submission, id=new_id(), **changes)  # type: ignore[arg-type]
 

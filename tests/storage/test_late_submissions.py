@@ -27,7 +27,7 @@ Submit = Callable[..., SealedSubmission]
 @pytest.fixture
 def submit(sealer: LeadSealer) -> Submit:
     """Submissions of different people; `late=True` for one that was acknowledged before."""
-    from service.app import new_id
+    from service.factories import new_id
     from service.lead import CustomerFields
 
     numbers = iter(range(1, 1000))
@@ -50,7 +50,7 @@ def submit(sealer: LeadSealer) -> Submit:
 
 def again(submission: SealedSubmission, sealer: LeadSealer, *, late: bool = True) -> SealedSubmission:
     """The same request once more, under another id, as a repeat is sealed."""
-    from service.app import new_id
+    from service.factories import new_id
 
     return replace(submission, id=new_id(), accepted_at=ACCEPTED if late else None)
 

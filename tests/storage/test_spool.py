@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from service.app import new_id
 from service.encryption import EncryptionService
 from service.errors import StartRefusedError
+from service.factories import new_id
 from service.keyring import Keyring
 from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer

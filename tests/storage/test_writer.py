@@ -15,11 +15,12 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from service.app import lead_writing, new_id
 from service.encryption import EncryptionService
 from service.errors import StorageUnavailableError
+from service.factories import new_id
 from service.keyring import Keyring
 from service.lead import CustomerFields, SealedSubmission
+from service.replica import lead_writing
 from service.sealing import LeadSealer
 from service.storage.database import Database
 from service.storage.drain import Drain

@@ -1,0 +1,179 @@
+"""The storage side of a replica and the use cases on it: `serve` and `leadkeep spool drain` run the same.
+
+The database is confirmed before anything is written to it. At the end the tasks are stopped, last started first, and
+the connections closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+from service.access_service import AccessService
+from service.config import Settings
+from service.confirmation import ConfirmationService
+from service.conflict_service import ConflictService
+from service.encryption import EncryptionService
+from service.erasure_service import ErasureService
+from service.factories import encryption_of, keyring_source, new_id, validation_of
+from service.keyring import create_keyring
+from service.lead_service import LeadService
+from service.rpc.metrics import Metrics
+from service.rpc.servicer import LeadServicer
+from service.sealing import LeadSealer
+from service.storage.access_records import AccessRecords
+from service.storage.access_writer import AccessWriter
+from service.storage.admission import Admission
+from service.storage.canary import has_canary
+from service.storage.conflicts import ConflictRepository
+from service.storage.database import Database
+from service.storage.drain import Drain
+from service.storage.erasures import Erasures
+from service.storage.memory import RequestMemory
+from service.storage.outage import Outage
+from service.storage.replicas import ReplicaReport, replica_name
+from service.storage.repository import LeadRepository
+from service.storage.spool import Spool
+from service.storage.tombstones import Tombstones
+from service.storage.writer import LeadWriter
+from service.supervisor import Component, Supervisor
+
+ANSWER_SECONDS = 0.3
+"""How long a stop waits for the database to answer: hundreds of times what that takes, and short enough for a stop
+within a second when it is away."""
+
+
+class Replica:
+    """The parts; nothing runs before `running_replica` starts it."""
+
+    def __init__(
+        self, settings: Settings, url: str, spool: Spool, encryption: EncryptionService, metrics: Metrics
+    ) -> None:
+        self.spool, self.page_token_tags = spool, encryption.page_token_tags
+        self.confirming, self.database = Database(url), Database(url, guarded=True)
+        self.validation = validation_of(settings)
+        normaliser = self.validation.normaliser_identity
+        self.report = ReplicaReport(replica_name(settings.spool_path), self.database, spool, encryption)
+        self.admission = Admission(self.database, self.confirming, spool, encryption, normaliser, self.report)
+        self.repository = LeadRepository(self.database)
+        self.sealer = LeadSealer(encryption, self.validation, transcript_url=settings.transcript_url)
+        self.erasures = Erasures(self.database, self.repository, self.sealer.refreshed)
+        self.records = AccessRecords(self.database, encryption)
+        self.memory, outage = RequestMemory(), Outage()
+        self.writer = LeadWriter(
+            *(self.repository, spool, outage, self.memory),
+            on_batch=metrics.batches.observe,
+            on_delayed=metrics.delayed.inc,
+        )
+        self.drain = Drain(
+            database=self.database,
+            repository=self.repository,
+            spool=spool,
+            outage=outage,
+            memory=self.memory,
+            tombstones=Tombstones(self.database),
+            erasures=self.erasures,
+            refreshed=self.sealer.refreshed,
+            busy=lambda: self.writer.busy,
+            on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
+        )
+
+    def servicer(self, settings: Settings) -> LeadServicer:
+        """The use cases on these parts, as the contract's methods."""
+        return LeadServicer(
+            LeadService(
+                repository=self.repository,
+                writer=self.writer,
+                spool=self.spool,
+                sealer=self.sealer,
+                validation=self.validation,
+                confirmation=ConfirmationService(
+                    override_dir=settings.confirmation_dir, default_locale=settings.default_locale
+                ),
+                page_token_tags=self.page_token_tags,
+                new_id=new_id,
+            ),
+            ConflictService(
+                conflicts=ConflictRepository(self.database, self.repository),
+                sealer=self.sealer,
+                validation=self.validation,
+                page_token_tags=self.page_token_tags,
+            ),
+            AccessService(records=self.records, page_token_tags=self.page_token_tags),
+            ErasureService(
+                erasures=self.erasures,
+                spool=self.spool,
+                memory=self.memory,
+                validation=self.validation,
+                refreshed=self.sealer.refreshed,
+            ),
+        )
+
+
+@asynccontextmanager
+async def running_replica(replica: Replica, supervisor: Supervisor, grace: float) -> AsyncIterator[None]:
+    """Confirm the database and report on the keys; end all tasks in `grace` seconds. Raises StartRefusedError."""
+    try:
+        await replica.admission.start()
+        supervisor.start(
+            [
+                # First, so that it stops last: what the writer spools at the end is reported too.
+                Component(
+                    name="replica report",
+                    run=replica.report.run,
+                    on_clean_stop=partial(replica.report.withdraw, replica.database),
+                ),
+                Component(name="admission", run=replica.admission.run),
+            ]
+        )
+        yield
+    finally:
+        await stop_tasks(supervisor, replica.database, grace)
+        await replica.database.close()
+        await replica.confirming.close()
+
+
+async def stop_tasks(supervisor: Supervisor, database: Database, seconds: float) -> None:
+    """Stop what runs; in order only if the database answers, for else each task would wait for it in turn."""
+    if supervisor.idle:
+        return
+    answers = False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(min(ANSWER_SECONDS, seconds)):
+            answers = await database.answers()
+    await supervisor.stop(seconds, in_order=answers)
+
+
+async def first_encryption(settings: Settings, url: str) -> EncryptionService:
+    """The encryption of the keyring, which an embedded service makes when it starts for the first time."""
+    path = keyring_source(settings).path
+    if settings.embedded and path is not None and not path.exists():
+        database = Database(url)
+        if not await has_canary(database):
+            create_keyring(path, now=datetime.now(UTC))
+        await database.close()
+    return await asyncio.to_thread(encryption_of, settings)
+
+
+def lead_writing(writer: LeadWriter) -> list[Component]:
+    """The two tasks of a lead writer. What waits is spooled when both have ended."""
+    return [
+        Component(name="spool writer", run=writer.run_spooling, stop=writer.stop, vital=True),
+        Component(name="lead writer", run=writer.run, vital=True),
+    ]
+
+
+def access_writing(writer: AccessWriter) -> Component:
+    """The task of an access writer, which ends its chain."""
+    return Component(
+        name="access writer",
+        run=writer.run,
+        finish=writer.finish,
+        stop=writer.stop,
+        on_clean_stop=writer.end_chain,
+        vital=True,
+    )
