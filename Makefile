@@ -9,15 +9,17 @@ PEER_INSTALLED := .venv-peer/.installed
 
 install: $(INSTALLED)
 
-# uv is bootstrapped by pip, hash-checked like everything else, and does the rest in seconds.
+# uv is bootstrapped by pip, hash-checked like everything else, and does the rest in seconds. Modules are compiled here:
+# where they cannot be written later, every command would take several times as long to start.
 $(INSTALLED): pyproject.toml requirements-dev.lock requirements-uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Leadkeep needs Python 3.11 or later; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .venv || \
 	  { echo "This Python has no venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
-	@$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements-dev.lock
+	@$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements-dev.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q service generated
 	@touch $@
 
 serve: install

@@ -44,6 +44,21 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
 }
 """The scopes of which a caller needs one; the first is the one that an error names."""
 
+MAX_SUBJECT_CHARACTERS = 200
+
+
+def is_subject(value: object) -> bool:
+    """Whether `value` can be a token's `sub`, the actor in history and audit: 1 to 200 visible characters.
+
+    Line breaks, control and direction marks could forge a line of the audit, outer spaces a namesake.
+    """
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_SUBJECT_CHARACTERS
+        and value.isprintable()
+        and value == value.strip()
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from service.access import ROLES
+from service.access import ROLES, is_subject
 from service.cli.audit import audit_app
 from service.cli.backup import backup, restore
 from service.cli.conflicts import conflicts_app
@@ -41,6 +41,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # with it, help and usage errors would load rich, which takes longer than all the rest
 )
 app.add_typer(keys_app, name="keys")
 app.add_typer(spool_app, name="spool")
@@ -94,7 +95,6 @@ def token(
     """Print a token, signed with this service's own key."""
     from service.cli.durations import duration
     from service.rpc.local_key import LocalSigningKey
-    from service.rpc.tokens import is_subject
 
     if role not in ROLES:
         raise typer.BadParameter(f"must be one of: {', '.join(ROLES)}", param_hint="--role")

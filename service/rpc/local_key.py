@@ -24,10 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
 from jwt.algorithms import OKPAlgorithm
 from jwt.utils import base64url_encode
 
-from service.access import Scope
+from service.access import Scope, is_subject
 from service.errors import StartRefusedError
 from service.rpc.jwks import KeySet, PublicKey, read_jwks
-from service.rpc.tokens import is_subject
 from service.secret_file import create_secret_file, read_secret_file
 
 LOCAL_ISSUER = "leadkeep"

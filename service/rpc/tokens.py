@@ -18,7 +18,7 @@ from typing import Any
 
 import jwt
 
-from service.access import Caller, Scope
+from service.access import Caller, Scope, is_subject
 from service.errors import TokenExpiredError, TokenInvalidError, TokenMissingError
 from service.rpc.jwks import ALGORITHMS, KeySource
 
@@ -30,8 +30,6 @@ REMEMBERED_SECONDS = 60.0
 
 NOT_BEFORE_LEEWAY = 5.0
 """Issuers set `nbf` to the moment of issue, and clocks differ a little. `exp` has no leeway: late is late."""
-
-MAX_SUBJECT_CHARACTERS = 200
 
 _ACCESS_TOKEN_TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 # RFC 6750, 2.1: `Bearer`, one space, b64token. More spaces are forgiven, a second token is not.
@@ -52,19 +50,6 @@ def bearer_token(authorization: str | None) -> str:
     if match is None:
         raise TokenInvalidError("the authorization value must be 'Bearer TOKEN', with exactly one token")
     return match.group(1)
-
-
-def is_subject(value: object) -> bool:
-    """Whether `value` can be a token's `sub`, the actor in history and audit: 1 to 200 visible characters.
-
-    Line breaks, control and direction marks could forge a line of the audit, outer spaces a namesake.
-    """
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= MAX_SUBJECT_CHARACTERS
-        and value.isprintable()
-        and value == value.strip()
-    )
 
 
 @dataclass(frozen=True, slots=True)
