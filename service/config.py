@@ -98,6 +98,11 @@ class Settings(BaseModel):
     tls_cert: _File | None = _setting(None, "TLS for both doors: the certificate chain, PEM")
     tls_key: _File | None = _setting(None, "TLS for both doors: the certificate's key, PEM")
     tls_client_ca: _File | None = _setting(None, "with it, client certificates of this CA are required")
+    tls_client_cert: _File | None = _setting(
+        None,
+        "with it, what operators' commands show the service: certificate and key in one file, PEM",
+        shown="the service's own certificate",
+    )
     allow_plaintext: Annotated[bool, _read_by(values.switch)] = _setting(
         False, "1 allows addresses beyond loopback without TLS, where the network itself is trusted", shown="0"
     )
@@ -275,7 +280,7 @@ class Settings(BaseModel):
             raise ValueError("certificate and key go together; set LEADKEEP_TLS_CERT and this one, or neither")
         return value
 
-    @field_validator("tls_client_ca")
+    @field_validator("tls_client_ca", "tls_client_cert")
     @classmethod
     def _client_certificates_need_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value and info.data.get("tls_cert", value) is None:

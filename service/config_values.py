@@ -34,6 +34,10 @@ class Address:
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def reachable(self, port: int) -> str:
+        """The address to connect to when `port` is listened on: a wildcard host is reached on this machine."""
+        return str(Address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host), port))  # noqa: S104
+
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it. A host name other than localhost counts as reachable."""

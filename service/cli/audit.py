@@ -5,40 +5,37 @@ Exit codes of `audit verify`: 0 unchanged; 1 it could not be checked; 3 it was c
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
+from uuid import UUID
 
 import typer
 
-from service.cli.ids import lead_id_of
-from service.cli.refusals import refusals_are_told
+from service.access import Scope
+from service.cli.command import FAULT_FOUND, AsJson, print_json, printed_rows, refusals_are_told
 from service.config import load_settings
 from service.errors import StartRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.encryption import EncryptionService
-    from service.storage.access_check import Findings
-    from service.storage.access_records import AccessFilter, RecordedAccess
-    from service.storage.database import Database
+    from leadkeep.v1 import lead_service_pb2 as pb
 
-TAMPERED = 3
-PAGE = 1000
+    from service.storage.access_check import Findings
+
+PAGE = 100
+"""The largest page that the service answers."""
 
 audit_app = typer.Typer(help="The record of who was shown which leads unmasked.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @audit_app.command("list")
 @refusals_are_told
 def list_accesses(
-    lead: Annotated[str, typer.Option(help="Only looks at the lead with this id.")] = "",
+    lead: Annotated[UUID | None, typer.Option(help="Only looks at the lead with this id.")] = None,
     subject: Annotated[str, typer.Option(help="Only looks of this subject (a token's sub).")] = "",
     first: Annotated[
         str, typer.Option("--from", help="From this day (UTC), or this moment: 2026-01-31T09:00:00+06:00.")
@@ -48,17 +45,22 @@ def list_accesses(
 ) -> None:
     """List looks at values in clear, newest first."""
     start, end = _moment(first, "--from", end=False), _moment(last, "--to", end=True)
-    lead_id = lead_id_of(lead, "--lead") if lead else None
     settings = load_settings()
-    from service.cli.database import with_database
-    from service.storage.access_records import AccessFilter
+    from leadkeep.v1 import lead_service_pb2 as pb
 
-    wanted = AccessFilter(lead_id=lead_id, subject=subject or None, recorded_after=start, recorded_before=end)
+    from service.cli.client import connected, pages
 
-    async def show(database: Database, encryption: EncryptionService) -> None:
-        await _show(database, encryption, wanted, as_json=as_json)
-
-    with_database(settings, show)
+    request = pb.ListAccessesRequest(
+        page_size=PAGE,
+        lead_id=str(lead) if lead else "",
+        subject=subject,
+        recorded_after=start,
+        recorded_before=end,
+    )
+    with connected(settings, Scope.OPERATE) as call, printed_rows(as_json=as_json) as show:
+        for page in pages(call, "ListAccesses", request):
+            for access in page.accesses:
+                show(_as_json(access) if as_json else _as_line(access))
 
 
 @audit_app.command()
@@ -93,58 +95,32 @@ def verify(
     if heads is not None and not findings.heads:
         raise StartRefusedError(f"{heads} holds no head of a chain: it proves nothing")
     if as_json:
-        typer.echo(json.dumps(_report(findings), indent=2))
+        print_json({"unchanged": findings.unchanged, **asdict(findings)})
     else:
         _tell(findings, with_heads=heads is not None)
     if not findings.unchanged:
-        raise typer.Exit(TAMPERED)
+        raise typer.Exit(FAULT_FOUND)
 
 
-async def _show(database: Database, encryption: EncryptionService, wanted: AccessFilter, *, as_json: bool) -> None:
-    from service.storage.access_records import AccessRecords
-
-    records = AccessRecords(database, encryption)
-    after, separator = None, "[\n"
-    while True:
-        found = await records.find(wanted, after=after, limit=PAGE)
-        for access in found:
-            if as_json:
-                typer.echo(separator + json.dumps(_as_json(access), ensure_ascii=False), nl=False)
-                separator = ",\n"
-            else:
-                typer.echo(_as_line(access))
-        if len(found) < PAGE:
-            break
-        after = found[-1].entry.recorded_at, found[-1].id
-    if as_json:
-        typer.echo("[]" if separator == "[\n" else "\n]")
-
-
-def _as_json(access: RecordedAccess) -> dict[str, object]:
-    entry = access.entry
+def _as_json(access: pb.Access) -> dict[str, object]:
     return {
-        "recorded_at": entry.recorded_at.astimezone(UTC).isoformat(),
-        "subject": entry.subject,
-        "operation": entry.operation,
-        "lead_id": str(entry.lead_id) if entry.lead_id else None,
-        "fields": list(entry.fields),
-        "reason": entry.reason,
-        "request_id": entry.request_id,
-        "chain_id": str(access.chain_id) if access.chain_id else None,
-        "number": access.number,
+        "recorded_at": access.recorded_at.ToDatetime(UTC).isoformat(),
+        "subject": access.subject,
+        "operation": access.operation,
+        "lead_id": access.lead_id or None,
+        "fields": list(access.fields),
+        "reason": access.reason or None,
+        "request_id": access.request_id or None,
+        "chain_id": access.chain_id or None,
+        "number": access.number or None,
     }
 
 
-def _as_line(access: RecordedAccess) -> str:
-    entry = access.entry
-    when = entry.recorded_at.astimezone(UTC).isoformat(timespec="seconds")
-    columns = (when, entry.subject, entry.operation, str(entry.lead_id or "-"), ",".join(entry.fields))
+def _as_line(access: pb.Access) -> str:
+    when = access.recorded_at.ToDatetime(UTC).isoformat(timespec="seconds")
+    columns = (when, access.subject, access.operation, access.lead_id or "-", ",".join(access.fields))
     # A reason may have lines, and a column may not.
-    return "\t".join((*columns, " ".join((entry.reason or "-").split()), entry.request_id or "-"))
-
-
-def _report(findings: Findings) -> dict[str, object]:
-    return {"unchanged": findings.unchanged, **asdict(findings)}
+    return "\t".join((*columns, " ".join(access.reason.split()) or "-", access.request_id or "-"))
 
 
 def _tell(findings: Findings, *, with_heads: bool) -> None:

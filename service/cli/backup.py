@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.interrupts import interruptible
-from service.cli.refusals import refusals_are_told
+from service.cli.command import AsJson, interruptible, print_json, refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 
 if TYPE_CHECKING:
     from service.storage.backup_manifest import Manifest
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR")]
 
 
@@ -58,7 +55,7 @@ def backup(
     if as_json:
         told = {"folder": str(folder), "leads": leads, "bytes": manifest.dump_bytes, "verified": verify}
         told |= {"made_at": manifest.made_at.isoformat(), "waiting_in_spool": waiting, "opens": opens}
-        typer.echo(json.dumps(told, indent=2))
+        print_json(told)
         return
     done = "verified: it was restored and is equal" if verify else "not verified: run it with --verify"
     typer.echo(f"{folder}: {leads} leads, {manifest.dump_bytes} bytes, {done}.")

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import chain, islice
 from pathlib import Path
@@ -17,19 +16,27 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.interrupts import interruptible
-from service.cli.progress import ProgressLine
-from service.cli.refusals import refusals_are_told
+from service.cli.command import (
+    SOME_UNREADABLE,
+    FirstDay,
+    LastDay,
+    ProgressLine,
+    ReasonToLook,
+    TokenFile,
+    Unmask,
+    interruptible,
+    json_array,
+    refusals_are_told,
+    require_order,
+)
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 
 if TYPE_CHECKING:
     from leadkeep.v1 import lead_service_pb2 as pb
 
-    from service.access import Caller
-    from service.cli.unmasking import Recorded
+    from service.cli.unmasking import Look, Recorded
 
-SOME_UNREADABLE = 5
 FORMATS = ("json", "csv")
 BYTE_ORDER_MARK = "\ufeff"
 """Before CSV: without it Excel takes UTF-8 for something else, and every name beyond ASCII is spoilt."""
@@ -38,19 +45,18 @@ BYTE_ORDER_MARK = "\ufeff"
 @refusals_are_told
 def export(
     file_format: Annotated[str, typer.Option("--format", help="json or csv.")],
-    first: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first day.")] = None,
-    last: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last day.")] = None,
-    unmask: Annotated[bool, typer.Option("--unmask", help="Values in clear; needs a token and is recorded.")] = False,
-    token_file: Annotated[Path | None, typer.Option(help="File with the token; else LEADKEEP_TOKEN.")] = None,
-    reason: Annotated[str, typer.Option(help="Why values are taken out in clear, for the record.")] = "",
+    first: FirstDay = None,
+    last: LastDay = None,
+    unmask: Unmask = False,
+    token_file: TokenFile = None,
+    reason: ReasonToLook = "",
     output: Annotated[Path | None, typer.Option(help="A new file, mode 0600; else standard output.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write leads as JSON or CSV, sensitive fields masked. Exit code 5 if a field could not be opened."""
     if file_format not in FORMATS:
         raise typer.BadParameter(f"must be one of: {', '.join(FORMATS)}", param_hint="--format")
-    if first is not None and last is not None and first > last:
-        raise typer.BadParameter("is later than --to", param_hint="--from")
+    require_order(first, last)
     settings = load_settings()
     if output is not None and output.exists() and not force:
         raise StartRefusedError(f"{output} is there already: name another file, or replace it with --force")
@@ -59,13 +65,13 @@ def export(
     from service.cli.database import confirmed_database_url
     from service.storage.failures import StorageFaultError
 
-    looker = _looker(settings, token_file, first, last, reason) if unmask else None
+    look = _look(settings, token_file, first, last, reason) if unmask else None
     start, end = _bounds(settings.files_timezone, first, last)
     try:
         with (
             interruptible(),
             confirmed_database_url(settings) as url,
-            _recording(settings, url, looker, start, end) as recorded,
+            _recording(settings, url, look, start, end) as recorded,
             _opened(output) as file,
         ):
             unreadable = _write(settings, url, file, file_format, start, end, recorded)
@@ -80,38 +86,27 @@ def export(
         raise typer.Exit(SOME_UNREADABLE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Looker:
-    """Who takes values out in clear, and why."""
-
-    caller: Caller
-    reason: str
-
-
-def _looker(
+def _look(
     settings: Settings, token_file: Path | None, first: datetime | None, last: datetime | None, reason: str
-) -> _Looker:
-    from service.cli.unmasking import reason_to_look, unmasking_caller
+) -> Look:
+    from service.cli.unmasking import look_of
 
-    caller = unmasking_caller(settings, token_file)
-    told = reason_to_look(settings, reason)
     span = f"{first.date() if first else 'the first day'} to {last.date() if last else 'the last day'}"
-    return _Looker(caller, f"export of {span}" + (f": {told}" if told else ""))
+    return look_of(settings, token_file, f"export of {span}", reason)
 
 
 @contextmanager
 def _recording(
-    settings: Settings, url: str, looker: _Looker | None, start: datetime, end: datetime
+    settings: Settings, url: str, look: Look | None, start: datetime, end: datetime
 ) -> Iterator[Recorded | None]:
     """What commits that leads are shown in clear; None for a masked export, which needs no record."""
-    if looker is None:
+    if look is None:
         yield None
         return
     from service.cli.unmasking import recording
     from service.storage.lead_export import count_leads
 
-    leads = count_leads(url, start, end)
-    with recording(settings, url, looker.caller, operation="export", reason=looker.reason, leads=leads) as recorded:
+    with recording(settings, url, look, operation="export", leads=count_leads(url, start, end)) as recorded:
         yield recorded
 
 
@@ -151,13 +146,12 @@ def _write(
     messages = to_write()
     # Taken before anything is written: what cannot be recorded leaves nothing, not even a line of headers.
     first = list(islice(messages, 1))
-    write, finish = (_json_writer if file_format == "json" else _csv_writer)(file)
     progress, unreadable = ProgressLine(), 0
-    for number, message in enumerate(chain(first, messages), start=1):
-        unreadable += bool(message.unreadable_fields)
-        write(message)
-        progress.show(f"{number} leads")
-    finish()
+    with (_json_writer if file_format == "json" else _csv_writer)(file) as write:
+        for number, message in enumerate(chain(first, messages), start=1):
+            unreadable += bool(message.unreadable_fields)
+            write(message)
+            progress.show(f"{number} leads")
     progress.end()
     return unreadable
 
@@ -173,26 +167,19 @@ def _bounds(zone: str, first: datetime | None, last: datetime | None) -> tuple[d
     return days.bounds(min(start, latest))[0], days.bounds(max(end, earliest))[1]
 
 
-_Writer = tuple[Callable[["pb.Lead"], None], Callable[[], None]]
+_Write = Callable[["pb.Lead"], object]
 
 
-def _json_writer(file: IO[str]) -> _Writer:
+@contextmanager
+def _json_writer(file: IO[str]) -> Iterator[_Write]:
     from service.http.json_codec import to_json
 
-    separator = "[\n"
-
-    def write(lead: pb.Lead) -> None:
-        nonlocal separator
-        file.write(separator + to_json(lead).decode())
-        separator = ",\n"
-
-    def finish() -> None:
-        file.write("[]\n" if separator == "[\n" else "\n]\n")
-
-    return write, finish
+    with json_array(file.write) as add:
+        yield lambda lead: add(to_json(lead).decode())
 
 
-def _csv_writer(file: IO[str]) -> _Writer:
+@contextmanager
+def _csv_writer(file: IO[str]) -> Iterator[_Write]:
     from google.protobuf.json_format import MessageToDict
     from leadkeep.v1 import lead_service_pb2 as pb
 
@@ -216,7 +203,7 @@ def _csv_writer(file: IO[str]) -> _Writer:
         shown = MessageToDict(lead, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         writer.writerow([cell(shown.get(name, "")) for name in columns])
 
-    return write, lambda: None
+    yield write
 
 
 @contextmanager

@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
 
-from service.cli.refusals import refusals_are_told
+from service.cli.command import (
+    SOME_UNREADABLE,
+    AsJson,
+    FirstDay,
+    LastDay,
+    ReasonToLook,
+    TokenFile,
+    Unmask,
+    print_json,
+    printed_rows,
+    refusals_are_told,
+    require_order,
+)
 from service.config import Settings, load_settings
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
@@ -30,10 +43,7 @@ if TYPE_CHECKING:
 
 files_app = typer.Typer(help="The daily files: one JSON file for each day's leads.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Day = Annotated[datetime | None, typer.Option("--day", formats=["%Y-%m-%d"], help="One day.")]
-From = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first day.")]
-To = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last day.")]
 
 SHOWN = (
     *("id", "created_at", "status"),
@@ -73,7 +83,7 @@ class Comparison:
 
 @files_app.command()
 @refusals_are_told
-def render(day: Day = None, first: From = None, last: To = None, as_json: AsJson = False) -> None:
+def render(day: Day = None, first: FirstDay = None, last: LastDay = None, as_json: AsJson = False) -> None:
     """Render files now, whether the service runs or not: one day, some days, or all that have leads."""
     _require_span(day, first, last)
     settings = load_settings()
@@ -87,14 +97,14 @@ def render(day: Day = None, first: From = None, last: To = None, as_json: AsJson
             if not as_json:
                 typer.echo(f"{each}  {made.lead_count} leads, {made.size} bytes")
     if as_json:
-        typer.echo(json.dumps(done, indent=2))
+        print_json(done)
     elif not done:
         typer.echo("There is no day with leads.")
 
 
 @files_app.command()
 @refusals_are_told
-def verify(day: Day = None, first: From = None, last: To = None, as_json: AsJson = False) -> None:
+def verify(day: Day = None, first: FirstDay = None, last: LastDay = None, as_json: AsJson = False) -> None:
     """Compare each day's file with the database, by count and digest; exit code 1 if one is not equal.
 
     `behind` is the file as it was rendered, with changes that came since and wait for the running service.
@@ -105,7 +115,7 @@ def verify(day: Day = None, first: From = None, last: To = None, as_json: AsJson
         wanted = _days(day, first, last, lambda: _known_days(files, leads))
         found = [_compared_patiently(files, leads, each) for each in wanted]
     if as_json:
-        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
+        print_json([asdict(each) for each in found])
     else:
         for each in found:
             in_file = "no file" if each.leads_in_file is None else f"{each.leads_in_file} leads"
@@ -120,17 +130,14 @@ def verify(day: Day = None, first: From = None, last: To = None, as_json: AsJson
 @refusals_are_told
 def show(
     day: Annotated[datetime, typer.Option("--day", formats=["%Y-%m-%d"], help="The day.")],
-    unmask: Annotated[
-        bool, typer.Option("--unmask", help="Show values in clear; needs a token and is recorded.")
-    ] = False,
-    token_file: Annotated[Path | None, typer.Option(help="File with the token; else LEADKEEP_TOKEN.")] = None,
-    reason: Annotated[str, typer.Option(help="Why values are looked at, for the record.")] = "",
+    unmask: Unmask = False,
+    token_file: TokenFile = None,
+    reason: ReasonToLook = "",
     as_json: AsJson = False,
 ) -> None:
     """Show the leads of a day's file, sensitive fields masked. Exit code 5 if a field could not be opened."""
     settings = load_settings()
     from service import factories
-    from service.cli.exports import SOME_UNREADABLE
     from service.file_storage import DailyFileError, read_header, read_lines
 
     encryption = factories.encryption_of(settings)
@@ -159,14 +166,12 @@ def show(
 def _recording(settings: Settings, token_file: Path | None, day: date, reason: str, leads: int) -> Iterator[Recorded]:
     """What commits that leads are shown in clear."""
     from service.cli.database import confirmed_database_url
-    from service.cli.unmasking import reason_to_look, recording, unmasking_caller
+    from service.cli.unmasking import look_of, recording
 
-    caller = unmasking_caller(settings, token_file)
-    told = reason_to_look(settings, reason)
-    why = f"daily file of {day}" + (f": {told}" if told else "")
+    look = look_of(settings, token_file, f"daily file of {day}", reason)
     with (
         confirmed_database_url(settings) as url,
-        recording(settings, url, caller, operation="files show", reason=why, leads=leads) as recorded,
+        recording(settings, url, look, operation="files show", leads=leads) as recorded,
     ):
         yield recorded
 
@@ -174,85 +179,62 @@ def _recording(settings: Settings, token_file: Path | None, day: date, reason: s
 def _leads_to_show(
     encryption: EncryptionService, lines: Iterator[bytes], recorded: Recorded | None
 ) -> Iterator[dict[str, Any]]:
-    """The leads of a file, in clear if that can be recorded."""
+    """The leads of a file, in clear if that can be recorded, else masked."""
+    from service.rpc.masking import mask_message
+
     while some := [json.loads(line) for line in islice(lines, LEADS_AHEAD)]:
-        opened = [_opened_fields(encryption, lead) for lead in some]
+        opened = [_opened_lead(encryption, lead) for lead in some]
         if recorded is not None:
-            recorded([_as_message(lead["id"], fields) for lead, fields in zip(some, opened, strict=True)])
-        for lead, fields in zip(some, opened, strict=True):
-            yield _shown(lead, fields, unmask=recorded is not None)
+            recorded(opened)
+        for lead, message in zip(some, opened, strict=True):
+            if recorded is None:
+                mask_message(message)
+            sensitive = {name: getattr(message, name) for name in SENSITIVE_FIELDS if lead[name] is not None}
+            shown = {name: lead[name] for name in SHOWN} | sensitive
+            yield shown | dict.fromkeys(message.unreadable_fields, UNREADABLE)
 
 
-def _opened_fields(encryption: EncryptionService, lead: dict[str, Any]) -> dict[str, str | None]:
-    """The sensitive fields that a lead has; None for those that cannot be opened."""
-    from uuid import UUID
+def _opened_lead(encryption: EncryptionService, lead: dict[str, Any]) -> pb.Lead:
+    """The sensitive fields of a lead; those that cannot be opened are in `unreadable_fields`."""
+    from leadkeep.v1 import lead_service_pb2 as pb
 
-    fields: dict[str, str | None] = {}
+    message = pb.Lead(id=lead["id"])
     for name in SENSITIVE_FIELDS:
         if lead[name] is not None:
             try:
-                fields[name] = encryption.open(UUID(lead["id"]), name, lead[name])
+                setattr(message, name, encryption.open(UUID(lead["id"]), name, lead[name]))
             except FieldUnreadableError:
-                fields[name] = None
-    return fields
-
-
-def _as_message(lead_id: str, fields: dict[str, str | None]) -> pb.Lead:
-    from leadkeep.v1 import lead_service_pb2 as pb
-
-    message = pb.Lead(id=lead_id)
-    for name, value in fields.items():
-        if value is not None:
-            setattr(message, name, value)
+                message.unreadable_fields.append(name)
     return message
-
-
-def _shown(lead: dict[str, Any], fields: dict[str, str | None], *, unmask: bool) -> dict[str, Any]:
-    from service.rpc.masking import mask_value
-
-    shown = {name: lead[name] for name in SHOWN}
-    for name, value in fields.items():
-        if value is None:
-            shown[name] = UNREADABLE
-        else:
-            shown[name] = value if unmask else mask_value(name, value)
-    return shown
 
 
 def _print(leads: Iterator[dict[str, Any]], *, as_json: bool, few: bool) -> int:
     """Print leads; how many have fields that cannot be opened."""
     unreadable = 0
-
-    def counted() -> Iterator[dict[str, Any]]:
-        nonlocal unreadable
+    with _table() if few and not as_json and sys.stdout.isatty() else printed_rows(as_json=as_json) as show:
+        if not as_json:
+            show("\t".join(SHOWN))
         for lead in leads:
             unreadable += UNREADABLE in lead.values()
-            yield lead
-
-    _print_all(counted(), as_json=as_json, few=few)
+            show(lead if as_json else "\t".join(_cell(value) for value in lead.values()))
     return unreadable
 
 
-def _print_all(leads: Iterator[dict[str, Any]], *, as_json: bool, few: bool) -> None:
-    if as_json:
-        separator = "[\n"
-        for lead in leads:
-            typer.echo(separator + json.dumps(lead, ensure_ascii=False), nl=False)
-            separator = ",\n"
-        typer.echo("[]" if separator == "[\n" else "\n]")
-        return
-    rows = ([" ".join(str(value).split()) if value is not None else "" for value in lead.values()] for lead in leads)
-    if not (few and sys.stdout.isatty()):
-        typer.echo("\t".join(SHOWN))
-        for row in rows:
-            typer.echo("\t".join(row))
-        return
+def _cell(value: object) -> str:
+    return "" if value is None else " ".join(str(value).split())
+
+
+@contextmanager
+def _table() -> Iterator[Callable[[object], None]]:
+    """Print rows as a table: the first one names its columns."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*SHOWN, box=None)
-    for row in rows:
+    rows: list[list[str]] = []
+    yield lambda row: rows.append(str(row).split("\t"))
+    table = Table(*rows[0], box=None)
+    for row in rows[1:]:
         table.add_row(*map(Text, row))
     Console().print(table)
 
@@ -293,11 +275,8 @@ def _require_span(day: datetime | None, first: datetime | None, last: datetime |
     """Raise typer.BadParameter unless these options name days that `_days` can list."""
     if day is not None and (first is not None or last is not None):
         raise typer.BadParameter("goes without --from and --to", param_hint="--day")
-    if first is None or last is None:
-        return
-    if first > last:
-        raise typer.BadParameter("is later than --to", param_hint="--from")
-    if last - first > LONGEST_SPAN:
+    require_order(first, last)
+    if first is not None and last is not None and last - first > LONGEST_SPAN:
         raise typer.BadParameter(
             f"are more than {LONGEST_SPAN.days} days; leave one of them out for all days with leads",
             param_hint="--from and --to",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import signal
 import time
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.interrupts import INTERRUPTED
-from service.cli.progress import ProgressLine
-from service.cli.refusals import refusals_are_told
+from service.cli.command import (
+    NOT_ALL_IMPORTED,
+    AsJson,
+    DryRun,
+    ProgressLine,
+    end_interrupted,
+    print_json,
+    refusals_are_told,
+    stop_requested,
+)
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
 
@@ -25,21 +30,7 @@ if TYPE_CHECKING:
     from service.importing.csv_file import CsvFile
     from service.importing.json_file import JsonFile
     from service.importing.pipeline import Pipeline
-    from service.importing.reports import Report
     from service.storage.database import Database
-
-NOT_ALL_IMPORTED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What was asked for, the same for every file."""
-
-    mapping: dict[str, str]
-    results: Path | None
-    rejects: Path | None
-    dry_run: bool
-    as_json: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +49,8 @@ def import_files(
     mapping: Annotated[list[str] | None, typer.Option("--map", help='"Their header=field"; may be repeated.')] = None,
     results: Annotated[Path | None, typer.Option(help="Where the result of each row goes; FILE.results.csv.")] = None,
     rejects: Annotated[Path | None, typer.Option(help="Where invalid rows go; FILE.rejects.csv or .jsonl.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Import leads: daily files as they were, foreign files by their headers. Repeating is harmless.
 
@@ -73,27 +64,33 @@ def import_files(
     if len(files) > 1 and (results or rejects):
         raise typer.BadParameter("with several files each has its own", param_hint="--results, --rejects")
     try:
-        wanted = _Wanted(explicit_mapping(mapping or []), results, rejects, dry_run, as_json)
+        columns = explicit_mapping(mapping or [])
         # Every file is looked at before the database is: a wrong name must not leave half of an import.
-        sources = [_source(path, wanted) for path in files]
+        sources = [_source(path, columns, results, rejects) for path in files]
 
         async def work(database: Database, encryption: EncryptionService) -> tuple[list[dict[str, Any]], bool]:
-            return await _import_all(settings, database, encryption, sources, wanted)
+            tell = (lambda _: None) if as_json else _tell
+            return await _import_all(settings, database, encryption, sources, tell, dry_run=dry_run)
 
         done, interrupted = with_database(settings, work, may_be_new=not dry_run)
     except ImportRefusedError as refused:
         raise StartRefusedError(str(refused)) from None
     if as_json:
-        typer.echo(json.dumps(done, indent=2))
+        print_json(done)
     if interrupted:
-        typer.echo("leadkeep: interrupted; what was told is done: run the same command again to go on", err=True)
-        raise typer.Exit(INTERRUPTED)
+        end_interrupted()
     if any(each["invalid"] + each["failed"] + each["older here"] for each in done):
         raise typer.Exit(NOT_ALL_IMPORTED)
 
 
 async def _import_all(
-    settings: Settings, database: Database, encryption: EncryptionService, sources: list[_Source], wanted: _Wanted
+    settings: Settings,
+    database: Database,
+    encryption: EncryptionService,
+    sources: list[_Source],
+    tell: Callable[[dict[str, Any]], None],
+    *,
+    dry_run: bool,
 ) -> tuple[list[dict[str, Any]], bool]:
     from service import factories
     from service.importing.pipeline import Pipeline
@@ -101,12 +98,9 @@ async def _import_all(
     from service.storage.canary import confirm_canary, plan_of
     from service.storage.repository import LeadRepository
 
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+    stopped = stop_requested()
     validation = factories.validation_of(settings)
-    if not wanted.dry_run:
+    if not dry_run:
         state = await confirm_canary(database, encryption, validation.normaliser_identity)
         encryption.plan = plan_of(state, encryption)
     repository = LeadRepository(database)
@@ -118,11 +112,13 @@ async def _import_all(
             pipeline = Pipeline(
                 *(database, repository, workers),
                 new_id=factories.new_id,
-                dry_run=wanted.dry_run,
+                dry_run=dry_run,
                 stopped=stopped,
                 on_progress=partial(_show_rows, progress, source.path),
             )
-            done.append(await _import_one(pipeline, source, wanted, encryption, progress))
+            summary = await _import_one(pipeline, source, encryption, progress) | {"dry_run": dry_run}
+            tell(summary)
+            done.append(summary)
             if stopped.is_set():
                 break
     finally:
@@ -130,7 +126,7 @@ async def _import_all(
     return done, stopped.is_set()
 
 
-def _source(path: Path, wanted: _Wanted) -> _Source:
+def _source(path: Path, mapping: dict[str, str], results: Path | None, rejects: Path | None) -> _Source:
     """A file that can be imported. Raises ImportRefusedError."""
     from service.importing.csv_file import CsvFile
     from service.importing.json_file import JsonFile
@@ -138,19 +134,23 @@ def _source(path: Path, wanted: _Wanted) -> _Source:
 
     kind = kind_of(path)
     suffix = ".rejects.csv" if kind is Kind.CSV else ".rejects.jsonl"
-    results = wanted.results or path.with_name(path.name + ".results.csv")
-    rejects = wanted.rejects or path.with_name(path.name + suffix)
-    _require_apart(path, results, rejects)
+    own = _Source(
+        path,
+        results or path.with_name(path.name + ".results.csv"),
+        rejects or path.with_name(path.name + suffix),
+        rows=None,
+    )
+    if len({each.resolve() for each in (own.path, own.results, own.rejects)}) < 3:  # one of them is another one
+        raise ImportRefusedError("--results and --rejects must be files of their own")
     if kind is Kind.DAILY:
-        if wanted.mapping or wanted.rejects:
+        if mapping or rejects:
             raise ImportRefusedError(f"{path} is a daily file: it goes without --map and --rejects")
-        return _Source(path, results, rejects, None)
-    rows = CsvFile(path, wanted.mapping) if kind is Kind.CSV else JsonFile(path, wanted.mapping)
-    return _Source(path, results, rejects, rows)
+        return own
+    return replace(own, rows=CsvFile(path, mapping) if kind is Kind.CSV else JsonFile(path, mapping))
 
 
 async def _import_one(
-    pipeline: Pipeline, source: _Source, wanted: _Wanted, encryption: EncryptionService, progress: ProgressLine
+    pipeline: Pipeline, source: _Source, encryption: EncryptionService, progress: ProgressLine
 ) -> dict[str, Any]:
     from service.file_storage import DailyFileError, read_lines
     from service.importing.csv_file import CsvFile
@@ -183,18 +183,8 @@ async def _import_one(
         progress.end()
     summary: dict[str, Any] = {"file": str(path), "rows": report.rows}
     summary |= {result.value: report.counts[result] for result in Result}
-    summary |= {"seconds": round(time.monotonic() - began, 2), "dry_run": wanted.dry_run, "results": str(results)}
-    summary |= {"rejects": str(source.rejects) if report.has_rejects else None}
-    if not wanted.as_json:
-        _tell(path, report, wanted)
-    return summary
-
-
-def _require_apart(source: Path, results: Path, rejects: Path) -> None:
-    from service.importing.source import ImportRefusedError
-
-    if len({source.resolve(), results.resolve(), rejects.resolve()}) < 3:  # one of them is another one
-        raise ImportRefusedError("--results and --rejects must be files of their own")
+    summary |= {"seconds": round(time.monotonic() - began, 2), "results": str(results)}
+    return summary | {"rejects": str(source.rejects) if report.has_rejects else None}
 
 
 def _require_whole(path: Path, encryption: EncryptionService) -> None:
@@ -216,13 +206,15 @@ def _require_whole(path: Path, encryption: EncryptionService) -> None:
         )
 
 
-def _tell(path: Path, report: Report, wanted: _Wanted) -> None:
-    counted = ", ".join(f"{count} {result.value}" for result, count in report.counts.items())
-    would = " (dry run: nothing was changed)" if wanted.dry_run else ""
-    typer.echo(f"{path}: {report.rows} rows{': ' if counted else ''}{counted}{would}")
-    typer.echo(f"  each row: {report.results_path}")
-    if report.has_rejects:
-        typer.echo(f"  to correct and import again: {report.rejects_path}")
+def _tell(summary: dict[str, Any]) -> None:
+    from service.importing.reports import Result
+
+    counted = ", ".join(f"{summary[result]} {result}" for result in Result if summary[result])
+    would = " (dry run: nothing was changed)" if summary["dry_run"] else ""
+    typer.echo(f"{summary['file']}: {summary['rows']} rows{': ' if counted else ''}{counted}{would}")
+    typer.echo(f"  each row: {summary['results']}")
+    if summary["rejects"]:
+        typer.echo(f"  to correct and import again: {summary['rejects']}")
 
 
 def _show_rows(progress: ProgressLine, path: Path, rows: int) -> None:

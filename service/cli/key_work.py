@@ -6,14 +6,13 @@ import fcntl
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from service.cli.durations import duration
-from service.cli.interrupts import INTERRUPTED
-from service.cli.progress import ProgressLine
+from service.cli.command import ProgressLine, end_interrupted
 from service.config import Settings
 from service.errors import StartRefusedError
 
@@ -34,29 +33,15 @@ def source_of(settings: Settings) -> KeyringSource:
     return keyring_source(settings)
 
 
-def with_database(settings: Settings, work: Callable[[str, Database, EncryptionService], Awaitable[T]]) -> T:
-    """What `work` makes of the database, with a keyring that is the database's. Raises StartRefusedError."""
-    from service.cli.database import with_keys
-
-    return with_keys(settings, work)
-
-
-def patience_of(timeout: str) -> float:
-    """The seconds that --timeout names. Raises typer.BadParameter."""
-    try:
-        return duration(timeout).total_seconds()
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--timeout") from None
-
-
 def run_keys(
     settings: Settings,
     work: Callable[[KeyService], Awaitable[T]],
     *,
-    timeout: float = 1.0,
+    timeout: timedelta = timedelta(seconds=1),
     rate: float = 0.0,
 ) -> T:
     """What `work` makes of the keys, told as it goes; Ctrl-C leaves done what was done. Raises StartRefusedError."""
+    from service.cli.database import with_keys
     from service.key_service import KeyService
     from service.key_workers import NICE
     from service.log import configure_logging
@@ -80,16 +65,15 @@ def run_keys(
                 tell=tell,
                 on_progress=line.show,
                 spool=settings.spool_path,
-                timeout=timeout,
+                timeout=timeout.total_seconds(),
                 rate=rate,
             )
             return await work(keys)
 
     try:
-        return with_database(settings, run)
+        return with_keys(settings, run)
     except KeyboardInterrupt:
-        typer.echo("leadkeep: interrupted; what was done stays done: run the same command again to go on", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        end_interrupted()
     finally:
         line.end()
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli.command import FAULT_FOUND, AsJson, duration, print_json, refusals_are_told
 from service.cli.key_work import (
     bring,
     files_by_key,
     keyring_to_change,
-    patience_of,
     run_keys,
     source_of,
-    with_database,
 )
-from service.cli.refusals import refusals_are_told
 from service.config import load_settings
 from service.errors import LeadkeepError, StartRefusedError
 
@@ -30,14 +27,17 @@ if TYPE_CHECKING:
 
 keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
 
-FAULTS_FOUND = 3
-
 PACE = 5000
 """Rows a second: a million leads in three minutes, while PostgreSQL has most of its time for live callers."""
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="See leadkeep keys status.")]
-Timeout = Annotated[str, typer.Option(help="How long to wait for replicas: 30s, 5m, 1h.")]
+Timeout = Annotated[
+    timedelta,
+    typer.Option(
+        parser=duration, metavar="TIME", show_default="5m", help="How long to wait for replicas: 30s, 5m, 1h."
+    ),
+]
+PATIENCE = timedelta(minutes=5)
 Forget = Annotated[
     list[str] | None, typer.Option("--forget", metavar="REPLICA", help="Leave out a replica that is gone for good.")
 ]
@@ -76,11 +76,12 @@ def init(output: Output = None) -> None:
 def status(as_json: AsJson = False) -> None:
     """Show every key with its state and what is sealed with it, where a rotation stands, and what replicas have."""
     settings = load_settings()
+    from service.cli.database import with_keys
     from service.keyring import Purpose
 
     keyring = source_of(settings).load()
     try:
-        stored, fault = with_database(settings, _stored), None
+        stored, fault = with_keys(settings, _stored), None
     except (StartRefusedError, LeadkeepError) as error:
         stored, fault = {}, str(error) if isinstance(error, StartRefusedError) else error.text
     counts = stored.get("sealed", {})
@@ -96,7 +97,7 @@ def status(as_json: AsJson = False) -> None:
     ]
     shown = {"keys": keys, "index": stored.get("index"), "replicas": stored.get("replicas"), "fault": fault}
     if as_json:
-        typer.echo(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     for key in keys:
         sealed = ", ".join(f"{count} tokens of {holder}" for holder, count in (key["sealed"] or {}).items())
@@ -158,7 +159,7 @@ def add(
         where = write(changed)
     if as_json:
         shown = {"id": made.id, "purpose": made.purpose.value, "state": made.state.value, "keyring": str(where)}
-        typer.echo(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     typer.echo(f"Added the {purpose} key {made.id} (active) to {where}. Keep a copy of it apart.")
     typer.echo(f"{bring(settings, output)}send SIGHUP to every service, then run: leadkeep keys promote {made.id}")
@@ -166,9 +167,8 @@ def add(
 
 @keys_app.command()
 @refusals_are_told
-def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output: Output = None) -> None:
+def promote(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, output: Output = None) -> None:
     """Let a key be the one that seals, once every running replica can open with it; the one before stays active."""
-    patience = patience_of(timeout)
     settings = load_settings()
     from service.key_service import usable_key
     from service.keyring import KeyState, Purpose
@@ -180,7 +180,7 @@ def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, outpu
             await keys.forget(forget or [])
             await keys.prepare_promotion(key)
 
-        run_keys(settings, prepare, timeout=patience)
+        run_keys(settings, prepare, timeout=timeout)
         if key.state is KeyState.PRIMARY:
             typer.echo(f"The {key.purpose} key {key.id} is the primary one already.")
             return
@@ -199,16 +199,15 @@ def promote(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, outpu
 @refusals_are_told
 def reseal(
     rate: Annotated[int, typer.Option(help="Rows a second at most; 0: as fast as it goes.", min=0)] = PACE,
-    timeout: Timeout = "5m",
+    timeout: Timeout = PATIENCE,
     as_json: AsJson = False,
 ) -> None:
     """Seal everything in the database with the primary encryption key. May be stopped and run again."""
-    patience = patience_of(timeout)
     settings = load_settings()
 
-    done = run_keys(settings, lambda keys: keys.reseal(), timeout=patience, rate=rate)
+    done = run_keys(settings, lambda keys: keys.reseal(), timeout=timeout, rate=rate)
     if as_json:
-        typer.echo(json.dumps(asdict(done), indent=2))
+        print_json(asdict(done))
     else:
         told = ", ".join(f"{count} {kind}" for kind, count in done.sealed_anew.items())
         typer.echo(f"Sealed anew with {done.key_id}: {told}, in {done.seconds:.1f} s.")
@@ -228,7 +227,7 @@ def reseal(
 @refusals_are_told
 def reindex(
     rate: Annotated[int, typer.Option(help="Leads a second at most; 0: as fast as it goes.", min=0)] = PACE,
-    timeout: Timeout = "5m",
+    timeout: Timeout = PATIENCE,
     forget: Forget = None,
     as_json: AsJson = False,
 ) -> None:
@@ -236,7 +235,6 @@ def reindex(
 
     May be stopped and run again.
     """
-    patience = patience_of(timeout)
     settings = load_settings()
     from service import factories
 
@@ -246,9 +244,9 @@ def reindex(
         await keys.forget(forget or [])
         return await keys.reindex(normaliser)
 
-    done = run_keys(settings, work, timeout=patience, rate=rate)
+    done = run_keys(settings, work, timeout=timeout, rate=rate)
     if as_json:
-        typer.echo(json.dumps(asdict(done), indent=2))
+        print_json(asdict(done))
         return
     if not done.needed:
         typer.echo("The blind indexes are those of the primary index key and of these settings already.")
@@ -260,9 +258,8 @@ def reindex(
 
 @keys_app.command()
 @refusals_are_told
-def retire(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output: Output = None) -> None:
+def retire(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, output: Output = None) -> None:
     """Take a key out of use; refused while anything needs it: rows, conflicts, spools, daily files."""
-    patience = patience_of(timeout)
     settings = load_settings()
     from service.key_service import usable_key
     from service.keyring import KeyState
@@ -278,7 +275,7 @@ def retire(key_id: KeyId, timeout: Timeout = "5m", forget: Forget = None, output
             await keys.forget(forget or [])
             await keys.retire(key, files=lambda: files_by_key(settings))
 
-        run_keys(settings, check, timeout=patience)
+        run_keys(settings, check, timeout=timeout)
         where = write(keyring.with_retired(key.id))
     typer.echo(f"The {key.purpose} key {key.id} is retired, in {where}. Copies of the keyring from before are now old.")
     typer.echo(f"{bring(settings, output)}send SIGHUP to every service.")
@@ -292,11 +289,11 @@ def verify(as_json: AsJson = False) -> None:
 
     found = run_keys(settings, lambda keys: keys.verify())
     if as_json:
-        typer.echo(json.dumps({"sound": not found.faults, **asdict(found)}, indent=2))
+        print_json({"sound": not found.faults, **asdict(found)})
     else:
         told = ", ".join(f"{count} {kind}" for kind, count in found.rows.items())
         typer.echo(f"Looked at {told}: {len(found.faults) or 'no'} faults.")
         for fault in found.faults:
             typer.echo(f"FAIL  {fault}")
     if found.faults:
-        raise typer.Exit(FAULTS_FOUND)
+        raise typer.Exit(FAULT_FOUND)

@@ -8,10 +8,11 @@ may be repeated.
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -19,19 +20,17 @@ import typer
 from service.access import ROLES, is_subject
 from service.cli.audit import audit_app
 from service.cli.backup import backup, restore
+from service.cli.command import FAULT_FOUND, AsJson, duration, print_json, refusals_are_told
 from service.cli.conflicts import conflicts_app
 from service.cli.erase import erase
 from service.cli.exports import export
 from service.cli.files import files_app
 from service.cli.imports import import_files
 from service.cli.keys import keys_app
-from service.cli.refusals import refusals_are_told
 from service.cli.retention import retention
 from service.cli.spool import spool_app
 from service.config import load_settings
 from service.errors import StartRefusedError
-
-UNHEALTHY = 3
 
 PIPE_COLUMNS = 240
 """Wide enough for a setting to stand in one line, so that grep finds all of it."""
@@ -54,8 +53,6 @@ app.command()(backup)
 app.command()(restore)
 app.command()(erase)
 app.command()(retention)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -90,25 +87,23 @@ def serve() -> None:
 def token(
     role: Annotated[str, typer.Option(help="chatbot (create, read its own), agent (read, update) or admin (all).")],
     subject: Annotated[str, typer.Option(help="Who acts with it; default: the role's name.")] = "",
-    ttl: Annotated[str, typer.Option(help="How long it is good: 30s, 15m, 1h, 7d.")] = "1h",
+    ttl: Annotated[
+        timedelta,
+        typer.Option(parser=duration, metavar="TIME", show_default="1h", help="How long it is good: 30s, 15m, 1h, 7d."),
+    ] = timedelta(hours=1),
 ) -> None:
     """Print a token, signed with this service's own key."""
-    from service.cli.durations import duration
     from service.rpc.local_key import LocalSigningKey
 
     if role not in ROLES:
         raise typer.BadParameter(f"must be one of: {', '.join(ROLES)}", param_hint="--role")
-    try:
-        lifetime = duration(ttl)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--ttl") from None
     if subject and not is_subject(subject):
         raise typer.BadParameter("must be 1 to 200 visible characters", param_hint="--subject")
     settings = load_settings()
     if settings.auth_jwks is not None:
         raise StartRefusedError("tokens come from the issuer of LEADKEEP_AUTH_JWKS; the local signing key is not used")
     key = LocalSigningKey.load_or_create(settings.signing_key_path)
-    typer.echo(key.issue(subject or role, ROLES[role], lifetime, now=time.time()))
+    typer.echo(key.issue(subject or role, ROLES[role], ttl, now=time.time()))
 
 
 @app.command()
@@ -117,21 +112,7 @@ def config(as_json: AsJson = False) -> None:
     """Print every setting with value, default and meaning; secrets hidden."""
     rows = load_settings().rows()
     if as_json:
-        typer.echo(
-            json.dumps(
-                [
-                    {
-                        "name": row.name,
-                        "value": row.value,
-                        "default": row.default,
-                        "meaning": row.meaning,
-                        "source": row.source,
-                    }
-                    for row in rows
-                ],
-                indent=2,
-            )
-        )
+        print_json([asdict(row) for row in rows])
         return
     from rich.console import Console  # costs 100 ms, which serve should not pay
     from rich.table import Table
@@ -174,10 +155,9 @@ def doctor(as_json: AsJson = False) -> None:
     findings = diagnose(settings)
     healthy = all(finding.ok for finding in findings)
     if as_json:
-        checks = [{"check": f.check, "ok": f.ok, "detail": f.detail} for f in findings]
-        typer.echo(json.dumps({"healthy": healthy, "checks": checks}, indent=2))
+        print_json({"healthy": healthy, "checks": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
             typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.detail}")
     if not healthy:
-        raise typer.Exit(UNHEALTHY)
+        raise typer.Exit(FAULT_FOUND)

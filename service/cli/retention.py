@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import json
-import signal
-import sys
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.durations import duration
-from service.cli.interrupts import INTERRUPTED
-from service.cli.refusals import refusals_are_told
+from service.cli.command import (
+    AsJson,
+    DryRun,
+    ProgressLine,
+    duration,
+    end_interrupted,
+    print_json,
+    refusals_are_told,
+    stop_requested,
+)
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 from service.lead import LeadStatus
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from service.encryption import EncryptionService
     from service.storage.database import Database
     from service.storage.requests import Position
-    from service.storage.retention import Rule
+    from service.storage.retention import Retention, Rule
 
 
 BATCH = 50
@@ -35,22 +38,15 @@ SHARE = 0.5
 """Of the time at most, for the erasures; callers have the rest of the database."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    rules: list[Rule]
-    reason: str
-    dry_run: bool
-
-
 @refusals_are_told
 def retention(
-    status: Annotated[
-        list[str] | None, typer.Option(help=f"Only leads of this status ({', '.join(LeadStatus)}); may be repeated.")
+    status: Annotated[list[LeadStatus] | None, typer.Option(help="Only leads of this status; may be repeated.")] = None,
+    older_than: Annotated[
+        timedelta | None, typer.Option(parser=duration, metavar="TIME", help="For how long they were not changed: 90d.")
     ] = None,
-    older_than: Annotated[str, typer.Option(help="For how long they were not changed: 90d.")] = "",
     reason: Annotated[str, typer.Option(help="Why; kept with the tombstones. No customer data.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be erased, and change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Erase leads that are older than a policy: LEADKEEP_RETENTION, or --status and --older-than.
 
@@ -61,72 +57,55 @@ def retention(
     policy = _policy(settings, status or [], older_than)
     from service import factories
     from service.cli.database import with_database
-    from service.storage.retention import Rule
+    from service.storage.retention import Retention, Rule
 
     why = factories.validation_of(settings).reason(reason) or ""
     now = datetime.now(UTC)
-    wanted = _Wanted([Rule(each, now - age) for each, age in policy.items()], why, dry_run)
+    rules = [Rule(each, now - age) for each, age in policy.items()]
 
     async def work(database: Database, _encryption: EncryptionService) -> tuple[list[dict[str, Any]], bool]:
-        return await _apply(database, wanted)
+        stopped, old, done = stop_requested(), Retention(database), []
+        for rule in rules:
+            due = await old.count(rule)
+            erased = 0 if dry_run else await _erase(old, rule, why, due, stopped)
+            before = rule.before.isoformat(timespec="seconds")
+            done.append(
+                {"status": rule.status.value, "before": before, "due": due, "erased": erased, "dry_run": dry_run}
+            )
+        return done, stopped.is_set()
 
     done, interrupted = with_database(settings, work)
     if as_json:
-        typer.echo(json.dumps(done, indent=2))
+        print_json(done)
     else:
         for each in done:
             would = f"{each['due']} leads would be" if dry_run else f"{each['erased']} leads were"
             typer.echo(f"{each['status']}: {would} erased that were last changed before {each['before']}")
     if interrupted:
-        typer.echo("leadkeep: interrupted; what was told is done: run the same command again to go on", err=True)
-        raise typer.Exit(INTERRUPTED)
+        end_interrupted()
 
 
-def _policy(settings: Settings, statuses: list[str], older_than: str) -> dict[LeadStatus, timedelta]:
-    if bool(statuses) != bool(older_than):
-        raise typer.BadParameter("go together", param_hint="--status and --older-than")
-    if not statuses:
+def _policy(
+    settings: Settings, statuses: list[LeadStatus], older_than: timedelta | None
+) -> dict[LeadStatus, timedelta]:
+    if not statuses and older_than is None:
         if not settings.retention_policy:
             raise StartRefusedError("there is no policy: set LEADKEEP_RETENTION, or give --status and --older-than")
         return settings.retention_policy
-    try:
-        age = duration(older_than)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--older-than") from None
-    try:
-        return {LeadStatus(each): age for each in statuses}
-    except ValueError:
-        raise typer.BadParameter(f"must be one of: {', '.join(LeadStatus)}", param_hint="--status") from None
+    if not statuses or older_than is None:
+        raise typer.BadParameter("go together", param_hint="--status and --older-than")
+    return dict.fromkeys(statuses, older_than)
 
 
-async def _apply(database: Database, wanted: _Wanted) -> tuple[list[dict[str, Any]], bool]:
-    from service.storage.retention import Retention
-
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    old = Retention(database)
-    done = []
-    for rule in wanted.rules:
-        due = await old.count(rule)
-        told = {"status": rule.status.value, "before": rule.before.isoformat(timespec="seconds"), "due": due}
-        erased = 0 if wanted.dry_run else await _erase(old, rule, wanted, due, stopped)
-        done.append({**told, "erased": erased, "dry_run": wanted.dry_run})
-    return done, stopped.is_set()
-
-
-async def _erase(old: Any, rule: Rule, wanted: _Wanted, due: int, stopped: asyncio.Event) -> int:
+async def _erase(old: Retention, rule: Rule, why: str | None, due: int, stopped: asyncio.Event) -> int:
     actor = f"cli:{getpass.getuser()}"
-    reason = wanted.reason or f"retention: {rule.status.value} since before {rule.before.date()}"
-    erased = 0
+    reason = why or f"retention: {rule.status.value} since before {rule.before.date()}"
+    erased, progress = 0, ProgressLine()
     after: Position | None = None
     while not stopped.is_set() and (batch := await old.next(rule, after, BATCH)):
         after, began = batch[-1], time.monotonic()
         erased += await old.erase(rule, [each.id for each in batch], actor=actor, reason=reason)
-        if sys.stderr.isatty():
-            typer.echo(f"\r{rule.status.value}: {erased} of {due} ", err=True, nl=False)
+        progress.show(f"{rule.status.value}: {erased} of {due}")
         await asyncio.sleep((time.monotonic() - began) * (1 / SHARE - 1))
-    if sys.stderr.isatty() and after is not None:
-        typer.echo("\r\033[K", err=True, nl=False)
+    progress.end()
     return erased

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.refusals import refusals_are_told
+from service.cli.command import AsJson, print_json, refusals_are_told
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from service.storage.spool import Spool
 
 spool_app = typer.Typer(help="Leads that wait on this machine's disk for the database.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 LOOK_SECONDS = 0.5
 """How often a drain is looked at."""
@@ -50,7 +47,7 @@ def status(as_json: AsJson = False) -> None:
             "oldest": size.oldest.isoformat() if size.oldest else None,
             "alarms": list(alarms.values()),
         }
-        typer.echo(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     room = f"{size.bytes} of {settings.spool_bytes} bytes"
     typer.echo(f"{size.waiting} leads wait, {size.damaged} were set aside, {room}")
@@ -78,7 +75,7 @@ def list_entries(as_json: AsJson = False) -> None:
         for row in rows
     ]
     if as_json:
-        typer.echo(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     for entry in shown:
         typer.echo("  ".join(str(value) for value in entry.values() if value))

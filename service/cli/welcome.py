@@ -28,8 +28,8 @@ EXAMPLE = {
 
 def welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool, now: float) -> str:
     """Where the doors are; on the first start, calls that can be pasted, with a token."""
-    grpc = _reachable(settings.grpc_address.host, grpc_port)
-    http = _reachable(settings.http_address.host, http_port)
+    grpc = settings.grpc_address.reachable(grpc_port)
+    http = settings.http_address.reachable(http_port)
     secure = settings.tls_cert is not None
     scheme = "https" if secure else "http"
     lines = [f"Leadkeep is ready: gRPC on {grpc}, JSON on {scheme}://{http}"]
@@ -59,9 +59,3 @@ def _command() -> str:
     """The command as it can be pasted: in a clone it is not on the PATH."""
     beside = Path(sys.executable).with_name("leadkeep")
     return shlex.quote(str(beside)) if beside.exists() and shutil.which("leadkeep") is None else "leadkeep"
-
-
-def _reachable(host: str, port: int) -> str:
-    """The address to call: a door that listens everywhere is called on this machine."""
-    called = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 # compared, not bound
-    return f"[{called}]:{port}" if ":" in called else f"{called}:{port}"

@@ -12,17 +12,15 @@ from tests.harness.processes import processes_in, remove_embedded_database
 from tests.harness.running_service import RunningService
 
 ID = "01a21a33-6568-70bb-808a-91746da5b973"
-LONG = "x" * 501
 SPAN = ("--from", "2026-02-02", "--to", "2026-02-01")
 
 MALFORMED = {
-    "erase ID": (("erase", "nope"), "lead's id"),
-    "erase --reason": (("erase", ID, "--reason", LONG), "--reason"),
+    "erase ID": (("erase", "nope"), "valid UUID"),
     "erase --from": (("erase", "--from", "no-such-file"), "no-such-file"),
-    "conflicts resolve ID": (("conflicts", "resolve", "nope", "keep-first"), "lead's id"),
+    "conflicts resolve ID": (("conflicts", "resolve", "nope", "keep-first"), "valid UUID"),
     "conflicts resolve resolution": (("conflicts", "resolve", ID, "nope"), "keep-first"),
     "conflicts resolve --lead": (("conflicts", "resolve", ID, "keep-first", "--lead", "nope"), "--lead"),
-    "conflicts resolve --reason": (("conflicts", "resolve", ID, "keep-first", "--reason", LONG), "--reason"),
+    "conflicts list --reason": (("conflicts", "list", "--unmask", "--reason", "two\nlines"), "--reason"),
     "audit list --lead": (("audit", "list", "--lead", "nope"), "--lead"),
     "audit list --from": (("audit", "list", "--from", "nope"), "--from"),
     "audit verify --heads": (("audit", "verify", "--heads", "no-such-file"), "no-such-file"),
@@ -38,7 +36,7 @@ MALFORMED = {
     "import --map": (("import", "good.csv", "--map", "nope"), "--map"),
     "import --map of no column": (("import", "good.csv", "--map", "Nowhere=notes"), "nowhere"),
     "import --results": (("import", "good.csv", "--results", "good.csv"), "--results"),
-    "retention --older-than": (("retention", "--status", "NEW", "--older-than", "nope"), "--older-than"),
+    "retention --older-than": (("retention", "--status", "new", "--older-than", "nope"), "--older-than"),
     "retention --status": (("retention", "--status", "nope", "--older-than", "90d"), "--status"),
     "keys promote KEY_ID": (("keys", "promote", "nope"), "no key nope"),
     "keys retire KEY_ID": (("keys", "retire", "nope"), "no key nope"),

@@ -23,7 +23,7 @@ def database(postgres_server: TestServer) -> TestDatabase:
 
 @pytest.fixture(scope="module")
 def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A service whose one lead `ann` read twice and `joe` once, stopped: its chain has ended."""
+    """A service whose one lead `ann` read twice and `joe` once, started again: the chain of these looks has ended."""
     folder = tmp_path_factory.mktemp("audit") / "leadkeep"
     running = RunningService(folder, database_url=database.serve_url).start()
     with running.channel() as channel:
@@ -35,6 +35,7 @@ def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) ->
             stub.GetLead(pb.GetLeadRequest(id=lead_id), metadata=metadata, timeout=10)
     (folder.parent / "lead").write_text(lead_id)
     running.stop()
+    running.start()
     yield running
     running.stop()
 

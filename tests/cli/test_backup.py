@@ -22,7 +22,7 @@ import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.cli.interrupts import INTERRUPTED
+from service.cli.command import INTERRUPTED
 from service.keyring import Keyring
 from service.storage.backup_manifest import DUMP, MANIFEST
 from service.storage.schema import REVISION

@@ -16,8 +16,7 @@ import pytest
 from google.protobuf import json_format
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.cli.main import UNHEALTHY
-from service.cli.refusals import REFUSED
+from service.cli.command import FAULT_FOUND, REFUSED
 from service.config import Settings
 from tests.conftest import StartService
 from tests.harness.failures import reason_of
@@ -350,7 +349,7 @@ def test_doctor_finds_another_keyring(database: TestDatabase, start_service: Sta
     (service.data_dir / "keyring.json").unlink()
     service.leadkeep("keys", "init")
     done = service.leadkeep("doctor", "--json")
-    assert done.returncode == UNHEALTHY
+    assert done.returncode == FAULT_FOUND
     assert checks(done) == ALL_WELL | {"canary": False}
 
 
@@ -359,14 +358,14 @@ def test_doctor_finds_another_schema(database: TestDatabase, tmp_path: Path) -> 
     with psycopg.connect(database.admin_url) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     done = service.leadkeep("doctor", "--json")
-    assert done.returncode == UNHEALTHY
+    assert done.returncode == FAULT_FOUND
     assert not checks(done)["schema"]
 
 
 def test_doctor_finds_more_rights_than_serve_needs(database: TestDatabase, tmp_path: Path) -> None:
     service = RunningService(tmp_path / "leadkeep", database_url=database.admin_url)
     done = service.leadkeep("doctor")
-    assert done.returncode == UNHEALTHY
+    assert done.returncode == FAULT_FOUND
     assert "FAIL  rights of serve" in done.stdout
     assert "be a superuser" in done.stdout
 
@@ -374,7 +373,7 @@ def test_doctor_finds_more_rights_than_serve_needs(database: TestDatabase, tmp_p
 def test_doctor_finds_an_unreachable_database_and_goes_on(tmp_path: Path) -> None:
     service = RunningService(tmp_path / "leadkeep", database_url="postgresql://serve:hunter2@127.0.0.1:1/leadkeep")
     done = service.leadkeep("doctor", "--json")
-    assert done.returncode == UNHEALTHY
+    assert done.returncode == FAULT_FOUND
     assert checks(done)["database"] is False
     assert checks(done)["keyring"] is True
     assert "hunter2" not in done.stdout + done.stderr
@@ -385,7 +384,7 @@ def test_doctor_finds_secrets_that_others_may_read(database: TestDatabase, tmp_p
     (service.data_dir / "keyring.json").chmod(0o644)
     service.data_dir.chmod(0o755)
     done = service.leadkeep("doctor", "--json")
-    assert done.returncode == UNHEALTHY
+    assert done.returncode == FAULT_FOUND
     assert (checks(done)["data folder"], checks(done)["keyring"]) == (False, False)
 
 

@@ -20,7 +20,7 @@ import pytest
 from grpc import StatusCode
 from typer.testing import CliRunner
 
-from service.cli.interrupts import INTERRUPTED
+from service.cli.command import INTERRUPTED
 from service.cli.main import app
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import conflict_with
@@ -55,7 +55,7 @@ def admin(service: RunningService) -> Iterator[Client]:
 
 def run(service: RunningService, *arguments: str, code: int = 0) -> str:
     """What a command printed. In this process: starting one for each command would take most of the time."""
-    done = CliRunner().invoke(app, arguments, env=service.environment)
+    done = CliRunner().invoke(app, arguments, env=service.operators_environment)
     assert done.exit_code == code, done.output
     return done.stdout or done.stderr
 

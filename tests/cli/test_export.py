@@ -19,8 +19,7 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
-from service.cli.exports import SOME_UNREADABLE
-from service.cli.interrupts import INTERRUPTED
+from service.cli.command import INTERRUPTED, SOME_UNREADABLE
 from service.importing.csv_file import restored
 from service.lead import CUSTOMER_FIELDS
 from tests.harness.faults import execute, value_of

@@ -20,8 +20,7 @@ import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.cli.imports import NOT_ALL_IMPORTED
-from service.cli.interrupts import INTERRUPTED
+from service.cli.command import INTERRUPTED, NOT_ALL_IMPORTED
 from service.file_storage import FileStorageService
 from service.storage.daily_leads import DailyLeads, Days
 from tests.harness.daily_files import file_of, soon_in

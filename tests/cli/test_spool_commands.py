@@ -10,7 +10,6 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.conftest import StartService
-from tests.harness.faults import value_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
 from tests.harness.processes import eventually
@@ -114,31 +113,3 @@ def test_doctor_finds_leads_that_have_waited_too_long(waiting: RunningService) -
     checks = {check["check"]: check for check in json.loads(diagnosed.stdout)["checks"]}
     assert "have waited in the spool" in checks["spool"]["detail"]
     assert "degraded" in checks["database"]["detail"]
-
-
-def test_an_erasure_finds_what_waits_also_when_no_service_runs(
-    server: TestServer, database: TestDatabase, start_service: StartService
-) -> None:
-    service = start_service(database_url=database.serve_url)
-    person = somebody()
-    with service.channel() as channel:
-
-        def create(lead: pb.Lead) -> str:
-            request = pb.CreateLeadRequest(lead=lead)
-            answer = service.stub(channel).CreateLead(request, timeout=5, metadata=service.metadata("chatbot"))
-            return str(answer.id)
-
-        saved = create(person)
-        server.postgres.stop()
-        relative, stranger = create(somebody(phone=person.phone)), create(somebody())
-    service.kill()
-    server.postgres.start()
-
-    erased = json.loads(service.leadkeep("erase", saved, "--json").stdout)
-
-    assert erased == {"id": saved, "erased": True, "in_spool": 0, "kept_ids": [relative]}
-    assert service.leadkeep("spool", "drain").returncode == 0
-    rows = "SELECT array_agg(id::text) FROM "
-    assert value_of(database.admin_url, f"{rows} lead") == [stranger]
-    assert value_of(database.admin_url, f"{rows} lead_conflict WHERE erased_lead_id = '{saved}'") == [relative]
-    assert value_of(database.admin_url, f"{rows} tombstone") == [saved]

@@ -90,7 +90,7 @@ class Trial:
 
     def run(self, what: str, *arguments: str, code: int = 0, token: str = "") -> None:
         """An operator's command, in this process; what it says is kept."""
-        done = CliRunner().invoke(app, arguments, env=self.here.environment | {"LEADKEEP_TOKEN": token})
+        done = CliRunner().invoke(app, arguments, env=self.here.operators_environment | {"LEADKEEP_TOKEN": token})
         (self.folder / "commands" / f"{what}.txt").write_text(done.output)
         assert done.exit_code == code, f"{what}: {done.output}"
 

@@ -123,15 +123,20 @@ def test_a_postgres_that_keeps_ending_is_started_with_growing_pauses(service: Ru
         assert "no_such_setting" in service.log()
 
 
-@pytest.mark.parametrize(
-    "command", [("audit", "list"), ("conflicts", "list"), ("keys", "verify"), ("files", "verify"), ("erase", "--list")]
-)
+@pytest.mark.parametrize("command", [("keys", "verify"), ("files", "verify"), ("erase", "--list")])
 def test_a_command_says_that_postgres_does_not_run_and_is_restarted(
     down: RunningService, command: tuple[str, ...]
 ) -> None:
     refused = down.leadkeep(*command)
     assert refused.returncode == 1
     _says_what_is_so(down, refused.stderr)
+
+
+@pytest.mark.parametrize("command", [("audit", "list"), ("conflicts", "list")])
+def test_a_command_passes_on_that_the_service_has_no_storage(down: RunningService, command: tuple[str, ...]) -> None:
+    refused = down.leadkeep(*command)
+    assert refused.returncode == 1
+    assert "the storage is not available now" in refused.stderr
 
 
 def test_backup_says_it_too(down: RunningService) -> None:

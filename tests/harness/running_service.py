@@ -139,11 +139,17 @@ class RunningService:
         lines = httpx.get(f"{self.http_url}/metrics", timeout=10).text.splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{sample} ")), 0.0)
 
+    @property
+    def operators_environment(self) -> dict[str, str]:
+        """The settings of an operator's command: those of the service, and the port that it has got."""
+        address = {"LEADKEEP_GRPC_ADDRESS": self.grpc_address} if self.grpc_address else {}
+        return self.environment | address
+
     def leadkeep(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run an operator's command with this service's settings."""
         return subprocess.run(
             [sys.executable, "-m", "service", *arguments],
-            env=self.environment | dict(env or {}),
+            env=self.operators_environment | dict(env or {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -160,7 +166,9 @@ class RunningService:
         from service.cli.main import app
 
         with chdir(self.data_dir.parent):
-            done = CliRunner(env=self.environment | dict(env or {})).invoke(app, arguments, catch_exceptions=False)
+            done = CliRunner(env=self.operators_environment | dict(env or {})).invoke(
+                app, arguments, catch_exceptions=False
+            )
         return subprocess.CompletedProcess(
             arguments, done.exit_code, done.stdout_bytes.decode(), done.stderr_bytes.decode()
         )

@@ -1,0 +1,134 @@
+"""Client of the running service, for commands that show or change leads.
+
+The service masks, records and limits what they show, as for every caller.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import typer
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest
+from grpc_status import rpc_status
+from leadkeep.v1.lead_service_pb2_grpc import LeadServiceStub
+
+from service.access import Scope
+from service.config import Settings
+from service.errors import StartRefusedError
+from service.rpc.local_key import LocalSigningKey
+from service.secret_file import read_secret_file
+
+TOKEN_VARIABLE = "LEADKEEP_TOKEN"  # noqa: S105 # the variable's name
+
+TOKEN_LIFE = timedelta(hours=1)
+"""How long a token of the local key is good: longer than any list takes to be read to its end."""
+
+DEADLINE_SECONDS = 30.0
+"""How long one answer may take. No customer waits."""
+
+Call = Callable[[str, Message], Any]
+"""`call("EraseLead", request)` returns the response, or raises StartRefusedError with what the service answered."""
+
+
+@contextmanager
+def connected(settings: Settings, *scopes: Scope, reason: str = "") -> Iterator[Call]:
+    """Call the service of these settings with LEADKEEP_TOKEN, else with a token of the local key for these scopes.
+
+    Raises StartRefusedError without a token; typer.BadParameter for a reason that cannot be sent.
+    """
+    if not _is_header(reason):
+        raise typer.BadParameter("must be one line of ASCII text", param_hint="--reason")
+    metadata = [("authorization", f"Bearer {given_token() or _local_token(settings, scopes)}")]
+    if reason:
+        metadata.append(("leadkeep-reason", reason))
+    address = settings.grpc_address.reachable(settings.grpc_address.port)
+    with _channel(settings, address) as channel:
+        stub = LeadServiceStub(channel)
+
+        def call(rpc: str, request: Message) -> Any:
+            try:
+                return getattr(stub, rpc)(request, metadata=metadata, timeout=DEADLINE_SECONDS)
+            except grpc.RpcError as error:
+                raise StartRefusedError(_refusal(error, address)) from None
+
+        yield call
+
+
+def pages(call: Call, rpc: str, request: Any) -> Iterator[Any]:
+    """The responses of a list rpc, page by page to its end."""
+    while True:
+        page = call(rpc, request)
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
+
+
+def given_token(file: Path | None = None) -> str:
+    """The token of `file`, else of LEADKEEP_TOKEN; empty when neither is given. Raises StartRefusedError.
+
+    A token is never an argument: those can be read by every user of the machine.
+    """
+    text = read_secret_file(file).decode(errors="replace") if file else os.environ.get(TOKEN_VARIABLE, "")
+    token = text.strip()
+    if not _is_header(token):
+        raise StartRefusedError(f"{file or TOKEN_VARIABLE} holds no token")
+    return token
+
+
+def _is_header(text: str) -> bool:
+    return text.isascii() and (not text or text.isprintable())
+
+
+def _local_token(settings: Settings, scopes: tuple[Scope, ...]) -> str:
+    if settings.auth_jwks is not None:
+        raise StartRefusedError(
+            f"set {TOKEN_VARIABLE} to a token of the issuer of LEADKEEP_AUTH_JWKS with {' '.join(scopes)}"
+        )
+    if not settings.signing_key_path.exists():
+        raise StartRefusedError(
+            f"no service has run with {settings.data_dir} yet: start it with leadkeep serve, or set {TOKEN_VARIABLE}"
+        )
+    key = LocalSigningKey.load(settings.signing_key_path)
+    return key.issue(f"cli:{getpass.getuser()}", scopes, TOKEN_LIFE, now=time.time())
+
+
+def _channel(settings: Settings, address: str) -> grpc.Channel:
+    # A proxy for the internet knows no way to a service of this machine.
+    options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
+    if settings.tls_cert is None or settings.tls_key is None:
+        return grpc.insecure_channel(address, options)
+    from service.rpc.tls_files import certificate_to_trust
+
+    certificate, name = certificate_to_trust(settings.tls_cert)
+    options.append(("grpc.ssl_target_name_override", name))
+    if settings.tls_client_ca is None:
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options)
+    own = settings.tls_client_cert
+    chain, key = (own, own) if own is not None else (settings.tls_cert, settings.tls_key)
+    credentials = grpc.ssl_channel_credentials(certificate, key.read_bytes(), chain.read_bytes())
+    return grpc.secure_channel(address, credentials, options)
+
+
+def _refusal(error: grpc.RpcError, address: str) -> str:
+    assert isinstance(error, grpc.Call)  # noqa: S101 # every error of a stub is one
+    status = rpc_status.from_call(error)
+    if status is None:
+        # Not of the service: it always sends details.
+        return (
+            f"the service does not answer at {address}: start it with leadkeep serve, or name where it listens in "
+            f"LEADKEEP_GRPC_ADDRESS ({error.details()})"
+        )
+    invalid = BadRequest()
+    for detail in status.details:
+        detail.Unpack(invalid)
+    return "; ".join(f"{each.field} {each.description}" for each in invalid.field_violations) or status.message

@@ -1,0 +1,160 @@
+"""What every command shares: options, JSON output, refusals, interrupts, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+from service.errors import LeadkeepError, LeadValidationError, StartRefusedError
+
+REFUSED = 1
+FAULT_FOUND = 3
+NOT_ALL_IMPORTED = 4
+SOME_UNREADABLE = 5
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+SHOW_SECONDS = 0.5
+"""How often a progress line is written: seldom enough to be read, and to cost nothing."""
+
+LONGEST = timedelta(days=3650)
+"""Ten years: a longer duration is a typing error."""
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+P = ParamSpec("P")
+
+
+def duration(text: str | timedelta) -> timedelta:
+    """Read `30s`, `15m`, `1h` or `7d`; the parser of an option. Raises typer.BadParameter."""
+    if isinstance(text, timedelta):  # a default
+        return text
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text.strip())
+    if not match:
+        raise typer.BadParameter("write a number and a unit: 30s, 15m, 1h, 7d")
+    length = timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if length > LONGEST:
+        raise typer.BadParameter("must not be longer than 3650d")
+    return length
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")]
+FirstDay = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first day.")]
+LastDay = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last day.")]
+Unmask = Annotated[bool, typer.Option("--unmask", help="Values in clear; needs a token and is recorded.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with the token; else LEADKEEP_TOKEN.")]
+ReasonToLook = Annotated[str, typer.Option("--reason", help="Why values are looked at, for the record.")]
+
+
+def require_order(first: datetime | None, last: datetime | None) -> None:
+    """Raise typer.BadParameter when --from is later than --to."""
+    if first is not None and last is not None and first > last:
+        raise typer.BadParameter("is later than --to", param_hint="--from")
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def printed_rows(*, as_json: bool) -> Iterator[Callable[[object], None]]:
+    """Print rows by calls of the function: lines of text, or the items of a JSON array."""
+    if not as_json:
+        yield typer.echo
+        return
+    with json_array(lambda text: typer.echo(text, nl=False)) as add:
+        yield lambda item: add(json.dumps(item, ensure_ascii=False))
+
+
+@contextmanager
+def json_array(write: Callable[[str], object]) -> Iterator[Callable[[str], None]]:
+    """Write a JSON array of items that are JSON already: each is written by a call of the function."""
+    separator = "[\n"
+
+    def add(item: str) -> None:
+        nonlocal separator
+        write(separator + item)
+        separator = ",\n"
+
+    yield add
+    write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+class ProgressLine:
+    """How far a long command is: a line on a terminal that is written over, and silence in a pipe."""
+
+    def __init__(self) -> None:
+        self._shown_at = 0.0
+        self._terminal = sys.stderr.isatty()
+
+    def show(self, done: str) -> None:
+        """Write it anew, unless it was just written."""
+        now = time.monotonic()
+        if self._terminal and now - self._shown_at > SHOW_SECONDS:
+            self._shown_at = now
+            typer.echo(f"\r\033[K{done} ", err=True, nl=False)
+
+    def end(self) -> None:
+        """Take it away."""
+        if self._terminal and self._shown_at:
+            typer.echo("\r\033[K", err=True, nl=False)
+
+
+def refusals_are_told(command: Callable[P, None]) -> Callable[P, None]:
+    """The command, which ends with exit code 1 and the reason on standard error when it is refused."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except LeadValidationError as invalid:
+            told = "; ".join(f"{violation.field} {violation.description}" for violation in invalid.violations)
+        except LeadkeepError as error:
+            told = error.text
+        except StartRefusedError as refused:
+            told = str(refused)
+        else:
+            return
+        typer.echo(f"leadkeep: {told}", err=True)
+        raise typer.Exit(REFUSED)
+
+    return run
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM is like Ctrl-C: the block is left by KeyboardInterrupt, cleans up, and the command ends with 130."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop_requested() -> asyncio.Event:
+    """An event that SIGINT and SIGTERM set, for a command that stops between two steps."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    return stopped
+
+
+def end_interrupted() -> NoReturn:
+    """End a command that can be continued."""
+    typer.echo("leadkeep: interrupted; what was done stays done: run the same command again to go on", err=True)
+    raise typer.Exit(INTERRUPTED)
