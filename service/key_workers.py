@@ -1,18 +1,15 @@
 """The work on tokens that takes time (open, seal, index, compare), in as many processes as there are cores.
 
-The processes get the keyring through a pipe, never through their command line, and leave Ctrl-C to their parent.
+The processes get the keyring through a pipe, never through their command line.
 """
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -21,12 +18,10 @@ from service.encryption import EncryptionService, IndexScheme
 from service.errors import FieldUnreadableError
 from service.keyring import Keyring
 from service.validation.index_rule import IndexRule
-from service.worker_processes import end_with_the_parent
+from service.worker_processes import WorkerPool
 
 if TYPE_CHECKING:
     from service.storage.rekeying import Stored  # a worker needs no SQLAlchemy
-
-MOST_WORKERS = 4
 
 FEW_ROWS = 2000
 """A fifth of a second's work; a process takes a second to start."""
@@ -95,29 +90,15 @@ _worker: Worker | None = None
 
 
 def _begin(settings: WorkerSettings) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_the_parent()
-    _begin_here(settings)
-
-
-def _begin_here(settings: WorkerSettings) -> None:
     global _worker
     _worker = Worker(settings)
 
 
 def workers_for(settings: WorkerSettings, rows: int) -> Executor:
-    """The processes, or a thread of this one for so few rows that processes would take longer to start.
-
-    Started afresh, not forked: the parent has threads.
-    """
+    """The processes, or a thread of this one for so few rows that processes would take longer to start."""
     if rows <= FEW_ROWS:
-        return ThreadPoolExecutor(1, initializer=_begin_here, initargs=(settings,))
-    return ProcessPoolExecutor(
-        max_workers=max(1, min(MOST_WORKERS, os.cpu_count() or 1)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(settings,),
-    )
+        return ThreadPoolExecutor(1, initializer=_begin, initargs=(settings,))
+    return WorkerPool(_begin, settings)
 
 
 def _work(task: Task[T], rows: Sequence[tuple[UUID, Tokens]]) -> list[T | None]:

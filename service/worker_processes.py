@@ -1,18 +1,53 @@
-"""What every process that works for another one does at its beginning."""
+"""The processes that work for a long command: as many as there are cores, up to a few."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+MOST_WORKERS = 4
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def end_with_the_parent() -> None:
-    """Let this process end when its parent does: a worker whose parent was killed would wait for work for ever."""
-    threading.Thread(target=_wait_for_the_parent, daemon=True).start()
+class WorkerPool(ProcessPoolExecutor):
+    """Processes that are started afresh, not forked (the parent has threads), and each begin with `begin(*given)`.
+
+    They leave Ctrl-C to their parent. It is held back while they start, so that it cannot end them before they ignore
+    it.
+    """
+
+    def __init__(self, begin: Callable[..., None], *given: Any) -> None:
+        super().__init__(
+            max_workers=max(1, min(MOST_WORKERS, os.cpu_count() or 1)),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(begin, *given),
+        )
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Start what processes are missing, and give one of them the work."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _wait_for_the_parent() -> None:
+def _begin(begin: Callable[..., None], *given: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker whose parent was killed would wait for work for ever.
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    begin(*given)
+
+
+def _end_with_the_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import base64
 import json
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 from uuid import UUID
 
 from service.encryption import EncryptionService, IndexPlan
@@ -25,20 +21,15 @@ from service.lead import SENSITIVE_FIELDS
 from service.sealing import LeadSealer
 from service.storage.submission_statements import index_columns
 from service.validation import ValidationService
-from service.worker_processes import end_with_the_parent
+from service.worker_processes import WorkerPool
 
 IMPORTER = "import"
 """The subject of imported leads. The request_id of a row is made of its content, so that a repeat finds its lead."""
-
-MOST_WORKERS = 4
 
 LARGEST_NUMBER = 10**15
 """Of a history's row: moving the counter there must leave room behind it."""
 
 _LISTS = ("conversations", "status_changes", "assignment_changes", "kept_resubmissions", "aliases")
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +46,14 @@ _worker: _Worker | None = None
 
 def _begin(keyring: str, validation: ValidationService, plan: IndexPlan | None) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_the_parent()
     encryption = EncryptionService(Keyring.from_json(keyring))
     encryption.plan = plan
     _worker = _Worker(encryption, validation, LeadSealer(encryption, validation, transcript_url=None))
 
 
-class _Pool(ProcessPoolExecutor):
-    """Starts its processes with Ctrl-C held back, so that it cannot end them before they ignore it."""
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super().submit(fn, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def pool(encryption: EncryptionService, validation: ValidationService) -> ProcessPoolExecutor:
-    """The processes. Started afresh, not forked: the parent has threads."""
-    return _Pool(
-        max_workers=max(1, min(MOST_WORKERS, os.cpu_count() or 1)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(encryption.keyring.to_json(), validation, encryption.plan),
-    )
+def pool(encryption: EncryptionService, validation: ValidationService) -> WorkerPool:
+    """The processes that work on rows."""
+    return WorkerPool(_begin, encryption.keyring.to_json(), validation, encryption.plan)
 
 
 @dataclass(frozen=True, slots=True)
