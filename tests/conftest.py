@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.harness.disks import NoMountError, tiny_disk
-from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
+from tests.harness.disks import NoMountError, memory_disk, tiny_disk
+from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 from tests.harness.processes import remove_embedded_database
 from tests.harness.running_service import RunningService
 
@@ -17,22 +19,33 @@ from tests.harness.running_service import RunningService
 settings.register_profile("leadkeep", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("leadkeep")
 
+if disk := memory_disk():
+    # A database for each test is hundreds of new files, and syncing them is most of a run's time.
+    tempfile.tempdir = os.environ["TMPDIR"] = disk
+
 StartService = Callable[..., RunningService]
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[TestServer]:
     """The run's PostgreSQL."""
-    with folder_for_postgres() as folder:
-        server = TestServer(folder / "data")
+    with own_postgres() as server:
         yield server
-        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TestServer]:
+    """A PostgreSQL of one module, whose tests may stop it."""
+    with own_postgres() as server:
+        yield server
 
 
 @pytest.fixture
-def database(postgres_server: TestServer) -> TestDatabase:
+def database(postgres_server: TestServer) -> Iterator[TestDatabase]:
     """A migrated, empty database of this test's own."""
-    return postgres_server.fresh_database()
+    made = postgres_server.fresh_database()
+    yield made
+    postgres_server.drop(made)
 
 
 @pytest.fixture

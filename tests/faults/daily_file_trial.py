@@ -24,7 +24,7 @@ from service.file_storage import FileStorageService, content_of
 from service.storage.daily_leads import DailyLeads, Days
 from tests.harness.daily_files import file_of, today
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestServer, folder_for_postgres
+from tests.harness.postgres import own_postgres
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
@@ -115,13 +115,11 @@ def run(service: RunningService, database_url: str, *, kills: int, pause: float,
 
 def main(kills: int, pause: float) -> None:
     """Try it on a PostgreSQL of its own, and print what came of it."""
-    with folder_for_postgres() as folder, tempfile.TemporaryDirectory() as base:
-        server = TestServer(folder / "data")
+    with own_postgres() as server, tempfile.TemporaryDirectory() as base:
         database = server.fresh_database()
         service = RunningService(Path(base) / "leadkeep", database_url=database.serve_url).start()
         trial = run(service, database.serve_url, kills=kills, pause=pause, longest_lag=120)
         service.stop()
-        server.stop()
     lags = trial.lags
     print(f"{kills} kills, {trial.acknowledged} leads acknowledged, {trial.versions} versions of the file")
     print(f"{trial.reads} reads, {len(trial.failures)} did not parse or count, {trial.missing} leads missing")

@@ -33,7 +33,7 @@ from service.errors import FieldUnreadableError
 from service.keyring import Keyring, Purpose
 from tests.faults.key_reseal_trial import fill
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
+from tests.harness.postgres import TestDatabase, own_postgres
 from tests.harness.running_service import RunningService
 
 FIELDS = ("phone", "nid", "address", "email", "notes")
@@ -307,10 +307,8 @@ def judged(database: TestDatabase, seen: Seen, old: Keyring, operator: Operator)
 
 
 def main(kills: int, callers: int, leads: int) -> None:
-    with folder_for_postgres() as folder, tempfile.TemporaryDirectory() as base:
-        server = TestServer(folder / "data")
+    with own_postgres() as server, tempfile.TemporaryDirectory() as base:
         verdict = run(server.fresh_database(), Path(base), kills=kills, callers=callers, leads=leads)
-        server.stop()
     for name, value in vars(verdict).items():
         print(f"{name.replace('_', ' ')}: {value}")
     print("clean" if verdict.clean else "NOT CLEAN")

@@ -32,7 +32,7 @@ from service.storage.spool_rows import peek
 from tests.harness import faults
 from tests.harness.daily_files import file_of, leads_in, soon_in
 from tests.harness.disguises import disguises, encodings, hidden_in, hidden_under
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 from tests.rpc import test_no_value_leaks as failing
@@ -106,7 +106,7 @@ class Trial:
 @contextmanager
 def trial() -> Iterator[Trial]:
     """Both replicas, running, with a log of everything."""
-    with faults.own_postgres() as server, tempfile.TemporaryDirectory(prefix="leadkeep-sentinel-") as name:
+    with own_postgres() as server, tempfile.TemporaryDirectory(prefix="leadkeep-sentinel-") as name:
         folder, database = Path(name), server.fresh_database()
         for each in ("here", "there", "commands", "given", "results", "unmasked"):
             (folder / each).mkdir(mode=0o700)

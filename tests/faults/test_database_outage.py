@@ -19,21 +19,12 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from tests.harness.answers import fails
 from tests.harness.failures import reason_of
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
+from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually, frozen
 from tests.harness.running_service import RunningService
 
 NOTICED_WITHIN = 20
 """Seconds: readiness asks every second and waits a second for the answer, but a test's machine may be busy."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[TestServer]:
-    """A PostgreSQL that no other module uses."""
-    with folder_for_postgres() as folder:
-        server = TestServer(folder / "data")
-        yield server
-        server.stop()
 
 
 @pytest.fixture(scope="module")

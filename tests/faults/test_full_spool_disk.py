@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.conftest import StartService
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestServer, folder_for_postgres
+from tests.harness.postgres import TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[TestServer]:
-    """A PostgreSQL that no other module uses."""
-    with folder_for_postgres() as folder:
-        server = TestServer(folder / "data")
-        yield server
-        server.stop()
 
 
 def create(service: RunningService, channel: grpc.Channel) -> pb.CreateLeadResponse:

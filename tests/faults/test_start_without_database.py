@@ -18,18 +18,9 @@ from service.keyring import create_keyring
 from tests.conftest import StartService
 from tests.harness.answers import fails
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
+from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[TestServer]:
-    """A PostgreSQL that no other module uses."""
-    with folder_for_postgres() as folder:
-        server = TestServer(folder / "data")
-        yield server
-        server.stop()
 
 
 @pytest.fixture

@@ -23,18 +23,9 @@ from tests.faults.chaos.proxy import Mode, PostgresProxy
 from tests.harness.daily_files import file_of, today
 from tests.harness.faults import value_of
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
+from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually, frozen
 from tests.harness.running_service import RunningService
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[TestServer]:
-    """A PostgreSQL that no other module uses."""
-    with folder_for_postgres() as folder:
-        server = TestServer(folder / "data")
-        yield server
-        server.stop()
 
 
 @pytest.fixture

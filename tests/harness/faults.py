@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 import psycopg
 
 from service.lead import CUSTOMER_FIELDS
-from tests.harness.postgres import TestServer
 
 SLOW = "Slow Person"
 """The name of a lead whose insert takes its time, once `slow_inserts` was called."""
@@ -140,15 +138,3 @@ def failing_inserts(admin_url: str, sqlstate: str, times: int) -> Iterator[None]
         yield
     finally:
         execute(admin_url, "DROP TRIGGER fail ON lead")
-
-
-@contextmanager
-def own_postgres() -> Iterator[TestServer]:
-    """A PostgreSQL of a module's own, which its tests may stop."""
-    # Not in pytest's folders: each start of pytest closes them to the user that PostgreSQL runs as under root.
-    with tempfile.TemporaryDirectory(prefix="leadkeep-test-") as folder:
-        base = Path(folder)
-        base.chmod(0o711)
-        server = TestServer(base / "data")
-        yield server
-        server.stop()

@@ -12,7 +12,7 @@ import psycopg
 
 from service.storage.postgres_folders import ServerUser, choose_server_user
 from service.storage.postgres_process import spawn
-from tests.harness.postgres import TestServer
+from tests.harness.postgres import SETTINGS, TestServer
 from tests.harness.processes import eventually
 
 NAME = "s1"
@@ -73,7 +73,11 @@ class Standby:
         """Follow the primary; when this returns the standby counts as synchronous."""
         if not (self._folder / "data").exists():
             self._copy()
-        options = {"unix_socket_directories": str(self._folder), "listen_addresses": "", "max_connections": "200"}
+        options = {
+            "unix_socket_directories": str(self._folder),
+            "listen_addresses": "",
+            "max_connections": SETTINGS["max_connections"],
+        }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with (self._folder / "standby.log").open("ab") as log:
             command: list[str | Path] = [self._program("postgres"), "-D", self._folder / "data", *settings]

@@ -23,7 +23,7 @@ from service.keyring import create_keyring
 from service.rpc.local_key import LocalSigningKey
 
 READY = re.compile(r"gRPC on (\S+), JSON on (https?)://(\S+)")
-START_SECONDS = 60
+START_SECONDS = 120
 COMPILED = Path(__file__).parents[2] / ".pytest_cache" / "compiled"
 
 

@@ -33,7 +33,7 @@ from tests.harness import faults
 from tests.harness.answers import fails
 from tests.harness.certificates import Authority, Certificate
 from tests.harness.leads import STORY, somebody
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
@@ -85,7 +85,7 @@ def test_health_of_an_unknown_service_is_not_found(service: RunningService) -> N
 
 
 def test_without_a_database_the_service_is_degraded_and_takes_leads(tmp_path: Path) -> None:
-    with faults.own_postgres() as server:
+    with own_postgres() as server:
         running = RunningService(tmp_path / "leadkeep", database_url=server.fresh_database().serve_url).start()
         readyz = f"{running.http_url}/readyz"
         with running.channel() as channel:

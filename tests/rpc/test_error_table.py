@@ -23,7 +23,7 @@ from service.rpc.local_key import LocalSigningKey
 from tests.harness import faults
 from tests.harness.answers import Failure, fails
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
@@ -392,7 +392,7 @@ def world_without_issuer(postgres_server: TestServer, tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="module")
 def world_without_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with faults.own_postgres() as server:
+    with own_postgres() as server:
         worlds = _running(tmp_path_factory, server.fresh_database())
         world = next(worlds)
         server.stop()

@@ -30,7 +30,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from tests.harness import faults
 from tests.harness.answers import Failure, failure_of
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestServer
+from tests.harness.postgres import TestServer, own_postgres
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
@@ -111,7 +111,7 @@ class Caller:
         self._world, self._http = world, http
         self._service = world.service
         self._stub = world.service.stub(channel)
-        self._channel = channel
+        self.channel = channel
 
     def fails(self, what: str, rpc: str, request: Message, *, reason: str, seconds: float = 10) -> None:
         """A call as a caller without unmask, which must fail for this reason."""
@@ -122,7 +122,7 @@ class Caller:
         )
 
     def raw_fails(self, what: str, sent: bytes, *, reason: str) -> None:
-        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
             "/leadkeep.v1.LeadService/CreateLead", None, None
         )
         metadata = tuple(self._service.metadata("chatbot"))
@@ -169,7 +169,7 @@ def changed_schema(admin_url: str, fault: str, undo: str) -> Iterator[None]:
 
 def go_through_everything(world: World, caller: Caller) -> None:
     """Send the canary through every failure."""
-    admin, stub = world.admin_url, world.service.stub(caller._channel)
+    admin, stub = world.admin_url, world.service.stub(caller.channel)
 
     # Accepted once, and shown to somebody who may see it: the proof that the search would find it.
     faults.slow_inserts(admin, 0.5)
@@ -324,7 +324,7 @@ def no_http(service: RunningService, sent: str) -> str:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The world after everything has gone wrong in it."""
-    with faults.own_postgres() as server:
+    with own_postgres() as server:
         database = server.fresh_database()
         service = RunningService(
             tmp_path_factory.mktemp("leaks") / "leadkeep",

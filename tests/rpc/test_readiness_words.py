@@ -14,7 +14,7 @@ from service.storage.condition import ReadinessReason
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.daily_files import create, file_of, soon_in
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
@@ -25,7 +25,7 @@ Strange = Callable[[RunningService, str], None]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[TestServer]:
-    with faults.own_postgres() as server:
+    with own_postgres() as server:
         yield server
 
 
@@ -117,7 +117,7 @@ def test_files_that_cannot_be_written_are_one_word(database: TestDatabase, start
 
 
 def test_a_reason_that_joins_another_one_is_logged(database: TestDatabase, start_service: StartService) -> None:
-    with faults.own_postgres() as server:
+    with own_postgres() as server:
         service = start_service(database_url=server.fresh_database().serve_url)
         assert soon_in(file_of(service), create(service))
         folder = file_of(service).parent

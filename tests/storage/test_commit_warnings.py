@@ -18,9 +18,8 @@ from service.storage.database import Database
 from service.storage.failures import CommitNotDurableError
 from tests.conftest import StartService
 from tests.harness import faults
-from tests.harness.faults import own_postgres
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 
 SOURCE_FUNCTION, SEVERITY = b"R", b"V"
 """Fields of a NoticeResponse; a severity that is translated stays."""

@@ -26,7 +26,7 @@ from tests.harness.processes import eventually
 STANDBY = "s1"
 SETTINGS = {
     "listen_addresses": "",
-    "max_connections": "200",
+    "max_connections": "500",
     "fsync": "off",  # processes are killed here, not machines
     "shared_buffers": "64MB",
 }
