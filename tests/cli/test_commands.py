@@ -69,11 +69,11 @@ def test_a_chatbots_token_creates_a_lead(embedded: RunningService) -> None:
 
 
 def test_a_token_is_the_only_line_on_standard_output(embedded: RunningService) -> None:
-    assert embedded.leadkeep("token", "--role", "agent").stdout.count("\n") == 1
+    assert embedded.leadkeep_here("token", "--role", "agent").stdout.count("\n") == 1
 
 
 def test_an_agents_token_creates_no_lead(embedded: RunningService) -> None:
-    token = embedded.leadkeep("token", "--role", "agent").stdout.strip()
+    token = embedded.leadkeep_here("token", "--role", "agent").stdout.strip()
     with pytest.raises(grpc.RpcError) as refused:
         create(embedded, token)
     assert reason_of(refused.value) == "SCOPE_MISSING"
@@ -91,19 +91,19 @@ def test_an_agents_token_creates_no_lead(embedded: RunningService) -> None:
     ],
 )
 def test_a_role_has_its_scopes(role: str, scopes: str, operator: RunningService) -> None:
-    token = operator.leadkeep("token", "--role", role).stdout.strip()
+    token = operator.leadkeep_here("token", "--role", role).stdout.strip()
     assert claims(token)["scope"] == scopes
     assert claims(token)["sub"] == role
 
 
 def test_a_token_names_the_subject_that_was_asked_for(operator: RunningService) -> None:
-    token = operator.leadkeep("token", "--role", "agent", "--subject", "rahima").stdout.strip()
+    token = operator.leadkeep_here("token", "--role", "agent", "--subject", "rahima").stdout.strip()
     assert claims(token)["sub"] == "rahima"
 
 
 @pytest.mark.parametrize(("ttl", "seconds"), [(None, 3600), ("30s", 30), ("15m", 900), ("7d", 604_800)])
 def test_a_token_is_good_for_as_long_as_was_asked(ttl: str | None, seconds: int, operator: RunningService) -> None:
-    token = operator.leadkeep("token", "--role", "agent", *(["--ttl", ttl] if ttl else [])).stdout.strip()
+    token = operator.leadkeep_here("token", "--role", "agent", *(["--ttl", ttl] if ttl else [])).stdout.strip()
     read = claims(token)
     assert int(str(read["exp"])) - int(str(read["iat"])) == seconds
 
@@ -123,7 +123,7 @@ def test_a_token_is_good_for_as_long_as_was_asked(ttl: str | None, seconds: int,
     ids=" ".join,
 )
 def test_a_wrong_token_command_is_wrong_usage_and_prints_no_token(wrong: list[str], operator: RunningService) -> None:
-    done = operator.leadkeep("token", *wrong)
+    done = operator.leadkeep_here("token", *wrong)
     assert done.returncode == WRONG_USAGE
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -133,13 +133,13 @@ def test_no_token_is_made_beside_an_issuer_of_tokens(operator: RunningService, t
     keys = tmp_path / "jwks.json"
     keys.write_text('{"keys": []}')
     issuer = {"LEADKEEP_AUTH_JWKS": str(keys), "LEADKEEP_AUTH_ISSUER": "i", "LEADKEEP_AUTH_AUDIENCE": "a"}
-    done = operator.leadkeep("token", "--role", "agent", env=issuer)
+    done = operator.leadkeep_here("token", "--role", "agent", env=issuer)
     assert done.returncode == REFUSED
     assert "LEADKEEP_AUTH_JWKS" in done.stderr
 
 
 def test_the_signing_key_is_its_owners_alone(operator: RunningService) -> None:
-    operator.leadkeep("token", "--role", "agent")
+    operator.leadkeep_here("token", "--role", "agent")
     assert stat.S_IMODE((operator.data_dir / "signing-key.pem").stat().st_mode) == 0o600
 
 
@@ -156,7 +156,7 @@ def test_config_as_json_has_every_setting_with_value_default_meaning_and_source(
 
 
 def test_config_says_where_a_value_comes_from(operator: RunningService) -> None:
-    rows = json.loads(operator.leadkeep("config", "--json", env={"LEADKEEP_DEFAULT_REGION": "BD"}).stdout)
+    rows = json.loads(operator.leadkeep_here("config", "--json", env={"LEADKEEP_DEFAULT_REGION": "BD"}).stdout)
     found = {row["name"]: (row["value"], row["source"]) for row in rows}
     assert found["LEADKEEP_DEFAULT_REGION"] == ("BD", "environment")
     assert found["LEADKEEP_PHONE_RULE"] == ("e164", "default")
@@ -164,14 +164,14 @@ def test_config_says_where_a_value_comes_from(operator: RunningService) -> None:
 
 @pytest.mark.parametrize("how", [[], ["--json"]], ids=["table", "json"])
 def test_config_hides_passwords(how: list[str], operator: RunningService) -> None:
-    done = operator.leadkeep("config", *how, env={"LEADKEEP_DATABASE_URL": SECRET_URL})
+    done = operator.leadkeep_here("config", *how, env={"LEADKEEP_DATABASE_URL": SECRET_URL})
     assert done.returncode == 0
     assert "hunter2" not in done.stdout + done.stderr
     assert "db.example" in done.stdout
 
 
 def test_the_table_of_config_names_every_setting(operator: RunningService) -> None:
-    table = operator.leadkeep("config").stdout
+    table = operator.leadkeep_here("config").stdout
     assert [name for name in Settings.model_fields if f"LEADKEEP_{name.upper()}" not in table] == []
 
 
@@ -186,7 +186,7 @@ def test_wrong_settings_are_all_named_at_once(command: list[str], operator: Runn
         "LEADKEEP_DATABASE_URL": "mysql://root:hunter2@db/leads",
         "LEADKEEP_DATABSE_URL": "typo",
     }
-    done = operator.leadkeep(*command, env=wrong)
+    done = operator.leadkeep_here(*command, env=wrong)
     assert done.returncode == REFUSED
     assert [name for name in wrong if name not in done.stderr] == []
     assert "hunter2" not in done.stderr
@@ -217,7 +217,7 @@ def test_a_port_in_use_is_refused_and_named(embedded: RunningService, database: 
 def test_migrate_prepares_an_empty_database_and_says_so(postgres_server: TestServer, tmp_path: Path) -> None:
     operator = RunningService(tmp_path / "leadkeep", database_url=postgres_server.empty_database().admin_url)
     assert "The schema is at" in operator.leadkeep("migrate").stdout
-    again = operator.leadkeep("migrate")
+    again = operator.leadkeep_here("migrate")
     assert again.returncode == 0
     assert "up to date" in again.stdout
 
@@ -228,7 +228,7 @@ def test_migrate_uses_the_admins_url_and_serve_its_own(
     database = postgres_server.empty_database()
     admin = {"LEADKEEP_ADMIN_DATABASE_URL": database.admin_url}
     operator = RunningService(tmp_path / "operator", database_url=database.serve_url, settings=admin)
-    assert operator.leadkeep("migrate").returncode == 0
+    assert operator.leadkeep_here("migrate").returncode == 0
     service = start_service(database_url=database.serve_url)
     assert create(service, service.token()).id
 
@@ -237,13 +237,13 @@ def test_migrate_without_ddl_rights_says_which_role_it_needs(postgres_server: Te
     database = postgres_server.empty_database()
     with psycopg.connect(database.admin_url, autocommit=True) as connection:
         connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    done = RunningService(tmp_path / "leadkeep", database_url=database.serve_url).leadkeep("migrate")
+    done = RunningService(tmp_path / "leadkeep", database_url=database.serve_url).leadkeep_here("migrate")
     assert done.returncode == REFUSED
     assert "LEADKEEP_ADMIN_DATABASE_URL" in done.stderr
 
 
 def test_migrate_of_the_embedded_database_is_left_to_serve(operator: RunningService) -> None:
-    done = operator.leadkeep("migrate")
+    done = operator.leadkeep_here("migrate")
     assert done.returncode == REFUSED
     assert "when the service starts" in done.stderr
 
@@ -257,22 +257,22 @@ def test_keys_init_makes_a_keyring_for_its_owner_alone(operator: RunningService)
 
 
 def test_keys_init_prints_no_secret(operator: RunningService) -> None:
-    done = operator.leadkeep("keys", "init")
+    done = operator.leadkeep_here("keys", "init")
     keys = json.loads((operator.data_dir / "keyring.json").read_text())["keys"]
     assert [key for key in keys if key["secret"] in done.stdout + done.stderr] == []
 
 
 def test_keys_init_never_overwrites(operator: RunningService) -> None:
-    operator.leadkeep("keys", "init")
+    operator.leadkeep_here("keys", "init")
     made = (operator.data_dir / "keyring.json").read_bytes()
-    done = operator.leadkeep("keys", "init")
+    done = operator.leadkeep_here("keys", "init")
     assert done.returncode == REFUSED
     assert "stays as it is" in done.stderr
     assert (operator.data_dir / "keyring.json").read_bytes() == made
 
 
 def test_keys_init_where_nothing_can_be_written_is_refused(operator: RunningService) -> None:
-    done = operator.leadkeep("keys", "init", env={"LEADKEEP_KEYRING": "/proc/leadkeep/keyring.json"})
+    done = operator.leadkeep_here("keys", "init", env={"LEADKEEP_KEYRING": "/proc/leadkeep/keyring.json"})
     assert done.returncode == REFUSED
     assert "Traceback" not in done.stderr
 
@@ -327,19 +327,19 @@ def test_doctor_finds_a_stopped_embedded_service_well_and_leaves_no_server(start
 
 
 def test_doctor_before_the_first_serve_finds_nothing_wrong_and_makes_nothing(operator: RunningService) -> None:
-    done = operator.leadkeep("doctor", "--json")
+    done = operator.leadkeep_here("doctor", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["healthy"] is True
     assert not operator.data_dir.exists()
 
 
 def test_doctor_between_the_first_token_and_the_first_serve_finds_nothing_wrong(operator: RunningService) -> None:
-    operator.leadkeep("token", "--role", "agent")
-    assert operator.leadkeep("doctor").returncode == 0
+    operator.leadkeep_here("token", "--role", "agent")
+    assert operator.leadkeep_here("doctor").returncode == 0
 
 
 def test_doctor_prints_a_line_for_each_check(embedded: RunningService) -> None:
-    lines = embedded.leadkeep("doctor").stdout.splitlines()
+    lines = embedded.leadkeep_here("doctor").stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"ok    {check}" for check in ALL_WELL]
 
 
@@ -347,8 +347,8 @@ def test_doctor_finds_another_keyring(database: TestDatabase, start_service: Sta
     service = start_service(database_url=database.serve_url)
     service.stop()
     (service.data_dir / "keyring.json").unlink()
-    service.leadkeep("keys", "init")
-    done = service.leadkeep("doctor", "--json")
+    service.leadkeep_here("keys", "init")
+    done = service.leadkeep_here("doctor", "--json")
     assert done.returncode == FAULT_FOUND
     assert checks(done) == ALL_WELL | {"canary": False}
 
@@ -357,14 +357,14 @@ def test_doctor_finds_another_schema(database: TestDatabase, tmp_path: Path) -> 
     service = RunningService(tmp_path / "leadkeep", database_url=database.serve_url)
     with psycopg.connect(database.admin_url) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    done = service.leadkeep("doctor", "--json")
+    done = service.leadkeep_here("doctor", "--json")
     assert done.returncode == FAULT_FOUND
     assert not checks(done)["schema"]
 
 
 def test_doctor_finds_more_rights_than_serve_needs(database: TestDatabase, tmp_path: Path) -> None:
     service = RunningService(tmp_path / "leadkeep", database_url=database.admin_url)
-    done = service.leadkeep("doctor")
+    done = service.leadkeep_here("doctor")
     assert done.returncode == FAULT_FOUND
     assert "FAIL  rights of serve" in done.stdout
     assert "be a superuser" in done.stdout
@@ -372,7 +372,7 @@ def test_doctor_finds_more_rights_than_serve_needs(database: TestDatabase, tmp_p
 
 def test_doctor_finds_an_unreachable_database_and_goes_on(tmp_path: Path) -> None:
     service = RunningService(tmp_path / "leadkeep", database_url="postgresql://serve:hunter2@127.0.0.1:1/leadkeep")
-    done = service.leadkeep("doctor", "--json")
+    done = service.leadkeep_here("doctor", "--json")
     assert done.returncode == FAULT_FOUND
     assert checks(done)["database"] is False
     assert checks(done)["keyring"] is True
@@ -383,7 +383,7 @@ def test_doctor_finds_secrets_that_others_may_read(database: TestDatabase, tmp_p
     service = RunningService(tmp_path / "leadkeep", database_url=database.serve_url)
     (service.data_dir / "keyring.json").chmod(0o644)
     service.data_dir.chmod(0o755)
-    done = service.leadkeep("doctor", "--json")
+    done = service.leadkeep_here("doctor", "--json")
     assert done.returncode == FAULT_FOUND
     assert (checks(done)["data folder"], checks(done)["keyring"]) == (False, False)
 

@@ -71,7 +71,7 @@ def test_every_day_is_equal(service: RunningService) -> None:
 
 
 def test_a_comparison_can_be_json(service: RunningService) -> None:
-    found = json.loads(service.leadkeep("files", "verify", "--json").stdout)
+    found = json.loads(service.leadkeep_here("files", "verify", "--json").stdout)
     assert [each["state"] for each in found] == ["equal", "equal"]
     assert [each["day"] for each in found] == [DAY, str(today())]
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_not_equal_is_found(change: object, state: str, stopped: 
     service, _ = stopped
     assert callable(change)
     change(old_file(service))
-    done = service.leadkeep("files", "verify", "--day", DAY, "--json")
+    done = service.leadkeep_here("files", "verify", "--day", DAY, "--json")
     assert done.returncode == 1
     assert [each["state"] for each in json.loads(done.stdout)] == [state]
     assert "leadkeep files render" in done.stderr
@@ -101,10 +101,10 @@ def test_a_file_that_is_not_equal_is_found(change: object, state: str, stopped: 
 def test_a_change_that_no_service_rendered_is_behind(stopped: Stopped) -> None:
     service, database = stopped
     execute(database.admin_url, "UPDATE lead SET name = 'Changed'")
-    done = service.leadkeep("files", "verify", "--day", DAY)
+    done = service.leadkeep_here("files", "verify", "--day", DAY)
     assert "behind" in done.stdout
-    service.leadkeep("files", "render")
-    assert "equal" in service.leadkeep("files", "verify", "--day", DAY).stdout
+    service.leadkeep_here("files", "render")
+    assert "equal" in service.leadkeep_here("files", "verify", "--day", DAY).stdout
 
 
 def test_files_are_rendered_without_a_service(stopped: Stopped) -> None:
@@ -125,7 +125,7 @@ def test_files_are_rendered_without_a_service(stopped: Stopped) -> None:
     ],
 )
 def test_days_can_be_chosen(arguments: list[str], rendered: list[str], service: RunningService) -> None:
-    done = service.leadkeep("files", "render", "--json", *arguments)
+    done = service.leadkeep_here("files", "render", "--json", *arguments)
     assert [each["day"] for each in json.loads(done.stdout)] == rendered
 
 
@@ -139,7 +139,7 @@ def test_days_can_be_chosen(arguments: list[str], rendered: list[str], service: 
     ],
 )
 def test_days_that_make_no_sense_are_wrong_usage(arguments: list[str], service: RunningService) -> None:
-    assert service.leadkeep("files", "render", *arguments).returncode == 2
+    assert service.leadkeep_here("files", "render", *arguments).returncode == 2
 
 
 def test_a_day_is_shown_masked(service: RunningService) -> None:
@@ -150,7 +150,7 @@ def test_a_day_is_shown_masked(service: RunningService) -> None:
 
 
 def test_a_day_can_be_shown_as_json(service: RunningService) -> None:
-    (lead,) = json.loads(service.leadkeep("files", "show", "--day", DAY, "--json").stdout)
+    (lead,) = json.loads(service.leadkeep_here("files", "show", "--day", DAY, "--json").stdout)
     assert lead["nid"] == "•••57"
 
 
@@ -158,7 +158,7 @@ def test_a_day_is_shown_in_clear_with_a_token_and_recorded(
     service: RunningService, service_database: TestDatabase
 ) -> None:
     arguments = ["files", "show", "--day", DAY, "--unmask", "--reason", "call back"]
-    done = service.leadkeep(*arguments, env={"LEADKEEP_TOKEN": service.token(subject="rahima")})
+    done = service.leadkeep_here(*arguments, env={"LEADKEEP_TOKEN": service.token(subject="rahima")})
     assert done.returncode == 0, done.stderr
     assert [value for value in SECRET.values() if value not in done.stdout] == []
     record = value_of(
@@ -171,14 +171,14 @@ def test_a_day_is_shown_in_clear_with_a_token_and_recorded(
 @pytest.mark.parametrize("role", [None, "agent", "chatbot"])
 def test_a_day_is_not_shown_in_clear_without_the_scope(role: str | None, service: RunningService) -> None:
     env = {"LEADKEEP_TOKEN": service.token(role)} if role else {}
-    done = service.leadkeep("files", "show", "--day", DAY, "--unmask", env=env)
+    done = service.leadkeep_here("files", "show", "--day", DAY, "--unmask", env=env)
     assert done.returncode == 1
     assert done.stdout == ""
 
 
 def test_what_cannot_be_recorded_is_not_shown(service: RunningService, service_database: TestDatabase) -> None:
     execute(service_database.admin_url, "REVOKE INSERT ON access_record FROM leadkeep_app")
-    done = service.leadkeep("files", "show", "--day", DAY, "--unmask", env={"LEADKEEP_TOKEN": service.token()})
+    done = service.leadkeep_here("files", "show", "--day", DAY, "--unmask", env={"LEADKEEP_TOKEN": service.token()})
     execute(service_database.admin_url, "GRANT INSERT ON access_record TO leadkeep_app")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -187,8 +187,8 @@ def test_what_cannot_be_recorded_is_not_shown(service: RunningService, service_d
 def test_a_field_that_cannot_be_opened_is_shown_as_such(stopped: Stopped) -> None:
     service, database = stopped
     execute(database.admin_url, "UPDATE lead SET phone = nid")
-    service.leadkeep("files", "render")
-    done = service.leadkeep("files", "show", "--day", DAY)
+    service.leadkeep_here("files", "render")
+    done = service.leadkeep_here("files", "show", "--day", DAY)
     assert "(cannot be opened)" in done.stdout
     assert done.returncode == 5
     assert "1 leads have fields that cannot be opened" in done.stderr
@@ -197,12 +197,12 @@ def test_a_field_that_cannot_be_opened_is_shown_as_such(stopped: Stopped) -> Non
 def test_a_day_is_shown_in_clear_only_to_who_says_why_where_that_is_asked(service: RunningService) -> None:
     env = {"LEADKEEP_TOKEN": service.token(), "LEADKEEP_REASON_REQUIRED": "1"}
     arguments = ["files", "show", "--day", DAY, "--unmask"]
-    refused = service.leadkeep(*arguments, env=env)
+    refused = service.leadkeep_here(*arguments, env=env)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert service.leadkeep(*arguments, "--reason", "call back", env=env).returncode == 0
+    assert service.leadkeep_here(*arguments, "--reason", "call back", env=env).returncode == 0
 
 
 def test_a_day_without_a_file_is_told(service: RunningService) -> None:
-    done = service.leadkeep("files", "show", "--day", "2020-01-01")
+    done = service.leadkeep_here("files", "show", "--day", "2020-01-01")
     assert done.returncode == 1
     assert "leads_2020-01-01.json" in done.stderr
