@@ -5,7 +5,7 @@ UV := $(BIN)/uv
 INSTALLED := .venv/.installed
 PEER_INSTALLED := .venv-peer/.installed
 
-.PHONY: install serve demo test faults bench lint format generate check-generated lock clean
+.PHONY: install serve demo test test-fast faults bench lint format generate check-generated lock clean
 
 install: $(INSTALLED)
 
@@ -34,17 +34,24 @@ demo: install
 WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py embedded_outage.py full_spool_disk.py \
   sentinel.py start_without_database.py stop.py synchronous_standby.py task_death.py)
 LOADING := tests/faults tests/test_footprint.py
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := --dist loadfile
 test: install
 ifdef PYTEST_ARGS
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 else
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LOADING))
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(WAITING)
-	@$(BIN)/python -m pytest $(addprefix --ignore=,$(WAITING)) $(LOADING)
+	@$(PYTEST) -n 2 $(PARALLEL) $(addprefix --ignore=,$(LOADING))
+	@$(PYTEST) -n 4 $(PARALLEL) $(WAITING)
+	@$(PYTEST) $(addprefix --ignore=,$(WAITING)) $(LOADING)
 endif
 
-# Kills and freezes the service and PostgreSQL for a quarter of an hour, and writes docs/faults.md and docs/faults.svg.
+# What a change is tried with: nothing that starts the service, or many servers of PostgreSQL.
+test-fast: install
+	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast $(addprefix --ignore=,$(LOADING) tests/storage/test_embedded.py)
+
+# Kills and freezes the service and PostgreSQL for twenty minutes, and writes docs/faults.md and docs/faults.svg.
 faults: install
+	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py)
 	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
 
 # Never part of a test run: it takes an hour and a half, and only its ratios mean anything. `BENCH_ARGS` go to it.

@@ -26,6 +26,24 @@ if disk := memory_disk():
 StartService = Callable[..., RunningService]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="skip tests that start the service or its commands")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_service(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --fast, whoever starts a process of the service is skipped."""
+
+    def skip(*_: object, **__: object) -> None:
+        pytest.skip("it starts the service")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--fast"):
+            patch.setattr(RunningService, "start", skip)
+            patch.setattr(RunningService, "leadkeep", skip)
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[TestServer]:
     """The run's PostgreSQL."""

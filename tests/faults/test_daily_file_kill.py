@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults import times
 from tests.faults.daily_file_trial import Trial, run
 from tests.harness.postgres import TestServer
 from tests.harness.running_service import RunningService
 
-KILLS = 6
+KILLS = times(3, whole=6)
 PAUSE = 1.0
 LONGEST_LAG = 10.0
 """Seconds. Two is what a quiet machine keeps, and a trial of its own measures; a busy one must not fail the suite."""

@@ -15,11 +15,12 @@ from leadkeep.v1 import lead_service_pb2_grpc
 
 from service.storage.embedded import EmbeddedPostgres
 from tests.conftest import StartService
+from tests.faults import times
 from tests.harness.leads import somebody
 from tests.harness.processes import embedded_home, eventually, postgres_pid, processes_in
 from tests.harness.running_service import RunningService
 
-KILLS = 20
+KILLS = times(5, whole=20)
 CALLERS = 64
 START_SECONDS = 15
 """A start after a kill includes a crash recovery; on a quiet machine it takes two seconds."""
@@ -85,7 +86,7 @@ def stored(data_dir: Path) -> list[tuple[str, str]]:
         return connection.execute("SELECT request_id, id::text FROM lead ORDER BY request_id").fetchall()
 
 
-def test_every_acknowledged_lead_survives_twenty_kills_exactly_once(start_service: StartService) -> None:
+def test_every_acknowledged_lead_survives_kills_exactly_once(start_service: StartService) -> None:
     rng = random.Random(20)
     submissions = Submissions()
     service = start_service()

@@ -17,13 +17,14 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
 from service.storage.models import RESUBMISSIONS_KEPT
+from tests.faults import times
 from tests.harness.failures import reason_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
 
 SUBMISSIONS = 50
-ROUNDS = 100
+ROUNDS = times(20, whole=100)
 
 BENGALI = str.maketrans("0123456789", "০১২৩৪৫৬৭৮৯")
 ARABIC = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
