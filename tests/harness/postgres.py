@@ -18,9 +18,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
-from service.storage.postgres_binaries import find_binaries
 
 from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres_folders import find_binaries
 from service.storage.schema import OWN_LOGIN, prepare_own_database
 
 REPO = Path(__file__).parents[2]

@@ -20,10 +20,14 @@ from service.keyring import Keyring, KeyState, Purpose, RootKey
 from service.storage import schema
 from service.storage.access_chain import Entry, entry_digest
 from service.storage.access_check import Findings, LoggedHead, _Check, check, logged_heads
-from service.storage.access_records import Chain
+from service.storage.access_records import AccessRecords, Chain
+from service.storage.access_writer import AccessWriter
+from service.storage.database import Database
 from service.storage.database_url import sqlalchemy_url
+from service.supervisor import Component
 from tests.harness.faults import execute
 from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.supervision import running
 from tests.storage.test_access_writer import ENCRYPTION, look, writing
 
 
@@ -50,12 +54,15 @@ def written(postgres_server: TestServer) -> Written:
         async with writing(database, heard=heard) as writer:
             for _ in range(5):
                 await writer.record([look()])
-        async with writing(database, heard=heard) as killed:
+        pool = Database(database.serve_url)
+        records = AccessRecords(pool, ENCRYPTION)
+        killed = AccessWriter(pool, records, writer="test", new_id=uuid4, limit=None, on_chain=heard.append)
+        async with running(Component(name="killed", run=killed.run, finish=killed.finish, stop=killed.stop)):
             for _ in range(5):
                 await killed.record([look()])
             assert killed.chain is not None
             heard.append(killed.chain)
-            killed._chain = None  # so that it says no last words
+        await pool.close()
         async with writing(database, heard=heard) as writer:
             await writer.record([look(), look()])
 

@@ -348,8 +348,10 @@ async def test_what_the_driver_refuses_and_not_the_database_is_a_fault_of_ours(
     assert (world.spool.size.waiting, world.spool.size.damaged) == (1, 0)
 
 
-async def test_without_a_database_nothing_leaves_the_spool(world: World, submit: Submit) -> None:
+async def test_before_the_database_is_identified_nothing_leaves_the_spool(
+    world: World, submit: Submit, database: TestDatabase, own_sealer: LeadSealer
+) -> None:
     await world.spool.put([submit()])
-    world.drain._database._guarded = True
-    assert await world.drain.step() is Step.UNREACHABLE
+    unidentified = Database(database.serve_url, guarded=True)
+    assert await World(unidentified, world.spool, own_sealer).drain.step() is Step.UNREACHABLE
     assert world.spool.size.waiting == 1

@@ -34,6 +34,17 @@ sys.stdin.read()
 server.stop()
 """
 
+# Such a service whose folder is free while its server runs, as if the kernel had not told the server of its death.
+FORGETFUL_OWNER = OWNER.replace(
+    "print(",
+    """
+import os
+for descriptor in os.listdir("/proc/self/fd"):
+    if os.path.realpath(f"/proc/self/fd/{descriptor}").endswith("leadkeep.lock"):
+        os.close(int(descriptor))
+print(""",
+)
+
 Make = Callable[..., EmbeddedPostgres]
 
 
@@ -62,12 +73,12 @@ def make(folder: Path) -> Iterator[Make]:
 
 
 @pytest.fixture
-def own(folder: Path) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
+def own(folder: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Starts a service in a process of its own."""
     owners: list[subprocess.Popen[str]] = []
 
-    def start() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", OWNER, str(folder / "data"), str(folder / "root-base")]
+    def start(script: str = OWNER) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", script, str(folder / "data"), str(folder / "root-base")]
         owners.append(subprocess.Popen(command, cwd=REPO, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         return owners[-1]
 
@@ -205,17 +216,16 @@ def test_killed_service_leaves_no_server_even_when_no_other_starts(own: Callable
     assert eventually(lambda: gone(pid), within=10)
 
 
-def test_orphan_that_got_no_signal_is_stopped_by_the_next_start(make: Make, folder: Path) -> None:
-    first = make()
-    first.start()
-    assert first._lock is not None
-    os.close(first._lock)  # as if the service had died without the kernel telling its server
-    first._lock = None
-    assert first._server is not None
+def test_orphan_that_got_no_signal_is_stopped_by_the_next_start(
+    own: Callable[..., "subprocess.Popen[str]"], make: Make
+) -> None:
+    owner = own(FORGETFUL_OWNER)
+    pid = pid_of(owner)
     second = make()
     second.start()
-    assert first._server.poll() is not None
+    assert gone(pid)
     assert ask(second, "SELECT 1") == 1
+    owner.kill()
 
 
 def test_killed_server_and_service_recover(own: Callable[[], "subprocess.Popen[str]"], make: Make) -> None:

@@ -294,7 +294,9 @@ async def test_what_was_set_aside_can_be_tried_again(spool: Spool, submit: Submi
     assert [each.id for each in await waiting_in(spool)] == [submission.id]
 
 
-async def test_another_keyring_opens_nothing_and_loses_nothing(spool: Spool, submit: Submit) -> None:
+async def test_another_keyring_opens_nothing_and_loses_nothing(
+    spool: Spool, submit: Submit, encryption: EncryptionService
+) -> None:
     await put(spool, submit())
     spool.close()
     stranger = EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
@@ -302,7 +304,7 @@ async def test_another_keyring_opens_nothing_and_loses_nothing(spool: Spool, sub
     out = await other.oldest(10, lambda each: each)
     assert (len(out.submissions), len(out.damaged), other.size.damaged) == (0, 1, 1)
     other.close()
-    spool.__init__(spool.folder, spool._encryption, max_bytes=MEGABYTE)  # type: ignore[misc] # for the fixture's close
+    spool.__init__(spool.folder, encryption, max_bytes=MEGABYTE)  # type: ignore[misc] # for the fixture's close
 
 
 async def fill(spool: Spool, submit: Submit, batch_size: int = 8) -> list[SealedSubmission]:
@@ -381,12 +383,12 @@ async def test_a_file_that_is_no_database_takes_nothing_and_is_left_alone(
     spool.close()
 
 
-async def test_one_batch_costs_one_sync(spool: Spool, submit: Submit, tmp_path: Path) -> None:
+async def test_one_batch_costs_one_sync(encryption: EncryptionService, submit: Submit, tmp_path: Path) -> None:
     from tests.harness.power import Disk
 
     disk = Disk()
     with disk.recording():
-        watched = opened(tmp_path / "watched", spool._encryption)
+        watched = opened(tmp_path / "watched", encryption)
         await put(watched, submit())
         before = len(disk.operations)
         await put(watched, *[submit() for _ in range(8)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,16 +15,20 @@ import pytest
 from service.access import ROLES, Caller
 from service.encryption import EncryptionService
 from service.erasure_service import ErasureService
-from service.errors import LeadNotFoundError
+from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.lead import SealedSubmission
 from service.sealing import LeadSealer
+from service.storage import drain as drain_module
 from service.storage.database import Database
-from service.storage.drain import Step
 from service.storage.outcomes import Created, Erased
+from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
+from service.supervisor import Component
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.harness.processes import until
+from tests.harness.supervision import running
 from tests.storage.test_writer import Submit, World, encryption, own_sealer, stored, submit
 
 __all__ = ["encryption", "own_sealer", "submit"]  # fixtures
@@ -71,9 +75,9 @@ async def erase(world: World, lead_id: UUID) -> tuple[UUID, ...]:
 
 
 async def drain(world: World) -> None:
-    while await world.drain.step() is Step.DRAINED:
-        pass
-    assert world.spool.size.waiting == 0
+    async with asyncio.timeout(60):
+        while world.spool.size.waiting:
+            await world.drain.step()
 
 
 def twins(submit: Submit, number: int = 0) -> tuple[SealedSubmission, SealedSubmission]:
@@ -84,6 +88,13 @@ def twins(submit: Submit, number: int = 0) -> tuple[SealedSubmission, SealedSubm
 
 def value(database: TestDatabase, query: str) -> object:
     return faults.value_of(database.admin_url, query)
+
+
+async def heed(world: World, done: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a replica look for erasures until it has done so."""
+    monkeypatch.setattr(drain_module, "HEED_EVERY_SECONDS", 0.01)
+    async with running(Component(name="erasures", run=world.drain.run_erasures)):
+        await until(done)
 
 
 def bytes_in(folder: Path) -> bytes:
@@ -128,7 +139,7 @@ async def test_what_waits_in_another_replicas_spool_is_not_found_here_and_droppe
 
 
 async def test_what_was_set_aside_is_dropped_too(
-    world: World, elsewhere: World, submit: Submit, database: TestDatabase
+    world: World, elsewhere: World, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = submit(), submit()
     await elsewhere.spool.put([one, other])
@@ -137,7 +148,7 @@ async def test_what_was_set_aside_is_dropped_too(
     with pytest.raises(LeadNotFoundError):
         await erase(world, one.id)
 
-    await elsewhere.drain._heed_erasures()
+    await heed(elsewhere, lambda: elsewhere.spool.size.damaged == 1, monkeypatch)
 
     assert await elsewhere.spool.ids_set_aside() == [other.id]
     assert (elsewhere.spool.size.waiting, elsewhere.spool.size.damaged) == (0, 1)
@@ -192,7 +203,7 @@ async def test_a_refused_duplicate_of_an_erased_spooled_lead_does_not_become_a_l
 
 
 async def test_a_drained_resubmission_of_an_erased_lead_stays_away_when_it_is_drained_again(
-    world: World, submit: Submit, database: TestDatabase
+    world: World, submit: Submit, repository: LeadRepository
 ) -> None:
     first, refused = submit(phone="+1234567", nid="77001"), submit(phone="+1234567", nid="77001")
     await world.spool.put([first])
@@ -200,7 +211,7 @@ async def test_a_drained_resubmission_of_an_erased_lead_stays_away_when_it_is_dr
     (late,) = [each for each in (await world.spool.oldest(9, lambda each: each)).submissions if each.refused]
     await drain(world)
     await erase(world, first.id)
-    outcomes = await world.drain._repository.create_all_once([late])  # as after a crash before it left the spool
+    outcomes = await repository.create_all_once([late])  # as after a crash before it left the spool
     assert outcomes == {refused.id: Erased(late.accepted_at or datetime.now(UTC))}
 
 
@@ -215,7 +226,7 @@ async def test_a_new_attempt_at_a_lead_that_was_erased_meanwhile_does_not_bring_
 
 
 async def test_a_repeat_during_an_outage_does_not_hear_of_an_erased_lead(
-    world: World, elsewhere: World, submit: Submit
+    world: World, elsewhere: World, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submission = submit(request_id="r1")
     for each in (world, elsewhere):
@@ -224,9 +235,7 @@ async def test_a_repeat_during_an_outage_does_not_hear_of_an_erased_lead(
     await erase(world, submission.id)
     assert world.memory.answer(submission) is None
 
-    await elsewhere.drain._heed_erasures()
-
-    assert elsewhere.memory.answer(submission) is None
+    await heed(elsewhere, lambda: elsewhere.memory.answer(submission) is None, monkeypatch)
 
 
 async def test_a_lead_that_was_erased_before_it_could_be_remembered_is_not_remembered(
@@ -238,32 +247,38 @@ async def test_a_lead_that_was_erased_before_it_could_be_remembered_is_not_remem
     assert world.memory.answer(submission) is None
 
 
+WAITS_FOR_THE_STORING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'ShareRowExclusiveLock'"
+
+
 async def test_an_erasure_waits_for_a_lead_that_is_just_being_stored(
-    world: World, submit: Submit, database: TestDatabase
+    world: World, submit: Submit, database: TestDatabase, repository: LeadRepository
 ) -> None:
     """The id has no row that could be locked: without the wait both would commit."""
-    faults.slow_inserts(database.admin_url, 0.15)
+    faults.gated_inserts(database.admin_url)
     lead = replace(submit(name=faults.SLOW), accepted_at=datetime.now(UTC))
-    storing = asyncio.create_task(world.drain._repository.create_all_once([lead]))
-    await asyncio.sleep(0.08)
-    await erase(world, lead.id)
+    with faults.closed_gate(database.admin_url):
+        storing = asyncio.create_task(repository.create_all_once([lead]))
+        await until(lambda: faults.waits_at_gate(database.admin_url))
+        erasing = asyncio.create_task(erase(world, lead.id))
+        await until(lambda: value(database, WAITS_FOR_THE_STORING))
+    await erasing
     assert isinstance((await storing)[lead.id], Created)
     assert stored(database) == 0
 
 
 async def test_a_lead_whose_tombstone_came_while_it_was_stored_is_stored_again_and_refused(
-    world: World, submit: Submit, database: TestDatabase
+    submit: Submit, database: TestDatabase, repository: LeadRepository
 ) -> None:
     """Its insert waits for the erased row, with a snapshot from before the erasure."""
     lead = replace(submit(), accepted_at=datetime.now(UTC))
-    await world.drain._repository.create(lead)
+    await repository.create(lead)
     with psycopg.connect(database.serve_url) as erasing:
         erasing.execute("SELECT lock_for_erasure(%s)", [lead.id])
         erasing.execute(
             "SELECT erase_lead(%s, %s, 'operator', NULL, '{}', '{}', true, NULL, NULL, NULL, NULL)", [lead.id] * 2
         )
-        storing = asyncio.create_task(world.drain._repository.create(lead))
-        await asyncio.sleep(0.1)
+        storing = asyncio.create_task(repository.create(lead))
+        await until(lambda: value(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))
         erasing.commit()
     assert isinstance(await storing, Erased)
     assert stored(database) == 0
@@ -279,10 +294,14 @@ async def test_leads_and_their_erasures_in_any_order_end_with_nothing(
 
     async def erase_when_possible(each: SealedSubmission) -> None:
         await asyncio.sleep(0.001 * (each.id.int % 60))
-        try:
-            await erase(world, each.id)
-        except LeadNotFoundError:
-            return  # it is in the other spool still
+        while True:
+            try:
+                await erase(world, each.id)
+            except StorageUnavailableError:
+                continue  # a busy machine; whoever erases tries again
+            except LeadNotFoundError:
+                pass  # it is in the other spool still
+            return
 
     await asyncio.gather(drain(world), drain(elsewhere), *(erase_when_possible(each) for each in (*leads, *copies)))
 
