@@ -209,20 +209,25 @@ async def test_a_task_that_never_ends_leaves_the_others_half_of_the_time(world: 
     async def hangs() -> None:
         await asyncio.sleep(3600)
 
-    over, last = asyncio.Event(), Task()
+    async def finishes_slowly() -> None:
+        await task.finishing.wait()
+        await asyncio.sleep(0.05)
+        finished.set()
+
+    over, task, finished = asyncio.Event(), Task(), asyncio.Event()
     world.supervisor.start(
         [
-            Component(name="last", run=last.run, finish=last.finishing.set),
+            Component(name="last", run=finishes_slowly, finish=task.finishing.set),
             Component(name="hangs", run=Task().run, stop=hangs),
             Component(name="never ends", run=never_ends),
         ]
     )
-    await until(lambda: last.runs == 1)
-    await world.supervisor.stop(4)
+    await asyncio.sleep(0.05)
+    await world.supervisor.stop(6)
     over.set()
-    assert last.finished
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()
+    assert finished.is_set()
+    for left in asyncio.all_tasks() - {asyncio.current_task()}:
+        left.cancel()
 
 
 async def test_a_stop_that_fails_is_logged_and_keeps_the_others_from_nothing(world: World) -> None:

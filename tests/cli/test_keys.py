@@ -69,7 +69,7 @@ class Life:
 
     def keys(self, *arguments: str, **env: str) -> Any:
         """What a command printed as JSON."""
-        done = self.service.leadkeep_here("keys", *arguments, "--json", env=env)
+        done = self.service.leadkeep("keys", *arguments, "--json", env=env)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -87,7 +87,7 @@ class Life:
     def add_and_promote(self, purpose: str) -> str:
         made = str(self.keys("add", "--purpose", purpose)["id"])
         self.hang_up(opens=made)
-        promoted = self.service.leadkeep_here("keys", "promote", made, "--timeout", "20s")
+        promoted = self.service.leadkeep("keys", "promote", made, "--timeout", "20s")
         assert promoted.returncode == 0, promoted.stderr
         self.hang_up(seals=made)
         return made
@@ -120,7 +120,7 @@ def test_a_key_is_promoted_only_when_every_replica_can_open_with_it(life: Life) 
     assert f"in vain for {name}" in refused.stderr
     assert life.keyring().find(made).state is KeyState.ACTIVE  # type: ignore[union-attr]
     life.hang_up(opens=made)
-    assert life.service.leadkeep_here("keys", "promote", made, "--timeout", "20s").returncode == 0
+    assert life.service.leadkeep("keys", "promote", made, "--timeout", "20s").returncode == 0
     assert life.primary("encryption") == made
 
 
@@ -149,7 +149,7 @@ def test_a_replica_that_lags_goes_on_sealing_with_the_old_key_and_stops_its_reti
 
 def test_retire_names_what_still_needs_the_key(life: Life) -> None:
     old = life.first.primary(Purpose.ENCRYPTION).id
-    refused = life.service.leadkeep_here("keys", "retire", old, "--timeout", "20s")
+    refused = life.service.leadkeep("keys", "retire", old, "--timeout", "20s")
     assert refused.returncode == 1
     assert "10 tokens of leads: run leadkeep keys reseal" in refused.stderr
     assert life.keyring().find(old).state is KeyState.ACTIVE  # type: ignore[union-attr]
@@ -201,7 +201,7 @@ def test_reseal_again_has_nothing_to_do(life: Life) -> None:
 
 def test_retire_waits_for_the_daily_files_and_then_the_old_keyring_starts_nowhere(life: Life, tmp_path: Path) -> None:
     old = life.first.primary(Purpose.ENCRYPTION).id
-    retired = life.service.leadkeep_here("keys", "retire", old, "--timeout", "30s")
+    retired = life.service.leadkeep("keys", "retire", old, "--timeout", "30s")
     assert retired.returncode == 0, retired.stderr
     assert life.keyring().find(old).state is KeyState.RETIRED  # type: ignore[union-attr]
     assert old not in file_of(life.service, today()).read_text()
@@ -247,7 +247,7 @@ def test_a_new_index_key_is_in_use_only_after_reindex(life: Life) -> None:
     before = life.primary("index")
     made = life.add_and_promote("index")
     assert life.keys("status")["index"]["key_id"] == before
-    refused = life.service.leadkeep_here("keys", "retire", before, "--timeout", "20s")
+    refused = life.service.leadkeep("keys", "retire", before, "--timeout", "20s")
     assert refused.returncode == 1
     assert "the blind indexes of leads: run leadkeep keys reindex" in refused.stderr
     held = life.value("SELECT phone_index FROM lead LIMIT 1")
@@ -271,7 +271,7 @@ def test_duplicates_are_refused_after_it_and_a_repeat_from_before_is_recognised(
 
 def test_an_index_key_is_retired_and_the_repeat_is_still_recognised(life: Life) -> None:
     before = life.first.primary(Purpose.INDEX).id
-    retired = life.service.leadkeep_here("keys", "retire", before, "--timeout", "20s")
+    retired = life.service.leadkeep("keys", "retire", before, "--timeout", "20s")
     assert retired.returncode == 0, retired.stderr
     life.hang_up(seals=life.primary("index"))
     assert life.create(life.person, life.request).id == life.lead_id
@@ -318,11 +318,11 @@ def test_a_replica_that_is_gone_for_good_is_forgotten_by_name(life: Life) -> Non
     )
     made = life.keys("add")["id"]
     life.hang_up(opens=made)
-    refused = life.service.leadkeep_here("keys", "promote", made, "--timeout", "1s")
+    refused = life.service.leadkeep("keys", "promote", made, "--timeout", "1s")
     assert "in vain for gone" in refused.stderr
-    unknown = life.service.leadkeep_here("keys", "promote", made, "--forget", "nobody")
+    unknown = life.service.leadkeep("keys", "promote", made, "--forget", "nobody")
     assert "there is no replica nobody; there is: gone, " in unknown.stderr
-    assert life.service.leadkeep_here("keys", "promote", made, "--timeout", "20s", "--forget", "gone").returncode == 0
+    assert life.service.leadkeep("keys", "promote", made, "--timeout", "20s", "--forget", "gone").returncode == 0
 
 
 def test_a_key_that_a_spool_needs_is_not_retired(life: Life) -> None:
@@ -333,41 +333,41 @@ def test_a_key_that_a_spool_needs_is_not_retired(life: Life) -> None:
         "INSERT INTO replica (name, state, epoch, opens, seals, spool_keys)"
         f" VALUES ('stopped', 'stopped', 0, '{{}}', '{{}}', '{{{old}}}')",
     )
-    refused = life.service.leadkeep_here("keys", "retire", old, "--timeout", "20s")
+    refused = life.service.leadkeep("keys", "retire", old, "--timeout", "20s")
     assert refused.returncode == 1
     assert "the spool of the replica stopped: let it drain" in refused.stderr
-    assert life.service.leadkeep_here("keys", "retire", old, "--timeout", "20s", "--forget", "stopped").returncode == 0
+    assert life.service.leadkeep("keys", "retire", old, "--timeout", "20s", "--forget", "stopped").returncode == 0
 
 
 def test_a_replica_of_this_machine_that_was_killed_is_not_waited_for(life: Life) -> None:
     life.service.kill()
     made = life.keys("add")["id"]
     assert life.value("SELECT count(*) FROM replica WHERE state = 'running'") == 1
-    assert life.service.leadkeep_here("keys", "promote", made, "--timeout", "1s").returncode == 0
+    assert life.service.leadkeep("keys", "promote", made, "--timeout", "1s").returncode == 0
     life.service.start()
     assert life.get(life.lead_id).phone == life.person.phone
 
 
 @pytest.mark.parametrize("arguments", [["promote", "e0"], ["retire", "e0"]])
 def test_a_key_that_there_is_not_is_refused(life: Life, arguments: list[str]) -> None:
-    refused = life.service.leadkeep_here("keys", *arguments)
+    refused = life.service.leadkeep("keys", *arguments)
     assert refused.returncode == 1
     assert "there is no key e0 in the keyring" in refused.stderr
 
 
 def test_an_audit_key_waits_for_replicas_as_others_do_and_has_nothing_to_do_with_spools(life: Life) -> None:
     made = life.keys("add", "--purpose", "audit")["id"]
-    early = life.service.leadkeep_here("keys", "promote", made, "--timeout", "1s")
+    early = life.service.leadkeep("keys", "promote", made, "--timeout", "1s")
     assert early.returncode == 1
     assert f"to load the key {made}" in early.stderr
     life.hang_up(opens=made)
-    promoted = life.service.leadkeep_here("keys", "promote", made, "--timeout", "20s")
+    promoted = life.service.leadkeep("keys", "promote", made, "--timeout", "20s")
     assert "spool" not in promoted.stdout
     assert "leave the key before in the keyring" in promoted.stdout
 
 
 def test_the_primary_key_is_not_retired(life: Life) -> None:
-    refused = life.service.leadkeep_here("keys", "retire", life.primary("encryption"))
+    refused = life.service.leadkeep("keys", "retire", life.primary("encryption"))
     assert refused.returncode == 1
     assert "promote that first" in refused.stderr
 
@@ -378,20 +378,20 @@ def test_a_keyring_of_a_command_is_taken_on_sighup_and_changed_by_the_operator(
     kept = tmp_path / "kept.json"
     command = {"LEADKEEP_KEYRING_COMMAND": f"cat '{kept}'"}
     operator = RunningService(tmp_path / "operator", database_url=database.serve_url, settings=command)
-    assert "--output FILE" in operator.leadkeep_here("keys", "init").stderr
-    assert operator.leadkeep_here("keys", "init", "--output", str(kept)).returncode == 0
+    assert "--output FILE" in operator.leadkeep("keys", "init").stderr
+    assert operator.leadkeep("keys", "init", "--output", str(kept)).returncode == 0
     service = start_service(database_url=database.serve_url, settings=command)
     assert "--output FILE" in service.leadkeep("keys", "add").stderr
     changed = tmp_path / "changed.json"
-    made = json.loads(service.leadkeep_here("keys", "add", "--output", str(changed), "--json").stdout)["id"]
+    made = json.loads(service.leadkeep("keys", "add", "--output", str(changed), "--json").stdout)["id"]
     changed.replace(kept)
     os.kill(service.pid, signal.SIGHUP)
     query = f"SELECT count(*) FROM replica WHERE '{made}' = ANY(opens)"
     assert eventually(lambda: faults.value_of(database.admin_url, query) == 1, within=20)
-    promoted = service.leadkeep_here("keys", "promote", made, "--timeout", "20s", "--output", str(changed))
+    promoted = service.leadkeep("keys", "promote", made, "--timeout", "20s", "--output", str(changed))
     assert promoted.returncode == 0, promoted.stderr
     assert Keyring.from_json(changed.read_bytes()).primary(Purpose.ENCRYPTION).id == made
-    shown = service.leadkeep_here("config").stdout
+    shown = service.leadkeep("config").stdout
     assert str(kept) not in shown
 
 

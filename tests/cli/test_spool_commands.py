@@ -37,12 +37,12 @@ def waiting(server: TestServer, database: TestDatabase, start_service: StartServ
 
 
 def status(service: RunningService) -> dict[str, object]:
-    shown: dict[str, object] = json.loads(service.leadkeep_here("spool", "status", "--json").stdout)
+    shown: dict[str, object] = json.loads(service.leadkeep("spool", "status", "--json").stdout)
     return shown
 
 
 def entries(service: RunningService) -> list[dict[str, str]]:
-    shown: list[dict[str, str]] = json.loads(service.leadkeep_here("spool", "list", "--json").stdout)
+    shown: list[dict[str, str]] = json.loads(service.leadkeep("spool", "list", "--json").stdout)
     return shown
 
 
@@ -64,7 +64,7 @@ def test_status_and_list_tell_what_waits_and_no_value(waiting: RunningService) -
 
 def test_an_empty_spool_is_told_as_such(database: TestDatabase, start_service: StartService) -> None:
     service = start_service(database_url=database.serve_url)
-    assert "empty" in service.leadkeep_here("spool", "list").stdout
+    assert "empty" in service.leadkeep("spool", "list").stdout
     assert status(service)["oldest"] is None
 
 
@@ -78,7 +78,7 @@ def test_drain_waits_for_the_running_service(server: TestServer, waiting: Runnin
 def test_drain_does_it_itself_when_no_service_runs(server: TestServer, waiting: RunningService) -> None:
     waiting.kill()
     server.postgres.start()
-    done = waiting.leadkeep_here("spool", "drain")
+    done = waiting.leadkeep("spool", "drain")
     assert done.returncode == 0, done.stderr
     assert "The spool is empty" in done.stdout
     assert status(waiting)["waiting"] == 0
@@ -93,7 +93,7 @@ def test_what_is_damaged_is_set_aside_and_reported_and_the_rest_drains(
     server.postgres.start()
     assert eventually(lambda: status(waiting)["waiting"] == 0, within=15)
     assert [(entry["state"], entry["why"]) for entry in entries(waiting)] == [("set aside", "cannot be opened")]
-    diagnosed = waiting.leadkeep_here("doctor", "--json")
+    diagnosed = waiting.leadkeep("doctor", "--json")
     assert diagnosed.returncode == 3
     (spool,) = [check for check in json.loads(diagnosed.stdout)["checks"] if check["check"] == "spool"]
     assert not spool["ok"]
@@ -101,7 +101,7 @@ def test_what_is_damaged_is_set_aside_and_reported_and_the_rest_drains(
 
 
 def test_doctor_finds_leads_that_have_waited_too_long(waiting: RunningService) -> None:
-    diagnosed = waiting.leadkeep_here("doctor", "--json", env={"LEADKEEP_SPOOL_ALARM_AGE": "1"})
+    diagnosed = waiting.leadkeep("doctor", "--json", env={"LEADKEEP_SPOOL_ALARM_AGE": "1"})
     checks = {check["check"]: check for check in json.loads(diagnosed.stdout)["checks"]}
     assert "have waited in the spool" in checks["spool"]["detail"]
     assert "degraded" in checks["database"]["detail"]

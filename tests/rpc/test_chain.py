@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -148,12 +149,18 @@ def test_lock_timeouts_are_retried_until_the_lock_is_released(
 ) -> None:
     lead = stub.CreateLead(pb.CreateLeadRequest(lead=somebody()), metadata=service.metadata()).lead
     request_id = str(uuid4())
-    with faults.briefly_locked_lead(database.admin_url, lead.id, 0.7):
-        answer = httpx.post(
+    with faults.locked_lead(database.admin_url, lead.id) as holder, ThreadPoolExecutor(1) as threads:
+        posted = threads.submit(
+            httpx.post,
             f"{service.http_url}/api/leads/{lead.id}/status",
             json={"status": "LEAD_STATUS_CONTACTED"},
             headers={"x-request-id": request_id, "grpc-previous-rpc-attempts": "3"} | bearer(service),
+            timeout=20,
         )
+        retried = re.compile(rf'"event":"storage retried".*{request_id}|{request_id}.*"event":"storage retried"')
+        assert eventually(lambda: bool(retried.search(service.log())), within=10)
+        holder.rollback()
+        answer = posted.result()
     assert answer.status_code == 200
     lines = lines_of(service, request_id, "storage retried")
     assert lines
