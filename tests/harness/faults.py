@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,18 +46,6 @@ def locked_lead(admin_url: str, lead_id: str) -> Iterator[psycopg.Connection]:
         connection.execute("SELECT 1 FROM lead WHERE id = %s FOR UPDATE", (lead_id,))
         yield connection
         connection.rollback()
-
-
-@contextmanager
-def briefly_locked_lead(admin_url: str, lead_id: str, seconds: float) -> Iterator[None]:
-    """Hold a lead's row for some time, from now on."""
-    with locked_lead(admin_url, lead_id) as connection:
-        release = threading.Timer(seconds, connection.rollback)
-        release.start()
-        try:
-            yield
-        finally:
-            release.join()
 
 
 def slow_inserts(admin_url: str, seconds: float) -> None:
