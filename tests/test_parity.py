@@ -15,8 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from google.protobuf.descriptor import Descriptor
 from leadkeep.v1 import lead_service_pb2 as pb
-from sqlalchemy import CheckConstraint, create_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy import CheckConstraint
 
 import service
 from service.access import SCOPES
@@ -34,7 +33,6 @@ from service.rpc.call import SERVICE
 from service.rpc.servicer import LeadServicer
 from service.rpc.status import CODES
 from service.storage import models, schema
-from service.storage.database_url import sqlalchemy_url
 from tests.harness.leads import SENSITIVE
 from tests.harness.postgres import TestDatabase, TestServer
 
@@ -207,7 +205,7 @@ class TestSchema:
         assert found == [(schema.REVISION,)]
 
     def test_alembic_finds_nothing_to_migrate(self, database: TestDatabase) -> None:
-        engine = create_engine(sqlalchemy_url(database.admin_url), poolclass=NullPool)
+        engine = schema.engine_of(database.admin_url)
         with engine.connect() as connection:
             context = MigrationContext.configure(
                 connection, opts={"compare_type": True, "compare_server_default": True}
@@ -220,7 +218,7 @@ class TestSchema:
     @pytest.mark.parametrize("kind", ["columns", "constraints", "indexes"])
     def test_migrating_makes_what_the_models_declare(self, postgres_server: TestServer, kind: str) -> None:
         declared = postgres_server.empty_database()
-        engine = create_engine(sqlalchemy_url(declared.admin_url), poolclass=NullPool)
+        engine = schema.engine_of(declared.admin_url)
         models.Base.metadata.create_all(engine)
         engine.dispose()
 

@@ -21,8 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.encryption import NOT_CONFIRMED
 from service.errors import FieldUnreadableError
 from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
+from service.storage.database import Statement
 from service.storage.lead_queries import fields_of
-from service.storage.statements import Statement
 
 Refreshed = Callable[[SealedSubmission], SealedSubmission]
 """The submission with its blind indexes computed afresh. Raises FieldUnreadableError."""
@@ -147,12 +147,12 @@ async def wait_for_erasures(connection: AsyncConnection) -> None:
 async def person_of(connection: AsyncConnection, wanted: UUID, refreshed: Refreshed | None) -> Person:
     """What is known here of the person that an id stands for: of its lead, or of its conflict."""
     person = Person(frozenset({wanted}))
-    for lead in await _LEAD.named_rows(connection, {"wanted": wanted}):
+    for lead in await _LEAD.rows(connection, {"wanted": wanted}):
         phones, nids = (lead.phone_index, lead.phone_index_2), (lead.nid_index, lead.nid_index_2)
         indexes = BlindIndexes(epoch=NOT_CONFIRMED, phone=phones, nid=nids)
         entry = replace(_entry(lead, lead.id, lead.created_by), indexes=indexes)
         return Person(person.ids | set(lead.aliases)).extended_by(entry)
-    for conflict in await _CONFLICT.named_rows(connection, {"wanted": wanted}):
+    for conflict in await _CONFLICT.rows(connection, {"wanted": wanted}):
         return person.extended_by(_opened(_entry(conflict, conflict.id, conflict.created_by), refreshed))
     return person
 
@@ -279,7 +279,7 @@ class _PersonSearch:
             "target": self.target,
             "until": self.until,
         }
-        found = await _CONFLICTS.named_rows(self.connection, keys)
+        found = await _CONFLICTS.rows(self.connection, keys)
         return [row.id for row in found if self._is_own_conflict(row)]
 
     def _is_own_conflict(self, row: Any) -> bool:
@@ -291,7 +291,7 @@ class _PersonSearch:
     async def own_submissions(self) -> list[UUID]:
         """The resubmissions that are the person's, with whatever lead they are kept."""
         keys = {"leads": [self.target, *self.leads], "until": self.until}
-        found = await _RESUBMISSIONS.named_rows(self.connection, keys)
+        found = await _RESUBMISSIONS.rows(self.connection, keys)
         return list(dict.fromkeys(row.submission_id for row in found if self._is_own_submission(row)))
 
     def _is_own_submission(self, row: Any) -> bool:

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import SealedSubmission
 from service.storage import models
+from service.storage.database import Statement
 from service.storage.outcomes import Met
-from service.storage.statements import Statement
 
 _COUNTED = ("lead_id", "slot", "submitted_at")
 _COLUMNS = tuple(column.name for column in models.table(models.Resubmission).c if column.name not in _COUNTED)

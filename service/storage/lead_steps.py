@@ -8,9 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import SealedLead
+from service.storage.database import Statement
 from service.storage.lead_queries import COLUMNS, lead_of
 from service.storage.requests import AssignmentStep, StatusStep, Step
-from service.storage.statements import Statement
 
 
 class LeadSteps:

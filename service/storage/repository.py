@@ -38,7 +38,7 @@ from service.lead import (
 )
 from service.storage import models, submissions
 from service.storage.batcher import Entry, OnDemandBatcher
-from service.storage.database import Database
+from service.storage.database import Database, Statement
 from service.storage.failures import violated_constraint
 from service.storage.lead_queries import (
     LEAD,
@@ -60,7 +60,6 @@ from service.storage.requests import (
     Step,
 )
 from service.storage.retry import with_retries
-from service.storage.statements import Statement
 
 LARGEST_READ = 128
 """Ids in a statement: it takes a few milliseconds, which those behind it wait for."""

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
 from service.errors import StartRefusedError
 from service.storage.database import Database
-from service.storage.database_url import sqlalchemy_url
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.failures import Failure, cause_of, classify
 
@@ -54,6 +54,12 @@ class Migration:
     after: str
 
 
+def engine_of(url: str) -> Engine:
+    """An engine without a pool. The URL is libpq's own, which names no driver and may list several hosts."""
+    creator = partial(psycopg.connect, url)
+    return create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool, hide_parameters=True)
+
+
 def migrate(url: str) -> Migration:
     """Bring the schema to this release's revision. Safe to repeat.
 
@@ -62,7 +68,7 @@ def migrate(url: str) -> Migration:
     from alembic import command  # costs 440 ms, which a start without migrations should not pay
     from alembic.config import Config
 
-    engine = create_engine(sqlalchemy_url(url), poolclass=NullPool, hide_parameters=True)
+    engine = engine_of(url)
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _MIGRATION_LOCK})
@@ -98,13 +104,10 @@ def prepare_own_database(admin_url: str, owner_url: str) -> None:
 
     `admin_url` leads to the server's maintenance database, `owner_url` to Leadkeep's own, both as the superuser.
     """
-    engine = create_engine(sqlalchemy_url(admin_url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        wanted = {"name": OWN_DATABASE}
-        if not connection.execute(text("SELECT 1 FROM pg_database WHERE datname = :name"), wanted).one_or_none():
-            connection.execute(text(f"CREATE DATABASE {OWN_DATABASE}"))
-    engine.dispose()
-    engine = create_engine(sqlalchemy_url(owner_url), poolclass=NullPool)
+    with psycopg.connect(admin_url, autocommit=True) as server:
+        if not server.execute("SELECT FROM pg_database WHERE datname = %s", [OWN_DATABASE]).fetchone():
+            server.execute(f"CREATE DATABASE {OWN_DATABASE}")
+    engine = engine_of(owner_url)
     with engine.connect() as connection:
         current = _revision(connection) == REVISION
     if not current:

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
-from service.storage.statements import Statement
+from service.storage.database import Statement
 
 _COLUMN_TYPES = {
     "id": "uuid",

@@ -153,8 +153,8 @@ async def _find(
     late = any(entry.accepted_at for entry in entries)
     if late:
         await wait_for_erasures(connection)
-    leads = await LOOK_UP.named_rows(connection, keys)
-    conflicts = await CONFLICTS.named_rows(connection, keys)
+    leads = await LOOK_UP.rows(connection, keys)
+    conflicts = await CONFLICTS.rows(connection, keys)
     aliases: frozenset[UUID] = frozenset()
     erased: Mapping[UUID, datetime] = {}
     if late:
@@ -255,7 +255,7 @@ async def look_up(
         "phones": list(phones),
         "nids": list(nids),
     }
-    rows = await LOOK_UP.named_rows(connection, keys)
+    rows = await LOOK_UP.rows(connection, keys)
     others = _Found([row for row in rows if row.id != other_than], [], frozenset(), {}, lead_of=_not_asked)
     return others.met(phones, nids)
 

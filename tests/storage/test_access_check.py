@@ -13,7 +13,6 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine
 
 from service.encryption import EncryptionService
 from service.keyring import Keyring, KeyState, Purpose, RootKey
@@ -23,7 +22,6 @@ from service.storage.access_check import Findings, LoggedHead, _Check, check, lo
 from service.storage.access_records import AccessRecords, Chain
 from service.storage.access_writer import AccessWriter
 from service.storage.database import Database
-from service.storage.database_url import sqlalchemy_url
 from service.supervisor import Component
 from tests.harness.faults import execute
 from tests.harness.postgres import TestDatabase, TestServer
@@ -328,7 +326,7 @@ def test_a_stranger_chain_in_the_log_is_missing(written: Written) -> None:
 
 def test_entries_of_the_release_before_survive_the_migration_and_are_unchanged(postgres_server: TestServer) -> None:
     database = postgres_server.empty_database()
-    engine = create_engine(sqlalchemy_url(database.admin_url))
+    engine = schema.engine_of(database.admin_url)
     with engine.connect() as connection:
         config = Config()
         config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))

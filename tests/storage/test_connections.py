@@ -7,17 +7,19 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.storage import connections
-from service.storage.connections import CONNECTIONS
-from service.storage.database import Database
+from service.storage import database as storage
+from service.storage.database import CONNECTIONS, ConnectionPool, Database
 from service.storage.failures import DatabaseHungError
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import until
@@ -76,7 +78,7 @@ async def test_who_finds_none_free_waits_no_longer_than_said(
 
     held = [asyncio.create_task(connected.read_once(hold)) for _ in range(CONNECTIONS)]
     await holding.wait()
-    monkeypatch.setattr(connections, "CHECKOUT_SECONDS", 0.1)
+    monkeypatch.setattr(storage, "CHECKOUT_SECONDS", 0.1)
     with pytest.raises(PoolTimeoutError):
         await connected.read_once(process_id)
     go.set()
@@ -172,6 +174,41 @@ async def test_a_hung_statement_takes_its_connection_with_it(database: TestDatab
 
     assert await impatient.read(process_id) != pid
     await impatient.close()
+
+
+async def test_the_host_that_hung_is_tried_last(database: TestDatabase, tmp_path: Path) -> None:
+    first = str(conninfo_to_dict(database.serve_url)["host"])
+    second = tmp_path / "second"
+    second.symlink_to(first)
+    impatient = Database(make_conninfo(database.serve_url, host=f"{first},{second}"), attempt_seconds=0.5)
+
+    async def host(connection: AsyncConnection) -> str:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, psycopg.AsyncConnection)
+        return driver.info.host
+
+    pid = await impatient.read_once(process_id)
+    before = await impatient.read_once(host)
+    with frozen(pid), pytest.raises(DatabaseHungError):
+        await impatient.read_once(process_id)
+
+    assert (before, await impatient.read_once(host)) == (first, str(second))
+    await impatient.close()
+
+
+async def test_a_server_that_freezes_while_a_connection_is_set_up_is_not_waited_for(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "OPENING_SECONDS", 0.3)
+
+    async def hang(driver: psycopg.AsyncConnection[Any]) -> None:
+        await driver.execute("SELECT pg_sleep(60)")
+
+    pool = ConnectionPool(database.serve_url, hang)
+    for _ in range(CONNECTIONS + 1):  # none of them keeps its place
+        async with asyncio.timeout(5):
+            with pytest.raises(psycopg.OperationalError):
+                await pool.acquire()
 
 
 async def test_what_hangs_without_anybody_waiting_for_it_is_left_behind_too(database: TestDatabase) -> None:

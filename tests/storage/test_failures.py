@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,10 +13,9 @@ from psycopg import errors
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from service.errors import LeadNotFoundError
-from service.storage.database_url import sqlalchemy_url
 from service.storage.failures import (
     CommitNotDurableError,
     Failure,
@@ -28,9 +29,14 @@ from service.storage.failures import (
 from tests.harness.postgres import TestDatabase
 
 
+def engine_of(url: str, **parameters: Any) -> AsyncEngine:
+    connect = partial(psycopg.AsyncConnection.connect, url, **parameters)
+    return create_async_engine("postgresql+psycopg://", async_creator=connect, hide_parameters=True)
+
+
 async def error_of(database: TestDatabase, *statements: str) -> DBAPIError:
     """What the last of these statements raises, as the database's owner."""
-    engine = create_async_engine(sqlalchemy_url(database.admin_url), hide_parameters=True)
+    engine = engine_of(database.admin_url)
     try:
         async with engine.connect() as connection:
             for statement in statements[:-1]:
@@ -70,7 +76,7 @@ class TestProvoked:
         assert spoils_connection(error)
 
     async def test_a_server_that_is_not_there_may_pass(self) -> None:
-        engine = create_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+        engine = engine_of("postgresql://nobody@127.0.0.1:1/nothing")
         with pytest.raises(DBAPIError) as raised:
             async with engine.connect():
                 pass
@@ -79,7 +85,7 @@ class TestProvoked:
         assert (classify(raised.value), cause_of(raised.value)) == (Failure.RETRY, "connection")
 
     async def test_a_database_that_is_being_restored_may_pass(self, database: TestDatabase) -> None:
-        engine = create_async_engine(sqlalchemy_url(database.admin_url), connect_args={"dbname": "not_there"})
+        engine = engine_of(database.admin_url, dbname="not_there")
         with pytest.raises(DBAPIError) as raised:
             async with engine.connect():
                 pass
@@ -112,7 +118,7 @@ class TestProvoked:
         assert violated_constraint(error) == "pk_key_canary"
 
     async def test_a_deadlock_may_pass(self, database: TestDatabase) -> None:
-        engine = create_async_engine(sqlalchemy_url(database.serve_url))
+        engine = engine_of(database.serve_url)
         first_locked = asyncio.Event()
 
         async def lock(connection: AsyncConnection, number: int) -> None:
