@@ -19,7 +19,8 @@ from service.lead import (
 from service.page_token import make_page_token, read_page_token
 from service.sealing import LeadSealer
 from service.storage.conflicts import ConflictRepository, Decision, Drop, KeepFirst, OwnLead, TakeNew
-from service.storage.requests import Correction, DuplicateFoundError, Position
+from service.storage.decision import DuplicateMatch
+from service.storage.requests import Correction, Position
 from service.validation import ValidationService
 
 LARGEST_PAGE = 25
@@ -104,15 +105,13 @@ class ConflictService:
 
             return TakeNew(target, correction)
 
-        try:
-            sealed = await self._conflicts.resolve(conflict_id, resolution, decide, actor=caller.subject, reason=why)
-        except DuplicateFoundError as found:
-            met = found.met
+        sealed = await self._conflicts.resolve(conflict_id, resolution, decide, actor=caller.subject, reason=why)
+        if isinstance(sealed, DuplicateMatch):
             raise DuplicateLeadError(
-                phone_lead_id=met.phone.id if met.phone else None,
-                nid_lead_id=met.nid.id if met.nid else None,
-                visible=frozenset(lead.id for lead in met.leads),  # who operates sees every conflict's leads
-            ) from None
+                phone_lead_id=sealed.phone.id if sealed.phone else None,
+                nid_lead_id=sealed.nid.id if sealed.nid else None,
+                visible=frozenset(lead.id for lead in sealed.leads),  # who operates sees every conflict's leads
+            )
         return self._sealer.open(sealed) if sealed is not None else None
 
     def _opened(self, conflict: SealedConflict, leads: list[SealedLead]) -> Conflict:

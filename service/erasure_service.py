@@ -8,35 +8,17 @@ follow within their pace; backups, and PostgreSQL's log and free space, in their
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
 from uuid import UUID
 
 from service.access import Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.storage.erasing import Person, Refreshed
+from service.storage.erasing import Refreshed
 from service.storage.erasures import Erasures
-from service.storage.memory import RequestMemory
+from service.storage.recent_requests import RecentRequests
+from service.storage.spool import Spool, Spooled
 from service.storage.spool_file import SpoolError
-from service.storage.spooled_person import Spooled
 from service.validation import ValidationService
-
-
-class SpooledCopies(Protocol):
-    """The spool of this machine, as its owner or an operator sees it."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether it is known that nothing waits in it."""
-
-    async def of_person(self, lead_id: UUID, person: Person, refreshed: Refreshed) -> Spooled:
-        """See Spool.of_person; must name what was set aside too. Raises SpoolError."""
-        ...
-
-    async def remove(self, ids: Sequence[UUID]) -> None:
-        """Remove submissions that have tombstones or are stored, or leave them to the drain. Raises SpoolError."""
-        ...
 
 
 class ErasureService:
@@ -46,14 +28,14 @@ class ErasureService:
         self,
         *,
         erasures: Erasures,
-        spool: SpooledCopies,
-        memory: RequestMemory,
+        spool: Spool,
+        recent: RecentRequests,
         validation: ValidationService,
         refreshed: Refreshed,
     ) -> None:
         self._erasures = erasures
         self._spool = spool
-        self._memory = memory
+        self._recent = recent
         self._validation = validation
         self._refreshed = refreshed
 
@@ -74,7 +56,7 @@ class ErasureService:
         erased = await self._erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled)
         if erased is None:
             raise LeadNotFoundError
-        self._memory.forget(erased.gone)
+        self._recent.forget(erased.gone)
         if settled := [*spooled.own, *(entry.id for entry in spooled.others)]:
             with suppress(SpoolError):  # the drain finds the tombstones and the conflicts
                 await self._spool.remove(settled)

@@ -7,25 +7,20 @@ exist for it. Whether sensitive fields are shown unmasked is not decided here bu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, partial
+from typing import TypeVar
 from uuid import UUID
 
 from service.access import Caller, Scope
 from service.confirmation import Confirmation, ConfirmationService
 from service.errors import (
-    ConversationNotFoundError,
     DuplicateLeadError,
-    LeadInConflictError,
-    LeadkeepError,
-    LeadNotFoundError,
     LeadValidationError,
     RequestIdReusedError,
     ScopeMissingError,
     StatusTransitionError,
-    StorageUnavailableError,
     VersionMismatchError,
     Violation,
 )
@@ -40,20 +35,21 @@ from service.lead import (
 )
 from service.page_token import make_page_token, read_page_token
 from service.sealing import LeadSealer
-from service.storage.outcomes import Aliased, Created, Erased, InConflict, Met, RequestIdReused, Waiting
-from service.storage.repository import LeadRepository
-from service.storage.requests import (
-    AssignmentStep,
-    Correction,
-    DuplicateFoundError,
-    LeadFilter,
-    Position,
-    StatusStep,
+from service.storage.decision import (
+    Aliased,
+    Created,
+    Delayed,
+    DuplicateMatch,
+    Erased,
+    InConflict,
+    RequestIdReused,
 )
-from service.storage.spool import Spool
-from service.storage.spool_file import SpoolError
-from service.storage.writer import LeadWriter
+from service.storage.repository import LeadRepository
+from service.storage.requests import AssignmentStep, Correction, LeadFilter, Position, StatusStep
 from service.validation import ValidationService
+
+V = TypeVar("V")
+R = TypeVar("R")
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 100
@@ -93,8 +89,6 @@ class LeadService:
         self,
         *,
         repository: LeadRepository,
-        writer: LeadWriter,
-        spool: Spool,
         sealer: LeadSealer,
         validation: ValidationService,
         confirmation: ConfirmationService,
@@ -102,8 +96,6 @@ class LeadService:
         new_id: Callable[[], UUID],
     ) -> None:
         self._repository = repository
-        self._writer = writer
-        self._spool = spool
         self._sealer = sealer
         self._validation = validation
         self._confirmation = confirmation
@@ -120,16 +112,18 @@ class LeadService:
         details, request = self._validated(fields, request_id)
         lead_id = self._new_id()
         seal = cache(partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request))
-        outcome = await self._writer.create(seal)
+        outcome = await self._repository.create(seal)
         match outcome:
-            case Created(sealed) if sealed.fields is seal().fields:
-                # The new lead itself, whose fields need not be opened to be known.
-                lead = self._sealer.acknowledged(sealed.id, details, sealed.created_at)
+            case Created(sealed, is_new):
+                # The fields of a new lead need not be opened to be known.
+                lead = (
+                    self._sealer.acknowledged(sealed.id, details, sealed.created_at)
+                    if is_new
+                    else self._sealer.open(sealed)
+                )
                 return self._created(lead, locale, delayed=False)
-            case Created(sealed):
-                return self._created(self._sealer.open(sealed), locale, delayed=False)
-            case Waiting(waiting_id, accepted_at, decided):
-                lead = self._sealer.acknowledged(waiting_id, details, accepted_at)
+            case Delayed(delayed_id, accepted_at, decided):
+                lead = self._sealer.acknowledged(delayed_id, details, accepted_at)
                 return self._created(lead, locale, delayed=not decided)
             case Erased(created_at):
                 # Stored by an attempt whose answer was lost, and erased before this one. An error would be repeated,
@@ -137,7 +131,7 @@ class LeadService:
                 return self._created(self._sealer.acknowledged(lead_id, details, created_at), locale, delayed=False)
             case RequestIdReused():
                 raise RequestIdReusedError
-            case Met():
+            case DuplicateMatch():
                 raise _duplicate(outcome, caller)
             case Aliased() | InConflict():
                 raise AssertionError("only what was acknowledged before becomes an alias or a conflict")
@@ -154,7 +148,8 @@ class LeadService:
 
     async def get_lead(self, caller: Caller, lead_id: UUID, *, hidden: Collection[str] = ()) -> Lead:
         """One lead; `hidden` fields are not opened. Raises LeadNotFoundError, FieldUnreadableError."""
-        return self._sealer.open(await self._readable(caller, lead_id), hidden=hidden)
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+        return self._sealer.open(lead, hidden=hidden)
 
     async def get_lead_by_conversation(
         self, caller: Caller, conversation_id: str, *, hidden: Collection[str] = ()
@@ -166,15 +161,7 @@ class LeadService:
         wanted = self._validation.conversation_id(conversation_id)
         if wanted is None:
             raise LeadValidationError([Violation("conversation_id", "is required")])
-        try:
-            waits = await self._spool.holds_conversation(wanted)
-        except SpoolError:
-            waits = True
         newest, others = await self._repository.find_by_conversation(wanted, created_by=_own_only(caller))
-        if newest is None and waits:
-            raise StorageUnavailableError
-        if newest is None:
-            raise ConversationNotFoundError
         return self._sealer.open(newest, hidden=hidden), others
 
     async def list_leads(
@@ -218,8 +205,7 @@ class LeadService:
                 raise StatusTransitionError(current.status, to_status)
             return StatusStep(to_status=to_status, actor=caller.subject, reason=why)
 
-        await self._require_not_waiting(lead_id)
-        return self._sealer.open(await self._change(caller, lead_id, decide))
+        return self._sealer.open(await self._repository.change(lead_id, decide, caller.may_read_lead_created_by))
 
     async def assign_lead(
         self, caller: Caller, lead_id: UUID, assignee: str, *, reason: str = "", expected_version: int = 0
@@ -233,8 +219,7 @@ class LeadService:
             _require_version(current, expected_version)
             return AssignmentStep(to_assignee=to_assignee, actor=caller.subject, reason=why)
 
-        await self._require_not_waiting(lead_id)
-        return self._sealer.open(await self._change(caller, lead_id, decide))
+        return self._sealer.open(await self._repository.change(lead_id, decide, caller.may_read_lead_created_by))
 
     async def correct_lead(
         self, caller: Caller, lead_id: UUID, fields: Mapping[str, str], *, expected_version: int = 0
@@ -255,78 +240,31 @@ class LeadService:
             _require_version(current, expected_version)
             return self._sealer.correction(current.id, changed)
 
-        await self._require_not_waiting(lead_id)
-        try:
-            return self._sealer.open(await self._repository.correct(lead_id, decide))
-        except LeadNotFoundError:
-            raise await self._not_found(caller, lead_id) from None
-        except DuplicateFoundError as found:
-            raise _duplicate(found.met, caller) from None
+        corrected = await self._repository.correct(lead_id, decide, caller.may_read_lead_created_by)
+        if isinstance(corrected, DuplicateMatch):
+            raise _duplicate(corrected, caller)
+        return self._sealer.open(corrected)
 
     async def status_changes(self, caller: Caller, lead_id: UUID) -> list[StatusChange]:
         """A lead's status history, oldest first. Raises LeadNotFoundError."""
-        return await self._repository.status_changes((await self._readable(caller, lead_id)).id)
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+        return await self._repository.status_changes(lead.id)
 
     async def assignments(self, caller: Caller, lead_id: UUID) -> list[AssignmentChange]:
         """A lead's assignment history, oldest first. Raises LeadNotFoundError."""
-        return await self._repository.assignments((await self._readable(caller, lead_id)).id)
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+        return await self._repository.assignments(lead.id)
 
     async def resubmissions(self, caller: Caller, lead_id: UUID) -> tuple[UUID, list[Resubmission]]:
         """The lead's own id, and what was refused as a duplicate of it, newest first. Raises LeadNotFoundError."""
-        lead = await self._readable(caller, lead_id)
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
         kept = await self._repository.resubmissions(lead.id)
         return lead.id, [self._sealer.open_resubmission(sealed) for sealed in kept]
 
-    async def _readable(self, caller: Caller, lead_id: UUID) -> SealedLead:
-        await self._require_not_waiting(lead_id)
-        sealed = await self._repository.get(lead_id)
-        if sealed is None:
-            raise await self._not_found(caller, lead_id)
-        if not caller.may_read_lead_created_by(sealed.created_by):
-            known = await self._repository.acknowledged(lead_id) if sealed.id != lead_id else None
-            # The caller was given this id; that it leads to somebody else's lead is no reason to deny it.
-            raise ScopeMissingError(Scope.READ) if known and known.created_by == caller.subject else LeadNotFoundError()
-        return sealed
-
-    async def _change(
-        self, caller: Caller, lead_id: UUID, decide: Callable[[SealedLead], StatusStep | AssignmentStep | None]
-    ) -> SealedLead:
-        try:
-            return await self._repository.change(lead_id, decide)
-        except LeadNotFoundError:
-            raise await self._not_found(caller, lead_id) from None
-
-    async def _require_not_waiting(self, lead_id: UUID) -> None:
-        """To be called before the database is read: what is drained meanwhile is found there.
-
-        Raises StorageUnavailableError.
-        """
-        with suppress(SpoolError):  # what the database has can be read without the spool
-            if await self._spool.holds(lead_id):
-                raise StorageUnavailableError
-
-    async def _not_found(self, caller: Caller, lead_id: UUID) -> LeadkeepError:
-        try:
-            await self._spool.holds(lead_id)
-        except SpoolError:
-            # No acknowledged lead is called missing because the spool cannot be read.
-            return StorageUnavailableError()
-        known = await self._repository.acknowledged(lead_id)
-        if known is not None and known.conflict_id and caller.may_read_lead_created_by(known.created_by):
-            return LeadInConflictError(known.conflict_id)
-        return LeadNotFoundError()
-
     def _validated(self, fields: Mapping[str, str], request_id: str) -> tuple[CustomerFields, str | None]:
         violations: list[Violation] = []
-        details = request = None
-        try:
-            details = self._validation.submission(fields)
-        except LeadValidationError as error:
-            violations += error.violations
-        try:
-            request = self._validation.request_id(request_id)
-        except LeadValidationError as error:
-            violations += error.violations
+        details = _checked(self._validation.submission, fields, violations)
+        request = _checked(self._validation.request_id, request_id, violations)
         if details is None or violations:
             raise LeadValidationError(violations)
         return details, request
@@ -336,11 +274,7 @@ class LeadService:
         violations: list[Violation] = []
 
         def checked(check: Callable[[str], str | None], value: str) -> str | None:
-            try:
-                return check(value) if value else None
-            except LeadValidationError as error:
-                violations.extend(error.violations)
-                return None
+            return _checked(check, value, violations) if value else None
 
         phone = checked(self._validation.phone_key, query.phone)
         nid = checked(self._validation.nid_key, query.nid)
@@ -360,6 +294,15 @@ class LeadService:
         return wanted, phone, nid
 
 
+def _checked(check: Callable[[V], R | None], value: V, violations: list[Violation]) -> R | None:
+    """The checked value; None for one that is refused, with the reasons added to `violations`."""
+    try:
+        return check(value)
+    except LeadValidationError as error:
+        violations += error.violations
+        return None
+
+
 def _own_only(caller: Caller) -> str | None:
     """The subject whose leads alone the caller may read; None for a caller who may read all."""
     return None if caller.may(Scope.READ) else caller.subject
@@ -370,9 +313,9 @@ def _require_version(current: SealedLead, expected_version: int) -> None:
         raise VersionMismatchError(current.version)
 
 
-def _duplicate(met: Met, caller: Caller) -> DuplicateLeadError:
+def _duplicate(match: DuplicateMatch, caller: Caller) -> DuplicateLeadError:
     return DuplicateLeadError(
-        phone_lead_id=met.phone.id if met.phone else None,
-        nid_lead_id=met.nid.id if met.nid else None,
-        visible=frozenset(lead.id for lead in met.leads if caller.may_read_lead_created_by(lead.created_by)),
+        phone_lead_id=match.phone.id if match.phone else None,
+        nid_lead_id=match.nid.id if match.nid else None,
+        visible=frozenset(lead.id for lead in match.leads if caller.may_read_lead_created_by(lead.created_by)),
     )

@@ -33,12 +33,12 @@ from service.storage.conflicts import ConflictRepository
 from service.storage.database import Database
 from service.storage.drain import Drain
 from service.storage.erasures import Erasures
-from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
+from service.storage.recent_requests import RecentRequests
 from service.storage.replicas import ReplicaReport, replica_name
 from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
-from service.storage.tombstones import Tombstones
+from service.storage.submissions import SubmissionStore
 from service.storage.writer import LeadWriter
 from service.supervisor import Component, Supervisor
 
@@ -59,23 +59,22 @@ class Replica:
         normaliser = self.validation.normaliser_identity
         self.report = ReplicaReport(replica_name(settings.spool_path), self.database, spool, encryption)
         self.admission = Admission(self.database, self.confirming, spool, encryption, normaliser, self.report)
-        self.repository = LeadRepository(self.database)
+        submissions = SubmissionStore(self.database)
         self.sealer = LeadSealer(encryption, self.validation, transcript_url=settings.transcript_url)
-        self.erasures = Erasures(self.database, self.repository, self.sealer.refreshed)
+        self.erasures = Erasures(self.database, self.sealer.refreshed)
         self.records = AccessRecords(self.database, encryption)
-        self.memory, outage = RequestMemory(), Outage()
+        self.recent, outage = RecentRequests(), Outage()
         self.writer = LeadWriter(
-            *(self.repository, spool, outage, self.memory),
+            *(submissions, spool, outage, self.recent),
             on_batch=metrics.batches.observe,
             on_delayed=metrics.delayed.inc,
         )
         self.drain = Drain(
             database=self.database,
-            repository=self.repository,
+            submissions=submissions,
             spool=spool,
             outage=outage,
-            memory=self.memory,
-            tombstones=Tombstones(self.database),
+            recent=self.recent,
             erasures=self.erasures,
             refreshed=self.sealer.refreshed,
             busy=lambda: self.writer.busy,
@@ -86,9 +85,7 @@ class Replica:
         """The use cases on these parts, as the contract's methods."""
         return LeadServicer(
             LeadService(
-                repository=self.repository,
-                writer=self.writer,
-                spool=self.spool,
+                repository=LeadRepository(self.database, self.spool, self.writer),
                 sealer=self.sealer,
                 validation=self.validation,
                 confirmation=ConfirmationService(
@@ -98,7 +95,7 @@ class Replica:
                 new_id=new_id,
             ),
             ConflictService(
-                conflicts=ConflictRepository(self.database, self.repository),
+                conflicts=ConflictRepository(self.database),
                 sealer=self.sealer,
                 validation=self.validation,
                 page_token_tags=self.page_token_tags,
@@ -107,7 +104,7 @@ class Replica:
             ErasureService(
                 erasures=self.erasures,
                 spool=self.spool,
-                memory=self.memory,
+                recent=self.recent,
                 validation=self.validation,
                 refreshed=self.sealer.refreshed,
             ),

@@ -20,7 +20,7 @@ from service.storage import rekeying as storage_rekeying
 from service.storage.canary import confirm_canary, plan_of
 from service.storage.database import Database
 from service.storage.rekeying import rekeying
-from service.storage.repository import LeadRepository
+from service.storage.submissions import SubmissionStore
 from service.validation import ValidationService
 from tests.harness.postgres import TestDatabase
 
@@ -72,7 +72,7 @@ async def test_a_reindex_takes_no_longer_than_its_rate_asks(
 
 
 async def store_leads(database: Database, sealer: LeadSealer) -> None:
-    repository = LeadRepository(database)
+    store = SubmissionStore(database)
     for number in range(LEADS):
         details = CustomerFields(
             name="Somebody",
@@ -81,4 +81,4 @@ async def store_leads(database: Database, sealer: LeadSealer) -> None:
             address="1 Lake Road",
             interested_policy="Term",
         )
-        await repository.create(sealer.seal(uuid_utils.compat.uuid7(), details, created_by="bot", request_id=None))
+        await store.create(sealer.seal(uuid_utils.compat.uuid7(), details, created_by="bot", request_id=None))

@@ -19,7 +19,7 @@ from service.errors import StartRefusedError
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
     from service.storage.database import Database
-    from service.storage.tombstones import Tombstone
+    from service.storage.erasures import Erasures, Tombstone
 
 AT_ONCE = 100
 """Tombstones a transaction: each may keep the writers of leads waiting for about a millisecond."""
@@ -64,12 +64,11 @@ def _erase(settings: Settings, lead_id: UUID, reason: str, *, as_json: bool) -> 
 
 def _list(settings: Settings, *, as_json: bool) -> None:
     from service.cli.database import with_database
-    from service.storage.tombstones import Tombstones
 
-    async def work(database: Database, _encryption: EncryptionService) -> None:
-        tombstones, after = Tombstones(database), None
+    async def work(database: Database, encryption: EncryptionService) -> None:
+        erasures, after = _erasures(settings, database, encryption), None
         with printed_rows(as_json=as_json) as show:
-            while page := await tombstones.page(after):
+            while page := await erasures.page(after):
                 after = page[-1]
                 for each in page:
                     show(_as_json(each) if as_json else _as_line(each))
@@ -80,15 +79,10 @@ def _list(settings: Settings, *, as_json: bool) -> None:
 
 
 def _erase_again(settings: Settings, tombstones: Sequence[Tombstone], *, as_json: bool) -> None:
-    from service import factories
     from service.cli.database import with_database
-    from service.sealing import LeadSealer
-    from service.storage.erasures import Erasures
-    from service.storage.repository import LeadRepository
 
     async def work(database: Database, encryption: EncryptionService) -> None:
-        sealer = LeadSealer(encryption, factories.validation_of(settings), transcript_url=None)
-        erasures = Erasures(database, LeadRepository(database), sealer.refreshed)
+        erasures = _erasures(settings, database, encryption)
         for start in range(0, len(tombstones), AT_ONCE):
             await erasures.erase_again(tombstones[start : start + AT_ONCE])
 
@@ -97,6 +91,15 @@ def _erase_again(settings: Settings, tombstones: Sequence[Tombstone], *, as_json
         print_json({"tombstones": len(tombstones)})
     else:
         typer.echo(f"{len(tombstones)} tombstones are in place; what had come back of their leads was erased.")
+
+
+def _erasures(settings: Settings, database: Database, encryption: EncryptionService) -> Erasures:
+    from service import factories
+    from service.sealing import LeadSealer
+    from service.storage.erasures import Erasures
+
+    sealer = LeadSealer(encryption, factories.validation_of(settings), transcript_url=None)
+    return Erasures(database, sealer.refreshed)
 
 
 def _as_line(tombstone: Tombstone) -> str:
@@ -118,7 +121,7 @@ def _as_json(tombstone: Tombstone) -> dict[str, Any]:
 
 
 def _read(path: Path) -> list[Tombstone]:
-    from service.storage.tombstones import Tombstone
+    from service.storage.erasures import Tombstone
 
     try:
         return [

@@ -96,21 +96,19 @@ async def _import_all(
     from service.importing.pipeline import Pipeline
     from service.importing.workers import pool
     from service.storage.canary import confirm_canary, plan_of
-    from service.storage.repository import LeadRepository
 
     stopped = stop_requested()
     validation = factories.validation_of(settings)
     if not dry_run:
         state = await confirm_canary(database, encryption, validation.normaliser_identity)
         encryption.plan = plan_of(state, encryption)
-    repository = LeadRepository(database)
     workers = pool(encryption, validation)
     done: list[dict[str, Any]] = []
     try:
         for source in sources:
             progress = ProgressLine()
             pipeline = Pipeline(
-                *(database, repository, workers),
+                *(database, workers),
                 new_id=factories.new_id,
                 dry_run=dry_run,
                 stopped=stopped,

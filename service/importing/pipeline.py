@@ -20,10 +20,9 @@ from service.importing.source import Row
 from service.importing.workers import Ready, opened_lines, sealed_rows
 from service.lead import SealedSubmission
 from service.storage.database import Database
+from service.storage.decision import Created, Delayed, DuplicateMatch, Erased, Outcome
 from service.storage.failures import StorageFaultError
 from service.storage.lead_import import Restored, import_leads, restore_leads
-from service.storage.outcomes import Created, Erased, Met, Outcome, Waiting
-from service.storage.repository import LeadRepository
 
 BATCH_ROWS = 500
 """Rows a transaction: one fsync for all of them, and at most this many are undone when it fails."""
@@ -42,7 +41,6 @@ class Pipeline:
     def __init__(
         self,
         database: Database,
-        repository: LeadRepository,
         workers: ProcessPoolExecutor,
         *,
         new_id: Callable[[], UUID],
@@ -51,7 +49,6 @@ class Pipeline:
         on_progress: Callable[[int], None],
     ) -> None:
         self._database = database
-        self._repository = repository
         self._workers = workers
         self._new_id = new_id
         self._dry_run = dry_run
@@ -67,7 +64,7 @@ class Pipeline:
 
         async def store(ready: Sequence[Ready]) -> list[Told]:
             entries: list[SealedSubmission] = [each.lead for each in ready]
-            outcomes = await import_leads(self._database, self._repository, entries, dry_run=self._dry_run)
+            outcomes = await import_leads(self._database, entries, dry_run=self._dry_run)
             return [_told(each.number, each.lead, outcomes[each.lead.id]) for each in ready]
 
         await self._pump(((row.number, row) for row in rows), begin, store, report)
@@ -136,11 +133,11 @@ def _told(number: int, entry: SealedSubmission, outcome: Outcome) -> Told:
     match outcome:
         case Created(lead):
             return Told(number, Result.SAVED if lead.id == entry.id else Result.SAVED_BEFORE, str(lead.id))
-        case Met(phone, nid) if phone and nid and phone != nid:
+        case DuplicateMatch(phone, nid) if phone and nid and phone != nid:
             return Told(number, Result.DUPLICATE, str(phone.id), f"phone of {phone.id}, nid of {nid.id}")
-        case Met() as met:
-            return Told(number, Result.DUPLICATE, str(met.leads[0].id), _fields_met(met.phone, met.nid))
-        case Waiting(lead_id):
+        case DuplicateMatch() as match:
+            return Told(number, Result.DUPLICATE, str(match.leads[0].id), _fields_met(match.phone, match.nid))
+        case Delayed(lead_id):
             return Told(number, Result.SAVED_BEFORE, str(lead_id), "waits for a person: leadkeep conflicts list")
         case Erased():
             return Told(number, Result.ERASED)

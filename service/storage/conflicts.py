@@ -1,4 +1,4 @@
-"""Conflicts: acknowledged submissions that met a lead when they came out of the spool, and what a person decides.
+"""Conflicts: acknowledged submissions that matched a lead when they were drained, and what an operator decides.
 
 A decision is taken once. It leaves the conflict's row as the record of who decided what, and gives the acknowledged id
 a lead: the one that it met, or one of its own.
@@ -13,20 +13,18 @@ from uuid import UUID
 
 from sqlalchemy import Row, case, exists, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as insert_if_absent
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import ConflictNotFoundError, ConflictResolvedError, StorageUnavailableError
+from service.errors import ConflictNotFoundError, ConflictResolvedError
 from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database import Database
+from service.storage.decision import DuplicateMatch
 from service.storage.erasing import NO_INDEXES, drop_within, wait_for_erasures
-from service.storage.failures import violated_constraint
-from service.storage.lead_queries import fields_of
-from service.storage.repository import BLIND_INDEXES, LeadRepository
-from service.storage.requests import Correction, DuplicateFoundError, Position
-from service.storage.submission_statements import index_columns
-from service.storage.submissions import INSERTS_TRIED, columns_of, look_up
+from service.storage.lead_queries import fields_of, lead_of_row, lock_lead, returned_lead, write_anew_if_taken
+from service.storage.repository import correct_locked
+from service.storage.requests import Correction, Position
+from service.storage.submissions import columns_of, index_columns
 
 _LEAD = models.table(models.Lead)
 _CONFLICT = models.table(models.LeadConflict)
@@ -64,16 +62,11 @@ class Drop:
 Decision = KeepFirst | TakeNew | OwnLead | Drop
 
 
-class _TakenMeanwhileError(Exception):
-    pass
-
-
 class ConflictRepository:
     """The conflicts of one database."""
 
-    def __init__(self, database: Database, leads: LeadRepository) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._leads = leads
 
     async def list_conflicts(
         self, *, resolved_too: bool, after: Position | None, limit: int
@@ -90,7 +83,7 @@ class ConflictRepository:
             conflicts = [self._conflict(row) for row in await connection.execute(query)]
             ids = {lead_id for conflict in conflicts for lead_id in conflict.lead_ids}
             rows = await connection.execute(select(_LEAD).where(_LEAD.c.id.in_(ids)))
-            leads = {row.id: self._leads.lead_of(row) for row in rows}
+            leads = {row.id: lead_of_row(row) for row in rows}
             return [(each, [leads[lead_id] for lead_id in each.lead_ids if lead_id in leads]) for each in conflicts]
 
         return await self._database.read(work)
@@ -103,15 +96,15 @@ class ConflictRepository:
         *,
         actor: str,
         reason: str | None,
-    ) -> SealedLead | None:
+    ) -> SealedLead | DuplicateMatch | None:
         """Carry out the decision that `decide` makes of `resolution`; the lead that the id stands for now.
 
-        None: the submission was dropped. The same decision again changes nothing. `decide` may be asked again, and what
-        it raises is passed on. Raises ConflictNotFoundError, ConflictResolvedError, and DuplicateFoundError when new
-        values meet a third lead.
+        None: the submission was dropped. A match: nothing was done, because new values belong to a third lead. The same
+        decision again changes nothing. `decide` may be asked again, and what it raises is passed on. Raises
+        ConflictNotFoundError, ConflictResolvedError.
         """
 
-        async def work(connection: AsyncConnection) -> SealedLead | None:
+        async def work(connection: AsyncConnection, again: bool) -> SealedLead | DuplicateMatch | None:
             # An erasure may take this conflict without locking it, as another submission of its person.
             await wait_for_erasures(connection)
             # Locked by an update of nothing: it waits for a rival, and the answer waits for the standby.
@@ -124,13 +117,15 @@ class ConflictRepository:
             if conflict.resolution is not None:
                 if conflict.resolution is not resolution:
                     raise ConflictResolvedError(conflict.resolution.value)
-                return await self._leads.lock_within(connection, conflict.id)
+                return await lock_lead(connection, conflict.id)
             decision = decide(conflict)
             if isinstance(decision, Drop):
                 erased_with = decision.erased_lead_id
                 await drop_within(connection, conflict.id, actor=actor, reason=reason, erased_with=erased_with)
                 return None
-            lead = await self._carry_out(connection, conflict, decision)
+            lead = await self._carry_out(connection, conflict, decision, again=again)
+            if isinstance(lead, DuplicateMatch):
+                return lead
             record = {"resolution": resolution.value, "resolved_by": actor, "resolved_at": func.now(), "reason": reason}
             together = or_(_CONFLICT.c.id == conflict.id, _CONFLICT.c.repeats == conflict.id)
             await connection.execute(update(_CONFLICT).where(together).values(record))
@@ -139,41 +134,28 @@ class ConflictRepository:
             await connection.execute(insert(models.LeadAlias).from_select(["id", "lead_id", "created_by"], repeats))
             return lead
 
-        for _ in range(INSERTS_TRIED):
-            try:
-                return await self._database.write(work)
-            except _TakenMeanwhileError:
-                continue
-        raise StorageUnavailableError
+        return await write_anew_if_taken(self._database, work)
 
     async def _carry_out(
-        self, connection: AsyncConnection, conflict: SealedConflict, decision: KeepFirst | TakeNew | OwnLead
-    ) -> SealedLead:
-        match decision:
-            case OwnLead(submission):
-                return await self._insert(connection, conflict, submission)
-            case KeepFirst(lead_id):
-                lead = await self._leads.lock_within(connection, lead_id)
-            case TakeNew(lead_id, correction):
-                lead = await self._take(connection, lead_id, correction)
+        self,
+        connection: AsyncConnection,
+        conflict: SealedConflict,
+        decision: KeepFirst | TakeNew | OwnLead,
+        *,
+        again: bool,
+    ) -> SealedLead | DuplicateMatch:
+        if isinstance(decision, OwnLead):
+            return await self._insert(connection, conflict, decision.submission)
+        lead = await lock_lead(connection, decision.lead_id)
+        if isinstance(decision, TakeNew):
+            taken = await correct_locked(connection, lead, decision.correction(lead), again=again)
+            if isinstance(taken, DuplicateMatch):
+                return taken
+            lead = taken
         alias = {"id": conflict.id, "lead_id": lead.id, "created_by": conflict.created_by}
         await connection.execute(insert(models.LeadAlias).values(alias))
         await self._link(connection, conflict, lead.id)
         return lead
-
-    async def _take(
-        self, connection: AsyncConnection, lead_id: UUID, correction: Callable[[SealedLead], Correction]
-    ) -> SealedLead:
-        current = await self._leads.lock_within(connection, lead_id)
-        taken = correction(current)
-        if met := await look_up(connection, taken.phones, taken.nids, other_than=lead_id):
-            raise DuplicateFoundError(met)
-        try:
-            return await self._leads.update_within(connection, current, taken.columns)
-        except IntegrityError as error:
-            if violated_constraint(error) in BLIND_INDEXES:
-                raise _TakenMeanwhileError from None
-            raise
 
     async def _insert(
         self, connection: AsyncConnection, conflict: SealedConflict, submission: SealedSubmission
@@ -197,14 +179,9 @@ class ConflictRepository:
             "nid_shared": select(held["nid"]).scalar_subquery(),
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
         }
-        try:
-            row = (await connection.execute(insert(_LEAD).values(values).returning(_LEAD))).one()
-        except IntegrityError as error:
-            if violated_constraint(error) in BLIND_INDEXES:
-                raise _TakenMeanwhileError from None
-            raise
+        lead = await returned_lead(connection, insert(_LEAD).values(values).returning(_LEAD))
         await self._link(connection, conflict, submission.id)
-        return self._leads.lead_of(row)
+        return lead
 
     async def _link(self, connection: AsyncConnection, conflict: SealedConflict, lead_id: UUID) -> None:
         if (conversation_id := conflict.fields.get("conversation_id")) is not None:

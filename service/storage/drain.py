@@ -25,16 +25,15 @@ from service.backoff_wait import jittered_wait, longest_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database import Database
+from service.storage.decision import Aliased, Created, DuplicateMatch, Erased, InConflict, Outcome
 from service.storage.erasures import Erasures
 from service.storage.failures import Failure, cause_of, classify, is_busy, is_fault_of_ours
-from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
-from service.storage.outcomes import Aliased, Created, Erased, InConflict, Met, Outcome
-from service.storage.repository import LeadRepository
+from service.storage.recent_requests import RecentRequests
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, RetryScope, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
-from service.storage.tombstones import Tombstones
+from service.storage.submissions import SubmissionStore
 
 BATCH = 250
 """Submissions a transaction. More gain nothing, and would hold live leads up for longer than they notice."""
@@ -81,11 +80,10 @@ class Drain:
         self,
         *,
         database: Database,
-        repository: LeadRepository,
+        submissions: SubmissionStore,
         spool: Spool,
         outage: Outage,
-        memory: RequestMemory,
-        tombstones: Tombstones,
+        recent: RecentRequests,
         erasures: Erasures,
         refreshed: Callable[[SealedSubmission], SealedSubmission],
         busy: Callable[[], bool] = lambda: False,
@@ -93,11 +91,10 @@ class Drain:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
-        self._repository = repository
+        self._submissions = submissions
         self._spool = spool
         self._outage = outage
-        self._memory = memory
-        self._tombstones = tombstones
+        self._recent = recent
         self._erasures = erasures
         self._erased_until = datetime.now(UTC)
         self._refreshed = refreshed
@@ -137,9 +134,10 @@ class Drain:
         until = datetime.now(UTC)
         bounded = retry_scope.set(RetryScope(time.monotonic() + HEED_SECONDS, lambda _: None))
         try:
-            self._memory.forget(await self._tombstones.since(self._erased_until - ERASURES_OVERLAP))
+            self._recent.forget(await self._erasures.erased_since(self._erased_until - ERASURES_OVERLAP))
             self._erased_until = until
-            if self._spool.size.damaged and (erased := await self._tombstones.among(await self._spool.ids_set_aside())):
+            set_aside = await self._spool.ids_set_aside() if self._spool.size.damaged else []
+            if set_aside and (erased := await self._erasures.erased_among(set_aside)):
                 await self._spool.remove(erased)
         except (StorageUnavailableError, SpoolError):
             return  # the next look makes up for it
@@ -176,7 +174,7 @@ class Drain:
     async def _store(self, submissions: list[SealedSubmission]) -> Step:
         began = time.monotonic()
         try:
-            outcomes = await self._repository.create_all_once(submissions)
+            outcomes = await self._submissions.create_all_once(submissions)
             self._outage.over()
             await self._remove(submissions, outcomes)
         except SpoolError:
@@ -195,7 +193,7 @@ class Drain:
         moved = False
         for submission in submissions:
             try:
-                outcomes = await self._repository.create_all_once([submission])
+                outcomes = await self._submissions.create_all_once([submission])
                 await self._remove([submission], outcomes)
             except SpoolError:
                 raise
@@ -231,7 +229,7 @@ class Drain:
         for submission in submissions:
             outcome = outcomes[submission.id]
             if isinstance(outcome, Created):
-                self._memory.remember(submission, outcome.lead)
+                self._recent.remember(submission, outcome.lead)
             elif isinstance(outcome, Erased):
                 # Before it leaves the spool: nobody else knows what else is this person's.
                 await self._erasures.carry_out(submission)
@@ -253,7 +251,7 @@ _NAMES: dict[type, str] = {
     Created: "saved",
     Aliased: "alias",
     InConflict: "conflict",
-    Met: "resubmission",
+    DuplicateMatch: "resubmission",
     Erased: "erased",
 }
 """What became of a drained submission, as it is counted."""

@@ -1,8 +1,10 @@
 """Erasing one person within a transaction: what is that person's goes, what only shares a phone or a nid with it stays.
 
-Promise: a tombstone stays in place of each id that goes, and nothing that is another person's goes with them (but with
-retention, see `keeps_others`). The function `erase_lead` of the database carries it out with rights that the service's
-role does not have; see its migration (0007) for the locks by which erasing and storing exclude each other.
+Promises: a tombstone stays in place of each id that goes, and nothing that is another person's goes with them (but with
+retention, see `keeps_others`). An id that has a tombstone never becomes a lead again, wherever a copy of it still lies,
+and neither does a copy of the same request that was accepted before the erasure. The function `erase_lead` of the
+database carries it out with rights that the service's role does not have; see its migration (0007) for the locks by
+which erasing and storing exclude each other.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.encryption import NOT_CONFIRMED
 from service.errors import FieldUnreadableError
 from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
+from service.storage import models
 from service.storage.database import Statement
 from service.storage.lead_queries import fields_of
 
@@ -85,6 +89,7 @@ _RESUBMISSIONS = Statement(
         AND (CAST(:until AS timestamptz) IS NULL OR submitted_at <= :until)
 """)
 )
+_STONE = models.table(models.Tombstone)
 NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
 """Of a submission whose indexes are computed from its opened fields before they are used."""
 
@@ -208,6 +213,46 @@ async def drop_within(
         own_conflicts=[conflict_id],
         known=KnownTombstone(lead_id=erased_with),
     )
+
+
+async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubmission]) -> dict[UUID, datetime]:
+    """Those of the submissions that must not be stored any more, with the moment of their acceptance.
+
+    Each has a tombstone of its own afterwards, which names its request too, so that a copy of the request in yet
+    another spool is known. Writing that makes the commit, and so the answer, wait for the synchronous standby.
+    """
+    digests = {entry.id: digest for entry in entries if entry.accepted_at and (digest := request_digest(entry))}
+    found = select(_STONE).where(
+        _STONE.c.id.in_([entry.id for entry in entries]) | _STONE.c.request_digest.in_(list(digests.values()))
+    )
+    rows = (await connection.execute(found.order_by(_STONE.c.erased_at))).all()
+    by_id = {row.id: row for row in rows}
+    # The latest of one request. Most tombstones name none.
+    by_request = {row.request_digest: row for row in rows if row.request_digest is not None}
+    erased: dict[UUID, dict[str, Any]] = {}
+    for entry in entries:
+        digest = digests.get(entry.id)
+        stone = by_id.get(entry.id)
+        if stone is None and digest is not None:
+            stone = _of_request(entry, by_request.get(digest))
+        if stone is not None:
+            erased[entry.id] = {
+                **{name: getattr(stone, name) for name in ("lead_id", "erased_at", "erased_by", "reason")},
+                "id": entry.id,
+                "created_at": entry.accepted_at or stone.created_at or stone.erased_at,
+                "request_digest": digest,
+            }
+    if erased:
+        put = insert(_STONE)
+        filled = {name: func.coalesce(_STONE.c[name], put.excluded[name]) for name in ("created_at", "request_digest")}
+        rows_in_order = [erased[each] for each in sorted(erased)]
+        await connection.execute(put.on_conflict_do_update(index_elements=[_STONE.c.id], set_=filled), rows_in_order)
+    return {each: row["created_at"] for each, row in erased.items()}
+
+
+def _of_request(entry: SealedSubmission, stone: Row[Any] | None) -> Row[Any] | None:
+    """The tombstone of an entry's request, unless the entry was accepted after the erasure: then it is a new one."""
+    return stone if stone is not None and entry.accepted_at and entry.accepted_at <= stone.erased_at else None
 
 
 def request_digest(submission: SealedSubmission) -> bytes | None:

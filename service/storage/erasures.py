@@ -8,22 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import SealedSubmission
 from service.storage import models
 from service.storage.database import Database
 from service.storage.erasing import KnownTombstone, Person, Refreshed, erase_within, person_of, wait_for_drains
-from service.storage.repository import LeadRepository
-from service.storage.spooled_person import Spooled
-from service.storage.tombstones import Tombstone
+from service.storage.spool import Spooled
+from service.storage.submissions import store
 
 _STONE = models.table(models.Tombstone)
 _CONFLICT = models.table(models.LeadConflict)
+
+LISTED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone:
+    """One erased id; see models.py."""
+
+    id: UUID
+    lead_id: UUID
+    created_at: datetime | None
+    erased_at: datetime
+    erased_by: str
+    reason: str | None
+    request_digest: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +50,10 @@ class Erasure:
 
 
 class Erasures:
-    """The erasures of one database."""
+    """The erasures of one database, and the tombstones that they left."""
 
-    def __init__(self, database: Database, repository: LeadRepository, refreshed: Refreshed) -> None:
+    def __init__(self, database: Database, refreshed: Refreshed) -> None:
         self._database = database
-        self._repository = repository
         self._refreshed = refreshed
 
     async def person(self, lead_id: UUID) -> Person:
@@ -62,7 +76,7 @@ class Erasures:
                 gone |= await erase_one(each, known=replace(spooled.own[each], lead_id=lead_id))
             if spooled.others:
                 waiting = [spooled.itself] if spooled.itself else []
-                await self._repository.store_within([*waiting, *spooled.others], connection)
+                await store([*waiting, *spooled.others], connection)
             gone |= await erase_one(lead_id, itself=spooled.itself, known=spooled.own.get(lead_id))
             return Erasure(frozenset(gone), await _kept(connection, lead_id)) if gone else None
 
@@ -113,6 +127,34 @@ class Erasures:
                 )
 
         await self._database.write(work)
+
+    async def erased_since(self, moment: datetime) -> list[UUID]:
+        """The ids that were erased at or after a moment."""
+
+        async def work(connection: AsyncConnection) -> list[UUID]:
+            return list((await connection.execute(select(_STONE.c.id).where(_STONE.c.erased_at >= moment))).scalars())
+
+        return await self._database.read(work)
+
+    async def erased_among(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Those of the ids that were erased."""
+
+        async def work(connection: AsyncConnection) -> list[UUID]:
+            return list((await connection.execute(select(_STONE.c.id).where(_STONE.c.id.in_(ids)))).scalars())
+
+        return await self._database.read(work)
+
+    async def page(self, after: Tombstone | None) -> list[Tombstone]:
+        """Some tombstones behind one, oldest first."""
+        query = select(_STONE).order_by(_STONE.c.erased_at, _STONE.c.id).limit(LISTED_AT_ONCE)
+        if after is not None:
+            query = query.where(tuple_(_STONE.c.erased_at, _STONE.c.id) > tuple_(after.erased_at, after.id))
+
+        async def work(connection: AsyncConnection) -> list[Tombstone]:
+            # `_mapping` is public, named so that no column hides it.
+            return [Tombstone(**row._mapping) for row in await connection.execute(query)]  # noqa: SLF001
+
+        return await self._database.read(work)
 
 
 async def _kept(connection: AsyncConnection, lead_id: UUID) -> tuple[UUID, ...]:

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import CUSTOMER_FIELDS, SealedSubmission
 from service.storage.database import Database
-from service.storage.outcomes import Outcome
-from service.storage.repository import LeadRepository
+from service.storage.decision import Outcome
+from service.storage.submissions import store
 
 T = TypeVar("T")
 
@@ -143,14 +143,12 @@ class _RolledBackError(Exception):
         self.found = found
 
 
-async def import_leads(
-    database: Database, repository: LeadRepository, batch: Sequence[SealedSubmission], *, dry_run: bool
-) -> dict[UUID, Outcome]:
+async def import_leads(database: Database, batch: Sequence[SealedSubmission], *, dry_run: bool) -> dict[UUID, Outcome]:
     """Store submissions in one transaction; by id, what became of each. With `dry_run` nothing stays.
 
     Raises StorageUnavailableError, and StorageFaultError when the database refuses one of them.
     """
-    return await _in_transaction(database, partial(repository.store_within, batch), dry_run=dry_run)
+    return await _in_transaction(database, partial(store, batch), dry_run=dry_run)
 
 
 async def restore_leads(database: Database, leads: Sequence[dict[str, Any]], *, dry_run: bool) -> dict[UUID, Restored]:

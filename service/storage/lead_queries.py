@@ -1,15 +1,13 @@
-"""The statements that look for leads, and their rows as leads."""
+"""The statements that find, lock and correct leads, and the leads in their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
-    ColumnElement,
-    CompoundSelect,
     Select,
     Text,
     Uuid,
@@ -21,14 +19,22 @@ from sqlalchemy import (
     or_,
     select,
     union_all,
+    update,
 )
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.lead import CUSTOMER_FIELDS, LeadStatus, SealedLead
 from service.storage import models
+from service.storage.database import Database, Statement
+from service.storage.failures import violated_constraint
 from service.storage.requests import LeadFilter
 
+T = TypeVar("T")
+
 LEAD = models.table(models.Lead)
-_ALIAS = models.LeadAlias
+_ALIAS, _LINK = models.LeadAlias, models.LeadConversation
 
 COLUMNS = tuple(
     LEAD.c[name]
@@ -39,11 +45,19 @@ COLUMNS = tuple(
 )
 """What statements select of leads, in the order that `lead_of` reads."""
 
-_WANTED = any_(bindparam("ids", type_=ARRAY(Uuid)))
-_LINK = models.LeadConversation
-
 OTHER_LEADS_SHOWN = 100
 """How many further leads of one conversation are named."""
+
+BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index", "uq_lead_phone_index_2", "uq_lead_nid_index_2")
+"""The unique indexes that decide duplicates."""
+
+ATTEMPTS = 3
+"""Transactions in which a lead that stood in the way may turn out to be erased before it was looked at, which frees the
+way: that happens once at most in practice. The bound keeps a fault from turning into an endless loop."""
+
+
+class BlindIndexTakenError(Exception):
+    """A lead with the phone or the nid was stored in the meantime."""
 
 
 def lead_of(values: Sequence[Any]) -> SealedLead:
@@ -72,30 +86,65 @@ def fields_of(row: Any) -> dict[str, str]:
     return {name: value for name in CUSTOMER_FIELDS if (value := getattr(row, name)) is not None}
 
 
-def leads_of_ids() -> CompoundSelect[Any]:
-    """Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
-    return union_all(
+_WANTED = any_(bindparam("ids", type_=ARRAY(Uuid)))
+_CREATOR = bindparam("created_by", type_=Text)
+
+LEADS_OF_IDS = Statement(
+    union_all(
         select(LEAD.c.id.label("wanted"), *COLUMNS).where(LEAD.c.id == _WANTED),
         select(_ALIAS.id, *COLUMNS).join(LEAD, LEAD.c.id == _ALIAS.lead_id).where(_ALIAS.id == _WANTED),
     )
+)
+"""Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
+
+LEADS_OF_CONVERSATION = Statement(
+    select(*COLUMNS)
+    .join(_LINK, _LINK.lead_id == LEAD.c.id)
+    .where(_LINK.conversation_id == bindparam("conversation", type_=Text))
+    .where(or_(_CREATOR.is_(None), LEAD.c.created_by == _CREATOR))
+    .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
+    .limit(literal_column(str(OTHER_LEADS_SHOWN + 1)))
+)
+"""The leads that are linked to a `conversation`, newest first; `created_by` restricts them unless it is NULL."""
 
 
-def leads_of_conversation() -> Select[Any]:
-    """The leads that are linked to a `conversation`, newest first; `created_by` restricts them unless it is NULL."""
-    creator = bindparam("created_by", type_=Text)
-    return (
-        select(*COLUMNS)
-        .join(_LINK, _LINK.lead_id == LEAD.c.id)
-        .where(_LINK.conversation_id == bindparam("conversation", type_=Text))
-        .where(or_(creator.is_(None), LEAD.c.created_by == creator))
-        .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
-        .limit(literal_column(str(OTHER_LEADS_SHOWN + 1)))
-    )
+async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
+    """The lead that an id leads to, locked. With `key_share` others may still refer to it. Raises LeadNotFoundError."""
+    leads_to = select(_ALIAS.lead_id).where(_ALIAS.id == lead_id).scalar_subquery()
+    locked = select(LEAD).where(LEAD.c.id == func.coalesce(leads_to, lead_id)).with_for_update(key_share=key_share)
+    row = (await connection.execute(locked)).one_or_none()
+    if row is None:
+        raise LeadNotFoundError
+    return lead_of_row(row)
 
 
-def is_or_leads_to(lead_id: UUID) -> ColumnElement[bool]:
-    """Whether a lead has this id, or the id leads to it."""
-    return LEAD.c.id == func.coalesce(select(_ALIAS.lead_id).where(_ALIAS.id == lead_id).scalar_subquery(), lead_id)
+async def update_lead(connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]) -> SealedLead:
+    """Give a locked lead new values. Raises BlindIndexTakenError."""
+    values = {**columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
+    return await returned_lead(connection, update(LEAD).where(LEAD.c.id == current.id).values(values).returning(LEAD))
+
+
+async def returned_lead(connection: AsyncConnection, statement: Any) -> SealedLead:
+    """The lead that an INSERT or UPDATE returns. Raises BlindIndexTakenError."""
+    try:
+        return lead_of_row((await connection.execute(statement)).one())
+    except IntegrityError as error:
+        if violated_constraint(error) in BLIND_INDEXES:
+            raise BlindIndexTakenError from None
+        raise
+
+
+async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnection, bool], Awaitable[T]]) -> T:
+    """The result of a transaction, begun anew, and told so, when a lead has the new phone or nid.
+
+    Raises StorageUnavailableError when no duplicate is found and the phone or nid is taken all the same.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return await database.write(lambda connection, again=attempt > 0: work(connection, again))  # type: ignore[misc]
+        except BlindIndexTakenError:
+            continue
+    raise StorageUnavailableError
 
 
 def filtered(wanted: LeadFilter) -> Select[Any]:

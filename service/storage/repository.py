@@ -1,71 +1,66 @@
-"""Where leads are kept and found.
+"""The store of leads: what the database holds, and what was acknowledged and waits in the spool.
 
-It handles sealed leads only, and has no policy: who may see what, and which change is allowed, is the caller's to
-decide. What it answers is durable. See submissions.py for how a submission becomes a lead or meets one.
+Promises: a lead that waits in the spool is never called missing. What is answered is durable. The store handles sealed
+leads only and has no policy: who may see what, and which change is allowed, is the caller's to decide. See decision.py
+and submissions.py for how a submission becomes a lead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    Row,
-    Select,
-    Uuid,
-    func,
-    null,
-    select,
-    tuple_,
-    union_all,
-    update,
-)
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Row, Select, Uuid, func, null, select, text, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import LeadkeepError, LeadNotFoundError, StorageUnavailableError
+from service.access import Scope
+from service.errors import (
+    ConversationNotFoundError,
+    LeadInConflictError,
+    LeadkeepError,
+    LeadNotFoundError,
+    ScopeMissingError,
+    StorageUnavailableError,
+)
 from service.lead import (
     AssignmentChange,
     LeadStatus,
     SealedLead,
     SealedResubmission,
-    SealedSubmission,
     StatusChange,
 )
-from service.storage import models, submissions
+from service.storage import models
 from service.storage.batcher import Entry, OnDemandBatcher
 from service.storage.database import Database, Statement
-from service.storage.failures import violated_constraint
+from service.storage.decision import DuplicateMatch
 from service.storage.lead_queries import (
+    COLUMNS,
     LEAD,
+    LEADS_OF_CONVERSATION,
+    LEADS_OF_IDS,
     fields_of,
     filtered,
-    is_or_leads_to,
     lead_of,
-    lead_of_row,
-    leads_of_conversation,
-    leads_of_ids,
+    lock_lead,
+    update_lead,
+    write_anew_if_taken,
 )
-from service.storage.lead_steps import LeadSteps
-from service.storage.outcomes import Met, Outcome
-from service.storage.requests import (
-    Correction,
-    DuplicateFoundError,
-    LeadFilter,
-    Position,
-    Step,
-)
+from service.storage.requests import AssignmentStep, Correction, LeadFilter, Position, StatusStep, Step
 from service.storage.retry import with_retries
+from service.storage.spool import Spool
+from service.storage.spool_file import SpoolError
+from service.storage.submissions import find_duplicates
+from service.storage.writer import LeadWriter
 
 LARGEST_READ = 128
 """Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
 
-BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index", "uq_lead_phone_index_2", "uq_lead_nid_index_2")
-"""The unique indexes that decide duplicates."""
+MayRead = Callable[[str], bool]
+"""Whether the caller may read leads that this subject created."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,55 +69,41 @@ class Acknowledged:
 
     created_by: str
     conflict_id: UUID | None
-    """The conflict of which a person has yet to decide."""
-
-
-class _BlindIndexTakenError(Exception):
-    pass
+    """The conflict that an operator has yet to decide."""
 
 
 class LeadRepository:
-    """The leads of one database."""
+    """The leads of one service."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, spool: Spool, writer: LeadWriter) -> None:
         self._database = database
-        self._leads_of_ids = Statement(leads_of_ids())
-        self._leads_of_conversation = Statement(leads_of_conversation())
-        self._steps = LeadSteps()
+        self._spool = spool
         self._reads = OnDemandBatcher[UUID, SealedLead | None](self._read, largest=LARGEST_READ)
+        self.create = writer.create  # nothing is to be done between the caller and the writer
 
-    async def create(self, submission: SealedSubmission) -> Outcome:
-        """Store a submission as a lead, or find out what it meets; a refused duplicate is kept. Safe to repeat."""
-        return (await with_retries(partial(self.create_all_once, [submission])))[submission.id]
+    async def get(self, lead_id: UUID, may_read: MayRead) -> SealedLead:
+        """The lead with this id, or the one that the id leads to.
 
-    async def create_all_once(self, batch: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
-        """Like `create` for many together, tried once: raises what went wrong, see failures.py.
-
-        Some may be stored then. They are found by their ids when it is done again.
+        Raises LeadNotFoundError, LeadInConflictError, ScopeMissingError, StorageUnavailableError.
         """
+        await self._require_not_waiting(lead_id)
+        lead = await self._stored(lead_id)
+        if lead is None:
+            raise await self._missing(lead_id, may_read)
+        if may_read(lead.created_by):
+            return lead
+        known = await self._acknowledged(lead_id) if lead.id != lead_id else None
+        # The caller was given this id; that it leads to somebody else's lead is no reason to deny it.
+        raise ScopeMissingError(Scope.READ) if known and may_read(known.created_by) else LeadNotFoundError()
 
-        async def insert_new(connection: AsyncConnection) -> dict[UUID, Outcome]:
-            return await submissions.insert_new(connection, batch)
-
-        async def settle(connection: AsyncConnection) -> dict[UUID, Outcome]:
-            return await submissions.store(connection, left, self.lead_of, insert_first=False)
-
-        outcomes = await self._database.write_once(insert_new, alone=True)
-        left = [submission for submission in batch if submission.id not in outcomes]
-        return outcomes | await self._database.write_once(settle) if left else outcomes
-
-    async def store_within(self, batch: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
-        """Like `create_all_once`, in a transaction of the caller's."""
-        return await submissions.store(connection, batch, self.lead_of)
-
-    async def get(self, lead_id: UUID) -> SealedLead | None:
-        """The lead with this id, or the one that the id leads to. Sees what was committed before it was called."""
+    async def _stored(self, lead_id: UUID) -> SealedLead | None:
+        """Like `get`, of the database alone. Sees what was committed before it was called."""
         return await with_retries(partial(self._reads.submit, lead_id))
 
     async def _read(self, batch: list[Entry[UUID, SealedLead | None]]) -> None:
         wanted = {"ids": list({entry.item for entry in batch})}
         try:
-            rows = await self._database.read_once(partial(self._leads_of_ids.rows, parameters=wanted))
+            rows = await self._database.read_once(partial(LEADS_OF_IDS.rows, parameters=wanted))
             leads = {row[0]: lead_of(row[1:]) for row in rows}
         except Exception as error:  # noqa: BLE001 # each caller retries for its own time
             for entry in batch:
@@ -131,7 +112,28 @@ class LeadRepository:
             for entry in batch:
                 entry.resolve(leads.get(entry.item))
 
-    async def acknowledged(self, lead_id: UUID) -> Acknowledged | None:
+    async def _require_not_waiting(self, lead_id: UUID) -> None:
+        """To be called before the database is read: what is drained meanwhile is found there.
+
+        Raises StorageUnavailableError.
+        """
+        with suppress(SpoolError):  # what the database has can be read without the spool
+            if await self._spool.holds(lead_id):
+                raise StorageUnavailableError
+
+    async def _missing(self, lead_id: UUID, may_read: MayRead) -> LeadkeepError:
+        """The error for an id that the database has no lead for."""
+        try:
+            await self._spool.holds(lead_id)
+        except SpoolError:
+            # No acknowledged lead is called missing because the spool cannot be read.
+            return StorageUnavailableError()
+        known = await self._acknowledged(lead_id)
+        if known is not None and known.conflict_id and may_read(known.created_by):
+            return LeadInConflictError(known.conflict_id)
+        return LeadNotFoundError()
+
+    async def _acknowledged(self, lead_id: UUID) -> Acknowledged | None:
         """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
         alias, conflict = models.LeadAlias, models.LeadConflict
         query = union_all(
@@ -149,16 +151,20 @@ class LeadRepository:
 
     async def find_by_conversation(
         self, conversation_id: str, *, created_by: str | None
-    ) -> tuple[SealedLead | None, list[UUID]]:
-        """The newest lead that is linked to a conversation, and the ids of the others, newest first."""
+    ) -> tuple[SealedLead, list[UUID]]:
+        """The newest lead that is linked to a conversation, and the ids of the others, newest first.
+
+        Raises ConversationNotFoundError, StorageUnavailableError.
+        """
         wanted = {"conversation": conversation_id, "created_by": created_by}
-
-        async def work(connection: AsyncConnection) -> tuple[SealedLead | None, list[UUID]]:
-            rows = await self._leads_of_conversation.rows(connection, wanted)
-            newest = lead_of(rows[0]) if rows else None
-            return newest, [row[0] for row in rows[1:]]
-
-        return await self._database.read(work)
+        try:
+            waits = await self._spool.holds_conversation(conversation_id)
+        except SpoolError:
+            waits = True
+        rows = await self._database.read(lambda connection: LEADS_OF_CONVERSATION.rows(connection, wanted))
+        if not rows:
+            raise StorageUnavailableError if waits else ConversationNotFoundError
+        return lead_of(rows[0]), [row[0] for row in rows[1:]]
 
     async def list_leads(self, lead_filter: LeadFilter, *, after: Position | None, limit: int) -> list[SealedLead]:
         """At most `limit` leads behind the position `after`, newest first."""
@@ -166,97 +172,61 @@ class LeadRepository:
         if after is not None:
             query = query.where(tuple_(LEAD.c.created_at, LEAD.c.id) < tuple_(after.created_at, after.id))
         query = query.order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc()).limit(limit)
+        return [lead_of(row) for row in await self._rows(query)]
 
-        async def work(connection: AsyncConnection) -> list[SealedLead]:
-            return [lead_of(row) for row in await connection.execute(query)]
-
-        return await self._database.read(work)
-
-    async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None]) -> SealedLead:
+    async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None], may_read: MayRead) -> SealedLead:
         """Take the step that `decide` names when it is shown the lead; None changes nothing.
 
         A step is taken in one statement if the lead is as `decide` has seen it; else, and for an answer without a step,
         the lead is locked first. The answer waits for the synchronous standby even then, because taking the lock writes
-        to the log. `decide` may be asked again, and what it raises is passed on. Raises LeadNotFoundError.
+        to the log. `decide` may be asked again, and what it raises is passed on. Raises like `get`.
         """
-
-        seen = await self.get(lead_id)
+        await self._require_not_waiting(lead_id)
+        seen = await self._stored(lead_id)
+        if seen is None:
+            raise await self._missing(lead_id, may_read)
         step = None
-        if seen is not None:
-            with suppress(LeadkeepError):  # what is refused is refused of the locked lead
-                step = decide(seen)
-        if seen is not None and step is not None:
-            moved = await self._database.write(partial(self._steps.take, seen, step), alone=True)
+        with suppress(LeadkeepError):  # what is refused is refused of the locked lead
+            step = decide(seen)
+        if step is not None:
+            moved = await self._database.write(partial(_take_step, seen, step), alone=True)
             if moved is not None:
                 return moved
-        return await self._change_locked(lead_id, decide)
 
-    async def _change_locked(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None]) -> SealedLead:
         async def work(connection: AsyncConnection) -> SealedLead:
-            current = await self.lock_within(connection, lead_id, key_share=True)
+            current = await lock_lead(connection, lead_id, key_share=True)
             step = decide(current)
             if step is None:
                 return current
-            moved = await self._steps.take(current, step, connection)
+            moved = await _take_step(current, step, connection)
             if moved is None:
                 raise AssertionError("a locked lead has changed")
             return moved
 
-        return await self._database.write(work)
+        try:
+            return await self._database.write(work)
+        except LeadNotFoundError:
+            raise await self._missing(lead_id, may_read) from None
 
-    async def correct(self, lead_id: UUID, decide: Callable[[SealedLead], Correction | None]) -> SealedLead:
-        """Like `change`, for customer fields. Raises DuplicateFoundError when the new phone or nid meets a lead."""
-        refused = Correction(columns={})
+    async def correct(
+        self, lead_id: UUID, decide: Callable[[SealedLead], Correction | None], may_read: MayRead
+    ) -> SealedLead | DuplicateMatch:
+        """Like `change`, for customer fields; the leads that have the new phone or nid if there are any."""
 
-        async def work(connection: AsyncConnection) -> SealedLead:
-            nonlocal refused
+        async def work(connection: AsyncConnection, again: bool) -> SealedLead | DuplicateMatch:
             # A new phone or nid needs the strongest lock. Taking it at once, not on top of a weaker one, keeps a
-            # submission that meets this lead from waiting for us while we wait for it.
-            current = await self.lock_within(connection, lead_id)
+            # submission that matches this lead from waiting for us while we wait for it.
+            current = await lock_lead(connection, lead_id)
             correction = decide(current)
             if correction is None:
                 return current
-            refused = correction
-            try:
-                return await self.update_within(connection, current, correction.columns)
-            except IntegrityError as error:
-                if violated_constraint(error) in BLIND_INDEXES:
-                    raise _BlindIndexTakenError from None
-                raise
+            return await correct_locked(connection, current, correction, again=again)
 
-        for _ in range(submissions.INSERTS_TRIED):
-            try:
-                return await self._database.write(work)
-            except _BlindIndexTakenError:
-                if met := await self._met_by(lead_id, refused):
-                    raise DuplicateFoundError(met) from None
-                # The lead that it met has gone meanwhile: the way is free.
-        raise StorageUnavailableError
-
-    async def lock_within(self, connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
-        """The lead that an id leads to, locked in a transaction of the caller's. Raises LeadNotFoundError.
-
-        With `key_share` others may still refer to it.
-        """
-        locked = select(LEAD).where(is_or_leads_to(lead_id)).with_for_update(key_share=key_share)
-        row = (await connection.execute(locked)).one_or_none()
-        if row is None:
-            raise LeadNotFoundError
-        return self.lead_of(row)
-
-    async def update_within(
-        self, connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]
-    ) -> SealedLead:
-        """Give a locked lead new values in a transaction of the caller's."""
-        values = {**columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
-        changed = update(LEAD).where(LEAD.c.id == current.id).values(values).returning(LEAD)
-        return self.lead_of((await connection.execute(changed)).one())
-
-    async def _met_by(self, lead_id: UUID, refused: Correction) -> Met | None:
-        async def work(connection: AsyncConnection) -> Met | None:
-            return await submissions.look_up(connection, refused.phones, refused.nids, other_than=lead_id)
-
-        return await self._database.write(work)
+        await self._require_not_waiting(lead_id)
+        try:
+            return await write_anew_if_taken(self._database, work)
+        except LeadNotFoundError:
+            raise await self._missing(lead_id, may_read) from None
 
     async def status_changes(self, lead_id: UUID) -> list[StatusChange]:
         """A lead's status history, oldest first."""
@@ -310,6 +280,53 @@ class LeadRepository:
 
         return await self._database.read(work)
 
-    def lead_of(self, row: Any) -> SealedLead:
-        """The lead of a row of its table."""
-        return lead_of_row(row)
+
+async def correct_locked(
+    connection: AsyncConnection, current: SealedLead, correction: Correction, *, again: bool
+) -> SealedLead | DuplicateMatch:
+    """A locked lead with its new values; the leads that have the new phone or nid if there are any.
+
+    They are looked for `again`, after BlindIndexTakenError was raised.
+    """
+    phones, nids = correction.phones, correction.nids
+    match = await find_duplicates(connection, phones, nids, other_than=current.id) if again else None
+    return match or await update_lead(connection, current, correction.columns)
+
+
+async def _take_step(seen: SealedLead, step: Step, connection: AsyncConnection) -> SealedLead | None:
+    """The lead after the step, with its entry in the history; None, and nothing is done, if it is not as it was seen.
+
+    The version alone does not tell: after a failover another step may have been numbered like one that was lost.
+    """
+    given: dict[str, Any] = {"id": seen.id, "version": seen.version, "actor": step.actor, "reason": step.reason}
+    match step:
+        case StatusStep():
+            statement = _STATUS_STEP
+            given |= {"before": seen.status.value, "after": step.to_status.value}
+        case AssignmentStep():
+            statement = _ASSIGNMENT_STEP
+            given |= {"before": seen.assignee, "after": step.to_assignee}
+    moved = await statement.rows(connection, given)
+    return lead_of(moved[0]) if moved else None
+
+
+def _step_statement(column: str, history: str) -> Statement:
+    columns = ", ".join(each.name for each in COLUMNS)
+    return Statement(
+        text(f"""
+        WITH moved AS (
+            UPDATE lead SET {column} = CAST(:after AS text), version = version + 1, updated_at = clock_timestamp()
+            WHERE id = :id AND version = :version AND {column} IS NOT DISTINCT FROM CAST(:before AS text)
+            RETURNING {columns}
+        ), noted AS (
+            INSERT INTO {history} (lead_id, version, actor, reason, from_{column}, to_{column})
+            SELECT id, version, CAST(:actor AS text), CAST(:reason AS text), CAST(:before AS text), CAST(:after AS text)
+            FROM moved
+        )
+        SELECT {columns} FROM moved
+    """)  # noqa: S608 # our own names
+    )
+
+
+_STATUS_STEP = _step_statement("status", "status_change")
+_ASSIGNMENT_STEP = _step_statement("assignee", "assignment_change")

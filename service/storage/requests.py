@@ -9,15 +9,6 @@ from typing import Any
 from uuid import UUID
 
 from service.lead import LeadStatus
-from service.storage.outcomes import Met
-
-
-class DuplicateFoundError(Exception):
-    """A correction would give a lead the phone or nid of the leads in `met`."""
-
-    def __init__(self, met: Met) -> None:
-        super().__init__("the correction meets another lead")
-        self.met = met
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

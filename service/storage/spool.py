@@ -1,7 +1,7 @@
-"""The local durable queue: where an acknowledged lead waits while the database cannot be had.
+"""The local durable queue: where an acknowledged lead waits while the database is unavailable.
 
-Promises: what `put` answered Waiting for is on this machine's disk, sealed, until `remove`. A repeated request is
-answered as the first one, and a submission that meets a waiting one is refused and kept, as the database would do.
+Promises: what `put` answered Delayed for is on this machine's disk, sealed, until `remove`. A repeated request is
+answered as the first one, and a submission that duplicates a waiting one is refused and kept, as the database would do.
 One process owns a spool. A waiting lead lies on one disk only, see docs/operations.md.
 """
 
@@ -12,9 +12,9 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,10 @@ from service.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
 from service.secret_file import make_private_folder
-from service.storage.erasing import Person, Refreshed
-from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
+from service.storage.decision import Delayed, DuplicateMatch, Earlier, Found, MatchedLead, Outcome, decide
+from service.storage.erasing import KnownTombstone, Person, Refreshed, request_digest
 from service.storage.spool_file import SpoolError, SpoolFile
 from service.storage.spool_rows import Row, Size
-from service.storage.spooled_person import Spooled, spooled_of
 
 T = TypeVar("T")
 
@@ -43,17 +42,26 @@ WORTH_COUNTING = 10_000
 """Waiting rows below which they are counted anew, in about 10 ms: an operator may have changed the file. Counting more
 would hold up the leads of an outage."""
 
-Kept = Waiting | Met | RequestIdReused
+
+@dataclass(frozen=True, slots=True)
+class SpoolOverlap:
+    """Of some submissions, those that share something with one that waits here."""
+
+    repeats: set[UUID] = field(default_factory=set)
+    """The same request waits here: the spool answers it."""
+    rivals: set[UUID] = field(default_factory=set)
+    """One with the same phone or nid waits here: that one was first, so it must reach the database first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
-    """Of some submissions, those that have to do with the spool."""
+class Spooled:
+    """A person's submissions with what their tombstones will hold, and other people's that share something with it."""
 
-    repeats: set[UUID]
-    """The same request waits here: the spool answers it."""
-    rivals: set[UUID]
-    """One with the same phone or nid waits here: that one was first, so it must reach the database first."""
+    own: Mapping[UUID, KnownTombstone] = field(default_factory=dict)
+    others: tuple[SealedSubmission, ...] = ()
+    """Those that share only the phone or only the nid; not what was set aside, which is not drained either."""
+    itself: SealedSubmission | None = None
+    """The submission whose id was asked for."""
 
 
 class SpoolOwnedError(StartRefusedError):
@@ -96,7 +104,7 @@ class Spool:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._file: SpoolFile | None = None
         try:
-            self.size = self._thread.submit(lambda: self._usable_file().size()).result()
+            self.size = self._thread.submit(lambda: self._opened_file().size()).result()
         except SpoolError as error:
             # The database may do without a spool; until it can, nothing is confirmed.
             self.fault = str(error)
@@ -111,7 +119,7 @@ class Spool:
         """Whether nothing waits in it, damaged or not, and this is known."""
         return self._file is not None and self.size.waiting + self.size.damaged == 0
 
-    async def put(self, submissions: Sequence[SealedSubmission]) -> dict[UUID, Kept]:
+    async def put(self, submissions: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
         """Make submissions durable with one fsync; the outcome of each. Raises SpoolError: nothing is confirmed."""
         if not self.identified:
             raise SpoolError("it is not known yet which database these leads belong to")
@@ -119,18 +127,18 @@ class Spool:
         self.fault = None
         return kept
 
-    async def meeting(self, submissions: Sequence[SealedSubmission]) -> Meeting:
-        """Which of the submissions have to do with one that waits here. Raises SpoolError."""
-        return Meeting(set(), set()) if self.empty else await self._call(partial(self._meeting, submissions))
+    async def overlap(self, submissions: Sequence[SealedSubmission]) -> SpoolOverlap:
+        """Which of the submissions share something with one that waits here. Raises SpoolError."""
+        return SpoolOverlap() if self.empty else await self._call(partial(self._overlap, submissions))
 
     async def holds(self, lead_id: UUID) -> bool:
         """Whether an acknowledged lead waits here. Raises SpoolError."""
-        return not self.empty and await self._call(lambda: self._usable_file().holds("id", [lead_id.bytes]))
+        return not self.empty and await self._call(lambda file: file.holds("id", [lead_id.bytes]))
 
     async def holds_conversation(self, conversation_id: str) -> bool:
         """Whether an acknowledged lead of this conversation waits here. Raises SpoolError."""
         indexes = self._encryption.spool_indexes("conversation", conversation_id)
-        return not self.empty and await self._call(lambda: self._usable_file().holds("conversation", indexes))
+        return not self.empty and await self._call(lambda file: file.holds("conversation", indexes))
 
     async def oldest(
         self,
@@ -143,38 +151,31 @@ class Spool:
         return await self._call(partial(self._oldest, limit, refreshed, held))
 
     async def of_person(self, lead_id: UUID, person: Person, refreshed: Refreshed) -> Spooled:
-        """What waits here of the person that an id stands for, set aside or not; see spooled_person.py.
+        """What waits here of the person that an id stands for, set aside or not.
 
         `person` is what the database knows of it. Raises SpoolError.
         """
-        look = partial(
-            spooled_of,
-            wanted=lead_id,
-            person=person,
-            encryption=self._encryption,
-            opened=lambda row: refreshed(submission_of(row, self._encryption)),
-        )
-        return await self._call(lambda: self._usable_file().read(look))
+        return await self._call(partial(self._of_person, lead_id, person, refreshed))
 
     async def ids_set_aside(self) -> list[UUID]:
         """The submissions that are drained no more. Raises SpoolError."""
-        return await self._call(lambda: self._usable_file().ids_set_aside())
+        return await self._call(lambda file: file.ids_set_aside())
 
     async def remove(self, ids: Sequence[UUID]) -> None:
         """Forget submissions that are durable elsewhere or were erased; no byte of them stays. Raises SpoolError."""
-        await self._call(lambda: self._usable_file().remove(ids))
+        await self._call(lambda file: file.remove(ids))
 
     async def set_aside(self, lead_id: UUID, damage: str) -> None:
         """Keep a submission that can never be drained as it is. Raises SpoolError."""
-        await self._call(lambda: self._usable_file().set_aside(lead_id, damage))
+        await self._call(lambda file: file.set_aside(lead_id, damage))
 
     async def identity(self) -> tuple[KeyCanary, str] | None:
         """The keyring's canary and the normaliser that the spool remembers. Raises SpoolError."""
-        return await self._call(lambda: self._usable_file().identity())
+        return await self._call(lambda file: file.identity())
 
     async def remember(self, canary: KeyCanary, normaliser: str) -> None:
         """Note the keyring and the normaliser that the database has confirmed. Raises SpoolError."""
-        await self._call(lambda: self._usable_file().remember(canary, normaliser))
+        await self._call(lambda file: file.remember(canary, normaliser))
 
     async def key_ids(self) -> set[str]:
         """The ids of the keys without which something in it would not open. Raises SpoolError."""
@@ -201,10 +202,11 @@ class Spool:
         self._thread.shutdown()
         os.close(self._lock)
 
-    async def _call(self, work: Callable[[], T]) -> T:
+    async def _call(self, work: Callable[[SpoolFile], T]) -> T:
         def run() -> T:
-            result = work()
-            self.size = self._usable_file().size()
+            file = self._opened_file()
+            result = work(file)
+            self.size = file.size()
             return result
 
         try:
@@ -213,66 +215,58 @@ class Spool:
             self.fault = str(error)
             raise
 
-    def _usable_file(self) -> SpoolFile:
+    def _opened_file(self) -> SpoolFile:
         if self._file is None:
             self._file = SpoolFile(self.folder, max_bytes=self.max_bytes)
         return self._file
 
-    def _put(self, submissions: Sequence[SealedSubmission], now: datetime) -> dict[UUID, Kept]:
-        file = self._usable_file()
+    def _put(self, submissions: Sequence[SealedSubmission], now: datetime, file: SpoolFile) -> dict[UUID, Outcome]:
         try:
             with file.transaction():
-                return {entry.id: self._keep(file, entry, now) for entry in submissions}
+                return {entry.id: self._keep(entry, now, file) for entry in submissions}
         except SpoolError as error:
             if error.full:
                 file.regain_room()  # so that fewer may still fit
             raise
 
-    def _keep(self, file: SpoolFile, entry: SealedSubmission, now: datetime) -> Kept:
+    def _keep(self, entry: SealedSubmission, now: datetime, file: SpoolFile) -> Outcome:
         requests = self._request_indexes(entry)
-        if own := file.find("id", [entry.id.bytes]):
-            return Waiting(own[0].id, own[0].accepted_at)
-        repeated = next(iter(file.find("request", requests)), None)
-        if repeated is not None and not entry.has_content(repeated.content):
-            return RequestIdReused()
-        if repeated is not None and not repeated.refused:
-            return Waiting(repeated.id, repeated.accepted_at)
-        phone, nid = (
-            next((row for row in file.find(column, indexes) if not row.refused), None)
-            for column, indexes in (("phone", entry.indexes.phones), ("nid", entry.indexes.nids))
+        own = next(iter(file.find("id", [entry.id.bytes])), None)
+        request = next(iter(file.find("request", requests)), None)
+        with_phone, with_nid = file.find("phone", entry.indexes.phones), file.find("nid", entry.indexes.nids)
+        found = Found(
+            own=_earlier(own), request=_earlier(request), phone=self._matched(with_phone), nid=self._matched(with_nid)
         )
-        met = Met(self._met(phone), self._met(nid)) if phone or nid else None
-        known = repeated or any(
-            row.refused and entry.has_content(row.content) for row in file.find("phone", entry.indexes.phones)
-        )
-        if repeated is not None and met is None:
-            # What it had met is in the database by now: this time it waits like any other, in place of itself.
-            file.delete(repeated.id)
-        if met is None or not known:
-            entry = replace(entry, accepted_at=now, refused=met is not None)
+        outcome = decide(entry, found)
+        if outcome is None and request is not None:
+            # What it duplicated is in the database by now: this time it waits like any other, in place of itself.
+            file.delete(request.id)
+        is_refused = isinstance(outcome, DuplicateMatch)
+        is_kept = request is not None or any(row.refused and entry.has_content(row.content) for row in with_phone)
+        if outcome is None or (is_refused and not is_kept):
+            entry = replace(entry, accepted_at=now, refused=is_refused)
             file.insert(self._row(entry, requests[0] if requests else None, now))
-        return met or Waiting(entry.id, now)
+        return outcome or Delayed(entry.id, now)
 
-    def _met(self, row: Row | None) -> MetLead | None:
+    def _matched(self, rows: Sequence[Row]) -> MatchedLead | None:
+        row = next((row for row in rows if not row.refused), None)
         if row is None:
             return None
         try:
-            return MetLead(row.id, submission_of(row, self._encryption).created_by)
+            return MatchedLead(row.id, submission_of(row, self._encryption).created_by)
         except FieldUnreadableError:
-            return MetLead(row.id, "")
+            return MatchedLead(row.id, "")
 
-    def _meeting(self, submissions: Sequence[SealedSubmission]) -> Meeting:
-        file = self._usable_file()
-        meeting = Meeting(set(), set())
+    def _overlap(self, submissions: Sequence[SealedSubmission], file: SpoolFile) -> SpoolOverlap:
+        overlap = SpoolOverlap()
         for entry in submissions:
             if file.holds("request", self._request_indexes(entry)):
-                meeting.repeats.add(entry.id)
+                overlap.repeats.add(entry.id)
             elif file.holds("phone", entry.indexes.phones) or file.holds("nid", entry.indexes.nids):
-                meeting.rivals.add(entry.id)
-        return meeting
+                overlap.rivals.add(entry.id)
+        return overlap
 
-    def _oldest(self, limit: int, refreshed: Refreshed, held: Set[UUID]) -> Opened:
-        file = self._usable_file()
+    def _oldest(self, limit: int, refreshed: Refreshed, held: Set[UUID], file: SpoolFile) -> Opened:
         opened = Opened([], [])
         for row in file.oldest(limit, held):
             try:
@@ -285,8 +279,36 @@ class Spool:
                 break
         return opened
 
-    def _key_ids(self) -> set[str]:
-        file = self._usable_file()
+    def _of_person(self, wanted: UUID, person: Person, refreshed: Refreshed, file: SpoolFile) -> Spooled:
+        def opened(row: Row) -> SealedSubmission | None:
+            try:
+                return refreshed(submission_of(row, self._encryption))
+            except Exception:  # noqa: BLE001 # whatever it is, the closed row suffices here, and the drain reports it
+                return None
+
+        itself = None
+        for row in file.find("id", [wanted.bytes]):
+            itself = opened(row)
+            # Both: as it lies there, by which others are looked for, and as it is compared.
+            person = person.extended_by(_closed(row)).extended_by(itself or _closed(row))
+        requests = [
+            index for request in person.requests for index in self._encryption.spool_indexes("request", *request)
+        ]
+        values = {"id": [each.bytes for each in person.ids], "request": requests}
+        values |= {"phone": list(person.phones), "nid": list(person.nids)}
+        condition = " OR ".join(f"{column} IN ({', '.join('?' * len(found))})" for column, found in values.items())
+        own: dict[UUID, KnownTombstone] = {}
+        others: list[SealedSubmission] = []
+        for row in file.rows(f"WHERE {condition} ORDER BY seq", *(each for found in values.values() for each in found)):
+            entry = opened(row)
+            if row.request in requests or person.owns(entry or _closed(row)):
+                digest = request_digest(entry) if entry is not None else None
+                own[row.id] = KnownTombstone(created_at=row.accepted_at, request_digest=digest)
+            elif entry is not None and row.damage is None:
+                others.append(entry)
+        return Spooled(own, tuple(others), itself)
+
+    def _key_ids(self, file: SpoolFile) -> set[str]:
         for row in file.without_key_ids():
             # Written by a release that did not note them. What cannot be opened now is no reason to keep a key.
             try:
@@ -296,8 +318,7 @@ class Spool:
             file.note_key_ids(row.id, " ".join(sorted({key_id_of(token) for token in tokens})))
         return file.key_ids()
 
-    def _tend(self) -> None:
-        file = self._usable_file()
+    def _tend(self, file: SpoolFile) -> None:
         if file.size().waiting < WORTH_COUNTING:
             file.count()
         if file.size().waiting + file.size().damaged == 0:
@@ -356,6 +377,25 @@ def submission_of(row: Row, encryption: EncryptionService) -> SealedSubmission:
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         raise FieldUnreadableError(["spooled"]) from None
+
+
+def _earlier(row: Row | None) -> Earlier | None:
+    if row is None:
+        return None
+    return Earlier(id=row.id, accepted_at=row.accepted_at, content_digest=row.content, refused=row.refused)
+
+
+def _closed(row: Row) -> SealedSubmission:
+    """What a row tells without being opened."""
+    return SealedSubmission(
+        id=row.id,
+        fields={},
+        created_by="",
+        request_id=None,
+        content_digest=row.content,
+        indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
+        accepted_at=row.accepted_at,
+    )
 
 
 def has_owner(folder: Path) -> bool:

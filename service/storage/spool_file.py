@@ -12,11 +12,10 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 from uuid import UUID
 
 from service.encryption import KeyCanary
@@ -33,8 +32,6 @@ from service.storage.spool_rows import (
     rows_of,
     size_of,
 )
-
-T = TypeVar("T")
 
 SCHEMA = 2
 
@@ -200,7 +197,7 @@ class SpoolFile:
         """The rows with one of these values in a column, oldest first."""
         if not values:
             return []
-        return self._rows(f"WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY seq", *values)
+        return self.rows(f"WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY seq", *values)
 
     def holds(self, column: str, values: Sequence[bytes]) -> bool:
         """Whether a row has one of these values in a column."""
@@ -215,7 +212,7 @@ class SpoolFile:
         rows of one request never lie here.)
         """
         if not held:
-            return self._rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
+            return self.rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
         rows: list[Row] = []
         left_out: set[tuple[str, bytes]] = set()
         waiting = rows_of(self._connection, "WHERE damage IS NULL ORDER BY seq")
@@ -229,11 +226,6 @@ class SpoolFile:
                 else:
                     break
         return rows
-
-    def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
-        """What `look` finds in the file, which it must not change."""
-        with _told(self):
-            return look(self._connection)
 
     def ids_set_aside(self) -> list[UUID]:
         """The rows that are drained no more."""
@@ -266,7 +258,7 @@ class SpoolFile:
 
     def without_key_ids(self) -> list[Row]:
         """The rows of which it is not noted."""
-        return self._rows("WHERE key_ids IS NULL ORDER BY seq")
+        return self.rows("WHERE key_ids IS NULL ORDER BY seq")
 
     def note_key_ids(self, row_id: UUID, key_ids: str) -> None:
         """Note it."""
@@ -341,7 +333,8 @@ class SpoolFile:
             self._ballast.unlink()
         self._loaded = 0
 
-    def _rows(self, condition: str, *parameters: object) -> list[Row]:
+    def rows(self, condition: str, *parameters: object) -> list[Row]:
+        """The rows that match an SQL condition."""
         with _told(self):
             return list(rows_of(self._connection, condition, *parameters))
 

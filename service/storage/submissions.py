@@ -1,51 +1,385 @@
-"""How submissions become leads, or meet one, however many they are.
+"""PostgreSQL as a store of submissions: how they become leads, conflicts or resubmissions, however many they are.
 
 First an insert with ON CONFLICT DO NOTHING and no target, so that whichever unique index a rival holds, the insert
 waits for that rival and then does nothing. It may commit by itself: most submissions need no more than that. For those
-for which it did nothing, a READ COMMITTED transaction looks for their own ids, their request_ids, phones and nids. That
-is a statement of its own because one statement cannot see a rival that committed while it waited. Submissions of one
-batch meet each other in the same way.
+for which it did nothing, a READ COMMITTED transaction looks for their own ids, their request_ids, phones and nids;
+`decide` names the outcome of each, which is carried out in the same transaction. The look-up is a statement of its own
+because one statement cannot see a rival that committed while it waited. Submissions of one batch match each other in
+the same way.
 
 The look-up locks what it finds FOR KEY SHARE. That keeps the row while we answer for it, and it writes to the log: the
 commit of every answer that rests on an existing row therefore waits for the synchronous standby. A plain look-up would
 not, and could confirm a row that a failover then loses.
 
-A submission that was acknowledged before (it waited in the spool) is never refused: what it meets makes it an alias of
-the lead that its own request became elsewhere, or a conflict for a person to decide. One that was erased meanwhile
-stays erased; tombstones.py knows those.
+A refused duplicate is kept sealed with the leads that it matches: the newest few of each lead, and a count of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.lead import CUSTOMER_FIELDS, SealedLead, SealedSubmission
-from service.storage import kept_resubmissions, models, tombstones
-from service.storage.erasing import wait_for_erasures
-from service.storage.outcomes import (
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
+from service.storage import models
+from service.storage.database import Database, Statement
+from service.storage.decision import (
     Aliased,
     Created,
-    Erased,
+    DuplicateMatch,
+    Earlier,
+    Found,
     InConflict,
-    Met,
-    MetLead,
+    MatchedLead,
     Outcome,
-    RequestIdReused,
-    Waiting,
+    decide,
 )
-from service.storage.submission_statements import ALIASES, CONFLICTS, INSERT, LOOK_UP, entries_json
+from service.storage.erasing import erased_among, wait_for_erasures
+from service.storage.lead_queries import ATTEMPTS, lead_of_row
+from service.storage.retry import with_retries
 
-INSERTS_TRIED = 3
-"""A lead that stood in the way and was erased before we could look at it frees the way; this happens once at most in
-practice, and the bound keeps a fault from turning into an endless loop."""
+_COLUMN_TYPES = {
+    "id": "uuid",
+    **dict.fromkeys(CUSTOMER_FIELDS, "text"),
+    "phone_index": "bytea",
+    "nid_index": "bytea",
+    "phone_index_2": "bytea",
+    "nid_index_2": "bytea",
+    "index_epoch": "bigint",
+    "created_by": "text",
+    "request_id": "text",
+    "content_digest": "bytea",
+}
+_COLUMNS = ", ".join(_COLUMN_TYPES)
+_DIGESTS = tuple(name for name, kind in _COLUMN_TYPES.items() if kind == "bytea")
+_GIVEN = ", ".join(f"{name} {'text' if name in _DIGESTS else kind}" for name, kind in _COLUMN_TYPES.items())
+_VALUES = ", ".join(f"decode({name}, 'hex')" if name in _DIGESTS else name for name in _COLUMN_TYPES)
+
+_INSERT = Statement(
+    text(f"""
+    WITH inserted AS (
+        INSERT INTO lead ({_COLUMNS}, created_at)
+        SELECT {_VALUES}, coalesce(accepted_at, now())
+        FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, accepted_at timestamptz))
+            WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, place)
+        WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
+          AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
+          AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = entry.id)
+          AND (accepted_at IS NULL OR entry.request_id IS NULL OR NOT EXISTS (
+              SELECT FROM tombstone t WHERE t.erased_at >= entry.accepted_at
+                 AND t.request_digest = sha256(convert_to(entry.created_by || E'\\n' || entry.request_id, 'UTF8'))))
+          AND (accepted_at IS NOT NULL OR NOT EXISTS (
+              SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
+        ORDER BY place
+        ON CONFLICT DO NOTHING
+        RETURNING id, created_at, conversation_id
+    ), linked AS (
+        INSERT INTO lead_conversation (conversation_id, lead_id)
+        SELECT conversation_id, id FROM inserted WHERE conversation_id IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )
+    SELECT id, created_at FROM inserted
+""")  # noqa: S608 # our own names
+)
+"""One parameter, `entries`, so that the statement is the same for every size of a batch: it is prepared once a
+connection. JSON is written by compiled code; psycopg builds arrays of text in Python, which took a third of a large
+batch's time."""
+
+# Locked in the order of ids, so that two batches which match the same leads lock them in the same order.
+_LOOK_UP = Statement(
+    text("""
+    SELECT * FROM lead WHERE id IN (
+        SELECT unnest(CAST(:id AS uuid[]))
+        UNION
+        SELECT l.id FROM lead l JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
+            AS request (created_by, request_id) USING (created_by, request_id)
+        UNION
+        SELECT l.id FROM lead l WHERE l.phone_index = ANY(CAST(:phones AS bytea[])) AND NOT l.phone_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.nid_index = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.phone_index_2 = ANY(CAST(:phones AS bytea[])) AND NOT l.phone_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.nid_index_2 = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
+    ) ORDER BY id FOR KEY SHARE
+""")
+)
+_CONFLICTS = Statement(
+    text("""
+    SELECT * FROM lead_conflict WHERE id IN (
+        SELECT unnest(CAST(:id AS uuid[]))
+        UNION
+        SELECT c.id FROM lead_conflict c JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
+            AS request (created_by, request_id) USING (created_by, request_id)
+    ) ORDER BY accepted_at, id FOR KEY SHARE
+""")
+)
+_ALIASES = Statement(
+    text("""
+    SELECT a.id, a.lead_id FROM lead_alias a JOIN lead l ON l.id = a.lead_id WHERE a.id = ANY(CAST(:id AS uuid[]))
+    ORDER BY l.id FOR KEY SHARE OF l
+""")
+)
+
+
+_COUNTED = ("lead_id", "slot", "submitted_at")
+_KEPT_COLUMNS = tuple(column.name for column in models.table(models.Resubmission).c if column.name not in _COUNTED)
+_LISTED = ", ".join(_KEPT_COLUMNS)
+
+# In the order of ids, as everything that locks leads does it.
+_LOCK_MATCHED = Statement(
+    text("SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE")
+)
+
+# With the leads locked, a repeat of a submission is visible here, and is neither kept nor counted twice.
+_KEEP = Statement(
+    text(f"""
+    WITH given AS (
+        SELECT kept.*, ordinality, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests
+        FROM json_array_elements(CAST(:refused AS json)) WITH ORDINALITY AS list (entry, ordinality),
+            json_populate_record(CAST(NULL AS resubmission), entry) AS kept
+    ), linked AS (
+        INSERT INTO lead_conversation (conversation_id, lead_id)
+        SELECT DISTINCT conversation_id, lead_id FROM given WHERE verified AND conversation_id IS NOT NULL
+        ON CONFLICT DO NOTHING
+    ), fresh AS (
+        SELECT given.*, row_number() OVER (PARTITION BY lead_id ORDER BY ordinality) AS nth,
+               count(*) OVER (PARTITION BY lead_id) AS added
+        FROM given WHERE NOT EXISTS (
+            SELECT FROM resubmission kept WHERE kept.lead_id = given.lead_id AND (
+                kept.submission_id = given.submission_id
+                OR (kept.actor, kept.request_id) = (given.actor, given.request_id)
+                    AND (kept.content_digest = given.content_digest
+                         OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests))))
+    ), counted AS (
+        UPDATE lead SET resubmissions = resubmissions + fresh.added FROM fresh WHERE lead.id = lead_id AND nth = 1
+        RETURNING lead.id, resubmissions - added AS before
+    )
+    INSERT INTO resubmission (lead_id, slot, submitted_at, {_LISTED})
+    SELECT lead_id, (before + nth - 1) % {models.RESUBMISSIONS_KEPT}, coalesce(submitted_at, now()), {_LISTED}
+    FROM fresh JOIN counted ON counted.id = lead_id WHERE added - nth < {models.RESUBMISSIONS_KEPT}
+    ON CONFLICT (lead_id, slot) DO UPDATE SET submitted_at = excluded.submitted_at,
+        {", ".join(f"{name} = excluded.{name}" for name in _KEPT_COLUMNS)}
+""")  # noqa: S608 # our own names
+)
+
+
+class SubmissionStore:
+    """The submissions of one database, each stored in a transaction of its own or together with others."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, submission: SealedSubmission) -> Outcome:
+        """Store a submission, or find out what became of it or what it duplicates. Safe to repeat."""
+        return (await with_retries(partial(self.create_all_once, [submission])))[submission.id]
+
+    async def create_all_once(self, batch: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
+        """Like `create` for many together, tried once: raises what went wrong, see failures.py.
+
+        Some may be stored then. They are found by their ids when it is done again.
+        """
+        outcomes = await self._database.write_once(partial(_insert_new, batch), alone=True)
+        left = [submission for submission in batch if submission.id not in outcomes]
+        if left:
+            outcomes |= await self._database.write_once(partial(store, left, insert_first=False))
+        return outcomes
+
+
+async def store(
+    submissions: Sequence[SealedSubmission], connection: AsyncConnection, *, insert_first: bool = True
+) -> dict[UUID, Outcome]:
+    """The outcome of each submission, carried out in a transaction of the caller's; by id.
+
+    `insert_first` is False for those that an insert has just left. Raises StorageUnavailableError.
+    """
+    outcomes: dict[UUID, Outcome] = {}
+    left = list(submissions)
+    for attempt in range(ATTEMPTS):
+        if insert_first or attempt > 0:
+            outcomes |= await _insert_new(left, connection)
+            left = [entry for entry in left if entry.id not in outcomes]
+        if left:
+            rows = await _look_up(connection, left, again=attempt > 0)
+            decided = [(entry, outcome) for entry in left if (outcome := decide(entry, rows.found(entry))) is not None]
+            await _carry_out(connection, decided)
+            outcomes |= {entry.id: outcome for entry, outcome in decided}
+            left = [entry for entry in left if entry.id not in outcomes]
+        if not left:
+            return outcomes
+    raise StorageUnavailableError
+
+
+async def find_duplicates(
+    connection: AsyncConnection, phones: Sequence[bytes], nids: Sequence[bytes], *, other_than: UUID
+) -> DuplicateMatch | None:
+    """The leads other than one that have one of these blind indexes of a phone or of a nid, locked."""
+    keys: dict[str, list[Any]] = {"id": [], "created_by": [], "request_id": []}
+    leads = await _LOOK_UP.rows(connection, keys | {"phones": list(phones), "nids": list(nids)})
+    rows = _Rows([row for row in leads if row.id != other_than])
+    return Found(phone=rows.with_phone(phones), nid=rows.with_nid(nids)).match
+
+
+async def _insert_new(submissions: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
+    """Store in one statement the submissions that nothing stands in the way of; by id."""
+    # By phone, so that rival batches wait for each other in one direction; of two that match the earlier one is first,
+    # and what was refused already makes way.
+    ordered = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
+    entries = json.dumps([_entry(entry) for entry in ordered])
+    created_at = dict(await _INSERT.rows(connection, {"entries": entries}))
+    return {
+        entry.id: Created(entry.as_lead(created_at[entry.id]), is_new=True)
+        for entry in ordered
+        if entry.id in created_at
+    }
+
+
+async def _look_up(connection: AsyncConnection, entries: Sequence[SealedSubmission], *, again: bool) -> _Rows:
+    keys: dict[str, list[Any]] = {
+        name: [getattr(entry, name) for entry in entries] for name in ("id", "created_by", "request_id")
+    }
+    keys["phones"] = [index for entry in entries for index in entry.indexes.phones]
+    keys["nids"] = [index for entry in entries for index in entry.indexes.nids]
+    drained = any(entry.accepted_at for entry in entries)
+    if drained:
+        await wait_for_erasures(connection)
+    leads = await _LOOK_UP.rows(connection, keys)
+    conflicts = await _CONFLICTS.rows(connection, keys)
+    aliases = dict(await _ALIASES.rows(connection, keys)) if drained else {}
+    # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
+    # inserted are duplicates; it is asked when nothing else explains it.
+    erased = await erased_among(connection, entries) if drained or again else {}
+    return _Rows(leads, conflicts, aliases, erased)
+
+
+class _Rows:
+    """The rows that match a batch; those of leads are locked."""
+
+    def __init__(
+        self,
+        leads: Sequence[Any],
+        conflicts: Sequence[Any] = (),
+        aliases: Mapping[UUID, UUID] | None = None,
+        erased: Mapping[UUID, datetime] | None = None,
+    ) -> None:
+        self._leads = {row.id: row for row in leads}
+        self._requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
+        # `phone_shared` marks a lead that an operator allowed to reuse another lead's phone, `nid_shared` likewise. A
+        # duplicate matches the original lead, never this one.
+        self._phones = {i: r for r in leads if not r.phone_shared for i in (r.phone_index, r.phone_index_2) if i}
+        self._nids = {i: r for r in leads if not r.nid_shared for i in (r.nid_index, r.nid_index_2) if i}
+        self._conflicts = {row.id: row for row in conflicts}
+        # In reverse: they come oldest first, and the oldest counts.
+        self._conflicts_of = {
+            (row.created_by, row.request_id): row for row in reversed(conflicts) if row.request_id is not None
+        }
+        self._aliases = aliases or {}
+        self._erased = erased or {}
+
+    def found(self, entry: SealedSubmission) -> Found:
+        """What there is of one submission."""
+        request = (entry.created_by, entry.request_id)
+        return Found(
+            own=_earlier_lead(self._leads.get(entry.id)) or _earlier_conflict(self._conflicts.get(entry.id)),
+            request=_earlier_lead(self._requests.get(request)),
+            conflict=_earlier_conflict(self._conflicts_of.get(request)),
+            phone=self.with_phone(entry.indexes.phones),
+            nid=self.with_nid(entry.indexes.nids),
+            alias=self._aliases.get(entry.id),
+            erased_created_at=self._erased.get(entry.id),
+        )
+
+    def with_phone(self, indexes: Sequence[bytes]) -> MatchedLead | None:
+        """The lead with one of these blind indexes of a phone."""
+        return _matched_lead(self._phones, indexes)
+
+    def with_nid(self, indexes: Sequence[bytes]) -> MatchedLead | None:
+        """The lead with one of these blind indexes of a nid."""
+        return _matched_lead(self._nids, indexes)
+
+
+def _matched_lead(leads: Mapping[bytes, Any], indexes: Sequence[bytes]) -> MatchedLead | None:
+    row = next((leads[index] for index in indexes if index in leads), None)
+    return None if row is None else MatchedLead(row.id, row.created_by)
+
+
+def _earlier_lead(row: Any | None) -> Earlier | None:
+    if row is None:
+        return None
+    return Earlier(id=row.id, accepted_at=row.created_at, content_digest=row.content_digest, lead=lead_of_row(row))
+
+
+def _earlier_conflict(row: Any | None) -> Earlier | None:
+    if row is None:
+        return None
+    return Earlier(
+        id=row.id,
+        accepted_at=row.accepted_at,
+        content_digest=row.content_digest,
+        decided=row.resolution is not None,
+        repeats=row.repeats,
+    )
+
+
+async def _carry_out(connection: AsyncConnection, decided: Sequence[tuple[SealedSubmission, Outcome]]) -> None:
+    for entry, outcome in decided:
+        match outcome:
+            case Aliased(target_id):
+                await _insert_alias(connection, entry, target_id)
+            case InConflict(match, request_lead_id, repeats) if match or request_lead_id:
+                conflict = columns_of(entry) | {
+                    "id": entry.id,
+                    "created_by": entry.created_by,
+                    "accepted_at": entry.accepted_at,
+                    "phone_lead_id": match.phone.id if match and match.phone else None,
+                    "nid_lead_id": match.nid.id if match and match.nid else None,
+                    "request_lead_id": request_lead_id,
+                    "repeats": repeats,
+                }
+                await connection.execute(insert(models.LeadConflict).values(conflict).on_conflict_do_nothing())
+    await _keep([(entry, outcome) for entry, outcome in decided if isinstance(outcome, DuplicateMatch)], connection)
+
+
+async def _insert_alias(connection: AsyncConnection, entry: SealedSubmission, target_id: UUID) -> None:
+    table = models.LeadAlias
+    leads_to = select(table.lead_id).where(table.id == target_id).scalar_subquery()
+    alias = {"id": entry.id, "lead_id": func.coalesce(leads_to, target_id), "created_by": entry.created_by}
+    await connection.execute(insert(table).values(alias).on_conflict_do_nothing())
+
+
+async def _keep(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]], connection: AsyncConnection) -> None:
+    """Keep each submission with every lead that it matches; link its conversation if it is verified.
+
+    Two statements, however many there are: a file that is imported may hold hundreds in one transaction.
+    """
+    rows: dict[tuple[UUID, object], dict[str, Any]] = {}
+    for submission, match in refused:
+        digest = submission.content_digest
+        row = columns_of(submission) | {
+            "content_digest": f"\\x{digest.hex()}",
+            "submission_id": str(submission.id),
+            "actor": submission.created_by,
+            # Of one that waited in a spool: an erasure takes what was submitted before it, whenever that was drained.
+            "submitted_at": submission.accepted_at and submission.accepted_at.isoformat(),
+            "verified": match.verified,
+            "earlier_digests": [each.hex() for each in submission.earlier_digests],
+        }
+        same = (
+            submission.id if submission.request_id is None else (submission.created_by, submission.request_id, digest)
+        )
+        for lead in match.leads:
+            rows.setdefault((lead.id, same), row | {"lead_id": str(lead.id)})
+    if rows:
+        await _LOCK_MATCHED.rows(connection, {"ids": list({lead_id for lead_id, _ in rows})})
+        await _KEEP.rows(connection, {"refused": json.dumps(list(rows.values()))})
 
 
 def columns_of(submission: SealedSubmission) -> dict[str, Any]:
@@ -58,207 +392,30 @@ def columns_of(submission: SealedSubmission) -> dict[str, Any]:
     }
 
 
-async def insert_new(connection: AsyncConnection, submissions: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
-    """Store in one statement the submissions that nothing stands in the way of; by id. The others need `store`."""
-    # By phone, so that rival batches wait for each other in one direction; of two that meet the earlier one is first,
-    # and what was refused already makes way.
-    ordered = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
-    created_at = dict(await INSERT.rows(connection, {"entries": entries_json(ordered)}))
-    return {entry.id: Created(entry.as_lead(created_at[entry.id])) for entry in ordered if entry.id in created_at}
-
-
-async def store(
-    connection: AsyncConnection,
-    submissions: Sequence[SealedSubmission],
-    lead_of: Callable[[Any], SealedLead],
-    *,
-    insert_first: bool = True,
-) -> dict[UUID, Outcome]:
-    """Store each submission as a lead, or say what it meets and keep it there; by id, for every one of them.
-
-    `insert_first` is False for those that `insert_new` has just left.
-    """
-    outcomes: dict[UUID, Outcome] = {}
-    left = list(submissions)
-    for attempt in range(INSERTS_TRIED):
-        if insert_first or attempt > 0:
-            outcomes |= await insert_new(connection, left)
-            left = [entry for entry in left if entry.id not in outcomes]
-        if left:
-            found = await _find(connection, left, lead_of, again=attempt > 0)
-            refused = []
-            for entry in left:
-                columns = columns_of(entry)
-                if outcome := await _settle(connection, entry, columns, found):
-                    outcomes[entry.id] = outcome
-                if isinstance(outcome, Met):
-                    refused.append((entry, columns, outcome))
-            await kept_resubmissions.keep(connection, refused)
-            left = [entry for entry in left if entry.id not in outcomes]
-        if not left:
-            return outcomes
-    raise StorageUnavailableError
-
-
-class _Found:
-    """What stands in the way of a batch, by what may be met; all rows of leads are locked."""
-
-    def __init__(
-        self,
-        leads: Sequence[Any],
-        conflicts: Sequence[Any],
-        aliases: frozenset[UUID],
-        erased: Mapping[UUID, datetime],
-        lead_of: Callable[[Any], SealedLead],
-    ) -> None:
-        self.leads = {row.id: row for row in leads}
-        self.requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
-        # A lead that stands beside another one by decision is not met by what it shares: the other one is.
-        self.phones = {i: r for r in leads if not r.phone_shared for i in (r.phone_index, r.phone_index_2) if i}
-        self.nids = {i: r for r in leads if not r.nid_shared for i in (r.nid_index, r.nid_index_2) if i}
-        self.conflicts = {row.id: row for row in conflicts}
-        self.conflicts_of: dict[tuple[str, str], Any] = {}
-        for row in conflicts:  # oldest first, and the oldest counts
-            if row.request_id is not None:
-                self.conflicts_of.setdefault((row.created_by, row.request_id), row)
-        self.aliases = aliases
-        self.erased = erased
-        self.lead_of = lead_of
-
-    def met(self, phones: Sequence[bytes], nids: Sequence[bytes]) -> Met | None:
-        """Which leads have one of these indexes of a phone, and one of these of a nid."""
-        phone = next((self.phones[index] for index in phones if index in self.phones), None)
-        nid = next((self.nids[index] for index in nids if index in self.nids), None)
-        if phone is None and nid is None:
-            return None
-        return Met(_met_lead(phone), _met_lead(nid))
-
-
-def _met_lead(row: Any | None) -> MetLead | None:
-    return None if row is None else MetLead(row.id, row.created_by)
-
-
-async def _find(
-    connection: AsyncConnection,
-    entries: Sequence[SealedSubmission],
-    lead_of: Callable[[Any], SealedLead],
-    *,
-    again: bool,
-) -> _Found:
-    keys: dict[str, list[Any]] = {
-        name: [getattr(entry, name) for entry in entries] for name in ("id", "created_by", "request_id")
+def index_columns(indexes: BlindIndexes) -> dict[str, Any]:
+    """The blind indexes as columns of the table of leads."""
+    return {
+        "phone_index": indexes.phone[0],
+        "nid_index": indexes.nid[0],
+        "phone_index_2": indexes.phone[1],
+        "nid_index_2": indexes.nid[1],
+        "index_epoch": indexes.epoch,
     }
-    keys["phones"] = [index for entry in entries for index in entry.indexes.phones]
-    keys["nids"] = [index for entry in entries for index in entry.indexes.nids]
-    late = any(entry.accepted_at for entry in entries)
-    if late:
-        await wait_for_erasures(connection)
-    leads = await LOOK_UP.rows(connection, keys)
-    conflicts = await CONFLICTS.rows(connection, keys)
-    aliases: frozenset[UUID] = frozenset()
-    erased: Mapping[UUID, datetime] = {}
-    if late:
-        aliases = frozenset(row[0] for row in await ALIASES.rows(connection, keys))
-    if late or again:
-        # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
-        # inserted are duplicates; it is asked when nothing else explains it.
-        erased = await tombstones.erased_among(connection, entries)
-    return _Found(leads, conflicts, aliases, erased, lead_of)
 
 
-async def _settle(
-    connection: AsyncConnection, entry: SealedSubmission, columns: dict[str, Any], found: _Found
-) -> Outcome | None:
-    """What became of a submission that was not inserted; None when nothing stands in its way any more."""
-    if (own := found.leads.get(entry.id)) is not None:
-        return Created(found.lead_of(own))
-    if entry.id in found.erased:
-        return Erased(found.erased[entry.id])
-    if entry.id in found.aliases:
-        return Aliased()
-    if (own_conflict := found.conflicts.get(entry.id)) is not None:
-        # A new submission's first attempt was refused by a lead, without an answer, and that lead was erased since.
-        return InConflict() if entry.accepted_at else _waiting(own_conflict)
-    by_request = None if entry.request_id is None else (entry.created_by, entry.request_id)
-    request = None if by_request is None else found.requests.get(by_request)
-    same = request is not None and entry.has_content(request.content_digest)
-    met = found.met(entry.indexes.phones, entry.indexes.nids)
-    conflict = None if by_request is None else found.conflicts_of.get(by_request)
-    if entry.accepted_at is not None:
-        return await _settle_late(connection, entry, columns, request, conflict, same=same, met=met)
-    if request is not None:
-        return Created(found.lead_of(request)) if same else RequestIdReused()
-    if conflict is not None:
-        return _waiting(conflict) if entry.has_content(conflict.content_digest) else RequestIdReused()
-    return met
-
-
-def _waiting(conflict: Any) -> Waiting:
-    return Waiting(conflict.id, conflict.accepted_at, decided=conflict.resolution is not None)
-
-
-async def _settle_late(
-    connection: AsyncConnection,
-    entry: SealedSubmission,
-    columns: dict[str, Any],
-    request: Any | None,
-    earlier: Any | None,
-    *,
-    same: bool,
-    met: Met | None,
-) -> Outcome | None:
-    if request is not None and same:
-        await _alias(connection, entry, request.id)
-        return Aliased()
-    if entry.refused and met is not None:
-        return met
-    if request is None and met is None:
-        return None
-    if earlier is not None and not entry.has_content(earlier.content_digest):
-        earlier = None
-    if earlier is not None and earlier.resolution is not None:
-        # Decided meanwhile: this id leads where that one leads.
-        decided = func.coalesce(_alias_of(earlier.id), earlier.id)
-        await _alias(connection, entry, decided)
-        return Aliased()
-    conflict = columns | {
-        "id": entry.id,
+def _entry(entry: SealedSubmission) -> dict[str, Any]:
+    phone_index, phone_index_2 = entry.indexes.phone
+    nid_index, nid_index_2 = entry.indexes.nid
+    return {
+        "id": str(entry.id),
+        "phone_index": phone_index and phone_index.hex(),
+        "nid_index": nid_index and nid_index.hex(),
+        "phone_index_2": phone_index_2 and phone_index_2.hex(),
+        "nid_index_2": nid_index_2 and nid_index_2.hex(),
+        "index_epoch": entry.indexes.epoch,
         "created_by": entry.created_by,
-        "accepted_at": entry.accepted_at,
-        "phone_lead_id": met.phone.id if met and met.phone else None,
-        "nid_lead_id": met.nid.id if met and met.nid else None,
-        "request_lead_id": request.id if request is not None else None,
-        "repeats": earlier.repeats or earlier.id if earlier is not None else None,
+        "request_id": entry.request_id,
+        "content_digest": entry.content_digest.hex(),
+        "accepted_at": entry.accepted_at and entry.accepted_at.isoformat(),
+        **entry.fields,
     }
-    await connection.execute(insert(models.LeadConflict).values(conflict).on_conflict_do_nothing())
-    return InConflict()
-
-
-async def _alias(connection: AsyncConnection, entry: SealedSubmission, lead_id: Any) -> None:
-    alias = {"id": entry.id, "lead_id": lead_id, "created_by": entry.created_by}
-    await connection.execute(insert(models.LeadAlias).values(alias).on_conflict_do_nothing())
-
-
-def _alias_of(conflict_id: UUID) -> Any:
-    table = models.LeadAlias
-    return select(table.lead_id).where(table.id == conflict_id).scalar_subquery()
-
-
-async def look_up(
-    connection: AsyncConnection, phones: Sequence[bytes], nids: Sequence[bytes], *, other_than: UUID
-) -> Met | None:
-    """Which leads other than one have one of these indexes of a phone or of a nid; locks them."""
-    keys: dict[str, list[Any]] = {
-        "id": [],
-        "created_by": [],
-        "request_id": [],
-        "phones": list(phones),
-        "nids": list(nids),
-    }
-    rows = await LOOK_UP.rows(connection, keys)
-    others = _Found([row for row in rows if row.id != other_than], [], frozenset(), {}, lead_of=_not_asked)
-    return others.met(phones, nids)
-
-
-def _not_asked(_row: Any) -> SealedLead:
-    raise AssertionError("a look-up answers ids only")

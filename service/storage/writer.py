@@ -22,14 +22,14 @@ from service.backoff_wait import jittered_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.batcher import Batcher, Entry, OnDemandBatcher
+from service.storage.decision import Created, Delayed, Outcome
 from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_busy, is_driver_error
-from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
-from service.storage.outcomes import Created, Outcome, Waiting
-from service.storage.repository import LeadRepository
+from service.storage.recent_requests import RecentRequests
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
-from service.storage.spool import Meeting, Spool
+from service.storage.spool import Spool, SpoolOverlap
 from service.storage.spool_file import SpoolError
+from service.storage.submissions import SubmissionStore
 
 LARGEST_BATCH = 256
 """A transaction of this size takes about 40 ms, which those behind it wait for; more would share the commit's fsync
@@ -67,18 +67,18 @@ class LeadWriter:
 
     def __init__(
         self,
-        repository: LeadRepository,
+        submissions: SubmissionStore,
         spool: Spool,
         outage: Outage,
-        memory: RequestMemory,
+        recent: RecentRequests,
         *,
         on_batch: Callable[[int], None] = lambda _: None,
         on_delayed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._repository = repository
+        self._submissions = submissions
         self._spool = spool
         self._outage = outage
-        self._memory = memory
+        self._recent = recent
         self._on_batch = on_batch
         self._on_delayed = on_delayed
         self._batches = Batcher[_Lead, Outcome](self._write, largest=LARGEST_BATCH)
@@ -141,9 +141,11 @@ class LeadWriter:
         if self._outage.lasting:
             self._to_spool.add(batch)
             return
-        batch = await self._without_rivals(_sealed(batch))
+        batch = _sealed(batch)
         began = time.monotonic()
         try:
+            batch = await self._without_rivals(batch)
+            began = time.monotonic()  # an outage is counted from the attempt to reach the database
             await self._store(batch)
         except Exception as error:  # noqa: BLE001 # whatever it is, it is reported to the callers whom it concerns
             await self._write_again(batch, error, began)
@@ -164,24 +166,24 @@ class LeadWriter:
                 asyncio.get_running_loop().call_later(RIVAL_SECONDS, self._batches.add, [entry])
         return [entry for entry in batch if entry.item.seal().id not in overlap.repeats | overlap.rivals]
 
-    async def _overlap(self, batch: Sequence[_Entry]) -> Meeting:
+    async def _overlap(self, batch: Sequence[_Entry]) -> SpoolOverlap:
         try:
-            return await self._spool.meeting([entry.item.seal() for entry in batch])
+            return await self._spool.overlap([entry.item.seal() for entry in batch])
         except SpoolError:
             # The database decides; what comes out of the spool later becomes a conflict at worst.
-            return Meeting(set(), set())
+            return SpoolOverlap()
 
     async def _store(self, batch: list[_Entry]) -> None:
         if not batch:
             return
-        outcomes = await self._repository.create_all_once([entry.item.seal() for entry in batch])
+        outcomes = await self._submissions.create_all_once([entry.item.seal() for entry in batch])
         self._outage.over()
         self._on_batch(len(batch))
         for entry in batch:
             submission = entry.item.seal()
             outcome = outcomes[submission.id]
             if isinstance(outcome, Created):
-                self._memory.remember(submission, outcome.lead)
+                self._recent.remember(submission, outcome.lead)
             entry.resolve(outcome)
 
     async def _write_again(self, batch: list[_Entry], error: Exception, began: float) -> None:
@@ -213,7 +215,7 @@ class LeadWriter:
         had_room = self._stopped or self._spool.usable
         batch = _sealed(batch)
         for entry in batch:
-            if known := self._memory.answer(entry.item.seal()):
+            if known := self._recent.answer(entry.item.seal()):
                 entry.resolve(known)
         if not self._outage.lasting:
             overlap = await self._overlap(batch)
@@ -243,7 +245,7 @@ class LeadWriter:
         answered = {entry.item.seal().id for entry in batch if entry.answer.done()}
         for entry in batch:
             outcome = outcomes[entry.item.seal().id]
-            if isinstance(outcome, Waiting):
+            if isinstance(outcome, Delayed):
                 self._on_delayed()
                 if not entry.answer.done():
                     answered.discard(outcome.id)

@@ -71,7 +71,7 @@ def dying(writer: type[Any], submit: str) -> None:
 FAULTS: dict[str, Callable[[], None]] = {
     "lead writer": lambda: dying(LeadWriter, "create"),
     "access writer": lambda: dying(AccessWriter, "record"),
-    "spool writer": lambda: setattr(Spool, "meeting", failing(Spool.meeting)),
+    "spool writer": lambda: setattr(Spool, "overlap", failing(Spool.overlap)),
     "spool": lambda: setattr(Spool, "put", failing(Spool.put)),
     "drain": lambda: setattr(Drain, "step", failing(Drain.step)),
     "HTTP endpoint": lambda: setattr(UvicornServer, "on_tick", failing(UvicornServer.on_tick)),

@@ -27,7 +27,7 @@ from service.keyring import Keyring, Purpose
 from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage.database import Database
-from service.storage.repository import LeadRepository
+from service.storage.submissions import SubmissionStore
 from service.validation import ValidationService
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestServer, folder_for_postgres
@@ -67,13 +67,13 @@ def sealed(keyring: str, numbers: range) -> list[SealedSubmission]:
 
 async def fill(url: str, keyring: str, leads: int) -> None:
     database = Database(url)
-    repository = LeadRepository(database)
+    store = SubmissionStore(database)
     batches = [range(start, min(start + FILL_BATCH, leads)) for start in range(0, leads, FILL_BATCH)]
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
         for batch in batches:
             submissions = await loop.run_in_executor(workers, sealed, keyring, batch)
-            await repository.create_all_once(submissions)
+            await store.create_all_once(submissions)
     await database.close()
 
 

@@ -1,17 +1,32 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import pytest
 
 from service.encryption import EncryptionService
+from service.factories import new_id
 from service.keyring import Keyring
+from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage.database import Database
+from service.storage.outage import Outage
+from service.storage.recent_requests import RecentRequests
 from service.storage.repository import LeadRepository
+from service.storage.spool import Spool
+from service.storage.submissions import SubmissionStore
+from service.storage.writer import LeadWriter
 from service.validation import ValidationService
 from tests.harness.postgres import TestDatabase
+
+Submit = Callable[..., SealedSubmission]
+
+_numbers = count(1)
 
 
 @pytest.fixture
@@ -22,12 +37,55 @@ async def connected(database: TestDatabase) -> AsyncIterator[Database]:
     await opened.close()
 
 
-@pytest.fixture
-def repository(connected: Database) -> LeadRepository:
-    return LeadRepository(connected)
+@pytest.fixture(scope="module")
+def encryption() -> EncryptionService:
+    return EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
 
 
-@pytest.fixture(scope="session")
-def sealer() -> LeadSealer:
-    encryption = EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
+@pytest.fixture(scope="module")
+def sealer(encryption: EncryptionService) -> LeadSealer:
     return LeadSealer(encryption, ValidationService(), transcript_url=None)
+
+
+@pytest.fixture(scope="module")
+def submit(sealer: LeadSealer) -> Submit:
+    """Seal a submission; phone and nid are somebody's of its own unless told."""
+
+    def make(
+        *, created_by: str = "bot", request_id: str | None = None, lead_id: UUID | None = None, **fields: str | None
+    ) -> SealedSubmission:
+        number = next(_numbers)
+        made_up: dict[str, Any] = {
+            "name": "Somebody",
+            "phone": f"+88018{number:08d}",
+            "nid": f"20{number:011d}",
+            "address": "1 Lake Road",
+            "interested_policy": "Term Life",
+        }
+        details = CustomerFields(**(made_up | fields))
+        return sealer.seal(lead_id or new_id(), details, created_by=created_by, request_id=request_id)
+
+    return make
+
+
+@pytest.fixture
+def spool(tmp_path: Path, encryption: EncryptionService) -> Iterator[Spool]:
+    spool = Spool(tmp_path / "spool", encryption, max_bytes=100_000_000)
+    spool.identified = True
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def store(connected: Database) -> SubmissionStore:
+    return SubmissionStore(connected)
+
+
+@pytest.fixture
+def repository(connected: Database, spool: Spool, store: SubmissionStore) -> LeadRepository:
+    return LeadRepository(connected, spool, LeadWriter(store, spool, Outage(), RecentRequests()))
+
+
+def everyone(_creator: str) -> bool:
+    """Of a caller who may read every lead."""
+    return True

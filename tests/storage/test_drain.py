@@ -18,30 +18,29 @@ from service.lead import BlindIndexes, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import drain as drain_module
 from service.storage.database import Database
+from service.storage.decision import Outcome
 from service.storage.drain import Drain, Step
-from service.storage.outcomes import Outcome
-from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 from service.storage.spool_rows import peek
+from service.storage.submissions import SubmissionStore
 from service.supervisor import Component
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.harness.supervision import running
-from tests.storage.test_writer import POISONED, Submit, World, encryption, own_sealer, refusing, stored, submit
+from tests.storage.conftest import Submit
+from tests.storage.test_writer import POISONED, World, refusing, stored
 
 Refreshed = Callable[[SealedSubmission], SealedSubmission]
-
-__all__ = ["encryption", "own_sealer", "submit"]  # fixtures
 
 
 @pytest.fixture
 async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, own_sealer: LeadSealer
+    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
 ) -> AsyncIterator[World]:
     spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
     spool.identified = True
-    yield World(connected, spool, own_sealer)
+    yield World(connected, spool, sealer)
     spool.close()
 
 
@@ -138,8 +137,8 @@ async def test_it_starts_by_itself_when_something_waits(world: World, submit: Su
     assert stored(database) == 1
 
 
-class FaultyRepository(LeadRepository):
-    """A repository that fails for some submissions."""
+class FaultyStore(SubmissionStore):
+    """A store that fails for some submissions."""
 
     def __init__(self, database: Database, *poisonous: SealedSubmission, error: Exception | None = None) -> None:
         super().__init__(database)
@@ -172,15 +171,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def drain_with(world: World, own_sealer: LeadSealer, clock: Clock) -> Callable[..., Drain]:
-    def make(repository: LeadRepository | None = None, refreshed: Refreshed = own_sealer.refreshed) -> Drain:
+def drain_with(world: World, sealer: LeadSealer, clock: Clock) -> Callable[..., Drain]:
+    def make(store: SubmissionStore | None = None, refreshed: Refreshed = sealer.refreshed) -> Drain:
         return Drain(
             database=world.database,
-            repository=repository or LeadRepository(world.database),
+            submissions=store or world.store,
             spool=world.spool,
             outage=world.outage,
-            memory=world.memory,
-            tombstones=world.tombstones,
+            recent=world.recent,
             erasures=world.erasures,
             refreshed=refreshed,
             clock=clock,
@@ -206,7 +204,7 @@ async def test_what_fails_by_a_fault_of_ours_stays_and_the_rest_drains(
     poison = submissions[7]
     await world.spool.put(submissions)
     with structlog.testing.capture_logs() as lines:
-        await drained(drain_with(FaultyRepository(world.database, poison)))
+        await drained(drain_with(FaultyStore(world.database, poison)))
     assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (19, 1, 0)
     assert await waiting_in(world) == [poison.id]
     assert [line["error"] for line in lines if line.get("id") == str(poison.id)] == ["KeyError"]
@@ -223,13 +221,13 @@ async def test_what_shares_something_with_what_stays_waits_behind_it(
     shared: dict[str, str],
 ) -> None:
     first, later, other = submit(**shared), submit(**shared), submit()
-    repository = FaultyRepository(world.database, first)
+    store = FaultyStore(world.database, first)
     await world.spool.put([first, later, other])
-    drain = drain_with(repository)
+    drain = drain_with(store)
     await drained(drain)
     assert await waiting_in(world) == [first.id, later.id]
     assert stored(database) == 1
-    repository.poison.clear()
+    store.poison.clear()
     clock.now += 10
     await drained(drain)
     assert await waiting_in(world) == []
@@ -245,7 +243,7 @@ async def test_what_shares_something_with_what_waits_behind_another_waits_too(
     second = submit(phone="+1234567", nid="1234567890")
     third = submit(nid="1234567890")
     await world.spool.put([first, second, third, submit()])
-    await drained(drain_with(FaultyRepository(world.database, first)))
+    await drained(drain_with(FaultyStore(world.database, first)))
     assert await waiting_in(world) == [first.id, second.id, third.id]
 
 
@@ -254,7 +252,7 @@ async def test_what_stays_is_tried_again_ever_more_seldom(
 ) -> None:
     poison = submit()
     await world.spool.put([poison])
-    drain = drain_with(FaultyRepository(world.database, poison))
+    drain = drain_with(FaultyStore(world.database, poison))
     tried = []
     with structlog.testing.capture_logs() as lines:
         for second in range(2000):
@@ -272,7 +270,7 @@ async def test_two_in_a_row_by_a_fault_of_ours_stop_the_drain_and_move_nothing(
 ) -> None:
     submissions = [submit() for _ in range(50)]
     await world.spool.put(submissions)
-    drain = drain_with(FaultyRepository(world.database, *submissions))
+    drain = drain_with(FaultyStore(world.database, *submissions))
     with pytest.raises(KeyError):
         await drained(drain)
     assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (0, 50, 0)
@@ -283,13 +281,13 @@ async def test_a_drain_that_stopped_is_failing_and_goes_on_when_the_fault_is_gon
 ) -> None:
     submissions = [submit() for _ in range(50)]
     await world.spool.put(submissions)
-    repository = FaultyRepository(world.database, *submissions)
+    store = FaultyStore(world.database, *submissions)
     with structlog.testing.capture_logs() as lines:
-        async with running(Component(name="drain", run=drain_with(repository).run)) as supervisor, asyncio.timeout(20):
+        async with running(Component(name="drain", run=drain_with(store).run)) as supervisor, asyncio.timeout(20):
             while not supervisor.failing:  # noqa: ASYNC110 # there is no event to wait for
                 await asyncio.sleep(0.01)
             assert supervisor.failing == ("drain",)
-            repository.poison.clear()
+            store.poison.clear()
             clock.now += 300
             while world.spool.size.waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -303,12 +301,12 @@ async def test_two_apart_by_a_fault_of_ours_stop_nothing(
 ) -> None:
     submissions = [submit() for _ in range(10)]
     await world.spool.put(submissions)
-    await drained(drain_with(FaultyRepository(world.database, submissions[2], submissions[6])))
+    await drained(drain_with(FaultyStore(world.database, submissions[2], submissions[6])))
     assert (stored(database), world.spool.size.waiting) == (8, 2)
 
 
 async def test_one_that_cannot_be_prepared_by_a_fault_of_ours_stays_and_the_rest_drains(
-    world: World, submit: Submit, database: TestDatabase, own_sealer: LeadSealer, drain_with: Callable[..., Drain]
+    world: World, submit: Submit, database: TestDatabase, sealer: LeadSealer, drain_with: Callable[..., Drain]
 ) -> None:
     submissions = [submit() for _ in range(20)]
     poison = submissions[7]
@@ -316,7 +314,7 @@ async def test_one_that_cannot_be_prepared_by_a_fault_of_ours_stays_and_the_rest
     def refreshed(submission: SealedSubmission) -> SealedSubmission:
         if submission.id == poison.id:
             raise TypeError(VALUE)
-        return own_sealer.refreshed(submission)
+        return sealer.refreshed(submission)
 
     await world.spool.put(submissions)
     with structlog.testing.capture_logs() as lines:
@@ -344,14 +342,14 @@ async def test_what_the_driver_refuses_and_not_the_database_is_a_fault_of_ours(
     poison = submit()
     await world.spool.put([poison, submit()])
     error = psycopg.ProgrammingError(VALUE)
-    await drained(drain_with(FaultyRepository(world.database, poison, error=error)))
+    await drained(drain_with(FaultyStore(world.database, poison, error=error)))
     assert (world.spool.size.waiting, world.spool.size.damaged) == (1, 0)
 
 
 async def test_before_the_database_is_identified_nothing_leaves_the_spool(
-    world: World, submit: Submit, database: TestDatabase, own_sealer: LeadSealer
+    world: World, submit: Submit, database: TestDatabase, sealer: LeadSealer
 ) -> None:
     await world.spool.put([submit()])
     unidentified = Database(database.serve_url, guarded=True)
-    assert await World(unidentified, world.spool, own_sealer).drain.step() is Step.UNREACHABLE
+    assert await World(unidentified, world.spool, sealer).drain.step() is Step.UNREACHABLE
     assert world.spool.size.waiting == 1

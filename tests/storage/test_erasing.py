@@ -8,9 +8,7 @@ import pytest
 
 from service.lead import BlindIndexes, SealedSubmission
 from service.storage.erasing import Person
-from tests.storage.test_writer import Submit, encryption, own_sealer, submit
-
-__all__ = ["encryption", "own_sealer", "submit"]  # fixtures
+from tests.storage.conftest import Submit
 
 
 @pytest.fixture

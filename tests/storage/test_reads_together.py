@@ -12,11 +12,17 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from uuid_utils.compat import uuid7
 
-from service.lead import CustomerFields
-from service.sealing import LeadSealer
+from service.errors import LeadNotFoundError
+from service.lead import SealedLead
 from service.storage.database import Database
+from service.storage.outage import Outage
+from service.storage.recent_requests import RecentRequests
 from service.storage.repository import LeadRepository
+from service.storage.spool import Spool
+from service.storage.submissions import SubmissionStore
+from service.storage.writer import LeadWriter
 from tests.harness.postgres import TestDatabase
+from tests.storage.conftest import Submit, everyone
 
 
 class FaultyDatabase(Database):
@@ -42,36 +48,31 @@ async def faulty(database: TestDatabase) -> AsyncIterator[FaultyDatabase]:
 
 
 @pytest.fixture
-async def ids(faulty: FaultyDatabase, sealer: LeadSealer) -> list[UUID]:
+async def ids(faulty: FaultyDatabase, submit: Submit) -> list[UUID]:
     """Of some leads."""
-    submissions = [
-        sealer.seal(
-            uuid7(),
-            CustomerFields(name="A", phone=f"+88017{n:08d}", nid=f"19{n:011d}", address="B", interested_policy="C"),
-            created_by="bot",
-            request_id=None,
-        )
-        for n in range(20)
-    ]
-    await LeadRepository(faulty).create_all_once(submissions)
+    submissions = [submit() for _ in range(20)]
+    await SubmissionStore(faulty).create_all_once(submissions)
     return [each.id for each in submissions]
 
 
 @pytest.fixture
-def repository(faulty: FaultyDatabase) -> LeadRepository:
-    return LeadRepository(faulty)
+def repository(faulty: FaultyDatabase, spool: Spool) -> LeadRepository:
+    return LeadRepository(faulty, spool, LeadWriter(SubmissionStore(faulty), spool, Outage(), RecentRequests()))
 
 
-async def get_all(repository: LeadRepository, ids: list[UUID]) -> list[UUID | None]:
-    return [lead.id if lead else None for lead in await asyncio.gather(*(repository.get(each) for each in ids))]
+async def get_all(repository: LeadRepository, ids: list[UUID]) -> list[Any]:
+    """The id of each lead that was found, in the place of another one the error."""
+    answers = await asyncio.gather(*(repository.get(each, everyone) for each in ids), return_exceptions=True)
+    return [each.id if isinstance(each, SealedLead) else each for each in answers]
 
 
 async def test_reads_that_arrive_together_share_a_statement_and_each_gets_its_own_lead(
     repository: LeadRepository, faulty: FaultyDatabase, ids: list[UUID]
 ) -> None:
-    unknown = uuid7()
-    assert await get_all(repository, [*ids, unknown, ids[0]]) == [*ids, None, ids[0]]
-    assert faulty.reads == 1
+    *found, unknown, again = await get_all(repository, [*ids, uuid7(), ids[0]])
+    assert [*found, again] == [*ids, ids[0]]
+    assert isinstance(unknown, LeadNotFoundError)
+    assert faulty.reads == 2  # one for all of them, one for how the unknown id was acknowledged
 
 
 async def test_what_fails_is_tried_again_for_each_caller(
@@ -86,6 +87,5 @@ async def test_what_always_fails_is_reported_to_each_caller(
     repository: LeadRepository, faulty: FaultyDatabase, ids: list[UUID]
 ) -> None:
     faulty.faults = [KeyError("a fault of ours")]
-    answers = await asyncio.gather(*(repository.get(each) for each in ids), return_exceptions=True)
-    assert {type(answer) for answer in answers} == {KeyError}
+    assert {type(answer) for answer in await get_all(repository, ids)} == {KeyError}
     assert await get_all(repository, ids) == ids

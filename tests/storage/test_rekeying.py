@@ -13,18 +13,17 @@ from service.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keyring import Keyring, Purpose
 from service.sealing import LeadSealer
 from service.storage.database import Database
+from service.storage.decision import Delayed
 from service.storage.drain import Step
-from service.storage.outcomes import Waiting
 from service.storage.rekeying import EVERY_ROW, LEADS, Rekeying, rekeying, sealed_otherwise
-from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolFile
+from service.storage.submissions import SubmissionStore
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
-from tests.storage.test_writer import Submit, World, encryption, own_sealer, submit
-
-__all__ = ["encryption", "own_sealer", "submit"]
+from tests.storage.conftest import Submit
+from tests.storage.test_writer import World
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def sealer_of(service: EncryptionService) -> LeadSealer:
 
 async def test_a_row_that_was_changed_meanwhile_is_left_to_the_next_pass(
     tables: Rekeying,
-    repository: LeadRepository,
+    store: SubmissionStore,
     submit: Submit,
     encryption: EncryptionService,
     rotated: EncryptionService,
@@ -59,7 +58,7 @@ async def test_a_row_that_was_changed_meanwhile_is_left_to_the_next_pass(
     primary = rotated.keyring.primary(Purpose.ENCRYPTION).id
     changed, untouched = submit(), submit(phone="+1234567", nid="7654321")
     for each in (changed, untouched):
-        await repository.create(each)
+        await store.create(each)
     rows = await tables.read(LEADS, sealed_otherwise(primary), None)
     # A correction of the address, which has nothing to do with the phone.
     correction = encryption.seal(changed.id, "address", "another one")
@@ -83,10 +82,10 @@ async def test_a_row_that_was_changed_meanwhile_is_left_to_the_next_pass(
 
 
 async def test_a_resealed_lead_and_its_day_are_noted_and_its_version_stays(
-    tables: Rekeying, repository: LeadRepository, submit: Submit, rotated: EncryptionService, database: TestDatabase
+    tables: Rekeying, store: SubmissionStore, submit: Submit, rotated: EncryptionService, database: TestDatabase
 ) -> None:
     lead = submit()
-    await repository.create(lead)
+    await store.create(lead)
     faults.execute(database.admin_url, "DELETE FROM lead_touch")
     before = faults.value_of(database.admin_url, "SELECT version || ' ' || updated_at FROM lead")
     [row] = await tables.read(LEADS, EVERY_ROW, None)
@@ -118,7 +117,7 @@ async def test_a_lead_of_an_old_plan_and_a_retired_key_waits_in_the_spool_and_is
     world = World(connected, spool, fresh)
     world.start()
     try:
-        assert isinstance(await world.create(stale, seconds=2.0), Waiting)
+        assert isinstance(await world.create(stale, seconds=2.0), Delayed)
         # The keyring still opens with the key; that it is retired is a change of the next one.
         assert await world.drain.step() is Step.DRAINED
     finally:

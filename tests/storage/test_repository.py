@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from itertools import count
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
@@ -18,47 +16,20 @@ from sqlalchemy import insert, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.lead import SENSITIVE_FIELDS, CustomerFields, LeadStatus, SealedLead, SealedSubmission
+from service.errors import ConversationNotFoundError, LeadNotFoundError, StorageUnavailableError
+from service.lead import SENSITIVE_FIELDS, LeadStatus, SealedLead, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import models, submissions
 from service.storage.database import Database, Work
+from service.storage.decision import Created, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
 from service.storage.failures import CommitNotDurableError, StorageFaultError
 from service.storage.lead_queries import OTHER_LEADS_SHOWN
-from service.storage.outcomes import Created, Met, MetLead, Outcome, RequestIdReused
 from service.storage.repository import LeadRepository
-from service.storage.requests import AssignmentStep, Correction, DuplicateFoundError, LeadFilter, Position, StatusStep
+from service.storage.requests import AssignmentStep, Correction, LeadFilter, Position, StatusStep
 from service.storage.retry import Retry, RetryScope, retry_scope
-from service.storage.submission_statements import index_columns
+from service.storage.submissions import SubmissionStore, index_columns
 from tests.harness.postgres import TestDatabase
-
-Submit = Callable[..., SealedSubmission]
-_numbers = count(1)
-
-
-@pytest.fixture
-def submit(sealer: LeadSealer) -> Submit:
-    """Seal a submission; phone and nid are somebody's of its own unless told."""
-
-    def submission(
-        *,
-        created_by: str = "bot",
-        request_id: str | None = None,
-        lead_id: UUID | None = None,
-        **fields: str | None,
-    ) -> SealedSubmission:
-        number = next(_numbers)
-        made_up: dict[str, Any] = {
-            "name": f"Person {number}",
-            "phone": f"+88018{number:08d}",
-            "nid": f"20{number:011d}",
-            "address": "1 Lake Road",
-            "interested_policy": "Term",
-        }
-        details = CustomerFields(**(made_up | fields))
-        return sealer.seal(lead_id or uuid_utils.compat.uuid7(), details, created_by=created_by, request_id=request_id)
-
-    return submission
+from tests.storage.conftest import Submit, everyone
 
 
 def again(submission: SealedSubmission) -> SealedSubmission:
@@ -71,8 +42,8 @@ def lead_of(outcome: Outcome) -> SealedLead:
     return outcome.lead
 
 
-def met_of(outcome: Outcome) -> Met:
-    assert isinstance(outcome, Met), outcome
+def met_of(outcome: Outcome) -> DuplicateMatch:
+    assert isinstance(outcome, DuplicateMatch), outcome
     return outcome
 
 
@@ -109,139 +80,72 @@ def leave(current: SealedLead) -> None:
 
 
 class TestCreate:
-    async def test_a_submission_becomes_a_lead(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_a_submission_becomes_a_lead(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         submission = submit(email="a@example.com", conversation_id="talk-1")
 
-        lead = lead_of(await repository.create(submission))
+        lead = lead_of(await store.create(submission))
 
         assert lead.id == submission.id
         assert dict(lead.sealed) == dict(submission.sealed)
         assert (lead.status, lead.version, lead.resubmissions) == (LeadStatus.NEW, 1, 0)
-        assert await repository.get(submission.id) == lead
+        assert await repository.get(submission.id, everyone) == lead
 
-    async def test_its_times_know_their_zone_and_are_equal(self, repository: LeadRepository, submit: Submit) -> None:
-        lead = lead_of(await repository.create(submit()))
+    async def test_its_times_know_their_zone_and_are_equal(self, store: SubmissionStore, submit: Submit) -> None:
+        lead = lead_of(await store.create(submit()))
 
         assert lead.created_at == lead.updated_at
         assert lead.created_at.utcoffset() is not None
 
-    async def test_a_field_that_was_not_given_is_absent(self, repository: LeadRepository, submit: Submit) -> None:
-        lead = lead_of(await repository.create(submit()))
+    async def test_a_field_that_was_not_given_is_absent(self, store: SubmissionStore, submit: Submit) -> None:
+        lead = lead_of(await store.create(submit()))
 
         assert set(lead.sealed) == {"phone", "nid", "address"}
 
     async def test_an_unknown_id_is_nobody(self, repository: LeadRepository) -> None:
-        assert await repository.get(uuid_utils.compat.uuid7()) is None
-
-    async def test_the_same_submission_again_is_the_same_lead(self, repository: LeadRepository, submit: Submit) -> None:
-        submission = submit()
-        first = await repository.create(submission)
-
-        assert await repository.create(submission) == first
-
-    @pytest.mark.parametrize("field", ["phone", "nid"])
-    async def test_one_equal_field_meets_the_lead(self, repository: LeadRepository, submit: Submit, field: str) -> None:
-        first = submit(**{field: "+8801711111111"})
-        await repository.create(first)
-
-        met = met_of(await repository.create(submit(**{field: "+8801711111111"})))
-
-        assert getattr(met, field) == MetLead(first.id, "bot")
-        assert [lead.id for lead in met.leads] == [first.id]
-        assert not met.verified
-
-    async def test_a_phone_is_no_nid(self, repository: LeadRepository, submit: Submit) -> None:
-        await repository.create(submit(phone="12345678"))
-
-        assert isinstance(await repository.create(submit(nid="12345678")), Created)
-
-    async def test_phone_and_nid_of_one_lead_are_verified(self, repository: LeadRepository, submit: Submit) -> None:
-        await repository.create(submit(phone="+1234567", nid="1234567"))
-
-        assert met_of(await repository.create(submit(phone="+1234567", nid="1234567"))).verified
-
-    async def test_phone_of_one_and_nid_of_another_name_both(self, repository: LeadRepository, submit: Submit) -> None:
-        one, other = submit(phone="+1234567", created_by="bot-1"), submit(nid="1234567", created_by="bot-2")
-        await repository.create(one)
-        await repository.create(other)
-
-        met = met_of(await repository.create(submit(phone="+1234567", nid="1234567")))
-
-        assert (met.phone, met.nid) == (MetLead(one.id, "bot-1"), MetLead(other.id, "bot-2"))
-        assert not met.verified
-
-    async def test_a_refused_duplicate_makes_no_lead(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
-    ) -> None:
-        await repository.create(submit(phone="+1234567"))
-        await repository.create(submit(phone="+1234567"))
-
-        assert rows_of(database) == 1
+        with pytest.raises(LeadNotFoundError):
+            await repository.get(uuid_utils.compat.uuid7(), everyone)
 
 
 class TestRequestId:
-    async def test_the_same_request_is_the_same_lead(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
-    ) -> None:
-        submission = submit(request_id="r1")
-        first = lead_of(await repository.create(submission))
-
-        assert lead_of(await repository.create(again(submission))) == first
-        assert rows_of(database) == 1
-        assert rows_of(database, "resubmission") == 0
-
-    async def test_other_content_is_reuse(self, repository: LeadRepository, submit: Submit) -> None:
-        await repository.create(submit(request_id="r1"))
-
-        assert await repository.create(submit(request_id="r1")) == RequestIdReused()
-
-    async def test_another_subjects_request_id_is_free(self, repository: LeadRepository, submit: Submit) -> None:
-        await repository.create(submit(request_id="r1"))
-
-        assert isinstance(await repository.create(submit(request_id="r1", created_by="other")), Created)
-
-    async def test_it_is_looked_at_before_duplicates(self, repository: LeadRepository, submit: Submit) -> None:
-        await repository.create(submit(request_id="r1"))
-        await repository.create(submit(phone="+1234567"))
-
-        assert await repository.create(submit(request_id="r1", phone="+1234567")) == RequestIdReused()
-
     async def test_without_one_a_duplicate_locks_no_other_lead_of_its_subject(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
         bystander = submit()
-        await repository.create(bystander)
-        await repository.create(submit(phone="+1234567"))
+        await store.create(bystander)
+        await store.create(submit(phone="+1234567"))
 
         with foreign(database) as elsewhere, patience(0.5) as heard:
             elsewhere.execute("SELECT 1 FROM lead WHERE id = %s FOR UPDATE", [bystander.id])
-            await repository.create(submit(phone="+1234567"))
+            await store.create(submit(phone="+1234567"))
 
         assert heard == []
 
 
 class TestResubmissions:
     async def test_the_newest_20_are_kept_newest_first_and_the_count_goes_on(
-        self, repository: LeadRepository, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         lead = submit(phone="+1234567")
-        await repository.create(lead)
+        await store.create(lead)
         sent = [submit(phone="+1234567") for _ in range(45)]
         for submission in sent:
-            await repository.create(submission)
+            await store.create(submission)
 
         kept = await repository.resubmissions(lead.id)
 
         assert [resubmission.submission_id for resubmission in kept] == [s.id for s in sent[:-21:-1]]
-        stored = await repository.get(lead.id)
-        assert stored is not None
+        stored = await repository.get(lead.id, everyone)
         assert stored.resubmissions == 45
 
-    async def test_its_tokens_are_kept_as_they_were_sealed(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_its_tokens_are_kept_as_they_were_sealed(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         lead = submit(phone="+1234567")
-        await repository.create(lead)
+        await store.create(lead)
         came_back = submit(phone="+1234567", notes="back")
-        await repository.create(came_back)
+        await store.create(came_back)
 
         [kept] = await repository.resubmissions(lead.id)
 
@@ -249,47 +153,46 @@ class TestResubmissions:
         assert (kept.submission_id, kept.actor, kept.verified) == (came_back.id, "bot", False)
         assert kept.submitted_at.utcoffset() is not None
 
-    async def test_a_repeat_by_id_is_kept_once(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_a_repeat_by_id_is_kept_once(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         lead = submit(phone="+1234567")
-        await repository.create(lead)
+        await store.create(lead)
         came_back = submit(phone="+1234567")
         for _ in range(3):
-            met_of(await repository.create(came_back))
+            met_of(await store.create(came_back))
 
         assert len(await repository.resubmissions(lead.id)) == 1
 
-    async def test_a_repeat_by_request_id_is_kept_once(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_a_repeat_by_request_id_is_kept_once(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         lead = submit(phone="+1234567")
-        await repository.create(lead)
+        await store.create(lead)
         came_back = submit(phone="+1234567", request_id="r1")
         for _ in range(3):
-            met_of(await repository.create(again(came_back)))
+            met_of(await store.create(again(came_back)))
 
         assert len(await repository.resubmissions(lead.id)) == 1
 
-    async def test_without_a_request_id_each_attempt_is_kept(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_concurrent_repeats_are_kept_once(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         lead = submit(phone="+1234567")
-        await repository.create(lead)
-        came_back = submit(phone="+1234567")
-        await repository.create(came_back)
-        await repository.create(again(came_back))
-
-        assert len(await repository.resubmissions(lead.id)) == 2
-
-    async def test_concurrent_repeats_are_kept_once(self, repository: LeadRepository, submit: Submit) -> None:
-        lead = submit(phone="+1234567")
-        await repository.create(lead)
+        await store.create(lead)
         came_back = submit(phone="+1234567", request_id="r1")
-        await asyncio.gather(*(repository.create(again(came_back)) for _ in range(10)))
+        await asyncio.gather(*(store.create(again(came_back)) for _ in range(10)))
 
         assert len(await repository.resubmissions(lead.id)) == 1
 
-    async def test_of_two_met_leads_each_keeps_it(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_of_two_met_leads_each_keeps_it(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         one, other = submit(phone="+1234567"), submit(nid="1234567")
-        await repository.create(one)
-        await repository.create(other)
+        await store.create(one)
+        await store.create(other)
         crossed = submit(phone="+1234567", nid="1234567")
-        await repository.create(crossed)
+        await store.create(crossed)
 
         for lead in (one, other):
             [kept] = await repository.resubmissions(lead.id)
@@ -297,60 +200,66 @@ class TestResubmissions:
 
 
 class TestConversations:
-    async def test_a_new_lead_is_linked(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_a_new_lead_is_linked(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         lead = submit(conversation_id="talk")
-        await repository.create(lead)
+        await store.create(lead)
 
         found, others = await repository.find_by_conversation("talk", created_by=None)
 
-        assert found is not None
         assert (found.id, others) == (lead.id, [])
 
     @pytest.mark.parametrize("field", ["phone", "nid"])
-    async def test_one_met_field_links_nothing(self, repository: LeadRepository, submit: Submit, field: str) -> None:
-        await repository.create(submit(**{field: "1234567"}))
-        await repository.create(submit(**{field: "1234567", "conversation_id": "talk"}))
+    async def test_one_met_field_links_nothing(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, field: str
+    ) -> None:
+        await store.create(submit(**{field: "1234567"}))
+        await store.create(submit(**{field: "1234567", "conversation_id": "talk"}))
 
-        assert await repository.find_by_conversation("talk", created_by=None) == (None, [])
+        with pytest.raises(ConversationNotFoundError):
+            await repository.find_by_conversation("talk", created_by=None)
 
     async def test_two_leads_met_by_one_field_each_are_not_linked(
-        self, repository: LeadRepository, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
-        await repository.create(submit(phone="+1234567"))
-        await repository.create(submit(nid="1234567"))
-        await repository.create(submit(phone="+1234567", nid="1234567", conversation_id="talk"))
+        await store.create(submit(phone="+1234567"))
+        await store.create(submit(nid="1234567"))
+        await store.create(submit(phone="+1234567", nid="1234567", conversation_id="talk"))
 
-        assert await repository.find_by_conversation("talk", created_by=None) == (None, [])
+        with pytest.raises(ConversationNotFoundError):
+            await repository.find_by_conversation("talk", created_by=None)
 
     async def test_a_verified_submission_is_linked_once(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
         lead = submit(phone="+1234567", nid="1234567")
-        await repository.create(lead)
+        await store.create(lead)
         for _ in range(2):
-            await repository.create(submit(phone="+1234567", nid="1234567", conversation_id="talk"))
+            await store.create(submit(phone="+1234567", nid="1234567", conversation_id="talk"))
 
         found, others = await repository.find_by_conversation("talk", created_by=None)
 
-        assert found is not None
         assert (found.id, others) == (lead.id, [])
         assert rows_of(database, "lead_conversation") == 1
 
     async def test_only_one_subjects_leads_are_found_when_asked(
-        self, repository: LeadRepository, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         mine, theirs = (submit(conversation_id="talk", created_by=who) for who in ("me", "them"))
-        await repository.create(mine)
-        await repository.create(theirs)
+        await store.create(mine)
+        await store.create(theirs)
 
         found, others = await repository.find_by_conversation("talk", created_by="me")
 
-        assert found is not None
         assert (found.id, others) == (mine.id, [])
-        assert await repository.find_by_conversation("talk", created_by="nobody") == (None, [])
+        with pytest.raises(ConversationNotFoundError):
+            await repository.find_by_conversation("talk", created_by="nobody")
 
-    async def test_the_other_leads_are_bounded(self, repository: LeadRepository, submit: Submit) -> None:
-        await asyncio.gather(*(repository.create(submit(conversation_id="talk")) for _ in range(OTHER_LEADS_SHOWN + 5)))
+    async def test_the_other_leads_are_bounded(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
+        await asyncio.gather(*(store.create(submit(conversation_id="talk")) for _ in range(OTHER_LEADS_SHOWN + 5)))
 
         _, others = await repository.find_by_conversation("talk", created_by=None)
 
@@ -359,64 +268,61 @@ class TestConversations:
 
 class TestConcurrency:
     async def test_50_submissions_of_one_person_make_one_lead(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
-        outcomes = await asyncio.gather(
-            *(repository.create(submit(phone="+1234567", nid="1234567")) for _ in range(50))
-        )
+        outcomes = await asyncio.gather(*(store.create(submit(phone="+1234567", nid="1234567")) for _ in range(50)))
 
-        assert Counter(type(outcome) for outcome in outcomes) == {Created: 1, Met: 49}
+        assert Counter(type(outcome) for outcome in outcomes) == {Created: 1, DuplicateMatch: 49}
         assert rows_of(database) == 1
         [created] = [outcome.lead for outcome in outcomes if isinstance(outcome, Created)]
-        stored = await repository.get(created.id)
-        assert stored is not None
+        stored = await repository.get(created.id, everyone)
         assert stored.resubmissions == 49
 
     @pytest.mark.parametrize("field", ["phone", "nid"])
     async def test_50_submissions_with_one_equal_field_make_one_lead(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase, field: str
+        self, store: SubmissionStore, submit: Submit, database: TestDatabase, field: str
     ) -> None:
-        outcomes = await asyncio.gather(*(repository.create(submit(**{field: "1234567"})) for _ in range(50)))
+        outcomes = await asyncio.gather(*(store.create(submit(**{field: "1234567"})) for _ in range(50)))
 
-        assert Counter(type(outcome) for outcome in outcomes) == {Created: 1, Met: 49}
+        assert Counter(type(outcome) for outcome in outcomes) == {Created: 1, DuplicateMatch: 49}
         assert rows_of(database) == 1
 
     async def test_50_repeats_of_one_request_are_one_lead(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
         submission = submit(request_id="r1")
 
-        outcomes = await asyncio.gather(*(repository.create(again(submission)) for _ in range(50)))
+        outcomes = await asyncio.gather(*(store.create(again(submission)) for _ in range(50)))
 
         assert len({lead_of(outcome).id for outcome in outcomes}) == 1
         assert rows_of(database) == 1
         assert rows_of(database, "resubmission") == 0
 
     async def test_two_processes_make_one_lead(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, store: SubmissionStore, repository: LeadRepository, submit: Submit, database: TestDatabase
     ) -> None:
         second = Database(database.serve_url)
-        rival = LeadRepository(second)
+        rival = SubmissionStore(second)
         try:
             outcomes = await asyncio.gather(
-                *(to.create(submit(phone="+1234567", nid="1234567")) for _ in range(25) for to in (repository, rival))
+                *(to.create(submit(phone="+1234567", nid="1234567")) for _ in range(25) for to in (store, rival))
             )
         finally:
             await second.close()
 
-        assert Counter(type(outcome) for outcome in outcomes) == {Created: 1, Met: 49}
+        assert Counter(type(outcome) for outcome in outcomes) == {Created: 1, DuplicateMatch: 49}
         assert rows_of(database) == 1
 
     async def test_crossed_duplicates_of_two_leads_end_without_an_error(
-        self, repository: LeadRepository, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         one, other = submit(phone="+1111111", nid="1111111"), submit(phone="+2222222", nid="2222222")
-        await repository.create(one)
-        await repository.create(other)
+        await store.create(one)
+        await store.create(other)
 
         outcomes = await asyncio.gather(
             *(
-                repository.create(submit(phone=phone, nid=nid))
+                store.create(submit(phone=phone, nid=nid))
                 for _ in range(20)
                 for phone, nid in (("+1111111", "2222222"), ("+2222222", "1111111"))
             )
@@ -424,16 +330,15 @@ class TestConcurrency:
 
         assert all({lead.id for lead in met_of(outcome).leads} == {one.id, other.id} for outcome in outcomes)
         for lead in (one, other):
-            stored = await repository.get(lead.id)
-            assert stored is not None
+            stored = await repository.get(lead.id, everyone)
             assert stored.resubmissions == 40
 
     async def test_crossed_newcomers_end_without_an_error_and_no_value_is_stored_twice(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
         outcomes = await asyncio.gather(
             *(
-                repository.create(submit(phone=f"+777000{phone}", nid=f"777000{nid}"))
+                store.create(submit(phone=f"+777000{phone}", nid=f"777000{nid}"))
                 for phone in range(6)
                 for nid in range(6)
             )
@@ -443,60 +348,60 @@ class TestConcurrency:
         assert sum(isinstance(outcome, Created) for outcome in outcomes) == rows_of(database) <= 6
 
     async def test_changes_at_once_each_get_a_version_of_their_own(
-        self, repository: LeadRepository, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         lead = submit()
-        await repository.create(lead)
+        await store.create(lead)
 
         def assign(current: SealedLead) -> AssignmentStep:
             return AssignmentStep(to_assignee=f"sam-{current.version}", actor="boss", reason=None)
 
-        await asyncio.gather(*(repository.change(lead.id, assign) for _ in range(20)))
+        await asyncio.gather(*(repository.change(lead.id, assign, everyone) for _ in range(20)))
 
         assert [change.version for change in await repository.assignments(lead.id)] == list(range(2, 22))
 
 
 class TestForeignLocks:
     async def test_a_duplicate_of_a_locked_lead_waits_no_longer_than_its_caller(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
         lead = submit(phone="+1234567")
-        await repository.create(lead)
+        await store.create(lead)
 
         with foreign(database) as elsewhere, patience(1.0) as heard:
             elsewhere.execute("SELECT 1 FROM lead WHERE id = %s FOR UPDATE", [lead.id])
             began = time.monotonic()
             with pytest.raises(StorageUnavailableError):
-                await repository.create(submit(phone="+1234567"))
+                await store.create(submit(phone="+1234567"))
             took = time.monotonic() - began
 
         assert took < 5
         assert {retry.cause for retry in heard} == {"55P03"}
 
     async def test_it_is_settled_as_soon_as_the_lock_is_gone(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
         lead = submit(phone="+1234567")
-        await repository.create(lead)
+        await store.create(lead)
 
         with foreign(database) as elsewhere, patience(10) as heard:
             elsewhere.execute("SELECT 1 FROM lead WHERE id = %s FOR UPDATE", [lead.id])
-            waiting = asyncio.create_task(repository.create(submit(phone="+1234567")))
+            waiting = asyncio.create_task(store.create(submit(phone="+1234567")))
             while not heard:  # noqa: ASYNC110 # the listener is a plain callback
                 await asyncio.sleep(0.01)
             elsewhere.rollback()
 
-            assert met_of(await waiting).phone == MetLead(lead.id, "bot")
+            assert met_of(await waiting).phone == MatchedLead(lead.id, "bot")
 
     async def test_a_rival_that_is_undone_leaves_the_way_free(
-        self, repository: LeadRepository, submit: Submit, connected: Database
+        self, store: SubmissionStore, submit: Submit, connected: Database
     ) -> None:
         rival = submit(phone="+1234567")
         newcomer = submit(phone="+1234567")
 
         async def begin_and_fail(connection: AsyncConnection) -> None:
-            await submissions.store(connection, [rival], lambda row: row)
-            waiting.append(asyncio.create_task(repository.create(newcomer)))
+            await submissions.store([rival], connection)
+            waiting.append(asyncio.create_task(store.create(newcomer)))
             await asyncio.sleep(0.05)
             raise ValueError("undone")
 
@@ -507,15 +412,15 @@ class TestForeignLocks:
         assert lead_of(await waiting[0]).id == newcomer.id
 
     async def test_a_repeat_of_a_locked_lead_is_not_answered_before_the_lock_is_gone(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
         submission = submit(request_id="r1")
-        await repository.create(submission)
+        await store.create(submission)
 
         with foreign(database) as elsewhere, patience(0.5):
             elsewhere.execute("SELECT 1 FROM lead WHERE id = %s FOR UPDATE", [submission.id])
             with pytest.raises(StorageUnavailableError):
-                await repository.create(again(submission))
+                await store.create(again(submission))
 
 
 async def assigned_transaction(connection: AsyncConnection) -> bool:
@@ -529,38 +434,43 @@ class TestAnswersRestOnCommits:
 
     @pytest.mark.parametrize("kind", ["own id", "request_id", "phone"])
     async def test_an_answer_that_rests_on_an_existing_lead_writes_to_the_log(
-        self, repository: LeadRepository, submit: Submit, connected: Database, kind: str
+        self, store: SubmissionStore, submit: Submit, connected: Database, kind: str
     ) -> None:
         first = submit(request_id="r1", phone="+1234567")
-        await repository.create(first)
+        await store.create(first)
         second = {"own id": first, "request_id": again(first), "phone": submit(phone="+1234567")}[kind]
 
         async def work(connection: AsyncConnection) -> bool:
-            await submissions.store(connection, [second], lambda row: row)
+            await submissions.store([second], connection)
             return await assigned_transaction(connection)
 
         assert await connected.write(work)
 
     async def test_a_change_that_changes_nothing_writes_to_the_log(
-        self, repository: LeadRepository, submit: Submit, connected: Database, database: TestDatabase
+        self,
+        repository: LeadRepository,
+        store: SubmissionStore,
+        submit: Submit,
+        connected: Database,
+        database: TestDatabase,
     ) -> None:
         lead = submit()
-        await repository.create(lead)
+        await store.create(lead)
 
         with foreign(database) as elsewhere, patience(0.5):
             elsewhere.execute("SELECT 1 FROM lead WHERE id = %s FOR UPDATE", [lead.id])
             with pytest.raises(StorageUnavailableError):
-                await repository.change(lead.id, leave)
+                await repository.change(lead.id, leave, everyone)
 
     async def test_a_refused_correction_locks_what_it_met(
-        self, connected: Database, repository: LeadRepository, submit: Submit
+        self, connected: Database, store: SubmissionStore, submit: Submit
     ) -> None:
         lead, other = submit(), submit(phone="+1234567")
-        await repository.create(lead)
-        await repository.create(other)
+        await store.create(lead)
+        await store.create(other)
 
         async def work(connection: AsyncConnection) -> bool:
-            await submissions.look_up(connection, other.indexes.phones, [], other_than=lead.id)
+            await submissions.find_duplicates(connection, other.indexes.phones, [], other_than=lead.id)
             return await assigned_transaction(connection)
 
         assert await connected.write(work)
@@ -598,7 +508,7 @@ class TestUnknownOutcomes:
     @pytest.mark.parametrize("error", [lost_connection(), CommitNotDurableError()], ids=["lost", "not durable"])
     async def test_a_create_is_settled_by_its_id(
         self,
-        repository: LeadRepository,
+        store: SubmissionStore,
         submit: Submit,
         database: TestDatabase,
         monkeypatch: pytest.MonkeyPatch,
@@ -608,7 +518,7 @@ class TestUnknownOutcomes:
         lost = lose_commits(monkeypatch, error, committed=committed)
         submission = submit(conversation_id="talk")
 
-        lead = lead_of(await repository.create(submission))
+        lead = lead_of(await store.create(submission))
 
         assert lost
         assert lead.id == submission.id
@@ -617,24 +527,28 @@ class TestUnknownOutcomes:
 
     @pytest.mark.parametrize("committed", [True, False])
     async def test_a_refused_duplicate_is_kept_once(
-        self, repository: LeadRepository, submit: Submit, monkeypatch: pytest.MonkeyPatch, committed: bool
+        self,
+        repository: LeadRepository,
+        store: SubmissionStore,
+        submit: Submit,
+        monkeypatch: pytest.MonkeyPatch,
+        committed: bool,
     ) -> None:
         lead = submit(phone="+1234567")
-        await repository.create(lead)
+        await store.create(lead)
         lose_commits(monkeypatch, lost_connection(), committed=committed)
 
-        met_of(await repository.create(submit(phone="+1234567")))
+        met_of(await store.create(submit(phone="+1234567")))
 
-        stored = await repository.get(lead.id)
-        assert stored is not None
+        stored = await repository.get(lead.id, everyone)
         assert stored.resubmissions == 1
         assert len(await repository.resubmissions(lead.id)) == 1
 
     async def test_a_step_that_was_decided_on_a_lost_state_is_decided_anew(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
         lead = submit()
-        await repository.create(lead)
+        await store.create(lead)
 
         def decide(current: SealedLead) -> StatusStep | None:
             if current.status is LeadStatus.NEW:
@@ -643,20 +557,20 @@ class TestUnknownOutcomes:
                     elsewhere.execute("UPDATE lead SET status = 'converted' WHERE id = %s", [lead.id])
             return contact(current)
 
-        await repository.change(lead.id, decide)
+        await repository.change(lead.id, decide, everyone)
 
         [step] = await repository.status_changes(lead.id)
         assert step.from_status is LeadStatus.CONVERTED
 
     async def test_a_status_change_is_made_once_when_who_decides_looks_again(
-        self, repository: LeadRepository, submit: Submit, monkeypatch: pytest.MonkeyPatch
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         lead = submit()
-        await repository.create(lead)
+        await store.create(lead)
         lose_commits(monkeypatch, lost_connection())
 
         changed = await repository.change(
-            lead.id, lambda current: None if current.status is LeadStatus.CONTACTED else contact(current)
+            lead.id, lambda current: None if current.status is LeadStatus.CONTACTED else contact(current), everyone
         )
 
         assert (changed.status, changed.version) == (LeadStatus.CONTACTED, 2)
@@ -664,11 +578,13 @@ class TestUnknownOutcomes:
 
 
 class TestChange:
-    async def test_a_status_step_is_taken_and_recorded(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_a_status_step_is_taken_and_recorded(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         lead = submit()
-        created = lead_of(await repository.create(lead))
+        created = lead_of(await store.create(lead))
 
-        changed = await repository.change(lead.id, contact)
+        changed = await repository.change(lead.id, contact, everyone)
 
         [change] = await repository.status_changes(lead.id)
         assert (changed.status, changed.version) == (LeadStatus.CONTACTED, 2)
@@ -677,112 +593,118 @@ class TestChange:
         assert changed.updated_at > created.updated_at
         assert changed.created_at == created.created_at
 
-    async def test_no_step_changes_nothing(self, repository: LeadRepository, submit: Submit) -> None:
-        lead = submit()
-        created = lead_of(await repository.create(lead))
-
-        assert await repository.change(lead.id, leave) == created
-
-    async def test_what_decide_raises_is_passed_on_and_undoes_everything(
-        self, repository: LeadRepository, submit: Submit
+    async def test_no_step_changes_nothing(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         lead = submit()
-        created = lead_of(await repository.create(lead))
+        created = lead_of(await store.create(lead))
+
+        assert await repository.change(lead.id, leave, everyone) == created
+
+    async def test_what_decide_raises_is_passed_on_and_undoes_everything(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
+        lead = submit()
+        created = lead_of(await store.create(lead))
 
         def refuse(_current: SealedLead) -> StatusStep:
             raise KeyError("decided")
 
         with pytest.raises(KeyError, match="decided"):
-            await repository.change(lead.id, refuse)
+            await repository.change(lead.id, refuse, everyone)
 
-        assert await repository.get(lead.id) == created
+        assert await repository.get(lead.id, everyone) == created
 
     async def test_an_unknown_lead_is_not_found(self, repository: LeadRepository) -> None:
         with pytest.raises(LeadNotFoundError):
-            await repository.change(uuid_utils.compat.uuid7(), contact)
+            await repository.change(uuid_utils.compat.uuid7(), contact, everyone)
         with pytest.raises(LeadNotFoundError):
-            await repository.correct(uuid_utils.compat.uuid7(), lambda _current: None)
+            await repository.correct(uuid_utils.compat.uuid7(), lambda _current: None, everyone)
 
 
 class TestCorrect:
     async def test_a_correction_that_meets_another_lead_names_it_and_changes_nothing(
-        self, repository: LeadRepository, submit: Submit, sealer: LeadSealer
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, sealer: LeadSealer
     ) -> None:
         lead, other = submit(), submit(phone="+1234567", created_by="other-bot")
-        created = lead_of(await repository.create(lead))
-        await repository.create(other)
+        created = lead_of(await store.create(lead))
+        await store.create(other)
 
-        with pytest.raises(DuplicateFoundError) as refused:
-            await repository.correct(lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567"}))
+        refused = await repository.correct(
+            lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567"}), everyone
+        )
 
-        assert refused.value.met == Met(phone=MetLead(other.id, "other-bot"), nid=None)
-        assert await repository.get(lead.id) == created
+        assert refused == DuplicateMatch(phone=MatchedLead(other.id, "other-bot"), nid=None)
+        assert await repository.get(lead.id, everyone) == created
 
     async def test_a_correction_that_meets_two_leads_names_both(
-        self, repository: LeadRepository, submit: Submit, sealer: LeadSealer
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, sealer: LeadSealer
     ) -> None:
         lead, one, other = submit(), submit(phone="+1234567"), submit(nid="1234567")
         for submission in (lead, one, other):
-            await repository.create(submission)
+            await store.create(submission)
 
-        with pytest.raises(DuplicateFoundError) as refused:
-            await repository.correct(
-                lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567", "nid": "1234567"})
-            )
+        refused = await repository.correct(
+            lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567", "nid": "1234567"}), everyone
+        )
 
-        assert refused.value.met == Met(phone=MetLead(one.id, "bot"), nid=MetLead(other.id, "bot"))
+        assert refused == DuplicateMatch(phone=MatchedLead(one.id, "bot"), nid=MatchedLead(other.id, "bot"))
 
     async def test_corrections_to_one_phone_at_once_let_one_through(
-        self, repository: LeadRepository, submit: Submit, sealer: LeadSealer
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, sealer: LeadSealer
     ) -> None:
         leads = [submit() for _ in range(8)]
         for lead in leads:
-            await repository.create(lead)
+            await store.create(lead)
 
         def to_one_phone(lead: SealedSubmission) -> Callable[[SealedLead], Correction]:
             return lambda _: sealer.correction(lead.id, {"phone": "+1234567"})
 
         outcomes = await asyncio.gather(
-            *(repository.correct(lead.id, to_one_phone(lead)) for lead in leads), return_exceptions=True
+            *(repository.correct(lead.id, to_one_phone(lead), everyone) for lead in leads), return_exceptions=True
         )
 
-        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["DuplicateFoundError"] * 7 + ["SealedLead"]
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["DuplicateMatch"] * 7 + ["SealedLead"]
 
     async def test_submissions_and_corrections_of_one_phone_at_once_end_without_an_error(
-        self, repository: LeadRepository, submit: Submit, sealer: LeadSealer, database: TestDatabase
+        self,
+        repository: LeadRepository,
+        store: SubmissionStore,
+        submit: Submit,
+        sealer: LeadSealer,
+        database: TestDatabase,
     ) -> None:
         lead = submit(phone="+7654321")
-        await repository.create(lead)
+        await store.create(lead)
 
         outcomes = await asyncio.gather(
-            *(repository.create(submit(phone=phone)) for _ in range(10) for phone in ("+1234567", "+7654321")),
-            repository.correct(lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567"})),
+            *(store.create(submit(phone=phone)) for _ in range(10) for phone in ("+1234567", "+7654321")),
+            repository.correct(lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567"}), everyone),
             return_exceptions=True,
         )
 
-        unexpected = [
-            outcome for outcome in outcomes if not isinstance(outcome, Created | Met | SealedLead | DuplicateFoundError)
-        ]
+        unexpected = [outcome for outcome in outcomes if not isinstance(outcome, Created | DuplicateMatch | SealedLead)]
         assert unexpected == []
         assert rows_of(database) == 2
 
     async def test_an_optional_field_is_removed(
-        self, repository: LeadRepository, submit: Submit, sealer: LeadSealer
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, sealer: LeadSealer
     ) -> None:
         lead = submit(notes="something")
-        await repository.create(lead)
+        await store.create(lead)
 
-        corrected = await repository.correct(lead.id, lambda _: sealer.correction(lead.id, {"notes": None}))
+        corrected = await repository.correct(lead.id, lambda _: sealer.correction(lead.id, {"notes": None}), everyone)
 
+        assert isinstance(corrected, SealedLead)
         assert "notes" not in corrected.sealed
         assert corrected.version == 2
 
 
 class TestLists:
     async def test_a_position_stands_behind_its_lead_also_among_leads_of_one_moment(
-        self, repository: LeadRepository, submit: Submit, database: TestDatabase
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, database: TestDatabase
     ) -> None:
-        ids = sorted([(await repository.create(submit())).lead.id for _ in range(5)], reverse=True)  # type: ignore[union-attr]
+        ids = sorted([(await store.create(submit())).lead.id for _ in range(5)], reverse=True)  # type: ignore[union-attr]
         with psycopg.connect(database.admin_url) as connection:
             connection.execute("UPDATE lead SET created_at = '2026-01-31 09:00:00.123456+00'")
         first = await repository.list_leads(LeadFilter(), after=None, limit=2)
@@ -792,19 +714,21 @@ class TestLists:
 
         assert [lead.id for lead in first + rest] == ids
 
-    async def test_the_filter_by_subject_is_exact(self, repository: LeadRepository, submit: Submit) -> None:
+    async def test_the_filter_by_subject_is_exact(
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+    ) -> None:
         mine = submit(created_by="me")
-        await repository.create(mine)
-        await repository.create(submit(created_by="me-too"))
+        await store.create(mine)
+        await store.create(submit(created_by="me-too"))
 
         found = await repository.list_leads(LeadFilter(created_by="me"), after=None, limit=10)
 
         assert [lead.id for lead in found] == [mine.id]
 
     async def test_the_last_moment_of_created_before_is_excluded(
-        self, repository: LeadRepository, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
-        lead = lead_of(await repository.create(submit()))
+        lead = lead_of(await store.create(submit()))
         at, later = lead.created_at, lead.created_at + timedelta(microseconds=1)
 
         assert await repository.list_leads(LeadFilter(created_before=at), after=None, limit=1) == []

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,59 +14,22 @@ from service.encryption import EncryptionService
 from service.errors import StartRefusedError
 from service.factories import new_id
 from service.keyring import Keyring
-from service.lead import CustomerFields, SealedSubmission
-from service.sealing import LeadSealer
+from service.lead import SealedSubmission
 from service.storage import spool as spool_module
-from service.storage.outcomes import Met, MetLead, RequestIdReused, Waiting
-from service.storage.spool import Meeting, Spool
+from service.storage.decision import Delayed, DuplicateMatch, MatchedLead
+from service.storage.spool import Spool, SpoolOverlap
 from service.storage.spool_file import SpoolError
 from service.storage.spool_rows import FILE_NAME, peek, take_back
-from service.validation import ValidationService
+from tests.storage.conftest import Submit
 
 MEGABYTE = 1_000_000
-Submit = Callable[..., SealedSubmission]
 VALUES = ("Rahima Begum", "+8801712345678", "1985123456789", "14 Lake Road, Dhaka", "diabetic", "r@example.com")
-
-
-@pytest.fixture(scope="module")
-def encryption() -> EncryptionService:
-    return EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
-
-
-@pytest.fixture(scope="module")
-def sealer(encryption: EncryptionService) -> LeadSealer:
-    return LeadSealer(encryption, ValidationService(), transcript_url=None)
-
-
-@pytest.fixture(scope="module")
-def submit(sealer: LeadSealer) -> Submit:
-    numbers = iter(range(1, 100_000))
-
-    def make(*, request_id: str | None = None, subject: str = "bot", **fields: str) -> SealedSubmission:
-        number = next(numbers)
-        made_up: dict[str, Any] = {
-            "name": "Somebody",
-            "phone": f"+88017{number:08d}",
-            "nid": f"19{number:011d}",
-            "address": "1 Lake Road",
-            "interested_policy": "Term Life",
-        }
-        return sealer.seal(new_id(), CustomerFields(**(made_up | fields)), created_by=subject, request_id=request_id)
-
-    return make
 
 
 def opened(folder: Path, encryption: EncryptionService, *, max_bytes: int = 100 * MEGABYTE) -> Spool:
     spool = Spool(folder, encryption, max_bytes=max_bytes)
     spool.identified = True
     return spool
-
-
-@pytest.fixture
-async def spool(tmp_path: Path, encryption: EncryptionService) -> AsyncIterator[Spool]:
-    spool = opened(tmp_path / "spool", encryption)
-    yield spool
-    spool.close()
 
 
 def again(submission: SealedSubmission) -> SealedSubmission:
@@ -88,7 +49,7 @@ async def waiting_in(spool: Spool) -> list[SealedSubmission]:
 async def test_what_is_put_waits_with_the_moment_of_its_acceptance(spool: Spool, submit: Submit) -> None:
     submission = submit()
     (outcome,) = await put(spool, submission)
-    assert isinstance(outcome, Waiting)
+    assert isinstance(outcome, Delayed)
     assert outcome.id == submission.id
     assert datetime.now(UTC) - outcome.accepted_at < timedelta(seconds=5)
 
@@ -113,41 +74,18 @@ async def test_it_outlives_the_process(tmp_path: Path, encryption: EncryptionSer
     second.close()
 
 
-async def test_a_repeat_of_a_request_is_answered_as_the_first(spool: Spool, submit: Submit) -> None:
-    submission = submit(request_id="r")
-    first = await put(spool, submission)
-    assert await put(spool, again(submission)) == first
-    assert spool.size.waiting == 1
-
-
 async def test_a_repeat_in_the_same_batch_is_answered_as_the_first(spool: Spool, submit: Submit) -> None:
     submission = submit(request_id="r")
     first, second = await put(spool, submission, again(submission))
     assert first == second
 
 
-async def test_the_same_submission_again_is_answered_as_before(spool: Spool, submit: Submit) -> None:
-    submission = submit()
-    assert await put(spool, submission) == await put(spool, submission)
-
-
-async def test_a_request_id_with_other_content_is_refused(spool: Spool, submit: Submit) -> None:
-    await put(spool, submit(request_id="r"))
-    assert await put(spool, submit(request_id="r")) == [RequestIdReused()]
-
-
-async def test_a_request_id_belongs_to_its_subject(spool: Spool, submit: Submit) -> None:
-    await put(spool, submit(request_id="r"))
-    (other,) = await put(spool, submit(request_id="r", subject="another"))
-    assert isinstance(other, Waiting)
-
-
 async def test_one_that_meets_a_waiting_one_is_refused_and_kept(spool: Spool, submit: Submit) -> None:
     first = submit(phone="+1234567", nid="1111")
     await put(spool, first)
-    met = MetLead(first.id, "bot")
-    assert await put(spool, submit(phone="+1234567")) == [Met(met, None)]
-    assert await put(spool, submit(nid="1111")) == [Met(None, met)]
+    met = MatchedLead(first.id, "bot")
+    assert await put(spool, submit(phone="+1234567")) == [DuplicateMatch(met, None)]
+    assert await put(spool, submit(nid="1111")) == [DuplicateMatch(None, met)]
     assert [each.refused for each in await waiting_in(spool)] == [False, True, True]
 
 
@@ -155,15 +93,8 @@ async def test_a_refused_one_is_kept_once_however_often_it_comes(spool: Spool, s
     await put(spool, submit(phone="+1234567"))
     for refused in (submit(phone="+1234567", request_id="r"), submit(phone="+1234567")):
         outcomes = [await put(spool, again(refused)) for _ in range(3)]
-        assert all(isinstance(outcome[0], Met) for outcome in outcomes)
+        assert all(isinstance(outcome[0], DuplicateMatch) for outcome in outcomes)
     assert spool.size.waiting == 3
-
-
-async def test_a_refused_one_refuses_nobody(spool: Spool, submit: Submit) -> None:
-    await put(spool, submit(phone="+1234567"))
-    await put(spool, submit(phone="+1234567", nid="2222"))
-    (outcome,) = await put(spool, submit(nid="2222"))
-    assert isinstance(outcome, Waiting)
 
 
 async def test_a_refused_one_that_comes_again_when_its_rival_is_gone_waits_like_any_other(
@@ -175,7 +106,7 @@ async def test_a_refused_one_that_comes_again_when_its_rival_is_gone_waits_like_
     await spool.remove([first.id])
     repeated = again(refused)
     (outcome,) = await put(spool, repeated)
-    assert isinstance(outcome, Waiting)
+    assert isinstance(outcome, Delayed)
     assert [(each.id, each.refused) for each in await waiting_in(spool)] == [(repeated.id, False)]
 
 
@@ -183,7 +114,7 @@ async def test_it_tells_repeats_from_rivals(spool: Spool, submit: Submit) -> Non
     first = submit(phone="+1234567", request_id="r")
     await put(spool, first)
     repeat, rival, stranger = again(first), submit(phone="+1234567", request_id="other"), submit()
-    assert await spool.meeting([repeat, rival, stranger]) == Meeting({repeat.id}, {rival.id})
+    assert await spool.overlap([repeat, rival, stranger]) == SpoolOverlap({repeat.id}, {rival.id})
 
 
 async def test_it_knows_ids_and_conversations_that_wait(spool: Spool, submit: Submit) -> None:
@@ -204,7 +135,7 @@ async def test_no_value_lies_on_the_disk_in_clear(spool: Spool, submit: Submit) 
         submit(
             request_id="the-request",
             conversation_id="the-talk",
-            subject="the-bot",
+            created_by="the-bot",
             name=name,
             phone=phone,
             nid=nid,
@@ -277,7 +208,7 @@ async def test_a_damaged_one_is_still_acknowledged_and_still_met(spool: Spool, s
     await spool.oldest(10, lambda each: each)
     assert await put(spool, again(submission)) == first
     (met,) = await put(spool, submit(phone="+1234567"))
-    assert isinstance(met, Met)
+    assert isinstance(met, DuplicateMatch)
     assert await spool.holds(submission.id)
 
 
@@ -316,7 +247,7 @@ async def fill(spool: Spool, submit: Submit, batch_size: int = 8) -> list[Sealed
             outcomes = await spool.put(batch)
         except SpoolError:
             return taken
-        taken += [each for each in batch if isinstance(outcomes[each.id], Waiting)]
+        taken += [each for each in batch if isinstance(outcomes[each.id], Delayed)]
 
 
 async def empty(spool: Spool) -> set[object]:

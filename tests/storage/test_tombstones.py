@@ -20,29 +20,28 @@ from service.lead import SealedSubmission
 from service.sealing import LeadSealer
 from service.storage import drain as drain_module
 from service.storage.database import Database
-from service.storage.outcomes import Created, Erased
-from service.storage.repository import LeadRepository
+from service.storage.decision import Created, Erased
 from service.storage.spool import Spool
+from service.storage.submissions import SubmissionStore
 from service.supervisor import Component
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import until
 from tests.harness.supervision import running
-from tests.storage.test_writer import Submit, World, encryption, own_sealer, stored, submit
-
-__all__ = ["encryption", "own_sealer", "submit"]  # fixtures
+from tests.storage.conftest import Submit
+from tests.storage.test_writer import World, stored
 
 OPERATOR = Caller("operator", ROLES["admin"])
 
 
 @pytest.fixture
 async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, own_sealer: LeadSealer
+    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
 ) -> AsyncIterator[World]:
     spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
     spool.identified = True
-    world = World(connected, spool, own_sealer)
+    world = World(connected, spool, sealer)
     world.start()
     yield world
     await world.stop()
@@ -51,12 +50,12 @@ async def world(
 
 @pytest.fixture
 async def elsewhere(
-    world: World, connected: Database, tmp_path: Path, encryption: EncryptionService, own_sealer: LeadSealer
+    world: World, connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
 ) -> AsyncIterator[World]:
     """Another replica, with a spool of its own."""
     spool = Spool(tmp_path / "other-spool", encryption, max_bytes=10_000_000)
     spool.identified = True
-    other = World(connected, spool, own_sealer)
+    other = World(connected, spool, sealer)
     other.start()
     yield other
     await other.stop()
@@ -68,7 +67,7 @@ async def erase(world: World, lead_id: UUID) -> tuple[UUID, ...]:
     return await ErasureService(
         erasures=world.erasures,
         spool=world.spool,
-        memory=world.memory,
+        recent=world.recent,
         validation=ValidationService(),
         refreshed=world.refreshed,
     ).erase_lead(OPERATOR, lead_id, reason="asked for it")
@@ -203,7 +202,7 @@ async def test_a_refused_duplicate_of_an_erased_spooled_lead_does_not_become_a_l
 
 
 async def test_a_drained_resubmission_of_an_erased_lead_stays_away_when_it_is_drained_again(
-    world: World, submit: Submit, repository: LeadRepository
+    world: World, submit: Submit, store: SubmissionStore
 ) -> None:
     first, refused = submit(phone="+1234567", nid="77001"), submit(phone="+1234567", nid="77001")
     await world.spool.put([first])
@@ -211,18 +210,8 @@ async def test_a_drained_resubmission_of_an_erased_lead_stays_away_when_it_is_dr
     (late,) = [each for each in (await world.spool.oldest(9, lambda each: each)).submissions if each.refused]
     await drain(world)
     await erase(world, first.id)
-    outcomes = await repository.create_all_once([late])  # as after a crash before it left the spool
+    outcomes = await store.create_all_once([late])  # as after a crash before it left the spool
     assert outcomes == {refused.id: Erased(late.accepted_at or datetime.now(UTC))}
-
-
-async def test_a_new_attempt_at_a_lead_that_was_erased_meanwhile_does_not_bring_it_back(
-    world: World, submit: Submit, database: TestDatabase
-) -> None:
-    submission = submit(request_id="r1")
-    await world.create(submission)
-    await erase(world, submission.id)
-    assert isinstance(await world.create(submission), Erased)
-    assert stored(database) == 0
 
 
 async def test_a_repeat_during_an_outage_does_not_hear_of_an_erased_lead(
@@ -231,33 +220,33 @@ async def test_a_repeat_during_an_outage_does_not_hear_of_an_erased_lead(
     submission = submit(request_id="r1")
     for each in (world, elsewhere):
         await each.create(submission)
-        assert each.memory.answer(submission) is not None
+        assert each.recent.answer(submission) is not None
     await erase(world, submission.id)
-    assert world.memory.answer(submission) is None
+    assert world.recent.answer(submission) is None
 
-    await heed(elsewhere, lambda: elsewhere.memory.answer(submission) is None, monkeypatch)
+    await heed(elsewhere, lambda: elsewhere.recent.answer(submission) is None, monkeypatch)
 
 
 async def test_a_lead_that_was_erased_before_it_could_be_remembered_is_not_remembered(
     world: World, submit: Submit
 ) -> None:
     submission = submit(request_id="r1")
-    world.memory.forget([submission.id])
-    world.memory.remember(submission, submission.as_lead(datetime.now(UTC)))
-    assert world.memory.answer(submission) is None
+    world.recent.forget([submission.id])
+    world.recent.remember(submission, submission.as_lead(datetime.now(UTC)))
+    assert world.recent.answer(submission) is None
 
 
 WAITS_FOR_THE_STORING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'ShareRowExclusiveLock'"
 
 
 async def test_an_erasure_waits_for_a_lead_that_is_just_being_stored(
-    world: World, submit: Submit, database: TestDatabase, repository: LeadRepository
+    world: World, submit: Submit, database: TestDatabase, store: SubmissionStore
 ) -> None:
     """The id has no row that could be locked: without the wait both would commit."""
     faults.gated_inserts(database.admin_url)
     lead = replace(submit(name=faults.SLOW), accepted_at=datetime.now(UTC))
     with faults.closed_gate(database.admin_url):
-        storing = asyncio.create_task(repository.create_all_once([lead]))
+        storing = asyncio.create_task(store.create_all_once([lead]))
         await until(lambda: faults.waits_at_gate(database.admin_url))
         erasing = asyncio.create_task(erase(world, lead.id))
         await until(lambda: value(database, WAITS_FOR_THE_STORING))
@@ -267,17 +256,17 @@ async def test_an_erasure_waits_for_a_lead_that_is_just_being_stored(
 
 
 async def test_a_lead_whose_tombstone_came_while_it_was_stored_is_stored_again_and_refused(
-    submit: Submit, database: TestDatabase, repository: LeadRepository
+    submit: Submit, database: TestDatabase, store: SubmissionStore
 ) -> None:
     """Its insert waits for the erased row, with a snapshot from before the erasure."""
     lead = replace(submit(), accepted_at=datetime.now(UTC))
-    await repository.create(lead)
+    await store.create(lead)
     with psycopg.connect(database.serve_url) as erasing:
         erasing.execute("SELECT lock_for_erasure(%s)", [lead.id])
         erasing.execute(
             "SELECT erase_lead(%s, %s, 'operator', NULL, '{}', '{}', true, NULL, NULL, NULL, NULL)", [lead.id] * 2
         )
-        storing = asyncio.create_task(repository.create(lead))
+        storing = asyncio.create_task(store.create(lead))
         await until(lambda: value(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))
         erasing.commit()
     assert isinstance(await storing, Erased)

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,58 +17,26 @@ import pytest
 from service.encryption import EncryptionService
 from service.errors import StorageUnavailableError
 from service.factories import new_id
-from service.keyring import Keyring
 from service.lead import CustomerFields, SealedSubmission
 from service.replica import lead_writing
 from service.sealing import LeadSealer
 from service.storage.database import Database
+from service.storage.decision import Created, Delayed, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
 from service.storage.drain import Drain
 from service.storage.erasures import Erasures
 from service.storage.failures import StorageFaultError
-from service.storage.memory import RequestMemory
 from service.storage.outage import Outage
-from service.storage.outcomes import Created, Met, MetLead, Outcome, RequestIdReused, Waiting
-from service.storage.repository import LeadRepository
+from service.storage.recent_requests import RecentRequests
 from service.storage.retry import PATIENCE, Retry, RetryScope, retry_scope
-from service.storage.spool import Spool
-from service.storage.tombstones import Tombstones
+from service.storage.spool import Spool, SpoolOverlap
+from service.storage.submissions import SubmissionStore
 from service.storage.writer import LeadWriter
 from service.supervisor import Supervisor
-from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.storage.conftest import Submit
 
 POISONED = "Poisoned"
-Submit = Callable[..., SealedSubmission]
-
-
-@pytest.fixture(scope="module")
-def encryption() -> EncryptionService:
-    return EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
-
-
-@pytest.fixture(scope="module")
-def own_sealer(encryption: EncryptionService) -> LeadSealer:
-    return LeadSealer(encryption, ValidationService(), transcript_url=None)
-
-
-@pytest.fixture
-def submit(own_sealer: LeadSealer) -> Submit:
-    numbers = iter(range(1, 10_000))
-
-    def make(*, request_id: str | None = None, **fields: str) -> SealedSubmission:
-        number = next(numbers)
-        made_up: dict[str, Any] = {
-            "name": "Somebody",
-            "phone": f"+88017{number:08d}",
-            "nid": f"19{number:011d}",
-            "address": "1 Lake Road",
-            "interested_policy": "Term Life",
-        }
-        details = CustomerFields(**(made_up | fields))
-        return own_sealer.seal(new_id(), details, created_by="bot", request_id=request_id)
-
-    return make
 
 
 class World:
@@ -80,20 +47,18 @@ class World:
         self.batches: list[int] = []
         self.retries: list[Retry] = []
         self.outage, self.spool, self.database = Outage(), spool, database
-        repository = LeadRepository(database)
-        memory = self.memory = RequestMemory()
-        self.tombstones = Tombstones(database)
+        self.store = SubmissionStore(database)
+        self.recent = RecentRequests()
         self.refreshed = sealer.refreshed
-        self.erasures = Erasures(database, repository, sealer.refreshed)
-        self.writer = LeadWriter(repository, spool, self.outage, memory, on_batch=self.batches.append)
+        self.erasures = Erasures(database, sealer.refreshed)
+        self.writer = LeadWriter(self.store, spool, self.outage, self.recent, on_batch=self.batches.append)
         self.drain = Drain(
             database=database,
-            repository=repository,
+            submissions=self.store,
             spool=spool,
             outage=self.outage,
-            tombstones=self.tombstones,
+            recent=self.recent,
             erasures=self.erasures,
-            memory=memory,
             refreshed=sealer.refreshed,
         )
 
@@ -123,16 +88,11 @@ class World:
 
 
 @pytest.fixture
-async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, own_sealer: LeadSealer
-) -> AsyncIterator[World]:
-    spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
-    spool.identified = True
-    world = World(connected, spool, own_sealer)
+async def world(connected: Database, spool: Spool, sealer: LeadSealer) -> AsyncIterator[World]:
+    world = World(connected, spool, sealer)
     world.start()
     yield world
     await world.stop()
-    spool.close()
 
 
 def saved(outcomes: list[Outcome]) -> bool:
@@ -177,20 +137,20 @@ async def test_of_two_in_one_batch_that_meet_the_first_is_saved(world: World, su
     outcomes = await world.create_all([each for pair in pairs for each in pair])
     for number, (first, _) in enumerate(pairs):
         assert isinstance(outcomes[2 * number], Created)
-        assert outcomes[2 * number + 1] == Met(MetLead(first.id, "bot"), None)
+        assert outcomes[2 * number + 1] == DuplicateMatch(MatchedLead(first.id, "bot"), None)
 
 
-async def test_a_repeat_in_one_batch_answers_the_first(world: World, submit: Submit, own_sealer: LeadSealer) -> None:
+async def test_a_repeat_in_one_batch_answers_the_first(world: World, submit: Submit, sealer: LeadSealer) -> None:
     await world.create(submit())
     first = submit(request_id="r")
     details = CustomerFields(
         name="Somebody",
-        phone=own_sealer._encryption.open(first.id, "phone", first.sealed["phone"]),
-        nid=own_sealer._encryption.open(first.id, "nid", first.sealed["nid"]),
+        phone=sealer._encryption.open(first.id, "phone", first.sealed["phone"]),
+        nid=sealer._encryption.open(first.id, "nid", first.sealed["nid"]),
         address="1 Lake Road",
         interested_policy="Term Life",
     )
-    repeat = own_sealer.seal(new_id(), details, created_by="bot", request_id="r")
+    repeat = sealer.seal(new_id(), details, created_by="bot", request_id="r")
     outcomes = await world.create_all([first, repeat])
     assert [outcome.lead.id for outcome in outcomes if isinstance(outcome, Created)] == [first.id, first.id]
 
@@ -223,7 +183,7 @@ async def test_what_cannot_be_sealed_costs_only_itself(world: World, submit: Sub
     others = asyncio.gather(*(world.create(submit()) for _ in range(20)))
     with pytest.raises(CannotBeSealedError):
         await world.create_sealed_by(cannot_be_sealed)
-    assert {type(outcome) for outcome in await others} == {Waiting if outage else Created}
+    assert {type(outcome) for outcome in await others} == {Delayed if outage else Created}
 
 
 @pytest.mark.parametrize("sqlstate", ["40P01", "40001"])
@@ -244,7 +204,7 @@ async def test_an_endless_deadlock_of_one_entry_ends_in_the_spool_and_holds_up_n
         unlucky = asyncio.create_task(world.create(submit(name=POISONED), seconds=2))
         assert saved(await world.create_all([submit() for _ in range(20)]))
         assert not unlucky.done()
-        assert isinstance(await unlucky, Waiting)
+        assert isinstance(await unlucky, Delayed)
     assert world.spool.size.waiting == 1
 
 
@@ -258,7 +218,7 @@ async def test_a_foreign_lock_on_what_one_entry_meets_holds_up_nobody(
         await asyncio.sleep(0.1)
         assert saved(await world.create_all([submit() for _ in range(20)]))
         assert not blocked.done()
-        assert isinstance(await blocked, Waiting)
+        assert isinstance(await blocked, Delayed)
 
 
 async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is_one_lead(
@@ -266,12 +226,12 @@ async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is
     submit: Submit,
     database: TestDatabase,
     encryption: EncryptionService,
-    own_sealer: LeadSealer,
+    sealer: LeadSealer,
     tmp_path: Path,
 ) -> None:
     second = Database(database.serve_url)
     spool = Spool(tmp_path / "second", encryption, max_bytes=10_000_000)
-    other = World(second, spool, own_sealer)
+    other = World(second, spool, sealer)
     other.start()
     people = [(f"+1999{number:05d}", f"A{number:05d}") for number in range(60)]
     ours = [submit(phone=phone, nid=nid) for phone, nid in people]
@@ -279,7 +239,7 @@ async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is
     crossed = [submit(phone=people[at][0], nid=people[(at + 1) % 60][1]) for at in reversed(range(60))]
     first, others = await asyncio.gather(world.create_all(ours), other.create_all(crossed))
     created = sum(isinstance(outcome, Created) for outcome in (*first, *others))
-    met = sum(isinstance(outcome, Met) for outcome in (*first, *others))
+    met = sum(isinstance(outcome, DuplicateMatch) for outcome in (*first, *others))
     assert (created, created + met) == (stored(database), 120)
     await other.stop()
     spool.close()
@@ -295,7 +255,7 @@ async def test_a_caller_in_a_hurry_is_spooled_alone(world: World, submit: Submit
     others = asyncio.gather(*(world.create(submit(), seconds=9) for _ in range(5)))
     hurried = await world.create(submit(), seconds=0.4)
     assert not patient.done()
-    assert isinstance(hurried, Waiting)
+    assert isinstance(hurried, Delayed)
     assert saved([await patient, *await others])
     assert world.spool.size.waiting == 1
 
@@ -303,7 +263,7 @@ async def test_a_caller_in_a_hurry_is_spooled_alone(world: World, submit: Submit
 async def test_what_was_saved_and_spooled_is_one_lead(world: World, submit: Submit, database: TestDatabase) -> None:
     faults.slow_inserts(database.admin_url, 0.6)
     slow = submit(name=faults.SLOW)
-    assert isinstance(await world.create(slow, seconds=0.4), Waiting)
+    assert isinstance(await world.create(slow, seconds=0.4), Delayed)
     await asyncio.sleep(0.8)
     assert stored(database) == 1
     await world.drain.step()
@@ -315,7 +275,7 @@ async def test_a_lasting_outage_sends_everything_to_the_spool_at_once(world: Wor
     world.outage.began("connection", since=time.monotonic() - 10)
     async with asyncio.timeout(PATIENCE / 2):  # long before anybody's time is over
         outcomes = await world.create_all([submit() for _ in range(64)], seconds=60)
-    assert all(isinstance(outcome, Waiting) for outcome in outcomes)
+    assert all(isinstance(outcome, Delayed) for outcome in outcomes)
     assert world.spool.size.waiting == 64
 
 
@@ -349,7 +309,7 @@ async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
     await asyncio.sleep(0.05)
     await world.stop()
     outcomes = await asyncio.gather(*waiting)
-    assert all(isinstance(outcome, Waiting) for outcome in outcomes)
+    assert all(isinstance(outcome, Delayed) for outcome in outcomes)
     assert world.spool.size.waiting == 6
 
 
@@ -362,7 +322,7 @@ async def test_what_cannot_be_sealed_when_the_writer_stops_costs_only_itself(
     await world.stop()
     with pytest.raises(CannotBeSealedError):
         await unlucky
-    assert {type(outcome) for outcome in await asyncio.gather(*others)} == {Waiting}
+    assert {type(outcome) for outcome in await asyncio.gather(*others)} == {Delayed}
 
 
 async def test_a_repeat_of_a_saved_request_hears_the_same_while_the_database_is_away(
@@ -373,7 +333,7 @@ async def test_a_repeat_of_a_saved_request_hears_the_same_while_the_database_is_
     world.outage.began("connection", since=time.monotonic() - 10)
     await world.create(submit(phone="+1234567"))  # a rival that nobody can recognise now
     again = await world.create(replace(saved_one, id=new_id()))
-    assert isinstance(again, Waiting)
+    assert isinstance(again, Delayed)
     assert (again.id, again.decided) == (saved_one.id, True)
     assert await world.create(replace(submit(), request_id="r")) == RequestIdReused()
 
@@ -386,7 +346,7 @@ async def test_a_repeat_of_a_drained_request_hears_the_same_while_the_database_i
     await world.drain.step()
     world.outage.began("connection", since=time.monotonic() - 10)
     again = await world.create(replace(first, id=new_id()))
-    assert isinstance(again, Waiting)
+    assert isinstance(again, Delayed)
     assert (again.id, again.decided) == (first.id, True)
 
 
@@ -399,7 +359,7 @@ async def test_a_repeat_that_is_answered_with_a_spooled_one_keeps_it_there(
     database_answers, other_is_spooled = asyncio.Event(), asyncio.Event()
     put = world.spool.put
 
-    async def refuse(_: LeadRepository, batch: list[SealedSubmission]) -> dict[UUID, Outcome]:
+    async def refuse(_: SubmissionStore, batch: list[SealedSubmission]) -> dict[UUID, Outcome]:
         await database_answers.wait()
         return {each.id: RequestIdReused() for each in batch}
 
@@ -413,7 +373,7 @@ async def test_a_repeat_that_is_answered_with_a_spooled_one_keeps_it_there(
             assert await left_behind == RequestIdReused()
         return kept
 
-    monkeypatch.setattr(LeadRepository, "create_all_once", refuse)
+    monkeypatch.setattr(SubmissionStore, "create_all_once", refuse)
     monkeypatch.setattr(world.spool, "put", put_while_the_database_answers)
     left_behind = asyncio.create_task(world.create(first, seconds=0.8))
     await asyncio.sleep(0.05)  # its statement is under way
@@ -422,7 +382,7 @@ async def test_a_repeat_that_is_answered_with_a_spooled_one_keeps_it_there(
     await asyncio.sleep(1)  # the spool writer is busy while the time of both is over
     other_is_spooled.set()
     answer = await repeated
-    assert isinstance(answer, Waiting)
+    assert isinstance(answer, Delayed)
     assert answer.id == first.id
     assert await world.spool.holds(first.id)
     await hurried
@@ -432,8 +392,28 @@ async def test_one_that_repeats_a_spooled_one_is_answered_by_the_spool(world: Wo
     first = submit(request_id="r")
     await world.spool.put([first])
     outcome = await world.create(first)
-    assert isinstance(outcome, Waiting)
+    assert isinstance(outcome, Delayed)
     assert outcome.id == first.id
+
+
+async def test_a_fault_of_ours_in_the_look_at_the_spool_costs_only_the_entry_that_it_is_about(
+    world: World, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.spool.put([submit()])
+    poisoned, overlap = submit(), world.spool.overlap
+
+    async def overlap_or_fail(batch: list[SealedSubmission]) -> SpoolOverlap:
+        if poisoned in batch:
+            raise ZeroDivisionError
+        return await overlap(batch)
+
+    monkeypatch.setattr(world.spool, "overlap", overlap_or_fail)
+    async with asyncio.timeout(5):
+        others = asyncio.gather(*(world.create(submit()) for _ in range(20)))
+        with pytest.raises(ZeroDivisionError):
+            await world.create(poisoned)
+        assert saved(await others)
+        assert saved([await world.create(submit())])  # the writer goes on
 
 
 async def test_one_that_meets_a_spooled_one_waits_for_the_drain(world: World, submit: Submit) -> None:
@@ -443,7 +423,7 @@ async def test_one_that_meets_a_spooled_one_waits_for_the_drain(world: World, su
     await asyncio.sleep(0.2)
     assert not rival.done()
     await world.drain.step()
-    assert await rival == Met(MetLead(first.id, "bot"), None)
+    assert await rival == DuplicateMatch(MatchedLead(first.id, "bot"), None)
 
 
 async def test_one_that_meets_a_spooled_one_for_all_of_its_time_is_not_refused(world: World, submit: Submit) -> None:

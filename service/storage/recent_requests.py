@@ -1,4 +1,4 @@
-"""What this process has acknowledged lately, so that a repeat hears the same while the database cannot be asked."""
+"""The requests that this process acknowledged lately: a repeat gets the same answer while the database is away."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Collection
 from uuid import UUID
 
 from service.lead import SealedLead, SealedSubmission
-from service.storage.outcomes import RequestIdReused, Waiting
+from service.storage.decision import Earlier, Found, Outcome, decide
 
 REQUESTS_KEPT = 50_000
 """Some minutes of a busy service, in about 20 MB: a client repeats within seconds or not at all."""
 
 
-class RequestMemory:
+class RecentRequests:
     """Requests that the database has, by subject and request_id; the oldest are forgotten. Lost with the process."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], tuple[bytes, Waiting]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Earlier] = OrderedDict()
         self._erased: OrderedDict[UUID, None] = OrderedDict()
 
     def remember(self, submission: SealedSubmission, lead: SealedLead) -> None:
         """The submission was answered with this lead."""
         if submission.request_id is None or lead.id in self._erased:
             return
-        key = (submission.created_by, submission.request_id)
-        self._known[key] = (submission.content_digest, Waiting(lead.id, lead.created_at, decided=True))
+        self._known[submission.created_by, submission.request_id] = Earlier(
+            id=lead.id, accepted_at=lead.created_at, content_digest=submission.content_digest, decided=True
+        )
         if len(self._known) > REQUESTS_KEPT:
             self._known.popitem(last=False)
 
@@ -37,15 +38,11 @@ class RequestMemory:
         self._erased.update(dict.fromkeys(fresh))
         while len(self._erased) > REQUESTS_KEPT:
             self._erased.popitem(last=False)
-        for key in [key for key, (_, answer) in self._known.items() if answer.id in fresh]:
+        for key in [key for key, earlier in self._known.items() if earlier.id in fresh]:
             del self._known[key]
 
-    def answer(self, submission: SealedSubmission) -> Waiting | RequestIdReused | None:
-        """What a repeat hears; None when the request is not known."""
+    def answer(self, submission: SealedSubmission) -> Outcome | None:
+        """The outcome of a repeat; None when the request is not known."""
         if submission.request_id is None:
             return None
-        known = self._known.get((submission.created_by, submission.request_id))
-        if known is None:
-            return None
-        digest, outcome = known
-        return outcome if submission.has_content(digest) else RequestIdReused()
+        return decide(submission, Found(request=self._known.get((submission.created_by, submission.request_id))))

@@ -1,0 +1,182 @@
+"""What becomes of a submission: the one decision about it, as a pure function.
+
+PostgreSQL (submissions.py), the spool and the recent requests look for what they hold about a submission, fill a
+`Found` with it, and carry out the `Outcome`. Each answers for what it can know; a new submission for which PostgreSQL
+finds nothing was inserted, one for which the spool finds nothing waits there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from service.lead import SealedLead, SealedSubmission
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedLead:
+    """A lead, or a submission that waits to become one, with the phone or the nid of a submission."""
+
+    id: UUID
+    created_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateMatch:
+    """A refused duplicate: the lead with its phone and the lead with its nid, which may be the same one."""
+
+    phone: MatchedLead | None
+    nid: MatchedLead | None
+
+    @property
+    def verified(self) -> bool:
+        """Whether phone and nid both belong to one and the same lead."""
+        return self.phone is not None and self.phone == self.nid
+
+    @property
+    def leads(self) -> tuple[MatchedLead, ...]:
+        """The matched leads, each once."""
+        return tuple(dict.fromkeys(lead for lead in (self.phone, self.nid) if lead is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The submission is a lead."""
+
+    lead: SealedLead
+    is_new: bool
+    """Whether this attempt has inserted it; False: an earlier attempt or the same request has."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestIdReused:
+    """The subject used the request_id for other content before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delayed:
+    """The submission is acknowledged, and no lead yet: it waits in the spool, or for an operator to decide."""
+
+    id: UUID
+    """The id that it was acknowledged under; that of the earlier submission when it repeats one."""
+    accepted_at: datetime
+    decided: bool = False
+    """Whether it is in the database all the same: an operator has decided meanwhile, or the database had it before it
+    became unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aliased:
+    """A drained submission whose request became another lead before: its id leads to where `target_id` leads."""
+
+    target_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class InConflict:
+    """A drained submission that matches a lead: an operator decides. Without a match it is a conflict already."""
+
+    match: DuplicateMatch | None = None
+    request_lead_id: UUID | None = None
+    """The lead that has its request_id with other content."""
+    repeats: UUID | None = None
+    """The conflict of the same request, whose resolution is its own too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """The submission, or the request that it is a copy of, was acknowledged at `created_at` and erased since."""
+
+    created_at: datetime
+
+
+Outcome = Created | DuplicateMatch | RequestIdReused | Delayed | Aliased | InConflict | Erased
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """An earlier submission with the same id or the same request: a lead, a conflict, or one that waits."""
+
+    id: UUID
+    accepted_at: datetime
+    content_digest: bytes = field(repr=False)
+    lead: SealedLead | None = None
+    decided: bool = False
+    """See Delayed."""
+    repeats: UUID | None = None
+    """Of a conflict: the first one of its request."""
+    refused: bool = False
+    """Of one that waits: it was refused as a duplicate of another one that waits."""
+
+    @property
+    def acknowledged(self) -> Outcome:
+        """The answer to a repeat of it."""
+        if self.lead is not None:
+            return Created(self.lead, is_new=False)
+        return Delayed(self.id, self.accepted_at, self.decided)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a store holds about one submission; the default of each field also stands for "cannot be known here"."""
+
+    own: Earlier | None = None
+    """What holds the submission's own id: an earlier attempt succeeded, and its answer was lost."""
+    request: Earlier | None = None
+    """The lead, or the waiting submission, of the same subject and request_id."""
+    conflict: Earlier | None = None
+    """The oldest conflict of the same subject and request_id."""
+    phone: MatchedLead | None = None
+    nid: MatchedLead | None = None
+    alias: UUID | None = None
+    """The lead that the submission's own id leads to."""
+    erased_created_at: datetime | None = None
+    """The tombstone's: when the submission was acknowledged that was erased, of this id or of this request."""
+
+    @property
+    def match(self) -> DuplicateMatch | None:
+        """The leads that the submission duplicates."""
+        return DuplicateMatch(self.phone, self.nid) if self.phone or self.nid else None
+
+
+def decide(submission: SealedSubmission, found: Found) -> Outcome | None:
+    """The outcome of a submission; None when nothing that was found stands in its way."""
+    own = found.own
+    if own is not None and own.lead is not None:
+        return own.acknowledged
+    if found.erased_created_at is not None:
+        return Erased(found.erased_created_at)
+    if found.alias is not None:
+        return Aliased(found.alias)
+    is_drained = submission.accepted_at is not None
+    if own is not None:
+        return InConflict() if is_drained else own.acknowledged
+    return _decide_drained(submission, found) if is_drained else _decide_new(submission, found)
+
+
+def _decide_new(submission: SealedSubmission, found: Found) -> Outcome | None:
+    earlier = found.request or found.conflict
+    if earlier is None:
+        return found.match
+    if not submission.has_content(earlier.content_digest):
+        return RequestIdReused()
+    # A repeat of a refused one stays refused as long as what it duplicates waits.
+    return found.match if earlier.refused else earlier.acknowledged
+
+
+def _decide_drained(submission: SealedSubmission, found: Found) -> Outcome | None:
+    """It was acknowledged, so that it is never refused: an operator decides what else it could be."""
+    request, conflict, match = found.request, found.conflict, found.match
+    if request is not None and submission.has_content(request.content_digest):
+        return Aliased(request.id)
+    if submission.refused and match is not None:
+        return match
+    if request is None and match is None:
+        return None
+    repeats = None
+    if conflict is not None and submission.has_content(conflict.content_digest):
+        if conflict.decided:
+            return Aliased(conflict.id)
+        repeats = conflict.repeats or conflict.id
+    return InConflict(match, request.id if request else None, repeats)
