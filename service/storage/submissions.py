@@ -1,8 +1,8 @@
 """PostgreSQL as a store of submissions: how they become leads, conflicts or resubmissions, however many they are.
 
 First an insert with ON CONFLICT DO NOTHING and no target, so that whichever unique index a rival holds, the insert
-waits for that rival and then does nothing. It may commit by itself: most submissions need no more than that. For those
-for which it did nothing, a READ COMMITTED transaction looks for their own ids, their request_ids, phones and nids;
+waits for that rival and then does nothing. For new submissions it commits by itself: most need no more than that. For
+those for which it did nothing, a READ COMMITTED transaction looks for their own ids, request_ids, phones and nids;
 `decide` names the outcome of each, which is carried out in the same transaction. The look-up is a statement of its own
 because one statement cannot see a rival that committed while it waited. Submissions of one batch match each other in
 the same way.
@@ -187,6 +187,8 @@ class SubmissionStore:
 
         Some may be stored then. They are found by their ids when it is done again.
         """
+        if any(submission.accepted_at for submission in batch):
+            return await self._database.write_once(partial(store, batch))
         outcomes = await self._database.write_once(partial(_insert_new, batch), alone=True)
         left = [submission for submission in batch if submission.id not in outcomes]
         if left:
@@ -201,6 +203,9 @@ async def store(
 
     `insert_first` is False for those that an insert has just left. Raises StorageUnavailableError.
     """
+    if any(submission.accepted_at for submission in submissions):
+        # Before the insert: its snapshot must hold what an erasure has made of them, or they are stored twice.
+        await wait_for_erasures(connection)
     outcomes: dict[UUID, Outcome] = {}
     left = list(submissions)
     for attempt in range(ATTEMPTS):
@@ -249,8 +254,6 @@ async def _look_up(connection: AsyncConnection, entries: Sequence[SealedSubmissi
     keys["phones"] = [index for entry in entries for index in entry.indexes.phones]
     keys["nids"] = [index for entry in entries for index in entry.indexes.nids]
     drained = any(entry.accepted_at for entry in entries)
-    if drained:
-        await wait_for_erasures(connection)
     leads = await _LOOK_UP.rows(connection, keys)
     conflicts = await _CONFLICTS.rows(connection, keys)
     aliases = dict(await _ALIASES.rows(connection, keys)) if drained else {}

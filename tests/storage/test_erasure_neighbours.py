@@ -407,6 +407,26 @@ class TestSpool:
             assert where(database, x) == {"tombstone"}
             assert where(database, relative) in ({"lead"}, {"lead_conflict"})
 
+    async def test_a_drain_that_waits_for_an_erasure_sees_what_that_stored(
+        self, world: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        x, relative = submit(phone=PHONE), submit(phone=PHONE)
+        await world.create(x)
+        await world.spool.put([relative])
+        faults.execute(
+            database.admin_url,
+            """CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$""",
+            "CREATE TRIGGER take_time AFTER DELETE ON lead FOR EACH ROW EXECUTE FUNCTION take_time()",
+        )
+
+        erasing = asyncio.create_task(erase(world, x.id))
+        await asyncio.sleep(0.5)
+        await drain(world)
+        await erasing
+
+        assert where(database, relative) == {"lead_conflict"}
+
     @pytest.mark.parametrize("first_drained", [0, 1])
     async def test_two_copies_of_a_request_in_two_other_spools_are_erased_by_one_id(
         self,
