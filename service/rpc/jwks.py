@@ -19,10 +19,9 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -31,6 +30,9 @@ from jwt import PyJWTError
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from service.errors import KeysUnavailableError, StartRefusedError, TokenInvalidError
+
+if TYPE_CHECKING:
+    import structlog
 
 FILE_LOOK_SECONDS = 2.0
 """A changed file is noticed this soon; to read it for each call would be a waste."""
@@ -65,7 +67,12 @@ ALGORITHMS = frozenset(name for names in _ALGORITHMS.values() for name in names)
 """Every algorithm a token may be signed with: asymmetric ones only, so that no verifier could also sign."""
 
 
-_log = structlog.get_logger("leadkeep.tokens")
+def _log() -> structlog.stdlib.BoundLogger:
+    # Imported here because it loads rich: `leadkeep token` needs only the key sets, and starts faster without.
+    import structlog
+
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger("leadkeep.tokens")
+    return logger
 
 
 class JwksError(Exception):
@@ -219,7 +226,7 @@ class JwksFile:
                 self._keys = keys
         except (OSError, JwksError) as error:
             if self._seen != before:
-                _log.warning("key_set_unreadable", source=str(self._path), why=_why(error))
+                _log().warning("key_set_unreadable", source=str(self._path), why=_why(error))
 
 
 class JwksUrl:
@@ -270,7 +277,7 @@ class JwksUrl:
             keys = read_jwks(await asyncio.to_thread(self._download))
         except (OSError, http.client.HTTPException, JwksError) as error:
             if not self._failing:
-                _log.warning("key_set_unreachable", source=self._name, why=_why(error))
+                _log().warning("key_set_unreachable", source=self._name, why=_why(error))
             self._failing = True
         else:
             _log_ignored(self._name, self._keys, keys)
@@ -313,4 +320,4 @@ def _why(error: Exception) -> str:
 
 def _log_ignored(source: str, before: KeySet | None, now: KeySet) -> None:
     if now.ignored and (before is None or before.ignored != now.ignored):
-        _log.warning("keys_ignored", source=source, why=now.ignored)
+        _log().warning("keys_ignored", source=source, why=now.ignored)

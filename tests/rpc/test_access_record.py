@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 import httpx
@@ -269,6 +269,6 @@ def test_a_caller_who_has_gone_leaves_the_record_whole(service: RunningService, 
     with service.channel() as channel:
         call = service.stub(channel).GetLead.future(pb.GetLeadRequest(id=lead_id), metadata=service.metadata())
         call.cancel()
-        with pytest.raises((grpc.FutureCancelledError, grpc.RpcError)):
+        with suppress(grpc.FutureCancelledError, grpc.RpcError):  # it may have been answered already
             call.result()
     assert service.leadkeep_here("audit", "verify").returncode == 0
