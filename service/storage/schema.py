@@ -105,7 +105,7 @@ def prepare_own_database(admin_url: str, owner_url: str) -> None:
     `admin_url` leads to the server's maintenance database, `owner_url` to Leadkeep's own, both as the superuser.
     """
     with psycopg.connect(admin_url, autocommit=True) as server:
-        if not server.execute("SELECT FROM pg_database WHERE datname = %s", [OWN_DATABASE]).fetchone():
+        if not server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [OWN_DATABASE]).fetchone():
             server.execute(f"CREATE DATABASE {OWN_DATABASE}")
     engine = engine_of(owner_url)
     with engine.connect() as connection:
