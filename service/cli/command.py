@@ -135,15 +135,30 @@ def refusals_are_told(command: Callable[P, None]) -> Callable[P, None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM is like Ctrl-C: the block is left by KeyboardInterrupt, cleans up, and the command ends with 130."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interruptible() -> Iterator[Callable[[], None]]:
+    """SIGTERM is like Ctrl-C: the block is left by KeyboardInterrupt, cleans up, and the command ends with 130.
+
+    Yields a check to call before the result is kept: Python ignores a KeyboardInterrupt that falls into a finaliser.
+    """
+    arrived = False
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal arrived
+        arrived = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if arrived:
+            raise KeyboardInterrupt
+
+    before = [(number, signal.signal(number, interrupt)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
-        yield
+        yield check
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def stop_requested() -> asyncio.Event:

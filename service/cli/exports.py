@@ -69,12 +69,13 @@ def export(
     start, end = _bounds(settings.files_timezone, first, last)
     try:
         with (
-            interruptible(),
+            interruptible() as check_interrupted,
             confirmed_database_url(settings) as url,
             _recording(settings, url, look, start, end) as recorded,
             _opened(output) as file,
         ):
             unreadable = _write(settings, url, file, file_format, start, end, recorded)
+            check_interrupted()
     except StorageFaultError as fault:
         raise StartRefusedError(f"the export failed, and nothing of it is left: {fault}") from None
     except BrokenPipeError:

@@ -244,7 +244,7 @@ async def test_an_erasure_waits_for_a_lead_that_is_just_being_stored(
 ) -> None:
     """The id has no row that could be locked: without the wait both would commit."""
     faults.gated_inserts(database.admin_url)
-    lead = replace(submit(name=faults.SLOW), accepted_at=datetime.now(UTC))
+    lead = submit(name=faults.SLOW)
     with faults.closed_gate(database.admin_url):
         storing = asyncio.create_task(store.create_all_once([lead]))
         await until(lambda: faults.waits_at_gate(database.admin_url))
