@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from google.protobuf.descriptor import Descriptor
 from leadkeep.v1 import lead_service_pb2 as pb
-from sqlalchemy import CheckConstraint
+from sqlalchemy import CheckConstraint, Table
 
 import service
 from service.access import SCOPES
@@ -71,31 +71,31 @@ def redacted(descriptor: Any) -> set[str]:
     return {field.name for field in descriptor.fields if field.GetOptions().debug_redact}
 
 
-def columns_of(model: type[models.Base]) -> set[str]:
-    return set(models.table(model).columns.keys())
+def columns_of(model: Table) -> set[str]:
+    return set(model.columns.keys())
 
 
 class TestFields:
     def test_the_contracts_lead_and_the_stored_lead_hold_the_same(self) -> None:
         contract = set(pb.Lead.DESCRIPTOR.fields_by_name)
 
-        assert contract - set(NOT_STORED) == columns_of(models.Lead) - set(NOT_SHOWN)
+        assert contract - set(NOT_STORED) == columns_of(models.lead) - set(NOT_SHOWN)
 
     def test_the_contracts_lead_and_the_domains_lead_hold_the_same(self) -> None:
         assert set(pb.Lead.DESCRIPTOR.fields_by_name) - DECIDED_AT_THE_DOOR == fields_of(Lead)
 
     def test_the_exceptions_exist(self) -> None:
         assert set(NOT_STORED) | DECIDED_AT_THE_DOOR <= set(pb.Lead.DESCRIPTOR.fields_by_name)
-        assert set(NOT_SHOWN) <= columns_of(models.Lead)
+        assert set(NOT_SHOWN) <= columns_of(models.lead)
 
     def test_customer_fields_are_the_contracts_in_its_order(self) -> None:
         in_order = [field.name for field in pb.Lead.DESCRIPTOR.fields if field.name in CUSTOMER_FIELDS]
 
         assert in_order == list(CUSTOMER_FIELDS)
 
-    @pytest.mark.parametrize("model", [models.Lead, models.Resubmission, models.LeadConflict])
-    def test_customer_fields_are_columns_wherever_a_submission_is_stored(self, model: type[models.Base]) -> None:
-        columns = models.table(model).columns
+    @pytest.mark.parametrize("model", [models.lead, models.resubmission, models.lead_conflict])
+    def test_customer_fields_are_columns_wherever_a_submission_is_stored(self, model: Table) -> None:
+        columns = model.columns
 
         assert {name: columns[name].nullable for name in CUSTOMER_FIELDS} == {
             name: name not in REQUIRED_FIELDS for name in CUSTOMER_FIELDS
@@ -104,7 +104,7 @@ class TestFields:
     def test_a_sealed_lead_holds_what_is_stored(self) -> None:
         held = fields_of(SealedLead) - {"fields"} | set(CUSTOMER_FIELDS)
 
-        assert held | (set(NOT_SHOWN) - {"created_by"}) == columns_of(models.Lead)
+        assert held | (set(NOT_SHOWN) - {"created_by"}) == columns_of(models.lead)
 
     def test_the_contract_says_which_fields_can_be_corrected(self) -> None:
         source = (Path(service.__file__).parents[1] / "protos/leadkeep/v1/lead_service.proto").read_text()
@@ -130,11 +130,11 @@ class TestSensitive:
     def test_a_field_that_is_called_like_a_sensitive_one_is_sensitive_everywhere(self, descriptor: Descriptor) -> None:
         assert redacted(descriptor) == SENSITIVE & set(descriptor.fields_by_name)
 
-    @pytest.mark.parametrize("model", [models.Lead, models.Resubmission, models.LeadConflict])
-    def test_the_database_refuses_every_sensitive_column_in_clear(self, model: type[models.Base]) -> None:
+    @pytest.mark.parametrize("model", [models.lead, models.resubmission, models.lead_conflict])
+    def test_the_database_refuses_every_sensitive_column_in_clear(self, model: Table) -> None:
         [check] = [
             str(constraint.sqltext)
-            for constraint in models.table(model).constraints
+            for constraint in model.constraints
             if isinstance(constraint, CheckConstraint) and str(constraint.name).endswith("_sealed")
         ]
 
@@ -210,7 +210,7 @@ class TestSchema:
             context = MigrationContext.configure(
                 connection, opts={"compare_type": True, "compare_server_default": True}
             )
-            differences = compare_metadata(context, models.Base.metadata)
+            differences = compare_metadata(context, models.metadata)
         engine.dispose()
 
         assert differences == []
@@ -219,7 +219,7 @@ class TestSchema:
     def test_migrating_makes_what_the_models_declare(self, postgres_server: TestServer, kind: str) -> None:
         declared = postgres_server.empty_database()
         engine = schema.engine_of(declared.admin_url)
-        models.Base.metadata.create_all(engine)
+        models.metadata.create_all(engine)
         engine.dispose()
 
         migrated = catalogue(postgres_server.fresh_database())[kind]

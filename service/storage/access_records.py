@@ -123,10 +123,10 @@ class AccessRecords:
     async def begin_within(self, connection: AsyncConnection, chain_id: UUID, writer: str, now: datetime) -> Chain:
         """Register a chain. Registrations of one database wait for each other."""
         await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _REGISTRY_LOCK})
-        registered = models.AccessChain
+        registered = models.access_chain
         before = (
             await connection.execute(
-                select(registered.number, registered.digest).order_by(registered.number.desc()).limit(1)
+                select(registered.c.number, registered.c.digest).order_by(registered.c.number.desc()).limit(1)
             )
         ).one_or_none()
         key_id = self._encryption.audit_key_id
@@ -184,7 +184,7 @@ class AccessRecords:
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(
-                insert(models.AccessHead).values(
+                insert(models.access_head).values(
                     **asdict(head), key_id=key_id, seal=head_seal(self._encryption, key_id, head)
                 )
             )
@@ -230,8 +230,8 @@ class AccessRecords:
         self, wanted: AccessFilter, *, after: tuple[datetime, int] | None, limit: int
     ) -> list[RecordedAccess]:
         """At most `limit` entries behind the position `after`, newest first."""
-        record = models.AccessRecord
-        query = select(models.table(record)).order_by(record.recorded_at.desc(), record.id.desc()).limit(limit)
+        record = models.access_record.c
+        query = select(models.access_record).order_by(record.recorded_at.desc(), record.id.desc()).limit(limit)
         if after is not None:
             query = query.where(tuple_(record.recorded_at, record.id) < tuple_(*after))
         if wanted.lead_id is not None:
@@ -252,8 +252,8 @@ class AccessRecords:
         return await self._database.read(work)
 
     async def _earlier(self, connection: AsyncConnection, key_id: str) -> tuple[int, bytes]:
-        record = models.AccessRecord
-        query = select(models.table(record)).where(record.chain_id.is_(None)).order_by(record.id)
+        record = models.access_record.c
+        query = select(models.access_record).where(record.chain_id.is_(None)).order_by(record.id)
         rows = (await connection.execute(query)).mappings()
         return earlier_digest(self._encryption, key_id, ((row["id"], entry_of(row)) for row in rows))
 

@@ -25,7 +25,7 @@ from service.storage import models
 from service.storage.database import Database
 from service.validation.index_rule import IndexRule
 
-_CANARY = models.table(models.KeyCanary)
+_CANARY = models.key_canary
 
 _REFUSING_LOCK = 0x4C4B_4B59
 """Shared by every transaction that stores a lead (migration 0004), taken alone by a change of what is refused: when
@@ -34,7 +34,7 @@ that is committed, all transactions that read the state before it are over."""
 
 @dataclass(frozen=True, slots=True)
 class DatabaseKeys:
-    """The row of models.KeyCanary: the canary, and where a rotation stands."""
+    """The row of models.key_canary: the canary, and where a rotation stands."""
 
     canary: KeyCanary
     normaliser: str
@@ -62,7 +62,7 @@ async def confirm_canary(database: Database, encryption: EncryptionService, norm
     async def leave(connection: AsyncConnection) -> None:
         made = encryption.make_canary()
         mine = {"id": 1, "sealed": made.sealed, "digest": made.index, "normaliser": normaliser}
-        await connection.execute(insert(models.KeyCanary).values(mine).on_conflict_do_nothing())
+        await connection.execute(insert(models.key_canary).values(mine).on_conflict_do_nothing())
 
     state = await compare_canary(database, encryption, normaliser)
     while state is None:

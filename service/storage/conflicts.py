@@ -26,8 +26,8 @@ from service.storage.repository import correct_locked
 from service.storage.requests import Correction, Position
 from service.storage.submissions import columns_of, index_columns
 
-_LEAD = models.table(models.Lead)
-_CONFLICT = models.table(models.LeadConflict)
+_LEAD = models.lead
+_CONFLICT = models.lead_conflict
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class ConflictRepository:
             await connection.execute(update(_CONFLICT).where(together).values(record))
             repeats = select(_CONFLICT.c.id, literal(lead.id), _CONFLICT.c.created_by)
             repeats = repeats.where(_CONFLICT.c.repeats == conflict.id)
-            await connection.execute(insert(models.LeadAlias).from_select(["id", "lead_id", "created_by"], repeats))
+            await connection.execute(insert(models.lead_alias).from_select(["id", "lead_id", "created_by"], repeats))
             return lead
 
         return await write_anew_if_taken(self._database, work)
@@ -153,7 +153,7 @@ class ConflictRepository:
                 return taken
             lead = taken
         alias = {"id": conflict.id, "lead_id": lead.id, "created_by": conflict.created_by}
-        await connection.execute(insert(models.LeadAlias).values(alias))
+        await connection.execute(insert(models.lead_alias).values(alias))
         await self._link(connection, conflict, lead.id)
         return lead
 
@@ -186,7 +186,7 @@ class ConflictRepository:
     async def _link(self, connection: AsyncConnection, conflict: SealedConflict, lead_id: UUID) -> None:
         if (conversation_id := conflict.fields.get("conversation_id")) is not None:
             link = {"conversation_id": conversation_id, "lead_id": lead_id}
-            await connection.execute(insert_if_absent(models.LeadConversation).values(link).on_conflict_do_nothing())
+            await connection.execute(insert_if_absent(models.lead_conversation).values(link).on_conflict_do_nothing())
 
     def _conflict(self, row: Row[Any] | None) -> SealedConflict:
         if row is None:
@@ -205,7 +205,7 @@ def _repeated(conflict_id: UUID) -> Any:
 
 async def _dropped(connection: AsyncConnection, conflict_id: UUID) -> bool:
     """Whether an id went under the tombstone of another lead. Locked, so that the answer waits for the standby."""
-    stone = models.table(models.Tombstone)
+    stone = models.tombstone
     found = select(stone.c.id).where(stone.c.id == conflict_id, stone.c.lead_id != stone.c.id)
     return (await connection.execute(found.with_for_update(key_share=True))).one_or_none() is not None
 

@@ -89,7 +89,7 @@ _RESUBMISSIONS = Statement(
         AND (CAST(:until AS timestamptz) IS NULL OR submitted_at <= :until)
 """)
 )
-_STONE = models.table(models.Tombstone)
+_STONE = models.tombstone
 NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
 """Of a submission whose indexes are computed from its opened fields before they are used."""
 

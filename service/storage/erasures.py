@@ -22,8 +22,8 @@ from service.storage.erasing import KnownTombstone, Person, Refreshed, erase_wit
 from service.storage.spool import Spooled
 from service.storage.submissions import store
 
-_STONE = models.table(models.Tombstone)
-_CONFLICT = models.table(models.LeadConflict)
+_STONE = models.tombstone
+_CONFLICT = models.lead_conflict
 
 LISTED_AT_ONCE = 1000
 

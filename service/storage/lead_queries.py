@@ -33,8 +33,8 @@ from service.storage.requests import LeadFilter
 
 T = TypeVar("T")
 
-LEAD = models.table(models.Lead)
-_ALIAS, _LINK = models.LeadAlias, models.LeadConversation
+LEAD = models.lead
+_ALIAS, _LINK = models.lead_alias, models.lead_conversation
 
 COLUMNS = tuple(
     LEAD.c[name]
@@ -92,15 +92,15 @@ _CREATOR = bindparam("created_by", type_=Text)
 LEADS_OF_IDS = Statement(
     union_all(
         select(LEAD.c.id.label("wanted"), *COLUMNS).where(LEAD.c.id == _WANTED),
-        select(_ALIAS.id, *COLUMNS).join(LEAD, LEAD.c.id == _ALIAS.lead_id).where(_ALIAS.id == _WANTED),
+        select(_ALIAS.c.id, *COLUMNS).join(LEAD, LEAD.c.id == _ALIAS.c.lead_id).where(_ALIAS.c.id == _WANTED),
     )
 )
 """Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
 
 LEADS_OF_CONVERSATION = Statement(
     select(*COLUMNS)
-    .join(_LINK, _LINK.lead_id == LEAD.c.id)
-    .where(_LINK.conversation_id == bindparam("conversation", type_=Text))
+    .join(_LINK, _LINK.c.lead_id == LEAD.c.id)
+    .where(_LINK.c.conversation_id == bindparam("conversation", type_=Text))
     .where(or_(_CREATOR.is_(None), LEAD.c.created_by == _CREATOR))
     .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
     .limit(literal_column(str(OTHER_LEADS_SHOWN + 1)))
@@ -110,7 +110,7 @@ LEADS_OF_CONVERSATION = Statement(
 
 async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
     """The lead that an id leads to, locked. With `key_share` others may still refer to it. Raises LeadNotFoundError."""
-    leads_to = select(_ALIAS.lead_id).where(_ALIAS.id == lead_id).scalar_subquery()
+    leads_to = select(_ALIAS.c.lead_id).where(_ALIAS.c.id == lead_id).scalar_subquery()
     locked = select(LEAD).where(LEAD.c.id == func.coalesce(leads_to, lead_id)).with_for_update(key_share=key_share)
     row = (await connection.execute(locked)).one_or_none()
     if row is None:
@@ -173,7 +173,7 @@ def filtered(wanted: LeadFilter) -> Select[Any]:
     if wanted.created_before is not None:
         query = query.where(LEAD.c.created_at < wanted.created_before)
     if wanted.conversation_id is not None:
-        links = models.LeadConversation
+        links = models.lead_conversation.c
         linked = select(links.lead_id).where(links.conversation_id == wanted.conversation_id)
         query = query.where(LEAD.c.id.in_(linked))
     return query

@@ -40,12 +40,12 @@ small statements."""
 NAME_FILE = "replica-name"
 """In the spool's folder: what is spooled there belongs to this name, whichever process comes back to it."""
 
-_REPLICAS = models.table(models.Replica)
+_REPLICAS = models.replica
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
-    """What a replica publishes: see models.Replica."""
+    """What a replica publishes: see models.replica."""
 
     name: str
     state: str

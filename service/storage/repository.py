@@ -135,7 +135,7 @@ class LeadRepository:
 
     async def _acknowledged(self, lead_id: UUID) -> Acknowledged | None:
         """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
-        alias, conflict = models.LeadAlias, models.LeadConflict
+        alias, conflict = models.lead_alias.c, models.lead_conflict.c
         query = union_all(
             select(alias.created_by, null().cast(Uuid).label("conflict_id")).where(alias.id == lead_id),
             select(conflict.created_by, func.coalesce(conflict.repeats, conflict.id)).where(
@@ -230,7 +230,7 @@ class LeadRepository:
 
     async def status_changes(self, lead_id: UUID) -> list[StatusChange]:
         """A lead's status history, oldest first."""
-        table = models.StatusChange
+        table = models.status_change
         return [
             StatusChange(
                 from_status=LeadStatus(row.from_status),
@@ -240,12 +240,12 @@ class LeadRepository:
                 changed_at=row.changed_at,
                 version=row.version,
             )
-            for row in await self._rows(select(table.__table__).where(table.lead_id == lead_id).order_by(table.version))
+            for row in await self._rows(select(table).where(table.c.lead_id == lead_id).order_by(table.c.version))
         ]
 
     async def assignments(self, lead_id: UUID) -> list[AssignmentChange]:
         """A lead's assignment history, oldest first."""
-        table = models.AssignmentChange
+        table = models.assignment_change
         return [
             AssignmentChange(
                 from_assignee=row.from_assignee,
@@ -255,13 +255,13 @@ class LeadRepository:
                 changed_at=row.changed_at,
                 version=row.version,
             )
-            for row in await self._rows(select(table.__table__).where(table.lead_id == lead_id).order_by(table.version))
+            for row in await self._rows(select(table).where(table.c.lead_id == lead_id).order_by(table.c.version))
         ]
 
     async def resubmissions(self, lead_id: UUID) -> list[SealedResubmission]:
         """The resubmissions that are kept with a lead, newest first."""
-        table = models.Resubmission
-        newest_first = (table.submitted_at.desc(), table.submission_id.desc())
+        table = models.resubmission
+        newest_first = (table.c.submitted_at.desc(), table.c.submission_id.desc())
         return [
             SealedResubmission(
                 submission_id=row.submission_id,
@@ -270,7 +270,7 @@ class LeadRepository:
                 actor=row.actor,
                 verified=row.verified,
             )
-            for row in await self._rows(select(table.__table__).where(table.lead_id == lead_id).order_by(*newest_first))
+            for row in await self._rows(select(table).where(table.c.lead_id == lead_id).order_by(*newest_first))
         ]
 
     async def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:

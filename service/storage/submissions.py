@@ -131,7 +131,7 @@ _ALIASES = Statement(
 
 
 _COUNTED = ("lead_id", "slot", "submitted_at")
-_KEPT_COLUMNS = tuple(column.name for column in models.table(models.Resubmission).c if column.name not in _COUNTED)
+_KEPT_COLUMNS = tuple(column.name for column in models.resubmission.c if column.name not in _COUNTED)
 _LISTED = ", ".join(_KEPT_COLUMNS)
 
 # In the order of ids, as everything that locks leads does it.
@@ -347,13 +347,13 @@ async def _carry_out(connection: AsyncConnection, decided: Sequence[tuple[Sealed
                     "request_lead_id": request_lead_id,
                     "repeats": repeats,
                 }
-                await connection.execute(insert(models.LeadConflict).values(conflict).on_conflict_do_nothing())
+                await connection.execute(insert(models.lead_conflict).values(conflict).on_conflict_do_nothing())
     await _keep([(entry, outcome) for entry, outcome in decided if isinstance(outcome, DuplicateMatch)], connection)
 
 
 async def _insert_alias(connection: AsyncConnection, entry: SealedSubmission, target_id: UUID) -> None:
-    table = models.LeadAlias
-    leads_to = select(table.lead_id).where(table.id == target_id).scalar_subquery()
+    table = models.lead_alias
+    leads_to = select(table.c.lead_id).where(table.c.id == target_id).scalar_subquery()
     alias = {"id": entry.id, "lead_id": func.coalesce(leads_to, target_id), "created_by": entry.created_by}
     await connection.execute(insert(table).values(alias).on_conflict_do_nothing())
 

@@ -749,7 +749,7 @@ class TestWhatTheDatabaseRefuses:
         values |= {"id": submission.id, "created_by": "bot", field: "clear-canary"}
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(insert(models.table(models.Lead)).values(values))
+            await connection.execute(insert(models.lead).values(values))
 
         with pytest.raises(StorageFaultError) as refused:
             await connected.write(work)

@@ -2,8 +2,8 @@
 
 from alembic import context
 
-from service.storage.models import Base
+from service.storage.models import metadata
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():
     context.run_migrations()
