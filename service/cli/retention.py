@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from service.encryption import EncryptionService
     from service.storage.database import Database
     from service.storage.requests import Position
-    from service.storage.retention import Retention, Rule
+    from service.storage.retention import RetentionRule
 
 
 BATCH = 50
@@ -57,17 +57,17 @@ def retention(
     policy = _policy(settings, status or [], older_than)
     from service import factories
     from service.cli.database import with_database
-    from service.storage.retention import Retention, Rule
+    from service.storage.retention import RetentionRule, count_due
 
     why = factories.validation_of(settings).reason(reason) or ""
     now = datetime.now(UTC)
-    rules = [Rule(each, now - age) for each, age in policy.items()]
+    rules = [RetentionRule(each, now - age) for each, age in policy.items()]
 
     async def work(database: Database, _encryption: EncryptionService) -> tuple[list[dict[str, Any]], bool]:
-        stopped, old, done = stop_requested(), Retention(database), []
+        stopped, done = stop_requested(), []
         for rule in rules:
-            due = await old.count(rule)
-            erased = 0 if dry_run else await _erase(old, rule, why, due, stopped)
+            due = await count_due(database, rule)
+            erased = 0 if dry_run else await _erase(database, rule, why, due, stopped)
             before = rule.before.isoformat(timespec="seconds")
             done.append(
                 {"status": rule.status.value, "before": before, "due": due, "erased": erased, "dry_run": dry_run}
@@ -97,14 +97,16 @@ def _policy(
     return dict.fromkeys(statuses, older_than)
 
 
-async def _erase(old: Retention, rule: Rule, why: str | None, due: int, stopped: asyncio.Event) -> int:
+async def _erase(database: Database, rule: RetentionRule, why: str | None, due: int, stopped: asyncio.Event) -> int:
+    from service.storage.retention import erase_due, next_due
+
     actor = f"cli:{getpass.getuser()}"
     reason = why or f"retention: {rule.status.value} since before {rule.before.date()}"
     erased, progress = 0, ProgressLine()
     after: Position | None = None
-    while not stopped.is_set() and (batch := await old.next(rule, after, BATCH)):
+    while not stopped.is_set() and (batch := await next_due(database, rule, after, BATCH)):
         after, began = batch[-1], time.monotonic()
-        erased += await old.erase(rule, [each.id for each in batch], actor=actor, reason=reason)
+        erased += await erase_due(database, rule, [each.id for each in batch], actor=actor, reason=reason)
         progress.show(f"{rule.status.value}: {erased} of {due}")
         await asyncio.sleep((time.monotonic() - began) * (1 / SHARE - 1))
     progress.end()

@@ -130,31 +130,19 @@ class Erasures:
 
     async def erased_since(self, moment: datetime) -> list[UUID]:
         """The ids that were erased at or after a moment."""
-
-        async def work(connection: AsyncConnection) -> list[UUID]:
-            return list((await connection.execute(select(_STONE.c.id).where(_STONE.c.erased_at >= moment))).scalars())
-
-        return await self._database.read(work)
+        return [row.id for row in await self._database.rows(select(_STONE.c.id).where(_STONE.c.erased_at >= moment))]
 
     async def erased_among(self, ids: Sequence[UUID]) -> list[UUID]:
         """Those of the ids that were erased."""
-
-        async def work(connection: AsyncConnection) -> list[UUID]:
-            return list((await connection.execute(select(_STONE.c.id).where(_STONE.c.id.in_(ids)))).scalars())
-
-        return await self._database.read(work)
+        return [row.id for row in await self._database.rows(select(_STONE.c.id).where(_STONE.c.id.in_(ids)))]
 
     async def page(self, after: Tombstone | None) -> list[Tombstone]:
         """Some tombstones behind one, oldest first."""
         query = select(_STONE).order_by(_STONE.c.erased_at, _STONE.c.id).limit(LISTED_AT_ONCE)
         if after is not None:
             query = query.where(tuple_(_STONE.c.erased_at, _STONE.c.id) > tuple_(after.erased_at, after.id))
-
-        async def work(connection: AsyncConnection) -> list[Tombstone]:
-            # `_mapping` is public, named so that no column hides it.
-            return [Tombstone(**row._mapping) for row in await connection.execute(query)]  # noqa: SLF001
-
-        return await self._database.read(work)
+        # `_mapping` is public, named so that no column hides it.
+        return [Tombstone(**row._mapping) for row in await self._database.rows(query)]  # noqa: SLF001
 
 
 async def _kept(connection: AsyncConnection, lead_id: UUID) -> tuple[UUID, ...]:

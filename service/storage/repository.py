@@ -7,14 +7,14 @@ and submissions.py for how a submission becomes a lead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, Uuid, func, null, select, text, tuple_, union_all
+from sqlalchemy import Uuid, func, null, select, text, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.access import Scope
@@ -142,12 +142,9 @@ class LeadRepository:
                 conflict.id == lead_id, conflict.resolution.is_(None)
             ),
         )
-
-        async def work(connection: AsyncConnection) -> Acknowledged | None:
-            row = (await connection.execute(query)).first()
-            return None if row is None else Acknowledged(row.created_by, row.conflict_id)
-
-        return await self._database.read(work)
+        for row in await self._database.rows(query):
+            return Acknowledged(row.created_by, row.conflict_id)
+        return None
 
     async def find_by_conversation(
         self, conversation_id: str, *, created_by: str | None
@@ -172,7 +169,7 @@ class LeadRepository:
         if after is not None:
             query = query.where(tuple_(LEAD.c.created_at, LEAD.c.id) < tuple_(after.created_at, after.id))
         query = query.order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc()).limit(limit)
-        return [lead_of(row) for row in await self._rows(query)]
+        return [lead_of(row) for row in await self._database.rows(query)]
 
     async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None], may_read: MayRead) -> SealedLead:
         """Take the step that `decide` names when it is shown the lead; None changes nothing.
@@ -230,7 +227,8 @@ class LeadRepository:
 
     async def status_changes(self, lead_id: UUID) -> list[StatusChange]:
         """A lead's status history, oldest first."""
-        table = models.status_change
+        history = models.status_change
+        query = select(history).where(history.c.lead_id == lead_id).order_by(history.c.version)
         return [
             StatusChange(
                 from_status=LeadStatus(row.from_status),
@@ -240,12 +238,13 @@ class LeadRepository:
                 changed_at=row.changed_at,
                 version=row.version,
             )
-            for row in await self._rows(select(table).where(table.c.lead_id == lead_id).order_by(table.c.version))
+            for row in await self._database.rows(query)
         ]
 
     async def assignments(self, lead_id: UUID) -> list[AssignmentChange]:
         """A lead's assignment history, oldest first."""
-        table = models.assignment_change
+        history = models.assignment_change
+        query = select(history).where(history.c.lead_id == lead_id).order_by(history.c.version)
         return [
             AssignmentChange(
                 from_assignee=row.from_assignee,
@@ -255,13 +254,14 @@ class LeadRepository:
                 changed_at=row.changed_at,
                 version=row.version,
             )
-            for row in await self._rows(select(table).where(table.c.lead_id == lead_id).order_by(table.c.version))
+            for row in await self._database.rows(query)
         ]
 
     async def resubmissions(self, lead_id: UUID) -> list[SealedResubmission]:
         """The resubmissions that are kept with a lead, newest first."""
-        table = models.resubmission
-        newest_first = (table.c.submitted_at.desc(), table.c.submission_id.desc())
+        kept = models.resubmission
+        query = select(kept).where(kept.c.lead_id == lead_id)
+        query = query.order_by(kept.c.submitted_at.desc(), kept.c.submission_id.desc())
         return [
             SealedResubmission(
                 submission_id=row.submission_id,
@@ -270,15 +270,8 @@ class LeadRepository:
                 actor=row.actor,
                 verified=row.verified,
             )
-            for row in await self._rows(select(table).where(table.c.lead_id == lead_id).order_by(*newest_first))
+            for row in await self._database.rows(query)
         ]
-
-    async def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
-        async def work(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-            return rows
-
-        return await self._database.read(work)
 
 
 async def correct_locked(

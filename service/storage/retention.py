@@ -39,7 +39,7 @@ _STILL = text(f"SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) AND {_D
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class RetentionRule:
     """Leads of a status that were last changed before a moment."""
 
     status: LeadStatus
@@ -51,43 +51,34 @@ class Rule:
         return {"status": self.status.value, "before": self.before}
 
 
-class Retention:
-    """The old leads of one database."""
+async def count_due(database: Database, rule: RetentionRule) -> int:
+    """How many leads a rule would erase now."""
+    ((due,),) = await database.rows(_COUNT, rule.parameters)
+    return int(due)
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
-    async def count(self, rule: Rule) -> int:
-        """How many leads a rule would erase now."""
+async def next_due(database: Database, rule: RetentionRule, after: Position | None, limit: int) -> list[Position]:
+    """The first leads behind a position that a rule would erase."""
+    position = {"created_at": "-infinity", "id": UUID(int=0)}
+    if after is not None:
+        position = {"created_at": after.created_at.isoformat(), "id": after.id}
+    found = await database.rows(_NEXT, {**rule.parameters, **position, "limit": limit})
+    return [Position(row.created_at, row.id) for row in found]
 
-        async def work(connection: AsyncConnection) -> int:
-            return int((await connection.execute(_COUNT, rule.parameters)).scalar_one())
 
-        return await self._database.read(work)
+async def erase_due(
+    database: Database, rule: RetentionRule, ids: Sequence[UUID], *, actor: str, reason: str | None
+) -> int:
+    """Erase those of the leads that the rule still selects, in one transaction; how many those were."""
 
-    async def next(self, rule: Rule, after: Position | None, limit: int) -> list[Position]:
-        """The first leads behind a position that a rule would erase."""
-        position = {"created_at": "-infinity", "id": UUID(int=0)}
-        if after is not None:
-            position = {"created_at": after.created_at.isoformat(), "id": after.id}
+    async def work(connection: AsyncConnection) -> int:
+        await wait_for_drains(connection)
+        # Locked first, looked at afterwards: whoever held one has committed what counts for the rule.
+        await connection.execute(_LOCK, {"ids": list(ids)})
+        due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()
+        for lead_id in due:
+            # What came back to a lead that is due is as old as the lead, whoever sent it.
+            await erase_within(connection, lead_id, actor=actor, reason=reason, keeps_others=False)
+        return len(due)
 
-        async def work(connection: AsyncConnection) -> list[Position]:
-            found = await connection.execute(_NEXT, {**rule.parameters, **position, "limit": limit})
-            return [Position(row.created_at, row.id) for row in found]
-
-        return await self._database.read(work)
-
-    async def erase(self, rule: Rule, ids: Sequence[UUID], *, actor: str, reason: str | None) -> int:
-        """Erase those of the leads that the rule still means, in one transaction; how many those were."""
-
-        async def work(connection: AsyncConnection) -> int:
-            await wait_for_drains(connection)
-            # Locked first, looked at afterwards: whoever held one has committed what counts for the rule.
-            await connection.execute(_LOCK, {"ids": list(ids)})
-            due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()
-            for lead_id in due:
-                # What came back to a lead that is due is as old as the lead, whoever sent it.
-                await erase_within(connection, lead_id, actor=actor, reason=reason, keeps_others=False)
-            return len(due)
-
-        return await self._database.write(work)
+    return await database.write(work)

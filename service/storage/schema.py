@@ -15,13 +15,12 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
 from service.errors import StartRefusedError
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
-from service.storage.failures import Failure, cause_of, classify
+from service.storage.failures import Failure, StorageFaultError, cause_of, classify
 
 REVISION = "0007"
 """The schema that this release works with: the newest file in migrations/versions."""
@@ -44,6 +43,20 @@ _UNDEFINED_TABLE = "42P01"
 _HOLDS_SOMETHING = (
     "SELECT EXISTS (SELECT FROM lead) OR EXISTS (SELECT FROM lead_conflict) OR EXISTS (SELECT FROM access_record)"
 )
+
+_EXCESS_RIGHTS = text("""
+    SELECT 'create tables' AS may WHERE has_schema_privilege(current_user, 'public', 'CREATE')
+    UNION ALL
+    SELECT 'be a superuser' FROM pg_roles WHERE rolname = current_user AND rolsuper
+    UNION ALL
+    SELECT 'delete from ' || name FROM unnest(ARRAY['lead', 'status_change', 'assignment_change', 'lead_conversation',
+        'resubmission', 'lead_alias', 'lead_conflict', 'daily_file', 'access_record', 'access_chain', 'access_head',
+        'tombstone']) AS name
+    WHERE has_table_privilege(current_user, name, 'DELETE')
+    UNION ALL
+    SELECT 'change ' || name FROM unnest(ARRAY['access_record', 'access_chain', 'access_head']) AS name
+    WHERE has_any_column_privilege(current_user, name, 'UPDATE')
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,50 +184,18 @@ def embedded_database(data_dir: Path) -> Iterator[EmbeddedPostgres]:
 
 async def excess_rights(database: Database) -> list[str]:
     """What the role of `serve` may do and should not; empty when all is well."""
-    questions = {
-        "create tables": "SELECT has_schema_privilege(current_user, 'public', 'CREATE')",
-        "be a superuser": "SELECT rolsuper FROM pg_roles WHERE rolname = current_user",
-    } | {
-        f"delete from {table}": f"SELECT has_table_privilege(current_user, '{table}', 'DELETE')"  # noqa: S608 # our own names
-        for table in (
-            "lead",
-            "status_change",
-            "assignment_change",
-            "lead_conversation",
-            "resubmission",
-            "lead_alias",
-            "lead_conflict",
-            "daily_file",
-            "access_record",
-            "access_chain",
-            "access_head",
-            "tombstone",
-        )
-    }
-    questions |= {
-        f"change {table}": f"SELECT has_any_column_privilege(current_user, '{table}', 'UPDATE')"
-        for table in ("access_record", "access_chain", "access_head")
-    }
-
-    async def ask(connection: AsyncConnection) -> list[str]:
-        return [what for what, query in questions.items() if (await connection.execute(text(query))).scalar_one()]
-
-    return await database.read(ask)
+    return [row.may for row in await database.rows(_EXCESS_RIGHTS)]
 
 
 async def revision_of(database: Database) -> str | None:
     """The schema revision that the database is at; None for a database that was never migrated."""
-
-    async def look(connection: AsyncConnection) -> str | None:
-        try:
-            result = await connection.execute(text("SELECT version_num FROM alembic_version"))
-        except DBAPIError as error:
-            if cause_of(error) == _UNDEFINED_TABLE:
-                return None
-            raise
-        return result.scalar_one_or_none()
-
-    return await database.read(look)
+    try:
+        rows = await database.rows(text("SELECT version_num FROM alembic_version"))
+    except StorageFaultError as error:
+        if error.cause == _UNDEFINED_TABLE:
+            return None
+        raise
+    return rows[0].version_num if rows else None
 
 
 def require_current(revision: str | None) -> None:

@@ -24,7 +24,7 @@ from service.storage.conflicts import ConflictRepository, Decision, OwnLead
 from service.storage.database import Database
 from service.storage.decision import Erased, InConflict, Outcome
 from service.storage.erasing import drop_within
-from service.storage.retention import Retention, Rule
+from service.storage.retention import RetentionRule, erase_due
 from service.storage.spool import Spool, Spooled
 from service.storage.spool_file import SpoolError
 from tests.harness import faults
@@ -304,8 +304,8 @@ class TestResubmissions:
         x, relative = submit(phone=PHONE), submit(phone=PHONE)
         for each in (x, relative):
             await world.create(each)
-        rule = Rule(LeadStatus.NEW, datetime.now(UTC) + timedelta(minutes=1))
-        assert await Retention(world.database).erase(rule, [x.id], actor="cli:ops", reason=None) == 1
+        rule = RetentionRule(LeadStatus.NEW, datetime.now(UTC) + timedelta(minutes=1))
+        assert await erase_due(world.database, rule, [x.id], actor="cli:ops", reason=None) == 1
         assert where(database, relative) == set()
 
     async def test_a_list_of_erasures_keeps_others_too(
