@@ -43,8 +43,7 @@ from service.storage.rekeying import (
     sealed_otherwise,
 )
 from service.storage.replicas import Replica, forget, known_name, replicas
-from service.storage.spool import has_owner
-from service.storage.spool_rows import peek_key_ids
+from service.storage.spool_rows import has_owner, peek_key_ids
 
 MOST_PASSES = 20
 """Each pass works on what was changed during the one before. More than a few happen only if a replica goes on sealing

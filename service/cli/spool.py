@@ -109,7 +109,8 @@ def _drained_here(settings: Settings) -> bool:
     """Drain in this process; False when another one owns the spool."""
     from service.cli.database import operators_database_url
     from service.factories import encryption_of
-    from service.storage.spool import Spool, SpoolOwnedError
+    from service.storage.spool import Spool
+    from service.storage.spool_rows import SpoolOwnedError
 
     encryption = encryption_of(settings)
     try:

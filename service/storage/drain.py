@@ -168,7 +168,7 @@ class Drain:
             self._on_drained("set_aside")
         step = await self._store(opened.submissions) if opened.submissions else await self._look_for_end_of_outage()
         if opened.fault is not None and step is not Step.UNREACHABLE:
-            self._hold(opened.fault.id, opened.fault.error)
+            self._hold(*opened.fault)
         return step
 
     async def _store(self, submissions: list[SealedSubmission]) -> Step:

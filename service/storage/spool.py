@@ -8,10 +8,8 @@ One process owns a spool. A waiting lead lies on one disk only, see docs/operati
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,18 +20,14 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from service.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_id_of
-from service.errors import FieldUnreadableError, StartRefusedError
+from service.errors import FieldUnreadableError
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
-from service.secret_file import make_private_folder
 from service.storage.decision import Delayed, DuplicateMatch, Earlier, Found, MatchedLead, Outcome, decide
 from service.storage.erasing import KnownTombstone, Person, Refreshed, request_digest
 from service.storage.spool_file import SpoolError, SpoolFile
-from service.storage.spool_rows import Row, Size
+from service.storage.spool_rows import Row, Size, become_owner
 
 T = TypeVar("T")
-
-OWNER_WAIT_SECONDS = 3.0
-"""How long a start waits for the process that owns the spool: one that is stopping lets go of it last."""
 
 TEND_SECONDS = 5.0
 """How often it is looked after: how soon it takes leads again after its disk was freed."""
@@ -64,26 +58,14 @@ class Spooled:
     """The submission whose id was asked for."""
 
 
-class SpoolOwnedError(StartRefusedError):
-    """Another process uses the spool."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A submission that could not be prepared for the database by a fault of ours."""
-
-    id: UUID
-    error: Exception
-
-
 @dataclass(slots=True)
 class Opened:
     """What came out of the spool to be drained."""
 
     submissions: list[SealedSubmission]
     damaged: list[UUID]
-    fault: Fault | None = None
-    """Of the submission behind these."""
+    fault: tuple[UUID, Exception] | None = None
+    """The submission behind these, if it could not be prepared by a fault of ours."""
 
 
 class Spool:
@@ -100,7 +82,7 @@ class Spool:
         self.identified = False
         """Whether keyring and normaliser were confirmed: by the database, or by what the spool remembers of it."""
         self._encryption = encryption
-        self._lock = _owned(folder)
+        self._lock = become_owner(folder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._file: SpoolFile | None = None
         try:
@@ -133,12 +115,12 @@ class Spool:
 
     async def holds(self, lead_id: UUID) -> bool:
         """Whether an acknowledged lead waits here. Raises SpoolError."""
-        return not self.empty and await self._call(lambda file: file.holds("id", [lead_id.bytes]))
+        return not self.empty and await self._call(lambda file: bool(file.find("id", [lead_id.bytes])))
 
     async def holds_conversation(self, conversation_id: str) -> bool:
         """Whether an acknowledged lead of this conversation waits here. Raises SpoolError."""
         indexes = self._encryption.spool_indexes("conversation", conversation_id)
-        return not self.empty and await self._call(lambda file: file.holds("conversation", indexes))
+        return not self.empty and await self._call(lambda file: bool(file.find("conversation", indexes)))
 
     async def oldest(
         self,
@@ -159,7 +141,7 @@ class Spool:
 
     async def ids_set_aside(self) -> list[UUID]:
         """The submissions that are drained no more. Raises SpoolError."""
-        return await self._call(lambda file: file.ids_set_aside())
+        return await self._call(lambda file: [row.id for row in file.rows("WHERE damage IS NOT NULL")])
 
     async def remove(self, ids: Sequence[UUID]) -> None:
         """Forget submissions that are durable elsewhere or were erased; no byte of them stays. Raises SpoolError."""
@@ -260,9 +242,9 @@ class Spool:
     def _overlap(self, submissions: Sequence[SealedSubmission], file: SpoolFile) -> SpoolOverlap:
         overlap = SpoolOverlap()
         for entry in submissions:
-            if file.holds("request", self._request_indexes(entry)):
+            if file.find("request", self._request_indexes(entry)):
                 overlap.repeats.add(entry.id)
-            elif file.holds("phone", entry.indexes.phones) or file.holds("nid", entry.indexes.nids):
+            elif file.find("phone", entry.indexes.phones) or file.find("nid", entry.indexes.nids):
                 overlap.rivals.add(entry.id)
         return overlap
 
@@ -275,7 +257,7 @@ class Spool:
                 file.set_aside(row.id, "cannot be opened")
                 opened.damaged.append(row.id)
             except Exception as error:  # noqa: BLE001 # a fault of ours is no fault of the submission
-                opened.fault = Fault(row.id, error)
+                opened.fault = (row.id, error)
                 break
         return opened
 
@@ -309,7 +291,7 @@ class Spool:
         return Spooled(own, tuple(others), itself)
 
     def _key_ids(self, file: SpoolFile) -> set[str]:
-        for row in file.without_key_ids():
+        for row in file.rows("WHERE key_ids IS NULL ORDER BY seq"):
             # Written by a release that did not note them. What cannot be opened now is no reason to keep a key.
             try:
                 tokens = (row.payload, *submission_of(row, self._encryption).sealed.values())
@@ -396,41 +378,3 @@ def _closed(row: Row) -> SealedSubmission:
         indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
         accepted_at=row.accepted_at,
     )
-
-
-def has_owner(folder: Path) -> bool:
-    """Whether a process owns the spool of a folder now."""
-    try:
-        lock = os.open(folder / "lock", os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def _owned(folder: Path) -> int:
-    try:
-        make_private_folder(folder)
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError as error:
-        raise StartRefusedError(
-            f"the spool's folder {folder} cannot be used: {error.strerror}; see LEADKEEP_SPOOL_DIR"
-        ) from None
-    deadline = time.monotonic() + OWNER_WAIT_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(lock)
-                raise SpoolOwnedError(
-                    f"another process uses the spool {folder}; each service needs its own LEADKEEP_SPOOL_DIR"
-                ) from None
-            time.sleep(0.05)
-        else:
-            return lock

@@ -78,12 +78,14 @@ _TABLES = """
 """
 
 
-_KEY_IDS_ARE_NOTED = """
-    ALTER TABLE entry ADD COLUMN key_ids TEXT;
-    CREATE INDEX entry_key_ids ON entry (key_ids);
-"""
-"""From format 1 to 2."""
-
+_UPGRADES = {
+    0: _TABLES,
+    1: """
+        ALTER TABLE entry ADD COLUMN key_ids TEXT;
+        CREATE INDEX entry_key_ids ON entry (key_ids);
+    """,
+}
+"""What makes this release's format of an older one; 0 is an empty file."""
 
 _TRIAL = Row(
     id=UUID(int=0),
@@ -115,7 +117,7 @@ class SpoolFile:
         self._log = folder / f"{FILE_NAME}-wal"
         self._ballast = folder / "ballast"
         self._loaded = 0
-        self._growth = self._added = self._set_aside = self._dropped = 0
+        self._growth = 0
         self._unsettled = True
         with _told(self), contextlib.ExitStack() as undo:
             self._create(folder)
@@ -131,10 +133,8 @@ class SpoolFile:
             ):
                 self._connection.execute(f"PRAGMA {setting}")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT")
-            elif version == 1:
-                self._connection.executescript(f"BEGIN; {_KEY_IDS_ARE_NOTED} PRAGMA user_version = {SCHEMA}; COMMIT")
+            if version in _UPGRADES:
+                self._connection.executescript(f"BEGIN; {_UPGRADES[version]} PRAGMA user_version = {SCHEMA}; COMMIT")
             elif version != SCHEMA:
                 raise SpoolError(f"the spool's file was written by a later release (format {version})")
             self._counted = size_of(self._connection)
@@ -145,17 +145,14 @@ class SpoolFile:
         """Everything inside is on disk together when it ends, or nothing is."""
         with _told(self):
             self._settle()
-            self._growth = self._added = self._set_aside = self._dropped = 0
+            self._growth = 0
+            before = self._counted
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._connection.execute("COMMIT")
-                self._counted = replace(
-                    self._counted,
-                    waiting=self._counted.waiting + self._added - self._set_aside,
-                    damaged=self._counted.damaged + self._set_aside - self._dropped,
-                )
             except BaseException:
+                self._counted = before
                 if self._connection.in_transaction:
                     with contextlib.suppress(sqlite3.Error):
                         self._connection.execute("ROLLBACK")
@@ -164,7 +161,7 @@ class SpoolFile:
 
     def insert(self, row: Row) -> None:
         """Add a row, inside a transaction."""
-        self._added += 1
+        self._count_change(waiting=1)
         self._growth += len(row.payload) // PAGE_BYTES + 2
         self._load_ballast(CHECKPOINT_PAGES + self._growth + self._growth // INDEX_ROWS + INDEX_ROWS)
         self._connection.execute(
@@ -189,21 +186,11 @@ class SpoolFile:
         found = self._connection.execute("SELECT damage IS NULL FROM entry WHERE id = ?", (row_id.bytes,)).fetchone()
         if found is not None:
             self._connection.execute("DELETE FROM entry WHERE id = ?", (row_id.bytes,))
-            (waited,) = found
-            self._added -= waited
-            self._dropped += not waited
+            self._count_change(waiting=-found[0], damaged=found[0] - 1)
 
     def find(self, column: str, values: Sequence[bytes]) -> list[Row]:
         """The rows with one of these values in a column, oldest first."""
-        if not values:
-            return []
         return self.rows(f"WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY seq", *values)
-
-    def holds(self, column: str, values: Sequence[bytes]) -> bool:
-        """Whether a row has one of these values in a column."""
-        with _told(self):
-            query = f"SELECT 1 FROM entry WHERE {column} = ? LIMIT 1"  # noqa: S608 # our own name
-            return any(self._connection.execute(query, (value,)).fetchone() for value in values)
 
     def oldest(self, limit: int, held: Set[UUID] = frozenset()) -> list[Row]:
         """The first rows that are to be drained, without those held and what came after them of the same person.
@@ -211,8 +198,6 @@ class SpoolFile:
         Such a row shares a phone or nid with one that is left out, and must not reach the database before it. (Two
         rows of one request never lie here.)
         """
-        if not held:
-            return self.rows("WHERE damage IS NULL ORDER BY seq LIMIT ?", limit)
         rows: list[Row] = []
         left_out: set[tuple[str, bytes]] = set()
         waiting = rows_of(self._connection, "WHERE damage IS NULL ORDER BY seq")
@@ -226,12 +211,6 @@ class SpoolFile:
                 else:
                     break
         return rows
-
-    def ids_set_aside(self) -> list[UUID]:
-        """The rows that are drained no more."""
-        with _told(self):
-            rows = self._connection.execute("SELECT id FROM entry WHERE damage IS NOT NULL").fetchall()
-        return [UUID(bytes=row_id) for (row_id,) in rows]
 
     def remove(self, ids: Sequence[UUID]) -> None:
         """Forget these rows, to the last byte: they are durable elsewhere, or were erased."""
@@ -249,16 +228,13 @@ class SpoolFile:
         """Keep a row, and drain it no more."""
         with self.transaction():
             statement = "UPDATE entry SET damage = ? WHERE id = ? AND damage IS NULL"
-            self._set_aside += self._connection.execute(statement, (damage, row_id.bytes)).rowcount
+            moved = self._connection.execute(statement, (damage, row_id.bytes)).rowcount
+            self._count_change(waiting=-moved, damaged=moved)
 
     def key_ids(self) -> set[str]:
         """The ids of the keys that the rows are sealed with."""
         with _told(self):
             return key_ids_of(self._connection)
-
-    def without_key_ids(self) -> list[Row]:
-        """The rows of which it is not noted."""
-        return self.rows("WHERE key_ids IS NULL ORDER BY seq")
 
     def note_key_ids(self, row_id: UUID, key_ids: str) -> None:
         """Note it."""
@@ -282,6 +258,10 @@ class SpoolFile:
         """What lies in the file. Counted once and kept up, because counting takes the longer the more waits."""
         with _told(self):
             return replace(self._counted, oldest=oldest_of(self._connection), bytes=bytes_of(self._connection))
+
+    def _count_change(self, *, waiting: int = 0, damaged: int = 0) -> None:
+        counted = self._counted
+        self._counted = replace(counted, waiting=counted.waiting + waiting, damaged=counted.damaged + damaged)
 
     def count(self) -> None:
         """Count anew: an operator may have changed the file."""
@@ -328,11 +308,6 @@ class SpoolFile:
             finally:
                 os.close(ballast)
 
-    def _drop_ballast(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._ballast.unlink()
-        self._loaded = 0
-
     def rows(self, condition: str, *parameters: object) -> list[Row]:
         """The rows that match an SQL condition."""
         with _told(self):
@@ -349,7 +324,8 @@ class SpoolFile:
     def regain_room(self, *, ballast: bool = True) -> None:
         """After the disk was full: move the log into the file with the ballast's room, which gives the log's back."""
         with _told(self):
-            self._drop_ballast()
+            self._ballast.unlink(missing_ok=True)
+            self._loaded = 0
             self._checkpoint()
             self._unsettled = False
         if ballast:

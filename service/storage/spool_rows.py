@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import sqlite3
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +15,10 @@ from pathlib import Path
 from uuid import UUID
 
 from service.errors import StartRefusedError
+from service.secret_file import make_private_folder
+
+OWNER_WAIT_SECONDS = 3.0
+"""How long a start waits for the process that owns the spool: one that is stopping lets go of it last."""
 
 FILE_NAME = "spool.sqlite"
 PAGE_BYTES = 4096
@@ -49,6 +56,10 @@ class Size:
     bytes: int
 
 
+class SpoolOwnedError(StartRefusedError):
+    """Another process uses the spool."""
+
+
 def size_of(connection: sqlite3.Connection) -> Size:
     """What lies in the file, counted."""
     total, damaged = connection.execute("SELECT count(*), count(damage) FROM entry").fetchone()
@@ -68,15 +79,9 @@ def bytes_of(connection: sqlite3.Connection) -> int:
 
 
 def key_ids_of(connection: sqlite3.Connection) -> set[str]:
-    """The ids of the keys that some row is sealed with: one look into the index for each kind of row."""
-    found: set[str] = set()
-    kind = ""
-    while True:
-        next_one = "SELECT min(key_ids) FROM entry WHERE key_ids > ?"
-        (kind,) = connection.execute(next_one, (kind,)).fetchone()
-        if kind is None:
-            break
-        found.update(kind.split())
+    """The ids of the keys that some row is sealed with."""
+    kinds = connection.execute("SELECT DISTINCT key_ids FROM entry WHERE key_ids IS NOT NULL")
+    found = {key_id for (key_ids,) in kinds for key_id in key_ids.split()}
     if found:
         # The canary is what proves, without the database, that what lies here belongs to this keyring.
         found.update(sealed.partition(".")[0] for (sealed,) in connection.execute("SELECT sealed FROM identity"))
@@ -142,3 +147,43 @@ def as_operator(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorname", type(error).__name__)
         raise StartRefusedError(f"the spool {folder} cannot be read ({code})") from None
+
+
+def has_owner(folder: Path) -> bool:
+    """Whether a process owns the spool of a folder now."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _locks(lock)
+    finally:
+        os.close(lock)
+
+
+def become_owner(folder: Path) -> int:
+    """The descriptor that makes this process the owner of a spool until it is closed. Raises StartRefusedError."""
+    try:
+        make_private_folder(folder)
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise StartRefusedError(
+            f"the spool's folder {folder} cannot be used: {error.strerror}; see LEADKEEP_SPOOL_DIR"
+        ) from None
+    deadline = time.monotonic() + OWNER_WAIT_SECONDS
+    while not _locks(lock):
+        if time.monotonic() > deadline:
+            os.close(lock)
+            raise SpoolOwnedError(
+                f"another process uses the spool {folder}; each service needs its own LEADKEEP_SPOOL_DIR"
+            )
+        time.sleep(0.05)
+    return lock
+
+
+def _locks(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

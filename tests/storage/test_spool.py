@@ -15,7 +15,7 @@ from service.errors import StartRefusedError
 from service.factories import new_id
 from service.keyring import Keyring
 from service.lead import SealedSubmission
-from service.storage import spool as spool_module
+from service.storage import spool_rows
 from service.storage.decision import Delayed, DuplicateMatch, MatchedLead
 from service.storage.spool import Spool, SpoolOverlap
 from service.storage.spool_file import SpoolError
@@ -160,7 +160,7 @@ async def test_its_files_are_for_their_owner_only(spool: Spool, submit: Submit) 
 async def test_a_second_process_cannot_have_it(
     spool: Spool, encryption: EncryptionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "OWNER_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(spool_rows, "OWNER_WAIT_SECONDS", 0.1)
     with pytest.raises(StartRefusedError, match="LEADKEEP_SPOOL_DIR"):
         Spool(spool.folder, encryption, max_bytes=MEGABYTE)
 
