@@ -27,8 +27,8 @@ from service.lead import LeadStatus
 if TYPE_CHECKING:
     from service.encryption import EncryptionService
     from service.storage.database import Database
+    from service.storage.erasures import RetentionRule
     from service.storage.requests import Position
-    from service.storage.retention import RetentionRule
 
 
 BATCH = 50
@@ -57,7 +57,7 @@ def retention(
     policy = _policy(settings, status or [], older_than)
     from service import factories
     from service.cli.database import with_database
-    from service.storage.retention import RetentionRule, count_due
+    from service.storage.erasures import RetentionRule, count_due
 
     why = factories.validation_of(settings).reason(reason) or ""
     now = datetime.now(UTC)
@@ -98,7 +98,7 @@ def _policy(
 
 
 async def _erase(database: Database, rule: RetentionRule, why: str | None, due: int, stopped: asyncio.Event) -> int:
-    from service.storage.retention import erase_due, next_due
+    from service.storage.erasures import erase_due, next_due
 
     actor = f"cli:{getpass.getuser()}"
     reason = why or f"retention: {rule.status.value} since before {rule.before.date()}"

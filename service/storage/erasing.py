@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -188,13 +188,12 @@ async def erase_within(
         if itself is None:
             return gone
         buried = KnownTombstone(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
-        for copy in await _saved_copies(connection, itself, until=known.erased_at):
+        request = {"created_by": itself.created_by, "request_id": itself.request_id, "until": known.erased_at}
+        for (copy,) in await _SAVED_COPIES.rows(connection, request):
             gone |= await erase_within(connection, copy, actor=actor, reason=reason, refreshed=refreshed, known=buried)
     person = await person_of(connection, wanted, refreshed)
     person = person.extended_by(itself) if itself is not None else person
-    leads = await _neighbours(connection, person) if refreshed else [target or wanted]
-    search = _PersonSearch(connection, target or wanted, leads, person, refreshed, until=known.erased_at)
-    conflicts, submissions = await search.own_conflicts(), await search.own_submissions()
+    conflicts, submissions = await _rows_of(connection, person, target or wanted, refreshed, until=known.erased_at)
     if target is not None or conflicts or submissions:
         gone |= await erase(target=target or wanted, own_conflicts=conflicts, own_submissions=submissions, known=known)
     return gone
@@ -233,8 +232,10 @@ async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubm
     for entry in entries:
         digest = digests.get(entry.id)
         stone = by_id.get(entry.id)
-        if stone is None and digest is not None:
-            stone = _of_request(entry, by_request.get(digest))
+        of_request = by_request.get(digest) if digest else None
+        # One that was accepted after the erasure of its request is a new request.
+        if stone is None and of_request and entry.accepted_at and entry.accepted_at <= of_request.erased_at:
+            stone = of_request
         if stone is not None:
             erased[entry.id] = {
                 **{name: getattr(stone, name) for name in ("lead_id", "erased_at", "erased_by", "reason")},
@@ -248,11 +249,6 @@ async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubm
         rows_in_order = [erased[each] for each in sorted(erased)]
         await connection.execute(put.on_conflict_do_update(index_elements=[_STONE.c.id], set_=filled), rows_in_order)
     return {each: row["created_at"] for each, row in erased.items()}
-
-
-def _of_request(entry: SealedSubmission, stone: Row[Any] | None) -> Row[Any] | None:
-    """The tombstone of an entry's request, unless the entry was accepted after the erasure: then it is a new one."""
-    return stone if stone is not None and entry.accepted_at and entry.accepted_at <= stone.erased_at else None
 
 
 def request_digest(submission: SealedSubmission) -> bytes | None:
@@ -291,62 +287,41 @@ async def _erase(
     return frozenset(gone or ())
 
 
-async def _saved_copies(connection: AsyncConnection, itself: SealedSubmission, until: datetime | None) -> list[UUID]:
-    """The lead that another replica made of the same request."""
-    request = {"created_by": itself.created_by, "request_id": itself.request_id, "until": until}
-    return [row[0] for row in await _SAVED_COPIES.rows(connection, request)]
+async def _rows_of(
+    connection: AsyncConnection, person: Person, target: UUID, refreshed: Refreshed | None, *, until: datetime | None
+) -> tuple[list[UUID], list[UUID]]:
+    """A person's conflicts, decided or not, and resubmissions, of whatever lead; of those accepted `until` a moment."""
 
-
-async def _neighbours(connection: AsyncConnection, person: Person) -> list[UUID]:
-    """The leads with the person's phone or nid: what is the person's may be kept with one of them."""
-    indexes = {"phones": list(person.phones), "nids": list(person.nids)}
-    return [row[0] for row in await _NEIGHBOURS.rows(connection, indexes)]
-
-
-@dataclass(frozen=True, slots=True)
-class _PersonSearch:
-    """Search for a person's rows among the conflicts and the resubmissions, of those accepted `until` a moment."""
-
-    connection: AsyncConnection
-    target: UUID
-    leads: Sequence[UUID]
-    person: Person
-    refreshed: Refreshed | None
-    until: datetime | None
-
-    async def own_conflicts(self) -> list[UUID]:
-        """The conflicts that are the person's, decided or not."""
-        keys = {
-            "ids": list(self.person.ids),
-            "leads": [self.target, *self.leads],
-            "subjects": [subject for subject, _ in self.person.requests],
-            "requests": [request_id for _, request_id in self.person.requests],
-            "target": self.target,
-            "until": self.until,
-        }
-        found = await _CONFLICTS.rows(self.connection, keys)
-        return [row.id for row in found if self._is_own_conflict(row)]
-
-    def _is_own_conflict(self, row: Any) -> bool:
-        matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
-        if row.resolution == ConflictResolution.OWN_LEAD and self.target in matched:
-            return True  # nothing is lost with it: the lead that it became holds its values
-        return matched[:2] == (self.target, self.target) or self._is_own(row, row.id, row.created_by)
-
-    async def own_submissions(self) -> list[UUID]:
-        """The resubmissions that are the person's, with whatever lead they are kept."""
-        keys = {"leads": [self.target, *self.leads], "until": self.until}
-        found = await _RESUBMISSIONS.rows(self.connection, keys)
-        return list(dict.fromkeys(row.submission_id for row in found if self._is_own_submission(row)))
-
-    def _is_own_submission(self, row: Any) -> bool:
-        noted = row.verified and row.lead_id == self.target
-        return noted or self._is_own(row, row.submission_id, row.actor)
-
-    def _is_own(self, row: Any, row_id: UUID, subject: str) -> bool:
+    def is_own(row: Any, row_id: UUID, subject: str) -> bool:
         entry = _entry(row, row_id, subject)
         # The first look costs nothing; opening a submission does.
-        return self.person.owns(entry) or self.person.owns(_opened(entry, self.refreshed))
+        return person.owns(entry) or person.owns(_opened(entry, refreshed))
+
+    def is_own_conflict(row: Any) -> bool:
+        matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
+        # Nothing is lost with one that became a lead of its own: that lead holds its values.
+        is_kept_by_lead = row.resolution == ConflictResolution.OWN_LEAD and target in matched
+        return is_kept_by_lead or matched[:2] == (target, target) or is_own(row, row.id, row.created_by)
+
+    def is_own_submission(row: Any) -> bool:
+        return (row.verified and row.lead_id == target) or is_own(row, row.submission_id, row.actor)
+
+    indexes = {"phones": list(person.phones), "nids": list(person.nids)}
+    # What is the person's may be kept with another lead that has its phone or nid; opening shows whether it is.
+    neighbours = await _NEIGHBOURS.rows(connection, indexes) if refreshed else []
+    keys = {"leads": [target, *(row.id for row in neighbours)], "until": until}
+    requests = {
+        "ids": list(person.ids),
+        "subjects": [subject for subject, _ in person.requests],
+        "requests": [request_id for _, request_id in person.requests],
+        "target": target,
+    }
+    conflicts = await _CONFLICTS.rows(connection, keys | requests)
+    submissions = await _RESUBMISSIONS.rows(connection, keys)
+    return (
+        [row.id for row in conflicts if is_own_conflict(row)],
+        list(dict.fromkeys(row.submission_id for row in submissions if is_own_submission(row))),
+    )
 
 
 def _entry(row: Any, row_id: UUID, subject: str) -> SealedSubmission:

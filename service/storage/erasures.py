@@ -1,7 +1,10 @@
-"""Erasures that a caller asks for: of the database, and of what waits in this machine's spool.
+"""Erasures that a caller asks for, of the database and of what waits in this machine's spool, and those of old leads.
 
 What waits of the person gets a tombstone. What waits of others who share only its phone or only its nid is stored
 first, as the drain would have stored it, so that it is kept in the same way whether it was drained before or not.
+
+Retention erases a lead only if it is too old, and has the status, at the moment at which it is erased. What was begun
+and broken off is gone on with by doing the same again.
 """
 
 from __future__ import annotations
@@ -10,15 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.lead import SealedSubmission
+from service.lead import LeadStatus, SealedSubmission
 from service.storage import models
 from service.storage.database import Database
 from service.storage.erasing import KnownTombstone, Person, Refreshed, erase_within, person_of, wait_for_drains
+from service.storage.requests import Position
 from service.storage.spool import Spooled
 from service.storage.submissions import store
 
@@ -26,6 +31,23 @@ _STONE = models.tombstone
 _CONFLICT = models.lead_conflict
 
 LISTED_AT_ONCE = 1000
+
+# `created_at` says nothing more than `updated_at`, but it is what the index of a status is ordered by.
+# A person who came back, or about whom a decision is pending, is not forgotten.
+_DUE = """
+    lead.status = :status AND lead.updated_at < :before AND lead.created_at < :before
+    AND NOT EXISTS (SELECT FROM resubmission kept WHERE kept.lead_id = lead.id AND kept.submitted_at >= :before)
+    AND NOT EXISTS (SELECT FROM lead_conflict c WHERE c.resolution IS NULL
+        AND (c.phone_lead_id = lead.id OR c.nid_lead_id = lead.id OR c.request_lead_id = lead.id))
+"""
+_COUNT = text(f"SELECT count(*) FROM lead WHERE {_DUE}")  # noqa: S608 # our own text
+_NEXT = text(f"""
+    SELECT id, created_at FROM lead
+    WHERE {_DUE} AND (created_at, id) > (CAST(:created_at AS timestamptz), CAST(:id AS uuid))
+    ORDER BY created_at, id LIMIT :limit
+""")  # noqa: S608 # our own text
+_LOCK = text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+_STILL = text(f"SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) AND {_DUE} ORDER BY id")  # noqa: S608 # our own text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +69,19 @@ class Erasure:
 
     gone: frozenset[UUID]
     kept: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRule:
+    """Leads of a status that were last changed before a moment."""
+
+    status: LeadStatus
+    before: datetime
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """For the statements."""
+        return {"status": self.status.value, "before": self.before}
 
 
 class Erasures:
@@ -153,3 +188,36 @@ async def _kept(connection: AsyncConnection, lead_id: UUID) -> tuple[UUID, ...]:
         _CONFLICT.c.repeats.is_(None),
     )
     return tuple((await connection.execute(kept.order_by(_CONFLICT.c.id))).scalars())
+
+
+async def count_due(database: Database, rule: RetentionRule) -> int:
+    """How many leads a rule would erase now."""
+    ((due,),) = await database.rows(_COUNT, rule.parameters)
+    return int(due)
+
+
+async def next_due(database: Database, rule: RetentionRule, after: Position | None, limit: int) -> list[Position]:
+    """The first leads behind a position that a rule would erase."""
+    position = {"created_at": "-infinity", "id": UUID(int=0)}
+    if after is not None:
+        position = {"created_at": after.created_at.isoformat(), "id": after.id}
+    found = await database.rows(_NEXT, {**rule.parameters, **position, "limit": limit})
+    return [Position(row.created_at, row.id) for row in found]
+
+
+async def erase_due(
+    database: Database, rule: RetentionRule, ids: Sequence[UUID], *, actor: str, reason: str | None
+) -> int:
+    """Erase those of the leads that the rule still selects, in one transaction; how many those were."""
+
+    async def work(connection: AsyncConnection) -> int:
+        await wait_for_drains(connection)
+        # Locked first, looked at afterwards: whoever held one has committed what counts for the rule.
+        await connection.execute(_LOCK, {"ids": list(ids)})
+        due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()
+        for lead_id in due:
+            # What came back to a lead that is due is as old as the lead, whoever sent it.
+            await erase_within(connection, lead_id, actor=actor, reason=reason, keeps_others=False)
+        return len(due)
+
+    return await database.write(work)

@@ -24,7 +24,7 @@ from service.storage.conflicts import ConflictRepository, Decision, OwnLead
 from service.storage.database import Database
 from service.storage.decision import Erased, InConflict, Outcome
 from service.storage.erasing import drop_within
-from service.storage.retention import RetentionRule, erase_due
+from service.storage.erasures import RetentionRule, erase_due
 from service.storage.spool import Spool, Spooled
 from service.storage.spool_file import SpoolError
 from tests.harness import faults
