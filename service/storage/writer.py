@@ -127,15 +127,7 @@ class LeadWriter:
         """Refuse new submissions and spool those that wait. To be called when both tasks have ended."""
         self._stopped = True
         # Also those of a transaction whose end is not known: the drain finds out by their ids.
-        entries = list(self._unanswered)
-        try:
-            await self._put(entries)
-        except Exception as error:  # noqa: BLE001 # a fault of ours, perhaps with one of them: the others are spooled
-            self._log.error("the spool writer failed", error=type(error).__qualname__)
-            for entry in entries:
-                with contextlib.suppress(Exception):  # logged already
-                    await self._put([entry])
-                entry.fail(StorageUnavailableError())
+        await self._put(list(self._unanswered))
 
     async def _write(self, batch: list[_Entry]) -> None:
         if self._outage.lasting:
@@ -211,7 +203,17 @@ class LeadWriter:
             next(self._alone).add([entry])
 
     async def _put(self, batch: list[_Entry]) -> None:
-        """Spool a batch."""
+        """Spool a batch. A fault of ours costs only the entry concerned."""
+        try:
+            await self._put_together(batch)
+        except Exception as error:  # noqa: BLE001 # nothing else ends the spool writer
+            for entry in batch if len(batch) > 1 else []:
+                await self._put([entry])
+            if len(batch) == 1:
+                self._log.error("a submission was not spooled by a fault of ours", error=type(error).__qualname__)
+                batch[0].fail(StorageUnavailableError())
+
+    async def _put_together(self, batch: list[_Entry]) -> None:
         had_room = self._stopped or self._spool.usable
         batch = _sealed(batch)
         for entry in batch:

@@ -40,10 +40,10 @@ def failing(method: Callable[..., Any]) -> Callable[..., Any]:
     return fails
 
 
-def dying(writer: type[Any], submit: str) -> None:
-    """Let `run` of a writer fail as soon as something is submitted while the file is there."""
+def dying(writer: type[Any], submit: str, run_name: str = "run") -> None:
+    """Let a task of a writer fail as soon as something is submitted while the file is there."""
     fault = asyncio.Event()
-    submits, runs = getattr(writer, submit), writer.run
+    submits, runs = getattr(writer, submit), getattr(writer, run_name)
 
     @wraps(submits)
     async def submit_and_die(*args: Any, **kwargs: Any) -> Any:
@@ -65,13 +65,13 @@ def dying(writer: type[Any], submit: str) -> None:
         await running
 
     setattr(writer, submit, submit_and_die)
-    writer.run = run
+    setattr(writer, run_name, run)
 
 
 FAULTS: dict[str, Callable[[], None]] = {
     "lead writer": lambda: dying(LeadWriter, "create"),
     "access writer": lambda: dying(AccessWriter, "record"),
-    "spool writer": lambda: setattr(Spool, "overlap", failing(Spool.overlap)),
+    "spool writer": lambda: dying(LeadWriter, "create", "run_spooling"),
     "spool": lambda: setattr(Spool, "put", failing(Spool.put)),
     "drain": lambda: setattr(Drain, "step", failing(Drain.step)),
     "HTTP endpoint": lambda: setattr(UvicornServer, "on_tick", failing(UvicornServer.on_tick)),

@@ -416,6 +416,26 @@ async def test_a_fault_of_ours_in_the_look_at_the_spool_costs_only_the_entry_tha
         assert saved([await world.create(submit())])  # the writer goes on
 
 
+async def test_a_fault_of_ours_in_the_spool_costs_only_the_entry_concerned(
+    world: World, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.outage.began("connection", since=time.monotonic() - 10)
+    poisoned, put = submit(), world.spool.put
+
+    async def put_or_fail(batch: list[SealedSubmission]) -> dict[UUID, Outcome]:
+        if poisoned in batch:
+            raise ZeroDivisionError
+        return await put(batch)
+
+    monkeypatch.setattr(world.spool, "put", put_or_fail)
+    async with asyncio.timeout(5):
+        others = asyncio.gather(*(world.create(submit()) for _ in range(20)))
+        with pytest.raises(StorageUnavailableError):
+            await world.create(poisoned)
+        assert {type(outcome) for outcome in await others} == {Delayed}
+        assert isinstance(await world.create(submit()), Delayed)  # the spool writer goes on
+
+
 async def test_one_that_meets_a_spooled_one_waits_for_the_drain(world: World, submit: Submit) -> None:
     first = submit(phone="+1234567")
     await world.spool.put([first])
