@@ -15,7 +15,7 @@ from service.access import Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.storage.erasing import Refreshed
 from service.storage.erasures import Erasures
-from service.storage.recent_requests import RecentRequests
+from service.storage.outage import RecentRequests
 from service.storage.spool import Spool, Spooled
 from service.storage.spool_file import SpoolError
 from service.validation import ValidationService

@@ -33,8 +33,7 @@ from service.storage.conflicts import ConflictRepository
 from service.storage.database import Database
 from service.storage.drain import Drain
 from service.storage.erasures import Erasures
-from service.storage.outage import Outage
-from service.storage.recent_requests import RecentRequests
+from service.storage.outage import Outage, RecentRequests
 from service.storage.replicas import ReplicaReport, replica_name
 from service.storage.repository import LeadRepository
 from service.storage.spool import Spool

@@ -105,7 +105,7 @@ def _recording(
         yield None
         return
     from service.cli.unmasking import recording
-    from service.storage.lead_export import count_leads
+    from service.storage.lead_queries import count_leads
 
     with recording(settings, url, look, operation="export", leads=count_leads(url, start, end)) as recorded:
         yield recorded
@@ -125,7 +125,7 @@ def _write(
     from service.rpc.masking import mask_message
     from service.rpc.wire import lead_message
     from service.sealing import LeadSealer
-    from service.storage.lead_export import ROWS_AHEAD, exported_leads
+    from service.storage.lead_queries import ROWS_AHEAD, exported_leads
 
     sealer = LeadSealer(
         encryption_of(settings),

@@ -19,7 +19,7 @@ from service.importing.reports import Result, Told
 from service.keyring import Keyring
 from service.lead import SENSITIVE_FIELDS
 from service.sealing import LeadSealer
-from service.storage.submissions import index_columns
+from service.storage.lead_queries import index_columns
 from service.validation import ValidationService
 from service.worker_processes import WorkerPool
 

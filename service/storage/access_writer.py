@@ -28,7 +28,7 @@ from service.errors import StorageUnavailableError, UnmaskLimitError
 from service.storage.access_records import HOUR, Access, AccessRecords, Chain
 from service.storage.batcher import Batcher, Entry
 from service.storage.database import Database
-from service.storage.failures import Failure, cause_of, classify, is_driver_error, leaves_nothing
+from service.storage.failures import cause_of, is_driver_error, is_transient, leaves_nothing
 from service.storage.retry import PATIENCE, retry_scope, with_retries
 
 LARGEST_BATCH = 1000
@@ -139,7 +139,7 @@ class AccessWriter:
             if not leaves_nothing(error) or isinstance(error, IntegrityError):
                 self._chain = None
             failure: Exception = error
-            if classify(error) is Failure.PERMANENT:
+            if not is_transient(error):
                 self._on_refusal(cause_of(error) if is_driver_error(error) else type(error).__qualname__)
                 failure = StorageUnavailableError()
             else:

@@ -84,28 +84,31 @@ def condition_of(
     `restarting_log`: the log of the embedded PostgreSQL while that is being restarted, else None. `longest_wait`: the
     age in seconds from which a spooled lead is an alarm.
     """
-    details: dict[ReadinessReason, str] = {}
-    if not database_answers:
-        if database_refusal is not None:
-            details[ReadinessReason.DATABASE_REFUSED] = database_refusal
-        else:
-            details[ReadinessReason.DATABASE_AWAY] = "the database cannot be reached or takes no writes"
-        if restarting_log is not None:
-            details[ReadinessReason.POSTGRES_RESTARTING] = (
-                f"PostgreSQL ended and is being restarted, see {restarting_log}"
-            )
-        if not spool.identified:
-            details[ReadinessReason.KEYRING_NOT_CONFIRMED] = "no lead is accepted before the database was reached once"
-    if spool.fault is not None:
-        details[ReadinessReason.SPOOL_FAILING] = f"the spool {spool.folder} takes no leads: {spool.fault}"
-    details |= spool_alarms(spool.size, max_bytes=spool.max_bytes, longest_wait=longest_wait)
-    if files_alarm is not None:
-        details[ReadinessReason.FILES_BEHIND] = files_alarm
-    if tls_alarm is not None:
-        details[ReadinessReason.TLS_FILES_REFUSED] = tls_alarm
-    if failing_tasks:
-        details |= tasks_fail(failing_tasks)
-    return Condition(database_answers or spool.usable, details)
+    away = not database_answers
+    details: dict[ReadinessReason, str | None] = {
+        ReadinessReason.DATABASE_REFUSED: database_refusal if away else None,
+        ReadinessReason.DATABASE_AWAY: (
+            "the database cannot be reached or takes no writes" if away and database_refusal is None else None
+        ),
+        ReadinessReason.POSTGRES_RESTARTING: (
+            f"PostgreSQL ended and is being restarted, see {restarting_log}" if away and restarting_log else None
+        ),
+        ReadinessReason.KEYRING_NOT_CONFIRMED: (
+            "no lead is accepted before the database was reached once" if away and not spool.identified else None
+        ),
+        ReadinessReason.SPOOL_FAILING: (
+            f"the spool {spool.folder} takes no leads: {spool.fault}" if spool.fault is not None else None
+        ),
+        **spool_alarms(spool.size, max_bytes=spool.max_bytes, longest_wait=longest_wait),
+        ReadinessReason.FILES_BEHIND: files_alarm,
+        ReadinessReason.TLS_FILES_REFUSED: tls_alarm,
+        **(tasks_fail(failing_tasks) if failing_tasks else {}),
+    }
+    return Condition(database_answers or spool.usable, _without_none(details))
+
+
+def _without_none(details: Mapping[ReadinessReason, str | None]) -> dict[ReadinessReason, str]:
+    return {reason: detail for reason, detail in details.items() if detail is not None}
 
 
 def tasks_fail(names: Sequence[str]) -> dict[ReadinessReason, str]:
@@ -115,18 +118,23 @@ def tasks_fail(names: Sequence[str]) -> dict[ReadinessReason, str]:
 
 def spool_alarms(size: Size, *, max_bytes: int, longest_wait: float) -> dict[ReadinessReason, str]:
     """What an operator should do something about."""
-    alarms: dict[ReadinessReason, str] = {}
-    if size.damaged:
-        alarms[ReadinessReason.LEADS_SET_ASIDE] = (
-            f"{size.damaged} spooled leads were set aside: see leadkeep spool list"
-        )
-    if size.bytes > FULL_SHARE * max_bytes:
-        alarms[ReadinessReason.SPOOL_FILLING] = (
+    age = age_of(size)
+    alarms = {
+        ReadinessReason.LEADS_SET_ASIDE: (
+            f"{size.damaged} spooled leads were set aside: see leadkeep spool list" if size.damaged else None
+        ),
+        ReadinessReason.SPOOL_FILLING: (
             f"the spool holds {size.bytes // 1_000_000} MB, its limit is {max_bytes // 1_000_000} MB"
-        )
-    if size.oldest is not None and size.waiting and (age := age_of(size)) > longest_wait:
-        alarms[ReadinessReason.LEADS_WAIT_LONG] = f"leads have waited in the spool for {age / 3600:.1f} hours"
-    return alarms
+            if size.bytes > FULL_SHARE * max_bytes
+            else None
+        ),
+        ReadinessReason.LEADS_WAIT_LONG: (
+            f"leads have waited in the spool for {age / 3600:.1f} hours"
+            if size.waiting and age > longest_wait
+            else None
+        ),
+    }
+    return _without_none(alarms)
 
 
 def age_of(size: Size) -> float:

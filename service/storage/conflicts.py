@@ -21,10 +21,17 @@ from service.storage import models
 from service.storage.database import Database
 from service.storage.decision import DuplicateMatch
 from service.storage.erasing import NO_INDEXES, drop_within, wait_for_erasures
-from service.storage.lead_queries import fields_of, lead_of_row, lock_lead, returned_lead, write_anew_if_taken
+from service.storage.lead_queries import (
+    columns_of,
+    fields_of,
+    index_columns,
+    lead_of_row,
+    lock_lead,
+    returned_lead,
+    write_anew_if_taken,
+)
 from service.storage.repository import correct_locked
 from service.storage.requests import Correction, Position
-from service.storage.submissions import columns_of, index_columns
 
 _LEAD = models.lead
 _CONFLICT = models.lead_conflict
@@ -108,7 +115,8 @@ class ConflictRepository:
             # An erasure may take this conflict without locking it, as another submission of its person.
             await wait_for_erasures(connection)
             # Locked by an update of nothing: it waits for a rival, and the answer waits for the standby.
-            first = func.coalesce(_repeated(conflict_id), conflict_id)
+            repeated = select(_CONFLICT.c.repeats).where(_CONFLICT.c.id == conflict_id).scalar_subquery()
+            first = func.coalesce(repeated, conflict_id)
             lock = update(_CONFLICT).where(_CONFLICT.c.id == first).values(id=_CONFLICT.c.id).returning(_CONFLICT)
             row = (await connection.execute(lock)).one_or_none()
             if row is None and resolution is ConflictResolution.KEEP_FIRST and await _dropped(connection, conflict_id):
@@ -197,10 +205,6 @@ class ConflictRepository:
             indexes=NO_INDEXES,
             resolution=ConflictResolution(row.resolution) if row.resolution is not None else None,
         )
-
-
-def _repeated(conflict_id: UUID) -> Any:
-    return select(_CONFLICT.c.repeats).where(_CONFLICT.c.id == conflict_id).scalar_subquery()
 
 
 async def _dropped(connection: AsyncConnection, conflict_id: UUID) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -27,9 +28,8 @@ from service.lead import SealedSubmission
 from service.storage.database import Database
 from service.storage.decision import Aliased, Created, DuplicateMatch, Erased, InConflict, Outcome
 from service.storage.erasures import Erasures
-from service.storage.failures import Failure, cause_of, classify, is_busy, is_fault_of_ours
-from service.storage.outage import Outage
-from service.storage.recent_requests import RecentRequests
+from service.storage.failures import cause_of, is_busy, is_fault_of_ours, is_transient
+from service.storage.outage import Outage, RecentRequests
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, RetryScope, retry_scope
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
@@ -102,7 +102,6 @@ class Drain:
         self._on_drained = on_drained
         self._clock = clock
         self._log = structlog.get_logger("leadkeep.drain")
-        self._fault: str | None = None
         self._held: dict[UUID, _Held] = {}
         self._failed_last: UUID | None = None
         """The submission that failed by a fault of ours when none was drained since."""
@@ -110,9 +109,17 @@ class Drain:
     async def run(self) -> None:
         """Drain whenever there is something to drain. What is not drained when this ends stays in the spool."""
         failures = 0
+        fault: str | None = None
         while True:
             began = time.monotonic()
-            step = await self._step_told()
+            try:
+                step = await self.step()
+                fault = None
+            except SpoolError as error:
+                if fault != str(error):
+                    self._log.error("the spool cannot be read", what=str(error))
+                fault = str(error)
+                step = Step.IDLE
             took = time.monotonic() - began
             failures = failures + 1 if step is Step.UNREACHABLE else 0
             if step is Step.DRAINED:
@@ -124,36 +131,21 @@ class Drain:
                 await asyncio.sleep(LOOK_SECONDS)
 
     async def run_erasures(self) -> None:
-        """Forget what was erased, also by other replicas, every few seconds."""
+        """Forget what was erased, also by other replicas, every few seconds: what this process remembers, and what was
+        set aside in the spool."""
         while True:
             await asyncio.sleep(HEED_EVERY_SECONDS)
-            await self._heed_erasures()
+            retry_scope.set(RetryScope(time.monotonic() + HEED_SECONDS, lambda _: None))
+            with suppress(StorageUnavailableError, SpoolError):  # the next look makes up for it
+                await self._forget_erased()
 
-    async def _heed_erasures(self) -> None:
-        """Forget what was erased, by whomever: what this process remembers, and what was set aside in the spool."""
+    async def _forget_erased(self) -> None:
         until = datetime.now(UTC)
-        bounded = retry_scope.set(RetryScope(time.monotonic() + HEED_SECONDS, lambda _: None))
-        try:
-            self._recent.forget(await self._erasures.erased_since(self._erased_until - ERASURES_OVERLAP))
-            self._erased_until = until
-            set_aside = await self._spool.ids_set_aside() if self._spool.size.damaged else []
-            if set_aside and (erased := await self._erasures.erased_among(set_aside)):
-                await self._spool.remove(erased)
-        except (StorageUnavailableError, SpoolError):
-            return  # the next look makes up for it
-        finally:
-            retry_scope.reset(bounded)
-
-    async def _step_told(self) -> Step:
-        try:
-            step = await self.step()
-        except SpoolError as error:
-            if self._fault != str(error):
-                self._fault = str(error)
-                self._log.error("the spool cannot be read", what=self._fault)
-            return Step.IDLE
-        self._fault = None
-        return step
+        self._recent.forget(await self._erasures.erased_since(self._erased_until - ERASURES_OVERLAP))
+        self._erased_until = until
+        set_aside = await self._spool.ids_set_aside() if self._spool.size.damaged else []
+        if set_aside and (erased := await self._erasures.erased_among(set_aside)):
+            await self._spool.remove(erased)
 
     async def step(self) -> Step:
         """Drain one batch. Raises SpoolError, and the fault of ours that was met twice in a row."""
@@ -258,4 +250,4 @@ _NAMES: dict[type, str] = {
 
 
 def _concerns_an_entry(error: Exception) -> bool:
-    return is_busy(error) or isinstance(error, StorageUnavailableError) or classify(error) is Failure.PERMANENT
+    return is_busy(error) or isinstance(error, StorageUnavailableError) or not is_transient(error)

@@ -5,8 +5,6 @@ The driver's own texts never leave this module: PostgreSQL prints the values of 
 
 from __future__ import annotations
 
-from enum import Enum
-
 import psycopg
 from psycopg.errors import Diagnostic
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -56,15 +54,6 @@ class NotConfirmedError(Exception):
     """The database has not been confirmed as the one that this keyring and this normaliser belong to."""
 
 
-class Failure(Enum):
-    """What to do about a failed database call."""
-
-    RETRY = "retry"
-    """Nothing was stored, or what was stored is found by its id: do it again."""
-    PERMANENT = "permanent"
-    """The same again fails again."""
-
-
 class StorageFaultError(Exception):
     """The database refused a statement for a reason that no caller can mend; `cause` is its SQLSTATE."""
 
@@ -108,23 +97,22 @@ def is_driver_error(error: BaseException) -> bool:
     return isinstance(error, DBAPIError | psycopg.Error)
 
 
-def classify(error: BaseException) -> Failure:
-    """Whether the same call may succeed when it is made again."""
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later: nothing was stored, or what was stored is found by its id."""
     if type(error) in _OWN_FAILURES or isinstance(error, PoolTimeoutError | OSError):
-        return Failure.RETRY
+        return True
     driver_error = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(driver_error, psycopg.Error):
-        return Failure.PERMANENT
+        return False
     sqlstate = driver_error.sqlstate
     if sqlstate is None:  # the server did not speak: the connection was lost, or was never made
-        return Failure.RETRY if isinstance(driver_error, psycopg.OperationalError) else Failure.PERMANENT
-    may_pass = sqlstate in BUSY or sqlstate in UNREACHABLE or sqlstate[:2] in UNREACHABLE_CLASSES
-    return Failure.RETRY if may_pass else Failure.PERMANENT
+        return isinstance(driver_error, psycopg.OperationalError)
+    return sqlstate in BUSY or sqlstate in UNREACHABLE or sqlstate[:2] in UNREACHABLE_CLASSES
 
 
 def is_fault_of_ours(error: BaseException) -> bool:
     """Whether the error is a bug in our code: no repetition helps, and PostgreSQL has refused nothing."""
-    return classify(error) is Failure.PERMANENT and not isinstance(error, LeadkeepError) and _sqlstate(error) is None
+    return not is_transient(error) and not isinstance(error, LeadkeepError) and _sqlstate(error) is None
 
 
 def leaves_nothing(error: BaseException) -> bool:

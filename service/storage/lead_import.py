@@ -137,12 +137,6 @@ class Restored:
     """The leads that stand in its way."""
 
 
-class _RolledBackError(Exception):
-    def __init__(self, found: Any) -> None:
-        super().__init__()
-        self.found = found
-
-
 async def import_leads(database: Database, batch: Sequence[SealedSubmission], *, dry_run: bool) -> dict[UUID, Outcome]:
     """Store submissions in one transaction; by id, what became of each. With `dry_run` nothing stays.
 
@@ -162,14 +156,10 @@ async def _in_transaction(
     async def tried(connection: AsyncConnection) -> dict[UUID, T]:
         found = await work(connection)
         if dry_run:
-            raise _RolledBackError(found)
+            await connection.execute(text("ROLLBACK"))  # the commit that follows finds nothing to do
         return found
 
-    try:
-        return await database.write(tried)
-    except _RolledBackError as rolled_back:
-        found: dict[UUID, T] = rolled_back.found
-        return found
+    return await database.write(tried)
 
 
 async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection) -> dict[UUID, Restored]:

@@ -1,11 +1,15 @@
-"""The statements that find, lock and correct leads, and the leads in their rows."""
+"""The statements that find, lock, correct and export leads, and the leads in their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
+import psycopg
+from psycopg.rows import namedtuple_row
 from sqlalchemy import (
     ARRAY,
     Select,
@@ -25,10 +29,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.lead import CUSTOMER_FIELDS, LeadStatus, SealedLead
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadStatus, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database import Database, Statement
-from service.storage.failures import violated_constraint
+from service.storage.failures import StorageFaultError, cause_of, violated_constraint
 from service.storage.requests import LeadFilter
 
 T = TypeVar("T")
@@ -54,6 +58,12 @@ BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index", "uq_lead_phone_inde
 ATTEMPTS = 3
 """Transactions in which a lead that stood in the way may turn out to be erased before it was looked at, which frees the
 way: that happens once at most in practice. The bound keeps a fault from turning into an endless loop."""
+
+
+ROWS_AHEAD = 500
+"""Rows of an export that are fetched, and held in memory, at once."""
+
+_SPAN = "FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s"
 
 
 class BlindIndexTakenError(Exception):
@@ -84,6 +94,27 @@ def lead_of_row(row: Any) -> SealedLead:
 def fields_of(row: Any) -> dict[str, str]:
     """The customer fields of a row of leads, resubmissions or conflicts, as they are stored."""
     return {name: value for name in CUSTOMER_FIELDS if (value := getattr(row, name)) is not None}
+
+
+def columns_of(submission: SealedSubmission) -> dict[str, Any]:
+    """The submission's columns, alike in the tables of leads, of resubmissions and of conflicts."""
+    return {
+        **dict.fromkeys(CUSTOMER_FIELDS),
+        **submission.fields,
+        "request_id": submission.request_id,
+        "content_digest": submission.content_digest,
+    }
+
+
+def index_columns(indexes: BlindIndexes) -> dict[str, Any]:
+    """The blind indexes as columns of the table of leads."""
+    return {
+        "phone_index": indexes.phone[0],
+        "nid_index": indexes.nid[0],
+        "phone_index_2": indexes.phone[1],
+        "nid_index_2": indexes.nid[1],
+        "index_epoch": indexes.epoch,
+    }
 
 
 _WANTED = any_(bindparam("ids", type_=ARRAY(Uuid)))
@@ -177,3 +208,37 @@ def filtered(wanted: LeadFilter) -> Select[Any]:
         linked = select(links.lead_id).where(links.conversation_id == wanted.conversation_id)
         query = query.where(LEAD.c.id.in_(linked))
     return query
+
+
+def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedLead]:
+    """The leads that were created from `start` on and before `end`, oldest first.
+
+    One snapshot of the database; memory does not grow with the number of leads. Raises StorageFaultError.
+    """
+    columns = ", ".join(column.name for column in COLUMNS)
+    query = f"SELECT {columns} {_SPAN} ORDER BY created_at, id"  # our own names
+    with _snapshot(url) as connection, connection.cursor("exported", row_factory=namedtuple_row) as cursor:
+        cursor.itersize = ROWS_AHEAD
+        for row in cursor.execute(query.encode(), {"start": start, "end": end}):
+            yield lead_of_row(row)
+
+
+def count_leads(url: str, start: datetime, end: datetime) -> int:
+    """How many leads were created from `start` on and before `end`. Raises StorageFaultError."""
+    with _snapshot(url) as connection:
+        row = connection.execute(f"SELECT count(*) {_SPAN}".encode(), {"start": start, "end": end}).fetchone()
+        return int(row[0]) if row else 0
+
+
+@contextmanager
+def _snapshot(url: str) -> Iterator[psycopg.Connection]:
+    try:
+        with psycopg.connect(
+            url, connect_timeout=5, application_name="leadkeep-export", options="-c timezone=UTC"
+        ) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            yield connection
+    except psycopg.Error as error:
+        # A driver's text may hold values, so that it does not leave this module.
+        raise StorageFaultError(cause_of(error)) from None

@@ -29,7 +29,7 @@ from service.secret_file import replace_secret_file
 from service.storage import models
 from service.storage.canary import DatabaseKeys, compare_canary, plan_of, read_key_state
 from service.storage.database import Database
-from service.storage.failures import Failure, cause_of, classify
+from service.storage.failures import cause_of, is_transient
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 
@@ -222,7 +222,7 @@ class ReplicaReport:
         try:
             await publish(database, status, starts=starts)
         except Exception as error:  # noqa: BLE001 # classified below
-            if classify(error) is Failure.RETRY:
+            if is_transient(error):
                 raise StorageUnavailableError from None
             if self._refused != cause_of(error):
                 self._refused = cause_of(error)

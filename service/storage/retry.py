@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from service.backoff_wait import jittered_wait
 from service.errors import StorageUnavailableError
-from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_driver_error
+from service.storage.failures import StorageFaultError, cause_of, is_driver_error, is_transient
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
         try:
             return await operation()
         except Exception as error:
-            if classify(error) is Failure.PERMANENT:
+            if not is_transient(error):
                 if is_driver_error(error):
                     raise StorageFaultError(cause_of(error)) from None
                 raise

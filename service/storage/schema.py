@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from service.errors import StartRefusedError
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedPostgres
-from service.storage.failures import Failure, StorageFaultError, cause_of, classify
+from service.storage.failures import StorageFaultError, cause_of, is_transient
 
 REVISION = "0007"
 """The schema that this release works with: the newest file in migrations/versions."""
@@ -96,7 +96,7 @@ def migrate(url: str) -> Migration:
             connection.commit()
             return Migration(before, REVISION)
     except DBAPIError as error:
-        if classify(error) is Failure.RETRY:
+        if is_transient(error):
             raise StartRefusedError(UNREACHABLE_AT_START) from None
         raise StartRefusedError(
             f"the migration failed (SQLSTATE {cause_of(error)}): the role of LEADKEEP_ADMIN_DATABASE_URL must be able "

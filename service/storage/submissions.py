@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
+from service.lead import CUSTOMER_FIELDS, SealedSubmission
 from service.storage import models
 from service.storage.database import Database, Statement
 from service.storage.decision import (
@@ -43,7 +43,7 @@ from service.storage.decision import (
     decide,
 )
 from service.storage.erasing import erased_among, wait_for_erasures
-from service.storage.lead_queries import ATTEMPTS, lead_of_row
+from service.storage.lead_queries import ATTEMPTS, columns_of, lead_of_row
 from service.storage.retry import with_retries
 
 _COLUMN_TYPES = {
@@ -383,27 +383,6 @@ async def _keep(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]], conn
     if rows:
         await _LOCK_MATCHED.rows(connection, {"ids": list({lead_id for lead_id, _ in rows})})
         await _KEEP.rows(connection, {"refused": json.dumps(list(rows.values()))})
-
-
-def columns_of(submission: SealedSubmission) -> dict[str, Any]:
-    """The submission's columns, alike in the tables of leads, of resubmissions and of conflicts."""
-    return {
-        **dict.fromkeys(CUSTOMER_FIELDS),
-        **submission.fields,
-        "request_id": submission.request_id,
-        "content_digest": submission.content_digest,
-    }
-
-
-def index_columns(indexes: BlindIndexes) -> dict[str, Any]:
-    """The blind indexes as columns of the table of leads."""
-    return {
-        "phone_index": indexes.phone[0],
-        "nid_index": indexes.nid[0],
-        "phone_index_2": indexes.phone[1],
-        "nid_index_2": indexes.nid[1],
-        "index_epoch": indexes.epoch,
-    }
 
 
 def _entry(entry: SealedSubmission) -> dict[str, Any]:

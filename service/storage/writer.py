@@ -23,9 +23,8 @@ from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.batcher import Batcher, Entry, OnDemandBatcher
 from service.storage.decision import Created, Delayed, Outcome
-from service.storage.failures import Failure, StorageFaultError, cause_of, classify, is_busy, is_driver_error
-from service.storage.outage import Outage
-from service.storage.recent_requests import RecentRequests
+from service.storage.failures import StorageFaultError, cause_of, is_busy, is_driver_error, is_transient
+from service.storage.outage import Outage, RecentRequests
 from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
 from service.storage.spool import Spool, SpoolOverlap
 from service.storage.spool_file import SpoolError
@@ -180,7 +179,7 @@ class LeadWriter:
 
     async def _write_again(self, batch: list[_Entry], error: Exception, began: float) -> None:
         cause = cause_of(error)
-        if classify(error) is Failure.RETRY:
+        if is_transient(error):
             wait = jittered_wait(max(entry.item.attempts for entry in batch), first=FIRST_WAIT, longest=LONGEST_WAIT)
             for entry in batch:
                 entry.item.note_retry(wait, cause)

@@ -15,8 +15,7 @@ from service.keyring import Keyring
 from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer
 from service.storage.database import Database
-from service.storage.outage import Outage
-from service.storage.recent_requests import RecentRequests
+from service.storage.outage import Outage, RecentRequests
 from service.storage.repository import LeadRepository
 from service.storage.spool import Spool
 from service.storage.submissions import SubmissionStore

@@ -33,7 +33,7 @@ from service.storage.decision import (
     RequestIdReused,
 )
 from service.storage.erasures import Erasures
-from service.storage.recent_requests import RecentRequests
+from service.storage.outage import RecentRequests
 from service.storage.spool import Spool, Spooled
 from service.storage.submissions import SubmissionStore
 from tests.harness.postgres import TestDatabase

@@ -18,11 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from service.errors import LeadNotFoundError
 from service.storage.failures import (
     CommitNotDurableError,
-    Failure,
     StorageFaultError,
     cause_of,
-    classify,
     is_driver_error,
+    is_transient,
     spoils_connection,
     violated_constraint,
 )
@@ -54,25 +53,25 @@ class TestProvoked:
             foreign.execute("LOCK TABLE lead")
             error = await error_of(database, "SET lock_timeout = '10ms'", "SELECT 1 FROM lead")
 
-        assert (classify(error), cause_of(error)) == (Failure.RETRY, "55P03")
+        assert (is_transient(error), cause_of(error)) == (True, "55P03")
         assert not spoils_connection(error)
 
     async def test_a_cancelled_statement_may_pass(self, database: TestDatabase) -> None:
         error = await error_of(database, "SET statement_timeout = '10ms'", "SELECT pg_sleep(5)")
 
-        assert (classify(error), cause_of(error)) == (Failure.RETRY, "57014")
+        assert (is_transient(error), cause_of(error)) == (True, "57014")
         assert not spoils_connection(error)
 
     async def test_a_connection_that_an_operator_ended_may_pass_and_is_spoilt(self, database: TestDatabase) -> None:
         error = await error_of(database, "SELECT pg_terminate_backend(pg_backend_pid())")
 
-        assert (classify(error), cause_of(error)) == (Failure.RETRY, "57P01")
+        assert (is_transient(error), cause_of(error)) == (True, "57P01")
         assert spoils_connection(error)
 
     async def test_a_demoted_primary_may_pass_and_its_connection_is_spoilt(self, database: TestDatabase) -> None:
         error = await error_of(database, "SET transaction_read_only = on", "CREATE TABLE t (id int)")
 
-        assert (classify(error), cause_of(error)) == (Failure.RETRY, "25006")
+        assert (is_transient(error), cause_of(error)) == (True, "25006")
         assert spoils_connection(error)
 
     async def test_a_server_that_is_not_there_may_pass(self) -> None:
@@ -82,7 +81,7 @@ class TestProvoked:
                 pass
         await engine.dispose()
 
-        assert (classify(raised.value), cause_of(raised.value)) == (Failure.RETRY, "connection")
+        assert (is_transient(raised.value), cause_of(raised.value)) == (True, "connection")
 
     async def test_a_database_that_is_being_restored_may_pass(self, database: TestDatabase) -> None:
         engine = engine_of(database.admin_url, dbname="not_there")
@@ -91,7 +90,7 @@ class TestProvoked:
                 pass
         await engine.dispose()
 
-        assert classify(raised.value) is Failure.RETRY
+        assert is_transient(raised.value)
 
     @pytest.mark.parametrize(
         ("statement", "sqlstate"),
@@ -107,7 +106,7 @@ class TestProvoked:
     ) -> None:
         error = await error_of(database, statement)
 
-        assert (classify(error), cause_of(error)) == (Failure.PERMANENT, sqlstate)
+        assert (is_transient(error), cause_of(error)) == (False, sqlstate)
         assert not spoils_connection(error)
 
     async def test_a_violated_constraint_is_told_by_name(self, database: TestDatabase) -> None:
@@ -151,7 +150,7 @@ class TestProvoked:
         await engine.dispose()
 
         [error] = errors_seen
-        assert (classify(error), cause_of(error)) == (Failure.RETRY, "40P01")
+        assert (is_transient(error), cause_of(error)) == (True, "40P01")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +171,7 @@ class TestProvoked:
     ],
 )
 def test_what_may_pass(make: Callable[[], Exception], cause: str) -> None:
-    assert (classify(make()), cause_of(make())) == (Failure.RETRY, cause)
+    assert (is_transient(make()), cause_of(make())) == (True, cause)
 
 
 @pytest.mark.parametrize(
@@ -189,14 +188,14 @@ def test_what_may_pass(make: Callable[[], Exception], cause: str) -> None:
     ],
 )
 def test_what_does_not_pass(error: Exception) -> None:
-    assert classify(error) is Failure.PERMANENT
+    assert not is_transient(error)
 
 
 def test_an_error_means_the_same_whether_sqlalchemy_wrapped_it_or_not() -> None:
     bare = errors.LockNotAvailable()
     wrapped = OperationalError("SELECT 1", None, bare)
 
-    assert (classify(wrapped), cause_of(wrapped)) == (classify(bare), cause_of(bare))
+    assert (is_transient(wrapped), cause_of(wrapped)) == (is_transient(bare), cause_of(bare))
     assert is_driver_error(wrapped)
     assert is_driver_error(bare)
 

@@ -23,11 +23,11 @@ from service.storage import models, submissions
 from service.storage.database import Database, Work
 from service.storage.decision import Created, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
 from service.storage.failures import CommitNotDurableError, StorageFaultError
-from service.storage.lead_queries import OTHER_LEADS_SHOWN
+from service.storage.lead_queries import OTHER_LEADS_SHOWN, columns_of, index_columns
 from service.storage.repository import LeadRepository
 from service.storage.requests import AssignmentStep, Correction, LeadFilter, Position, StatusStep
 from service.storage.retry import Retry, RetryScope, retry_scope
-from service.storage.submissions import SubmissionStore, index_columns
+from service.storage.submissions import SubmissionStore
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit, everyone
 
@@ -745,7 +745,7 @@ class TestWhatTheDatabaseRefuses:
         self, connected: Database, submit: Submit, field: str
     ) -> None:
         submission = submit(email="a@example.com", notes="note")
-        values = submissions.columns_of(submission) | index_columns(submission.indexes)
+        values = columns_of(submission) | index_columns(submission.indexes)
         values |= {"id": submission.id, "created_by": "bot", field: "clear-canary"}
 
         async def work(connection: AsyncConnection) -> None:

@@ -25,8 +25,7 @@ from service.storage.decision import Created, Delayed, DuplicateMatch, MatchedLe
 from service.storage.drain import Drain
 from service.storage.erasures import Erasures
 from service.storage.failures import StorageFaultError
-from service.storage.outage import Outage
-from service.storage.recent_requests import RecentRequests
+from service.storage.outage import Outage, RecentRequests
 from service.storage.retry import PATIENCE, Retry, RetryScope, retry_scope
 from service.storage.spool import Spool, SpoolOverlap
 from service.storage.submissions import SubmissionStore
