@@ -132,17 +132,18 @@ def config(as_json: AsJson = False) -> None:
 def migrate() -> None:
     """Bring the database's schema to this release; needs a role with DDL rights. Safe to repeat."""
     settings = load_settings()
+    from service.storage.schema import REVISION
     from service.storage.schema import migrate as run_migrations
 
     if settings.migration_url is None:
         raise StartRefusedError(
             "the embedded database is migrated when the service starts; set LEADKEEP_DATABASE_URL for another one"
         )
-    migration = run_migrations(settings.migration_url)
-    if migration.before == migration.after:
-        typer.echo(f"The schema is up to date ({migration.after}).")
+    before = run_migrations(settings.migration_url)
+    if before == REVISION:
+        typer.echo(f"The schema is up to date ({REVISION}).")
     else:
-        typer.echo(f"The schema is at {migration.after} now (before: {migration.before or 'none'}).")
+        typer.echo(f"The schema is at {REVISION} now (before: {before or 'none'}).")
 
 
 @app.command()

@@ -183,8 +183,6 @@ async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection)
 
 
 async def _add_details(connection: AsyncConnection, leads: Sequence[dict[str, Any]]) -> None:
-    if not leads:
-        return
     given = _given(leads)
     for statement in _DETAILS:
         await connection.execute(statement, given)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -59,22 +58,14 @@ _EXCESS_RIGHTS = text("""
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """What `migrate` did: the revision found (None: an empty database) and the one that is there now."""
-
-    before: str | None
-    after: str
-
-
 def engine_of(url: str) -> Engine:
     """An engine without a pool. The URL is libpq's own, which names no driver and may list several hosts."""
     creator = partial(psycopg.connect, url)
     return create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool, hide_parameters=True)
 
 
-def migrate(url: str) -> Migration:
-    """Bring the schema to this release's revision. Safe to repeat.
+def migrate(url: str) -> str | None:
+    """Bring the schema to REVISION; the revision found before, None for an empty database. Safe to repeat.
 
     Raises StartRefusedError when the database is newer than this release, cannot be reached, or refuses.
     """
@@ -94,7 +85,7 @@ def migrate(url: str) -> Migration:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
-            return Migration(before, REVISION)
+            return before
     except DBAPIError as error:
         if is_transient(error):
             raise StartRefusedError(UNREACHABLE_AT_START) from None

@@ -129,7 +129,6 @@ _ALIASES = Statement(
 """)
 )
 
-
 _COUNTED = ("lead_id", "slot", "submitted_at")
 _KEPT_COLUMNS = tuple(column.name for column in models.resubmission.c if column.name not in _COUNTED)
 _LISTED = ", ".join(_KEPT_COLUMNS)
@@ -336,7 +335,11 @@ async def _carry_out(connection: AsyncConnection, decided: Sequence[tuple[Sealed
     for entry, outcome in decided:
         match outcome:
             case Aliased(target_id):
-                await _insert_alias(connection, entry, target_id)
+                aliases = models.lead_alias
+                leads_to = select(aliases.c.lead_id).where(aliases.c.id == target_id).scalar_subquery()
+                lead_id = func.coalesce(leads_to, target_id)
+                alias = {"id": entry.id, "lead_id": lead_id, "created_by": entry.created_by}
+                await connection.execute(insert(aliases).values(alias).on_conflict_do_nothing())
             case InConflict(match, request_lead_id, repeats) if match or request_lead_id:
                 conflict = columns_of(entry) | {
                     "id": entry.id,
@@ -349,13 +352,6 @@ async def _carry_out(connection: AsyncConnection, decided: Sequence[tuple[Sealed
                 }
                 await connection.execute(insert(models.lead_conflict).values(conflict).on_conflict_do_nothing())
     await _keep([(entry, outcome) for entry, outcome in decided if isinstance(outcome, DuplicateMatch)], connection)
-
-
-async def _insert_alias(connection: AsyncConnection, entry: SealedSubmission, target_id: UUID) -> None:
-    table = models.lead_alias
-    leads_to = select(table.c.lead_id).where(table.c.id == target_id).scalar_subquery()
-    alias = {"id": entry.id, "lead_id": func.coalesce(leads_to, target_id), "created_by": entry.created_by}
-    await connection.execute(insert(table).values(alias).on_conflict_do_nothing())
 
 
 async def _keep(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]], connection: AsyncConnection) -> None:
