@@ -90,7 +90,7 @@ class ConflictService:
             if resolution is ConflictResolution.OWN_LEAD:
                 if lead_id is not None:
                     raise LeadValidationError([Violation("lead_id", "must be empty for a lead of its own")])
-                return OwnLead(self._sealer.refreshed(conflict))
+                return OwnLead(self._sealer.resealed_and_reindexed(conflict))
             if not conflict.lead_ids:
                 return _without_lead(conflict, resolution, lead_id)
             target = _target(conflict, lead_id)

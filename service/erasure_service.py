@@ -13,7 +13,7 @@ from uuid import UUID
 
 from service.access import Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.storage.erasing import Refreshed
+from service.storage.erasing import Reseal
 from service.storage.erasures import Erasures
 from service.storage.outage import RecentRequests
 from service.storage.spool import Spool, Spooled
@@ -31,13 +31,13 @@ class ErasureService:
         spool: Spool,
         recent: RecentRequests,
         validation: ValidationService,
-        refreshed: Refreshed,
+        reseal: Reseal,
     ) -> None:
         self._erasures = erasures
         self._spool = spool
         self._recent = recent
         self._validation = validation
-        self._refreshed = refreshed
+        self._reseal = reseal
 
     async def erase_lead(self, caller: Caller, lead_id: UUID, *, reason: str = "") -> tuple[UUID, ...]:
         """Forget the person that an id stands for; the conflicts of others that were kept. The same again succeeds.
@@ -49,7 +49,7 @@ class ErasureService:
         try:
             if not self._spool.empty:
                 person = await self._erasures.person(lead_id)
-                spooled = await self._spool.of_person(lead_id, person, self._refreshed)
+                spooled = await self._spool.of_person(lead_id, person, self._reseal)
         except SpoolError:
             # Once the lead is gone, nothing would find what waits there of the person.
             raise StorageUnavailableError from None

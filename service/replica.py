@@ -60,7 +60,7 @@ class Replica:
         self.admission = Admission(self.database, self.confirming, spool, encryption, normaliser, self.report)
         submissions = SubmissionStore(self.database)
         self.sealer = LeadSealer(encryption, self.validation, transcript_url=settings.transcript_url)
-        self.erasures = Erasures(self.database, self.sealer.refreshed)
+        self.erasures = Erasures(self.database, self.sealer.resealed_and_reindexed)
         self.records = AccessRecords(self.database, encryption)
         self.recent, outage = RecentRequests(), Outage()
         self.writer = LeadWriter(
@@ -75,7 +75,7 @@ class Replica:
             outage=outage,
             recent=self.recent,
             erasures=self.erasures,
-            refreshed=self.sealer.refreshed,
+            reseal=self.sealer.resealed_and_reindexed,
             busy=lambda: self.writer.busy,
             on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
         )
@@ -105,7 +105,7 @@ class Replica:
                 spool=self.spool,
                 recent=self.recent,
                 validation=self.validation,
-                refreshed=self.sealer.refreshed,
+                reseal=self.sealer.resealed_and_reindexed,
             ),
         )
 

@@ -97,7 +97,7 @@ class LeadSealer:
     def _stored(self, lead_id: UUID, name: str, value: str) -> str:
         return self._encryption.seal(lead_id, name, value) if name in SENSITIVE_FIELDS else value
 
-    def refreshed(self, submission: SealedSubmission) -> SealedSubmission:
+    def resealed_and_reindexed(self, submission: SealedSubmission) -> SealedSubmission:
         """The submission with its digests and blind indexes computed afresh from its opened fields.
 
         Fields that were sealed with another key than the primary one are sealed anew. Raises FieldUnreadableError.

@@ -99,7 +99,7 @@ def _erasures(settings: Settings, database: Database, encryption: EncryptionServ
     from service.storage.erasures import Erasures
 
     sealer = LeadSealer(encryption, factories.validation_of(settings), transcript_url=None)
-    return Erasures(database, sealer.refreshed)
+    return Erasures(database, sealer.resealed_and_reindexed)
 
 
 def _as_line(tombstone: Tombstone) -> str:

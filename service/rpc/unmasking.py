@@ -30,7 +30,7 @@ from service.lead import SENSITIVE_FIELDS
 from service.rpc.call import Call, Handler, Interceptor
 from service.rpc.masking import MASKS, asked_by_value, can_show_values, mask_message, shown_values
 from service.storage.access_records import Access
-from service.storage.retry import PATIENCE
+from service.storage.retry import LONGEST_RETRY
 
 REASON = "leadkeep-reason"
 """The metadata, and header, with which callers say why they look at values."""
@@ -47,7 +47,7 @@ HIDDEN_WHOLE = frozenset(SENSITIVE_FIELDS) - MASKS.keys()
 class Record(Protocol):
     """How accesses are recorded."""
 
-    async def __call__(self, accesses: Sequence[Access], *, patience: float = PATIENCE) -> None:
+    async def __call__(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
         """Must return only when all of them are committed, in `patience` seconds at most.
 
         Must raise StorageUnavailableError when they cannot be, and UnmaskLimitError when they may not be.
@@ -147,7 +147,7 @@ def _accesses(
 
 def _patience(call: Call) -> float:
     if only_reads(call.rpc):
-        return PATIENCE
+        return LONGEST_RETRY
     return min(PATIENCE_AFTER_CHANGE, (call.deadline - time.monotonic()) / 2)
 
 

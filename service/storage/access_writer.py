@@ -29,7 +29,7 @@ from service.storage.access_records import HOUR, Access, AccessRecords, Chain
 from service.storage.batcher import Batcher, Entry
 from service.storage.database import Database
 from service.storage.failures import cause_of, is_driver_error, is_transient, leaves_nothing
-from service.storage.retry import PATIENCE, retry_scope, with_retries
+from service.storage.retry import LONGEST_RETRY, retry_scope, with_retries
 
 LARGEST_BATCH = 1000
 """Entries of one transaction, if more than one call waits: it takes about 30 ms."""
@@ -102,14 +102,14 @@ class AccessWriter:
                 self._on_chain(await self._records.end(self._chain))
             self._chain = None
 
-    async def record(self, accesses: Sequence[Access], *, patience: float = PATIENCE) -> None:
+    async def record(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
         """Commit the entries before a value is shown; in `patience` seconds at most, or in no time if the last attempt
         failed just now and `patience` is less than a storage call's.
 
         Raises StorageUnavailableError and UnmaskLimitError.
         """
         now, scope = time.monotonic(), retry_scope.get()
-        if patience < PATIENCE and now < self._failed_at + FAILING_SECONDS:
+        if patience < LONGEST_RETRY and now < self._failed_at + FAILING_SECONDS:
             raise StorageUnavailableError
         try:
             async with asyncio.timeout(patience if scope is None else min(patience, scope.deadline - now)):

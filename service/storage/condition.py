@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from service.storage.spool import Spool
-from service.storage.spool_rows import Size
+from service.storage.spool_rows import SpoolSize
 
 FULL_SHARE = 0.8
 """Of the spool's limit; beyond it there is little time left to bring the database back."""
@@ -116,7 +116,7 @@ def tasks_fail(names: Sequence[str]) -> dict[ReadinessReason, str]:
     return {ReadinessReason.TASKS_FAILING: f"background tasks fail and are restarted: {', '.join(names)}"}
 
 
-def spool_alarms(size: Size, *, max_bytes: int, longest_wait: float) -> dict[ReadinessReason, str]:
+def spool_alarms(size: SpoolSize, *, max_bytes: int, longest_wait: float) -> dict[ReadinessReason, str]:
     """What an operator should do something about."""
     age = age_of(size)
     alarms = {
@@ -137,6 +137,6 @@ def spool_alarms(size: Size, *, max_bytes: int, longest_wait: float) -> dict[Rea
     return _without_none(alarms)
 
 
-def age_of(size: Size) -> float:
+def age_of(size: SpoolSize) -> float:
     """Seconds since the oldest spooled lead was accepted; 0 when there is none."""
     return 0.0 if size.oldest is None else max(0.0, (datetime.now(UTC) - size.oldest).total_seconds())

@@ -131,7 +131,7 @@ class ConflictRepository:
                 erased_with = decision.erased_lead_id
                 await drop_within(connection, conflict.id, actor=actor, reason=reason, erased_with=erased_with)
                 return None
-            lead = await self._carry_out(connection, conflict, decision, again=again)
+            lead = await self._apply(connection, conflict, decision, again=again)
             if isinstance(lead, DuplicateMatch):
                 return lead
             record = {"resolution": resolution.value, "resolved_by": actor, "resolved_at": func.now(), "reason": reason}
@@ -144,7 +144,7 @@ class ConflictRepository:
 
         return await write_anew_if_taken(self._database, work)
 
-    async def _carry_out(
+    async def _apply(
         self,
         connection: AsyncConnection,
         conflict: SealedConflict,

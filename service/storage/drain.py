@@ -27,6 +27,7 @@ from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database import Database
 from service.storage.decision import Aliased, Created, DuplicateMatch, Erased, InConflict, Outcome
+from service.storage.erasing import Reseal
 from service.storage.erasures import Erasures
 from service.storage.failures import cause_of, is_busy, is_fault_of_ours, is_transient
 from service.storage.outage import Outage, RecentRequests
@@ -44,10 +45,10 @@ SMALL_BATCH = 50
 LOOK_SECONDS = 0.25
 """How often it is looked whether there is anything to do."""
 
-HEED_EVERY_SECONDS = 5.0
+ERASURES_EVERY_SECONDS = 5.0
 """How soon an erasure by another replica is heeded."""
 
-HEED_SECONDS = 1.0
+ERASURES_WAIT_SECONDS = 1.0
 """How long the drain waits for the database to tell of erasures."""
 
 ERASURES_OVERLAP = timedelta(minutes=1)
@@ -65,7 +66,7 @@ class _Held:
     until: float = 0.0
 
 
-class Step(Enum):
+class DrainRound(Enum):
     """How one round of the drain ended."""
 
     DRAINED = "drained"
@@ -85,7 +86,7 @@ class Drain:
         outage: Outage,
         recent: RecentRequests,
         erasures: Erasures,
-        refreshed: Callable[[SealedSubmission], SealedSubmission],
+        reseal: Reseal,
         busy: Callable[[], bool] = lambda: False,
         on_drained: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
@@ -97,7 +98,7 @@ class Drain:
         self._recent = recent
         self._erasures = erasures
         self._erased_until = datetime.now(UTC)
-        self._refreshed = refreshed
+        self._reseal = reseal
         self._busy = busy
         self._on_drained = on_drained
         self._clock = clock
@@ -119,13 +120,13 @@ class Drain:
                 if fault != str(error):
                     self._log.error("the spool cannot be read", what=str(error))
                 fault = str(error)
-                step = Step.IDLE
+                step = DrainRound.IDLE
             took = time.monotonic() - began
-            failures = failures + 1 if step is Step.UNREACHABLE else 0
-            if step is Step.DRAINED:
+            failures = failures + 1 if step is DrainRound.UNREACHABLE else 0
+            if step is DrainRound.DRAINED:
                 # Live leads get at least as much of the database's time as the drain.
                 await asyncio.sleep(took if self._busy() else 0)
-            elif step is Step.UNREACHABLE:
+            elif step is DrainRound.UNREACHABLE:
                 await asyncio.sleep(jittered_wait(failures, first=FIRST_WAIT, longest=LONGEST_WAIT))
             else:
                 await asyncio.sleep(LOOK_SECONDS)
@@ -134,8 +135,8 @@ class Drain:
         """Forget what was erased, also by other replicas, every few seconds: what this process remembers, and what was
         set aside in the spool."""
         while True:
-            await asyncio.sleep(HEED_EVERY_SECONDS)
-            retry_scope.set(RetryScope(time.monotonic() + HEED_SECONDS, lambda _: None))
+            await asyncio.sleep(ERASURES_EVERY_SECONDS)
+            retry_scope.set(RetryScope(time.monotonic() + ERASURES_WAIT_SECONDS, lambda _: None))
             with suppress(StorageUnavailableError, SpoolError):  # the next look makes up for it
                 await self._forget_erased()
 
@@ -147,23 +148,23 @@ class Drain:
         if set_aside and (erased := await self._erasures.erased_among(set_aside)):
             await self._spool.remove(erased)
 
-    async def step(self) -> Step:
+    async def step(self) -> DrainRound:
         """Drain one batch. Raises SpoolError, and the fault of ours that was met twice in a row."""
         if self._spool.size.waiting == 0 and self._spool.fault is None:
             return await self._look_for_end_of_outage()
         small = self._busy() or self._outage.lasting
         now = self._clock()
         held = {lead_id for lead_id, each in self._held.items() if each.until > now}
-        opened = await self._spool.oldest(SMALL_BATCH if small else BATCH, self._refreshed, held)
+        opened = await self._spool.oldest(SMALL_BATCH if small else BATCH, self._reseal, held)
         for each in opened.damaged:
             self._log.error("a spooled submission cannot be opened and was set aside", id=str(each))
             self._on_drained("set_aside")
         step = await self._store(opened.submissions) if opened.submissions else await self._look_for_end_of_outage()
-        if opened.fault is not None and step is not Step.UNREACHABLE:
+        if opened.fault is not None and step is not DrainRound.UNREACHABLE:
             self._hold(*opened.fault)
         return step
 
-    async def _store(self, submissions: list[SealedSubmission]) -> Step:
+    async def _store(self, submissions: list[SealedSubmission]) -> DrainRound:
         began = time.monotonic()
         try:
             outcomes = await self._submissions.create_all_once(submissions)
@@ -177,10 +178,10 @@ class Drain:
             if _concerns_an_entry(error):
                 return await self._one_by_one(submissions)
             self._outage.began(cause_of(error), since=began)
-            return Step.UNREACHABLE
-        return Step.DRAINED
+            return DrainRound.UNREACHABLE
+        return DrainRound.DRAINED
 
-    async def _one_by_one(self, submissions: list[SealedSubmission]) -> Step:
+    async def _one_by_one(self, submissions: list[SealedSubmission]) -> DrainRound:
         """After a batch that failed for one of its submissions: let every other one through, up to a fault of ours."""
         moved = False
         for submission in submissions:
@@ -195,14 +196,14 @@ class Drain:
                     break  # what is behind it may be the same person's: the spool knows
                 if not _concerns_an_entry(error):
                     self._outage.began(cause_of(error))
-                    return Step.UNREACHABLE
+                    return DrainRound.UNREACHABLE
                 if not is_busy(error) and not isinstance(error, StorageUnavailableError):
                     await self._spool.set_aside(submission.id, f"refused by the database ({cause_of(error)})")
                     self._log.error("a spooled submission was set aside", id=str(submission.id), cause=cause_of(error))
                     self._on_drained("set_aside")
             else:
                 moved = True
-        return Step.DRAINED if moved else Step.IDLE
+        return DrainRound.DRAINED if moved else DrainRound.IDLE
 
     def _hold(self, lead_id: UUID, error: Exception) -> None:
         """Leave a submission where it is for a while. Raises the error when another one failed just before it."""
@@ -224,19 +225,19 @@ class Drain:
                 self._recent.remember(submission, outcome.lead)
             elif isinstance(outcome, Erased):
                 # Before it leaves the spool: nobody else knows what else is this person's.
-                await self._erasures.carry_out(submission)
+                await self._erasures.erase_rest_of_person(submission)
             self._on_drained(_NAMES[type(outcome)])
             self._held.pop(submission.id, None)
         await self._spool.remove(list(outcomes))
         self._failed_last = None
 
-    async def _look_for_end_of_outage(self) -> Step:
+    async def _look_for_end_of_outage(self) -> DrainRound:
         if not self._outage.lasting:
-            return Step.IDLE
+            return DrainRound.IDLE
         if not await self._database.answers():
-            return Step.UNREACHABLE
+            return DrainRound.UNREACHABLE
         self._outage.over()
-        return Step.IDLE
+        return DrainRound.IDLE
 
 
 _NAMES: dict[type, str] = {

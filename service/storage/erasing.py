@@ -28,7 +28,7 @@ from service.storage import models
 from service.storage.database import Statement
 from service.storage.lead_queries import fields_of
 
-Refreshed = Callable[[SealedSubmission], SealedSubmission]
+Reseal = Callable[[SealedSubmission], SealedSubmission]
 """The submission with its blind indexes computed afresh. Raises FieldUnreadableError."""
 
 _ERASURE_LOCK = 0x4C4B_4552  # "LKER": erasures hold it alone, what stores drained submissions shares it
@@ -149,7 +149,7 @@ async def wait_for_erasures(connection: AsyncConnection) -> None:
     await _SHARED.rows(connection, {})
 
 
-async def person_of(connection: AsyncConnection, wanted: UUID, refreshed: Refreshed | None) -> Person:
+async def person_of(connection: AsyncConnection, wanted: UUID, reseal: Reseal | None) -> Person:
     """What is known here of the person that an id stands for: of its lead, or of its conflict."""
     person = Person(frozenset({wanted}))
     for lead in await _LEAD.rows(connection, {"wanted": wanted}):
@@ -158,7 +158,7 @@ async def person_of(connection: AsyncConnection, wanted: UUID, refreshed: Refres
         entry = replace(_entry(lead, lead.id, lead.created_by), indexes=indexes)
         return Person(person.ids | set(lead.aliases)).extended_by(entry)
     for conflict in await _CONFLICT.rows(connection, {"wanted": wanted}):
-        return person.extended_by(_opened(_entry(conflict, conflict.id, conflict.created_by), refreshed))
+        return person.extended_by(_opened(_entry(conflict, conflict.id, conflict.created_by), reseal))
     return person
 
 
@@ -168,7 +168,7 @@ async def erase_within(
     *,
     actor: str,
     reason: str | None,
-    refreshed: Refreshed | None = None,
+    reseal: Reseal | None = None,
     itself: SealedSubmission | None = None,
     keeps_others: bool = True,
     known: KnownTombstone | None = None,
@@ -176,7 +176,7 @@ async def erase_within(
     """Erase what an id stands for in a transaction of the caller's; the ids that are gone, none for an unknown one.
 
     The transaction must have begun with `wait_for_drains`. `itself` is the submission of that id when it waits in a
-    spool. Without `refreshed`, what was noted when a submission was stored decides whose it is. Without `keeps_others`,
+    spool. Without `reseal`, what was noted when a submission was stored decides whose it is. Without `keeps_others`,
     resubmissions of others go with the lead that they are kept with. What was accepted after `known.erased_at` stays.
     """
     known = known or KnownTombstone()
@@ -190,10 +190,10 @@ async def erase_within(
         buried = KnownTombstone(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
         request = {"created_by": itself.created_by, "request_id": itself.request_id, "until": known.erased_at}
         for (copy,) in await _SAVED_COPIES.rows(connection, request):
-            gone |= await erase_within(connection, copy, actor=actor, reason=reason, refreshed=refreshed, known=buried)
-    person = await person_of(connection, wanted, refreshed)
+            gone |= await erase_within(connection, copy, actor=actor, reason=reason, reseal=reseal, known=buried)
+    person = await person_of(connection, wanted, reseal)
     person = person.extended_by(itself) if itself is not None else person
-    conflicts, submissions = await _rows_of(connection, person, target or wanted, refreshed, until=known.erased_at)
+    conflicts, submissions = await _rows_of(connection, person, target or wanted, reseal, until=known.erased_at)
     if target is not None or conflicts or submissions:
         gone |= await erase(target=target or wanted, own_conflicts=conflicts, own_submissions=submissions, known=known)
     return gone
@@ -288,14 +288,14 @@ async def _erase(
 
 
 async def _rows_of(
-    connection: AsyncConnection, person: Person, target: UUID, refreshed: Refreshed | None, *, until: datetime | None
+    connection: AsyncConnection, person: Person, target: UUID, reseal: Reseal | None, *, until: datetime | None
 ) -> tuple[list[UUID], list[UUID]]:
     """A person's conflicts, decided or not, and resubmissions, of whatever lead; of those accepted `until` a moment."""
 
     def is_own(row: Any, row_id: UUID, subject: str) -> bool:
         entry = _entry(row, row_id, subject)
         # The first look costs nothing; opening a submission does.
-        return person.owns(entry) or person.owns(_opened(entry, refreshed))
+        return person.owns(entry) or person.owns(_opened(entry, reseal))
 
     def is_own_conflict(row: Any) -> bool:
         matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
@@ -308,7 +308,7 @@ async def _rows_of(
 
     indexes = {"phones": list(person.phones), "nids": list(person.nids)}
     # What is the person's may be kept with another lead that has its phone or nid; opening shows whether it is.
-    neighbours = await _NEIGHBOURS.rows(connection, indexes) if refreshed else []
+    neighbours = await _NEIGHBOURS.rows(connection, indexes) if reseal else []
     keys = {"leads": [target, *(row.id for row in neighbours)], "until": until}
     requests = {
         "ids": list(person.ids),
@@ -336,9 +336,9 @@ def _entry(row: Any, row_id: UUID, subject: str) -> SealedSubmission:
     )
 
 
-def _opened(entry: SealedSubmission, refreshed: Refreshed | None) -> SealedSubmission:
+def _opened(entry: SealedSubmission, reseal: Reseal | None) -> SealedSubmission:
     """With its blind indexes; without them when it cannot be opened: then only what was noted tells whose it is."""
     try:
-        return refreshed(entry) if refreshed else entry
+        return reseal(entry) if reseal else entry
     except FieldUnreadableError:
         return entry

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.lead import LeadStatus, SealedSubmission
 from service.storage import models
 from service.storage.database import Database
-from service.storage.erasing import KnownTombstone, Person, Refreshed, erase_within, person_of, wait_for_drains
+from service.storage.erasing import KnownTombstone, Person, Reseal, erase_within, person_of, wait_for_drains
 from service.storage.requests import Position
 from service.storage.spool import Spooled
 from service.storage.submissions import store
@@ -87,13 +87,13 @@ class RetentionRule:
 class Erasures:
     """The erasures of one database, and the tombstones that they left."""
 
-    def __init__(self, database: Database, refreshed: Refreshed) -> None:
+    def __init__(self, database: Database, reseal: Reseal) -> None:
         self._database = database
-        self._refreshed = refreshed
+        self._reseal = reseal
 
     async def person(self, lead_id: UUID) -> Person:
         """What the database knows of the person that an id stands for."""
-        return await self._database.read(lambda connection: person_of(connection, lead_id, self._refreshed))
+        return await self._database.read(lambda connection: person_of(connection, lead_id, self._reseal))
 
     async def erase(self, lead_id: UUID, *, actor: str, reason: str | None, spooled: Spooled) -> Erasure | None:
         """Erase what an id stands for, here and in the spool; None when there never was such a lead here.
@@ -102,7 +102,7 @@ class Erasures:
         """
 
         async def work(connection: AsyncConnection) -> Erasure | None:
-            erase_one = partial(erase_within, connection, actor=actor, reason=reason, refreshed=self._refreshed)
+            erase_one = partial(erase_within, connection, actor=actor, reason=reason, reseal=self._reseal)
             await wait_for_drains(connection)
             gone: set[UUID] = set()
             # What waits in the spool first: putting up a tombstone of an id without a row waits for every writer, which
@@ -117,7 +117,7 @@ class Erasures:
 
         return await self._database.write(work)
 
-    async def carry_out(self, drained: SealedSubmission) -> None:
+    async def erase_rest_of_person(self, drained: SealedSubmission) -> None:
         """Erase the rest of a person, one of whose submissions was drained and found to be erased before it came.
 
         Whoever erased its id knew nothing else of it. What was accepted after that erasure stays. Safe to repeat.
@@ -133,7 +133,7 @@ class Erasures:
                 drained.id,
                 actor=stone.erased_by,
                 reason=stone.reason,
-                refreshed=self._refreshed,
+                reseal=self._reseal,
                 itself=drained,
                 known=KnownTombstone(erased_at=stone.erased_at, lead_id=stone.lead_id),
             )
@@ -157,7 +157,7 @@ class Erasures:
                     each.id,
                     actor=each.erased_by,
                     reason=each.reason,
-                    refreshed=self._refreshed,
+                    reseal=self._reseal,
                     known=known,
                 )
 

@@ -50,7 +50,7 @@ _INSERT = text(f"""
     FROM {_LEADS} ORDER BY created_at, id
     ON CONFLICT DO NOTHING RETURNING id
 """)
-_MET = text(f"""
+_MATCHED = text(f"""
     SELECT given.id,
            coalesce(
                (SELECT id FROM lead WHERE phone_index = decode(given.phone_index, 'base64') AND NOT phone_shared),
@@ -177,7 +177,7 @@ async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection)
     found |= {lead_id: Restored(inserted=True) for lead_id in inserted}
     await _add_details(connection, [new[lead_id] for lead_id in new if lead_id in inserted])
     if refused := [new[lead_id] for lead_id in new if lead_id not in inserted]:
-        for row in await connection.execute(_MET, _given(refused)):
+        for row in await connection.execute(_MATCHED, _given(refused)):
             found[row.id] = Restored(inserted=False, phone_of=row.phone, nid_of=row.nid, request_of=row.request)
     return found
 

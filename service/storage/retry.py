@@ -29,7 +29,7 @@ LONGEST_FORESEEN = 0.25
 """Seconds that another attempt is expected to take, at most: it may wait 200 ms for a lock. An attempt that took longer
 hung on a server that has gone since, and does not predict the next one."""
 
-PATIENCE = 10.0
+LONGEST_RETRY = 10.0
 """Seconds that a storage call is retried at most, however long its caller would wait: a database that did not come
 back by then is in an outage, and its caller is better served by an error."""
 
@@ -62,7 +62,7 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
     """
     scope = retry_scope.get()
     began = time.monotonic()
-    deadline = began + PATIENCE if scope is None else min(began + PATIENCE, scope.deadline)
+    deadline = began + LONGEST_RETRY if scope is None else min(began + LONGEST_RETRY, scope.deadline)
     failures = 0
     while True:
         try:

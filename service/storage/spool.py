@@ -23,13 +23,13 @@ from service.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_
 from service.errors import FieldUnreadableError
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
 from service.storage.decision import Delayed, DuplicateMatch, Earlier, Found, MatchedLead, Outcome, decide
-from service.storage.erasing import KnownTombstone, Person, Refreshed, request_digest
+from service.storage.erasing import KnownTombstone, Person, Reseal, request_digest
 from service.storage.spool_file import SpoolError, SpoolFile
-from service.storage.spool_rows import Row, Size, become_owner
+from service.storage.spool_rows import SpoolRow, SpoolSize, become_owner
 
 T = TypeVar("T")
 
-TEND_SECONDS = 5.0
+UPKEEP_SECONDS = 5.0
 """How often it is looked after: how soon it takes leads again after its disk was freed."""
 
 WORTH_COUNTING = 10_000
@@ -75,7 +75,7 @@ class Spool:
         """Raises StartRefusedError when the folder cannot be had, or another process owns it."""
         self.folder = folder
         self.max_bytes = max_bytes
-        self.size = Size(0, 0, None, 0)
+        self.size = SpoolSize(0, 0, None, 0)
         """What lay in it after the last change."""
         self.fault: str | None = None
         """Why it took nothing when it was last asked to; None: it did."""
@@ -125,19 +125,19 @@ class Spool:
     async def oldest(
         self,
         limit: int,
-        refreshed: Refreshed,
+        reseal: Reseal,
         held: Set[UUID] = frozenset(),
     ) -> Opened:
-        """The first submissions, each passed through `refreshed`, up to one that it fails for; what cannot be opened is
+        """The first submissions, each passed through `reseal`, up to one that it fails for; what cannot be opened is
         set aside. Those held, and what came after them of the same person, are left out. Raises SpoolError."""
-        return await self._call(partial(self._oldest, limit, refreshed, held))
+        return await self._call(partial(self._oldest, limit, reseal, held))
 
-    async def of_person(self, lead_id: UUID, person: Person, refreshed: Refreshed) -> Spooled:
+    async def of_person(self, lead_id: UUID, person: Person, reseal: Reseal) -> Spooled:
         """What waits here of the person that an id stands for, set aside or not.
 
         `person` is what the database knows of it. Raises SpoolError.
         """
-        return await self._call(partial(self._of_person, lead_id, person, refreshed))
+        return await self._call(partial(self._of_person, lead_id, person, reseal))
 
     async def ids_set_aside(self) -> list[UUID]:
         """The submissions that are drained no more. Raises SpoolError."""
@@ -166,13 +166,13 @@ class Spool:
     async def run_upkeep(self) -> None:
         """Look after it every few seconds, whatever else happens: in an outage too a disk may be freed."""
         while True:
-            await asyncio.sleep(TEND_SECONDS)
-            await self.tend()
+            await asyncio.sleep(UPKEEP_SECONDS)
+            await self.maintain()
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         """Look whether it works, mend what can be mended, give room back. Raises nothing for a spool that fails."""
         try:
-            await self._call(self._tend)
+            await self._call(self._maintain)
         except SpoolError:
             return
         self.fault = None
@@ -230,7 +230,7 @@ class Spool:
             file.insert(self._row(entry, requests[0] if requests else None, now))
         return outcome or Delayed(entry.id, now)
 
-    def _matched(self, rows: Sequence[Row]) -> MatchedLead | None:
+    def _matched(self, rows: Sequence[SpoolRow]) -> MatchedLead | None:
         row = next((row for row in rows if not row.refused), None)
         if row is None:
             return None
@@ -248,11 +248,11 @@ class Spool:
                 overlap.rivals.add(entry.id)
         return overlap
 
-    def _oldest(self, limit: int, refreshed: Refreshed, held: Set[UUID], file: SpoolFile) -> Opened:
+    def _oldest(self, limit: int, reseal: Reseal, held: Set[UUID], file: SpoolFile) -> Opened:
         opened = Opened([], [])
         for row in file.oldest(limit, held):
             try:
-                opened.submissions.append(refreshed(submission_of(row, self._encryption)))
+                opened.submissions.append(reseal(submission_of(row, self._encryption)))
             except FieldUnreadableError:
                 file.set_aside(row.id, "cannot be opened")
                 opened.damaged.append(row.id)
@@ -261,10 +261,10 @@ class Spool:
                 break
         return opened
 
-    def _of_person(self, wanted: UUID, person: Person, refreshed: Refreshed, file: SpoolFile) -> Spooled:
-        def opened(row: Row) -> SealedSubmission | None:
+    def _of_person(self, wanted: UUID, person: Person, reseal: Reseal, file: SpoolFile) -> Spooled:
+        def opened(row: SpoolRow) -> SealedSubmission | None:
             try:
-                return refreshed(submission_of(row, self._encryption))
+                return reseal(submission_of(row, self._encryption))
             except Exception:  # noqa: BLE001 # whatever it is, the closed row suffices here, and the drain reports it
                 return None
 
@@ -300,7 +300,7 @@ class Spool:
             file.note_key_ids(row.id, " ".join(sorted({key_id_of(token) for token in tokens})))
         return file.key_ids()
 
-    def _tend(self, file: SpoolFile) -> None:
+    def _maintain(self, file: SpoolFile) -> None:
         if file.size().waiting < WORTH_COUNTING:
             file.count()
         if file.size().waiting + file.size().damaged == 0:
@@ -319,9 +319,9 @@ class Spool:
             return ()
         return self._encryption.spool_indexes("request", entry.created_by, entry.request_id)
 
-    def _row(self, entry: SealedSubmission, request: bytes | None, now: datetime) -> Row:
+    def _row(self, entry: SealedSubmission, request: bytes | None, now: datetime) -> SpoolRow:
         conversation = entry.fields.get("conversation_id")
-        return Row(
+        return SpoolRow(
             id=entry.id,
             accepted_at=now,
             request=request,
@@ -342,7 +342,7 @@ def _payload(entry: SealedSubmission, accepted_at: datetime) -> bytes:
     return json.dumps({**clear, **about, "sealed": sealed, "accepted_at": accepted_at.isoformat()}).encode()
 
 
-def submission_of(row: Row, encryption: EncryptionService) -> SealedSubmission:
+def submission_of(row: SpoolRow, encryption: EncryptionService) -> SealedSubmission:
     """The submission of a row, with the blind indexes of the time at which it was put. Raises FieldUnreadableError."""
     try:
         held: dict[str, Any] = json.loads(encryption.open_spooled(row.id, row.payload))
@@ -361,13 +361,13 @@ def submission_of(row: Row, encryption: EncryptionService) -> SealedSubmission:
         raise FieldUnreadableError(["spooled"]) from None
 
 
-def _earlier(row: Row | None) -> Earlier | None:
+def _earlier(row: SpoolRow | None) -> Earlier | None:
     if row is None:
         return None
     return Earlier(id=row.id, accepted_at=row.accepted_at, content_digest=row.content, refused=row.refused)
 
 
-def _closed(row: Row) -> SealedSubmission:
+def _closed(row: SpoolRow) -> SealedSubmission:
     """What a row tells without being opened."""
     return SealedSubmission(
         id=row.id,

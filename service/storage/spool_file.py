@@ -24,8 +24,8 @@ from service.storage.spool_rows import (
     FILE_NAME,
     MICROSECOND,
     PAGE_BYTES,
-    Row,
-    Size,
+    SpoolRow,
+    SpoolSize,
     bytes_of,
     key_ids_of,
     oldest_of,
@@ -87,7 +87,7 @@ _UPGRADES = {
 }
 """What makes this release's format of an older one; 0 is an empty file."""
 
-_TRIAL = Row(
+_TRIAL = SpoolRow(
     id=UUID(int=0),
     accepted_at=EPOCH,
     request=None,
@@ -119,7 +119,7 @@ class SpoolFile:
         self._loaded = 0
         self._growth = 0
         self._unsettled = True
-        with _told(self), contextlib.ExitStack() as undo:
+        with _translated_errors(self), contextlib.ExitStack() as undo:
             self._create(folder)
             self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=1)
             undo.callback(self._connection.close)
@@ -143,7 +143,7 @@ class SpoolFile:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is on disk together when it ends, or nothing is."""
-        with _told(self):
+        with _translated_errors(self):
             self._settle()
             self._growth = 0
             before = self._counted
@@ -159,7 +159,7 @@ class SpoolFile:
                 raise
         self._keep_log_short()
 
-    def insert(self, row: Row) -> None:
+    def insert(self, row: SpoolRow) -> None:
         """Add a row, inside a transaction."""
         self._count_change(waiting=1)
         self._growth += len(row.payload) // PAGE_BYTES + 2
@@ -188,20 +188,20 @@ class SpoolFile:
             self._connection.execute("DELETE FROM entry WHERE id = ?", (row_id.bytes,))
             self._count_change(waiting=-found[0], damaged=found[0] - 1)
 
-    def find(self, column: str, values: Sequence[bytes]) -> list[Row]:
+    def find(self, column: str, values: Sequence[bytes]) -> list[SpoolRow]:
         """The rows with one of these values in a column, oldest first."""
         return self.rows(f"WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY seq", *values)
 
-    def oldest(self, limit: int, held: Set[UUID] = frozenset()) -> list[Row]:
+    def oldest(self, limit: int, held: Set[UUID] = frozenset()) -> list[SpoolRow]:
         """The first rows that are to be drained, without those held and what came after them of the same person.
 
         Such a row shares a phone or nid with one that is left out, and must not reach the database before it. (Two
         rows of one request never lie here.)
         """
-        rows: list[Row] = []
+        rows: list[SpoolRow] = []
         left_out: set[tuple[str, bytes]] = set()
         waiting = rows_of(self._connection, "WHERE damage IS NULL ORDER BY seq")
-        with _told(self), contextlib.closing(waiting):  # open, it would keep the log from being moved
+        with _translated_errors(self), contextlib.closing(waiting):  # open, it would keep the log from being moved
             for row in waiting:
                 person = {("phone", row.phone), ("nid", row.nid)}
                 if row.id in held or person & left_out:
@@ -233,7 +233,7 @@ class SpoolFile:
 
     def key_ids(self) -> set[str]:
         """The ids of the keys that the rows are sealed with."""
-        with _told(self):
+        with _translated_errors(self):
             return key_ids_of(self._connection)
 
     def note_key_ids(self, row_id: UUID, key_ids: str) -> None:
@@ -243,7 +243,7 @@ class SpoolFile:
 
     def identity(self) -> tuple[KeyCanary, str] | None:
         """The canary of the keyring and the normaliser that the rows belong to."""
-        with _told(self):
+        with _translated_errors(self):
             row = self._connection.execute("SELECT sealed, digest, normaliser FROM identity").fetchone()
         return None if row is None else (KeyCanary(row[0], row[1]), row[2])
 
@@ -254,9 +254,9 @@ class SpoolFile:
                 "INSERT OR REPLACE INTO identity VALUES (1, ?, ?, ?)", (canary.sealed, canary.index, normaliser)
             )
 
-    def size(self) -> Size:
+    def size(self) -> SpoolSize:
         """What lies in the file. Counted once and kept up, because counting takes the longer the more waits."""
-        with _told(self):
+        with _translated_errors(self):
             return replace(self._counted, oldest=oldest_of(self._connection), bytes=bytes_of(self._connection))
 
     def _count_change(self, *, waiting: int = 0, damaged: int = 0) -> None:
@@ -265,7 +265,7 @@ class SpoolFile:
 
     def count(self) -> None:
         """Count anew: an operator may have changed the file."""
-        with _told(self):
+        with _translated_errors(self):
             self._counted = size_of(self._connection)
 
     def probe(self) -> None:
@@ -276,7 +276,7 @@ class SpoolFile:
 
     def shrink(self) -> None:
         """Give the room of an emptied file back. For quiet moments."""
-        with _told(self):
+        with _translated_errors(self):
             (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
             if free > WORTH_SHRINKING:
                 self._connection.execute("VACUUM")
@@ -308,9 +308,9 @@ class SpoolFile:
             finally:
                 os.close(ballast)
 
-    def rows(self, condition: str, *parameters: object) -> list[Row]:
+    def rows(self, condition: str, *parameters: object) -> list[SpoolRow]:
         """The rows that match an SQL condition."""
-        with _told(self):
+        with _translated_errors(self):
             return list(rows_of(self._connection, condition, *parameters))
 
     def _delete(self, ids: Sequence[UUID]) -> None:
@@ -318,12 +318,12 @@ class SpoolFile:
             for each in ids:
                 self.delete(each)
         if self._log.exists() and self._log.stat().st_size:
-            with _told(self):
+            with _translated_errors(self):
                 self._checkpoint()
 
     def regain_room(self, *, ballast: bool = True) -> None:
         """After the disk was full: move the log into the file with the ballast's room, which gives the log's back."""
-        with _told(self):
+        with _translated_errors(self):
             self._ballast.unlink(missing_ok=True)
             self._loaded = 0
             self._checkpoint()
@@ -333,7 +333,7 @@ class SpoolFile:
                 self._load_ballast(CHECKPOINT_PAGES + INDEX_ROWS)
 
     def _keep_log_short(self) -> None:
-        with contextlib.suppress(SpoolError), _told(self):
+        with contextlib.suppress(SpoolError), _translated_errors(self):
             if self._log.stat().st_size > CHECKPOINT_PAGES * PAGE_BYTES:
                 self._checkpoint()
 
@@ -355,7 +355,7 @@ class SpoolFile:
 
 
 @contextmanager
-def _told(file: SpoolFile) -> Iterator[None]:
+def _translated_errors(file: SpoolFile) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

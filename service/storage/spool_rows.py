@@ -27,7 +27,7 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SpoolRow:
     """One submission as it lies in the file."""
 
     id: UUID
@@ -47,7 +47,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class SpoolSize:
     """What lies in the file."""
 
     waiting: int
@@ -60,10 +60,10 @@ class SpoolOwnedError(StartRefusedError):
     """Another process uses the spool."""
 
 
-def size_of(connection: sqlite3.Connection) -> Size:
+def size_of(connection: sqlite3.Connection) -> SpoolSize:
     """What lies in the file, counted."""
     total, damaged = connection.execute("SELECT count(*), count(damage) FROM entry").fetchone()
-    return Size(total - damaged, damaged, oldest_of(connection), bytes_of(connection))
+    return SpoolSize(total - damaged, damaged, oldest_of(connection), bytes_of(connection))
 
 
 def oldest_of(connection: sqlite3.Connection) -> datetime | None:
@@ -88,14 +88,14 @@ def key_ids_of(connection: sqlite3.Connection) -> set[str]:
     return found
 
 
-def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Generator[Row, None, None]:
+def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Generator[SpoolRow, None, None]:
     """The rows that meet an SQL condition."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     noted = "key_ids" if version > 1 else "NULL"  # an operator may look before this release's first start
     columns = f"id, accepted_at, request, content, phone, nid, conversation, refused, payload, {noted}, damage"
     found = connection.execute(f"SELECT {columns} FROM entry {condition}", parameters)  # noqa: S608 # our own names
     for row_id, accepted_at, request, content, phone, nid, conversation, refused, payload, key_ids, damage in found:
-        yield Row(
+        yield SpoolRow(
             id=UUID(bytes=row_id),
             accepted_at=EPOCH + accepted_at * MICROSECOND,
             request=request,
@@ -110,10 +110,10 @@ def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object)
         )
 
 
-def peek(folder: Path) -> tuple[Size, list[Row]]:
+def peek(folder: Path) -> tuple[SpoolSize, list[SpoolRow]]:
     """What lies in a spool, whoever owns it; nothing when there is none. Raises StartRefusedError."""
     if not (folder / FILE_NAME).exists():
-        return Size(0, 0, None, 0), []
+        return SpoolSize(0, 0, None, 0), []
     with as_operator(folder, "ro") as connection:
         return size_of(connection), list(rows_of(connection, "ORDER BY seq"))
 

@@ -214,7 +214,7 @@ async def store(
         if left:
             rows = await _look_up(connection, left, again=attempt > 0)
             decided = [(entry, outcome) for entry in left if (outcome := decide(entry, rows.found(entry))) is not None]
-            await _carry_out(connection, decided)
+            await _apply(connection, decided)
             outcomes |= {entry.id: outcome for entry, outcome in decided}
             left = [entry for entry in left if entry.id not in outcomes]
         if not left:
@@ -331,7 +331,7 @@ def _earlier_conflict(row: Any | None) -> Earlier | None:
     )
 
 
-async def _carry_out(connection: AsyncConnection, decided: Sequence[tuple[SealedSubmission, Outcome]]) -> None:
+async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubmission, Outcome]]) -> None:
     for entry, outcome in decided:
         match outcome:
             case Aliased(target_id):

@@ -25,7 +25,7 @@ from service.storage.batcher import Batcher, Entry, OnDemandBatcher
 from service.storage.decision import Created, Delayed, Outcome
 from service.storage.failures import StorageFaultError, cause_of, is_busy, is_driver_error, is_transient
 from service.storage.outage import Outage, RecentRequests
-from service.storage.retry import FIRST_WAIT, LONGEST_WAIT, PATIENCE, Retry, RetryScope, retry_scope
+from service.storage.retry import FIRST_WAIT, LONGEST_RETRY, LONGEST_WAIT, Retry, RetryScope, retry_scope
 from service.storage.spool import Spool, SpoolOverlap
 from service.storage.spool_file import SpoolError
 from service.storage.submissions import SubmissionStore
@@ -101,9 +101,9 @@ class LeadWriter:
         if self._stopped:
             raise StorageUnavailableError
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        scope = retry_scope.get() or RetryScope(now + PATIENCE, lambda _: None)
+        scope = retry_scope.get() or RetryScope(now + LONGEST_RETRY, lambda _: None)
         time_left = scope.deadline - now
-        gives_up_in = min(PATIENCE, time_left - min(ANSWER_SECONDS, time_left / 4))
+        gives_up_in = min(LONGEST_RETRY, time_left - min(ANSWER_SECONDS, time_left / 4))
         entry = _Entry(_Lead(seal, scope.on_retry), loop.create_future())
         timer = loop.call_later(gives_up_in, self._to_spool.add, [entry])
         self._unanswered.add(entry)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from service.rpc.call import Interceptor
 from service.rpc.unmasking import unmasking
 from service.storage.access_records import Access
-from service.storage.retry import PATIENCE
+from service.storage.retry import LONGEST_RETRY
 from service.validation import ValidationService
 
 
@@ -19,7 +19,7 @@ class KeptRecord:
         self.patience: float | None = None
         self.fault = fault
 
-    async def __call__(self, accesses: Sequence[Access], *, patience: float = PATIENCE) -> None:
+    async def __call__(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
         self.patience = patience
         if self.fault is not None:
             raise self.fault

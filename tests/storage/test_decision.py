@@ -373,7 +373,7 @@ class Postgres:
         return (await SubmissionStore(self.database).create_all_once([submission]))[submission.id]
 
     async def erase(self, lead_id: UUID) -> None:
-        erasures = Erasures(self.database, self.sealer.refreshed)
+        erasures = Erasures(self.database, self.sealer.resealed_and_reindexed)
         await erasures.erase(lead_id, actor="boss", reason=None, spooled=Spooled())
 
     async def keep_first(self, conflict_id: UUID, lead_id: UUID) -> None:

@@ -19,7 +19,7 @@ from service.sealing import LeadSealer
 from service.storage import drain as drain_module
 from service.storage.database import Database
 from service.storage.decision import Outcome
-from service.storage.drain import Drain, Step
+from service.storage.drain import Drain, DrainRound
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 from service.storage.spool_rows import peek
@@ -31,7 +31,7 @@ from tests.harness.supervision import running
 from tests.storage.conftest import Submit
 from tests.storage.test_writer import POISONED, World, refusing, stored
 
-Refreshed = Callable[[SealedSubmission], SealedSubmission]
+Reseal = Callable[[SealedSubmission], SealedSubmission]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def world(
 async def test_it_drains_everything_and_then_idles(world: World, submit: Submit, database: TestDatabase) -> None:
     await world.spool.put([submit() for _ in range(600)])
     steps = [await world.drain.step() for _ in range(4)]
-    assert steps == [Step.DRAINED] * 3 + [Step.IDLE]
+    assert steps == [DrainRound.DRAINED] * 3 + [DrainRound.IDLE]
     assert (stored(database), world.spool.size.waiting) == (600, 0)
 
 
@@ -172,7 +172,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def drain_with(world: World, sealer: LeadSealer, clock: Clock) -> Callable[..., Drain]:
-    def make(store: SubmissionStore | None = None, refreshed: Refreshed = sealer.refreshed) -> Drain:
+    def make(store: SubmissionStore | None = None, reseal: Reseal = sealer.resealed_and_reindexed) -> Drain:
         return Drain(
             database=world.database,
             submissions=store or world.store,
@@ -180,7 +180,7 @@ def drain_with(world: World, sealer: LeadSealer, clock: Clock) -> Callable[..., 
             outage=world.outage,
             recent=world.recent,
             erasures=world.erasures,
-            refreshed=refreshed,
+            reseal=reseal,
             clock=clock,
         )
 
@@ -311,14 +311,14 @@ async def test_one_that_cannot_be_prepared_by_a_fault_of_ours_stays_and_the_rest
     submissions = [submit() for _ in range(20)]
     poison = submissions[7]
 
-    def refreshed(submission: SealedSubmission) -> SealedSubmission:
+    def reseal(submission: SealedSubmission) -> SealedSubmission:
         if submission.id == poison.id:
             raise TypeError(VALUE)
-        return sealer.refreshed(submission)
+        return sealer.resealed_and_reindexed(submission)
 
     await world.spool.put(submissions)
     with structlog.testing.capture_logs() as lines:
-        await drained(drain_with(refreshed=refreshed))
+        await drained(drain_with(reseal=reseal))
     assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (19, 1, 0)
     assert [line["error"] for line in lines if line.get("id") == str(poison.id)] == ["TypeError"]
     assert VALUE not in str(lines)
@@ -327,12 +327,12 @@ async def test_one_that_cannot_be_prepared_by_a_fault_of_ours_stays_and_the_rest
 async def test_a_drain_that_can_prepare_nothing_stops_and_moves_nothing(
     world: World, submit: Submit, database: TestDatabase, drain_with: Callable[..., Drain]
 ) -> None:
-    def refreshed(_: SealedSubmission) -> SealedSubmission:
+    def reseal(_: SealedSubmission) -> SealedSubmission:
         raise TypeError(VALUE)
 
     await world.spool.put([submit() for _ in range(20)])
     with pytest.raises(TypeError):
-        await drained(drain_with(refreshed=refreshed))
+        await drained(drain_with(reseal=reseal))
     assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (0, 20, 0)
 
 
@@ -351,5 +351,5 @@ async def test_before_the_database_is_identified_nothing_leaves_the_spool(
 ) -> None:
     await world.spool.put([submit()])
     unidentified = Database(database.serve_url, guarded=True)
-    assert await World(unidentified, world.spool, sealer).drain.step() is Step.UNREACHABLE
+    assert await World(unidentified, world.spool, sealer).drain.step() is DrainRound.UNREACHABLE
     assert world.spool.size.waiting == 1

@@ -14,7 +14,7 @@ from service.keyring import Keyring, Purpose
 from service.sealing import LeadSealer
 from service.storage.database import Database
 from service.storage.decision import Delayed
-from service.storage.drain import Step
+from service.storage.drain import DrainRound
 from service.storage.rekeying import EVERY_ROW, LEADS, Rekeying, rekeying, sealed_otherwise
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolFile
@@ -119,7 +119,7 @@ async def test_a_lead_of_an_old_plan_and_a_retired_key_waits_in_the_spool_and_is
     try:
         assert isinstance(await world.create(stale, seconds=2.0), Delayed)
         # The keyring still opens with the key; that it is retired is a change of the next one.
-        assert await world.drain.step() is Step.DRAINED
+        assert await world.drain.step() is DrainRound.DRAINED
     finally:
         await world.stop()
         spool.close()
@@ -157,7 +157,7 @@ async def test_after_a_rotation_the_spool_still_knows_its_requests_and_gives_its
         again = submit(conversation_id="chat-1", request_id="once", phone="+1234567890", nid="1234567")
         assert again.content_digest != lead.content_digest
         assert [outcome.id for outcome in (await spool.put([again])).values()] == [lead.id]  # type: ignore[union-attr]
-        [drained] = (await spool.oldest(10, sealer_of(encryption).refreshed)).submissions
+        [drained] = (await spool.oldest(10, sealer_of(encryption).resealed_and_reindexed)).submissions
         assert {token.partition(".")[0] for token in drained.sealed.values()} == {
             rotated.keyring.primary(Purpose.ENCRYPTION).id
         }

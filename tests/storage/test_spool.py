@@ -220,7 +220,7 @@ async def test_what_was_set_aside_can_be_tried_again(spool: Spool, submit: Submi
     assert peek(spool.folder)[1][0].damage == "refused by the database (23514)"
     assert await waiting_in(spool) == []
     take_back(spool.folder)
-    await spool.tend()
+    await spool.maintain()
     assert (spool.size.waiting, spool.size.damaged) == (1, 0)
     assert [each.id for each in await waiting_in(spool)] == [submission.id]
 
@@ -268,7 +268,7 @@ async def test_beyond_its_limit_it_takes_nothing_and_says_so(
     assert spool.fault is not None
     assert not spool.usable
     assert await empty(spool) == {each.id for each in taken}
-    await spool.tend()
+    await spool.maintain()
     assert spool.usable
     await put(spool, submit())
     spool.close()
@@ -286,7 +286,7 @@ async def test_a_full_disk_refuses_what_it_cannot_keep_and_gives_everything_back
         spool.close()
         spool = opened(small_disk / "spool", encryption)
         assert await empty(spool) == {each.id for each in taken}
-        await spool.tend()
+        await spool.maintain()
         assert spool.usable
     spool.close()
 
@@ -295,7 +295,7 @@ async def test_an_emptied_spool_gives_its_room_back(spool: Spool, submit: Submit
     await put(spool, *[submit(notes="x" * 4000) for _ in range(300)])
     assert spool.size.bytes > 2 * MEGABYTE
     await empty(spool)
-    await spool.tend()
+    await spool.maintain()
     assert sum(path.stat().st_size for path in spool.folder.glob(f"{FILE_NAME}*")) < MEGABYTE
 
 

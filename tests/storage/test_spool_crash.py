@@ -16,7 +16,7 @@ import pytest
 from service.encryption import KeyCanary
 from service.storage import spool_file
 from service.storage.spool_file import SpoolError, SpoolFile
-from service.storage.spool_rows import FILE_NAME, Row
+from service.storage.spool_rows import FILE_NAME, SpoolRow
 from tests.harness.power import (
     Disk,
     Fault,
@@ -32,9 +32,9 @@ MAX_BYTES = 10_000_000
 EIO, ENOSPC = errno.errorcode[errno.EIO], errno.errorcode[errno.ENOSPC]
 
 
-def row(number: int) -> Row:
+def row(number: int) -> SpoolRow:
     key = number.to_bytes(32, "big")
-    return Row(
+    return SpoolRow(
         id=UUID(int=number),
         accepted_at=datetime(2026, 1, 1, tzinfo=UTC),
         request=key,

@@ -69,7 +69,7 @@ async def erase(world: World, lead_id: UUID) -> tuple[UUID, ...]:
         spool=world.spool,
         recent=world.recent,
         validation=ValidationService(),
-        refreshed=world.refreshed,
+        reseal=world.reseal,
     ).erase_lead(OPERATOR, lead_id, reason="asked for it")
 
 
@@ -91,7 +91,7 @@ def value(database: TestDatabase, query: str) -> object:
 
 async def heed(world: World, done: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a replica look for erasures until it has done so."""
-    monkeypatch.setattr(drain_module, "HEED_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(drain_module, "ERASURES_EVERY_SECONDS", 0.01)
     async with running(Component(name="erasures", run=world.drain.run_erasures)):
         await until(done)
 

@@ -26,7 +26,7 @@ from service.storage.drain import Drain
 from service.storage.erasures import Erasures
 from service.storage.failures import StorageFaultError
 from service.storage.outage import Outage, RecentRequests
-from service.storage.retry import PATIENCE, Retry, RetryScope, retry_scope
+from service.storage.retry import LONGEST_RETRY, Retry, RetryScope, retry_scope
 from service.storage.spool import Spool, SpoolOverlap
 from service.storage.submissions import SubmissionStore
 from service.storage.writer import LeadWriter
@@ -48,8 +48,8 @@ class World:
         self.outage, self.spool, self.database = Outage(), spool, database
         self.store = SubmissionStore(database)
         self.recent = RecentRequests()
-        self.refreshed = sealer.refreshed
-        self.erasures = Erasures(database, sealer.refreshed)
+        self.reseal = sealer.resealed_and_reindexed
+        self.erasures = Erasures(database, sealer.resealed_and_reindexed)
         self.writer = LeadWriter(self.store, spool, self.outage, self.recent, on_batch=self.batches.append)
         self.drain = Drain(
             database=database,
@@ -58,7 +58,7 @@ class World:
             outage=self.outage,
             recent=self.recent,
             erasures=self.erasures,
-            refreshed=sealer.refreshed,
+            reseal=sealer.resealed_and_reindexed,
         )
 
     def start(self) -> None:
@@ -272,7 +272,7 @@ async def test_what_was_saved_and_spooled_is_one_lead(world: World, submit: Subm
 
 async def test_a_lasting_outage_sends_everything_to_the_spool_at_once(world: World, submit: Submit) -> None:
     world.outage.began("connection", since=time.monotonic() - 10)
-    async with asyncio.timeout(PATIENCE / 2):  # long before anybody's time is over
+    async with asyncio.timeout(LONGEST_RETRY / 2):  # long before anybody's time is over
         outcomes = await world.create_all([submit() for _ in range(64)], seconds=60)
     assert all(isinstance(outcome, Delayed) for outcome in outcomes)
     assert world.spool.size.waiting == 64
