@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from service.errors import LeadValidationError, Violation
 from service.page_token import Tags, make_page_token, read_page_token
-from service.storage.access_records import AccessFilter, AccessRecords, RecordedAccess
+from service.storage.access_chain import RecordedAccess
+from service.storage.access_records import AccessFilter, AccessRecords
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 100
@@ -42,5 +43,5 @@ class AccessService:
         page, token = found[:limit], ""
         if len(found) > limit:
             last = page[-1]
-            token = make_page_token(last.entry.recorded_at, last.id, list_identity=identity, tags=tags)
+            token = make_page_token(last.recorded_at, last.id, list_identity=identity, tags=tags)
         return page, token

@@ -34,8 +34,8 @@ from service.rpc.readiness import Readiness
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.rpc.unmasking import unmasking
-from service.storage.access_chain import AccessHeads
-from service.storage.access_writer import AccessWriter
+from service.storage.access_chain import log_head
+from service.storage.access_writer import AccessHeads, AccessWriter
 from service.storage.condition import Condition, condition_of
 from service.storage.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
@@ -82,18 +82,18 @@ async def _serve(
         replica = Replica(settings, url, spool, encryption, metrics)
         async with running_replica(replica, supervisor, settings.shutdown_grace):
             database, records = replica.database, replica.records
-            heads = AccessHeads(records, lambda: accesses.chain)
             accesses = AccessWriter(
                 database,
                 records,
                 writer=f"serve@{socket.gethostname()}",
                 new_id=new_id,
                 limit=settings.unmask_limit,
-                on_chain=heads.tell,
+                on_chain=log_head,
                 on_refusal=lambda cause: structlog.get_logger("leadkeep.storage").error(
                     "the access record cannot be written", cause=cause
                 ),
             )
+            heads = AccessHeads(records, accesses)
             chain = standard_chain(
                 verify=token_verifier(settings).verify,
                 unmasking=unmasking(

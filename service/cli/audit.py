@@ -78,7 +78,8 @@ def verify(
     settings = load_settings()
     from service import factories
     from service.cli.database import confirmed_database_url
-    from service.storage.access_check import check, logged_heads
+    from service.storage.access_chain import logged_heads
+    from service.storage.access_check import check
     from service.storage.failures import StorageFaultError
 
     try:

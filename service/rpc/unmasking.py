@@ -29,7 +29,7 @@ from service.errors import (
 from service.lead import SENSITIVE_FIELDS
 from service.rpc.call import Call, Handler, Interceptor
 from service.rpc.masking import MASKS, asked_by_value, can_show_values, mask_message, shown_values
-from service.storage.access_records import Access
+from service.storage.access_chain import Access
 from service.storage.retry import LONGEST_RETRY
 
 REASON = "leadkeep-reason"

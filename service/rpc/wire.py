@@ -24,7 +24,8 @@ from service.lead import (
     StatusChange,
 )
 from service.lead_service import ListQuery
-from service.storage.access_records import AccessFilter, RecordedAccess
+from service.storage.access_chain import RecordedAccess
+from service.storage.access_records import AccessFilter
 
 _STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
 _RESOLUTION_FROM_WIRE = {
@@ -202,17 +203,17 @@ def access_messages(accesses: Iterable[RecordedAccess]) -> list[pb.Access]:
     """Entries of the access record."""
     return [
         pb.Access(
-            lead_id=str(access.entry.lead_id) if access.entry.lead_id else "",
-            subject=access.entry.subject,
-            operation=access.entry.operation,
-            fields=access.entry.fields,
-            reason=access.entry.reason,
-            request_id=access.entry.request_id,
-            recorded_at=_timestamp(access.entry.recorded_at),
-            chain_id=str(access.chain_id) if access.chain_id else "",
-            number=access.number,
+            lead_id=str(each.access.lead_id) if each.access.lead_id else "",
+            subject=each.access.subject,
+            operation=each.access.operation,
+            fields=each.access.fields,
+            reason=each.access.reason,
+            request_id=each.access.request_id,
+            recorded_at=_timestamp(each.recorded_at),
+            chain_id=str(each.chain_id) if each.chain_id else "",
+            number=each.number,
         )
-        for access in accesses
+        for each in accesses
     ]
 
 

@@ -8,35 +8,25 @@ Form: HMAC-SHA256 with a key of the keyring's audit root over framed values. A v
 else as 01, its length (4 bytes, big-endian) and its bytes: texts in UTF-8, ids as 16 bytes, numbers as 8 bytes
 big-endian, times as microseconds since 1970, lists as their framed items. The first value names what is digested.
 
-Heads say how far a chain reaches. They are in the database, and in the log, where whoever can change the database
+Heads tell how far a chain reaches. They are in the database, and in the log, where whoever can change the database
 cannot change them: a line when a chain begins and ends, and every minute; `leadkeep audit verify --heads` compares such
 lines with the record.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import json
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from service.encryption import EncryptionService
-from service.errors import LeadkeepError
 from service.log import log_whatever_the_level
-from service.storage.failures import StorageFaultError
 
-if TYPE_CHECKING:
-    from service.storage.access_records import AccessRecords, Chain
-
-EVENT = "access head"
-
-HEAD_SECONDS = 60.0
-"""Seconds between two heads in the log: so much of a tail can be cut unnoticed, when the tables of the database are cut
-alike."""
+_EVENT = "access head"
 
 NOTHING_BEFORE = bytes(32)
 """Stands for the digest before the first one."""
@@ -47,28 +37,43 @@ _Value = bytes | str | int | UUID | datetime | bool | Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What is recorded of one look: who looked at which fields of which lead, by which rpc or command, and why."""
+class Access:
+    """Who looks at which fields in clear, by which rpc or command. `lead_id` is None when the look found no lead."""
 
-    recorded_at: datetime
     subject: str
     operation: str
-    lead_id: UUID | None
     fields: Sequence[str]
-    reason: str | None
-    request_id: str | None
+    lead_id: UUID | None = None
+    reason: str | None = None
+    request_id: str | None = None
 
 
-def entry_of(row: Mapping[Any, Any]) -> Entry:
-    """The entry of a row of the record."""
-    return Entry(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedAccess:
+    """An entry of the record. Entries from before there were chains have neither chain nor number."""
+
+    id: int
+    recorded_at: datetime
+    access: Access
+    chain_id: UUID | None
+    number: int | None
+
+
+def recorded_access(row: Mapping[Any, Any]) -> RecordedAccess:
+    """The entry of a row of the table `access_record`."""
+    return RecordedAccess(
+        id=row["id"],
         recorded_at=row["recorded_at"],
-        subject=row["subject"],
-        operation=row["operation"],
-        lead_id=row["lead_id"],
-        fields=row["fields"],
-        reason=row["reason"],
-        request_id=row["request_id"],
+        access=Access(
+            subject=row["subject"],
+            operation=row["operation"],
+            lead_id=row["lead_id"],
+            fields=row["fields"],
+            reason=row["reason"],
+            request_id=row["request_id"],
+        ),
+        chain_id=row["chain_id"],
+        number=row["number"],
     )
 
 
@@ -94,42 +99,51 @@ class Head:
     ended: bool = False
 
 
-def entry_digest(
-    encryption: EncryptionService, key_id: str, chain_id: UUID, number: int, before: bytes, entry: Entry
-) -> bytes:
-    """The digest of the entry with this number of a chain, behind an entry with the digest `before`."""
-    values: tuple[_Value, ...] = (
-        *("entry", chain_id, number, before, entry.recorded_at, entry.subject, entry.operation),
-        *(entry.lead_id, entry.fields, entry.reason, entry.request_id),
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain by its number among the chains, and how far it reaches."""
+
+    number: int
+    head: Head
+
+
+def entry_payload(chain_id: UUID, number: int, before: bytes, recorded_at: datetime, access: Access) -> bytes:
+    """What the digest of the entry with this number of a chain is made of; `before` is the digest before it."""
+    return _framed(
+        (
+            *("entry", chain_id, number, before, recorded_at, access.subject, access.operation),
+            *(access.lead_id, access.fields, access.reason, access.request_id),
+        )
     )
-    return encryption.audit_digest(key_id, _framed(values))
 
 
-def registration_digest(encryption: EncryptionService, key_id: str, before: bytes, registration: Registration) -> bytes:
-    """The digest of a registration behind the one with the digest `before`."""
-    values: tuple[_Value, ...] = (
-        *("chain", registration.number, registration.id, before, registration.writer, registration.began_at),
-        *(registration.earlier_entries, registration.earlier_digest),
+def registration_payload(before: bytes, registration: Registration) -> bytes:
+    """What the digest of a registration is made of; `before` is the digest of the registration before it."""
+    return _framed(
+        (
+            *("chain", registration.number, registration.id, before, registration.writer, registration.began_at),
+            *(registration.earlier_entries, registration.earlier_digest),
+        )
     )
-    return encryption.audit_digest(key_id, _framed(values))
 
 
-def head_seal(encryption: EncryptionService, key_id: str, head: Head) -> bytes:
-    """The proof that a head was written by who holds the audit key."""
-    return encryption.audit_digest(key_id, _framed(("head", head.chain_id, head.number, head.digest, head.ended)))
+def head_payload(head: Head) -> bytes:
+    """What the seal of a head is made of: proof that it was written by a holder of the audit key."""
+    return _framed(("head", head.chain_id, head.number, head.digest, head.ended))
 
 
-def earlier_digest(
-    encryption: EncryptionService, key_id: str, entries: Iterable[tuple[int, Entry]]
-) -> tuple[int, bytes]:
+def earlier_digest(encryption: EncryptionService, key_id: str, entries: Iterable[RecordedAccess]) -> tuple[int, bytes]:
     """How many entries there were before the first chain, by their ids, and the digest over all of them."""
     count, digest = 0, NOTHING_BEFORE
-    for entry_id, entry in entries:
-        values: tuple[_Value, ...] = (
-            *("earlier", entry_id, digest, entry.recorded_at, entry.subject, entry.operation),
-            *(entry.lead_id, entry.fields, entry.reason),
+    for each in entries:
+        access = each.access
+        payload = _framed(
+            (
+                *("earlier", each.id, digest, each.recorded_at, access.subject, access.operation),
+                *(access.lead_id, access.fields, access.reason),
+            )
         )
-        count, digest = count + 1, encryption.audit_digest(key_id, _framed(values))
+        count, digest = count + 1, encryption.audit_digest(key_id, payload)
     return count, digest
 
 
@@ -155,46 +169,39 @@ def _bytes(value: bytes | str | int | UUID | datetime | Sequence[str]) -> bytes:
             return _framed(value)
 
 
-class AccessHeads:
-    """Logs heads: those of this process's own chain, and of what other writers (replicas, commands) added meanwhile."""
+def log_head(chain: Chain) -> None:
+    """Log how far a chain reaches."""
+    log_whatever_the_level(
+        _EVENT,
+        chain=str(chain.head.chain_id),
+        chain_number=chain.number,
+        number=chain.head.number,
+        digest=chain.head.digest.hex(),
+        ended=chain.head.ended,
+    )
 
-    def __init__(self, records: AccessRecords, own: Callable[[], Chain | None]) -> None:
-        self._records = records
-        self._own = own
-        self._logged: dict[UUID, Chain] = {}
 
-    async def run(self) -> None:
-        """Log the heads every minute."""
-        while True:
-            await asyncio.sleep(HEAD_SECONDS)
-            await self.log_own()
-            await self.log_others()
+def logged_heads(lines: Iterable[str]) -> Iterator[Chain]:
+    """The chains whose heads are among the lines of a log, which may hold other lines and prefixes of lines.
 
-    async def log_own(self) -> None:
-        """Log how far this process's chain reaches."""
-        if (own := self._own()) is not None:
-            self.tell(own)
-
-    def tell(self, chain: Chain) -> None:
-        """Log how far a chain reaches."""
-        self._logged[chain.head.chain_id] = chain
-        log_whatever_the_level(
-            EVENT,
-            chain=str(chain.head.chain_id),
-            chain_number=chain.number,
-            number=chain.head.number,
-            digest=chain.head.digest.hex(),
-            ended=chain.head.ended,
-        )
-
-    async def log_others(self) -> None:
-        """Log the chains of other writers that are not logged yet."""
-        own = self._own()
-        # While the database is away there is nothing new in it.
-        with contextlib.suppress(LeadkeepError, StorageFaultError):
-            newest = await self._records.newest_heads()
-            for chain in newest:
-                mine = own is not None and chain.head.chain_id == own.head.chain_id
-                if not mine and self._logged.get(chain.head.chain_id) != chain:
-                    self.tell(chain)
-            self._logged = {chain.head.chain_id: chain for chain in newest}
+    Raises ValueError for a head that is damaged.
+    """
+    for number, line in enumerate(lines, start=1):
+        if _EVENT not in line:
+            continue
+        try:
+            logged = json.loads(line[line.index("{") :])
+        except ValueError:
+            continue  # a line of somebody else, or one that was cut by the end of the file
+        if not isinstance(logged, dict) or logged.get("event") != _EVENT:
+            continue
+        try:
+            head = Head(
+                chain_id=UUID(logged["chain"]),
+                number=int(logged["number"]),
+                digest=bytes.fromhex(logged["digest"]),
+                ended=bool(logged["ended"]),
+            )
+            yield Chain(int(logged["chain_number"]), head)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(f"line {number} is a damaged head") from None

@@ -6,7 +6,7 @@ ties it together, and access_writer.py for the one writer of a process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -19,14 +19,16 @@ from service.encryption import EncryptionService
 from service.storage import models
 from service.storage.access_chain import (
     NOTHING_BEFORE,
-    Entry,
+    Access,
+    Chain,
     Head,
+    RecordedAccess,
     Registration,
     earlier_digest,
-    entry_digest,
-    entry_of,
-    head_seal,
-    registration_digest,
+    entry_payload,
+    head_payload,
+    recorded_access,
+    registration_payload,
 )
 from service.storage.database import Database
 
@@ -74,28 +76,6 @@ _HEADS = text("""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """Who looks at which fields in clear, by which rpc or command. `lead_id` is None when no lead was met."""
-
-    subject: str
-    operation: str
-    fields: Sequence[str]
-    lead_id: UUID | None = None
-    reason: str | None = None
-    request_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedAccess:
-    """An entry as it is read. Entries from before there were chains have neither chain nor number."""
-
-    id: int
-    entry: Entry
-    chain_id: UUID | None
-    number: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AccessFilter:
     """Which entries are wanted; None means any. The span is half-open."""
 
@@ -103,14 +83,6 @@ class AccessFilter:
     subject: str | None = None
     recorded_after: datetime | None = None
     recorded_before: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A chain that is being written, and how far it reaches."""
-
-    number: int
-    head: Head
 
 
 class AccessRecords:
@@ -139,9 +111,8 @@ class AccessRecords:
             earlier_entries=earlier[0],
             earlier_digest=earlier[1],
         )
-        digest = registration_digest(
-            self._encryption, key_id, before.digest if before else NOTHING_BEFORE, registration
-        )
+        payload = registration_payload(before.digest if before else NOTHING_BEFORE, registration)
+        digest = self._encryption.audit_digest(key_id, payload)
         await connection.execute(insert(registered).values(**asdict(registration), key_id=key_id, digest=digest))
         return Chain(registration.number, Head(chain_id=chain_id, number=0, digest=digest))
 
@@ -153,7 +124,7 @@ class AccessRecords:
         digest, digests = chain.head.digest, []
         numbers = range(chain.head.number + 1, chain.head.number + 1 + len(accesses))
         for number, access in zip(numbers, accesses, strict=True):
-            digest = entry_digest(self._encryption, key_id, chain_id, number, digest, _entry(access, now))
+            digest = self._encryption.audit_digest(key_id, entry_payload(chain_id, number, digest, now, access))
             digests.append(digest)
         head = Head(chain_id=chain_id, number=numbers[-1], digest=digest)
         await connection.exec_driver_sql(
@@ -172,10 +143,10 @@ class AccessRecords:
                 "digests": digests,
                 "last": head.number,
                 "last_digest": digest,
-                "seal": head_seal(self._encryption, key_id, head),
+                "seal": self._encryption.audit_digest(key_id, head_payload(head)),
             },
         )
-        return Chain(chain.number, head)
+        return replace(chain, head=head)
 
     async def end(self, chain: Chain) -> Chain:
         """Write that nothing comes after. Tries once: raises what went wrong, see failures.py."""
@@ -185,15 +156,15 @@ class AccessRecords:
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(
                 insert(models.access_head).values(
-                    **asdict(head), key_id=key_id, seal=head_seal(self._encryption, key_id, head)
+                    **asdict(head), key_id=key_id, seal=self._encryption.audit_digest(key_id, head_payload(head))
                 )
             )
 
         await self._database.write_once(work)
-        return Chain(chain.number, head)
+        return replace(chain, head=head)
 
     async def used_within(
-        self, connection: AsyncConnection, subjects: Sequence[str], now: datetime, *, alone: bool = False
+        self, connection: AsyncConnection, subjects: Set[str], now: datetime, *, alone: bool = False
     ) -> dict[str, int]:
         """How many entries these subjects have in the hour before `now`; `alone`: nobody else counts them meanwhile."""
         if alone:
@@ -220,7 +191,7 @@ class AccessRecords:
             for row in rows:
                 head = Head(chain_id=row.chain_id, number=row.number, digest=row.digest, ended=row.ended)
                 known = self._encryption.has_audit_key(row.key_id)
-                if known and head_seal(self._encryption, row.key_id, head) == row.seal:
+                if known and self._encryption.audit_digest(row.key_id, head_payload(head)) == row.seal:
                     found.append(Chain(row.chain_number, head))
             return found
 
@@ -244,10 +215,7 @@ class AccessRecords:
             query = query.where(record.recorded_at < wanted.recorded_before)
 
         async def work(connection: AsyncConnection) -> list[RecordedAccess]:
-            return [
-                RecordedAccess(id=row["id"], entry=entry_of(row), chain_id=row["chain_id"], number=row["number"])
-                for row in (await connection.execute(query)).mappings()
-            ]
+            return [recorded_access(row) for row in (await connection.execute(query)).mappings()]
 
         return await self._database.read(work)
 
@@ -255,19 +223,7 @@ class AccessRecords:
         record = models.access_record.c
         query = select(models.access_record).where(record.chain_id.is_(None)).order_by(record.id)
         rows = (await connection.execute(query)).mappings()
-        return earlier_digest(self._encryption, key_id, ((row["id"], entry_of(row)) for row in rows))
-
-
-def _entry(access: Access, now: datetime) -> Entry:
-    return Entry(
-        recorded_at=now,
-        subject=access.subject,
-        operation=access.operation,
-        lead_id=access.lead_id,
-        fields=access.fields,
-        reason=access.reason,
-        request_id=access.request_id,
-    )
+        return earlier_digest(self._encryption, key_id, map(recorded_access, rows))
 
 
 def _lock_key(subject: str) -> int:

@@ -24,11 +24,12 @@ from uuid import UUID
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import StorageUnavailableError, UnmaskLimitError
-from service.storage.access_records import HOUR, Access, AccessRecords, Chain
+from service.errors import LeadkeepError, StorageUnavailableError, UnmaskLimitError
+from service.storage.access_chain import Access, Chain, log_head
+from service.storage.access_records import HOUR, AccessRecords
 from service.storage.batcher import Batcher, Entry
 from service.storage.database import Database
-from service.storage.failures import cause_of, is_driver_error, is_transient, leaves_nothing
+from service.storage.failures import StorageFaultError, cause_of, is_driver_error, is_transient, leaves_nothing
 from service.storage.retry import LONGEST_RETRY, retry_scope, with_retries
 
 LARGEST_BATCH = 1000
@@ -37,6 +38,9 @@ LARGEST_BATCH = 1000
 FAILING_SECONDS = 1.0
 """For how long after a failed attempt a caller who would rather not wait is not let in."""
 
+HEAD_SECONDS = 60.0
+"""Seconds between two heads in the log: so much of a tail can be cut unnoticed, when the tables of the database are cut
+alike."""
 
 _Call = Entry[Sequence[Access], None]
 """The accesses of one call, which are recorded together or not at all."""
@@ -45,8 +49,8 @@ _Call = Entry[Sequence[Access], None]
 class AccessWriter:
     """Writes the access record of one process, as chains of this `writer` (`serve@host`, or a command).
 
-    With `limit`, that many leads a subject may be shown unmasked within an hour. `on_chain` hears of each chain that
-    has got its first entries, and of its end; `on_refusal` why entries are refused that no repetition gets in: an
+    With `limit`, that many leads a subject may be shown unmasked within an hour. `on_chain` gets each chain that
+    has got its first entries; `on_refusal` the reason why entries are refused that no repetition gets in: an
     SQLSTATE, or the type of another error.
     """
 
@@ -70,14 +74,10 @@ class AccessWriter:
         self._on_chain = on_chain
         self._on_refusal = on_refusal
         self._now = now
-        self._chain: Chain | None = None
+        self.chain: Chain | None = None
+        """The chain that is being written, or was when the writer ended."""
         self._batches = Batcher[Sequence[Access], None](self._write, largest=LARGEST_BATCH, size=len)
         self._failed_at = float("-inf")
-
-    @property
-    def chain(self) -> Chain | None:
-        """The chain that is being written."""
-        return self._chain
 
     async def run(self) -> None:
         """Write until `finish`."""
@@ -97,10 +97,9 @@ class AccessWriter:
 
         A chain without an end is one whose writer was killed: nothing is lost with it.
         """
-        if self._chain is not None:
+        if self.chain is not None:
             with contextlib.suppress(Exception):
-                self._on_chain(await self._records.end(self._chain))
-            self._chain = None
+                self.chain = await self._records.end(self.chain)
 
     async def record(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
         """Commit the entries before a value is shown; in `patience` seconds at most, or in no time if the last attempt
@@ -119,15 +118,11 @@ class AccessWriter:
 
     async def require_room(self, subject: str, leads: int) -> None:
         """Raise UnmaskLimitError if a subject may not be shown so many more leads within this hour."""
-        if self._limit is None:
-            return
-        limit = self._limit
 
         async def work(connection: AsyncConnection) -> None:
-            now = self._now()
-            used = (await self._records.used_within(connection, [subject], now))[subject]
-            if used + leads > limit:
-                raise await self._refusal(connection, subject, now, limit, excess=used + leads - limit)
+            [error] = await self._limit_errors(connection, [(subject, leads)], self._now())
+            if error is not None:
+                raise error
 
         await self._database.read(work)
 
@@ -137,7 +132,7 @@ class AccessWriter:
         except Exception as error:  # noqa: BLE001 # whatever it is, it is reported to the callers whom it concerns
             # The latter: somebody else has taken the chain's next number, and no entry of ours fits there.
             if not leaves_nothing(error) or isinstance(error, IntegrityError):
-                self._chain = None
+                self.chain = None
             failure: Exception = error
             if not is_transient(error):
                 self._on_refusal(cause_of(error) if is_driver_error(error) else type(error).__qualname__)
@@ -158,41 +153,74 @@ class AccessWriter:
         now = self._now()
 
         async def work(connection: AsyncConnection) -> tuple[Chain | None, dict[_Call, UnmaskLimitError]]:
-            refused = await self._beyond_the_limit(connection, batch, now)
+            looks = [(call.item[0].subject, len(call.item)) for call in batch]
+            errors = await self._limit_errors(connection, looks, now, alone=True)
+            refused = {call: error for call, error in zip(batch, errors, strict=True) if error is not None}
             accesses = [access for call in batch if call not in refused for access in call.item]
             if not accesses:
-                return self._chain, refused
-            chain = self._chain or await self._records.begin_within(connection, self._new_id(), self._writer, now)
+                return self.chain, refused
+            chain = self.chain or await self._records.begin_within(connection, self._new_id(), self._writer, now)
             return await self._records.add_within(connection, chain, accesses, now), refused
 
-        before = self._chain
+        before = self.chain
         alone = self._limit is None and before is not None
-        self._chain, refused = await self._database.write_once(work, alone=alone)
-        if self._chain is not None and before is None:
-            self._on_chain(self._chain)
+        self.chain, refused = await self._database.write_once(work, alone=alone)
+        if self.chain is not None and before is None:
+            self._on_chain(self.chain)
         return refused
 
-    async def _beyond_the_limit(
-        self, connection: AsyncConnection, batch: Sequence[_Call], now: datetime
-    ) -> dict[_Call, UnmaskLimitError]:
+    async def _limit_errors(
+        self, connection: AsyncConnection, looks: Sequence[tuple[str, int]], now: datetime, *, alone: bool = False
+    ) -> list[UnmaskLimitError | None]:
+        """For each subject and how many leads it looks at: the error if that is beyond the limit.
+
+        `alone`: nobody else counts the looks of these subjects before this transaction ends.
+        """
         if self._limit is None:
-            return {}
-        subjects = {call.item[0].subject for call in batch}
-        used = await self._records.used_within(connection, sorted(subjects), now, alone=True)
-        refused: dict[_Call, UnmaskLimitError] = {}
-        for call in batch:
-            subject, leads = call.item[0].subject, len(call.item)
-            if used[subject] + leads <= self._limit:
+            return [None] * len(looks)
+        used = await self._records.used_within(connection, {subject for subject, _ in looks}, now, alone=alone)
+        errors: list[UnmaskLimitError | None] = []
+        for subject, leads in looks:
+            excess = used[subject] + leads - self._limit
+            if excess <= 0:
                 used[subject] += leads
-            else:
-                excess = used[subject] + leads - self._limit
-                refused[call] = await self._refusal(connection, subject, now, self._limit, excess=excess)
-        return refused
+                errors.append(None)
+                continue
+            leaves = None
+            if excess <= self._limit:
+                leaves = await self._records.leaves_within(connection, subject, now, behind=excess - 1)
+            errors.append(UnmaskLimitError(self._limit, max(1.0, ((leaves or now + HOUR) - now).total_seconds())))
+        return errors
 
-    async def _refusal(
-        self, connection: AsyncConnection, subject: str, now: datetime, limit: int, *, excess: int
-    ) -> UnmaskLimitError:
-        leaves = None
-        if excess <= limit:
-            leaves = await self._records.leaves_within(connection, subject, now, behind=excess - 1)
-        return UnmaskLimitError(limit, max(1.0, ((leaves or now + HOUR) - now).total_seconds()))
+
+class AccessHeads:
+    """Logs heads: of this process's chain, and of what other writers (replicas, commands) added meanwhile."""
+
+    def __init__(self, records: AccessRecords, writer: AccessWriter) -> None:
+        self._records = records
+        self._writer = writer
+        self._known: list[Chain] = []
+
+    async def run(self) -> None:
+        """Log the heads every minute."""
+        while True:
+            await asyncio.sleep(HEAD_SECONDS)
+            await self.log_own()
+            await self.log_others()
+
+    async def log_own(self) -> None:
+        """Log how far this process's chain reaches."""
+        if self._writer.chain is not None:
+            log_head(self._writer.chain)
+
+    async def log_others(self) -> None:
+        """Log the chains of other writers that are not logged yet."""
+        own = self._writer.chain
+        # While the database is away there is nothing new in it.
+        with contextlib.suppress(LeadkeepError, StorageFaultError):
+            newest = await self._records.newest_heads()
+            for chain in newest:
+                mine = own is not None and chain.head.chain_id == own.head.chain_id
+                if not mine and chain not in self._known:
+                    log_head(chain)
+            self._known = newest

@@ -17,9 +17,9 @@ from alembic.config import Config
 from service.encryption import EncryptionService
 from service.keyring import Keyring, KeyState, Purpose, RootKey
 from service.storage import schema
-from service.storage.access_chain import Entry, entry_digest
-from service.storage.access_check import Findings, LoggedHead, _Check, check, logged_heads
-from service.storage.access_records import AccessRecords, Chain
+from service.storage.access_chain import Access, Chain, entry_payload, logged_heads
+from service.storage.access_check import AccessCheck, Findings, check
+from service.storage.access_records import AccessRecords
 from service.storage.access_writer import AccessWriter
 from service.storage.database import Database
 from service.supervisor import Component
@@ -34,7 +34,7 @@ class Written:
     """A record of three chains: an ended one of 5 entries, one of 5 whose writer was killed, an ended one of 2."""
 
     database: TestDatabase
-    heads: list[LoggedHead]
+    heads: list[Chain]
     """Every head that went to the log, and one in the middle."""
 
 
@@ -65,7 +65,7 @@ def written(postgres_server: TestServer) -> Written:
             await writer.record([look(), look()])
 
     asyncio.run(write())
-    return Written(database, [LoggedHead(chain.number, chain.head) for chain in heard])
+    return Written(database, heard)
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def tampered(written: Written) -> Iterator[psycopg.Connection]:
         connection.rollback()
 
 
-def found(connection: psycopg.Connection, heads: list[LoggedHead] | None = None) -> Findings:
-    return _Check(connection, ENCRYPTION).run(heads or [])
+def found(connection: psycopg.Connection, heads: list[Chain] | None = None) -> Findings:
+    return AccessCheck(connection, ENCRYPTION).run(heads or [])
 
 
 def do(connection: psycopg.Connection, *statements: str) -> None:
@@ -191,19 +191,12 @@ def test_an_entry_that_is_right_in_itself_but_of_another_time_line_is_found(tamp
     ).fetchone()
     assert row is not None
     assert before is not None
-    other = Entry(
-        recorded_at=row[0],
-        subject="nobody",
-        operation="GetLead",
-        lead_id=None,
-        fields=("phone",),
-        reason=None,
-        request_id=None,
-    )
+    other = Access(subject="nobody", operation="GetLead", fields=("phone",))
+    digest = ENCRYPTION.audit_digest(row[2], entry_payload(row[1], 3, before[0], row[0], other))
     tampered.execute(
         f"""UPDATE access_record SET subject = 'nobody', lead_id = NULL, fields = '{{phone}}', digest = %s
             WHERE chain_id = {ENDED} AND number = 3""".encode(),
-        [entry_digest(ENCRYPTION, row[2], row[1], 3, before[0], other)],
+        [digest],
     )
     assert [(fault.kind, fault.number) for fault in found(tampered).faults] == [("changed", 4)]
 
@@ -247,9 +240,8 @@ def test_a_chain_that_took_the_place_of_a_forgotten_one_does_not_hide_it(postgre
     asyncio.run(write())
     execute(database.admin_url, *FORGETTING[2])
     asyncio.run(write())
-    heads = [LoggedHead(chain.number, chain.head) for chain in heard]
     assert check(database.serve_url, ENCRYPTION).unchanged
-    assert [fault.kind for fault in check(database.serve_url, ENCRYPTION, heads).faults] == ["missing chain"]
+    assert [fault.kind for fault in check(database.serve_url, ENCRYPTION, heard).faults] == ["missing chain"]
 
 
 def test_a_record_that_another_key_wrote_cannot_be_called_unchanged(written: Written) -> None:
@@ -287,10 +279,10 @@ def test_entries_from_before_are_not_sealed_until_the_first_look(postgres_server
     assert (findings.unchanged, findings.earlier_entries, findings.earlier_sealed) == (True, 1, False)
 
 
-def line(head: LoggedHead, prefix: str = "") -> str:
+def line(head: Chain, prefix: str = "") -> str:
     told = head.head
     return (
-        f'{prefix}{{"chain": "{told.chain_id}", "chain_number": {head.chain_number}, "number": {told.number}, '
+        f'{prefix}{{"chain": "{told.chain_id}", "chain_number": {head.number}, "number": {told.number}, '
         f'"digest": "{told.digest.hex()}", "ended": false, "event": "access head"}}\n'
     )
 

@@ -14,13 +14,14 @@ import pytest
 from service.encryption import EncryptionService
 from service.keyring import Keyring
 from service.storage.access_chain import (
-    Entry,
+    Access,
     Head,
+    RecordedAccess,
     Registration,
     earlier_digest,
-    entry_digest,
-    head_seal,
-    registration_digest,
+    entry_payload,
+    head_payload,
+    registration_payload,
 )
 
 FOLDER = Path(__file__).parents[1] / "vectors"
@@ -30,9 +31,8 @@ ENCRYPTION = EncryptionService(Keyring.from_json(json.dumps(KEYRING)))
 KEY_ID = ENCRYPTION.audit_key_id
 
 
-def entry_of(vector: dict[str, Any]) -> Entry:
-    return Entry(
-        recorded_at=datetime.fromisoformat(vector["recorded_at"]),
+def access_of(vector: dict[str, Any]) -> Access:
+    return Access(
         subject=vector["subject"],
         operation=vector["operation"],
         lead_id=UUID(vector["lead_id"]) if vector["lead_id"] else None,
@@ -40,6 +40,14 @@ def entry_of(vector: dict[str, Any]) -> Entry:
         reason=vector["reason"],
         request_id=vector.get("request_id"),
     )
+
+
+def moment_of(vector: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(vector["recorded_at"])
+
+
+def digest_of(payload: bytes) -> bytes:
+    return ENCRYPTION.audit_digest(KEY_ID, payload)
 
 
 def of_registration(vector: dict[str, Any]) -> bytes:
@@ -51,12 +59,12 @@ def of_registration(vector: dict[str, Any]) -> bytes:
         earlier_entries=vector["earlier_entries"],
         earlier_digest=bytes.fromhex(vector["earlier_digest_hex"]) if vector["earlier_digest_hex"] else None,
     )
-    return registration_digest(ENCRYPTION, KEY_ID, bytes.fromhex(vector["before_hex"]), registration)
+    return digest_of(registration_payload(bytes.fromhex(vector["before_hex"]), registration))
 
 
 def of_entry(vector: dict[str, Any]) -> bytes:
     before, chain_id = bytes.fromhex(vector["before_hex"]), UUID(vector["chain_id"])
-    return entry_digest(ENCRYPTION, KEY_ID, chain_id, vector["number"], before, entry_of(vector))
+    return digest_of(entry_payload(chain_id, vector["number"], before, moment_of(vector), access_of(vector)))
 
 
 def of_head(vector: dict[str, Any]) -> bytes:
@@ -66,11 +74,15 @@ def of_head(vector: dict[str, Any]) -> bytes:
         digest=bytes.fromhex(vector["last_hex"]),
         ended=vector["ended"],
     )
-    return head_seal(ENCRYPTION, KEY_ID, head)
+    return digest_of(head_payload(head))
 
 
 def of_earlier(vector: dict[str, Any]) -> bytes:
-    return earlier_digest(ENCRYPTION, KEY_ID, [(each["id"], entry_of(each)) for each in vector["entries"]])[1]
+    entries = [
+        RecordedAccess(id=each["id"], recorded_at=moment_of(each), access=access_of(each), chain_id=None, number=None)
+        for each in vector["entries"]
+    ]
+    return earlier_digest(ENCRYPTION, KEY_ID, entries)[1]
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], bytes]] = {

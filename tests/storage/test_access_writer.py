@@ -17,8 +17,9 @@ from service.errors import StorageUnavailableError, UnmaskLimitError
 from service.factories import new_id
 from service.keyring import Keyring
 from service.replica import access_writing
+from service.storage.access_chain import Access, Chain
 from service.storage.access_check import check
-from service.storage.access_records import Access, AccessRecords, Chain
+from service.storage.access_records import AccessRecords
 from service.storage.access_writer import AccessWriter
 from service.storage.database import Database
 from tests.harness.faults import execute, value_of
@@ -42,20 +43,22 @@ async def writing(
     connections: type[Database] = Database,
     encryption: EncryptionService = ENCRYPTION,
 ) -> AsyncIterator[AccessWriter]:
-    """A writer as a service has it."""
+    """A writer as a service has it. `heard` gets its chain at the beginning and at the end."""
     pool = connections(database.serve_url)
-    told: list[Chain] = heard if heard is not None else []
+    begun: list[Chain] = heard if heard is not None else []
     writer = AccessWriter(
         pool,
         AccessRecords(pool, encryption),
         writer="test",
         new_id=new_id,
         limit=limit,
-        on_chain=told.append,
+        on_chain=begun.append,
         now=now,
     )
     async with running(access_writing(writer)):
         yield writer
+    if writer.chain is not None:
+        begun.append(writer.chain)
     await pool.close()
 
 
