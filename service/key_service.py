@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from service.encryption import EncryptionService, IndexScheme
 from service.errors import StartRefusedError
-from service.key_workers import Worker, WorkerSettings, pace, work_on, workers_for
+from service.key_workers import Task, index, pace, reseal, unreadable_fields, work_on, workers_for
 from service.keyring import Keyring, KeyState, Purpose, RootKey
 from service.storage.canary import (
     DatabaseKeys,
@@ -37,12 +38,13 @@ from service.storage.rekeying import (
     LEADS,
     TABLES,
     Rekeying,
+    RowFilter,
     SealedTable,
     Stored,
     lacks_index,
     sealed_otherwise,
 )
-from service.storage.replicas import Replica, forget, known_name, replicas
+from service.storage.replicas import ReplicaStatus, forget, known_name, replicas
 from service.storage.spool_rows import has_owner, peek_key_ids
 
 MOST_PASSES = 20
@@ -51,6 +53,8 @@ with the old key, which the report then shows."""
 
 CHECK_SECONDS = 0.5
 """How often replicas and files are checked while they are waited for."""
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -86,92 +90,62 @@ class Verified:
     faults: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyService:
-    """The use cases. Each raises StartRefusedError with what to do about it.
+    """The use cases. Each raises StartRefusedError that tells the operator what to do."""
 
-    Args:
-        database: the database whose keys change.
-        rekeying: its tables, on a connection of their own.
-        encryption: the keyring to change to.
-        tell: gets a line for each replica or file that is waited for.
-        on_progress: gets a line about progress after each batch.
-        spool: the folder of this machine's own replica.
-        timeout: seconds to wait for replicas and files.
-        rate: rows a second at most; 0 is no bound.
-    """
-
-    def __init__(
-        self,
-        *,
-        database: Database,
-        rekeying: Rekeying,
-        encryption: EncryptionService,
-        tell: Callable[[str], None],
-        on_progress: Callable[[str], None],
-        spool: Path,
-        timeout: float,
-        rate: float = 0.0,
-    ) -> None:
-        self._database = database
-        self._rekeying = rekeying
-        self._encryption = encryption
-        self._tell = tell
-        self._on_progress = on_progress
-        self._spool = spool
-        self._timeout = timeout
-        self._rate = rate
+    database: Database
+    """The database whose keys change."""
+    rekeying: Rekeying
+    """Its tables, on a connection of their own."""
+    encryption: EncryptionService
+    """The keyring to change to."""
+    tell: Callable[[str], None]
+    """Gets a line for each replica or file that is waited for."""
+    on_progress: Callable[[str], None]
+    """Gets a line about progress after each batch."""
+    spool: Path
+    """The folder of this machine's own replica."""
+    timeout: float
+    """Seconds to wait for replicas and files."""
+    rate: float
+    """Rows a second at most; 0 is no bound."""
 
     async def forget(self, names: Sequence[str]) -> None:
         """Remove replicas that are gone for good."""
-        gone = await forget(self._database, names)
+        gone = await forget(self.database, names)
         if unknown := set(names) - set(gone):
-            there = ", ".join(each.name for each in await replicas(self._database)) or "none"
+            there = ", ".join(each.name for each in await replicas(self.database)) or "none"
             raise StartRefusedError(f"there is no replica {', '.join(sorted(unknown))}; there is: {there}")
 
     async def prepare_promotion(self, key: RootKey) -> None:
         """Wait until every running replica can open with a key; then no replica starts any more that cannot."""
         await self._wait_until_opens(key.id)
-        state = await self._database.read(read_key_state)
+        state = await self.database.read(read_key_state)
         if key.purpose is Purpose.ENCRYPTION and state is not None:
             # A canary that only the new key opens refuses a keyring that lacks it at its start.
-            promoted = EncryptionService(self._encryption.keyring.with_primary(key.id))
-            await seal_canary(self._database, promoted, state)
+            promoted = EncryptionService(self.encryption.keyring.with_primary(key.id))
+            await seal_canary(self.database, promoted, state)
             # A replica may have started meanwhile, with a keyring that was good a moment ago.
             await self._wait_until_opens(key.id)
 
     async def reseal(self) -> Resealed:
         """Seal everything with the primary encryption key."""
         began = time.monotonic()
-        primary = self._encryption.keyring.primary(Purpose.ENCRYPTION).id
-        await self._wait_until_opens(primary)
-        report = Resealed(primary)
+        report = Resealed(self.encryption.keyring.primary(Purpose.ENCRYPTION).id)
+        await self._wait_until_opens(report.key_id)
         state = await self._state()
-        if not self._encryption.is_sealed_with_primary(state.canary.sealed):
-            await seal_canary(self._database, self._encryption, state)
-        old = sealed_otherwise(primary)
-        totals = {table: await self._rekeying.count(table, old) for table in TABLES}
-        settings = WorkerSettings(self._encryption.keyring.to_json())
-        with workers_for(settings, max(totals.values())) as workers:
-            for table, total in totals.items():
-                report.sealed_anew[table.plural] = await self._reseal_table(table, total, report, workers)
-        report.left = sum([await self._rekeying.count(table, old) for table in TABLES])
+        if not self.encryption.is_sealed_with_primary(state.canary.sealed):
+            await seal_canary(self.database, self.encryption, state)
+        old = sealed_otherwise(report.key_id)
+        with await self._workers() as workers:
+            for table in TABLES:
+                store = partial(self.rekeying.replace_tokens, table)
+                report.sealed_anew[table.plural], unreadable = await self._repeat(table, old, reseal, store, workers)
+                report.unreadable += unreadable
+        report.left = sum([await self.rekeying.count(table, old) for table in TABLES])
         report.seconds = round(time.monotonic() - began, 3)
         return report
-
-    async def _reseal_table(self, table: SealedTable, total: int, report: Resealed, workers: Executor) -> int:
-        read = partial(self._rekeying.read, table, sealed_otherwise(report.key_id))
-        done = 0
-        for _ in range(MOST_PASSES):
-            before, faults = done, list[str]()
-            async for batch in work_on(read, Worker.reseal, workers, rate=self._rate):
-                faults += [_named(table, row) for row, tokens in batch if tokens is None]
-                opened = [(row, tokens) for row, tokens in batch if tokens is not None]
-                done += await self._rekeying.replace_tokens(table, opened)
-                self._on_progress(f"{done} of {max(done, total)} {table.plural}")
-            if done == before:
-                break
-        report.unreadable += faults
-        return done
 
     async def reindex(self, normaliser: str) -> Reindexed:
         """Compute the blind indexes with the primary index key, of values under this normaliser's rules.
@@ -180,9 +154,9 @@ class KeyService:
         on.
         """
         began = time.monotonic()
-        wanted = IndexScheme(self._encryption.index_primary_id, normaliser)
+        wanted = IndexScheme(self.encryption.index_primary_id, normaliser)
         state = await self._state()
-        current, following = schemes_of(state, self._encryption)
+        current, following = schemes_of(state, self.encryption)
         if following is not None and following != wanted:
             raise StartRefusedError(
                 f"another rotation is under way, to the index key {following.key_id} and '{following.normaliser}': "
@@ -196,30 +170,32 @@ class KeyService:
                 state = await self._clear(state)
             if following is None:
                 await self._wait_until_opens(wanted.key_id)
-                canary = self._encryption.make_canary(wanted.key_id)
-                state = await write_both_pairs(self._database, state, canary, wanted.normaliser)
+                canary = self.encryption.make_canary(wanted.key_id)
+                state = await write_both_pairs(self.database, state, canary, wanted.normaliser)
             await self._wait_until_followed(state)
             report.leads = await self._fill_and_check(state, wanted)
-            state = await flip_pairs(self._database, state)
+            state = await flip_pairs(self.database, state)
         state = await self._clear(state)
-        report.beside = await self._rekeying.sharing_leads(state.pair)
+        report.beside = await self.rekeying.sharing_leads(state.pair)
         report.seconds = round(time.monotonic() - began, 3)
         return report
 
     async def _fill_and_check(self, state: DatabaseKeys, scheme: IndexScheme) -> int:
         """Fill the pair of columns that is not in use; how many leads lacked its indexes."""
         pair = 3 - state.pair
-        total = await self._rekeying.count(LEADS, lacks_index(pair))
-        settings = WorkerSettings(self._encryption.keyring.to_json(), scheme)
-        with workers_for(settings, await self._rekeying.count(LEADS)) as workers:
-            if faults := await self._fill(pair, state.epoch, total, workers):
+        lacking = lacks_index(pair)
+        total = await self.rekeying.count(LEADS, lacking)
+        store = partial(self.rekeying.fill_indexes, pair, state.epoch)
+        with await self._workers() as workers:
+            _, faults = await self._repeat(LEADS, lacking, partial(index, scheme), store, workers)
+            if faults:
                 raise StartRefusedError(
                     f"{len(faults)} leads cannot be opened, so that nobody can tell whether they are duplicates: "
                     f"{', '.join(faults[:10])}. See leadkeep keys verify; the old blind indexes stay in use"
                 )
-            if await self._rekeying.count(LEADS, lacks_index(pair)):
+            if await self.rekeying.count(LEADS, lacking):
                 raise StartRefusedError("leads without new blind indexes are left: run leadkeep keys reindex again")
-            wrong = await self._wrong_indexes(pair, workers)
+            wrong = await self._wrong_indexes(pair, scheme, workers)
         if wrong:
             raise StartRefusedError(
                 f"{len(wrong)} leads have new blind indexes that are not theirs: {', '.join(wrong[:10])}. Nothing is "
@@ -227,41 +203,57 @@ class KeyService:
             )
         return total
 
-    async def _fill(self, pair: int, epoch: int, total: int, workers: Executor) -> list[str]:
-        """Give leads their indexes of a pair; those that do not open."""
-        read = partial(self._rekeying.read, LEADS, lacks_index(pair))
-        done = 0
-        for _ in range(MOST_PASSES):
-            before, faults = done, list[str]()
-            async for batch in work_on(read, Worker.index, workers, rate=self._rate):
-                faults += [_named(LEADS, row) for row, indexes in batch if indexes is None]
-                opened = [(row, *indexes) for row, indexes in batch if indexes is not None]
-                await self._rekeying.fill_indexes(pair, epoch, opened)
-                done += len(opened)
-                self._on_progress(f"{min(done, total)} of {total} leads")
-            if done == before:
-                break
-        return faults
-
-    async def _wrong_indexes(self, pair: int, workers: Executor) -> list[str]:
+    async def _wrong_indexes(self, pair: int, scheme: IndexScheme, workers: Executor) -> list[str]:
         wrong: list[str] = []
-        total, done = await self._rekeying.count(LEADS), 0
-        read = partial(self._rekeying.read, LEADS, EVERY_ROW, pair=pair)
-        async for batch in work_on(read, Worker.index, workers, rate=self._rate):
-            done += len(batch)
+        async for batch in self._batches(LEADS, EVERY_ROW, partial(index, scheme), workers, pair=pair):
             wrong += [_named(LEADS, row) for row, indexes in batch if indexes != row.indexes]
-            self._on_progress(f"{min(done, total)} of {total} leads checked")
         return wrong
+
+    async def _workers(self) -> Executor:
+        rows = sum([await self.rekeying.count(table) for table in TABLES])
+        return workers_for(self.encryption.keyring, rows)
+
+    async def _repeat(
+        self,
+        table: SealedTable,
+        where: RowFilter,
+        task: Task[T],
+        store: Callable[[list[tuple[Stored, T]]], Awaitable[int]],
+        workers: Executor,
+    ) -> tuple[int, list[str]]:
+        """Work on rows and store the results until none is left; how many were stored, and which do not open."""
+        done, unreadable = 0, list[str]()
+        for _ in range(MOST_PASSES):
+            found, unreadable = 0, []
+            async for batch in self._batches(table, where, task, workers):
+                unreadable += [_named(table, row) for row, result in batch if result is None]
+                results = [(row, result) for row, result in batch if result is not None]
+                found += len(results)
+                done += await store(results)
+            if not found:
+                break
+        return done, unreadable
+
+    async def _batches(
+        self, table: SealedTable, where: RowFilter, task: Task[T], workers: Executor, *, pair: int | None = None
+    ) -> AsyncIterator[list[tuple[Stored, T | None]]]:
+        """Work on the rows that meet a condition, each batch with its results; a line of progress after each."""
+        done, total = 0, await self.rekeying.count(table, where)
+        read = partial(self.rekeying.read, table, where, pair=pair)
+        async for batch in work_on(read, task, workers, rate=self.rate):
+            yield batch
+            done += len(batch)
+            self.on_progress(f"{done} of {max(done, total)} {table.plural}{' checked' if pair else ''}")
 
     async def _clear(self, state: DatabaseKeys) -> DatabaseKeys:
         """Empty the pair of columns that is not in use."""
         await self._wait_until_followed(state)
         began, cleared = time.monotonic(), 0
-        while count := await self._rekeying.clear_indexes(3 - state.pair):
+        while count := await self.rekeying.clear_indexes(3 - state.pair):
             cleared += count
-            self._on_progress(f"{cleared} old indexes cleared")
-            await pace(cleared, began, rate=self._rate)
-        return await note_cleared(self._database, state)
+            self.on_progress(f"{cleared} old indexes cleared")
+            await pace(cleared, began, rate=self.rate)
+        return await note_cleared(self.database, state)
 
     async def retire(self, key: RootKey, *, files: Callable[[], dict[str, list[str]]]) -> None:
         """Check that nothing needs a key any more, and that nothing will. The error names what still needs it.
@@ -275,80 +267,74 @@ class KeyService:
         holders = await self._spools_with(key.id)
         if key.purpose is Purpose.INDEX:
             state = await self._state()
-            in_use = {scheme.key_id for scheme in schemes_of(state, self._encryption) if scheme}
+            in_use = {scheme.key_id for scheme in schemes_of(state, self.encryption) if scheme}
             if key.id in in_use or state.clearing:
                 holders.append("the blind indexes of leads: run leadkeep keys reindex")
         if key.purpose is not Purpose.ENCRYPTION:
             _require_unneeded(key, holders)
             return
         # Refused first and counted then: no new row can come in between.
-        await refuse_key(self._database, key.id)
+        await refuse_key(self.database, key.id)
         try:
-            counts = (await self._rekeying.sealed_counts()).get(key.id, {})
+            counts = (await self.rekeying.sealed_counts()).get(key.id, {})
             holders += [f"{count} tokens of {holder}: run leadkeep keys reseal" for holder, count in counts.items()]
             _require_unneeded(key, holders)
             _require_unneeded(key, await self._files_with(key.id, files))
         except BaseException:
-            await accept_key(self._database, key.id)
+            await accept_key(self.database, key.id)
             raise
 
     async def _spools_with(self, key_id: str) -> list[str]:
         holders = [
             f"the spool of the replica {each.name}: let it drain (leadkeep spool status there), or, if it is gone for "
             f"good, --forget {each.name}"
-            for each in await replicas(self._database)
+            for each in await replicas(self.database)
             if key_id in each.spool_keys
         ]
-        if not holders and key_id in peek_key_ids(self._spool):
-            holders.append(f"the spool {self._spool}: run leadkeep spool drain")
+        if not holders and key_id in peek_key_ids(self.spool):
+            holders.append(f"the spool {self.spool}: run leadkeep spool drain")
         return holders
 
     async def _files_with(self, key_id: str, files: Callable[[], dict[str, list[str]]]) -> list[str]:
         """A running service renders its files anew by itself, so they get the time that replicas get."""
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.timeout
         left = files().get(key_id, [])
         if left:
-            self._tell(f"waiting for {len(left)} daily files to be rendered anew")
-        while left:
-            if time.monotonic() > deadline:
-                named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
-                return [
-                    f"{len(left)} daily files ({named}): a running service renders them anew by itself, else run "
-                    "leadkeep files render"
-                ]
+            self.tell(f"waiting for {len(left)} daily files to be rendered anew")
+        while left and time.monotonic() <= deadline:
             await asyncio.sleep(CHECK_SECONDS)
             left = files().get(key_id, [])
-        return []
+        if not left:
+            return []
+        named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+        return [
+            f"{len(left)} daily files ({named}): a running service renders them anew by itself, else run "
+            "leadkeep files render"
+        ]
 
     async def verify(self) -> Verified:
         """Open everything, and compute every blind index anew."""
         report = Verified()
         state = await self._state()
-        current, _ = schemes_of(state, self._encryption)
-        totals = {table: await self._rekeying.count(table) for table in TABLES}
-        settings = WorkerSettings(self._encryption.keyring.to_json(), current)
-        with workers_for(settings, max(totals.values())) as workers:
-            for table, total in totals.items():
-                done = 0
-                async for batch in work_on(
-                    partial(self._rekeying.read, table, EVERY_ROW), Worker.unreadable, workers, rate=self._rate
-                ):
-                    done += len(batch)
+        current, _ = schemes_of(state, self.encryption)
+        with await self._workers() as workers:
+            for table in TABLES:
+                report.rows[table.plural] = 0
+                async for batch in self._batches(table, EVERY_ROW, unreadable_fields, workers):
+                    report.rows[table.plural] += len(batch)
                     report.faults += [
                         f"{_named(table, row)}: does not open: {', '.join(fields)}" for row, fields in batch if fields
                     ]
-                    self._on_progress(f"{done} of {max(done, total)} {table.plural}")
-                report.rows[table.plural] = done
-            wrong = await self._wrong_indexes(state.pair, workers)
+            wrong = await self._wrong_indexes(state.pair, current, workers)
         report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
-        for key_id, where in (await self._rekeying.sealed_counts()).items():
-            if not self._encryption.opens_with(key_id):
+        for key_id, where in (await self.rekeying.sealed_counts()).items():
+            if not self.encryption.opens_with(key_id):
                 held = ", ".join(f"{count} tokens of {holder}" for holder, count in where.items())
                 report.faults.append(f"{held} are sealed with {key_id}, with which this keyring does not open")
         return report
 
     async def _state(self) -> DatabaseKeys:
-        state = await self._database.read(read_key_state)
+        state = await self.database.read(read_key_state)
         if state is None:
             raise StartRefusedError("no service has started with this database yet: there is nothing to change")
         return state
@@ -361,31 +347,31 @@ class KeyService:
         if state.accepts_from < state.epoch:
             wait = "to follow the change of the blind indexes"
             await self._wait_for_replicas(lambda each: each.epoch >= state.epoch, wait)
-            await refuse_older_plans(self._database, state)
+            await refuse_older_plans(self.database, state)
 
-    async def _wait_for_replicas(self, followed: Callable[[Replica], bool], what: str) -> None:
+    async def _wait_for_replicas(self, followed: Callable[[ReplicaStatus], bool], what: str) -> None:
         """Wait until this is true of every running replica."""
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.timeout
         told: set[str] = set()
         while late := [each for each in await self._running_replicas() if not followed(each)]:
             if time.monotonic() > deadline:
                 named = ", ".join(f"{each.name} (heard of {each.silent_seconds:.0f} s ago)" for each in late)
                 raise StartRefusedError(
-                    f"waited {self._timeout:g} s in vain for {named} {what}. Nothing is lost: run the same command "
+                    f"waited {self.timeout:g} s in vain for {named} {what}. Nothing is lost: run the same command "
                     "again; a replica that is gone for good is left out with --forget NAME"
                 )
             for name in sorted({each.name for each in late} - told):
                 told.add(name)
-                self._tell(f"waiting for replica {name} {what}")
+                self.tell(f"waiting for replica {name} {what}")
             await asyncio.sleep(CHECK_SECONDS)
 
-    async def _running_replicas(self) -> list[Replica]:
+    async def _running_replicas(self) -> list[ReplicaStatus]:
         """The replicas that have not said that they stopped, as one that was killed cannot.
 
         Of this machine's own the spool's lock is proof. When it starts it takes its spool first, and reads the change.
         """
-        dead = None if has_owner(self._spool) else known_name(self._spool)
-        return [each for each in await replicas(self._database) if each.state == "running" and each.name != dead]
+        dead = None if has_owner(self.spool) else known_name(self.spool)
+        return [each for each in await replicas(self.database) if each.state == "running" and each.name != dead]
 
 
 def _named(table: SealedTable, row: Stored) -> str:

@@ -10,18 +10,16 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar
 from uuid import UUID
 
 from service.encryption import EncryptionService, IndexScheme
 from service.errors import FieldUnreadableError
 from service.keyring import Keyring
+from service.storage.rekeying import Stored
 from service.validation.index_rule import IndexRule
 from service.worker_processes import WorkerPool
-
-if TYPE_CHECKING:
-    from service.storage.rekeying import Stored  # a worker needs no SQLAlchemy
 
 FEW_ROWS = 2000
 """A fifth of a second's work; a process takes a second to start."""
@@ -37,76 +35,65 @@ Tokens = dict[str, str]
 
 T = TypeVar("T")
 
+Task = Callable[[EncryptionService, UUID, Tokens], T]
+"""The work on one row, given the id that its tokens are bound to. Raises FieldUnreadableError. It is sent to a process,
+so it is a function of a module, or a partial of one."""
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What a worker needs; plain values, because they are sent to another process."""
+_rule_of = cache(IndexRule.of)
 
-    keyring: str
-    scheme: IndexScheme | None = None
-    """How indexes are to be computed; for `Worker.index` only."""
-
-
-class Worker:
-    """The work on one row, given the id that its tokens are bound to. Each raises FieldUnreadableError."""
-
-    def __init__(self, settings: WorkerSettings) -> None:
-        self._encryption = EncryptionService(Keyring.from_json(settings.keyring))
-        self._scheme = settings.scheme
-        self._rule = IndexRule.of(settings.scheme.normaliser) if settings.scheme else None
-
-    def reseal(self, bound_to: UUID, tokens: Tokens) -> Tokens:
-        """The tokens sealed with the primary key, also those that were already."""
-        encryption = self._encryption
-        return {
-            name: token
-            if encryption.is_sealed_with_primary(token)
-            else encryption.seal(bound_to, name, encryption.open(bound_to, name, token))
-            for name, token in tokens.items()
-        }
-
-    def index(self, bound_to: UUID, tokens: Tokens) -> tuple[bytes, bytes]:
-        """The blind indexes of a lead's phone and nid."""
-        assert self._scheme is not None and self._rule is not None  # noqa: S101, PT018 # given for this task
-        phone = self._rule.phone_key(self._encryption.open(bound_to, "phone", tokens["phone"]))
-        nid = self._rule.nid_key(self._encryption.open(bound_to, "nid", tokens["nid"]))
-        index, key_id = self._encryption.blind_index, self._scheme.key_id
-        return index("phone", phone, key_id=key_id), index("nid", nid, key_id=key_id)
-
-    def unreadable(self, bound_to: UUID, tokens: Tokens) -> list[str]:
-        """The fields that do not open."""
-        fields = []
-        for name, token in tokens.items():
-            try:
-                self._encryption.open(bound_to, name, token)
-            except FieldUnreadableError:
-                fields.append(name)
-        return fields
+_encryption: EncryptionService
+"""Of this process; `_begin` sets it."""
 
 
-Task = Callable[[Worker, UUID, Tokens], T]
+def reseal(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> Tokens:
+    """The tokens sealed with the primary key, also those that were already."""
+    return {
+        name: token
+        if encryption.is_sealed_with_primary(token)
+        else encryption.seal(bound_to, name, encryption.open(bound_to, name, token))
+        for name, token in tokens.items()
+    }
 
-_worker: Worker | None = None
+
+def index(scheme: IndexScheme, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> tuple[bytes, bytes]:
+    """The blind indexes of a lead's phone and nid."""
+    rule = _rule_of(scheme.normaliser)
+    phone = rule.phone_key(encryption.open(bound_to, "phone", tokens["phone"]))
+    nid = rule.nid_key(encryption.open(bound_to, "nid", tokens["nid"]))
+    return (
+        encryption.blind_index("phone", phone, key_id=scheme.key_id),
+        encryption.blind_index("nid", nid, key_id=scheme.key_id),
+    )
 
 
-def _begin(settings: WorkerSettings) -> None:
-    global _worker
-    _worker = Worker(settings)
+def unreadable_fields(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> list[str]:
+    """The fields that do not open."""
+    fields = []
+    for name, token in tokens.items():
+        try:
+            encryption.open(bound_to, name, token)
+        except FieldUnreadableError:
+            fields.append(name)
+    return fields
 
 
-def workers_for(settings: WorkerSettings, rows: int) -> Executor:
+def _begin(keyring: str) -> None:
+    global _encryption
+    _encryption = EncryptionService(Keyring.from_json(keyring))
+
+
+def workers_for(keyring: Keyring, rows: int) -> Executor:
     """The processes, or a thread of this one for so few rows that processes would take longer to start."""
     if rows <= FEW_ROWS:
-        return ThreadPoolExecutor(1, initializer=_begin, initargs=(settings,))
-    return WorkerPool(_begin, settings)
+        return ThreadPoolExecutor(1, initializer=_begin, initargs=(keyring.to_json(),))
+    return WorkerPool(_begin, keyring.to_json())
 
 
 def _work(task: Task[T], rows: Sequence[tuple[UUID, Tokens]]) -> list[T | None]:
-    assert _worker is not None  # noqa: S101 # the pool's initializer ran
     results: list[T | None] = []
     for bound_to, tokens in rows:
         try:
-            results.append(task(_worker, bound_to, tokens))
+            results.append(task(_encryption, bound_to, tokens))
         except FieldUnreadableError:
             results.append(None)
     return results

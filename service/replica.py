@@ -28,7 +28,7 @@ from service.sealing import LeadSealer
 from service.storage.access_records import AccessRecords
 from service.storage.access_writer import AccessWriter
 from service.storage.admission import Admission
-from service.storage.canary import has_canary
+from service.storage.canary import read_key_state
 from service.storage.conflicts import ConflictRepository
 from service.storage.database import Database
 from service.storage.drain import Drain
@@ -149,7 +149,7 @@ async def first_encryption(settings: Settings, url: str) -> EncryptionService:
     path = keyring_source(settings).path
     if settings.embedded and path is not None and not path.exists():
         database = Database(url)
-        if not await has_canary(database):
+        if await database.read(read_key_state) is None:
             create_keyring(path, now=datetime.now(UTC))
         await database.close()
     return await asyncio.to_thread(encryption_of, settings)

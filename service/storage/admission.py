@@ -12,7 +12,7 @@ import time
 
 import structlog
 
-from service.encryption import EncryptionService
+from service.encryption import EncryptionService, KeyCanary
 from service.errors import StartRefusedError, StorageUnavailableError
 from service.storage.canary import confirm_canary, plan_of
 from service.storage.database import Database
@@ -66,7 +66,8 @@ class Admission:
         try:
             retry_scope.set(RetryScope(time.monotonic() + PATIENCE_AT_START, lambda _: None))
             require_current(await revision_of(self._confirming))
-            await self._require_own_spool()
+            if not self._spool.empty:
+                await self._remembered()
             # Said before the state of the keys is read: who changes that either finds this replica or is seen by it.
             await self._report.announce(self._confirming)
             try:
@@ -85,36 +86,33 @@ class Admission:
         self._spool.identified = True
         self._database.admit(state.database)
 
-    async def _require_own_spool(self) -> None:
-        """Another normaliser is no harm here: the drain computes the blind indexes anew."""
+    async def _remembered(self) -> tuple[KeyCanary, str] | None:
+        """The canary and the normaliser that the spool remembers; None: neither, or it cannot be read.
+
+        Raises StartRefusedError when its keyring is another one. Another index key or normaliser is no harm where the
+        database can be reached: the drain computes the blind indexes anew.
+        """
         with contextlib.suppress(SpoolError):
-            known = await self._spool.identity()
-            # Its index key may be gone meanwhile, and is not needed: the drain makes the blind indexes anew.
-            opens = known is None or self._encryption.opens_canary(known[0].sealed)
-            if not opens and not self._spool.empty:
-                raise StartRefusedError(self._foreign_spool())
+            remembered = await self._spool.identity()
+            if remembered is not None and not self._encryption.opens_canary(remembered[0].sealed):
+                raise StartRefusedError(
+                    f"the spool {self._spool.folder} belongs to another keyring: what lies in it would not open. Point "
+                    "LEADKEEP_KEYRING to that keyring, or LEADKEEP_SPOOL_DIR to another folder"
+                )
+            return remembered
+        return None
 
     async def _recall(self) -> None:
-        with contextlib.suppress(SpoolError):
-            known = await self._spool.identity()
-            if known is None:
-                return
-            canary, normaliser = known
-            if not self._encryption.opens_canary(canary.sealed):
-                raise StartRefusedError(self._foreign_spool())
-            if normaliser != self._normaliser:
-                raise StartRefusedError(
-                    f"phone numbers and national IDs were normalised as '{normaliser}', these settings mean "
-                    f"'{self._normaliser}'. Set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE "
-                    "back, or start when the database can be reached"
-                )
-            self._spool.identified = True
-
-    def _foreign_spool(self) -> str:
-        return (
-            f"the spool {self._spool.folder} belongs to another keyring: what lies in it would not open. Point "
-            "LEADKEEP_KEYRING to that keyring, or LEADKEEP_SPOOL_DIR to another folder"
-        )
+        remembered = await self._remembered()
+        if remembered is None:
+            return
+        if remembered[1] != self._normaliser:
+            raise StartRefusedError(
+                f"phone numbers and national IDs were normalised as '{remembered[1]}', these settings mean "
+                f"'{self._normaliser}'. Set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE "
+                "back, or start when the database can be reached"
+            )
+        self._spool.identified = True
 
     async def run(self) -> None:
         """Try again until the database is confirmed, if `start` went on without it."""

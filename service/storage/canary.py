@@ -48,11 +48,6 @@ class DatabaseKeys:
     retired_keys: tuple[str, ...]
 
 
-async def has_canary(database: Database) -> bool:
-    """Whether some keyring has already been used with this database."""
-    return await database.read(read_key_state) is not None
-
-
 async def confirm_canary(database: Database, encryption: EncryptionService, normaliser: str) -> DatabaseKeys:
     """Return the state of the database's keys after comparing its canary; write this keyring's canary if it has none.
 

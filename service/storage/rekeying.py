@@ -44,7 +44,10 @@ _MADE_WAY = ("55P03", "40P01")
 
 _PHONES = ("uq_lead_phone_index", "uq_lead_phone_index_2")
 
-EVERY_ROW = sql.SQL("true")
+RowFilter = sql.Composable
+"""A condition on the rows of a table."""
+
+EVERY_ROW: RowFilter = sql.SQL("true")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class Rekeying:
     def __init__(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
 
-    async def count(self, table: SealedTable, where: sql.Composable = EVERY_ROW) -> int:
+    async def count(self, table: SealedTable, where: RowFilter = EVERY_ROW) -> int:
         """How many rows of a table meet a condition."""
         query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(table.name), where)
         [[count]] = await (await self._connection.execute(query)).fetchall()
@@ -118,7 +121,7 @@ class Rekeying:
         return counts
 
     async def read(
-        self, table: SealedTable, where: sql.Composable, after: tuple[Any, ...] | None, *, pair: int | None = None
+        self, table: SealedTable, where: RowFilter, after: tuple[Any, ...] | None, *, pair: int | None = None
     ) -> list[Stored]:
         """The next batch of rows behind a key that meet a condition, in the key's order.
 
@@ -176,8 +179,8 @@ class Rekeying:
                 )
         return done
 
-    async def fill_indexes(self, pair: int, epoch: int, rows: Sequence[tuple[Stored, bytes, bytes]]) -> None:
-        """Give leads their indexes of a pair.
+    async def fill_indexes(self, pair: int, epoch: int, rows: Sequence[tuple[Stored, tuple[bytes, bytes]]]) -> int:
+        """Give leads their indexes of a pair; how many got them.
 
         Two leads that were different under the old rules may be one under the new ones. None of them is dropped: the
         second one may share the first one's phone or nid, as by a person's decision.
@@ -188,22 +191,22 @@ class Rekeying:
         )
         given = [
             {"id": row.key[0], "seen": row.seen, "p": phone_index.hex(), "n": nid_index.hex()}
-            for row, phone_index, nid_index in rows
+            for row, (phone_index, nid_index) in rows
         ]
         try:
-            await self._update(LEADS, assigned, ["p text", "n text"], given)
+            return await self._update(LEADS, assigned, ["p text", "n text"], given)
         except psycopg.errors.UniqueViolation as violation:
             if len(rows) > 1:
                 half = len(rows) // 2
-                await self.fill_indexes(pair, epoch, rows[:half])
-                await self.fill_indexes(pair, epoch, rows[half:])
-                return
-            shared = "phone_shared" if violation.diag.constraint_name in _PHONES else "nid_shared"
-            stands = sql.SQL("UPDATE lead SET {} = true WHERE id = %s AND NOT {}").format(
-                sql.Identifier(shared), sql.Identifier(shared)
+                filled = await self.fill_indexes(pair, epoch, rows[:half])
+                return filled + await self.fill_indexes(pair, epoch, rows[half:])
+            shared = sql.Identifier("phone_shared" if violation.diag.constraint_name in _PHONES else "nid_shared")
+            # Its row changes by that, so the next pass gives it its indexes.
+            await self._connection.execute(
+                sql.SQL("UPDATE lead SET {} = true WHERE id = %s AND NOT {}").format(shared, shared),
+                [rows[0][0].key[0]],
             )
-            # Its row has changed by that, so the next pass gives it its indexes.
-            await self._connection.execute(stands, [rows[0][0].key[0]])
+            return 0
 
     async def sharing_leads(self, pair: int) -> list[dict[str, str]]:
         """Leads that may share another lead's phone or nid: the `lead`, the one `beside` it, and the `field`."""
@@ -259,13 +262,13 @@ def _columns(pair: int) -> tuple[str, str]:
     return ("phone_index", "nid_index") if pair == 1 else ("phone_index_2", "nid_index_2")
 
 
-def lacks_index(pair: int) -> sql.Composable:
+def lacks_index(pair: int) -> RowFilter:
     """The condition of leads that lack an index of a pair of columns."""
     phone, nid = _columns(pair)
     return sql.SQL("({} IS NULL OR {} IS NULL)").format(sql.Identifier(phone), sql.Identifier(nid))
 
 
-def sealed_otherwise(key_id: str) -> sql.Composable:
+def sealed_otherwise(key_id: str) -> RowFilter:
     """The condition of rows with a token of another key than this one."""
     begins: LiteralString = "coalesce(starts_with({}, {}), true)"
     sealed = (sql.SQL(begins).format(sql.Identifier(name), sql.Literal(f"{key_id}.")) for name in SENSITIVE_FIELDS)

@@ -13,9 +13,10 @@ import re
 import secrets
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import Float, delete, func, select
@@ -45,7 +46,7 @@ _REPLICAS = models.replica
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
-    """What a replica publishes: see models.replica."""
+    """Status of a replica as it published it, see models.replica, and when it did."""
 
     name: str
     state: str
@@ -53,15 +54,9 @@ class ReplicaStatus:
     opens: Sequence[str]
     seals: Sequence[str]
     spool_keys: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replica(ReplicaStatus):
-    """A status as the database has it, and when it was published."""
-
     seen_at: datetime
     silent_seconds: float
-    """How long ago that was, by the database's clock."""
+    """How long ago it was published, by the database's clock."""
 
 
 def replica_name(folder: Path) -> str:
@@ -82,29 +77,14 @@ def known_name(folder: Path) -> str | None:
     return None
 
 
-async def publish(database: Database, status: ReplicaStatus, *, starts: bool = False) -> None:
-    """Store a status; `starts` marks the first one of a process. Tries once, raises like write_once."""
-    values = asdict(status)
-    statement = insert(_REPLICAS).values(values)
-    replaced = {name: statement.excluded[name] for name in values if name != "name"} | {"seen_at": func.now()}
-    if starts:
-        replaced |= {"started_at": func.now()}
-    upsert = statement.on_conflict_do_update(index_elements=["name"], set_=replaced)
-
-    async def work(connection: AsyncConnection) -> None:
-        await connection.execute(upsert)
-
-    await database.write_once(work)
-
-
-async def replicas(database: Database) -> list[Replica]:
+async def replicas(database: Database) -> list[ReplicaStatus]:
     """Every replica, by name."""
     silent = func.extract("epoch", func.clock_timestamp() - _REPLICAS.c.seen_at).cast(Float).label("silent_seconds")
     columns = [column for column in _REPLICAS.c if column.name != "started_at"]
     query = select(*columns, silent).order_by(_REPLICAS.c.name)
 
-    async def work(connection: AsyncConnection) -> list[Replica]:
-        return [Replica(**row) for row in (await connection.execute(query)).mappings()]
+    async def work(connection: AsyncConnection) -> list[ReplicaStatus]:
+        return [ReplicaStatus(**row) for row in (await connection.execute(query)).mappings()]
 
     return await database.read(work)
 
@@ -211,16 +191,24 @@ class ReplicaReport:
         except SpoolError:
             return  # better silent than wrong: nobody may think that the spool needs no key
         epoch, seals = self._published
-        status = ReplicaStatus(
-            name=self._name,
-            state=state,
-            epoch=epoch,
-            opens=sorted(key.id for purpose in Purpose for key in keyring.usable(purpose)),
-            seals=sorted({*seals, *used[1]}),
-            spool_keys=sorted(spool_keys),
-        )
+        values: dict[str, Any] = {
+            "state": state,
+            "epoch": epoch,
+            "opens": sorted(key.id for purpose in Purpose for key in keyring.usable(purpose)),
+            "seals": sorted({*seals, *used[1]}),
+            "spool_keys": sorted(spool_keys),
+            "seen_at": func.now(),
+        }
+        if starts:
+            values["started_at"] = func.now()
+        upsert = insert(_REPLICAS).values(name=self._name, **values)
+        upsert = upsert.on_conflict_do_update(index_elements=["name"], set_=values)
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(upsert)
+
         try:
-            await publish(database, status, starts=starts)
+            await database.write_once(work)
         except Exception as error:  # noqa: BLE001 # classified below
             if is_transient(error):
                 raise StorageUnavailableError from None
