@@ -105,8 +105,8 @@ class Keyring:
     def with_primary(self, key_id: str) -> Keyring:
         """This keyring with a usable key as the primary one of its purpose; the former one stays active."""
         wanted = self.find(key_id)
-        if wanted is None or wanted.state is KeyState.RETIRED:
-            raise ValueError("there is no such key that could become primary")
+        if wanted is None:
+            raise ValueError("there is no such key")
         return Keyring(
             replace(key, state=KeyState.PRIMARY if key.id == key_id else KeyState.ACTIVE)
             if key.purpose is wanted.purpose and key.state is not KeyState.RETIRED
@@ -116,9 +116,6 @@ class Keyring:
 
     def with_retired(self, key_id: str) -> Keyring:
         """This keyring with an active key retired."""
-        wanted = self.find(key_id)
-        if wanted is None or wanted.state is KeyState.PRIMARY:
-            raise ValueError("there is no such key that could be retired")
         return Keyring(replace(key, state=KeyState.RETIRED) if key.id == key_id else key for key in self.keys)
 
     @classmethod

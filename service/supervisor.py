@@ -51,8 +51,7 @@ class _Supervised:
     component: Component
     task: asyncio.Task[None] = field(init=False)
     well_at: float = -math.inf
-    """From when on it counts as well, on the monotonic clock."""
-    resting: bool = False
+    """From when on it counts as well, on the monotonic clock; infinite while it waits for its restart."""
     ending: bool = False
 
 
@@ -111,7 +110,7 @@ class Supervisor:
         supervised.ending = True
         if component.finish is not None:
             component.finish()
-            if in_order and not supervised.resting:
+            if in_order and supervised.well_at < math.inf:
                 await asyncio.wait({task}, timeout=_half(until))
         task.cancel()
         await asyncio.wait({task}, timeout=_half(until))
@@ -151,9 +150,7 @@ class Supervisor:
                 return
             wait = jittered_wait(failures - 1, first=self._first_wait, longest=LONGEST_WAIT)
             self._log.error("a background task failed", task=name, error=error, restarts_in=round(wait, 1))
-            supervised.resting = True
             await asyncio.sleep(wait)
-            supervised.resting = False
             supervised.well_at = time.monotonic() + self._well_after
 
     async def _run(self, component: Component) -> str | None:
