@@ -1,4 +1,4 @@
-"""What `serve` starts, in which order, and how it stops.
+"""`serve`: builds the service, starts it, and stops it in order.
 
 Start: PostgreSQL (embedded) → keyring → spool → schema and canary → endpoints → the tasks in their order → ready.
 Stop: not ready → endpoints take nothing new and finish what runs → the tasks in the reverse order → database
@@ -26,7 +26,7 @@ from service.factories import keyring_source, new_id, token_verifier
 from service.file_rendering import FileRendering
 from service.http.door import HttpDoor
 from service.keyring_source import follow_keyring
-from service.replica import Replica, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
+from service.replica import ServiceParts, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
 from service.rpc.call import Work, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
@@ -43,7 +43,7 @@ from service.storage.spool import Spool
 from service.supervisor import Component, Supervisor
 
 KEPT_SECONDS = 1.0
-"""How much of the grace is kept from running calls, for the stop of everything else; a quarter of a short grace."""
+"""Seconds of the grace that running calls do not get, for the stop of everything else; at most a quarter of it."""
 
 
 def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
@@ -60,7 +60,7 @@ def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         if runner.run(_serve(settings, url, postgres, on_ready)):
             return
-    # The log says which task it was.
+    # The log names the task.
     raise SystemExit(1)
 
 
@@ -79,9 +79,9 @@ async def _serve(
     supervisor = Supervisor(on_death=stop.set, on_failure=lambda task: metrics.task_failures.labels(task).inc())
     encryption = await first_encryption(settings, url)
     with closing(Spool(settings.spool_path, encryption, max_bytes=settings.spool_bytes)) as spool:
-        replica = Replica(settings, url, spool, encryption, metrics)
-        async with running_replica(replica, supervisor, settings.shutdown_grace):
-            database, records = replica.database, replica.records
+        parts = ServiceParts(settings, url, spool, encryption, metrics)
+        async with running_replica(parts, supervisor, settings.shutdown_grace):
+            database, records = parts.database, parts.records
             accesses = AccessWriter(
                 database,
                 records,
@@ -97,14 +97,14 @@ async def _serve(
             chain = standard_chain(
                 verify=token_verifier(settings).verify,
                 unmasking=unmasking(
-                    accesses.record, check_reason=replica.validation.reason, reason_required=settings.reason_required
+                    accesses.record, check_reason=parts.validation.reason, reason_required=settings.reason_required
                 ),
                 metrics=metrics,
                 max_concurrent_calls=settings.max_concurrent_calls,
                 work=work,
                 new_id=new_id,
             )
-            methods = chained(chain, replica.servicer(settings))
+            methods = chained(chain, parts.servicer(settings))
             files = FileRendering(
                 url=url,
                 folder=settings.files_path,
@@ -117,7 +117,7 @@ async def _serve(
                 return condition_of(
                     spool,
                     database_answers=database_answers,
-                    database_refusal=replica.admission.refusal,
+                    database_refusal=parts.admission.refusal,
                     restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
                     longest_wait=settings.spool_alarm_age,
                     files_alarm=files.alarm,
@@ -125,9 +125,9 @@ async def _serve(
                     tls_alarm=tls.alarm if tls is not None else None,
                 )
 
-            grpc_door = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
-            readiness = Readiness(database.answers, assess, grpc_door.set_serving, metrics)
-            http_door = HttpDoor(
+            grpc_endpoint = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
+            readiness = Readiness(database.answers, assess, grpc_endpoint.set_serving, metrics)
+            http_endpoint = HttpDoor(
                 methods,
                 host=settings.http_address.host,
                 port=settings.http_address.port,
@@ -138,25 +138,25 @@ async def _serve(
             metrics.watch_tasks(asyncio.get_running_loop())
             metrics.watch(spool, files)
 
-            await grpc_door.start()
-            await http_door.start()
+            await grpc_endpoint.start()
+            await http_endpoint.start()
             supervisor.start(
                 [
                     # Stopped from the end: the writer spools what still waits, the access record ends its chain.
                     *([Component(name="embedded PostgreSQL", run=postgres.keep_running)] if postgres else []),
                     Component(
                         name="keyring reload",
-                        run=partial(follow_keyring, keyring_source(settings), reload, replica.report.take),
+                        run=partial(follow_keyring, keyring_source(settings), reload, parts.report.use_keyring),
                     ),
                     *([Component(name="TLS files", run=tls.run)] if tls else []),
                     Component(name="daily files", run=files.run, finish=files.finish),
                     Component(name="access heads", run=heads.run, stop=heads.log_own, on_clean_stop=heads.log_others),
                     access_writing(accesses),
-                    *lead_writing(replica.writer),
+                    *lead_writing(parts.writer),
                     Component(name="spool upkeep", run=spool.run_upkeep),
-                    Component(name="drain", run=replica.drain.run),
-                    Component(name="erasures", run=replica.drain.run_erasures),
-                    Component(name="HTTP endpoint", run=http_door.run),
+                    Component(name="drain", run=parts.drain.run),
+                    Component(name="erasures", run=parts.drain.run_erasures),
+                    Component(name="HTTP endpoint", run=http_endpoint.run),
                     Component(name="readiness", run=readiness.run),
                 ]
             )
@@ -164,7 +164,7 @@ async def _serve(
             # What was loaded by now stays: looking at it again and again takes a tenth of a busy service's time.
             gc.collect()
             gc.freeze()
-            on_ready(grpc_door.port, http_door.port)
+            on_ready(grpc_endpoint.port, http_endpoint.port)
             await stop.wait()
 
             structlog.get_logger("leadkeep").info("stopping")
@@ -172,10 +172,10 @@ async def _serve(
             calls_end = end - min(KEPT_SECONDS, settings.shutdown_grace / 4)
             await readiness.stop()
             if supervisor.died is not None:
-                # Callers are answered at once: what waits for the database is spooled, or refused.
+                # Callers are answered at once: leads that wait for the database are spooled, accesses are refused.
                 await supervisor.stop(_left(calls_end), in_order=False, vital_only=True)
-            await asyncio.gather(grpc_door.stop(_left(calls_end)), http_door.stop(_left(calls_end)))
-            # What a caller has left running is finished too: its lead may be half-way into the database.
+            await asyncio.gather(grpc_endpoint.stop(_left(calls_end)), http_endpoint.stop(_left(calls_end)))
+            # A call whose caller has left is finished too: its lead may be half-way into the database.
             await work.finish(_left(calls_end))
             await stop_tasks(supervisor, database, _left(end))
     return supervisor.died is None
@@ -190,7 +190,7 @@ def _handle_signals(stop: Callable[[], None], reload: Sequence[Callable[[], None
     at_terminal = os.isatty(0)
 
     def on_hangup() -> None:
-        # A window that was closed sends it too: then the service ends, for nobody sees it any more.
+        # A terminal that was closed sends it too: then the service ends, because nobody sees it any more.
         for react in [stop] if at_terminal and not os.isatty(0) else reload:
             react()
 

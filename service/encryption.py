@@ -1,4 +1,4 @@
-"""How a field is sealed, opened and indexed.
+"""Encryption of fields: seals and opens them, and computes blind indexes.
 
 Promises: a sealed field opens only with its key, for the lead and the field that it was sealed for; equal values
 never have equal tokens; a blind index finds equals without opening anything. What fails to open is an error, never
@@ -37,7 +37,7 @@ INDEX_BYTES = 32
 would refuse a stranger."""
 
 PADDED_BYTES = 128
-"""phone and nid are padded to this length, so that a token's length tells neither how long the value is nor which of
+"""phone and nid are padded to this length, so that a token's length reveals neither the value's length nor which of
 the two it holds. It is the longest of both: 32 letters of 4 bytes each in UTF-8."""
 
 PADDED_FIELDS = frozenset({"phone", "nid"})
@@ -114,7 +114,7 @@ class _Keys:
             key.id: _derive(key.secret, f"access-record/{key.id}")
             for key in (*keyring.usable(Purpose.AUDIT), *keyring.retired(Purpose.AUDIT))
         }
-        # A retired index key finds no lead any more, but a repeat of an old request is still told by its digest. Newest
+        # A retired index key finds no lead any more, but its digest still shows a repeat of an old request. Newest
         # first behind the primary, so that the last one stays the same however many keys are added.
         self.content_keys = [
             _derive(key.secret, "content-digest")

@@ -1,4 +1,4 @@
-"""What an operator does with keys while the service runs: promote, reseal, retire, reindex, verify.
+"""Use cases of key rotation while the service runs: promote, reseal, retire, reindex, verify.
 
 Each use case may be stopped at any moment and run again: it reads what there is and goes on. The order of its steps
 is what makes it safe, see docs/architecture.md: every replica can open with a key before any seals with it, every
@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from service.encryption import EncryptionService, IndexScheme
 from service.errors import StartRefusedError
-from service.key_workers import Task, index, pace, reseal, unreadable_fields, work_on, workers_for
+from service.key_workers import Task, index, map_batches, pace, reseal, unreadable_fields, workers_for
 from service.keyring import Keyring, KeyState, Purpose, RootKey
 from service.storage.canary import (
     DatabaseKeys,
@@ -63,7 +63,7 @@ class Resealed:
 
     key_id: str
     sealed_anew: dict[str, int] = field(default_factory=dict)
-    """Rows by what they are."""
+    """Rows by kind."""
     unreadable: list[str] = field(default_factory=list)
     """Rows that do not open, which stay as they are."""
     left: int = 0
@@ -78,13 +78,13 @@ class Reindexed:
     needed: bool
     leads: int = 0
     beside: list[dict[str, str]] = field(default_factory=list)
-    """Leads that share a phone or nid with another one: see `Rekeying.sharing_leads`."""
+    """Leads that share a phone or nid with another one, see `Rekeying.sharing_leads`."""
     seconds: float = 0.0
 
 
 @dataclass(slots=True)
 class Verified:
-    """Report of a verification: rows checked, by what they are, and faults found, in words without any value."""
+    """Report of a verification: rows checked, by kind, and faults found, in words without any value."""
 
     rows: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyService:
-    """The use cases. Each raises StartRefusedError that tells the operator what to do."""
+    """The use cases of key rotation. Each raises StartRefusedError, which names what to do."""
 
     database: Database
     """The database whose keys change."""
@@ -100,7 +100,7 @@ class KeyService:
     """Its tables, on a connection of their own."""
     encryption: EncryptionService
     """The keyring to change to."""
-    tell: Callable[[str], None]
+    on_wait: Callable[[str], None]
     """Gets a line for each replica or file that is waited for."""
     on_progress: Callable[[str], None]
     """Gets a line about progress after each batch."""
@@ -237,10 +237,10 @@ class KeyService:
     async def _batches(
         self, table: SealedTable, where: RowFilter, task: Task[T], workers: Executor, *, pair: int | None = None
     ) -> AsyncIterator[list[tuple[Stored, T | None]]]:
-        """Work on the rows that meet a condition, each batch with its results; a line of progress after each."""
+        """Work on the rows that match a condition, each batch with its results; a line of progress after each."""
         done, total = 0, await self.rekeying.count(table, where)
         read = partial(self.rekeying.read, table, where, pair=pair)
-        async for batch in work_on(read, task, workers, rate=self.rate):
+        async for batch in map_batches(read, task, workers, rate=self.rate):
             yield batch
             done += len(batch)
             self.on_progress(f"{done} of {max(done, total)} {table.plural}{' checked' if pair else ''}")
@@ -300,7 +300,7 @@ class KeyService:
         deadline = time.monotonic() + self.timeout
         left = files().get(key_id, [])
         if left:
-            self.tell(f"waiting for {len(left)} daily files to be rendered anew")
+            self.on_wait(f"waiting for {len(left)} daily files to be rendered anew")
         while left and time.monotonic() <= deadline:
             await asyncio.sleep(CHECK_SECONDS)
             left = files().get(key_id, [])
@@ -349,26 +349,27 @@ class KeyService:
             await self._wait_for_replicas(lambda each: each.epoch >= state.epoch, wait)
             await refuse_older_plans(self.database, state)
 
-    async def _wait_for_replicas(self, followed: Callable[[ReplicaStatus], bool], what: str) -> None:
-        """Wait until this is true of every running replica."""
+    async def _wait_for_replicas(self, is_ready: Callable[[ReplicaStatus], bool], what: str) -> None:
+        """Wait until every running replica is ready for a change; `what` says for what, in words."""
         deadline = time.monotonic() + self.timeout
-        told: set[str] = set()
-        while late := [each for each in await self._running_replicas() if not followed(each)]:
+        reported: set[str] = set()
+        while late := [each for each in await self._running_replicas() if not is_ready(each)]:
             if time.monotonic() > deadline:
                 named = ", ".join(f"{each.name} (heard of {each.silent_seconds:.0f} s ago)" for each in late)
                 raise StartRefusedError(
                     f"waited {self.timeout:g} s in vain for {named} {what}. Nothing is lost: run the same command "
                     "again; a replica that is gone for good is left out with --forget NAME"
                 )
-            for name in sorted({each.name for each in late} - told):
-                told.add(name)
-                self.tell(f"waiting for replica {name} {what}")
+            for name in sorted({each.name for each in late} - reported):
+                reported.add(name)
+                self.on_wait(f"waiting for replica {name} {what}")
             await asyncio.sleep(CHECK_SECONDS)
 
     async def _running_replicas(self) -> list[ReplicaStatus]:
-        """The replicas that have not said that they stopped, as one that was killed cannot.
+        """The replicas whose last status is not that they stopped, killed ones among them.
 
-        Of this machine's own the spool's lock is proof. When it starts it takes its spool first, and reads the change.
+        This machine's own one runs only if it holds the lock of its spool: it takes that first,
+        and then reads the change.
         """
         dead = None if has_owner(self.spool) else known_name(self.spool)
         return [each for each in await replicas(self.database) if each.state == "running" and each.name != dead]

@@ -1,4 +1,4 @@
-"""The work on tokens that takes time (open, seal, index, compare), in as many processes as there are cores.
+"""Worker processes of key rotation: open, seal and index tokens, in as many processes as there are cores.
 
 The processes get the keyring through a pipe, never through their command line.
 """
@@ -42,7 +42,7 @@ so it is a function of a module, or a partial of one."""
 _rule_of = cache(IndexRule.of)
 
 _encryption: EncryptionService
-"""Of this process; `_begin` sets it."""
+"""Of this process; `_load_keyring` sets it."""
 
 
 def reseal(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> Tokens:
@@ -77,7 +77,7 @@ def unreadable_fields(encryption: EncryptionService, bound_to: UUID, tokens: Tok
     return fields
 
 
-def _begin(keyring: str) -> None:
+def _load_keyring(keyring: str) -> None:
     global _encryption
     _encryption = EncryptionService(Keyring.from_json(keyring))
 
@@ -85,8 +85,8 @@ def _begin(keyring: str) -> None:
 def workers_for(keyring: Keyring, rows: int) -> Executor:
     """The processes, or a thread of this one for so few rows that processes would take longer to start."""
     if rows <= FEW_ROWS:
-        return ThreadPoolExecutor(1, initializer=_begin, initargs=(keyring.to_json(),))
-    return WorkerPool(_begin, keyring.to_json())
+        return ThreadPoolExecutor(1, initializer=_load_keyring, initargs=(keyring.to_json(),))
+    return WorkerPool(_load_keyring, keyring.to_json())
 
 
 def _work(task: Task[T], rows: Sequence[tuple[UUID, Tokens]]) -> list[T | None]:
@@ -99,10 +99,10 @@ def _work(task: Task[T], rows: Sequence[tuple[UUID, Tokens]]) -> list[T | None]:
     return results
 
 
-async def work_on(
+async def map_batches(
     read: Callable[[tuple[Any, ...] | None], Awaitable[list[Stored]]], task: Task[T], workers: Executor, *, rate: float
 ) -> AsyncIterator[list[tuple[Stored, T | None]]]:
-    """Read rows in batches, work on them ahead, and yield each batch with its results in the order of reading.
+    """Read rows in batches, work on them ahead, and yield each batch with its results, in the order of reading.
 
     Args:
         read: answers the rows behind a key, none at the end.

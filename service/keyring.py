@@ -30,14 +30,14 @@ from service.secret_file import create_secret_file
 FORMAT = "leadkeep-keyring"
 VERSION = 1
 SECRET_BYTES = 32
-"""The strength of every root: 256 bits, as much as HMAC-SHA256 and HKDF-SHA256 can use."""
+"""Length of every root: 256 bits, as much as HMAC-SHA256 and HKDF-SHA256 can use."""
 
 KEY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 """A key's id stands before the dot of every sealed token, so it holds no dot and nothing that needs escaping."""
 
 
 class Purpose(StrEnum):
-    """What a root secret is for. Roots are independent: one that leaks says nothing of the others."""
+    """Purpose of a root secret. Roots are independent: one that leaks reveals nothing about the others."""
 
     ENCRYPTION = "encryption"
     INDEX = "index"
@@ -46,10 +46,10 @@ class Purpose(StrEnum):
 
 
 class KeyState(StrEnum):
-    """PRIMARY seals and opens (one per purpose), ACTIVE only opens, RETIRED does neither.
+    """State of a key: PRIMARY seals and opens (one per purpose), ACTIVE only opens, RETIRED does neither.
 
     A retired key stays in the ring until an operator takes its entry out: an audit key still verifies what it signed,
-    an index key still recognises the repeat of an old request, and a mistake can be taken back.
+    an index key still recognises the repeat of an old request, and a mistake can be undone.
     """
 
     PRIMARY = "primary"
@@ -90,7 +90,7 @@ class Keyring:
         return tuple(k for k in self.keys if k.purpose is purpose and k.state is not KeyState.RETIRED)
 
     def retired(self, purpose: Purpose) -> tuple[RootKey, ...]:
-        """The keys that are kept for the record."""
+        """The keys that neither seal nor open any more."""
         return tuple(k for k in self.keys if k.purpose is purpose and k.state is KeyState.RETIRED)
 
     def find(self, key_id: str) -> RootKey | None:
@@ -99,7 +99,7 @@ class Keyring:
 
     def with_new_key(self, purpose: Purpose, *, now: datetime) -> tuple[Keyring, RootKey]:
         """This keyring and one fresh active key."""
-        made = _fresh(purpose, KeyState.ACTIVE, now)
+        made = _fresh_key(purpose, KeyState.ACTIVE, now)
         return Keyring((*self.keys, made)), made
 
     def with_primary(self, key_id: str) -> Keyring:
@@ -121,7 +121,7 @@ class Keyring:
     @classmethod
     def generate(cls, *, now: datetime) -> Keyring:
         """A new keyring with one fresh primary key for each purpose."""
-        return cls(_fresh(purpose, KeyState.PRIMARY, now) for purpose in Purpose)
+        return cls(_fresh_key(purpose, KeyState.PRIMARY, now) for purpose in Purpose)
 
     def to_json(self) -> str:
         """The file's content."""
@@ -154,10 +154,10 @@ class Keyring:
         return cls(_root_key(number, entry) for number, entry in enumerate(entries, start=1))
 
 
-def _fresh(purpose: Purpose, state: KeyState, now: datetime) -> RootKey:
+def _fresh_key(purpose: Purpose, state: KeyState, now: datetime) -> RootKey:
     return RootKey(
         purpose=purpose,
-        # The purpose's initial tells a reader which keys are of one kind; 8 hex digits tell them apart.
+        # The purpose's initial shows which keys are of one kind; 8 hex digits make each unique.
         id=purpose.value[0] + secrets.token_hex(4),
         state=state,
         created_at=now,

@@ -1,7 +1,7 @@
-"""Where the keyring comes from: a file, an environment variable, or the output of a command.
+"""Sources of the keyring: a file, an environment variable, or the output of a command.
 
-Promise: nothing of what is read is ever repeated, in no fault and no log. A keyring can be read again at any time; who
-reads it decides whether to use what came.
+Promise: no error and no log repeats anything of what is read. A keyring can be read again at any time; the caller
+decides whether to use it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class KeyringSource:
     """A place where a keyring is kept."""
 
     name: str
-    """How to call it in a sentence. Holds no secret."""
+    """Its name in a sentence. Holds no secret."""
     read: Callable[[], bytes] = field(repr=False)
     """Reads the keyring's JSON. Raises StartRefusedError."""
     path: Path | None = None
     """The file that can be written; None: the keyring is kept where only the operator can put it."""
 
     def load(self) -> Keyring:
-        """Read the keyring now. Raises StartRefusedError that says what is wrong and what to do."""
+        """Read the keyring now. Raises StartRefusedError, which names the fault and what to do."""
         try:
             return Keyring.from_json(self.read())
         except ValueError as error:
@@ -45,7 +45,7 @@ class KeyringSource:
 
 
 def keyring_file(path: Path) -> KeyringSource:
-    """A file of mode 0600."""
+    """The source that is a file of mode 0600."""
 
     def read() -> bytes:
         if not path.exists():
@@ -59,7 +59,7 @@ def keyring_file(path: Path) -> KeyringSource:
 
 
 def keyring_content(content: str) -> KeyringSource:
-    """The content itself, out of an environment variable: JSON, or the same in base64 for where lines hurt."""
+    """The source that is an environment variable: JSON, or base64 of it where a value must be one line."""
 
     def read() -> bytes:
         text = content.strip()
@@ -74,7 +74,7 @@ def keyring_content(content: str) -> KeyringSource:
 
 
 def keyring_command(command: str, *, timeout: float = COMMAND_SECONDS) -> KeyringSource:
-    """A command that prints it: one that asks a key service, or decrypts a file. It is run without a shell."""
+    """The source that is a command, which asks a key service or decrypts a file. It runs without a shell."""
     # The command itself may hold a secret, and so may both of its outputs: a program that fails may print what it was
     # to decrypt.
     name = "the keyring of LEADKEEP_KEYRING_COMMAND"
@@ -86,12 +86,14 @@ def keyring_command(command: str, *, timeout: float = COMMAND_SECONDS) -> Keyrin
                 arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired:
-            raise StartRefusedError(f"{name} cannot be had: the command took longer than {timeout:g} seconds") from None
+            raise StartRefusedError(
+                f"{name} is unavailable: the command took longer than {timeout:g} seconds"
+            ) from None
         except OSError as error:
-            raise StartRefusedError(f"{name} cannot be had: {arguments[0]} cannot be run ({error.strerror})") from None
+            raise StartRefusedError(f"{name} is unavailable: {arguments[0]} cannot be run ({error.strerror})") from None
         if done.returncode != 0:
             raise StartRefusedError(
-                f"{name} cannot be had: the command ended with {done.returncode}; run it by hand to see why"
+                f"{name} is unavailable: the command ended with {done.returncode}; run it by hand to see why"
             )
         return done.stdout
 
@@ -99,19 +101,19 @@ def keyring_command(command: str, *, timeout: float = COMMAND_SECONDS) -> Keyrin
 
 
 async def follow_keyring(
-    source: KeyringSource, asked: asyncio.Event, take: Callable[[Keyring], Awaitable[None]]
+    source: KeyringSource, requested: asyncio.Event, use: Callable[[Keyring], Awaitable[None]]
 ) -> None:
-    """Read the keyring again whenever `asked` is set, and `take` it. One that cannot be used changes nothing."""
+    """Read the keyring again whenever `requested` is set, and `use` it. One that cannot be used changes nothing."""
     log = structlog.get_logger("leadkeep.keys")
     while True:
-        await asked.wait()
-        asked.clear()
+        await requested.wait()
+        requested.clear()
         try:
             keyring = await asyncio.to_thread(source.load)
-            await take(keyring)
+            await use(keyring)
         except StartRefusedError as refused:
             log.error("the keyring was not taken, the one before stays in use", what=str(refused))
-        except Exception as error:  # noqa: BLE001 # the next request must be answered, whatever it was
+        except Exception as error:  # noqa: BLE001 # whatever it is, the next request is answered
             log.error("the keyring was not taken, the one before stays in use", error=type(error).__qualname__)
         else:
             log.info("keyring taken", keys=[f"{key.purpose} {key.id} {key.state}" for key in keyring.keys])

@@ -1,4 +1,4 @@
-"""The storage side of a replica and the use cases on it: `serve` and `leadkeep spool drain` run the same.
+"""Parts of a replica, storage and use cases, and how they run: the same for `serve` and `leadkeep spool drain`.
 
 The database is confirmed before anything is written to it. At the end the tasks are stopped, last started first, and
 the connections closed.
@@ -42,12 +42,12 @@ from service.storage.writer import LeadWriter
 from service.supervisor import Component, Supervisor
 
 ANSWER_SECONDS = 0.3
-"""How long a stop waits for the database to answer: hundreds of times what that takes, and short enough for a stop
-within a second when it is away."""
+"""How long a stop waits for the database to answer: hundreds of times what an answer takes, and short enough for a stop
+within a second when the database is away."""
 
 
-class Replica:
-    """The parts; nothing runs before `running_replica` starts it."""
+class ServiceParts:
+    """The parts of a replica; nothing runs before `running_replica` starts them."""
 
     def __init__(
         self, settings: Settings, url: str, spool: Spool, encryption: EncryptionService, metrics: Metrics
@@ -111,30 +111,30 @@ class Replica:
 
 
 @asynccontextmanager
-async def running_replica(replica: Replica, supervisor: Supervisor, grace: float) -> AsyncIterator[None]:
+async def running_replica(parts: ServiceParts, supervisor: Supervisor, grace: float) -> AsyncIterator[None]:
     """Confirm the database and report on the keys; end all tasks in `grace` seconds. Raises StartRefusedError."""
     try:
-        await replica.admission.start()
+        await parts.admission.start()
         supervisor.start(
             [
                 # First, so that it stops last: what the writer spools at the end is reported too.
                 Component(
                     name="replica report",
-                    run=replica.report.run,
-                    on_clean_stop=partial(replica.report.withdraw, replica.database),
+                    run=parts.report.run,
+                    on_clean_stop=partial(parts.report.withdraw, parts.database),
                 ),
-                Component(name="admission", run=replica.admission.run),
+                Component(name="admission", run=parts.admission.run),
             ]
         )
         yield
     finally:
-        await stop_tasks(supervisor, replica.database, grace)
-        await replica.database.close()
-        await replica.confirming.close()
+        await stop_tasks(supervisor, parts.database, grace)
+        await parts.database.close()
+        await parts.confirming.close()
 
 
 async def stop_tasks(supervisor: Supervisor, database: Database, seconds: float) -> None:
-    """Stop what runs; in order only if the database answers, for else each task would wait for it in turn."""
+    """Stop the tasks; in order only if the database answers, because each task would wait for it in turn."""
     if supervisor.idle:
         return
     answers = False
@@ -156,7 +156,7 @@ async def first_encryption(settings: Settings, url: str) -> EncryptionService:
 
 
 def lead_writing(writer: LeadWriter) -> list[Component]:
-    """The two tasks of a lead writer. What waits is spooled when both have ended."""
+    """The two tasks of a lead writer. Waiting leads are spooled when both have ended."""
     return [
         Component(name="spool writer", run=writer.run_spooling, stop=writer.stop, vital=True),
         Component(name="lead writer", run=writer.run, vital=True),

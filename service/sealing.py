@@ -1,6 +1,6 @@
-"""Between leads in clear and leads as they are stored.
+"""Seals leads for storage and opens stored leads.
 
-Everything sensitive passes here on its way into storage and out of it.
+Everything sensitive passes through here on its way into storage and out of it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class LeadSealer:
         return IndexPlan(NOT_CONFIRMED, (mine, None))
 
     def _index(self, field: str, value: str, scheme: IndexScheme) -> bytes:
-        """What makes two values equal is the scheme's to say, not the settings': all replicas must agree on it."""
+        """The blind index of a value by the rules of a scheme, not of the settings: all replicas must agree on it."""
         rule = self._rules.get(scheme.normaliser)
         if rule is None:
             rule = self._rules[scheme.normaliser] = IndexRule.of(scheme.normaliser)
@@ -199,7 +199,7 @@ class LeadSealer:
         return values, tuple(unreadable)
 
     def _shown(self, values: Mapping[str, str | None]) -> dict[str, Any]:
-        """The fields, and what is made of them. Any: the database, not the type checker, knows which are never None."""
+        """The fields and the link to the transcript. Any: only the database knows which of them are never None."""
         link = None
         if self._transcript_url is not None and (conversation_id := values["conversation_id"]) is not None:
             link = self._transcript_url.replace("{conversation_id}", quote(conversation_id, safe=""))

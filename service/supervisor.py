@@ -1,7 +1,7 @@
 """Starts, watches and stops the background tasks of the service.
 
 Promises: a task that fails is logged by the type of its error, counted, and restarted with backoff; `failing` names it
-until it has run well for a while. A vital task is not restarted: its end is the end of the process. A stop ends the
+until it has run for a while. A vital task is not restarted: its end is the end of the process. A stop ends the
 tasks in the reverse order of their start, and each step of it takes half of the time that is left at most.
 """
 
@@ -21,13 +21,13 @@ FIRST_WAIT = 1.0
 LONGEST_WAIT = 30.0
 """Seconds before a restart, at most: after the first failure, and after many."""
 
-WELL_AFTER = 70.0
-"""Seconds without a failure after which a restarted task counts as well: more than the longest interval between two
+HEALTHY_AFTER = 70.0
+"""Seconds without a failure after which a restarted task counts as healthy: more than the longest interval between two
 pieces of work of one task, which is a minute (the access heads)."""
 
 
 SAVING_SECONDS = 1.0
-"""How long the `stop` of a task may take at least: what waits must be spooled, also when all calls' time is over."""
+"""Seconds that the `stop` of a task may take at least: waiting leads must be spooled, even when no time is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,21 +37,21 @@ class Component:
     name: str
     run: Callable[[], Awaitable[None]]
     vital: bool = False
-    """Whether the service cannot do without it."""
+    """Whether its end is the end of the process."""
     finish: Callable[[], None] | None = None
     """Asks `run` to return in order; None: it is cancelled."""
     stop: Callable[[], Awaitable[None]] | None = None
-    """What must be done at a stop after `run` has ended, in whatever way it did."""
+    """Cleans up at every stop, after `run` has ended in whatever way."""
     on_clean_stop: Callable[[], Awaitable[None]] | None = None
-    """What is written to the database at a stop in order, after everything else."""
+    """Writes to the database at a stop in order, after everything else."""
 
 
 @dataclass(slots=True, eq=False)
 class _Supervised:
     component: Component
     task: asyncio.Task[None] = field(init=False)
-    well_at: float = -math.inf
-    """From when on it counts as well, on the monotonic clock; infinite while it waits for its restart."""
+    healthy_at: float = -math.inf
+    """When it counts as healthy, on the monotonic clock; infinite while it waits for its restart."""
     ending: bool = False
 
 
@@ -65,12 +65,12 @@ class Supervisor:
         on_death: Callable[[], None],
         on_failure: Callable[[str], None] = lambda _: None,
         first_wait: float = FIRST_WAIT,
-        well_after: float = WELL_AFTER,
+        healthy_after: float = HEALTHY_AFTER,
     ) -> None:
         self._on_death = on_death
         self._on_failure = on_failure
         self._first_wait = first_wait
-        self._well_after = well_after
+        self._healthy_after = healthy_after
         self._supervised: list[_Supervised] = []
         self._log = structlog.get_logger("leadkeep.supervisor")
         self.died: str | None = None
@@ -78,9 +78,9 @@ class Supervisor:
 
     @property
     def failing(self) -> tuple[str, ...]:
-        """The tasks that failed and have not run well for long enough since."""
+        """The tasks that failed and have not run for long enough since."""
         now = time.monotonic()
-        return tuple(each.component.name for each in self._supervised if each.well_at > now)
+        return tuple(each.component.name for each in self._supervised if each.healthy_at > now)
 
     @property
     def idle(self) -> bool:
@@ -110,20 +110,20 @@ class Supervisor:
         supervised.ending = True
         if component.finish is not None:
             component.finish()
-            if in_order and supervised.well_at < math.inf:
+            if in_order and supervised.healthy_at < math.inf:
                 await asyncio.wait({task}, timeout=_half(until))
         task.cancel()
         await asyncio.wait({task}, timeout=_half(until))
         if component.stop is not None:
-            await self._await_at_stop(component.stop, component.name, max(_half(until), SAVING_SECONDS))
+            await self._run_at_stop(component.stop, component.name, max(_half(until), SAVING_SECONDS))
         if component.on_clean_stop is not None and in_order:
-            await self._await_at_stop(component.on_clean_stop, component.name, _half(until))
+            await self._run_at_stop(component.on_clean_stop, component.name, _half(until))
 
-    async def _await_at_stop(self, work: Callable[[], Awaitable[None]], name: str, seconds: float) -> None:
+    async def _run_at_stop(self, work: Callable[[], Awaitable[None]], name: str, seconds: float) -> None:
         doing = asyncio.ensure_future(work())
         await asyncio.wait({doing}, timeout=seconds)
         if not doing.done():
-            # Its exception is asked for, or asyncio would print the text, which may hold values.
+            # Its exception is read, or asyncio would print the text, which may hold values.
             doing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             doing.cancel()
             self._log.error("a stop took too long", task=name)
@@ -139,9 +139,9 @@ class Supervisor:
                 self._log.error("a stop failed", task=name, error=error)
             if supervised.ending or (error is None and not supervised.component.vital):
                 return
-            failures = 0 if time.monotonic() - began > self._well_after else failures
+            failures = 0 if time.monotonic() - began > self._healthy_after else failures
             failures += 1
-            supervised.well_at = math.inf
+            supervised.healthy_at = math.inf
             self._on_failure(name)
             if supervised.component.vital:
                 self._log.error("a vital task ended: the service stops", task=name, error=error)
@@ -151,7 +151,7 @@ class Supervisor:
             wait = jittered_wait(failures - 1, first=self._first_wait, longest=LONGEST_WAIT)
             self._log.error("a background task failed", task=name, error=error, restarts_in=round(wait, 1))
             await asyncio.sleep(wait)
-            supervised.well_at = time.monotonic() + self._well_after
+            supervised.healthy_at = time.monotonic() + self._healthy_after
 
     async def _run(self, component: Component) -> str | None:
         """The type of the error that ended the task; None when it returned."""

@@ -1,4 +1,4 @@
-"""The processes that work for a long command: as many as there are cores, up to a few."""
+"""Worker processes of a long command: as many as there are cores, at most MOST_WORKERS."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class WorkerPool(ProcessPoolExecutor):
-    """Processes that are started afresh, not forked (the parent has threads), and each begin with `begin(*given)`.
+    """Pool of processes that are spawned, not forked (the parent has threads); each first calls `begin(*given)`.
 
-    They leave Ctrl-C to their parent. It is held back while they start, so that it cannot end them before they ignore
-    it.
+    They leave Ctrl-C to their parent. SIGINT is blocked while they start, so that it cannot end them before they
+    ignore it.
     """
 
     def __init__(self, begin: Callable[..., None], *given: Any) -> None:
@@ -32,7 +32,7 @@ class WorkerPool(ProcessPoolExecutor):
         )
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Start what processes are missing, and give one of them the work."""
+        """Start missing processes, and give one of them the work."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().submit(fn, *args, **kwargs)
@@ -43,11 +43,11 @@ class WorkerPool(ProcessPoolExecutor):
 def _begin(begin: Callable[..., None], *given: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker whose parent was killed would wait for work for ever.
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     begin(*given)
 
 
-def _end_with_the_parent() -> None:
+def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -57,7 +57,7 @@ async def test_a_reindex_takes_no_longer_than_its_rate_asks(
             database=connected,
             rekeying=tables,
             encryption=EncryptionService(rotated.with_primary(made.id)),
-            tell=lambda _: None,
+            on_wait=lambda _: None,
             on_progress=lambda _: None,
             spool=tmp_path,
             timeout=1.0,

@@ -23,7 +23,7 @@ class World:
         self.failures: list[str] = []
         self.deaths = 0
         self.supervisor = Supervisor(
-            on_death=self._on_death, on_failure=self.failures.append, first_wait=0.01, well_after=0.2
+            on_death=self._on_death, on_failure=self.failures.append, first_wait=0.01, healthy_after=0.2
         )
 
     def _on_death(self) -> None:
@@ -46,7 +46,7 @@ class Task:
     def __init__(self, failures: int = 0, error: type[BaseException] = KeyError) -> None:
         self.runs, self.failures, self.error = 0, failures, error
         self.finishing = asyncio.Event()
-        self.finished = self.stopped = self.spoke = False
+        self.finished = self.stopped = self.wrote = False
 
     async def run(self) -> None:
         self.runs += 1
@@ -60,10 +60,10 @@ class Task:
 
     async def on_clean_stop(self) -> None:
         assert self.stopped
-        self.spoke = True
+        self.wrote = True
 
 
-async def test_a_task_that_fails_is_restarted_counted_and_failing_until_it_has_run_well(world: World) -> None:
+async def test_a_task_that_fails_is_restarted_counted_and_failing_until_it_has_run_for_a_while(world: World) -> None:
     task = Task(failures=3)
     world.start(task.run)
     await until(lambda: task.runs == 4)
@@ -179,7 +179,7 @@ async def test_in_order_a_task_finishes_stops_and_then_writes_its_on_clean_stop(
     )
     await until(lambda: task.runs == 1)
     await world.supervisor.stop(20)
-    assert (task.finished, task.stopped, task.spoke) == (True, True, True)
+    assert (task.finished, task.stopped, task.wrote) == (True, True, True)
 
 
 async def test_without_order_nobody_is_waited_for_and_everything_that_must_be_done_is_done(world: World) -> None:
@@ -194,7 +194,7 @@ async def test_without_order_nobody_is_waited_for_and_everything_that_must_be_do
     began = time.monotonic()
     await world.supervisor.stop(60, in_order=False)
     assert time.monotonic() - began < 10
-    assert (task.finished, task.stopped, task.spoke) == (False, True, False)
+    assert (task.finished, task.stopped, task.wrote) == (False, True, False)
 
 
 async def test_a_task_that_never_ends_leaves_the_others_half_of_the_time(world: World) -> None:

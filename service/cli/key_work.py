@@ -62,7 +62,7 @@ def run_keys(
                 database=database,
                 rekeying=tables,
                 encryption=encryption,
-                tell=tell,
+                on_wait=tell,
                 on_progress=line.show,
                 spool=settings.spool_path,
                 timeout=timeout.total_seconds(),

@@ -125,14 +125,14 @@ def _drained_here(settings: Settings) -> bool:
 async def _drain(settings: Settings, url: str, spool: Spool, encryption: EncryptionService) -> None:
     from prometheus_client import CollectorRegistry
 
-    from service.replica import Replica, running_replica
+    from service.replica import ServiceParts, running_replica
     from service.rpc.metrics import Metrics
     from service.supervisor import Component, Supervisor
 
     supervisor = Supervisor(on_death=lambda: None)
-    replica = Replica(settings, url, spool, encryption, Metrics(CollectorRegistry()))
-    async with running_replica(replica, supervisor, settings.shutdown_grace):
-        supervisor.start([Component(name="drain", run=replica.drain.run)])
+    parts = ServiceParts(settings, url, spool, encryption, Metrics(CollectorRegistry()))
+    async with running_replica(parts, supervisor, settings.shutdown_grace):
+        supervisor.start([Component(name="drain", run=parts.drain.run)])
         await _follow(lambda: spool.size.waiting, failing=lambda: "drain" in supervisor.failing)
 
 

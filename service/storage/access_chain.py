@@ -1,4 +1,4 @@
-"""What ties the access record together: keyed digests over each entry and the one before it, and heads in the log.
+"""Digest chain of the access record: keyed digests over each entry and the one before it, and heads in the log.
 
 Promise: an entry that was changed, moved to another place or chain, or made without the audit key does not fit. Each
 entry covers the digest of the one before it, the first one that of its chain's registration, each registration that of
@@ -8,7 +8,7 @@ Form: HMAC-SHA256 with a key of the keyring's audit root over framed values. A v
 else as 01, its length (4 bytes, big-endian) and its bytes: texts in UTF-8, ids as 16 bytes, numbers as 8 bytes
 big-endian, times as microseconds since 1970, lists as their framed items. The first value names what is digested.
 
-Heads tell how far a chain reaches. They are in the database, and in the log, where whoever can change the database
+Heads state how far a chain reaches. They are in the database, and in the log, where whoever can change the database
 cannot change them: a line when a chain begins and ends, and every minute; `leadkeep audit verify --heads` compares such
 lines with the record.
 """
@@ -108,7 +108,7 @@ class Chain:
 
 
 def entry_payload(chain_id: UUID, number: int, before: bytes, recorded_at: datetime, access: Access) -> bytes:
-    """What the digest of the entry with this number of a chain is made of; `before` is the digest before it."""
+    """The bytes that the digest of a chain's entry covers; `before` is the digest before it."""
     return _framed(
         (
             *("entry", chain_id, number, before, recorded_at, access.subject, access.operation),
@@ -118,7 +118,7 @@ def entry_payload(chain_id: UUID, number: int, before: bytes, recorded_at: datet
 
 
 def registration_payload(before: bytes, registration: Registration) -> bytes:
-    """What the digest of a registration is made of; `before` is the digest of the registration before it."""
+    """The bytes that the digest of a registration covers; `before` is the digest of the registration before it."""
     return _framed(
         (
             *("chain", registration.number, registration.id, before, registration.writer, registration.began_at),
@@ -128,7 +128,7 @@ def registration_payload(before: bytes, registration: Registration) -> bytes:
 
 
 def head_payload(head: Head) -> bytes:
-    """What the seal of a head is made of: proof that it was written by a holder of the audit key."""
+    """The bytes that the seal of a head covers, the proof that it was written by a holder of the audit key."""
     return _framed(("head", head.chain_id, head.number, head.digest, head.ended))
 
 

@@ -1,10 +1,10 @@
-"""Checks that the access record is as it was written: computes every digest anew and walks every chain to its end.
+"""Verification of the access record: computes every digest anew and walks every chain to its end.
 
 Promise: a changed, added, moved or missing entry is found, and so are a tail that was cut and a chain that is missing,
 unless everything that names it is gone as well: the heads in the database show cuts in the record alone, those in the
 log show cuts in all of the database. Memory does not grow with the record.
 
-A chain whose writer was killed has no end, and is well all the same: it reaches as far as its newest head says.
+A chain whose writer was killed has no end, and is well all the same: it reaches as far as its newest head.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _CONNECT_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """Something that is not as it was written. `kind` is one of: changed, gap, cut, missing chain, unknown key."""
+class RecordFault:
+    """A fault of the record. `kind` is one of: changed, gap, cut, missing chain, unknown key."""
 
     kind: str
     what: str
@@ -59,18 +59,18 @@ class Findings:
     ended: int = 0
     heads: int = 0
     fault_count: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[RecordFault] = field(default_factory=list)
 
     @property
     def unchanged(self) -> bool:
-        """Whether all is as it was written."""
+        """Whether there is no fault."""
         return self.fault_count == 0
 
     def add(self, kind: str, what: str, chain: UUID | None = None, number: int | None = None) -> None:
         """Note a fault."""
         self.fault_count += 1
         if len(self.faults) < FAULTS_NAMED:
-            self.faults.append(Fault(kind, what, str(chain) if chain else None, number))
+            self.faults.append(RecordFault(kind, what, str(chain) if chain else None, number))
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class _CheckedChain:
     ended_at: int | None = None
 
     def extend(self, head: Head) -> None:
-        """Note how far a head says that the chain reaches."""
+        """Note that the chain reaches as far as a head."""
         self.reach = max(self.reach, head.number)
         if head.ended:
             self.ended_at = head.number
@@ -224,7 +224,7 @@ class AccessCheck:
         chain_id: UUID,
         number: int | None = None,
     ) -> bool:
-        """Whether a stored digest is that of this payload; None: nobody knows, because what is before it is missing."""
+        """Whether a stored digest is that of this payload; None: unknown, what is before it is missing."""
         if not self._encryption.has_audit_key(row["key_id"]):
             self._findings.add("unknown key", f"the keyring has no audit key {row['key_id']}", chain_id, number)
             return False

@@ -1,7 +1,7 @@
-"""The record of looks at values in clear: how chains of it are begun, added to and ended, and how it is read.
+"""The access record: begins, extends and ends its chains, counts a subject's entries, and lists entries.
 
-It never holds a value. The application's role may add to it and read it, nothing else. See access_chain.py for what
-ties it together, and access_writer.py for the one writer of a process.
+It never holds a value. The application's role may add to it and read it, nothing else. See access_chain.py for
+its digests, and access_writer.py for the one writer of a process.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from service.storage.access_chain import (
 from service.storage.database import Database
 
 HOUR = timedelta(hours=1)
-"""The span over which a subject's looks are counted."""
+"""Span over which a subject's entries are counted."""
 
 HEADS_LOOKED_BACK = 1000
-"""How many heads are looked at each time: one that was numbered earlier may be committed later."""
+"""Newest heads that are read each time: one that was numbered earlier may be committed later."""
 
 _REGISTRY_LOCK = 0x4C4B_4143  # "LKAC": registrations follow each other, so that each covers the one before it
 
@@ -92,7 +92,7 @@ class AccessRecords:
         self._database = database
         self._encryption = encryption
 
-    async def begin_within(self, connection: AsyncConnection, chain_id: UUID, writer: str, now: datetime) -> Chain:
+    async def begin_chain(self, connection: AsyncConnection, chain_id: UUID, writer: str, now: datetime) -> Chain:
         """Register a chain. Registrations of one database wait for each other."""
         await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _REGISTRY_LOCK})
         registered = models.access_chain
@@ -116,7 +116,7 @@ class AccessRecords:
         await connection.execute(insert(registered).values(**asdict(registration), key_id=key_id, digest=digest))
         return Chain(registration.number, Head(chain_id=chain_id, number=0, digest=digest))
 
-    async def add_within(
+    async def extend_chain(
         self, connection: AsyncConnection, chain: Chain, accesses: Sequence[Access], now: datetime
     ) -> Chain:
         """Add entries to a chain; the chain as it is then."""
@@ -148,22 +148,18 @@ class AccessRecords:
         )
         return replace(chain, head=head)
 
-    async def end(self, chain: Chain) -> Chain:
-        """Write that nothing comes after. Tries once: raises what went wrong, see failures.py."""
-        head = replace(chain.head, ended=True)
-        key_id = self._encryption.audit_key_id
+    async def end_chain(self, chain: Chain) -> Chain:
+        """Write a head that ends a chain. Tries once: raises the driver's error, see failures.py."""
+        head, key_id = replace(chain.head, ended=True), self._encryption.audit_key_id
+        seal = self._encryption.audit_digest(key_id, head_payload(head))
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
-                insert(models.access_head).values(
-                    **asdict(head), key_id=key_id, seal=self._encryption.audit_digest(key_id, head_payload(head))
-                )
-            )
+            await connection.execute(insert(models.access_head).values(**asdict(head), key_id=key_id, seal=seal))
 
         await self._database.write_once(work)
         return replace(chain, head=head)
 
-    async def used_within(
+    async def count_in_hour(
         self, connection: AsyncConnection, subjects: Set[str], now: datetime, *, alone: bool = False
     ) -> dict[str, int]:
         """How many entries these subjects have in the hour before `now`; `alone`: nobody else counts them meanwhile."""
@@ -173,7 +169,7 @@ class AccessRecords:
         counted = await connection.execute(_COUNT, {"subjects": list(subjects), "since": now - HOUR})
         return dict.fromkeys(subjects, 0) | {row.subject: row.used for row in counted}
 
-    async def leaves_within(
+    async def leaves_hour_at(
         self, connection: AsyncConnection, subject: str, now: datetime, *, behind: int
     ) -> datetime | None:
         """When the oldest entry but `behind` of a subject's hour leaves it."""

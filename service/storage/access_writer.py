@@ -1,10 +1,10 @@
-"""The writer of the access record in a process: accesses that wait together are recorded in one transaction.
+"""The writer of the access record: commits waiting accesses together in one transaction (group commit).
 
 Promises: `record` returns only when the entries are committed, all of a call in one transaction; whatever it raises
 means that no value may be shown. A call whose time is over fails alone. No caller cancels a transaction.
 
 A transaction whose end is not known is not repeated: its entries may be committed, so the next attempt begins a chain
-of its own and records them again. A look may be recorded twice, but never not at all.
+of its own and records them again. An access may be recorded twice, but is never missing.
 
 The limit: a subject's entries of the last hour are counted and added to in one transaction, under a lock of the
 subject, so that no subject has more than `limit` entries in any hour, whatever the number of replicas and of calls at
@@ -36,7 +36,7 @@ LARGEST_BATCH = 1000
 """Entries of one transaction, if more than one call waits: it takes about 30 ms."""
 
 FAILING_SECONDS = 1.0
-"""For how long after a failed attempt a caller who would rather not wait is not let in."""
+"""Seconds after a failed attempt in which impatient callers are refused at once."""
 
 HEAD_SECONDS = 60.0
 """Seconds between two heads in the log: so much of a tail can be cut unnoticed, when the tables of the database are cut
@@ -50,8 +50,8 @@ class AccessWriter:
     """Writes the access record of one process, as chains of this `writer` (`serve@host`, or a command).
 
     With `limit`, that many leads a subject may be shown unmasked within an hour. `on_chain` gets each chain that
-    has got its first entries; `on_refusal` the reason why entries are refused that no repetition gets in: an
-    SQLSTATE, or the type of another error.
+    has got its first entries; `on_refusal` the cause of a permanent failure: an SQLSTATE, or the type of another
+    error.
     """
 
     def __init__(
@@ -88,21 +88,21 @@ class AccessWriter:
         self._batches.finish()
 
     async def stop(self) -> None:
-        """Refuse what still waits, and new accesses."""
+        """Refuse waiting and new accesses."""
         self._batches.finish()
         self._batches.fail_all()
 
     async def end_chain(self) -> None:
-        """Say in the record that nothing comes after; to be called when `run` has ended.
+        """Write the head that ends the chain; to be called when `run` has ended.
 
         A chain without an end is one whose writer was killed: nothing is lost with it.
         """
         if self.chain is not None:
             with contextlib.suppress(Exception):
-                self.chain = await self._records.end(self.chain)
+                self.chain = await self._records.end_chain(self.chain)
 
     async def record(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
-        """Commit the entries before a value is shown; in `patience` seconds at most, or in no time if the last attempt
+        """Commit the entries before a value is shown; in `patience` seconds at most, or at once if the last attempt
         failed just now and `patience` is less than a storage call's.
 
         Raises StorageUnavailableError and UnmaskLimitError.
@@ -130,7 +130,7 @@ class AccessWriter:
         try:
             refused = await self._add(batch)
         except Exception as error:  # noqa: BLE001 # whatever it is, it is reported to the callers whom it concerns
-            # The latter: somebody else has taken the chain's next number, and no entry of ours fits there.
+            # IntegrityError: another writer has taken the chain's next number, and no entry of ours fits there.
             if not leaves_nothing(error) or isinstance(error, IntegrityError):
                 self.chain = None
             failure: Exception = error
@@ -159,8 +159,8 @@ class AccessWriter:
             accesses = [access for call in batch if call not in refused for access in call.item]
             if not accesses:
                 return self.chain, refused
-            chain = self.chain or await self._records.begin_within(connection, self._new_id(), self._writer, now)
-            return await self._records.add_within(connection, chain, accesses, now), refused
+            chain = self.chain or await self._records.begin_chain(connection, self._new_id(), self._writer, now)
+            return await self._records.extend_chain(connection, chain, accesses, now), refused
 
         before = self.chain
         alone = self._limit is None and before is not None
@@ -178,7 +178,7 @@ class AccessWriter:
         """
         if self._limit is None:
             return [None] * len(looks)
-        used = await self._records.used_within(connection, {subject for subject, _ in looks}, now, alone=alone)
+        used = await self._records.count_in_hour(connection, {subject for subject, _ in looks}, now, alone=alone)
         errors: list[UnmaskLimitError | None] = []
         for subject, leads in looks:
             excess = used[subject] + leads - self._limit
@@ -188,7 +188,7 @@ class AccessWriter:
                 continue
             leaves = None
             if excess <= self._limit:
-                leaves = await self._records.leaves_within(connection, subject, now, behind=excess - 1)
+                leaves = await self._records.leaves_hour_at(connection, subject, now, behind=excess - 1)
             errors.append(UnmaskLimitError(self._limit, max(1.0, ((leaves or now + HOUR) - now).total_seconds())))
         return errors
 

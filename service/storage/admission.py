@@ -1,7 +1,7 @@
-"""No lead goes into a database that was not confirmed as the one of this keyring and this normaliser.
+"""Admission of the database: confirms that it belongs to this keyring and normaliser before a lead is stored in it.
 
-While the database is away, the spool's own memory of it stands in: with it leads can be spooled, without it nothing is
-accepted. A database that turns out to be another one is never written to, and what was spooled stays where it is.
+While the database is away, the spool's memory of it serves instead: with it leads can be spooled, without it nothing is
+accepted. A database that turns out to be another one is never written to, and spooled leads stay in the spool.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from service.storage.schema import UNREACHABLE_AT_START, require_current, revisi
 from service.storage.spool import Spool
 from service.storage.spool_file import SpoolError
 
-PATIENCE_AT_START = 3.0
-"""Seconds that a start waits for the database before it goes on without: about what a restart of it takes."""
+START_WAIT_SECONDS = 3.0
+"""How long a start waits for the database before it goes on without it: about what a restart of it takes."""
 
-TRY_SECONDS = 1.0
-"""How often the database is asked for once the service has started without it."""
+RETRY_SECONDS = 1.0
+"""Seconds between attempts to confirm the database after a start without it."""
 
 
 class Admission:
-    """Lets `database` be used once it is confirmed. `confirming` leads to the same one and is not guarded."""
+    """Confirms and admits `database`. `confirming` connects to the same one and is not guarded."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Admission:
         self._normaliser = normaliser
         self._report = report
         self.refusal: str | None = None
-        """Why the database that was found cannot be used; for the operator's eyes."""
+        """Why the database cannot be used, as shown to the operator."""
 
     async def start(self) -> None:
         """Confirm the database; if it is away, go on with what the spool remembers and confirm it later.
@@ -64,11 +64,12 @@ class Admission:
 
     async def _confirm(self) -> None:
         try:
-            retry_scope.set(RetryScope(time.monotonic() + PATIENCE_AT_START, lambda _: None))
+            retry_scope.set(RetryScope(time.monotonic() + START_WAIT_SECONDS, lambda _: None))
             require_current(await revision_of(self._confirming))
             if not self._spool.empty:
                 await self._remembered()
-            # Said before the state of the keys is read: who changes that either finds this replica or is seen by it.
+            # Published before the state of the keys is read: a command that changes it waits for this
+            # replica, or this replica reads the change.
             await self._report.announce(self._confirming)
             try:
                 state = await confirm_canary(self._confirming, self._encryption, self._normaliser)
@@ -118,7 +119,7 @@ class Admission:
         """Try again until the database is confirmed, if `start` went on without it."""
         log = structlog.get_logger("leadkeep")
         while not self._database.admitted:
-            await asyncio.sleep(TRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
             try:
                 await self._confirm()
             except StorageUnavailableError:

@@ -1,8 +1,8 @@
-"""What the database knows of its keys: the canary, which proves the keyring and the normaliser, and a rotation's state.
+"""Keys of the database: the canary, which proves keyring and normaliser, and the state of a rotation.
 
 With another keyring nothing would open and every duplicate would be let in; with another normaliser old blind indexes
 would no longer match new ones. Both stop the start. So does a keyring that still seals with a key which was retired:
-nothing that it sealed would open elsewhere.
+no other replica could open its tokens.
 
 Each change is one transaction that names the state it starts from. Two operators who rotate at once do not harm each
 other: a change that another one made first is not made again.
@@ -28,8 +28,8 @@ from service.validation.index_rule import IndexRule
 _CANARY = models.key_canary
 
 _REFUSING_LOCK = 0x4C4B_4B59
-"""Shared by every transaction that stores a lead (migration 0004), taken alone by a change of what is refused: when
-that is committed, all transactions that read the state before it are over."""
+"""Advisory lock that every transaction which stores a lead shares (migration 0004). A change of what is refused takes
+it exclusively: when it is committed, all transactions that read the state before it are over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _scheme(encryption: EncryptionService, digest: bytes, normaliser: str) -> In
 
 
 async def read_key_state(connection: AsyncConnection) -> DatabaseKeys | None:
-    """The state as it is stored, compared with nothing; None before the first start."""
+    """The stored state, not compared with a keyring; None before the first start."""
     row = (await connection.execute(select(_CANARY))).one_or_none()
     if row is None:
         return None
@@ -156,18 +156,18 @@ async def read_key_state(connection: AsyncConnection) -> DatabaseKeys | None:
 async def seal_canary(database: Database, encryption: EncryptionService, state: DatabaseKeys) -> None:
     """Seal the canary with the primary key: from now on a keyring without that key is refused at its start."""
     made = encryption.make_canary(encryption.index_key_of(state.canary.index))
-    await _change(database, {"sealed": made.sealed})
+    await _update(database, {"sealed": made.sealed})
 
 
 async def write_both_pairs(database: Database, state: DatabaseKeys, wanted: KeyCanary, normaliser: str) -> DatabaseKeys:
     """Let every replica write the other pair of blind indexes too, with the wanted index key and normaliser."""
     values = {"next_digest": wanted.index, "next_normaliser": normaliser, "epoch": state.epoch + 1}
-    return await _change(database, values, epoch=state.epoch)
+    return await _update(database, values, epoch=state.epoch)
 
 
 async def refuse_older_plans(database: Database, state: DatabaseKeys) -> None:
     """Refuse leads whose blind indexes follow a plan before the present one."""
-    await _change(database, {"accepts_from": state.epoch}, epoch=state.epoch, alone=True)
+    await _update(database, {"accepts_from": state.epoch}, epoch=state.epoch, exclusive=True)
 
 
 async def flip_pairs(database: Database, state: DatabaseKeys) -> DatabaseKeys:
@@ -181,30 +181,30 @@ async def flip_pairs(database: Database, state: DatabaseKeys) -> DatabaseKeys:
         "clearing": True,
         "epoch": state.epoch + 1,
     }
-    return await _change(database, values, epoch=state.epoch)
+    return await _update(database, values, epoch=state.epoch)
 
 
 async def note_cleared(database: Database, state: DatabaseKeys) -> DatabaseKeys:
     """Note that the pair which is not in use is empty."""
-    return await _change(database, {"clearing": False}, epoch=state.epoch)
+    return await _update(database, {"clearing": False}, epoch=state.epoch)
 
 
 async def refuse_key(database: Database, key_id: str) -> None:
     """Refuse everything that is sealed with this encryption key."""
-    await _change(database, {"retired_keys": func.array_append(_without(key_id), key_id)}, alone=True)
+    await _update(database, {"retired_keys": func.array_append(_without(key_id), key_id)}, exclusive=True)
 
 
 async def accept_key(database: Database, key_id: str) -> None:
     """Undo `refuse_key`."""
-    await _change(database, {"retired_keys": _without(key_id)})
+    await _update(database, {"retired_keys": _without(key_id)})
 
 
 def _without(key_id: str) -> Any:
     return func.array_remove(_CANARY.c.retired_keys, key_id)
 
 
-async def _change(
-    database: Database, values: dict[str, Any], *, epoch: int | None = None, alone: bool = False
+async def _update(
+    database: Database, values: dict[str, Any], *, epoch: int | None = None, exclusive: bool = False
 ) -> DatabaseKeys:
     """Change the row, if it still has this epoch; the state afterwards."""
     statement = update(_CANARY).values(values)
@@ -212,7 +212,7 @@ async def _change(
         statement = statement.where(_CANARY.c.epoch == epoch)
 
     async def work(connection: AsyncConnection) -> DatabaseKeys:
-        if alone:
+        if exclusive:
             await connection.execute(select(func.pg_advisory_xact_lock(_REFUSING_LOCK)))
         await connection.execute(statement)
         state = await read_key_state(connection)

@@ -1,10 +1,10 @@
-"""Every stored token and blind index, batch by batch, to be sealed or computed anew while the service runs.
+"""Batches of stored tokens and blind indexes, to be resealed or reindexed while the service runs.
 
 Promises: a row is replaced only if nobody changed it since it was read; one that was changed is left to the next
 pass. Versions and times stay as they are. A batch is one transaction, short enough for a live call that waits for it.
-What a crash of the database undoes is done again.
+A batch that a crash of the database undoes is done again.
 
-It talks to psycopg: these statements carry thousands of rows and read whole tables.
+It uses psycopg directly: these statements carry thousands of rows and read whole tables.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _SEALED_COUNTS: LiteralString = """
     ) tokens WHERE token IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2
 """
 
-_MADE_WAY = ("55P03", "40P01")
-"""A live call held a row for too long, or there was a deadlock: these rows are left to the next pass."""
+_LOCK_FAILURES = ("55P03", "40P01")
+"""SQLSTATEs: a live call held a row for too long, or there was a deadlock. These rows are left to the next pass."""
 
 _PHONES = ("uq_lead_phone_index", "uq_lead_phone_index_2")
 
@@ -71,14 +71,14 @@ LEADS = TABLES[0]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A row as it was read. `seen` tells whether it was changed since."""
+    """A row as it was read. `seen` differs when it was changed since."""
 
     key: tuple[Any, ...]
     bound_to: UUID
     seen: str
     tokens: dict[str, str] = field(repr=False)
     indexes: tuple[bytes | None, bytes | None] = field(default=(None, None), repr=False)
-    """The blind indexes of phone and nid in the pair that is looked at; of leads only."""
+    """The blind indexes of phone and nid in the pair of columns that was asked for; of leads only."""
 
 
 @asynccontextmanager
@@ -102,13 +102,13 @@ async def rekeying(url: str) -> AsyncIterator[Rekeying]:
 
 
 class Rekeying:
-    """Reads and replaces. One batch at a time."""
+    """Reads and replaces rows, one batch at a time."""
 
     def __init__(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
 
     async def count(self, table: SealedTable, where: RowFilter = EVERY_ROW) -> int:
-        """How many rows of a table meet a condition."""
+        """How many rows of a table match a condition."""
         query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(table.name), where)
         [[count]] = await (await self._connection.execute(query)).fetchall()
         return int(count)
@@ -123,7 +123,7 @@ class Rekeying:
     async def read(
         self, table: SealedTable, where: RowFilter, after: tuple[Any, ...] | None, *, pair: int | None = None
     ) -> list[Stored]:
-        """The next batch of rows behind a key that meet a condition, in the key's order.
+        """The next batch of rows behind a key that match a condition, in the key's order.
 
         With `pair`, leads come with their indexes of that pair of columns.
         """
@@ -209,7 +209,7 @@ class Rekeying:
             return 0
 
     async def sharing_leads(self, pair: int) -> list[dict[str, str]]:
-        """Leads that may share another lead's phone or nid: the `lead`, the one `beside` it, and the `field`."""
+        """Leads that may share another lead's phone or nid: the `lead`, the other one (`beside`), and the `field`."""
         found: list[dict[str, str]] = []
         for name, column in zip(("phone", "nid"), _columns(pair), strict=True):
             query = sql.SQL(
@@ -232,7 +232,7 @@ class Rekeying:
         try:
             return (await self._connection.execute(query)).rowcount
         except psycopg.Error as error:
-            if error.sqlstate not in _MADE_WAY:
+            if error.sqlstate not in _LOCK_FAILURES:
                 raise
             return 1  # at least one is left
 
@@ -253,7 +253,7 @@ class Rekeying:
         try:
             return (await self._connection.execute(query, [json.dumps(given, default=str)])).rowcount
         except psycopg.Error as error:
-            if error.sqlstate not in _MADE_WAY:
+            if error.sqlstate not in _LOCK_FAILURES:
                 raise
             return 0
 

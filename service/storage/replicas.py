@@ -1,8 +1,8 @@
-"""The replicas of one database: which keys each has, and which its spool needs.
+"""Replicas of one database: the keys that each has, and those that its spool needs, published by a heartbeat.
 
-A replica publishes its status once a second. A row outlives its process. Whoever changes keys waits until every running
-replica has what the change needs, so that no replica ever reads a token that it cannot open. A replica that was stopped
-is not waited for: when it starts it reads the change, or is refused.
+A row outlives its process. A change of keys waits until every running replica has what it needs, so that no replica
+ever reads a token that it cannot open. It does not wait for a stopped replica: that one reads the change when it
+starts, or is refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HEARTBEAT_SECONDS = 1.0
 small statements."""
 
 NAME_FILE = "replica-name"
-"""In the spool's folder: what is spooled there belongs to this name, whichever process comes back to it."""
+"""File in the spool's folder with the name of the replica, which outlives its processes."""
 
 _REPLICAS = models.replica
 
@@ -71,7 +71,7 @@ def replica_name(folder: Path) -> str:
 
 
 def known_name(folder: Path) -> str | None:
-    """The name that was given to the replica whose spool is in this folder."""
+    """The name of the replica whose spool is in this folder, if it has one."""
     with contextlib.suppress(OSError):
         return (folder / NAME_FILE).read_text().strip() or None
     return None
@@ -90,7 +90,7 @@ async def replicas(database: Database) -> list[ReplicaStatus]:
 
 
 async def forget(database: Database, names: Sequence[str]) -> list[str]:
-    """Remove replicas that are gone for good; the names of those that there were."""
+    """Remove replicas that are gone for good; the names that were found."""
     statement = delete(_REPLICAS).where(_REPLICAS.c.name.in_(names)).returning(_REPLICAS.c.name)
 
     async def work(connection: AsyncConnection) -> list[str]:
@@ -100,11 +100,11 @@ async def forget(database: Database, names: Sequence[str]) -> list[str]:
 
 
 class ReplicaReport:
-    """The status of this replica: published once a second, together with a look at the state of the database's keys.
+    """Heartbeat of this replica: applies the state of the database's keys and publishes the own status every second.
 
     Promises: a plan for blind indexes, or a key to seal with, is published as in use only when leads that followed the
-    one before it have had a second to reach the database. A plan that this keyring cannot follow is neither taken nor
-    published: whoever waits for it learns which replica holds it up.
+    one before it have had a second to reach the database. A plan that this keyring cannot follow is neither used nor
+    published: a command that waits for it names this replica.
 
     `database` is the guarded one: before it is confirmed nothing is published.
     """
@@ -136,7 +136,7 @@ class ReplicaReport:
             if self._database.admitted:
                 await self.heartbeat()
 
-    async def take(self, keyring: Keyring) -> None:
+    async def use_keyring(self, keyring: Keyring) -> None:
         """Use another keyring from now on, and publish it. Raises StartRefusedError when it must not be used here."""
         candidate = EncryptionService(keyring)
         compared: DatabaseKeys | None = None
@@ -174,7 +174,7 @@ class ReplicaReport:
         if plan != self._encryption.plan:
             self._encryption.plan = plan
             self._log.info("blind indexes follow another plan", epoch=plan.epoch, keys=[s.key_id for s in plan.schemes])
-        # What the next start without the database needs to know. Another normaliser is remembered by its own start.
+        # A start without the database needs it. The normaliser is remembered at the start.
         with contextlib.suppress(SpoolError):
             known = await self._spool.identity()
             if known is not None and known[0] != state.canary:
@@ -189,7 +189,7 @@ class ReplicaReport:
         try:
             spool_keys = await self._spool.key_ids()
         except SpoolError:
-            return  # better silent than wrong: nobody may think that the spool needs no key
+            return  # better no status than a wrong one, by which the spool seems to need no key
         epoch, seals = self._published
         values: dict[str, Any] = {
             "state": state,
