@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
+
 from service.errors import LeadValidationError, Violation
-from service.page_token import Tags, make_page_token, read_page_token
+from service.page_token import Tags, read_page
 from service.storage.access_chain import RecordedAccess
 from service.storage.access_records import AccessFilter, AccessRecords
 
-DEFAULT_PAGE = 50
-LARGEST_PAGE = 100
 LONGEST_SUBJECT = 200
 """As a token's `sub`."""
 
@@ -22,26 +23,23 @@ class AccessService:
 
     async def list_accesses(
         self, wanted: AccessFilter, *, page_size: int = 0, page_token: str = ""
-    ) -> tuple[list[RecordedAccess], str]:
+    ) -> tuple[Sequence[RecordedAccess], str]:
         """One page of entries, newest first, and the token of the next.
 
         Raises LeadValidationError, PageTokenInvalidError.
         """
-        violations = []
-        if page_size < 0:
-            violations.append(Violation("page_size", "must not be negative"))
         if wanted.subject and (len(wanted.subject) > LONGEST_SUBJECT or not wanted.subject.isprintable()):
-            violations.append(Violation("subject", f"must be at most {LONGEST_SUBJECT} visible characters"))
-        if violations:
-            raise LeadValidationError(violations)
-        identity, tags = f"accesses/{wanted!r}", self._page_token_tags
-        after = None
-        if page_token:
-            after = read_page_token(page_token, int, list_identity=identity, tags=tags)
-        limit = min(page_size or DEFAULT_PAGE, LARGEST_PAGE)
-        found = await self._records.find(wanted, after=after, limit=limit + 1)
-        page, token = found[:limit], ""
-        if len(found) > limit:
-            last = page[-1]
-            token = make_page_token(last.recorded_at, last.id, list_identity=identity, tags=tags)
-        return page, token
+            raise LeadValidationError([Violation("subject", f"must be at most {LONGEST_SUBJECT} visible characters")])
+
+        async def find(after: tuple[datetime, int] | None, limit: int) -> list[RecordedAccess]:
+            return await self._records.find(wanted, after=after, limit=limit)
+
+        return await read_page(
+            find,
+            lambda access: (access.recorded_at, access.id),
+            int,
+            size=page_size,
+            token=page_token,
+            list_identity=f"accesses/{wanted!r}",
+            tags=self._page_token_tags,
+        )

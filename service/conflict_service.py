@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -16,7 +15,7 @@ from service.lead import (
     SealedConflict,
     SealedLead,
 )
-from service.page_token import make_page_token, read_page_token
+from service.page_token import Tags, read_page
 from service.sealing import LeadSealer
 from service.storage.conflicts import ConflictRepository, Decision, Drop, KeepFirst, OwnLead, TakeNew
 from service.storage.decision import DuplicateMatch
@@ -27,20 +26,13 @@ LARGEST_PAGE = 25
 """A conflict shows up to four of the longest leads: a page of it fits into one message."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Conflict:
-    """A submission and the leads that it met, opened; fields that cannot be opened are left out and named."""
+    """A conflict as it is stored, and its submission and leads opened: unreadable fields are left out and named."""
 
+    sealed: SealedConflict
     submission: Lead
     leads: tuple[Lead, ...]
-    met_fields: tuple[str, ...]
-    """Which of phone, nid and request_id match a lead; `erased`: one that matched was erased since."""
-    accepted_at: datetime
-    found_at: datetime
-    resolution: ConflictResolution | None
-    resolved_by: str | None
-    resolved_at: datetime | None
-    reason: str | None
 
 
 class ConflictService:
@@ -52,7 +44,7 @@ class ConflictService:
         conflicts: ConflictRepository,
         sealer: LeadSealer,
         validation: ValidationService,
-        page_token_tags: Callable[[bytes], Sequence[bytes]],
+        page_token_tags: Tags,
     ) -> None:
         self._conflicts = conflicts
         self._sealer = sealer
@@ -63,16 +55,24 @@ class ConflictService:
         self, *, page_size: int = 0, page_token: str = "", resolved_too: bool = False
     ) -> tuple[list[Conflict], str]:
         """One page of conflicts, oldest first, and the token of the next. Raises PageTokenInvalidError."""
-        if page_size < 0:
-            raise LeadValidationError([Violation("page_size", "must not be negative")])
-        identity, tags = f"conflicts/{resolved_too}", self._page_token_tags
-        after = Position(*read_page_token(page_token, UUID, list_identity=identity, tags=tags)) if page_token else None
-        limit = min(page_size or LARGEST_PAGE, LARGEST_PAGE)
-        found = await self._conflicts.list_conflicts(resolved_too=resolved_too, after=after, limit=limit + 1)
-        page, token = found[:limit], ""
-        if len(found) > limit:
-            last = page[-1][0]
-            token = make_page_token(last.accepted_at, last.id, list_identity=identity, tags=tags)
+
+        async def find(
+            after: tuple[datetime, UUID] | None, limit: int
+        ) -> list[tuple[SealedConflict, list[SealedLead]]]:
+            place = Position(*after) if after else None
+            return await self._conflicts.list_conflicts(resolved_too=resolved_too, after=place, limit=limit)
+
+        page, token = await read_page(
+            find,
+            lambda row: (row[0].accepted_at, row[0].id),
+            UUID,
+            size=page_size,
+            token=page_token,
+            list_identity=f"conflicts/{resolved_too}",
+            tags=self._page_token_tags,
+            default=LARGEST_PAGE,
+            largest=LARGEST_PAGE,
+        )
         return [self._opened(conflict, leads) for conflict, leads in page], token
 
     async def resolve_conflict(
@@ -115,23 +115,10 @@ class ConflictService:
         return self._sealer.open(sealed) if sealed is not None else None
 
     def _opened(self, conflict: SealedConflict, leads: list[SealedLead]) -> Conflict:
-        submitted = conflict.as_lead(conflict.accepted_at)
-        met = {
-            "phone": conflict.phone_lead_id,
-            "nid": conflict.nid_lead_id,
-            "request_id": conflict.request_lead_id,
-            "erased": conflict.erased_lead_id,
-        }
         return Conflict(
-            submission=self._sealer.open(submitted, flag_unreadable=True),
-            leads=tuple(self._sealer.open(lead, flag_unreadable=True) for lead in leads),
-            met_fields=tuple(name for name, lead_id in met.items() if lead_id is not None),
-            accepted_at=conflict.accepted_at,
-            found_at=conflict.found_at,
-            resolution=conflict.resolution,
-            resolved_by=conflict.resolved_by,
-            resolved_at=conflict.resolved_at,
-            reason=conflict.reason,
+            conflict,
+            self._sealer.open(conflict.as_lead(conflict.accepted_at), flag_unreadable=True),
+            tuple(self._sealer.open(lead, flag_unreadable=True) for lead in leads),
         )
 
 

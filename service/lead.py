@@ -280,6 +280,17 @@ class SealedConflict(SealedSubmission):
     reason: str | None
 
     @property
+    def met_fields(self) -> tuple[str, ...]:
+        """Which of phone, nid and request_id match a lead; `erased`: one that matched was erased since."""
+        met = {
+            "phone": self.phone_lead_id,
+            "nid": self.nid_lead_id,
+            "request_id": self.request_lead_id,
+            "erased": self.erased_lead_id,
+        }
+        return tuple(name for name, lead_id in met.items() if lead_id is not None)
+
+    @property
     def lead_ids(self) -> tuple[UUID, ...]:
         """The leads that it met, each once."""
         met = (self.phone_lead_id, self.nid_lead_id, self.request_lead_id)

@@ -7,7 +7,7 @@ exist for it. Whether sensitive fields are shown unmasked is not decided here bu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
 from typing import TypeVar
@@ -33,7 +33,7 @@ from service.lead import (
     SealedLead,
     StatusChange,
 )
-from service.page_token import make_page_token, read_page_token
+from service.page_token import Tags, read_page
 from service.sealing import LeadSealer
 from service.storage.decision import (
     Aliased,
@@ -51,10 +51,6 @@ from service.validation import ValidationService
 V = TypeVar("V")
 R = TypeVar("R")
 
-DEFAULT_PAGE = 50
-LARGEST_PAGE = 100
-"""A page of 100 is about what a person scrolls through, and one answer of bounded size."""
-
 
 @dataclass(frozen=True, slots=True)
 class CreatedLead:
@@ -64,22 +60,6 @@ class CreatedLead:
     confirmation: Confirmation
     delayed: bool
     """Whether it lies in the spool and reaches the database later."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListQuery:
-    """What a caller wants listed, as it was asked; empty means any."""
-
-    page_size: int = 0
-    page_token: str = ""
-    statuses: Sequence[LeadStatus] = ()
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    assignee: str = ""
-    interested_policy: str = ""
-    conversation_id: str = ""
-    phone: str = field(default="", repr=False)
-    nid: str = field(default="", repr=False)
 
 
 class LeadService:
@@ -92,7 +72,7 @@ class LeadService:
         sealer: LeadSealer,
         validation: ValidationService,
         confirmation: ConfirmationService,
-        page_token_tags: Callable[[bytes], Sequence[bytes]],
+        page_token_tags: Tags,
         new_id: Callable[[], UUID],
     ) -> None:
         self._repository = repository
@@ -165,30 +145,63 @@ class LeadService:
         return self._sealer.open(newest, hidden=hidden), others
 
     async def list_leads(
-        self, caller: Caller, query: ListQuery, *, hidden: Collection[str] = ()
+        self,
+        caller: Caller,
+        *,
+        page_size: int,
+        page_token: str,
+        statuses: Sequence[LeadStatus],
+        created_after: datetime | None,
+        created_before: datetime | None,
+        assignee: str,
+        interested_policy: str,
+        conversation_id: str,
+        phone: str,
+        nid: str,
+        hidden: Collection[str],
     ) -> tuple[list[Lead], str]:
         """One page of leads and the token of the next, empty on the last.
 
-        A field that cannot be opened is left out and named in its lead, so that the others stay visible; `hidden`
-        fields are not opened. Raises LeadValidationError, PageTokenInvalidError, ScopeMissingError.
+        A filter that is empty means any. `hidden` fields are not opened; a field that cannot be opened is named in its
+        lead. Raises LeadValidationError, PageTokenInvalidError, ScopeMissingError.
         """
-        if (query.phone or query.nid) and not caller.may(Scope.UNMASK):
+        if (phone or nid) and not caller.may(Scope.UNMASK):
             raise ScopeMissingError(Scope.UNMASK)
-        if query.page_size < 0:
-            raise LeadValidationError([Violation("page_size", "must not be negative")])
-        wanted, phone, nid = self._filter(caller, query)
-        # The token holds a keyed digest of it only. Not the blind indexes: those change while a caller leafs through.
-        identity = f"{wanted!r}{phone or ''}/{nid or ''}"
-        tags = self._page_token_tags
-        after = None
-        if query.page_token:
-            after = Position(*read_page_token(query.page_token, UUID, list_identity=identity, tags=tags))
-        limit = min(query.page_size or DEFAULT_PAGE, LARGEST_PAGE)
-        found = await self._repository.list_leads(wanted, after=after, limit=limit + 1)
-        page, more = found[:limit], len(found) > limit
-        token = ""
-        if more:
-            token = make_page_token(page[-1].created_at, page[-1].id, list_identity=identity, tags=tags)
+        violations: list[Violation] = []
+
+        def checked(check: Callable[[str], str | None], value: str) -> str | None:
+            return _checked(check, value, violations) if value else None
+
+        phone_key = checked(self._validation.phone_key, phone)
+        nid_key = checked(self._validation.nid_key, nid)
+        wanted = LeadFilter(
+            statuses=tuple(sorted(set(statuses))),
+            created_after=created_after,
+            created_before=created_before,
+            assignee=checked(self._validation.assignee, assignee),
+            interested_policy=checked(self._validation.policy_key, interested_policy),
+            conversation_id=checked(self._validation.conversation_id, conversation_id),
+            phone_indexes=self._sealer.phone_indexes(phone_key) if phone_key else None,
+            nid_indexes=self._sealer.nid_indexes(nid_key) if nid_key else None,
+            created_by=_own_only(caller),
+        )
+        if violations:
+            raise LeadValidationError(violations)
+
+        async def find(after: tuple[datetime, UUID] | None, limit: int) -> list[SealedLead]:
+            place = Position(*after) if after else None
+            return await self._repository.list_leads(wanted, after=place, limit=limit)
+
+        page, token = await read_page(
+            find,
+            lambda sealed: (sealed.created_at, sealed.id),
+            UUID,
+            size=page_size,
+            token=page_token,
+            # A token holds a keyed digest of it only. Not the blind indexes: those change while a caller leafs through.
+            list_identity=f"{wanted!r}{phone_key or ''}/{nid_key or ''}",
+            tags=self._page_token_tags,
+        )
         return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for sealed in page], token
 
     async def update_status(
@@ -268,30 +281,6 @@ class LeadService:
         if details is None or violations:
             raise LeadValidationError(violations)
         return details, request
-
-    def _filter(self, caller: Caller, query: ListQuery) -> tuple[LeadFilter, str | None, str | None]:
-        """The filter, and the normalised phone and nid that are looked for."""
-        violations: list[Violation] = []
-
-        def checked(check: Callable[[str], str | None], value: str) -> str | None:
-            return _checked(check, value, violations) if value else None
-
-        phone = checked(self._validation.phone_key, query.phone)
-        nid = checked(self._validation.nid_key, query.nid)
-        wanted = LeadFilter(
-            statuses=tuple(sorted(set(query.statuses))),
-            created_after=query.created_after,
-            created_before=query.created_before,
-            assignee=checked(self._validation.assignee, query.assignee),
-            interested_policy=checked(self._validation.policy_key, query.interested_policy),
-            conversation_id=checked(self._validation.conversation_id, query.conversation_id),
-            phone_indexes=self._sealer.phone_indexes(phone) if phone else None,
-            nid_indexes=self._sealer.nid_indexes(nid) if nid else None,
-            created_by=_own_only(caller),
-        )
-        if violations:
-            raise LeadValidationError(violations)
-        return wanted, phone, nid
 
 
 def _checked(check: Callable[[V], R | None], value: V, violations: list[Violation]) -> R | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -53,11 +53,10 @@ class Call:
     """Sensitive fields that the answer's mask hides whole: they need not be opened."""
     retries: int = 0
     """Attempts that went before the answer: the client's own, and the service's on its storage."""
-    trailing: dict[str, str] = field(default_factory=dict)
 
     def trailers(self) -> dict[str, str]:
         """What goes with the answer, as trailing metadata or headers."""
-        return {**self.trailing, "leadkeep-retries": str(self.retries)}
+        return {"x-request-id": self.id, "leadkeep-retries": str(self.retries)}
 
 
 Handler = Callable[[Call, Message], Coroutine[Any, Any, Message]]

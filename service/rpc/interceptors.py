@@ -81,7 +81,6 @@ def request_ids(new_id: Callable[[], UUID]) -> Interceptor:
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         sent = call.metadata.get("x-request-id", "")
         call.id = sent if REQUEST_ID.fullmatch(sent) else str(new_id())
-        call.trailing["x-request-id"] = call.id
         return await proceed(call, request)
 
     return intercept

@@ -81,7 +81,18 @@ class LeadServicer:
     async def ListLeads(self, call: Call, request: pb.ListLeadsRequest) -> pb.ListLeadsResponse:  # noqa: N802
         """Show a page of leads."""
         leads, next_page_token = await self._leads.list_leads(
-            _caller(call), wire.list_query(request), hidden=call.hidden
+            _caller(call),
+            page_size=request.page_size,
+            page_token=request.page_token,
+            statuses=[wire.status_of(number, "statuses") for number in request.statuses],
+            created_after=wire.moment_of(request, "created_after"),
+            created_before=wire.moment_of(request, "created_before"),
+            assignee=request.assignee,
+            interested_policy=request.interested_policy,
+            conversation_id=request.conversation_id,
+            phone=request.phone,
+            nid=request.nid,
+            hidden=call.hidden,
         )
         return pb.ListLeadsResponse(leads=[wire.lead_message(lead) for lead in leads], next_page_token=next_page_token)
 

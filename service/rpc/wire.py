@@ -23,7 +23,6 @@ from service.lead import (
     Resubmission,
     StatusChange,
 )
-from service.lead_service import ListQuery
 from service.storage.access_chain import RecordedAccess
 from service.storage.access_records import AccessFilter
 
@@ -76,20 +75,15 @@ def expected_version_of(number: int) -> int:
     return number
 
 
-def list_query(request: pb.ListLeadsRequest) -> ListQuery:
-    """What a caller wants listed. Raises LeadValidationError."""
-    return ListQuery(
-        page_size=request.page_size,
-        page_token=request.page_token,
-        statuses=tuple(status_of(number, "statuses") for number in request.statuses),
-        created_after=_moment(request, "created_after"),
-        created_before=_moment(request, "created_before"),
-        assignee=request.assignee,
-        interested_policy=request.interested_policy,
-        conversation_id=request.conversation_id,
-        phone=request.phone,
-        nid=request.nid,
-    )
+def moment_of(request: pb.ListLeadsRequest | pb.ListAccessesRequest, name: str) -> datetime | None:
+    """The moment in a field of a request, None where it is not set. Raises LeadValidationError."""
+    if not request.HasField(name):
+        return None
+    try:
+        moment: datetime = getattr(request, name).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise _invalid(name, "is not a moment between the years 1 and 9999") from None
+    return moment
 
 
 def lead_message(lead: Lead) -> pb.Lead:
@@ -174,16 +168,16 @@ def conflict_messages(conflicts: Iterable[Conflict]) -> list[pb.Conflict]:
     """Conflicts, unmasked."""
     return [
         pb.Conflict(
-            id=str(conflict.submission.id),
+            id=str(conflict.sealed.id),
             submission=_submission_message(conflict.submission),
             leads=[lead_message(lead) for lead in conflict.leads],
-            met_fields=conflict.met_fields,
-            accepted_at=_timestamp(conflict.accepted_at),
-            found_at=_timestamp(conflict.found_at),
-            resolution=f"CONFLICT_RESOLUTION_{conflict.resolution.name}" if conflict.resolution else None,
-            resolved_by=conflict.resolved_by,
-            resolved_at=_timestamp(conflict.resolved_at) if conflict.resolved_at else None,
-            reason=conflict.reason,
+            met_fields=conflict.sealed.met_fields,
+            accepted_at=_timestamp(conflict.sealed.accepted_at),
+            found_at=_timestamp(conflict.sealed.found_at),
+            resolution=f"CONFLICT_RESOLUTION_{conflict.sealed.resolution.name}" if conflict.sealed.resolution else None,
+            resolved_by=conflict.sealed.resolved_by,
+            resolved_at=_timestamp(conflict.sealed.resolved_at) if conflict.sealed.resolved_at else None,
+            reason=conflict.sealed.reason,
         )
         for conflict in conflicts
     ]
@@ -194,8 +188,8 @@ def access_filter(request: pb.ListAccessesRequest) -> AccessFilter:
     return AccessFilter(
         lead_id=lead_id_of(request.lead_id, "lead_id") if request.lead_id else None,
         subject=request.subject or None,
-        recorded_after=_moment(request, "recorded_after"),
-        recorded_before=_moment(request, "recorded_before"),
+        recorded_after=moment_of(request, "recorded_after"),
+        recorded_before=moment_of(request, "recorded_before"),
     )
 
 
@@ -232,16 +226,6 @@ def _timestamp(moment: datetime) -> Timestamp:
     # What FromDatetime does for a moment with a time zone, in a third of its time.
     since = moment - _EPOCH
     return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
-
-
-def _moment(request: pb.ListLeadsRequest | pb.ListAccessesRequest, name: str) -> datetime | None:
-    if not request.HasField(name):
-        return None
-    try:
-        moment: datetime = getattr(request, name).ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise _invalid(name, "is not a moment between the years 1 and 9999") from None
-    return moment
 
 
 def _invalid(path: str, description: str) -> LeadValidationError:
