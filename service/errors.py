@@ -9,44 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import ClassVar
+from typing import Literal
 from uuid import UUID
 
-
-class Reason(StrEnum):
-    """The stable, machine-readable reasons of the contract."""
-
-    LEAD_INVALID = "LEAD_INVALID"
-    DUPLICATE_PHONE = "DUPLICATE_PHONE"
-    DUPLICATE_NID = "DUPLICATE_NID"
-    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
-    LEAD_NOT_FOUND = "LEAD_NOT_FOUND"
-    CONVERSATION_NOT_FOUND = "CONVERSATION_NOT_FOUND"
-    CONFLICT_NOT_FOUND = "CONFLICT_NOT_FOUND"
-    LEAD_IN_CONFLICT = "LEAD_IN_CONFLICT"
-    CONFLICT_RESOLVED = "CONFLICT_RESOLVED"
-    VERSION_MISMATCH = "VERSION_MISMATCH"
-    STATUS_TRANSITION = "STATUS_TRANSITION"
-    TOKEN_MISSING = "TOKEN_MISSING"
-    TOKEN_INVALID = "TOKEN_INVALID"
-    TOKEN_EXPIRED = "TOKEN_EXPIRED"
-    SCOPE_MISSING = "SCOPE_MISSING"
-    PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
-    REASON_REQUIRED = "REASON_REQUIRED"
-    QUEUE_FULL = "QUEUE_FULL"
-    UNMASK_LIMIT = "UNMASK_LIMIT"
-    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
-    STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
-    KEYS_UNAVAILABLE = "KEYS_UNAVAILABLE"
-    FIELD_UNREADABLE = "FIELD_UNREADABLE"
-    INTERNAL = "INTERNAL"
+Reason = Literal[
+    "LEAD_INVALID",
+    "DUPLICATE_PHONE",
+    "DUPLICATE_NID",
+    "REQUEST_ID_REUSED",
+    "LEAD_NOT_FOUND",
+    "CONVERSATION_NOT_FOUND",
+    "CONFLICT_NOT_FOUND",
+    "LEAD_IN_CONFLICT",
+    "CONFLICT_RESOLVED",
+    "VERSION_MISMATCH",
+    "STATUS_TRANSITION",
+    "TOKEN_MISSING",
+    "TOKEN_INVALID",
+    "TOKEN_EXPIRED",
+    "SCOPE_MISSING",
+    "PAGE_TOKEN_INVALID",
+    "REASON_REQUIRED",
+    "QUEUE_FULL",
+    "UNMASK_LIMIT",
+    "DEADLINE_TOO_SHORT",
+    "STORAGE_UNAVAILABLE",
+    "KEYS_UNAVAILABLE",
+    "FIELD_UNREADABLE",
+    "INTERNAL",
+]
+"""The stable, machine-readable reasons of the contract."""
 
 
 class LeadkeepError(Exception):
     """The root of every error that the domain raises on purpose. `text` is the class's own, or the given one."""
 
-    reason: ClassVar[Reason]
+    reason: Reason
     text: str
 
     def __init__(self, text: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
@@ -76,7 +74,7 @@ class Violation:
 class LeadValidationError(LeadkeepError):
     """The request holds fields that are not accepted; `violations` names all of them at once."""
 
-    reason = Reason.LEAD_INVALID
+    reason = "LEAD_INVALID"
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         self.violations = tuple(violations)
@@ -85,7 +83,10 @@ class LeadValidationError(LeadkeepError):
 
 
 class DuplicateLeadError(LeadkeepError):
-    """The submission meets an existing lead by phone, by nid, or by both (perhaps two different leads)."""
+    """The submission matches an existing lead by phone, by nid, or by both (perhaps two different leads).
+
+    `reason` is DUPLICATE_PHONE when the phone matches (also when the nid does), else DUPLICATE_NID.
+    """
 
     def __init__(self, *, phone_lead_id: UUID | None, nid_lead_id: UUID | None, visible: frozenset[UUID]) -> None:
         """`visible` holds the ids of those met leads that the caller may read; other ids stay untold."""
@@ -97,42 +98,34 @@ class DuplicateLeadError(LeadkeepError):
                 metadata.setdefault("lead_id", str(lead_id))
                 metadata[f"{name}_lead_id"] = str(lead_id)
         super().__init__(f"a lead with this {' and this '.join(fields)} exists already", metadata)
-        self.fields = tuple(fields)
-
-    @property
-    def reason(self) -> Reason:  # type: ignore[override] # the one error whose reason depends on what was met
-        """DUPLICATE_PHONE when the phone met a lead (also when the nid did), else DUPLICATE_NID."""
-        return Reason.DUPLICATE_PHONE if "phone" in self.fields else Reason.DUPLICATE_NID
+        self.reason = "DUPLICATE_PHONE" if "phone" in fields else "DUPLICATE_NID"
 
 
 class RequestIdReusedError(LeadkeepError):
     """The subject used this request_id before, for other content; the first result stays."""
 
-    reason = Reason.REQUEST_ID_REUSED
-
+    reason = "REQUEST_ID_REUSED"
     text = "this request_id was used before with other content; use a new one for a new submission"
 
 
 class LeadNotFoundError(LeadkeepError):
     """There is no lead with this id that the caller may read."""
 
-    reason = Reason.LEAD_NOT_FOUND
-
+    reason = "LEAD_NOT_FOUND"
     text = "there is no lead with this id, or it is not yours to read"
 
 
 class ConversationNotFoundError(LeadkeepError):
     """No lead that the caller may read is linked to this conversation."""
 
-    reason = Reason.CONVERSATION_NOT_FOUND
-
+    reason = "CONVERSATION_NOT_FOUND"
     text = "no lead is linked to this conversation, or it is not yours to read"
 
 
 class LeadInConflictError(LeadkeepError):
     """The id was acknowledged while the database was away, and the submission met a lead when it came in."""
 
-    reason = Reason.LEAD_IN_CONFLICT
+    reason = "LEAD_IN_CONFLICT"
 
     def __init__(self, conflict_id: UUID) -> None:
         super().__init__(
@@ -145,15 +138,14 @@ class LeadInConflictError(LeadkeepError):
 class ConflictNotFoundError(LeadkeepError):
     """There is no conflict with this id."""
 
-    reason = Reason.CONFLICT_NOT_FOUND
-
+    reason = "CONFLICT_NOT_FOUND"
     text = "there is no conflict with this id; ListConflicts names those that wait"
 
 
 class ConflictResolvedError(LeadkeepError):
     """The conflict was decided before, in another way; the first decision stays."""
 
-    reason = Reason.CONFLICT_RESOLVED
+    reason = "CONFLICT_RESOLVED"
 
     def __init__(self, resolution: str) -> None:
         super().__init__(f"this conflict was resolved before, as {resolution}", {"resolution": resolution})
@@ -162,7 +154,7 @@ class ConflictResolvedError(LeadkeepError):
 class VersionMismatchError(LeadkeepError):
     """The lead was changed since the caller read it."""
 
-    reason = Reason.VERSION_MISMATCH
+    reason = "VERSION_MISMATCH"
 
     def __init__(self, current_version: int) -> None:
         super().__init__(
@@ -174,7 +166,7 @@ class VersionMismatchError(LeadkeepError):
 class StatusTransitionError(LeadkeepError):
     """The status cannot be changed in this way: nothing goes back to NEW."""
 
-    reason = Reason.STATUS_TRANSITION
+    reason = "STATUS_TRANSITION"
 
     def __init__(self, from_status: str, to_status: str) -> None:
         super().__init__(
@@ -185,31 +177,28 @@ class StatusTransitionError(LeadkeepError):
 class TokenMissingError(LeadkeepError):
     """The call carries no bearer token."""
 
-    reason = Reason.TOKEN_MISSING
-
+    reason = "TOKEN_MISSING"
     text = "send a token: metadata or header 'authorization: Bearer TOKEN'"
 
 
 class TokenInvalidError(LeadkeepError):
     """The token is not one that this service accepts."""
 
-    reason = Reason.TOKEN_INVALID
-
+    reason = "TOKEN_INVALID"
     text = "the token is not valid here"
 
 
 class TokenExpiredError(LeadkeepError):
     """The token's time is over."""
 
-    reason = Reason.TOKEN_EXPIRED
-
+    reason = "TOKEN_EXPIRED"
     text = "the token has expired; get a new one"
 
 
 class ScopeMissingError(LeadkeepError):
     """The token does not allow this call."""
 
-    reason = Reason.SCOPE_MISSING
+    reason = "SCOPE_MISSING"
 
     def __init__(self, needed: str) -> None:
         super().__init__(f"the token lacks the scope {needed}", {"scope": needed})
@@ -218,23 +207,21 @@ class ScopeMissingError(LeadkeepError):
 class PageTokenInvalidError(LeadkeepError):
     """The page token was not made by this service for this filter."""
 
-    reason = Reason.PAGE_TOKEN_INVALID
-
+    reason = "PAGE_TOKEN_INVALID"
     text = "this page_token belongs to another list or filter; start again without one"
 
 
 class ReasonRequiredError(LeadkeepError):
     """Values are shown unmasked only to those who say why, and this caller did not."""
 
-    reason = Reason.REASON_REQUIRED
-
+    reason = "REASON_REQUIRED"
     text = "say why: metadata or header 'leadkeep-reason', or --reason of a command"
 
 
 class UnmaskLimitError(RetryableError):
     """The subject was shown as many leads unmasked within an hour as it may be; this answer would go beyond."""
 
-    reason = Reason.UNMASK_LIMIT
+    reason = "UNMASK_LIMIT"
 
     def __init__(self, limit: int, retry_after: float) -> None:
         super().__init__(
@@ -248,8 +235,7 @@ class UnmaskLimitError(RetryableError):
 class QueueFullError(RetryableError):
     """The service has as much work in hand as it accepts."""
 
-    reason = Reason.QUEUE_FULL
-
+    reason = "QUEUE_FULL"
     text = "the service is at its limit of concurrent calls; try again shortly"
     retry_after = 1.0
 
@@ -257,16 +243,14 @@ class QueueFullError(RetryableError):
 class DeadlineTooShortError(LeadkeepError):
     """The caller's deadline leaves no time for an answer; what was begun may still complete."""
 
-    reason = Reason.DEADLINE_TOO_SHORT
-
+    reason = "DEADLINE_TOO_SHORT"
     text = "the deadline is over before the outcome is known; repeat with the same request_id and more time"
 
 
 class StorageUnavailableError(RetryableError):
     """The database cannot be reached, or cannot make anything durable now."""
 
-    reason = Reason.STORAGE_UNAVAILABLE
-
+    reason = "STORAGE_UNAVAILABLE"
     text = "the storage is not available now; nothing was confirmed, try again"
     retry_after = 2.0
 
@@ -274,8 +258,7 @@ class StorageUnavailableError(RetryableError):
 class KeysUnavailableError(RetryableError):
     """The issuer's public keys are not known yet and cannot be fetched now, so no token can be verified."""
 
-    reason = Reason.KEYS_UNAVAILABLE
-
+    reason = "KEYS_UNAVAILABLE"
     text = "tokens cannot be verified now: their issuer's keys cannot be fetched; try again"
     retry_after = 5.0
 
@@ -283,7 +266,7 @@ class KeysUnavailableError(RetryableError):
 class FieldUnreadableError(LeadkeepError):
     """A sealed field cannot be opened: wrong key, damage, or a token that belongs to another lead or field."""
 
-    reason = Reason.FIELD_UNREADABLE
+    reason = "FIELD_UNREADABLE"
 
     def __init__(self, fields: Sequence[str]) -> None:
         super().__init__(

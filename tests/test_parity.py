@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psycopg
 import pytest
@@ -159,16 +159,16 @@ class TestRpcs:
 
 class TestErrors:
     def test_every_reason_has_a_status(self) -> None:
-        assert set(CODES) == set(Reason)
+        assert set(CODES) == set(get_args(Reason))
 
     def test_every_reason_is_raised_by_an_error_or_stands_for_the_unforeseen(self) -> None:
         def tree(kind: type[LeadkeepError]) -> set[type[LeadkeepError]]:
             return {kind}.union(*(tree(child) for child in kind.__subclasses__()))
 
         raised = {kind.__dict__.get("reason") for kind in tree(LeadkeepError)}
-        by_what_was_met = {Reason.DUPLICATE_PHONE, Reason.DUPLICATE_NID}
+        by_what_was_met = {"DUPLICATE_PHONE", "DUPLICATE_NID"}
 
-        assert set(Reason) - raised == by_what_was_met | {Reason.INTERNAL}
+        assert set(get_args(Reason)) - raised == by_what_was_met | {"INTERNAL"}
 
 
 def catalogue(database: TestDatabase) -> dict[str, set[tuple[str, ...]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
@@ -315,7 +315,7 @@ _PROBLEM: _Json = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "For people; holds no value of a field."},
-        "reason": {"type": "string", "enum": [reason.value for reason in Reason]},
+        "reason": {"type": "string", "enum": list(get_args(Reason))},
         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
         "violations": {
             "type": "array",

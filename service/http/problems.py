@@ -14,7 +14,6 @@ from typing import Any
 from google.rpc import code_pb2, error_details_pb2
 from starlette.responses import Response
 
-from service.errors import Reason
 from service.http.json_codec import encoded
 from service.rpc.status import CallFailedError
 
@@ -82,11 +81,11 @@ def failure_response(failed: CallFailedError, headers: Mapping[str, str]) -> Res
         detail.Unpack(bad_request)
     status = HTTP_STATUS[failed.status.code]
     problem: dict[str, Any] = {
-        "type": PROBLEM_TYPE + failed.reason.value,
-        "title": failed.reason.value.replace("_", " ").capitalize(),
+        "type": PROBLEM_TYPE + failed.reason,
+        "title": failed.reason.replace("_", " ").capitalize(),
         "status": status,
         "detail": failed.status.message,
-        "reason": failed.reason.value,
+        "reason": failed.reason,
     }
     if info.metadata:
         problem["metadata"] = dict(info.metadata)
@@ -107,11 +106,11 @@ def _headers_of(failed: CallFailedError, metadata: Mapping[str, str]) -> dict[st
     if failed.retry_after is not None:
         # The header takes whole seconds; sooner than the service says would be in vain.
         headers["retry-after"] = str(math.ceil(failed.retry_after))
-    if failed.reason is Reason.TOKEN_MISSING:
+    if failed.reason == "TOKEN_MISSING":
         # RFC 6750: no error code for a request without any token.
         headers["www-authenticate"] = _REALM
     elif failed.status.code == code_pb2.UNAUTHENTICATED:
         headers["www-authenticate"] = f'{_REALM}, error="invalid_token"'
-    elif failed.reason is Reason.SCOPE_MISSING:
+    elif failed.reason == "SCOPE_MISSING":
         headers["www-authenticate"] = f'{_REALM}, error="insufficient_scope", scope="{metadata.get("scope", "")}"'
     return headers

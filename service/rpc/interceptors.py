@@ -39,7 +39,7 @@ STORAGE_MARGIN = 0.05
 """Seconds before the service's own deadline at which storage retries end, so that the caller hears UNAVAILABLE, which
 says what is wrong, and not DEADLINE_EXCEEDED."""
 
-OPERATORS_CONCERN = frozenset({Reason.STORAGE_UNAVAILABLE, Reason.KEYS_UNAVAILABLE, Reason.FIELD_UNREADABLE})
+OPERATORS_CONCERN: frozenset[Reason] = frozenset({"STORAGE_UNAVAILABLE", "KEYS_UNAVAILABLE", "FIELD_UNREADABLE"})
 """Failures that no caller can mend: they are logged as errors."""
 
 Verify = Callable[[str], Awaitable[Caller]]
@@ -100,7 +100,7 @@ def access_log(metrics: Metrics) -> Interceptor:
         try:
             return await proceed(call, request)
         except CallFailedError as failed:
-            code, reason = failed.code_name, failed.reason.value
+            code, reason = failed.code_name, failed.reason
             raise
         except asyncio.CancelledError:
             code = "CANCELLED"
@@ -139,7 +139,7 @@ def errors(new_id: Callable[[], UUID]) -> Interceptor:
             raise failure_of_incident(incident_id) from None
         except LeadkeepError as error:
             if error.reason in OPERATORS_CONCERN:
-                log.error("call failed", rpc=call.rpc, reason=error.reason.value, request_id=call.id)
+                log.error("call failed", rpc=call.rpc, reason=error.reason, request_id=call.id)
             raise failure_of(error) from None
         except Exception as error:  # noqa: BLE001 # the text of an unforeseen error must not reach a caller
             incident_id = str(new_id())

@@ -15,30 +15,30 @@ from service.errors import LeadkeepError, LeadValidationError, Reason, Retryable
 DOMAIN = "leadkeep.v1"
 
 CODES: dict[Reason, int] = {
-    Reason.LEAD_INVALID: code_pb2.INVALID_ARGUMENT,
-    Reason.DUPLICATE_PHONE: code_pb2.ALREADY_EXISTS,
-    Reason.DUPLICATE_NID: code_pb2.ALREADY_EXISTS,
-    Reason.REQUEST_ID_REUSED: code_pb2.ALREADY_EXISTS,
-    Reason.LEAD_NOT_FOUND: code_pb2.NOT_FOUND,
-    Reason.CONVERSATION_NOT_FOUND: code_pb2.NOT_FOUND,
-    Reason.CONFLICT_NOT_FOUND: code_pb2.NOT_FOUND,
-    Reason.LEAD_IN_CONFLICT: code_pb2.FAILED_PRECONDITION,
-    Reason.CONFLICT_RESOLVED: code_pb2.FAILED_PRECONDITION,
-    Reason.VERSION_MISMATCH: code_pb2.ABORTED,
-    Reason.STATUS_TRANSITION: code_pb2.FAILED_PRECONDITION,
-    Reason.TOKEN_MISSING: code_pb2.UNAUTHENTICATED,
-    Reason.TOKEN_INVALID: code_pb2.UNAUTHENTICATED,
-    Reason.TOKEN_EXPIRED: code_pb2.UNAUTHENTICATED,
-    Reason.SCOPE_MISSING: code_pb2.PERMISSION_DENIED,
-    Reason.PAGE_TOKEN_INVALID: code_pb2.INVALID_ARGUMENT,
-    Reason.REASON_REQUIRED: code_pb2.INVALID_ARGUMENT,
-    Reason.UNMASK_LIMIT: code_pb2.RESOURCE_EXHAUSTED,
-    Reason.QUEUE_FULL: code_pb2.RESOURCE_EXHAUSTED,
-    Reason.DEADLINE_TOO_SHORT: code_pb2.DEADLINE_EXCEEDED,
-    Reason.STORAGE_UNAVAILABLE: code_pb2.UNAVAILABLE,
-    Reason.KEYS_UNAVAILABLE: code_pb2.UNAVAILABLE,
-    Reason.FIELD_UNREADABLE: code_pb2.DATA_LOSS,
-    Reason.INTERNAL: code_pb2.INTERNAL,
+    "LEAD_INVALID": code_pb2.INVALID_ARGUMENT,
+    "DUPLICATE_PHONE": code_pb2.ALREADY_EXISTS,
+    "DUPLICATE_NID": code_pb2.ALREADY_EXISTS,
+    "REQUEST_ID_REUSED": code_pb2.ALREADY_EXISTS,
+    "LEAD_NOT_FOUND": code_pb2.NOT_FOUND,
+    "CONVERSATION_NOT_FOUND": code_pb2.NOT_FOUND,
+    "CONFLICT_NOT_FOUND": code_pb2.NOT_FOUND,
+    "LEAD_IN_CONFLICT": code_pb2.FAILED_PRECONDITION,
+    "CONFLICT_RESOLVED": code_pb2.FAILED_PRECONDITION,
+    "VERSION_MISMATCH": code_pb2.ABORTED,
+    "STATUS_TRANSITION": code_pb2.FAILED_PRECONDITION,
+    "TOKEN_MISSING": code_pb2.UNAUTHENTICATED,
+    "TOKEN_INVALID": code_pb2.UNAUTHENTICATED,
+    "TOKEN_EXPIRED": code_pb2.UNAUTHENTICATED,
+    "SCOPE_MISSING": code_pb2.PERMISSION_DENIED,
+    "PAGE_TOKEN_INVALID": code_pb2.INVALID_ARGUMENT,
+    "REASON_REQUIRED": code_pb2.INVALID_ARGUMENT,
+    "UNMASK_LIMIT": code_pb2.RESOURCE_EXHAUSTED,
+    "QUEUE_FULL": code_pb2.RESOURCE_EXHAUSTED,
+    "DEADLINE_TOO_SHORT": code_pb2.DEADLINE_EXCEEDED,
+    "STORAGE_UNAVAILABLE": code_pb2.UNAVAILABLE,
+    "KEYS_UNAVAILABLE": code_pb2.UNAVAILABLE,
+    "FIELD_UNREADABLE": code_pb2.DATA_LOSS,
+    "INTERNAL": code_pb2.INTERNAL,
 }
 
 
@@ -46,7 +46,7 @@ class CallFailedError(Exception):
     """A call that ends with this status; what a door shows to its caller."""
 
     def __init__(self, status: status_pb2.Status, reason: Reason, retry_after: float | None = None) -> None:
-        super().__init__(reason.value)
+        super().__init__(reason)
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
@@ -77,13 +77,13 @@ def failure_of(error: LeadkeepError) -> CallFailedError:
 
 def failure_of_incident(incident_id: str) -> CallFailedError:
     """The status of an error that nobody foresaw: an id to ask the operator about, and nothing more."""
-    details = [_error_info(Reason.INTERNAL, {"incident_id": incident_id})]
+    details = [_error_info("INTERNAL", {"incident_id": incident_id})]
     text = f"an unexpected error; tell the operator this incident id: {incident_id}"
-    return CallFailedError(_status(Reason.INTERNAL, text, details), Reason.INTERNAL)
+    return CallFailedError(_status("INTERNAL", text, details), "INTERNAL")
 
 
 def _error_info(reason: Reason, metadata: dict[str, str]) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=metadata)
+    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
 
 
 def _status(reason: Reason, text: str, details: list[Message]) -> status_pb2.Status:
