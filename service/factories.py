@@ -10,9 +10,9 @@ import uuid_utils.compat
 from service.config import Settings
 from service.encryption import EncryptionService
 from service.keyring_source import KeyringSource, keyring_command, keyring_content, keyring_file
-from service.rpc.jwks import JwksFile, JwksUrl, KeySource
+from service.rpc.jwks import JwksFile, JwksUrl
 from service.rpc.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
-from service.rpc.tokens import TokenVerifier
+from service.rpc.tokens import KeySource, TokenVerifier
 from service.validation import ValidationService
 
 

@@ -19,20 +19,16 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from jwt import PyJWTError
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt import PyJWK, PyJWTError
 
 from service.errors import KeysUnavailableError, StartRefusedError, TokenInvalidError
-
-if TYPE_CHECKING:
-    import structlog
+from service.rpc.tokens import KEY_ALGORITHMS, PublicKey
 
 FILE_LOOK_SECONDS = 2.0
 """A changed file is noticed this soon; to read it for each call would be a waste."""
@@ -54,38 +50,11 @@ MAX_JWKS_BYTES = 256 * 1024
 MIN_RSA_BITS = 2048
 """RFC 7518, 3.3 and 3.5."""
 
-_ALGORITHMS: dict[tuple[str, str | None], tuple[str, ...]] = {
-    ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    ("EC", "P-256"): ("ES256",),
-    ("EC", "P-384"): ("ES384",),
-    ("EC", "P-521"): ("ES512",),
-    ("OKP", "Ed25519"): ("EdDSA",),
-}
-_READERS = {"RSA": RSAAlgorithm.from_jwk, "EC": ECAlgorithm.from_jwk, "OKP": OKPAlgorithm.from_jwk}
-
-ALGORITHMS = frozenset(name for names in _ALGORITHMS.values() for name in names)
-"""Every algorithm a token may be signed with: asymmetric ones only, so that no verifier could also sign."""
-
-
-def _log() -> structlog.stdlib.BoundLogger:
-    # Imported here because it loads rich: `leadkeep token` needs only the key sets, and starts faster without.
-    import structlog
-
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger("leadkeep.tokens")
-    return logger
+_log = structlog.get_logger("leadkeep.tokens")
 
 
 class JwksError(Exception):
     """The document is not a key set that could verify a token; the text says why, without its content."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublicKey:
-    """A key that verifies tokens, and the algorithms that fit its type (and its own `alg`, if it names one)."""
-
-    kid: str | None
-    material: RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
-    algorithms: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +69,6 @@ class KeySet:
         if kid is None:
             return self.keys[0] if len(self.keys) == 1 else None
         return next((key for key in self.keys if key.kid == kid), None)
-
-    def key(self, kid: str | None) -> PublicKey:
-        """The same. Raises TokenInvalidError when there is none."""
-        key = self.find(kid)
-        if key is None:
-            raise TokenInvalidError
-        return key
 
 
 def read_jwks(document: bytes) -> KeySet:
@@ -140,54 +102,68 @@ def read_jwks(document: bytes) -> KeySet:
 def _read_key(entry: Any) -> PublicKey:
     if not isinstance(entry, dict):
         raise JwksError("not an object")
-    kid, kty = entry.get("kid"), entry.get("kty")
+    kid = entry.get("kid")
     if kid is not None and not isinstance(kid, str):
         raise JwksError("its kid is not a string")
-    if kty == "oct":
+    if entry.get("kty") == "oct":
         raise JwksError("a shared secret (kty oct) could also sign; only public keys are used")
     if "d" in entry:
         raise JwksError("it holds a private key; publish the public half of a new one")
     operations = entry.get("key_ops", ["verify"])
     if entry.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         raise JwksError("it is not meant for signatures")
-    return _public_key(kid, kty, entry)
-
-
-def _public_key(kid: str | None, kty: Any, entry: dict[str, Any]) -> PublicKey:
-    members: dict[str, Any] = {name: entry[name] for name in ("kty", "n", "e", "crv", "x", "y") if name in entry}
-    if not all(isinstance(value, str) for value in members.values()):
-        raise JwksError("its members are not strings")
-    algorithms = _ALGORITHMS.get((kty, members.get("crv")))
-    if algorithms is None:
+    kind = " ".join(str(entry[name]) for name in ("kty", "crv") if name in entry)
+    if kind not in KEY_ALGORITHMS:
         raise JwksError("its type or curve is not supported")
-    if "alg" in entry:
-        algorithms = tuple(name for name in algorithms if name == entry["alg"])
-        if not algorithms:
-            raise JwksError("its alg does not fit its type, or is not for signatures")
+    algorithms = tuple(name for name in KEY_ALGORITHMS[kind] if name == entry.get("alg", name))
+    if not algorithms:
+        raise JwksError("its alg does not fit its type, or is not for signatures")
     try:
-        material = _READERS[kty](members)
-    except (PyJWTError, ValueError, KeyError, UnsupportedAlgorithm):
+        material = PyJWK(entry, algorithms[0]).key
+    except (PyJWTError, ValueError, UnsupportedAlgorithm):
         raise JwksError("it is damaged") from None
     if isinstance(material, RSAPublicKey) and material.key_size < MIN_RSA_BITS:
         raise JwksError(f"RSA below {MIN_RSA_BITS} bits")
-    if not isinstance(material, RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey):
-        raise JwksError("it is not a public key")
     return PublicKey(kid, material, algorithms)
 
 
-class KeySource(Protocol):
-    """The keys that may verify a token now."""
+class _LastGoodKeys:
+    """The last usable key set of a source. A failure of the source is logged once and leaves the keys as they are."""
 
-    async def key(self, kid: str | None) -> PublicKey:
-        """The key named `kid`; None means the only key of the set.
+    def __init__(self, source: str, failure_event: str) -> None:
+        self._source = source
+        self._failure_event = failure_event
+        self._failing = False
+        self.set: KeySet | None = None
 
-        Must raise TokenInvalidError when the set has no such key (or several, for None), and a RetryableError
-        when no key set is known: then it cannot be told whether a token is good. Must not block the event loop.
-        """
+    def key(self, kid: str | None) -> PublicKey:
+        """See KeySource."""
+        if self.set is None:
+            raise KeysUnavailableError(retry_after=FIRST_KEYS_PAUSE_SECONDS)
+        key = self.set.find(kid)
+        if key is None:
+            raise TokenInvalidError
+        return key
+
+    def load(self, read_document: Callable[[], bytes]) -> None:
+        """Take the keys of a document. Raises JwksError and what `read_document` raises."""
+        keys = read_jwks(read_document())
+        if keys.ignored and (self.set is None or self.set.ignored != keys.ignored):
+            _log.warning("keys_ignored", source=self._source, why=keys.ignored)
+        self.set, self._failing = keys, False
+
+    def refresh(self, read_document: Callable[[], bytes]) -> None:
+        """Take the keys of a document; keep the last ones when there are none in it."""
+        try:
+            self.load(read_document)
+        except (OSError, http.client.HTTPException, JwksError) as error:
+            if not self._failing:
+                _log.warning(self._failure_event, source=self._source, why=_why(error))
+            self._failing = True
 
 
 class JwksFile:
-    """The keys of a JWKS file, read again when the file changes (also by a swapped link, as Kubernetes does).
+    """The keys of a JWKS file, read again while it is used (also through a swapped link, as Kubernetes does).
 
     The constructor reads the file and raises StartRefusedError when it has no usable keys. A file that breaks
     later is logged once, and the keys of before stay in use. `clock` is monotonic seconds.
@@ -197,36 +173,23 @@ class JwksFile:
         self._path = path
         self._clock = clock
         self._look_at = clock() + FILE_LOOK_SECONDS
+        self._keys = _LastGoodKeys(str(path), "key_set_unreadable")
         try:
-            self._seen: bytes | None = self._read()
-            self._keys = read_jwks(self._seen)
+            self._keys.load(self._read)
         except (OSError, JwksError) as error:
             raise StartRefusedError(f"LEADKEEP_AUTH_JWKS: the key set {path} cannot be used: {_why(error)}") from None
-        _log_ignored(str(path), None, self._keys)
 
     async def key(self, kid: str | None) -> PublicKey:
         """See KeySource."""
         now = self._clock()
         if now >= self._look_at:
             self._look_at = now + FILE_LOOK_SECONDS
-            await asyncio.to_thread(self._read_if_changed)
+            await asyncio.to_thread(self._keys.refresh, self._read)
         return self._keys.key(kid)
 
     def _read(self) -> bytes:
         with self._path.open("rb") as file:
             return file.read(MAX_JWKS_BYTES + 1)
-
-    def _read_if_changed(self) -> None:
-        before, self._seen = self._seen, None
-        try:
-            self._seen = self._read()
-            if self._seen != before:
-                keys = read_jwks(self._seen)
-                _log_ignored(str(self._path), self._keys, keys)
-                self._keys = keys
-        except (OSError, JwksError) as error:
-            if self._seen != before:
-                _log().warning("key_set_unreadable", source=str(self._path), why=_why(error))
 
 
 class JwksUrl:
@@ -247,23 +210,20 @@ class JwksUrl:
         direct = [urllib.request.ProxyHandler({})] if self._name in {"localhost", "127.0.0.1", "::1"} else []
         self._opener = urllib.request.build_opener(_NoRedirects(), *direct)
         self._clock = clock
-        self._keys: KeySet | None = None
+        self._keys = _LastGoodKeys(self._name, "key_set_unreachable")
         self._fetched_at = 0.0
         self._fetch_at = clock()
         self._fetching: asyncio.Task[None] | None = None
-        self._failing = False
 
     async def key(self, kid: str | None) -> PublicKey:
         """See KeySource."""
-        if self._keys is None or self._keys.find(kid) is None:
+        if self._keys.set is None or self._keys.set.find(kid) is None:
             fetch = self._begin_fetch()
             if fetch is not None:
                 # A caller that hangs up must not take the fetch away from the others.
                 await asyncio.shield(fetch)
         elif self._clock() >= self._fetched_at + REFRESH_SECONDS:
             self._begin_fetch()
-        if self._keys is None:
-            raise KeysUnavailableError(retry_after=FIRST_KEYS_PAUSE_SECONDS)
         return self._keys.key(kid)
 
     def _begin_fetch(self) -> asyncio.Task[None] | None:
@@ -273,18 +233,13 @@ class JwksUrl:
         return self._fetching
 
     async def _fetch(self) -> None:
+        before = self._keys.set
         try:
-            keys = read_jwks(await asyncio.to_thread(self._download))
-        except (OSError, http.client.HTTPException, JwksError) as error:
-            if not self._failing:
-                _log().warning("key_set_unreachable", source=self._name, why=_why(error))
-            self._failing = True
-        else:
-            _log_ignored(self._name, self._keys, keys)
-            self._keys, self._failing = keys, False
-            self._fetched_at = self._clock()
+            await asyncio.to_thread(self._keys.refresh, self._download)
         finally:
-            pause = FIRST_KEYS_PAUSE_SECONDS if self._keys is None else FETCH_PAUSE_SECONDS
+            if self._keys.set is not before:
+                self._fetched_at = self._clock()
+            pause = FIRST_KEYS_PAUSE_SECONDS if self._keys.set is None else FETCH_PAUSE_SECONDS
             self._fetch_at = self._clock() + pause
             self._fetching = None
 
@@ -313,11 +268,6 @@ def _why(error: Exception) -> str:
         return f"status {error.code}"
     if isinstance(error, urllib.error.URLError):
         return f"no connection ({type(error.reason).__name__})"
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return str(error) if isinstance(error, JwksError) else type(error).__name__
-
-
-def _log_ignored(source: str, before: KeySet | None, now: KeySet) -> None:
-    if now.ignored and (before is None or before.ignored != now.ignored):
-        _log().warning("keys_ignored", source=source, why=now.ignored)
+    if isinstance(error, JwksError):
+        return str(error)
+    return getattr(error, "strerror", None) or type(error).__name__

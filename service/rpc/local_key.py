@@ -25,8 +25,8 @@ from jwt.algorithms import OKPAlgorithm
 from jwt.utils import base64url_encode
 
 from service.access import Scope, is_subject
-from service.errors import StartRefusedError
-from service.rpc.jwks import KeySet, PublicKey, read_jwks
+from service.errors import StartRefusedError, TokenInvalidError
+from service.rpc.tokens import PublicKey
 from service.secret_file import create_secret_file, read_secret_file
 
 LOCAL_ISSUER = "leadkeep"
@@ -40,7 +40,7 @@ class LocalSigningKey:
     def __init__(self, private_key: Ed25519PrivateKey) -> None:
         self._private_key = private_key
         self._jwk = _jwk(private_key)
-        self._keys: KeySet = read_jwks(json.dumps(self.jwks()).encode())
+        self._public_key = PublicKey(self._jwk["kid"], private_key.public_key(), ("EdDSA",))
 
     @classmethod
     def load_or_create(cls, path: Path) -> LocalSigningKey:
@@ -51,7 +51,8 @@ class LocalSigningKey:
         """
         try:
             if not path.exists():
-                create_secret_file(path, _new_key())
+                new_key = Ed25519PrivateKey.generate()
+                create_secret_file(path, new_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         except OSError as error:
             raise StartRefusedError(f"the signing key {path} cannot be made: {error.strerror}") from None
         return cls.load(path)
@@ -76,7 +77,9 @@ class LocalSigningKey:
 
     async def key(self, kid: str | None) -> PublicKey:
         """See KeySource."""
-        return self._keys.key(kid)
+        if kid not in (None, self._public_key.kid):
+            raise TokenInvalidError
+        return self._public_key
 
     def issue(
         self,
@@ -118,7 +121,3 @@ def _jwk(private_key: Ed25519PrivateKey) -> dict[str, str]:
     thumbed = OKPAlgorithm.to_jwk(private_key.public_key(), as_dict=True)
     canonical = json.dumps(thumbed, sort_keys=True, separators=(",", ":")).encode()
     return {**thumbed, "kid": base64url_encode(sha256(canonical).digest()).decode(), "alg": "EdDSA", "use": "sig"}
-
-
-def _new_key() -> bytes:
-    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -14,13 +14,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from service.access import Caller, Scope, is_subject
 from service.errors import TokenExpiredError, TokenInvalidError, TokenMissingError
-from service.rpc.jwks import ALGORITHMS, KeySource
 
 MAX_TOKEN_BYTES = 8 * 1024
 """gRPC's own limit for all metadata of a call; checked before anything is parsed."""
@@ -31,6 +33,16 @@ REMEMBERED_SECONDS = 60.0
 NOT_BEFORE_LEEWAY = 5.0
 """Issuers set `nbf` to the moment of issue, and clocks differ a little. `exp` has no leeway: late is late."""
 
+KEY_ALGORITHMS: dict[str, tuple[str, ...]] = {
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "EC P-256": ("ES256",),
+    "EC P-384": ("ES384",),
+    "EC P-521": ("ES512",),
+    "OKP Ed25519": ("EdDSA",),
+}
+"""The algorithms of each type of key (`kty` and `crv`): asymmetric ones only, so that no verifier could also sign."""
+
+_ALGORITHMS = frozenset(name for names in KEY_ALGORITHMS.values() for name in names)
 _ACCESS_TOKEN_TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 # RFC 6750, 2.1: `Bearer`, one space, b64token. More spaces are forgiven, a second token is not.
 _CREDENTIALS = re.compile(r" *([A-Za-z0-9._~+/-]+=*) *")
@@ -53,19 +65,32 @@ def bearer_token(authorization: str | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A key that verifies tokens, and the algorithms that fit its type (and its own `alg`, if it names one)."""
+
+    kid: str | None
+    material: RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
+    algorithms: tuple[str, ...]
+
+
+class KeySource(Protocol):
+    """The keys that may verify a token now."""
+
+    async def key(self, kid: str | None) -> PublicKey:
+        """The key named `kid`; None means the only key of the set.
+
+        Must raise TokenInvalidError when the set has no such key (or several, for None), and a RetryableError
+        when no key set is known: then nobody knows whether a token is good. Must not block the event loop.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class _Verified:
-    """A token that passed: who it names, and the span of the clock in which that may be repeated unchecked."""
+    """A token that passed: its caller, when it expires, and when it was verified."""
 
     caller: Caller
     expires: float
     since: float
-
-    def expired(self, now: float) -> bool:
-        return now >= self.expires
-
-    def current(self, now: float) -> bool:
-        # `since` bounds from below too: a clock set back must not stretch the minute.
-        return self.since <= now < self.since + REMEMBERED_SECONDS
 
 
 class TokenVerifier:
@@ -104,9 +129,10 @@ class TokenVerifier:
         digest = hashlib.sha256(token.encode("ascii")).digest()
         now = self._clock()
         verified = self._remembered.pop(digest, None)
-        if verified is None or not verified.current(now):
+        # `since` bounds from below too: a clock set back must not stretch the minute.
+        if verified is None or not verified.since <= now < verified.since + REMEMBERED_SECONDS:
             verified = await self._check(token)
-        elif verified.expired(now):
+        elif now >= verified.expires:
             raise TokenExpiredError
         self._remembered[digest] = verified
         if len(self._remembered) > self._capacity:
@@ -139,10 +165,10 @@ class TokenVerifier:
             raise TokenInvalidError("the token is not valid yet")
         if not is_subject(claims["sub"]):
             raise TokenInvalidError("the token's sub must be 1 to 200 visible characters")
-        verified = _Verified(Caller(claims["sub"], _scopes(claims)), expires, since=now)
-        if verified.expired(now):
+        caller = Caller(claims["sub"], _scopes(claims))
+        if now >= expires:
             raise TokenExpiredError
-        return verified
+        return _Verified(caller, expires, since=now)
 
 
 def _key_id(token: str) -> str | None:
@@ -156,7 +182,7 @@ def _key_id(token: str) -> str | None:
         raise TokenInvalidError from None
     # Looked at before the key is: a token that cannot pass must not make the issuer's keys be fetched.
     algorithm, kind = header.get("alg"), header.get("typ", "JWT")
-    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+    if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
         raise TokenInvalidError
     # RFC 7515, 4.1.11: what is critical must be understood, and no extension is understood here.
     if "crit" in header:

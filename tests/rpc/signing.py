@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from service.errors import TokenInvalidError
-from service.rpc.jwks import KeySet, PublicKey
-from service.rpc.tokens import TokenVerifier
+from service.rpc.jwks import KeySet
+from service.rpc.tokens import PublicKey, TokenVerifier
 
 NOW = 1_800_000_000.0
 ISSUER = "https://issuer.example/"

@@ -11,8 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from service.rpc.jwks import PublicKey
-from service.rpc.tokens import MAX_TOKEN_BYTES, TokenVerifier
+from service.rpc.tokens import MAX_TOKEN_BYTES, PublicKey, TokenVerifier
 from tests.rpc.signing import (
     AUDIENCE,
     EC_PUBLIC,
