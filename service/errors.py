@@ -275,5 +275,16 @@ class FieldUnreadableError(LeadkeepError):
         )
 
 
+class InternalError(LeadkeepError):
+    """An unforeseen failure: its caller gets an incident id to ask the operator about, and nothing more."""
+
+    reason = "INTERNAL"
+
+    def __init__(self, incident_id: str) -> None:
+        super().__init__(
+            f"an unexpected error; tell the operator this incident id: {incident_id}", {"incident_id": incident_id}
+        )
+
+
 class StartRefusedError(Exception):
     """The service must not start like this; the text tells the operator what to do."""

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.errors import DeadlineTooShortError, StartRefusedError
+from service.errors import DeadlineTooShortError, LeadkeepError, StartRefusedError
 from service.http.json_codec import encoded
 from service.http.openapi import document
 from service.http.problems import MEDIA_TYPE, SAFE_HEADERS, HttpProblemError, failure_response
@@ -34,7 +34,6 @@ from service.http.routes import OPERATIONS, Endpoint, Resource, endpoint_of, jso
 from service.rpc.call import Call, Handler
 from service.rpc.interceptors import errors
 from service.rpc.readiness import Readiness
-from service.rpc.status import CallFailedError, failure_of
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_HEAD = 16 * 1024
@@ -194,11 +193,11 @@ class _Guard:
         try:
             # The chain's own interceptor: an incident is logged and answered in one way only.
             await self._errors(call, Empty(), serve)
-        except CallFailedError as failed:
-            await failure_response(failed, {})(scope, receive, send)
+        except LeadkeepError as error:
+            await failure_response(error, {})(scope, receive, send)
         except asyncio.CancelledError:
             # Only the end of the grace at a stop cancels a request, and its work goes on: the outcome is not known.
-            await failure_response(failure_of(DeadlineTooShortError()), {})(scope, receive, send)
+            await failure_response(DeadlineTooShortError(), {})(scope, receive, send)
 
 
 def _head_size(scope: Scope) -> int:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
-from google.rpc import code_pb2, error_details_pb2
+from google.rpc import code_pb2
 from starlette.responses import Response
 
+from service.errors import LeadkeepError, LeadValidationError, RetryableError
 from service.http.json_codec import encoded
-from service.rpc.status import CallFailedError
+from service.rpc.status import CODES
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -72,45 +74,35 @@ class HttpProblemError(Exception):
         return Response(self.body, self.status, {**SAFE_HEADERS, **self.headers}, MEDIA_TYPE)
 
 
-def failure_response(failed: CallFailedError, headers: Mapping[str, str]) -> Response:
+def failure_response(error: LeadkeepError, headers: Mapping[str, str]) -> Response:
     """A failed call as problem details; `headers` go with every answer of the call."""
-    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in failed.status.details:
-        # Each detail fits one of the two, or is RetryInfo, which becomes a header.
-        detail.Unpack(info)
-        detail.Unpack(bad_request)
-    status = HTTP_STATUS[failed.status.code]
+    status = HTTP_STATUS[CODES[error.reason]]
     problem: dict[str, Any] = {
-        "type": PROBLEM_TYPE + failed.reason,
-        "title": failed.reason.replace("_", " ").capitalize(),
+        "type": PROBLEM_TYPE + error.reason,
+        "title": error.reason.replace("_", " ").capitalize(),
         "status": status,
-        "detail": failed.status.message,
-        "reason": failed.reason,
+        "detail": error.text,
+        "reason": error.reason,
     }
-    if info.metadata:
-        problem["metadata"] = dict(info.metadata)
-    if bad_request.field_violations:
-        problem["violations"] = [
-            {"field": violation.field, "description": violation.description}
-            for violation in bad_request.field_violations
-        ]
+    if error.metadata:
+        problem["metadata"] = error.metadata
+    if isinstance(error, LeadValidationError):
+        problem["violations"] = [asdict(violation) for violation in error.violations]
     if "x-request-id" in headers:
         problem["request_id"] = headers["x-request-id"]
-    return Response(
-        encoded(problem), status, {**SAFE_HEADERS, **headers, **_headers_of(failed, info.metadata)}, MEDIA_TYPE
-    )
+    return Response(encoded(problem), status, {**SAFE_HEADERS, **headers, **_headers_of(error)}, MEDIA_TYPE)
 
 
-def _headers_of(failed: CallFailedError, metadata: Mapping[str, str]) -> dict[str, str]:
+def _headers_of(error: LeadkeepError) -> dict[str, str]:
     headers = {}
-    if failed.retry_after is not None:
+    if isinstance(error, RetryableError):
         # The header takes whole seconds; sooner than the service says would be in vain.
-        headers["retry-after"] = str(math.ceil(failed.retry_after))
-    if failed.reason == "TOKEN_MISSING":
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    if error.reason == "TOKEN_MISSING":
         # RFC 6750: no error code for a request without any token.
         headers["www-authenticate"] = _REALM
-    elif failed.status.code == code_pb2.UNAUTHENTICATED:
+    elif CODES[error.reason] == code_pb2.UNAUTHENTICATED:
         headers["www-authenticate"] = f'{_REALM}, error="invalid_token"'
-    elif failed.reason == "SCOPE_MISSING":
-        headers["www-authenticate"] = f'{_REALM}, error="insufficient_scope", scope="{metadata.get("scope", "")}"'
+    elif error.reason == "SCOPE_MISSING":
+        headers["www-authenticate"] = f'{_REALM}, error="insufficient_scope", scope="{error.metadata["scope"]}"'
     return headers

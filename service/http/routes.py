@@ -23,7 +23,6 @@ from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_respon
 from service.lead import CUSTOMER_FIELDS
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
 from service.rpc.server import LARGEST_REQUEST
-from service.rpc.status import CallFailedError
 
 OUTPUT_FIELDS = tuple(name for name in pb.Lead.DESCRIPTOR.fields_by_name if name not in CUSTOMER_FIELDS)
 """Fields of a lead that a request may carry, as a copy of an answer does, and that are ignored."""
@@ -98,8 +97,8 @@ def endpoint_of(operation: Operation, handle: Handler) -> Endpoint:
         )
         try:
             response = await handle(call, message)
-        except CallFailedError as failed:
-            return failure_response(failed, call.trailers())
+        except LeadkeepError as error:
+            return failure_response(error, call.trailers())
         status, headers = operation.status_and_headers(response)
         return json_response(to_json(response), status, {**call.trailers(), **headers})
 

@@ -16,10 +16,12 @@ from uuid import UUID
 
 import structlog
 from google.protobuf.message import Message
+from google.rpc import code_pb2
 
 from service.access import SCOPES, Caller
 from service.errors import (
     DeadlineTooShortError,
+    InternalError,
     LeadkeepError,
     QueueFullError,
     Reason,
@@ -27,7 +29,7 @@ from service.errors import (
 )
 from service.rpc.call import Call, Handler, Interceptor, Work
 from service.rpc.metrics import Metrics
-from service.rpc.status import CallFailedError, failure_of, failure_of_incident
+from service.rpc.status import CODES
 from service.rpc.tokens import bearer_token
 from service.storage.failures import StorageFaultError
 from service.storage.retry import Retry, RetryScope, retry_scope
@@ -99,8 +101,8 @@ def access_log(metrics: Metrics) -> Interceptor:
         metrics.in_flight.inc()
         try:
             return await proceed(call, request)
-        except CallFailedError as failed:
-            code, reason = failed.code_name, failed.reason
+        except LeadkeepError as error:
+            code, reason = code_pb2.Code.Name(CODES[error.reason]), error.reason
             raise
         except asyncio.CancelledError:
             code = "CANCELLED"
@@ -127,7 +129,7 @@ def access_log(metrics: Metrics) -> Interceptor:
 
 
 def errors(new_id: Callable[[], UUID]) -> Interceptor:
-    """Turn whatever is raised behind it into a status. Of an unforeseen error only its type and place are logged."""
+    """Let only domain errors leave. Of an unforeseen error only its type and place are logged."""
     log = structlog.get_logger("leadkeep.errors")
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
@@ -136,11 +138,11 @@ def errors(new_id: Callable[[], UUID]) -> Interceptor:
         except StorageFaultError as error:
             incident_id = str(new_id())
             log.error("storage fault", rpc=call.rpc, incident_id=incident_id, cause=error.cause, request_id=call.id)
-            raise failure_of_incident(incident_id) from None
+            raise InternalError(incident_id) from None
         except LeadkeepError as error:
             if error.reason in OPERATORS_CONCERN:
                 log.error("call failed", rpc=call.rpc, reason=error.reason, request_id=call.id)
-            raise failure_of(error) from None
+            raise
         except Exception as error:  # noqa: BLE001 # the text of an unforeseen error must not reach a caller
             incident_id = str(new_id())
             frames = traceback.extract_tb(error.__traceback__)
@@ -152,7 +154,7 @@ def errors(new_id: Callable[[], UUID]) -> Interceptor:
                 at=[f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
                 request_id=call.id,
             )
-            raise failure_of_incident(incident_id) from None
+            raise InternalError(incident_id) from None
 
     return intercept
 

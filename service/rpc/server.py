@@ -20,9 +20,9 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.errors import LeadkeepError, LeadValidationError, StartRefusedError, Violation
+from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, Violation
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
-from service.rpc.status import CallFailedError, failure_of_incident
+from service.rpc.status import status_of
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_REQUEST = 256 * 1024
@@ -122,16 +122,17 @@ def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any]
         try:
             response = await handle(call, request)
             answered = response.SerializeToString()
-        except CallFailedError as failed:
-            failure = failed
+        except LeadkeepError as failed:
+            error = failed
         except Exception:  # noqa: BLE001 # grpc would send its text to the caller
             # The chain answers for everything behind it, so this is a fault of the chain itself.
-            failure = failure_of_incident(call.id)
+            error = InternalError(call.id)
         else:
             context.set_trailing_metadata(tuple(call.trailers().items()))
             return answered
-        details = (STATUS_DETAILS, failure.status.SerializeToString())
-        await context.abort(_CODES[failure.status.code], failure.status.message, (*call.trailers().items(), details))
+        status = status_of(error)
+        details = (STATUS_DETAILS, status.SerializeToString())
+        await context.abort(_CODES[status.code], status.message, (*call.trailers().items(), details))
         raise AssertionError("abort returned")
 
     return answer

@@ -24,12 +24,11 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from service.access import SCOPES, Caller, Scope
-from service.errors import LeadNotFoundError, QueueFullError, StorageUnavailableError
+from service.errors import LeadkeepError, LeadNotFoundError, QueueFullError, StorageUnavailableError
 from service.rpc import interceptors
 from service.rpc.call import SERVICE, Call, Handler, Interceptor, Work, answer_by, chained, compose
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
-from service.rpc.status import CallFailedError
 from tests.harness import faults
 from tests.harness.answers import fails
 from tests.harness.leads import somebody
@@ -398,7 +397,7 @@ async def test_deadline_that_is_over_begins_nothing() -> None:
         began.append(call)
         return pb.GetLeadResponse()
 
-    with pytest.raises(CallFailedError) as failed:
+    with pytest.raises(LeadkeepError) as failed:
         await compose(standard(), handler)(a_call(deadline=time.monotonic()), pb.GetLeadRequest())
     assert failed.value.reason == "DEADLINE_TOO_SHORT"
     assert not began
@@ -412,9 +411,9 @@ async def test_work_that_was_left_running_counts_against_the_bound() -> None:
         return pb.GetLeadResponse()
 
     handle = compose(standard(work, limit=1), handler)
-    with pytest.raises(CallFailedError) as late:
+    with pytest.raises(LeadkeepError) as late:
         await handle(a_call(deadline=time.monotonic() + 0.5), pb.GetLeadRequest())
-    with pytest.raises(CallFailedError) as refused:
+    with pytest.raises(LeadkeepError) as refused:
         await handle(a_call(), pb.GetLeadRequest())
     assert (late.value.reason, refused.value.reason) == ("DEADLINE_TOO_SHORT", "QUEUE_FULL")
     finish.set()
@@ -507,7 +506,7 @@ async def test_error_after_the_caller_has_gone_is_printed_by_nobody(caplog: pyte
         raise ValueError("+8801712345678")
 
     work = Work()
-    with contextlib.suppress(CallFailedError), capture_logs() as logs:
+    with contextlib.suppress(LeadkeepError), capture_logs() as logs:
         await compose(standard(work), handler)(a_call(deadline=time.monotonic() + 0.2), pb.GetLeadRequest())
     gone.set()
     await work.finish(20)

@@ -11,10 +11,10 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.errors import DuplicateLeadError, QueueFullError
+from service.errors import DuplicateLeadError, LeadkeepError, QueueFullError
 from service.rpc.call import SERVICE
 from service.rpc.server import STATUS_DETAILS
-from service.rpc.status import CallFailedError, failure_of
+from service.rpc.status import status_of
 from tests.harness.answers import fails
 from tests.harness.leads import somebody
 
@@ -28,11 +28,12 @@ def channel() -> Iterator[grpc_testing.Channel]:
     made.close()
 
 
-def refuse(channel: grpc_testing.Channel, failed: CallFailedError) -> None:
+def refuse(channel: grpc_testing.Channel, error: LeadkeepError) -> None:
     """Answer the waiting call as the gRPC door does."""
     _, _, call = channel.take_unary_unary(SERVICE.methods_by_name["CreateLead"])
-    code = next(code for code in grpc.StatusCode if code.value[0] == failed.status.code)
-    call.terminate(None, ((STATUS_DETAILS, failed.status.SerializeToString()),), code, failed.status.message)
+    status = status_of(error)
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    call.terminate(None, ((STATUS_DETAILS, status.SerializeToString()),), code, status.message)
 
 
 def test_token_and_request_id_are_what_a_client_sends(channel: grpc_testing.Channel) -> None:
@@ -49,7 +50,7 @@ def test_client_reads_which_field_met_a_lead(channel: grpc_testing.Channel) -> N
     stub = lead_service_pb2_grpc.LeadServiceStub(channel)
     answer = stub.CreateLead.future(pb.CreateLeadRequest(lead=somebody()), metadata=BEARER)
     met = DuplicateLeadError(phone_lead_id=None, nid_lead_id=uuid4(), visible=frozenset())
-    refuse(channel, failure_of(met))
+    refuse(channel, met)
     failure = fails(answer.result)
     assert (failure.code, failure.reason) == (grpc.StatusCode.ALREADY_EXISTS, "DUPLICATE_NID")
     assert failure.metadata == {"fields": "nid"}
@@ -58,6 +59,6 @@ def test_client_reads_which_field_met_a_lead(channel: grpc_testing.Channel) -> N
 def test_client_reads_when_to_try_again(channel: grpc_testing.Channel) -> None:
     stub = lead_service_pb2_grpc.LeadServiceStub(channel)
     answer = stub.CreateLead.future(pb.CreateLeadRequest(lead=somebody()), metadata=BEARER)
-    refuse(channel, failure_of(QueueFullError(retry_after=1.5)))
+    refuse(channel, QueueFullError(retry_after=1.5))
     failure = fails(answer.result)
     assert (failure.code, failure.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 1.5)
