@@ -241,28 +241,16 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    refused = StartRefusedError(
-        f"{host} port {port} cannot be used for HTTP: another program has it, or it is not an address of this machine. "
-        "Set LEADKEEP_HTTP_ADDRESS"
-    )
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError:
-        raise refused from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        # A restart need not wait for the old connections' end; two listeners still clash.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = resolved[0]
         # Only a listening socket keeps a second service from the port.
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise refused from None
-    listener.setblocking(False)
-    return listener
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6)
+    except (OSError, ValueError):  # ValueError: this machine has no IPv6
+        raise StartRefusedError(
+            f"{host} port {port} cannot be used for HTTP: another program has it, or it is not an address of this "
+            "machine. Set LEADKEEP_HTTP_ADDRESS"
+        ) from None
 
 
 class _RenewedContext(ssl.SSLContext):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, get_args
 
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from service.errors import Reason
 from service.http import openapi_texts as texts
@@ -99,14 +100,17 @@ def _path_parameters(operation: Operation) -> list[_Json]:
 
 
 def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
-    parameters = []
-    for name in operation.query:
-        # One text serves every `view`.
-        words = texts.FIELDS.get(request.name, {})
-        description = words[name] if name in words else texts.FIELDS["ListLeadsRequest"][name]
-        schema = _request_schema(request.fields_by_name[name])
-        parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
-    return parameters
+    # One text serves every `view`.
+    words = texts.FIELDS["ListLeadsRequest"] | texts.FIELDS.get(request.name, {})
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "description": words[name],
+            "schema": _request_schema(request.fields_by_name[name]),
+        }
+        for name in operation.query
+    ]
 
 
 def _schemas() -> _Json:
@@ -117,83 +121,67 @@ def _schemas() -> _Json:
         "Confirmation": _message(_MESSAGES["Confirmation"]),
         "Access": _message(_MESSAGES["Access"]),
         "LeadSubmission": _submission(),
-        "StatusUpdate": _status_update(),
-        "Erasure": _erasure(),
+        "StatusUpdate": _body_schema("UpdateStatusRequest", STATUS_FIELDS) | {"required": ["status"]},
+        "Erasure": _body_schema("EraseLeadRequest", ERASURE_FIELDS),
         "Problem": _PROBLEM,
         "Readiness": _READINESS,
     }
 
 
 def _message(descriptor: Descriptor) -> _Json:
-    properties = {}
-    for field in descriptor.fields:
-        schema = _answer_schema(field)
-        properties[field.name] = schema | {"description": texts.FIELDS[descriptor.name][field.name]}
+    words = texts.FIELDS[descriptor.name]
+    properties = {field.name: _answer_schema(field) | {"description": words[field.name]} for field in descriptor.fields}
     always = [field.name for field in descriptor.fields if not field.has_presence]
     return {"type": "object", "properties": properties, **({"required": always} if always else {})}
 
 
 def _answer_schema(field: FieldDescriptor) -> _Json:
-    if field.message_type is not None:
-        schema = _message_schema(field.message_type)
-    elif field.enum_type is not None:
+    if field.enum_type is not None:
         schema = {"type": "string", "enum": [value.name for value in field.enum_type.values]}
-    else:
+    elif field.message_type is None:
         schema = _SCALARS[field.type]
+    elif field.message_type.full_name == "google.protobuf.Timestamp":
+        schema = {"type": "string", "format": "date-time"}
+    else:
+        schema = _ref("schemas", field.message_type.name)
     return {"type": "array", "items": schema} if field.is_repeated else schema
-
-
-def _message_schema(descriptor: Descriptor) -> _Json:
-    if descriptor.full_name == "google.protobuf.Timestamp":
-        return {"type": "string", "format": "date-time"}
-    return _ref("schemas", descriptor.name)
 
 
 def _request_schema(field: FieldDescriptor) -> _Json:
     if field.enum_type is None:
         return _answer_schema(field)
-    schema: _Json = {"type": "string", "enum": _accepted(field.enum_type)}
+    full_names = [value.name for value in field.enum_type.values if value.number != 0]
+    schema: _Json = {"type": "string", "enum": [*short_enum_names(field.enum_type), *full_names]}
     return {"type": "array", "items": schema} if field.is_repeated else schema
 
 
-def _accepted(enum: EnumDescriptor) -> list[str]:
-    return [*short_enum_names(enum), *(value.name for value in enum.values if value.number != 0)]
-
-
 def _submission() -> _Json:
-    properties = {}
-    for name, rule in FIELD_RULES.items():
-        schema: _Json = {"type": "string", "description": rule.description}
-        if rule.required:
-            schema["minLength"] = 1
-        if rule.limit is not None:
-            schema["maxLength"] = rule.limit
-        properties[name] = schema
     return {
         "type": "object",
         "description": "What the customer told.",
-        "properties": properties,
+        "properties": {
+            name: {
+                "type": "string",
+                "description": rule.description,
+                **({"minLength": 1} if rule.required else {}),
+                **({"maxLength": rule.limit} if rule.limit is not None else {}),
+            }
+            for name, rule in FIELD_RULES.items()
+        },
         "required": [name for name in CUSTOMER_FIELDS if name in REQUIRED_FIELDS],
         "examples": [texts.EXAMPLE_SUBMISSION],
     }
 
 
-def _status_update() -> _Json:
-    fields = _MESSAGES["UpdateStatusRequest"].fields_by_name
-    properties = {
-        name: _request_schema(fields[name]) | {"description": texts.FIELDS["UpdateStatusRequest"][name]}
-        for name in STATUS_FIELDS
+def _body_schema(request: str, names: Iterable[str]) -> _Json:
+    fields, words = _MESSAGES[request].fields_by_name, texts.FIELDS[request]
+    limits: dict[str, _Json] = {
+        "reason": {"maxLength": texts.LONGEST_REASON},
+        "expected_version": {"type": ["integer", "string"]},
     }
-    properties["reason"]["maxLength"] = texts.LONGEST_REASON
-    properties["expected_version"]["type"] = ["integer", "string"]
-    return {"type": "object", "properties": properties, "required": ["status"], "additionalProperties": False}
-
-
-def _erasure() -> _Json:
-    fields = _MESSAGES["EraseLeadRequest"].fields_by_name
-    words = texts.FIELDS["EraseLeadRequest"]
-    properties = {name: _request_schema(fields[name]) | {"description": words[name]} for name in ERASURE_FIELDS}
-    properties["reason"]["maxLength"] = texts.LONGEST_REASON
+    properties = {
+        name: _request_schema(fields[name]) | {"description": words[name]} | limits.get(name, {}) for name in names
+    }
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

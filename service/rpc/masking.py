@@ -20,20 +20,14 @@ HIDDEN_AT_LEAST = 4
 """Characters that a partial mask must hide. A value too short for that is masked whole: with fewer hidden, the rest
 is quickly guessed."""
 
-LONGEST_COUNTRY_CODE = 3
-"""Digits; ITU-T E.164."""
-
 COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
 
 
 def mask_phone(phone: str) -> str:
     """Country code and last 2 digits: `+880•••78`."""
     digits = phone.removeprefix("+")
-    country = ""
-    for length in range(1, LONGEST_COUNTRY_CODE + 1):
-        if digits[:length] in COUNTRY_CODES:
-            country = digits[:length]
-            break
+    # ITU-T E.164: a country code has at most 3 digits.
+    country = next((digits[:length] for length in (1, 2, 3) if digits[:length] in COUNTRY_CODES), "")
     if len(digits) - len(country) - 2 < HIDDEN_AT_LEAST:
         return MASK
     return f"+{country}{MASK}{digits[-2:]}"

@@ -53,17 +53,15 @@ class Readiness:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._probe())
         await asyncio.wait({self._asking}, timeout=CHECK_SECONDS)
+        if self._stopping:
+            return
         try:
             condition = self._assess(self._asking.done() and self._asking.result())
         except Exception:
             # What was so before may be so no longer.
-            await self._show(Condition(self.ready, tasks_fail(["readiness"])))
+            await self._set(Condition(self.ready, tasks_fail(["readiness"])))
             raise
-        await self._show(condition)
-
-    async def _show(self, condition: Condition) -> None:
-        if not self._stopping:
-            await self._set(condition)
+        await self._set(condition)
 
     async def _set(self, condition: Condition) -> None:
         reasons = condition.reasons

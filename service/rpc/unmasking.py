@@ -27,7 +27,7 @@ from service.errors import (
     Violation,
 )
 from service.lead import SENSITIVE_FIELDS
-from service.rpc.call import Call, Handler, Interceptor
+from service.rpc.call import SERVICE, Call, Handler, Interceptor
 from service.rpc.masking import MASKS, asked_by_value, can_show_values, mask_message, shown_values
 from service.storage.access_chain import Access
 from service.storage.retry import LONGEST_RETRY
@@ -70,16 +70,22 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
         if view not in VIEWS:
             raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
         caller = call.caller
-        if caller is None or not caller.may(Scope.UNMASK):
-            if view == pb.LEAD_VIEW_FULL:
-                raise ScopeMissingError(Scope.UNMASK)
-            return await _proceed_masked(call, request, proceed)
-        asked = asked_by_value(request)
-        shows = view != pb.LEAD_VIEW_MASKED
-        if not asked and not shows:
-            return await _proceed_masked(call, request, proceed)
+        may_unmask = caller is not None and caller.may(Scope.UNMASK)
+        if view == pb.LEAD_VIEW_FULL and not may_unmask:
+            raise ScopeMissingError(Scope.UNMASK)
+        shows = may_unmask and view != pb.LEAD_VIEW_MASKED
+        asked = asked_by_value(request) if may_unmask else ()
+        if caller is None or not (asked or shows):
+            call.hidden = HIDDEN_WHOLE
+            response = await proceed(call, request)
+            mask_message(response)
+            return response
         reason = check_reason(_reason(call), REASON)
-        if reason is None and reason_required and (asked or _can_be_answered_with_values(call.rpc)):
+        if (
+            reason is None
+            and reason_required
+            and (asked or can_show_values(SERVICE.methods_by_name[call.rpc].output_type))
+        ):
             if only_reads(call.rpc) or view == pb.LEAD_VIEW_FULL:
                 raise ReasonRequiredError
             shows = False
@@ -92,7 +98,9 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
                 if only_reads(call.rpc):
                     raise
                 shows = False
-        return response if shows else _masked(response)
+        if not shows:
+            mask_message(response)
+        return response
 
     return intercept
 
@@ -106,7 +114,7 @@ def accesses_to(
             subject=subject,
             operation=operation,
             fields=fields,
-            lead_id=_uuid(shown_id),
+            lead_id=UUID(shown_id) if shown_id else None,
             reason=reason,
             request_id=request_id,
         )
@@ -151,10 +159,6 @@ def _patience(call: Call) -> float:
     return min(PATIENCE_AFTER_CHANGE, (call.deadline - time.monotonic()) / 2)
 
 
-def _can_be_answered_with_values(rpc: str) -> bool:
-    return can_show_values(pb.DESCRIPTOR.services_by_name["LeadService"].methods_by_name[rpc].output_type)
-
-
 def _reason(call: Call) -> str:
     sent = call.metadata.get(REASON, "")
     if call.door != "http":
@@ -164,20 +168,3 @@ def _reason(call: Call) -> str:
         return sent.encode("latin-1").decode()
     except UnicodeError:
         return sent
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
-
-
-async def _proceed_masked(call: Call, request: Message, proceed: Handler) -> Message:
-    call.hidden = HIDDEN_WHOLE
-    return _masked(await proceed(call, request))
-
-
-def _masked(response: Message) -> Message:
-    mask_message(response)
-    return response
