@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import string
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +31,10 @@ _LONGEST_LOCALES = 200
 """No browser sends a longer list of languages; beyond it is not worth reading."""
 
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*")
-_QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
+_LANGUAGE_RANGE = re.compile(
+    r"(?P<tag>[A-Za-z]{1,8}(?:[-_][A-Za-z0-9]{1,8})*)\s*"
+    r"(?:;\s*[qQ]=(?P<quality>0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +69,11 @@ def _template(*, must: frozenset[str] = frozenset(), may: frozenset[str]) -> Aft
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
             raise ValueError(f"{error}; write a brace that is meant as such twice") from None
-        used = set()
-        for _, name, form, conversion in parts:
-            if name is None:
-                continue
-            # Exact names only: str.format would follow {name.attribute} into Python objects.
-            if name not in may or form or conversion:
-                raise ValueError(f"only {_braced(may)} can stand in braces here, without anything added")
-            used.add(name)
-        if missing := must - used:
+        fields = [(name, form, conversion) for _, name, form, conversion in parts if name is not None]
+        # Exact names only: str.format would follow {name.attribute} into Python objects.
+        if any(name not in may or form or conversion for name, form, conversion in fields):
+            raise ValueError(f"only {_braced(may)} can stand in braces here, without anything added")
+        if missing := must - {name for name, _, _ in fields}:
             raise ValueError(f"{_braced(missing)} must stand in this text")
         return text
 
@@ -145,11 +144,7 @@ class ConfirmationService:
         locale, message = (self._delayed if delayed else self._texts)[self._look_up(locales)]
         reference = reference_of(lead_id)
         # Only the template is interpreted, so braces in a customer's words stay braces.
-        values = {
-            "name": name,
-            "reference": reference,
-            "preferred_contact_time": preferred_contact_time,
-        }
+        values = {"name": name, "reference": reference, "preferred_contact_time": preferred_contact_time}
         steps = (
             step.with_contact_time if preferred_contact_time and step.with_contact_time else step.text
             for step in message.next_steps
@@ -165,11 +160,8 @@ class ConfirmationService:
         """Return the key of the texts that suit best: the look-up of RFC 4647, section 3.4."""
         if len(locales) > _LONGEST_LOCALES:
             return self._default
-        for language_range in _by_preference(locales):
-            for candidate in _widening(language_range):
-                if candidate in self._texts:
-                    return candidate
-        return self._default
+        candidates = (wider for wanted in _by_preference(locales) for wider in _widening(wanted))
+        return next((candidate for candidate in candidates if candidate in self._texts), self._default)
 
 
 def _delayed(
@@ -181,26 +173,16 @@ def _delayed(
 
 def _by_preference(locales: str) -> list[str]:
     """Return the language ranges, the most wanted first; what cannot be read or has q=0 is left out."""
-    ranges: list[tuple[float, str]] = []
-    for entry in locales.split(","):
-        tag, separator, parameter = entry.partition(";")
-        tag = _tag(tag)
-        quality = _QUALITY.fullmatch(parameter.strip() if separator else "q=1")
-        if quality and _LANGUAGE_TAG.fullmatch(tag) and (weight := float(quality[1])) > 0:
-            ranges.append((weight, tag.lower()))
-    ranges.sort(key=lambda weighted: -weighted[0])  # stable: equals stay in the order they were sent
-    return [tag for _, tag in ranges]
+    readable = [match for entry in locales.split(",") if (match := _LANGUAGE_RANGE.fullmatch(entry.strip()))]
+    weighted = [(float(match["quality"] or 1), _tag(match["tag"]).lower()) for match in readable]
+    weighted.sort(key=lambda entry: -entry[0])  # stable: equals stay in the order they were sent
+    return [tag for weight, tag in weighted if weight > 0]
 
 
-def _widening(language_range: str) -> Iterator[str]:
-    """Yield a range and then its wider ones: bn-bd, bn."""
+def _widening(language_range: str) -> list[str]:
+    """Return a range and its wider ones: bn-bd, bn."""
     subtags = language_range.split("-")
-    while subtags:
-        yield "-".join(subtags)
-        subtags.pop()
-        # A single letter only introduces what followed it (x-private), so it goes together with that.
-        if subtags and len(subtags[-1]) == 1:
-            subtags.pop()
+    return ["-".join(subtags[:length]) for length in range(len(subtags), 0, -1)]
 
 
 def _tag(text: str) -> str:
