@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 
-from service.access_service import AccessService
 from service.config import Settings
 from service.confirmation import ConfirmationService
 from service.conflict_service import ConflictService
@@ -99,7 +98,7 @@ class ServiceParts:
                 validation=self.validation,
                 page_token_tags=self.page_token_tags,
             ),
-            AccessService(records=self.records, page_token_tags=self.page_token_tags),
+            self.records,
             ErasureService(
                 erasures=self.erasures,
                 spool=self.spool,
@@ -107,6 +106,7 @@ class ServiceParts:
                 validation=self.validation,
                 reseal=self.sealer.resealed_and_reindexed,
             ),
+            self.page_token_tags,
         )
 
 

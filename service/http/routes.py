@@ -27,10 +27,6 @@ from service.rpc.server import LARGEST_REQUEST
 OUTPUT_FIELDS = tuple(name for name in pb.Lead.DESCRIPTOR.fields_by_name if name not in CUSTOMER_FIELDS)
 """Fields of a lead that a request may carry, as a copy of an answer does, and that are ignored."""
 
-LIST_FIELDS = tuple(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
-
-ACCESS_FIELDS = tuple(pb.ListAccessesRequest.DESCRIPTOR.fields_by_name)
-
 STATUS_FIELDS = ("status", "reason", "expected_version")
 
 ERASURE_FIELDS = ("reason",)
@@ -62,14 +58,14 @@ class Operation:
 
 OPERATIONS = (
     Operation("POST", "/api/leads", "CreateLead"),
-    Operation("GET", "/api/leads", "ListLeads", query=LIST_FIELDS),
+    Operation("GET", "/api/leads", "ListLeads", query=tuple(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)),
     Operation("GET", "/api/leads/{id}", "GetLead", query=("view",)),
     # A client that can send no body with DELETE gives the reason in the query, which then counts.
     Operation("DELETE", "/api/leads/{id}", "EraseLead", body=ERASURE_FIELDS, query=ERASURE_FIELDS),
     Operation("POST", "/api/leads/{id}/status", "UpdateStatus", body=STATUS_FIELDS),
     # `path`: a conversation's id may hold a slash, as %2F.
     Operation("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation", query=("view",)),
-    Operation("GET", "/api/accesses", "ListAccesses", query=ACCESS_FIELDS),
+    Operation("GET", "/api/accesses", "ListAccesses", query=tuple(pb.ListAccessesRequest.DESCRIPTOR.fields_by_name)),
 )
 
 

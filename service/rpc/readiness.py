@@ -13,10 +13,6 @@ from service.storage.condition import Condition, ReadinessReason, tasks_fail
 CHECK_SECONDS = 1.0
 """How often the database is asked, and how long it may take to answer. A load balancer asks about as often."""
 
-Probe = Callable[[], Awaitable[bool]]
-Assess = Callable[[bool], Condition]
-Listener = Callable[[bool], Awaitable[None]]
-
 
 class Readiness:
     """Ready while leads can be made durable anywhere and nobody has asked the service to stop.
@@ -24,7 +20,13 @@ class Readiness:
     `probe` asks the database, `assess` says what its answer means.
     """
 
-    def __init__(self, probe: Probe, assess: Assess, listener: Listener, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        probe: Callable[[], Awaitable[bool]],
+        assess: Callable[[bool], Condition],
+        listener: Callable[[bool], Awaitable[None]],
+        metrics: Metrics,
+    ) -> None:
         self._probe = probe
         self._assess = assess
         self._listener = listener

@@ -154,17 +154,16 @@ def _probe(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     bound = False
-    for family, kind, protocol, _, resolved in socket.getaddrinfo(
+    for family, _, _, _, resolved in socket.getaddrinfo(
         host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     ):
         try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as grpc does
-                probe.bind(resolved)
-                bound = True
-        except OSError as error:
+            # With SO_REUSEADDR, as grpc binds it.
+            socket.create_server(resolved, family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+            bound = True
+        except (OSError, ValueError) as error:
             # localhost names ::1 also on a machine without IPv6.
-            if error.errno == errno.EADDRINUSE:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise
     if not bound:
         raise OSError(errno.EADDRNOTAVAIL, "no address of the host can be bound")
@@ -212,5 +211,5 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(
         given.grpc,
         renewed,  # type: ignore[arg-type] # None means unchanged, which the stubs leave out
-        require_client_authentication=tls.requires_client_certificates,
+        require_client_authentication=tls.client_authority is not None,
     )

@@ -6,27 +6,36 @@ them.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller
-from service.access_service import AccessService
 from service.conflict_service import ConflictService
 from service.erasure_service import ErasureService
 from service.lead_service import LeadService
+from service.page_token import Tags, read_page
 from service.rpc import wire
 from service.rpc.call import Call
+from service.storage.access_records import AccessRecords, RecordedAccess
 
 
 class LeadServicer:
     """The contract's methods by name, behind the chain of both doors."""
 
     def __init__(
-        self, leads: LeadService, conflicts: ConflictService, accesses: AccessService, erasures: ErasureService
+        self,
+        leads: LeadService,
+        conflicts: ConflictService,
+        accesses: AccessRecords,
+        erasures: ErasureService,
+        page_token_tags: Tags,
     ) -> None:
         self._leads = leads
         self._conflicts = conflicts
         self._accesses = accesses
         self._erasures = erasures
+        self._page_token_tags = page_token_tags
 
     async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
         """Make a new lead durable."""
@@ -156,8 +165,19 @@ class LeadServicer:
 
     async def ListAccesses(self, _call: Call, request: pb.ListAccessesRequest) -> pb.ListAccessesResponse:  # noqa: N802
         """Show a page of the access record."""
-        accesses, next_page_token = await self._accesses.list_accesses(
-            wire.access_filter(request), page_size=request.page_size, page_token=request.page_token
+        wanted = wire.access_filter(request)
+
+        async def find(after: tuple[datetime, int] | None, limit: int) -> list[RecordedAccess]:
+            return await self._accesses.find(wanted, after=after, limit=limit)
+
+        accesses, next_page_token = await read_page(
+            find,
+            lambda access: (access.entry.recorded_at, access.id),
+            int,
+            size=request.page_size,
+            token=request.page_token,
+            list_identity=f"accesses/{wanted!r}",
+            tags=self._page_token_tags,
         )
         return pb.ListAccessesResponse(accesses=wire.access_messages(accesses), next_page_token=next_page_token)
 

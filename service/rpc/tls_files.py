@@ -53,7 +53,7 @@ class TlsFiles:
         self, certificate: Path, key: Path, client_authority: Path | None, *, check_seconds: float = CHECK_SECONDS
     ) -> None:
         """Raises StartRefusedError when the files cannot be used."""
-        self._certificate, self._key, self._client_authority = certificate, key, client_authority
+        self._certificate, self._key, self.client_authority = certificate, key, client_authority
         self._check_seconds = check_seconds
         self._asked = asyncio.Event()
         self._log = structlog.get_logger("leadkeep.tls")
@@ -62,11 +62,6 @@ class TlsFiles:
         """What a new connection uses."""
         self.alarm: str | None = None
         """Why the files on disk are not in use; None while they are. Holds no path."""
-
-    @property
-    def requires_client_certificates(self) -> bool:
-        """Whether a client must show a certificate of the client authority."""
-        return self._client_authority is not None
 
     def look_now(self) -> None:
         """Read the files at once and take them as they are: the operator says that they are complete."""
@@ -104,7 +99,7 @@ class TlsFiles:
         self._log.info("TLS certificate taken", valid_until=self.current.valid_until.isoformat())
 
     def _read(self) -> _Content:
-        paths = (self._certificate, self._key, self._client_authority)
+        paths = (self._certificate, self._key, self.client_authority)
         return tuple(_bytes_of(path) for path in paths if path is not None)
 
     def _load(self, content: _Content) -> LoadedTls:
@@ -129,13 +124,11 @@ class TlsFiles:
                 f"LEADKEEP_TLS_CERT ({self._certificate}) and LEADKEEP_TLS_KEY ({self._key}) must be a PEM certificate "
                 "chain and its own key without a password"
             ) from None
-        if self._client_authority is not None:
+        if self.client_authority is not None:
             try:
-                context.load_verify_locations(self._client_authority)
+                context.load_verify_locations(self.client_authority)
             except OSError:
-                raise _refused(
-                    f"LEADKEEP_TLS_CLIENT_CA ({self._client_authority}) must hold PEM certificates"
-                ) from None
+                raise _refused(f"LEADKEEP_TLS_CLIENT_CA ({self.client_authority}) must hold PEM certificates") from None
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 

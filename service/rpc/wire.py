@@ -10,6 +10,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.access import MAX_SUBJECT_CHARACTERS
 from service.confirmation import Confirmation
 from service.conflict_service import Conflict
 from service.errors import LeadValidationError, Violation
@@ -185,6 +186,8 @@ def conflict_messages(conflicts: Iterable[Conflict]) -> list[pb.Conflict]:
 
 def access_filter(request: pb.ListAccessesRequest) -> AccessFilter:
     """Which accesses a caller wants listed. Raises LeadValidationError."""
+    if len(request.subject) > MAX_SUBJECT_CHARACTERS or not request.subject.isprintable():
+        raise _invalid("subject", f"must be at most {MAX_SUBJECT_CHARACTERS} visible characters")
     return AccessFilter(
         lead_id=lead_id_of(request.lead_id, "lead_id") if request.lead_id else None,
         subject=request.subject or None,

@@ -42,7 +42,7 @@ print(taken, "connections taken,", refused, "refused")
 class Restless:
     """Files that have changed at every second look or so."""
 
-    requires_client_certificates = False
+    client_authority = None
 
     def __init__(self, certificates: list[Certificate]) -> None:
         self._loaded = [TlsFiles(files.certificate, files.key, None).current for files in certificates]
