@@ -132,7 +132,7 @@ def contender_a(folder: Path, *, checkout: Path | None = None) -> Iterator[Conte
 
 @contextmanager
 def contender_b(folder: Path) -> Iterator[Contender]:
-    """Leadkeep's JSON door, with a service and a PostgreSQL of its own."""
+    """Leadkeep's JSON endpoint, with a service and a PostgreSQL of its own."""
     with leadkeep_on_postgres(folder / "b") as (service, postgres):
         numbers = known_numbers(KNOWN)
 

@@ -71,7 +71,7 @@ def grpc_requests(operation: Operation, *, ids: tuple[bytes, ...], numbers: tupl
 def http_requests(
     operation: Operation, *, ids: tuple[bytes, ...], numbers: tuple[bytes, ...], headers: str, ours: bool
 ) -> Requests:
-    """The requests of an operation. `ours` tells our JSON door from the peer, where the two differ in words."""
+    """The requests of an operation. `ours` tells our JSON endpoint from the peer, where the two differ in words."""
     place = PLACE.decode()
 
     def get(path: str) -> bytes:

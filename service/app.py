@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from service.config import Settings
 from service.factories import keyring_source, new_id, token_verifier
 from service.file_rendering import FileRendering
-from service.http.door import HttpDoor
+from service.http.endpoint import HttpEndpoint
 from service.keyring_source import follow_keyring
 from service.replica import ServiceParts, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
 from service.rpc.call import Work, chained
@@ -127,7 +127,7 @@ async def _serve(
 
             grpc_endpoint = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
             readiness = Readiness(database.answers, assess, grpc_endpoint.set_serving, metrics)
-            http_endpoint = HttpDoor(
+            http_endpoint = HttpEndpoint(
                 methods,
                 host=settings.http_address.host,
                 port=settings.http_address.port,

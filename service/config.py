@@ -95,8 +95,8 @@ class Settings(BaseModel):
         shown="the same as LEADKEEP_DATABASE_URL",
         secret=True,
     )
-    tls_cert: _File | None = _setting(None, "TLS for both doors: the certificate chain, PEM")
-    tls_key: _File | None = _setting(None, "TLS for both doors: the certificate's key, PEM")
+    tls_cert: _File | None = _setting(None, "TLS for both endpoints: the certificate chain, PEM")
+    tls_key: _File | None = _setting(None, "TLS for both endpoints: the certificate's key, PEM")
     tls_client_ca: _File | None = _setting(None, "with it, client certificates of this CA are required")
     tls_client_cert: _File | None = _setting(
         None,
@@ -106,8 +106,8 @@ class Settings(BaseModel):
     allow_plaintext: Annotated[bool, _read_by(values.switch)] = _setting(
         False, "1 allows addresses beyond loopback without TLS, where the network itself is trusted", shown="0"
     )
-    grpc_address: _Address = _setting("127.0.0.1:50051", "where the gRPC door listens")
-    http_address: _Address = _setting("127.0.0.1:8080", "where the JSON door listens")
+    grpc_address: _Address = _setting("127.0.0.1:50051", "where the gRPC endpoint listens")
+    http_address: _Address = _setting("127.0.0.1:8080", "where the JSON endpoint listens")
     keyring: Annotated[Path | None, _read_by(values.absolute)] = _setting(
         None,
         "the keyring, file mode 0600; made on first start only when embedded",
@@ -300,7 +300,7 @@ class Settings(BaseModel):
 
     @field_validator("http_address")
     @classmethod
-    def _each_door_has_its_port(cls, value: Address, info: ValidationInfo) -> Address:
+    def _each_endpoint_has_its_port(cls, value: Address, info: ValidationInfo) -> Address:
         if "grpc_address" in info.data and value.clashes_with(info.data["grpc_address"]):
             raise ValueError("LEADKEEP_GRPC_ADDRESS listens there already; write another port")
         return value

@@ -26,7 +26,7 @@ _LONGEST_POLICY = 200
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a door listens. As text it is `host:port`, an IPv6 host in brackets."""
+    """Where an endpoint listens. As text it is `host:port`, an IPv6 host in brackets."""
 
     host: str
     port: int

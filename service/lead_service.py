@@ -1,7 +1,7 @@
 """What happens when a lead is created, read, found, moved, corrected and assigned.
 
 Every method takes the caller and answers only what that caller may see; a lead that the caller may not read does not
-exist for it. Whether sensitive fields are shown unmasked is not decided here but once, at the door.
+exist for it. Whether sensitive fields are shown unmasked is not decided here but once, at the endpoint.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def test_loopback_is_known(host: str) -> None:
         ("a.example:1", "A.example:1"),
     ],
 )
-def test_two_doors_cannot_listen_on_one_port(one: str, other: str) -> None:
+def test_two_endpoints_cannot_listen_on_one_port(one: str, other: str) -> None:
     assert Address.parse(one).clashes_with(Address.parse(other))
 
 

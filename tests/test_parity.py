@@ -45,7 +45,7 @@ NOT_STORED = {
 }
 """Fields of the contract's Lead that are no columns, and why."""
 
-DECIDED_AT_THE_DOOR = {"masked"}
+DECIDED_AT_THE_ENDPOINT = {"masked"}
 """Fields of the contract's Lead that the domain's Lead does not know: masking happens behind it."""
 
 NOT_SHOWN = {
@@ -82,10 +82,10 @@ class TestFields:
         assert contract - set(NOT_STORED) == columns_of(models.lead) - set(NOT_SHOWN)
 
     def test_the_contracts_lead_and_the_domains_lead_hold_the_same(self) -> None:
-        assert set(pb.Lead.DESCRIPTOR.fields_by_name) - DECIDED_AT_THE_DOOR == fields_of(Lead)
+        assert set(pb.Lead.DESCRIPTOR.fields_by_name) - DECIDED_AT_THE_ENDPOINT == fields_of(Lead)
 
     def test_the_exceptions_exist(self) -> None:
-        assert set(NOT_STORED) | DECIDED_AT_THE_DOOR <= set(pb.Lead.DESCRIPTOR.fields_by_name)
+        assert set(NOT_STORED) | DECIDED_AT_THE_ENDPOINT <= set(pb.Lead.DESCRIPTOR.fields_by_name)
         assert set(NOT_SHOWN) <= columns_of(models.lead)
 
     def test_customer_fields_are_the_contracts_in_its_order(self) -> None:

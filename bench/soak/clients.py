@@ -176,9 +176,9 @@ class Clients:
 
     def _rude(self) -> subprocess.Popen[bytes]:
         service = self.service
-        doors = (service.grpc_address, service.http_address)
+        endpoints = (service.grpc_address, service.http_address)
         return subprocess.Popen(
-            [sys.executable, "-m", "bench.soak.rude", *doors, service.token(), str(self._next_number())],
+            [sys.executable, "-m", "bench.soak.rude", *endpoints, service.token(), str(self._next_number())],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
         )

@@ -92,7 +92,7 @@ class Rude:
                 await asyncio.sleep(0.01)
 
     async def idle(self) -> None:
-        """A connection to each door that says nothing for a while and is then reset."""
+        """A connection to each endpoint that says nothing for a while and is then reset."""
         with _connected(self._grpc_address) as one, _connected(self._http_address) as other:
             await asyncio.sleep(IDLE)
             for each in (one, other):

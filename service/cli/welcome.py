@@ -27,7 +27,7 @@ EXAMPLE = {
 
 
 def welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool, now: float) -> str:
-    """Where the doors are; on the first start, calls that can be pasted, with a token."""
+    """Where the endpoints are; on the first start, calls that can be pasted, with a token."""
     grpc = settings.grpc_address.reachable(grpc_port)
     http = settings.http_address.reachable(http_port)
     secure = settings.tls_cert is not None

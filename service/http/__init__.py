@@ -1,1 +1,1 @@
-"""The JSON door: a second thin adapter on the chain that the gRPC door uses. No decision about a lead is taken here."""
+"""The JSON endpoint: a thin adapter on the chain that the gRPC endpoint uses. It takes no decision about a lead."""

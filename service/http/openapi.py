@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the JSON door, made from the contract's descriptors and the door's own list of paths."""
+"""The OpenAPI 3.1 document of the JSON endpoint, made from the contract's descriptors and the list of paths."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from service.lead import FIELD_RULES
 ABOUT = """\
 Keeps the leads that chatbots collect: encrypted, free of duplicates, and never lost.
 
-This is the JSON door of the gRPC service `leadkeep.v1.LeadService`; both doors answer the same. JSON is protobuf's
-JSON with the contract's field names: every field is there, an empty text means "not set", and 64-bit integers are
-strings. Requests may also use lowerCamelCase names.
+This is the JSON endpoint of the gRPC service `leadkeep.v1.LeadService`; both endpoints answer the same. JSON is
+protobuf's JSON with the contract's field names: every field is there, an empty text means "not set", and 64-bit
+integers are strings. Requests may also use lowerCamelCase names.
 
 Every path under `/api` needs a token: `Authorization: Bearer TOKEN`. Phone, nid, e-mail, address and notes are masked
 (`•••`) unless the token has the scope `leads:unmask`; each unmasked look is on record before the answer leaves. Errors

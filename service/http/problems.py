@@ -55,7 +55,7 @@ _REALM = 'Bearer realm="leadkeep"'
 
 
 class HttpProblemError(Exception):
-    """The HTTP request itself is not one that this door answers."""
+    """The HTTP request itself is not one that this endpoint answers."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)

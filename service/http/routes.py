@@ -33,7 +33,7 @@ ERASURE_FIELDS = ("reason",)
 
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+HttpHandler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ OPERATIONS = (
 )
 
 
-def endpoint_of(operation: Operation, handle: Handler) -> Endpoint:
+def http_handler_of(operation: Operation, handle: Handler) -> HttpHandler:
     """The operation as a function of the HTTP request."""
 
     async def answer(request: Request) -> Response:
@@ -85,7 +85,7 @@ def endpoint_of(operation: Operation, handle: Handler) -> Endpoint:
             fault = error
         call = Call(
             rpc=operation.rpc,
-            door="http",
+            transport="http",
             peer=f"{request.client.host}:{request.client.port}" if request.client else "",
             metadata=joined(request.headers.items()),
             deadline=deadline,
@@ -104,15 +104,15 @@ def endpoint_of(operation: Operation, handle: Handler) -> Endpoint:
 class Resource:
     """What answers at one path, by HTTP method; other methods are refused and the right ones named."""
 
-    def __init__(self, by_method: Mapping[str, Endpoint]) -> None:
+    def __init__(self, by_method: Mapping[str, HttpHandler]) -> None:
         self._by_method = by_method
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         # uvicorn sends the head of a GET's answer to HEAD.
-        endpoint = self._by_method.get("GET" if scope["method"] == "HEAD" else scope["method"], self._refuse)
+        answer = self._by_method.get("GET" if scope["method"] == "HEAD" else scope["method"], self._refuse)
         try:
-            response = await endpoint(Request(scope, receive))
+            response = await answer(Request(scope, receive))
         except HttpProblemError as problem:
             response = problem.response()
         except ClientDisconnect:

@@ -1,1 +1,1 @@
-"""The gRPC door: the chain every call passes, the token check, and the translation to and from the wire."""
+"""The gRPC endpoint: the chain every call passes, the token check, and the translation to and from the wire."""

@@ -35,7 +35,7 @@ class Call:
 
     rpc: str
     """The method's short name, such as `CreateLead`."""
-    door: str
+    transport: str
     """`grpc` or `http`."""
     peer: str
     metadata: Mapping[str, str]

@@ -110,12 +110,12 @@ def access_log(metrics: Metrics) -> Interceptor:
         finally:
             seconds = time.monotonic() - began
             metrics.in_flight.dec()
-            count(call.rpc, call.door, code).inc()
-            latency(call.rpc, call.door).observe(seconds)
+            count(call.rpc, call.transport, code).inc()
+            latency(call.rpc, call.transport).observe(seconds)
             log.info(
                 "call",
                 rpc=call.rpc,
-                door=call.door,
+                door=call.transport,
                 code=code,
                 reason=reason,
                 milliseconds=round(seconds * 1000, 2),

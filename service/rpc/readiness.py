@@ -1,4 +1,4 @@
-"""Whether the service can be used now, watched all the time and told to every door."""
+"""Whether the service can be used now, watched all the time and told to every endpoint."""
 
 from __future__ import annotations
 

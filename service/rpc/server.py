@@ -113,7 +113,7 @@ def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any]
         request, fault = _decoded(request_class, raw)
         call = Call(
             rpc=method.name,
-            door="grpc",
+            transport="grpc",
             peer=context.peer(),
             metadata=joined((k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)),
             deadline=answer_by(context.time_remaining()),

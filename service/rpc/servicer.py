@@ -21,7 +21,7 @@ from service.storage.access_records import AccessRecords, RecordedAccess
 
 
 class LeadServicer:
-    """The contract's methods by name, behind the chain of both doors."""
+    """The contract's methods by name, behind the chain of both endpoints."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class LeadServicer:
 
         accesses, next_page_token = await read_page(
             find,
-            lambda access: (access.entry.recorded_at, access.id),
+            lambda access: (access.recorded_at, access.id),
             int,
             size=request.page_size,
             token=request.page_token,

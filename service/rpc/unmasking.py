@@ -1,4 +1,4 @@
-"""Who may see values unmasked, and the record of it: decided here for every method of the contract and every door.
+"""Who may see values unmasked, and the record of it: decided here for every method of the contract and every endpoint.
 
 Promise: no value of a sensitive field leaves unmasked before its access is committed. Which fields those are is read
 from the contract (`debug_redact`), so that no method can forget it.
@@ -161,7 +161,7 @@ def _patience(call: Call) -> float:
 
 def _reason(call: Call) -> str:
     sent = call.metadata.get(REASON, "")
-    if call.door != "http":
+    if call.transport != "http":
         return sent
     try:
         # HTTP's headers are read as Latin-1; what people type into them is UTF-8.

@@ -81,7 +81,7 @@ def exported_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
 
 
-def test_json_is_what_the_json_door_answers(service: RunningService) -> None:
+def test_json_is_what_the_json_endpoint_answers(service: RunningService) -> None:
     created = create(service, name=NAME, conversation_id="chat-1", **SECRET)
     (lead,) = exported_json(service.leadkeep("export", "--format", "json"))
     assert lead["id"] == created

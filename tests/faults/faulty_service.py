@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from service.http.door import UvicornServer
+from service.http.endpoint import UvicornServer
 from service.rpc.readiness import Readiness
 from service.storage.access_writer import AccessWriter
 from service.storage.drain import Drain

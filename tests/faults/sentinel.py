@@ -138,7 +138,7 @@ def create(on: Trial) -> None:
 
 
 def fail(on: Trial) -> None:
-    """Refused at both doors: as a duplicate, as invalid, for its scope, for the database."""
+    """Refused at both endpoints: as a duplicate, as invalid, for its scope, for the database."""
     with on.admin() as admin, httpx.Client(base_url=on.here.http_url) as http:
         headers = {"authorization": f"Bearer {on.here.token('chatbot')}"}
         for lead in (

@@ -158,7 +158,9 @@ def test_a_duplicate_of_a_delayed_lead_is_refused_and_kept(
     assert kept == (1,)
 
 
-def test_the_json_door_answers_202_when_delayed(service: RunningService, channel: grpc.Channel, outage: None) -> None:
+def test_the_json_endpoint_answers_202_when_delayed(
+    service: RunningService, channel: grpc.Channel, outage: None
+) -> None:
     lead = {field.name: value for field, value in somebody().ListFields()}
     answer = httpx.post(
         f"{service.http_url}/api/leads/",

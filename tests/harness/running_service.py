@@ -76,7 +76,7 @@ class RunningService:
         return self
 
     def wait_until_ready(self) -> None:
-        """Wait for the line that names the doors."""
+        """Wait for the line that names the endpoints."""
         assert self.process is not None
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
@@ -122,7 +122,7 @@ class RunningService:
         return [("authorization", f"Bearer {self.token(role, **token)}")]  # type: ignore[arg-type]
 
     def channel(self) -> grpc.Channel:
-        """A new channel to the gRPC door."""
+        """A new channel to the gRPC endpoint."""
         return grpc.insecure_channel(self.grpc_address)
 
     def stub(self, channel: grpc.Channel) -> lead_service_pb2_grpc.LeadServiceStub:
@@ -131,7 +131,7 @@ class RunningService:
 
     @property
     def http_url(self) -> str:
-        """The base of the JSON door."""
+        """The base of the JSON endpoint."""
         return f"{self.http_scheme}://{self.http_address}"
 
     def metric(self, sample: str) -> float:

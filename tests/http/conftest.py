@@ -1,4 +1,4 @@
-"""A real door on a real socket, with the real chain, in front of a servicer that answers what the test tells it."""
+"""A real endpoint on a real socket, with the real chain, in front of a servicer that answers what the test tells it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from service.access import ROLES, Caller
 from service.errors import TokenExpiredError, TokenInvalidError
-from service.http.door import HttpDoor
+from service.http.endpoint import HttpEndpoint
 from service.rpc.call import SERVICE, Call, Handler, Work, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
@@ -105,20 +105,20 @@ def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Han
 
 
 @pytest_asyncio.fixture
-async def door(
+async def endpoint(
     methods: Mapping[str, Handler], readiness: FixedReadiness, registry: CollectorRegistry
-) -> AsyncIterator[HttpDoor]:
-    door = HttpDoor(methods, host="127.0.0.1", port=0, tls=None, readiness=readiness, registry=registry)
-    await door.start()
-    yield door
-    await door.stop(1)
+) -> AsyncIterator[HttpEndpoint]:
+    endpoint = HttpEndpoint(methods, host="127.0.0.1", port=0, tls=None, readiness=readiness, registry=registry)
+    await endpoint.start()
+    yield endpoint
+    await endpoint.stop(1)
 
 
 @pytest_asyncio.fixture
-async def client(door: HttpDoor) -> AsyncIterator[httpx.AsyncClient]:
+async def client(endpoint: HttpEndpoint) -> AsyncIterator[httpx.AsyncClient]:
     """An admin, who sees everything."""
     headers = {"authorization": "Bearer admin"}
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", headers=headers, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{endpoint.port}", headers=headers, timeout=20) as client:
         yield client
 
 

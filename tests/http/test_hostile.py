@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from service.http.door import HttpDoor
+from service.http.endpoint import HttpEndpoint
 from tests.http.conftest import STORY, Servicer
 
 CANARY = "+8801712345678"
@@ -100,9 +100,9 @@ async def test_ten_megabytes_are_refused_and_not_kept(client: httpx.AsyncClient,
     assert servicer.calls == []
 
 
-async def test_an_announced_ten_megabytes_are_refused_before_they_come(door: HttpDoor) -> None:
+async def test_an_announced_ten_megabytes_are_refused_before_they_come(endpoint: HttpEndpoint) -> None:
     head = b"POST /api/leads/ HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\nexpect: 100-continue\r\n\r\n"
-    answer = await _exchange(door, head)
+    answer = await _exchange(endpoint, head)
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
@@ -133,10 +133,10 @@ async def test_a_long_head_is_refused(client: httpx.AsyncClient) -> None:
     ids=["TLS", "no version", "length", "header", "chunk", "pipelined", "chunk after too much"],
 )  # fmt: skip
 async def test_what_is_no_http_is_refused_and_not_logged(
-    door: HttpDoor, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], sent: bytes
+    endpoint: HttpEndpoint, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], sent: bytes
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    answer = await _exchange(door, sent)
+    answer = await _exchange(endpoint, sent)
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 404 ", b"HTTP/1.1 413 "))
     assert b"application/problem+json" in answer
     assert CANARY.encode() not in answer
@@ -144,9 +144,11 @@ async def test_what_is_no_http_is_refused_and_not_logged(
     assert "unexpected error" not in capsys.readouterr().out
 
 
-async def test_what_is_no_http_after_the_answer_is_not_logged(door: HttpDoor, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_no_http_after_the_answer_is_not_logged(
+    endpoint: HttpEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
-    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
     writer.write(CHUNKED + b"50000\r\n" + b"x" * 0x50000 + b"\r\n")
     assert b" 413 " in await reader.readline()
     writer.write(CANARY.encode() + b"\r\n")
@@ -157,18 +159,20 @@ async def test_what_is_no_http_after_the_answer_is_not_logged(door: HttpDoor, ca
     assert CANARY not in caplog.text
 
 
-async def test_a_request_that_never_arrives_is_given_up(door: HttpDoor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.http.door.ARRIVAL_PATIENCE", 0.05)
+async def test_a_request_that_never_arrives_is_given_up(
+    endpoint: HttpEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.http.endpoint.ARRIVAL_PATIENCE", 0.05)
     for sent in (b"", b"GET /healthz HTT", CHUNKED, CHUNKED + b"1\r\n{\r\n"):
-        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
         writer.write(sent)
         async with asyncio.timeout(5):
             assert await reader.read() == b""
         writer.close()
 
 
-async def _exchange(door: HttpDoor, sent: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+async def _exchange(endpoint: HttpEndpoint, sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
     writer.write(sent)
     answer = bytearray()
     try:

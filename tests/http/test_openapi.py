@@ -25,7 +25,7 @@ def test_the_document_is_valid_openapi() -> None:
     validate(document())
 
 
-def test_every_path_of_the_door_is_in_the_document() -> None:
+def test_every_path_of_the_endpoint_is_in_the_document() -> None:
     described = {
         (method.upper(), path)
         for path, methods in document()["paths"].items()

@@ -1,4 +1,4 @@
-"""Each unmasked answer is on record before it leaves, and what cannot be recorded does not leave. At every door."""
+"""Each unmasked answer is on record before it leaves, and what cannot be recorded does not leave. At every endpoint."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_recorded_does_not_leave(
 @pytest.mark.parametrize(
     "path", ["/api/leads/{lead_id}", "/api/leads?conversation_id={talk}", "/api/conversations/{talk}/lead"]
 )
-def test_the_json_door_lets_nothing_out_either(
+def test_the_json_endpoint_lets_nothing_out_either(
     path: str, service: RunningService, owner: str, person: pb.Lead, lead_id: str
 ) -> None:
     url = service.http_url + path.format(lead_id=lead_id, talk=person.conversation_id)
@@ -238,7 +238,7 @@ class TestListAccesses:
             accesses(admin, **wrong)
         assert refusal.violations.keys() == wrong.keys()
 
-    def test_the_json_door_answers_the_same(self, service: RunningService, admin: Client, read: str) -> None:
+    def test_the_json_endpoint_answers_the_same(self, service: RunningService, admin: Client, read: str) -> None:
         url = f"{service.http_url}/api/accesses?subject=ann&page_size=2&lead_id={read}"
         found = httpx.get(url, headers={"authorization": f"Bearer {service.token()}"}).json()
         expected = [str(entry.number) for entry in accesses(admin, subject="ann", page_size=2)]

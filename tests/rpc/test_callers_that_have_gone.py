@@ -26,7 +26,9 @@ async def test_work_that_fails_after_its_callers_deadline_is_logged_without_its_
         raise RuntimeError("+8801712345678")
 
     work = Work()
-    call = Call(rpc="CreateLead", door="grpc", peer="", metadata={}, deadline=time.monotonic() + 0.2, id="this-call")
+    call = Call(
+        rpc="CreateLead", transport="grpc", peer="", metadata={}, deadline=time.monotonic() + 0.2, id="this-call"
+    )
     with capture_logs() as lines:
         with pytest.raises(DeadlineTooShortError):
             await deadline(work)(call, pb.CreateLeadRequest(), fails_late)
@@ -45,7 +47,9 @@ async def test_work_that_fails_in_the_moment_in_which_its_caller_goes_is_heard_o
         raise RuntimeError("+8801712345678")
 
     work = Work()
-    call = Call(rpc="CreateLead", door="grpc", peer="", metadata={}, deadline=time.monotonic() + 60, id="this-call")
+    call = Call(
+        rpc="CreateLead", transport="grpc", peer="", metadata={}, deadline=time.monotonic() + 60, id="this-call"
+    )
     with capture_logs() as lines:
         caller = asyncio.create_task(deadline(work)(call, pb.CreateLeadRequest(), fails))
         await begun.wait()

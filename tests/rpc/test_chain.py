@@ -209,7 +209,9 @@ def test_hanging_up_does_not_cancel_the_work(service: RunningService, stub: Stub
     assert eventually(lambda: stored(database, request_id), within=20)
 
 
-def test_hanging_up_at_the_json_door_does_not_cancel_the_work(service: RunningService, database: TestDatabase) -> None:
+def test_hanging_up_at_the_json_endpoint_does_not_cancel_the_work(
+    service: RunningService, database: TestDatabase
+) -> None:
     request_id = str(uuid4())
     lead = somebody(name=faults.SLOW)
     body = json.dumps({sent.name: value for sent, value in lead.ListFields()})
@@ -278,7 +280,7 @@ def test_access_log_names_the_reason_of_a_failure(service: RunningService, stub:
     assert (line["code"], line["reason"], line["subject"]) == ("NOT_FOUND", "LEAD_NOT_FOUND", "agent")
 
 
-def test_calls_at_both_doors_are_metrics(service: RunningService, stub: Stub) -> None:
+def test_calls_at_both_endpoints_are_metrics(service: RunningService, stub: Stub) -> None:
     create(service, stub)
     httpx.get(f"{service.http_url}/api/leads")
     metrics = httpx.get(f"{service.http_url}/metrics").text
@@ -308,7 +310,7 @@ async def anybody(_token: str) -> Caller:
 
 def a_call(**fields: object) -> Call:
     metadata = {"authorization": "Bearer anybody"}
-    known = {"rpc": "GetLead", "door": "grpc", "peer": "", "metadata": metadata, "deadline": time.monotonic() + 5}
+    known = {"rpc": "GetLead", "transport": "grpc", "peer": "", "metadata": metadata, "deadline": time.monotonic() + 5}
     return Call(**(known | fields))  # type: ignore[arg-type]
 
 

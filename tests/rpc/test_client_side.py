@@ -29,7 +29,7 @@ def channel() -> Iterator[grpc_testing.Channel]:
 
 
 def refuse(channel: grpc_testing.Channel, error: LeadkeepError) -> None:
-    """Answer the waiting call as the gRPC door does."""
+    """Answer the waiting call as the gRPC endpoint does."""
     _, _, call = channel.take_unary_unary(SERVICE.methods_by_name["CreateLead"])
     status = status_of(error)
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)

@@ -387,7 +387,7 @@ def test_an_erasure_waits_for_who_holds_the_lead_and_then_succeeds(
     assert named_in(rows, lead_id) == set()
 
 
-class TestJsonDoor:
+class TestJsonEndpoint:
     @pytest.mark.parametrize("how", ["body", "query"])
     def test_delete_erases_for_the_reason_given(
         self, how: str, admin: Client, service: RunningService, rows: psycopg.Connection

@@ -1,4 +1,4 @@
-"""Every error of the contract, provoked at both doors of a running service."""
+"""Every error of the contract, provoked at both endpoints of a running service."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.harness.running_service import RunningService
 
 @dataclass
 class Attempt:
-    """A call that must fail, as each door takes it."""
+    """A call that must fail, as each endpoint takes it."""
 
     rpc: str
     request: Message
     http: tuple[str, str] | None
-    """Method and path; None for a call that the JSON door does not have."""
+    """Method and path; None for a call that the JSON endpoint does not have."""
     body: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     role: str = "admin"
@@ -45,7 +45,7 @@ class Attempt:
 
 
 class World:
-    """A running service, its database, and a client of each door."""
+    """A running service, its database, and a client of each endpoint."""
 
     def __init__(self, service: RunningService, database: TestDatabase) -> None:
         self.service, self.admin_url = service, database.admin_url
@@ -95,7 +95,7 @@ class World:
 
 
 def create(lead: pb.Lead, **more: Any) -> Attempt:
-    """CreateLead at both doors."""
+    """CreateLead at both endpoints."""
     sent = {name.name: value for name, value in lead.ListFields()}
     request_id = more.pop("request_id", "")
     headers = {"idempotency-key": request_id} if request_id else {}
@@ -104,12 +104,12 @@ def create(lead: pb.Lead, **more: Any) -> Attempt:
 
 
 def get(lead_id: str, **more: Any) -> Attempt:
-    """GetLead at both doors."""
+    """GetLead at both endpoints."""
     return Attempt("GetLead", pb.GetLeadRequest(id=lead_id), ("GET", f"/api/leads/{lead_id}"), **more)
 
 
 def move(lead_id: str, status: pb.LeadStatus, version: int = 0, **more: Any) -> Attempt:
-    """UpdateStatus at both doors."""
+    """UpdateStatus at both endpoints."""
     return Attempt(
         "UpdateStatus",
         pb.UpdateStatusRequest(id=lead_id, status=status, expected_version=version),
@@ -120,7 +120,7 @@ def move(lead_id: str, status: pb.LeadStatus, version: int = 0, **more: Any) -> 
 
 
 def resolve(conflict_id: str, resolution: pb.ConflictResolution) -> Attempt:
-    """ResolveConflict, which only the gRPC door has."""
+    """ResolveConflict, which only the gRPC endpoint has."""
     return Attempt("ResolveConflict", pb.ResolveConflictRequest(id=conflict_id, resolution=resolution), None)
 
 
@@ -331,8 +331,8 @@ NOT_IN_TABLE: dict[Reason, str] = {}
 """Reasons that no call can answer in this release, each with why."""
 
 GRPC_ONLY = {
-    "CONFLICT_NOT_FOUND": "ResolveConflict has no path at the JSON door",
-    "CONFLICT_RESOLVED": "ResolveConflict has no path at the JSON door",
+    "CONFLICT_NOT_FOUND": "ResolveConflict has no path at the JSON endpoint",
+    "CONFLICT_RESOLVED": "ResolveConflict has no path at the JSON endpoint",
 }
 
 VALUES = {
@@ -409,7 +409,7 @@ def test_grpc_answers_status_and_reason(reason: Reason, request: pytest.FixtureR
 
 
 @pytest.mark.parametrize("reason", [reason for reason in TABLE if reason not in GRPC_ONLY])
-def test_json_door_answers_the_same_as_a_problem(reason: Reason, request: pytest.FixtureRequest) -> None:
+def test_json_endpoint_answers_the_same_as_a_problem(reason: Reason, request: pytest.FixtureRequest) -> None:
     row = TABLE[reason]
     world: World = request.getfixturevalue(row.world)
     with row.provoke(world) as attempt:

@@ -1,8 +1,8 @@
 """No value of a customer's field gets out: not to callers who may not see it, not into a log, metric or process title.
 
-One lead with unmistakable values is sent through every kind of failure, the database driver's included, at both doors.
-Everything that was answered, logged and measured meanwhile is searched for these values: in clear, as the service
-normalises them, percent-encoded, in hex, and in base64 at each of its three offsets.
+One lead with unmistakable values is sent through every kind of failure, the database driver's included, at both
+endpoints. Everything that was answered, logged and measured meanwhile is searched for these values: in clear, as the
+service normalises them, percent-encoded, in hex, and in base64 at each of its three offsets.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Caller:
         self._world.told[f"{what} (HTTP)"] = f"{answer.headers} {answer.text}"
 
     def both_fail(self, what: str, lead: pb.Lead, *, reason: str, status: int, seconds: float = 10) -> None:
-        """A submission at both doors."""
+        """A submission at both endpoints."""
         self.fails(what, "CreateLead", pb.CreateLeadRequest(lead=lead), reason=reason, seconds=seconds)
         body = json.dumps(as_json(lead)).encode()
         self.http_fails(what, status=status, body=body, headers={"request-timeout": str(seconds)})

@@ -1,4 +1,4 @@
-"""Tokens that must not pass, sent to both doors of a running service whose issuer publishes its keys at a URL.
+"""Tokens that must not pass, sent to both endpoints of a running service whose issuer publishes its keys at a URL.
 
 Rule by rule of OWASP ASVS v5, chapter V9; docs/security.md lists them.
 """
@@ -159,7 +159,7 @@ UNAUTHENTICATED = (grpc.StatusCode.UNAUTHENTICATED, 401)
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_it_is_refused_with_its_reason_at_both_doors(
+def test_it_is_refused_with_its_reason_at_both_endpoints(
     case: str, service: RunningService, stub: lead_service_pb2_grpc.LeadServiceStub
 ) -> None:
     make, reason = REFUSED[case]

@@ -42,7 +42,7 @@ class KilledService:
 
     @property
     def address(self) -> str:
-        """Of the gRPC door."""
+        """Of the gRPC endpoint."""
         return self.running.grpc_address
 
     @property

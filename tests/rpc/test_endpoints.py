@@ -1,4 +1,4 @@
-"""The doors as a load balancer, an operator and a stranger meet them: health, reflection, TLS, start, stop."""
+"""The endpoints as a load balancer, an operator and a stranger meet them: health, reflection, TLS, start, stop."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def health_of(channel: grpc.Channel, service: str = "") -> int:
 
 
 def a_server(tls: TlsFiles | None = None, *, address: str = "127.0.0.1:0") -> GrpcServer:
-    """The gRPC door alone, in the test's loop."""
+    """The gRPC endpoint alone, in the test's loop."""
 
     async def nothing(*_: object) -> pb.GetLeadResponse:
         return pb.GetLeadResponse()
@@ -210,7 +210,7 @@ async def test_tls_asks_for_no_client_certificate_unless_told(authority: Authori
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def test_client_with_a_certificate_is_served_at_both_doors(
+def test_client_with_a_certificate_is_served_at_both_endpoints(
     mutual_service: RunningService, authority: Authority
 ) -> None:
     client = authority.issue("client")
@@ -220,7 +220,7 @@ def test_client_with_a_certificate_is_served_at_both_doors(
     assert answer.status_code == 200
 
 
-def test_client_without_a_certificate_is_refused_at_both_doors(
+def test_client_without_a_certificate_is_refused_at_both_endpoints(
     mutual_service: RunningService, authority: Authority
 ) -> None:
     with secure_channel(mutual_service, authority, None) as channel:
@@ -229,7 +229,7 @@ def test_client_without_a_certificate_is_refused_at_both_doors(
         httpx.get(f"{mutual_service.http_url}/readyz", verify=tls_context(authority, None))
 
 
-def test_client_with_a_strangers_certificate_is_refused_at_both_doors(
+def test_client_with_a_strangers_certificate_is_refused_at_both_endpoints(
     mutual_service: RunningService, authority: Authority, tmp_path: Path
 ) -> None:
     stranger = Authority(tmp_path, "stranger").issue("client")

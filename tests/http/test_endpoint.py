@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.errors import StartRefusedError
-from service.http.door import HttpDoor
+from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
 from service.storage.condition import ReadinessReason
 from tests.http.conftest import STORY, FixedReadiness, Servicer
@@ -31,37 +31,37 @@ async def test_readiness_says_why_not(client: httpx.AsyncClient, readiness: Fixe
     assert (await client.get("/healthz")).status_code == 200
 
 
-async def test_metrics_count_the_doors_calls(client: httpx.AsyncClient) -> None:
+async def test_metrics_count_the_endpoints_calls(client: httpx.AsyncClient) -> None:
     await client.get("/api/leads")
     response = await client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
     assert 'leadkeep_calls_total{code="OK",door="http",rpc="ListLeads"} 1.0' in response.text
 
 
-async def test_a_port_in_use_stops_the_start(door: HttpDoor, methods: Mapping[str, Handler]) -> None:
+async def test_a_port_in_use_stops_the_start(endpoint: HttpEndpoint, methods: Mapping[str, Handler]) -> None:
     with pytest.raises(StartRefusedError, match="LEADKEEP_HTTP_ADDRESS"):
-        _door(methods, port=door.port)
+        _endpoint(methods, port=endpoint.port)
 
 
-async def test_a_door_holds_its_port_before_it_starts(methods: Mapping[str, Handler]) -> None:
-    first = _door(methods)
+async def test_an_endpoint_holds_its_port_before_it_starts(methods: Mapping[str, Handler]) -> None:
+    first = _endpoint(methods)
     with pytest.raises(StartRefusedError):
-        _door(methods, port=first.port)
+        _endpoint(methods, port=first.port)
     await first.stop(0)
-    second = _door(methods, port=first.port)
+    second = _endpoint(methods, port=first.port)
     await second.stop(0)
 
 
 async def test_an_address_of_another_machine_stops_the_start(methods: Mapping[str, Handler]) -> None:
     with pytest.raises(StartRefusedError, match=r"192\.0\.2\.1"):
-        _door(methods, host="192.0.2.1")
+        _endpoint(methods, host="192.0.2.1")
 
 
-async def test_signals_stay_with_the_process(door: HttpDoor) -> None:
+async def test_signals_stay_with_the_process(endpoint: HttpEndpoint) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-async def test_a_caller_that_hangs_up_does_not_stop_the_work(door: HttpDoor, servicer: Servicer) -> None:
+async def test_a_caller_that_hangs_up_does_not_stop_the_work(endpoint: HttpEndpoint, servicer: Servicer) -> None:
     begun, finished = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -70,7 +70,7 @@ async def test_a_caller_that_hangs_up_does_not_stop_the_work(door: HttpDoor, ser
         finished.set()
 
     servicer.before = work
-    _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
     body = json.dumps(STORY).encode()
     head = f"POST /api/leads/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\ncontent-length: {len(body)}\r\n"
     writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
@@ -88,15 +88,15 @@ async def test_stopping_waits_for_what_runs(methods: Mapping[str, Handler], serv
         await asyncio.sleep(0.3)
 
     servicer.before = work
-    door = _door(methods)
-    await door.start()
+    endpoint = _endpoint(methods)
+    await endpoint.start()
     async with httpx.AsyncClient(headers={"authorization": "Bearer admin"}) as client:
-        running = asyncio.create_task(client.get(f"http://127.0.0.1:{door.port}/api/leads"))
+        running = asyncio.create_task(client.get(f"http://127.0.0.1:{endpoint.port}/api/leads"))
         await begun.wait()
-        await door.stop(5)
+        await endpoint.stop(5)
         assert (await running).status_code == 200
         with pytest.raises(httpx.ConnectError):
-            await client.get(f"http://127.0.0.1:{door.port}/healthz")
+            await client.get(f"http://127.0.0.1:{endpoint.port}/healthz")
 
 
 async def test_what_outlasts_the_grace_is_answered_as_unknown_and_goes_on(
@@ -111,12 +111,12 @@ async def test_what_outlasts_the_grace_is_answered_as_unknown_and_goes_on(
 
     servicer.before = work
     caplog.set_level(logging.DEBUG)
-    door = _door(methods)
-    await door.start()
+    endpoint = _endpoint(methods)
+    await endpoint.start()
     async with httpx.AsyncClient(headers={"authorization": "Bearer admin"}) as client:
-        running = asyncio.create_task(client.get(f"http://127.0.0.1:{door.port}/api/leads"))
+        running = asyncio.create_task(client.get(f"http://127.0.0.1:{endpoint.port}/api/leads"))
         await begun.wait()
-        await door.stop(0)
+        await endpoint.stop(0)
         assert (await running).json()["reason"] == "DEADLINE_TOO_SHORT"
     assert not finished.is_set()
     async with asyncio.timeout(5):
@@ -124,18 +124,18 @@ async def test_what_outlasts_the_grace_is_answered_as_unknown_and_goes_on(
     assert "Traceback" not in caplog.text
 
 
-async def test_an_unforeseen_error_of_the_door_is_an_incident(
+async def test_an_unforeseen_error_of_the_endpoint_is_an_incident(
     methods: Mapping[str, Handler], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def broken(_call: object, _request: object) -> object:
         raise RuntimeError("+8801712345678")
 
     caplog.set_level(logging.DEBUG)
-    door = _door({**methods, "ListLeads": broken})  # type: ignore[dict-item] # that is what is broken
-    await door.start()
+    endpoint = _endpoint({**methods, "ListLeads": broken})  # type: ignore[dict-item] # that is what is broken
+    await endpoint.start()
     async with httpx.AsyncClient() as client:
-        response = await client.get(f"http://127.0.0.1:{door.port}/api/leads")
-    await door.stop(1)
+        response = await client.get(f"http://127.0.0.1:{endpoint.port}/api/leads")
+    await endpoint.stop(1)
     assert (response.status_code, response.json()["reason"]) == (500, "INTERNAL")
     printed = capsys.readouterr()
     logged = printed.out + printed.err + caplog.text
@@ -150,15 +150,17 @@ async def test_uvicorn_prints_no_exception(
         raise RuntimeError("+8801712345678")
 
     # Nothing is known that gets past the guard: so it is taken away.
-    monkeypatch.setattr("service.http.door._Guard.__call__", broken)
+    monkeypatch.setattr("service.http.endpoint._Guard.__call__", broken)
     caplog.set_level(logging.DEBUG)
-    door = _door(methods)
-    await door.start()
+    endpoint = _endpoint(methods)
+    await endpoint.start()
     async with httpx.AsyncClient() as client:
-        assert (await client.get(f"http://127.0.0.1:{door.port}/healthz")).status_code == 500
-    await door.stop(1)
+        assert (await client.get(f"http://127.0.0.1:{endpoint.port}/healthz")).status_code == 500
+    await endpoint.stop(1)
     assert "8801712345678" not in caplog.text
 
 
-def _door(methods: Mapping[str, Handler], *, host: str = "127.0.0.1", port: int = 0) -> HttpDoor:
-    return HttpDoor(methods, host=host, port=port, tls=None, readiness=FixedReadiness(), registry=CollectorRegistry())
+def _endpoint(methods: Mapping[str, Handler], *, host: str = "127.0.0.1", port: int = 0) -> HttpEndpoint:
+    return HttpEndpoint(
+        methods, host=host, port=port, tls=None, readiness=FixedReadiness(), registry=CollectorRegistry()
+    )

@@ -30,7 +30,7 @@ from service.errors import DeadlineTooShortError, LeadkeepError, StartRefusedErr
 from service.http.json_codec import encoded
 from service.http.openapi import document
 from service.http.problems import MEDIA_TYPE, SAFE_HEADERS, HttpProblemError, failure_response
-from service.http.routes import OPERATIONS, Endpoint, Resource, endpoint_of, json_response
+from service.http.routes import OPERATIONS, HttpHandler, Resource, http_handler_of, json_response
 from service.rpc.call import Call, Handler
 from service.rpc.interceptors import errors
 from service.rpc.readiness import Readiness
@@ -57,7 +57,7 @@ KEEP_ALIVE = 30
 """Seconds for which a quiet connection stays open: chatbots keep a pool of them."""
 
 
-class HttpDoor:
+class HttpEndpoint:
     """The HTTP endpoint of the chain's methods. Bound from the start, it answers after `start()`."""
 
     def __init__(
@@ -189,7 +189,7 @@ class _Guard:
             response = HttpProblemError(431, f"the head is longer than {LARGEST_HEAD} bytes").response()
             await response(scope, receive, send)
             return
-        call = Call(rpc="(outside of a call)", door="http", peer="", metadata={}, deadline=math.inf)
+        call = Call(rpc="(outside of a call)", transport="http", peer="", metadata={}, deadline=math.inf)
         try:
             # The chain's own interceptor: an incident is logged and answered in one way only.
             await self._errors(call, Empty(), serve)
@@ -206,11 +206,11 @@ def _head_size(scope: Scope) -> int:
 
 
 def _paths(methods: Mapping[str, Handler], readiness: Readiness, registry: CollectorRegistry) -> Router:
-    paths: dict[str, dict[str, Endpoint]] = {}
+    paths: dict[str, dict[str, HttpHandler]] = {}
     for operation in OPERATIONS:
         # The story's path ends with a slash. No path means something else with or without one.
         for path in (operation.path, f"{operation.path}/"):
-            paths.setdefault(path, {})[operation.method] = endpoint_of(operation, methods[operation.rpc])
+            paths.setdefault(path, {})[operation.method] = http_handler_of(operation, methods[operation.rpc])
     described = encoded(document())
 
     async def alive(_request: Request) -> Response:
@@ -227,8 +227,8 @@ def _paths(methods: Mapping[str, Handler], readiness: Readiness, registry: Colle
         return json_response(described)
 
     open_to_all = {"/healthz": alive, "/readyz": ready, "/metrics": metrics, "/openapi.json": openapi}
-    for path, endpoint in open_to_all.items():
-        paths[path] = {"GET": endpoint}
+    for path, answer in open_to_all.items():
+        paths[path] = {"GET": answer}
     return Router(
         [Route(path, Resource(by_method)) for path, by_method in paths.items()],
         redirect_slashes=False,
