@@ -72,7 +72,7 @@ async def _serve(
     tls = None
     if settings.tls_cert is not None and settings.tls_key is not None:
         tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    _handle_signals(stop.set, [reload.set, tls.look_now] if tls else [reload.set])
+    _handle_signals(stop.set, [reload.set, tls.reload_now] if tls else [reload.set])
 
     registry, work = CollectorRegistry(), Work()
     metrics = Metrics(registry)
@@ -160,7 +160,7 @@ async def _serve(
                     Component(name="readiness", run=readiness.run),
                 ]
             )
-            await readiness.look()
+            await readiness.check()
             # What was loaded by now stays: looking at it again and again takes a tenth of a busy service's time.
             gc.collect()
             gc.freeze()

@@ -1,4 +1,4 @@
-"""What the customer is told once a lead is saved or kept for later: thanks, what happens next, a reference.
+"""Confirmation for the customer of a saved or delayed lead: thanks, the next steps, a reference.
 
 Story AC-013.7.
 
@@ -39,7 +39,7 @@ _LANGUAGE_RANGE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What the customer is told, ready to be shown as plain text."""
+    """Confirmation for a customer, ready to be shown as plain text."""
 
     text: str
     next_steps: tuple[str, ...]
@@ -96,7 +96,7 @@ class _Table(BaseModel):
 class _NextStep(_Table):
     text: Annotated[str, _template(may=_KNOWN)]
     with_contact_time: Annotated[str, _template(must=_CONTACT_TIME, may=_KNOWN | _CONTACT_TIME)] | None = None
-    """Takes the place of `text` when the customer said when to call."""
+    """Replaces `text` when the customer gave a contact time."""
 
 
 class _Message(_Table):
@@ -110,7 +110,7 @@ class _Texts(_Table):
     saved: _Message
     delayed: _Message | None = None
     """For a lead that waits in the spool. A file without it leaves that to the shipped texts of its locale, and where
-    there are none, to the shipped English: a delay is told in a foreign language rather than not at all."""
+    there are none, to the shipped English: a delay is reported in a foreign language rather than not at all."""
 
 
 class ConfirmationService:

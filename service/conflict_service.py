@@ -1,4 +1,4 @@
-"""What an operator may do about acknowledged submissions that met a lead: see both sides, and decide."""
+"""The use cases of conflicts, acknowledged submissions that match a lead: list them with their leads, resolve them."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class ConflictService:
     async def resolve_conflict(
         self, caller: Caller, conflict_id: UUID, resolution: ConflictResolution, *, lead_id: UUID | None, reason: str
     ) -> Lead | None:
-        """Decide; the lead that the submission's id stands for from now on, None when it was dropped.
+        """Resolve a conflict; returns the lead that the submission's id leads to from now on, None when it was dropped.
 
-        `lead_id` names one of the leads that were met; None: the only one. Where every lead that it matched was erased,
+        `lead_id` names one of the matched leads; None: the only one. Where every lead that it matched was erased,
         KEEP_FIRST drops it and TAKE_NEW is refused. Raises LeadValidationError, ConflictNotFoundError,
         ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
         """
@@ -97,11 +97,11 @@ class ConflictService:
             if resolution is ConflictResolution.KEEP_FIRST:
                 return KeepFirst(target)
             submitted = self._sealer.open(conflict.as_lead(conflict.accepted_at))
-            # What the customer left out this time is no wish to have it removed.
-            told = {name: value for name in CORRECTABLE_FIELDS if (value := getattr(submitted, name)) is not None}
+            # A field that the customer left out this time is kept.
+            values = {name: value for name in CORRECTABLE_FIELDS if (value := getattr(submitted, name)) is not None}
 
             def correction(current: SealedLead) -> Correction:
-                return self._sealer.correction(current.id, told)
+                return self._sealer.correction(current.id, values)
 
             return TakeNew(target, correction)
 
@@ -132,10 +132,10 @@ def _without_lead(conflict: SealedConflict, resolution: ConflictResolution, lead
 
 
 def _target(conflict: SealedConflict, lead_id: UUID | None) -> UUID:
-    met = conflict.lead_ids
-    if lead_id is None and len(met) == 1:
-        return met[0]
-    if lead_id is None or lead_id not in met:
-        choice = ", ".join(str(each) for each in met)
+    matched = conflict.lead_ids
+    if lead_id is None and len(matched) == 1:
+        return matched[0]
+    if lead_id is None or lead_id not in matched:
+        choice = ", ".join(str(each) for each in matched)
         raise LeadValidationError([Violation("lead_id", f"must be one of the leads that were met: {choice}")])
     return lead_id

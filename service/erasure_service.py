@@ -1,4 +1,4 @@
-"""What happens when a person is to be forgotten.
+"""The use case of erasing a person.
 
 Promise: once an erasure was answered, the database holds a tombstone in place of everything that it had of the lead, no
 copy that still waits in a spool, of this replica or of another one, becomes a lead, and this process has forgotten it
@@ -40,7 +40,7 @@ class ErasureService:
         self._reseal = reseal
 
     async def erase_lead(self, caller: Caller, lead_id: UUID, *, reason: str = "") -> tuple[UUID, ...]:
-        """Forget the person that an id stands for; the conflicts of others that were kept. The same again succeeds.
+        """Erase the person of a lead; returns the conflicts of others that were kept. A repeat succeeds.
 
         Raises LeadValidationError, LeadNotFoundError, StorageUnavailableError.
         """

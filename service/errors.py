@@ -1,4 +1,4 @@
-"""What can go wrong, in the domain's words.
+"""The errors of the domain.
 
 Every error's text is fixed or built from names, never from a field's value: it may be shown to any caller and
 written to any log. `reason` is the stable word for programs (google.rpc.ErrorInfo); `rpc/status.py` gives each
@@ -54,7 +54,7 @@ class LeadkeepError(Exception):
 
 
 class RetryableError(LeadkeepError):
-    """The same call may succeed later; `retry_after` says when to try, in seconds."""
+    """The same call may succeed later; `retry_after` is the wait before it, in seconds."""
 
     retry_after: float
 
@@ -89,11 +89,11 @@ class DuplicateLeadError(LeadkeepError):
     """
 
     def __init__(self, *, phone_lead_id: UUID | None, nid_lead_id: UUID | None, visible: frozenset[UUID]) -> None:
-        """`visible` holds the ids of those met leads that the caller may read; other ids stay untold."""
-        met = {"phone": phone_lead_id, "nid": nid_lead_id}
-        fields = [name for name, lead_id in met.items() if lead_id is not None]
+        """`visible` holds the ids of the matched leads that the caller may read; other ids are left out."""
+        matched = {"phone": phone_lead_id, "nid": nid_lead_id}
+        fields = [name for name, lead_id in matched.items() if lead_id is not None]
         metadata = {"fields": ",".join(fields)}
-        for name, lead_id in met.items():
+        for name, lead_id in matched.items():
             if lead_id is not None and lead_id in visible:
                 metadata.setdefault("lead_id", str(lead_id))
                 metadata[f"{name}_lead_id"] = str(lead_id)
@@ -123,7 +123,7 @@ class ConversationNotFoundError(LeadkeepError):
 
 
 class LeadInConflictError(LeadkeepError):
-    """The id was acknowledged while the database was away, and the submission met a lead when it came in."""
+    """The id was acknowledged while the database was away, and the submission matched a lead when it was drained."""
 
     reason = "LEAD_IN_CONFLICT"
 
@@ -212,7 +212,7 @@ class PageTokenInvalidError(LeadkeepError):
 
 
 class ReasonRequiredError(LeadkeepError):
-    """Values are shown unmasked only to those who say why, and this caller did not."""
+    """Values are shown unmasked only with a reason, and this caller gave none."""
 
     reason = "REASON_REQUIRED"
     text = "say why: metadata or header 'leadkeep-reason', or --reason of a command"

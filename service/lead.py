@@ -1,4 +1,4 @@
-"""What a lead is and which states it has.
+"""A lead, its fields and its states.
 
 The field names are the story's JSON names; the contract, the stored model and this module agree on them, and a
 parity test holds the three together. Nothing here knows how a lead is stored, sealed or sent.
@@ -24,14 +24,14 @@ class LeadStatus(StrEnum):
 
 
 class ConflictResolution(StrEnum):
-    """What a person decided about a submission that met a lead when it came out of the spool."""
+    """Decision of a person about a submission that matched a lead when it was drained from the spool."""
 
     KEEP_FIRST = "keep_first"
-    """The lead that was met stays as it is; the submission's id leads to it."""
+    """The matched lead stays as it is; the submission's id leads to it."""
     TAKE_NEW = "take_new"
-    """The lead that was met takes the submission's values; the submission's id leads to it."""
+    """The matched lead takes the submission's values; the submission's id leads to it."""
     OWN_LEAD = "own_lead"
-    """The submission becomes a lead of its own, beside the one it met."""
+    """The submission becomes a lead of its own, besides the matched one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,7 @@ class SealedLead(StoredFields):
 class BlindIndexes:
     """The blind indexes of one lead: the first pair of columns, the second one, and the plan that they follow.
 
-    None where the plan leaves a pair empty. An index is found by its value, in whatever pair it stands: two keys never
+    None where the plan leaves a pair empty. An index is found by its value, in either pair: two keys never
     make the same one.
     """
 
@@ -235,14 +235,14 @@ class SealedSubmission(StoredFields):
     created_by: str
     request_id: str | None
     content_digest: bytes = field(repr=False)
-    """Keyed digest of the normalised content, to tell a repeat of a request from its request_id used again."""
+    """Keyed digest of the normalised content: distinguishes a repeat of a request from a reuse of its request_id."""
     indexes: BlindIndexes = field(repr=False)
     earlier_digests: tuple[bytes, ...] = field(default=(), repr=False)
     """The content's digests with other index keys, one of which an earlier submission may have been kept with."""
     accepted_at: datetime | None = None
     """When it was acknowledged, if that was before the database had it; None: it is not acknowledged yet."""
     refused: bool = False
-    """Whether its caller was told that it is a duplicate of another submission in the spool."""
+    """Whether its caller got the answer that it duplicates another submission in the spool."""
 
     def has_content(self, digest: bytes) -> bool:
         """Whether a kept digest is of the same content."""
@@ -265,7 +265,7 @@ class SealedSubmission(StoredFields):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedConflict(SealedSubmission):
-    """A submission that waits for a decision or has had one, and which leads it met. Its indexes are not kept."""
+    """A conflict: a submission, the leads that it matched, and the decision, if any. Its indexes are not kept."""
 
     accepted_at: datetime
     phone_lead_id: UUID | None
@@ -282,19 +282,19 @@ class SealedConflict(SealedSubmission):
     @property
     def met_fields(self) -> tuple[str, ...]:
         """Which of phone, nid and request_id match a lead; `erased`: one that matched was erased since."""
-        met = {
+        matched = {
             "phone": self.phone_lead_id,
             "nid": self.nid_lead_id,
             "request_id": self.request_lead_id,
             "erased": self.erased_lead_id,
         }
-        return tuple(name for name, lead_id in met.items() if lead_id is not None)
+        return tuple(name for name, lead_id in matched.items() if lead_id is not None)
 
     @property
     def lead_ids(self) -> tuple[UUID, ...]:
-        """The leads that it met, each once."""
-        met = (self.phone_lead_id, self.nid_lead_id, self.request_lead_id)
-        return tuple(dict.fromkeys(lead_id for lead_id in met if lead_id is not None))
+        """The leads that it matched, each once."""
+        matched = (self.phone_lead_id, self.nid_lead_id, self.request_lead_id)
+        return tuple(dict.fromkeys(lead_id for lead_id in matched if lead_id is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +317,7 @@ class StatusChange(LeadChange):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentChange(LeadChange):
-    """One row of a lead's assignment history; None stands for nobody."""
+    """One row of a lead's assignment history; None means nobody."""
 
     from_assignee: str | None
     to_assignee: str | None
@@ -325,7 +325,7 @@ class AssignmentChange(LeadChange):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedResubmission(StoredFields):
-    """A refused duplicate as it is stored. Its tokens are bound to `submission_id`, not to the lead that it met."""
+    """A refused duplicate as it is stored. Its tokens are bound to `submission_id`, not to the lead that it matched."""
 
     submission_id: UUID
     submitted_at: datetime
@@ -335,7 +335,7 @@ class SealedResubmission(StoredFields):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resubmission(CustomerFields):
-    """A refused duplicate, opened. `verified`: phone and nid both met the lead that it is kept with."""
+    """A refused duplicate, opened. `verified`: phone and nid both match the lead that it is kept with."""
 
     transcript_uri: str | None
     submitted_at: datetime

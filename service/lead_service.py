@@ -1,7 +1,7 @@
-"""What happens when a lead is created, read, found, moved, corrected and assigned.
+"""The use cases of leads: create, read, list, change the status, correct and assign.
 
 Every method takes the caller and answers only what that caller may see; a lead that the caller may not read does not
-exist for it. Whether sensitive fields are shown unmasked is not decided here but once, at the endpoint.
+exist for it. Whether sensitive fields are shown unmasked is decided once, in the interceptor rpc/unmasking.py.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class CreatedLead:
-    """An acknowledged lead and what to tell its customer."""
+    """An acknowledged lead and the confirmation for its customer."""
 
     lead: Lead
     confirmation: Confirmation
     delayed: bool
-    """Whether it lies in the spool and reaches the database later."""
+    """Whether it waits in the spool and reaches the database later."""
 
 
 class LeadService:
@@ -207,7 +207,7 @@ class LeadService:
     async def update_status(
         self, caller: Caller, lead_id: UUID, to_status: LeadStatus, *, reason: str = "", expected_version: int = 0
     ) -> Lead:
-        """Move a lead on. Raises LeadNotFoundError, VersionMismatchError, StatusTransitionError."""
+        """Change a lead's status. Raises LeadNotFoundError, VersionMismatchError, StatusTransitionError."""
         why = self._validation.reason(reason)
 
         def decide(current: SealedLead) -> StatusStep | None:
@@ -223,7 +223,7 @@ class LeadService:
     async def assign_lead(
         self, caller: Caller, lead_id: UUID, assignee: str, *, reason: str = "", expected_version: int = 0
     ) -> Lead:
-        """Give a lead to somebody, or to nobody. Raises LeadNotFoundError, VersionMismatchError."""
+        """Assign a lead to somebody, or to nobody. Raises LeadNotFoundError, VersionMismatchError."""
         to_assignee, why = self._validation.assignee(assignee), self._validation.reason(reason)
 
         def decide(current: SealedLead) -> AssignmentStep | None:

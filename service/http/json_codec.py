@@ -1,4 +1,4 @@
-"""Between JSON, query strings and the contract's messages, led by the messages' descriptors.
+"""Conversion between JSON, query strings and the contract's messages, by the messages' descriptors.
 
 protobuf's own JSON reader stops at the first fault and quotes the value in its text. This one collects all faults of a
 request and never repeats a value; a name is repeated only when it looks like the name of a field.
@@ -26,14 +26,14 @@ MOST_PARAMETERS = 100
 """Parameters in a query string; the longest list of filters that makes sense has 20."""
 
 _FIELD_NAME = re.compile("[A-Za-z_]{1,40}")
-"""What is repeated when it names no field. Without digits: a NID that stands in a name's place must not come back."""
+"""What is repeated when it names no field. Without digits: a NID in the place of a name must not be repeated."""
 
 _INTEGER = re.compile("-?[0-9]{1,19}")
 _BITS = {FieldDescriptor.TYPE_INT32: 32, FieldDescriptor.TYPE_INT64: 64}
 
 
 class _RefusedError(Exception):
-    """A value cannot be read; the text says what is wanted and holds nothing of the value."""
+    """A value cannot be read; the text names what is wanted and holds nothing of the value."""
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def fill(
     """Set the fields of a message that are given; null counts as not given.
 
     Names are the contract's or their lowerCamelCase, as in protobuf's JSON. `names` may be given, `ignored` are passed
-    over whatever they hold, and every other name is a fault. `path` stands before a field's name in a violation;
+    over whatever they hold, and every other name is a fault. `path` precedes a field's name in a violation;
     `whole` is what holds the fields, for faults that belong to no field. Raises LeadValidationError with all faults.
     """
     violations: list[Violation] = []
@@ -148,7 +148,7 @@ def _field_called(message: Message, key: str) -> FieldDescriptor | None:
 
 
 def _unknown_fields(unknown: Collection[str], path: str, whole: str) -> list[Violation]:
-    # A value sent in the place of a name must not come back either.
+    # A value sent in the place of a name must not be repeated either.
     named = sorted(key for key in unknown if _FIELD_NAME.fullmatch(key))[:UNKNOWN_NAMED]
     violations = [Violation(path + key, "is not a field of this request") for key in named]
     if len(named) < len(unknown):

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem details, and the headers that go with them.
 
-A failed call says what its gRPC status says. What is wrong with the HTTP request itself (no such path, body too long)
-has no reason of the contract and the type `about:blank`.
+A failed call has the reason, text and details of its gRPC status. A fault of the HTTP request itself (no such path,
+body too long) has no reason of the contract and the type `about:blank`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.rpc.status import CODES
 MEDIA_TYPE = "application/problem+json"
 
 PROBLEM_TYPE = "urn:leadkeep:problem:"
-"""Stands before the reason in `type`."""
+"""Precedes the reason in `type`."""
 
 HTTP_STATUS: dict[int, int] = {
     code_pb2.CANCELLED: 499,
@@ -96,7 +96,7 @@ def failure_response(error: LeadkeepError, headers: Mapping[str, str]) -> Respon
 def _headers_of(error: LeadkeepError) -> dict[str, str]:
     headers = {}
     if isinstance(error, RetryableError):
-        # The header takes whole seconds; sooner than the service says would be in vain.
+        # The header takes whole seconds; a sooner retry would fail.
         headers["retry-after"] = str(math.ceil(error.retry_after))
     if error.reason == "TOKEN_MISSING":
         # RFC 6750: no error code for a request without any token.

@@ -46,10 +46,10 @@ class Operation:
     body: tuple[str, ...] = ()
     """The request's fields that are members of the body. CreateLead's body is its lead."""
     query: tuple[str, ...] = ()
-    """The request's fields that are query parameters. Those of the path stand in the path."""
+    """The request's fields that are query parameters. Those of the path are in the path."""
 
     def status_and_headers(self, response: Message) -> tuple[int, dict[str, str]]:
-        """How HTTP says what the response says."""
+        """The status code and headers that express the response in HTTP."""
         if not isinstance(response, pb.CreateLeadResponse):
             return 200, {}
         delayed = response.state == pb.SAVE_STATE_DELAYED
@@ -116,7 +116,7 @@ class Resource:
         except HttpProblemError as problem:
             response = problem.response()
         except ClientDisconnect:
-            # Gone before the body was there: nothing was begun, and nobody hears an answer.
+            # Gone before the body was there: nothing was begun, and nobody receives an answer.
             return
         await response(scope, receive, send)
 
@@ -175,7 +175,7 @@ def _require_json(content_type: str) -> None:
 
 
 def _timeout(request: Request) -> tuple[float | None, LeadkeepError | None]:
-    """How many seconds the caller waits, and what is wrong with how it said so."""
+    """How many seconds the caller waits, and the fault of a header that cannot be read."""
     sent = request.headers.get("request-timeout")
     if sent is None:
         return None, None

@@ -48,7 +48,7 @@ class Call:
     """Names the call in the log and in the trailing metadata `x-request-id`."""
     caller: Caller | None = None
     shown_lead_id: str = ""
-    """The lead that an answer is about, where its messages do not say so; the request may have named an alias of it."""
+    """Id of the lead in an answer whose messages do not name it; the request may have named an alias of it."""
     hidden: Collection[str] = ()
     """Sensitive fields that the answer's mask hides whole: they need not be opened."""
     retries: int = 0

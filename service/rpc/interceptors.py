@@ -38,8 +38,8 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """What a caller's own `x-request-id` may look like to be taken over into the log."""
 
 STORAGE_MARGIN = 0.05
-"""Seconds before the service's own deadline at which storage retries end, so that the caller hears UNAVAILABLE, which
-says what is wrong, and not DEADLINE_EXCEEDED."""
+"""Seconds before the service's own deadline at which storage retries end, so that the caller gets UNAVAILABLE, which
+names the cause, and not DEADLINE_EXCEEDED."""
 
 OPERATORS_CONCERN: frozenset[Reason] = frozenset({"STORAGE_UNAVAILABLE", "KEYS_UNAVAILABLE", "FIELD_UNREADABLE"})
 """Failures that no caller can mend: they are logged as errors."""
@@ -68,11 +68,11 @@ def standard_chain(
         deadline(work),
         # Inside of deadline, so that work which was left running still counts.
         concurrency(max_concurrent_calls),
-        # Before anything looks at the request.
+        # Before anything reads the request.
         authentication(verify),
         # Around the servicer and nothing else: no unmasked message gets past it before it is recorded.
         unmasking,
-        # Innermost: hears of the retries that storage calls make, the servicer's and the record's.
+        # Innermost: counts the retries of storage calls, the servicer's and the record's.
         retry_log(metrics),
     )
 

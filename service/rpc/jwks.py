@@ -30,7 +30,7 @@ from jwt import PyJWK, PyJWTError
 from service.errors import KeysUnavailableError, StartRefusedError, TokenInvalidError
 from service.rpc.tokens import KEY_ALGORITHMS, PublicKey
 
-FILE_LOOK_SECONDS = 2.0
+FILE_CHECK_SECONDS = 2.0
 """A changed file is noticed this soon; to read it for each call would be a waste."""
 
 REFRESH_SECONDS = 600.0
@@ -54,12 +54,12 @@ _log = structlog.get_logger("leadkeep.tokens")
 
 
 class JwksError(Exception):
-    """The document is not a key set that could verify a token; the text says why, without its content."""
+    """The document is not a key set that could verify a token; the text gives the reason without its content."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """The usable keys of a key set; `ignored` says which others it holds and why they are not used."""
+    """The usable keys of a key set; `ignored` names the others, each with the reason."""
 
     keys: tuple[PublicKey, ...]
     ignored: tuple[str, ...] = ()
@@ -172,7 +172,7 @@ class JwksFile:
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
-        self._look_at = clock() + FILE_LOOK_SECONDS
+        self._check_at = clock() + FILE_CHECK_SECONDS
         self._keys = _LastGoodKeys(str(path), "key_set_unreadable")
         try:
             self._keys.load(self._read)
@@ -182,8 +182,8 @@ class JwksFile:
     async def key(self, kid: str | None) -> PublicKey:
         """See KeySource."""
         now = self._clock()
-        if now >= self._look_at:
-            self._look_at = now + FILE_LOOK_SECONDS
+        if now >= self._check_at:
+            self._check_at = now + FILE_CHECK_SECONDS
             await asyncio.to_thread(self._keys.refresh, self._read)
         return self._keys.key(kid)
 

@@ -107,7 +107,7 @@ class LocalSigningKey:
             "exp": int(now + ttl.total_seconds()),
             "scope": " ".join(sorted(scopes)),
         }
-        # RFC 9068, 2.1: `at+jwt` says that this is an access token.
+        # RFC 9068, 2.1: `at+jwt` marks an access token.
         headers = {"typ": "at+jwt", "kid": self._jwk["kid"]}
         return jwt.encode(claims, self._private_key, algorithm="EdDSA", headers=headers)
 

@@ -41,7 +41,7 @@ def mask_nid(nid: str) -> str:
 def mask_email(email: str) -> str:
     """First letter and domain: `j•••@example.com`. A local part of one letter would be shown whole: masked whole."""
     local, _, domain = email.rpartition("@")
-    return MASK if len(local) < 2 else f"{local[0]}{MASK}@{domain}"  # said above
+    return MASK if len(local) < 2 else f"{local[0]}{MASK}@{domain}"
 
 
 MASKS: dict[str, Callable[[str], str]] = {"phone": mask_phone, "nid": mask_nid, "email": mask_email}
@@ -69,9 +69,9 @@ def mask_message(message: Message) -> None:
 
 
 def asked_by_value(request: Message) -> tuple[str, ...]:
-    """The sensitive fields that a request looks for: an answer says something about their values, masked or not.
+    """The sensitive fields that a request filters by: even a masked answer reveals something about their values.
 
-    What a lead inside the request holds is not looked for but written.
+    The values of a lead inside the request are written, not searched.
     """
     return tuple(name for name in _plan(request.DESCRIPTOR).masked if getattr(request, name))
 

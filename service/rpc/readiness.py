@@ -1,4 +1,4 @@
-"""Whether the service can be used now, watched all the time and told to every endpoint."""
+"""Readiness of the service: checked every second and published to every endpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHECK_SECONDS = 1.0
 class Readiness:
     """Ready while leads can be made durable anywhere and nobody has asked the service to stop.
 
-    `probe` asks the database, `assess` says what its answer means.
+    `probe` asks the database; `assess` turns its answer into a condition.
     """
 
     def __init__(
@@ -38,18 +38,18 @@ class Readiness:
         self.reasons: tuple[ReadinessReason, ...] = (ReadinessReason.STARTING,)
 
     async def run(self) -> None:
-        """Look every second."""
+        """Check every second."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            await self.look()
+            await self.check()
 
     async def stop(self) -> None:
         """Be not ready for good."""
         self._stopping = True
         await self._set(Condition(False, {ReadinessReason.STOPPING: "the service was told to stop"}))
 
-    async def look(self) -> None:
-        """Ask the database, and say what its answer means."""
+    async def check(self) -> None:
+        """Ask the database and publish the condition that follows from its answer."""
         # A frozen server never answers, and waiting on its connection cannot be bounded from within: the question is
         # left where it is, and not asked again before it ends.
         if self._asking is None or self._asking.done():
@@ -60,7 +60,7 @@ class Readiness:
         try:
             condition = self._assess(self._asking.done() and self._asking.result())
         except Exception:
-            # What was so before may be so no longer.
+            # The last condition may have changed meanwhile.
             await self._set(Condition(self.ready, tasks_fail(["readiness"])))
             raise
         await self._set(condition)
@@ -70,7 +70,7 @@ class Readiness:
         degraded = condition.usable and bool(reasons)
         changed = (condition.usable, reasons) != (self.ready, self.reasons)
         if condition.usable != self.ready:
-            # First: when it fails, the next look finds that nothing was published yet.
+            # First: when it fails, the next check finds that nothing was published yet.
             await self._listener(condition.usable)
         self.ready, self.degraded, self.reasons = condition.usable, degraded, reasons
         if changed:

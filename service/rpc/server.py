@@ -26,10 +26,10 @@ from service.rpc.status import status_of
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_REQUEST = 256 * 1024
-"""Bytes. The longest valid lead is about 25 kB; what is refused for its texts should still hear which text it was."""
+"""Bytes. The longest valid lead is about 25 kB; the answer to a longer one should still name the refused text."""
 
 LARGEST_RESPONSE = 4 * 1024 * 1024
-"""Bytes: what clients accept unless they are told otherwise; a page of the longest valid leads is half of it."""
+"""Bytes: the default limit of clients; a page of the longest valid leads is half of it."""
 
 LARGEST_METADATA = 16 * 1024
 """Bytes. A token is at most 8 kB."""
@@ -58,7 +58,7 @@ that was accepted just before may be about to use that one, and gRPC would crash
 
 
 class GrpcServer:
-    """The gRPC endpoint. Health says SERVING only after `set_serving(True)`."""
+    """The gRPC endpoint. Health is SERVING only after `set_serving(True)`."""
 
     def __init__(self, methods: Mapping[str, Handler], *, address: str, tls: TlsFiles | None) -> None:
         """Raises StartRefusedError when the address is in use or is not of this machine."""
@@ -81,12 +81,12 @@ class GrpcServer:
             ) from None
 
     async def start(self) -> None:
-        """Begin to answer; health says NOT_SERVING."""
+        """Begin to answer; health is NOT_SERVING."""
         await self.set_serving(False)
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
-        """What health says, for the whole server and for LeadService."""
+        """Set the health of the whole server and of LeadService."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", SERVICE.full_name):
             await self._health.set(name, status)
@@ -147,7 +147,7 @@ def _decoded(request_class: type[Message], raw: bytes) -> tuple[Message, Leadkee
 
 
 def _probe(address: str) -> None:
-    """Raise OSError when the address is in use, also at one of several that a host name stands for, or cannot be bound.
+    """Raise OSError when the address is in use, also at one of several addresses of a host name, or cannot be bound.
 
     grpc prints a line of its own about it, and it starts at `localhost` when another program has the port at 127.0.0.1,
     which most clients would then reach.
@@ -178,13 +178,13 @@ class _Health(health.aio.HealthServicer):
         self._over = asyncio.Event()
 
     def release_watchers(self) -> None:
-        """End every stream, its last word being NOT_SERVING."""
+        """End every stream with NOT_SERVING."""
         self._over.set()
 
     async def Watch(  # noqa: N802 # the contract's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        """Tell every change until the watcher hangs up or the service stops."""
+        """Send every change until the watcher hangs up or the service stops."""
         watching = asyncio.create_task(super().Watch(request, context))
         over = asyncio.create_task(self._over.wait())
         try:

@@ -56,7 +56,7 @@ class LeadServicer:
         return pb.GetLeadResponse(lead=wire.lead_message(lead))
 
     async def UpdateStatus(self, call: Call, request: pb.UpdateStatusRequest) -> pb.UpdateStatusResponse:  # noqa: N802
-        """Move a lead on."""
+        """Change the status of a lead."""
         lead = await self._leads.update_status(
             _caller(call),
             wire.lead_id_of(request.id, "id"),
@@ -122,13 +122,13 @@ class LeadServicer:
     async def ListResubmissions(  # noqa: N802
         self, call: Call, request: pb.ListResubmissionsRequest
     ) -> pb.ListResubmissionsResponse:
-        """Show what was refused as a duplicate of a lead."""
+        """Show the refused duplicates of a lead."""
         lead_id, kept = await self._leads.resubmissions(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
         call.shown_lead_id = str(lead_id)
         return pb.ListResubmissionsResponse(resubmissions=wire.resubmission_messages(kept))
 
     async def AssignLead(self, call: Call, request: pb.AssignLeadRequest) -> pb.AssignLeadResponse:  # noqa: N802
-        """Give a lead to somebody."""
+        """Assign a lead."""
         lead = await self._leads.assign_lead(
             _caller(call),
             wire.lead_id_of(request.id, "id"),
@@ -139,7 +139,7 @@ class LeadServicer:
         return pb.AssignLeadResponse(lead=wire.lead_message(lead))
 
     async def EraseLead(self, call: Call, request: pb.EraseLeadRequest) -> pb.EraseLeadResponse:  # noqa: N802
-        """Forget a person."""
+        """Erase the person of a lead."""
         kept = await self._erasures.erase_lead(_caller(call), wire.lead_id_of(request.id, "id"), reason=request.reason)
         return pb.EraseLeadResponse(kept_ids=[str(each) for each in kept])
 
@@ -153,7 +153,7 @@ class LeadServicer:
     async def ResolveConflict(  # noqa: N802
         self, call: Call, request: pb.ResolveConflictRequest
     ) -> pb.ResolveConflictResponse:
-        """Decide what becomes of a submission that met a lead."""
+        """Resolve the conflict of a submission with a lead."""
         lead = await self._conflicts.resolve_conflict(
             _caller(call),
             wire.lead_id_of(request.id, "id"),

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from service.errors import StartRefusedError
 
 CHECK_SECONDS = 1.0
-"""Seconds between two looks at the files. What changed is taken when the next look finds the same, so that no
+"""Seconds between two checks of the files. A change is taken when the next check finds the same content, so that no
 half-written file is taken; new files are in use after two seconds."""
 
 NOT_TAKEN = "the TLS files changed and cannot be used; the certificate before stays in use"
@@ -63,7 +63,7 @@ class TlsFiles:
         self.alarm: str | None = None
         """Why the files on disk are not in use; None while they are. Holds no path."""
 
-    def look_now(self) -> None:
+    def reload_now(self) -> None:
         """Read the files at once and take them as they are: the operator says that they are complete."""
         self._asked.set()
 

@@ -1,7 +1,7 @@
 """The token check: a bearer token becomes a Caller, or the call ends here.
 
 Follows RFC 7515 and 7519 (JWS, JWT), RFC 8725 (JWT best practice), RFC 9068 (access tokens) and OWASP ASVS v5,
-chapter 9 (self-contained tokens). What an error says is fixed text: no part of a token is shown or logged.
+chapter 9 (self-contained tokens). The text of an error is fixed: no part of a token is shown or logged.
 A token cannot be withdrawn: it is good until `exp`, or until its key leaves the key set and a minute has passed.
 """
 
@@ -94,7 +94,7 @@ class _Verified:
 
 
 class TokenVerifier:
-    """Tells who is calling, from tokens of one issuer for one audience, signed by a key of `keys`.
+    """Verifies tokens of one issuer for one audience, signed by a key of `keys`.
 
     Verified tokens are remembered by their SHA-256 digest, the `remembered` most recently used, for a minute at
     most and never past `exp`. `clock` gives the seconds since 1970.
@@ -122,7 +122,7 @@ class TokenVerifier:
         """The caller that the token names.
 
         Raises TokenExpiredError for a token that was good once, TokenInvalidError for any other that does not
-        pass, and KeysUnavailableError when the issuer's keys were never reachable (then nobody can tell).
+        pass, and KeysUnavailableError when the issuer's keys were never reachable (then no token can be verified).
         """
         if len(token) > MAX_TOKEN_BYTES or not token.isascii():
             raise TokenInvalidError
@@ -153,7 +153,7 @@ class TokenVerifier:
                     "require": ["exp", "iss", "aud", "sub"],
                     "verify_exp": False,
                     "verify_nbf": False,
-                    # RFC 7519 gives `iat` no such meaning: `nbf` is the claim that says "not yet".
+                    # RFC 7519 gives `iat` no such meaning: `nbf` is the claim for "not yet".
                     "verify_iat": False,
                 },
             )
@@ -174,13 +174,13 @@ class TokenVerifier:
 def _key_id(token: str) -> str | None:
     """The `kid` of a token whose header is acceptable.
 
-    Nothing in the header can bring its own key: `jwk`, `jku`, `x5c` and `x5u` are not looked at (RFC 8725, 3.10).
+    Nothing in the header can bring its own key: `jwk`, `jku`, `x5c` and `x5u` are not read (RFC 8725, 3.10).
     """
     try:
         header = jwt.get_unverified_header(token)
     except (jwt.PyJWTError, ValueError):
         raise TokenInvalidError from None
-    # Looked at before the key is: a token that cannot pass must not make the issuer's keys be fetched.
+    # Checked before the key: a token that cannot pass must not make the issuer's keys be fetched.
     algorithm, kind = header.get("alg"), header.get("typ", "JWT")
     if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
         raise TokenInvalidError

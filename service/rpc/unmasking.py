@@ -1,4 +1,4 @@
-"""Who may see values unmasked, and the record of it: decided here for every method of the contract and every endpoint.
+"""The mask: which answers are shown unmasked, and the access record of them, for every method and every endpoint.
 
 Promise: no value of a sensitive field leaves unmasked before its access is committed. Which fields those are is read
 from the contract (`debug_redact`), so that no method can forget it.
@@ -33,7 +33,7 @@ from service.storage.access_chain import Access
 from service.storage.retry import LONGEST_RETRY
 
 REASON = "leadkeep-reason"
-"""The metadata, and header, with which callers say why they look at values."""
+"""The metadata, and header, with which callers give the reason for reading values."""
 
 PATIENCE_AFTER_CHANGE = 1.0
 """Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.
@@ -138,7 +138,7 @@ def _accesses(
     )
     if not asked:
         return accesses if shows else []
-    # Who looks for a value learns whether somebody has it: of a masked lead, or of none at all.
+    # A caller who filters by a value learns whether somebody has it, also from a masked answer or an empty one.
     found = [(access.lead_id, tuple(access.fields) if shows else ()) for access in accesses] or [(None, ())]
     return [
         Access(

@@ -1,4 +1,4 @@
-"""Between the contract's messages and the domain's words. No decision is taken here but what a message means."""
+"""Conversion between the contract's messages and the domain's types, without any other decision."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def lead_id_of(text: str, path: str) -> UUID:
 
 
 def customer_fields(lead: pb.Lead) -> dict[str, str]:
-    """What a submission tells, without the fields that are empty."""
+    """The customer fields of a submission, without those that are empty."""
     return {name: value for name in CUSTOMER_FIELDS if (value := getattr(lead, name))}
 
 
@@ -63,7 +63,7 @@ def corrected_fields(request: pb.UpdateLeadRequest) -> dict[str, str]:
 
 
 def status_of(number: int, path: str) -> LeadStatus:
-    """A status to set or to look for. Raises LeadValidationError."""
+    """A status to set or to filter by. Raises LeadValidationError."""
     if number not in _STATUS_FROM_WIRE:
         raise _invalid(path, f"must be one of: {', '.join(pb.LeadStatus.keys()[1:])}")
     return _STATUS_FROM_WIRE[number]
@@ -113,7 +113,7 @@ def _submission_message(submission: Lead | Resubmission) -> pb.Lead:
 
 
 def confirmation_message(confirmation: Confirmation) -> pb.Confirmation:
-    """What to tell the customer."""
+    """The confirmation for the customer."""
     return pb.Confirmation(
         text=confirmation.text,
         next_steps=confirmation.next_steps,

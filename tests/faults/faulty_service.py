@@ -75,7 +75,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "spool": lambda: setattr(Spool, "put", failing(Spool.put)),
     "drain": lambda: setattr(Drain, "step", failing(Drain.step)),
     "HTTP endpoint": lambda: setattr(UvicornServer, "on_tick", failing(UvicornServer.on_tick)),
-    "readiness": lambda: setattr(Readiness, "look", failing(Readiness.look)),
+    "readiness": lambda: setattr(Readiness, "check", failing(Readiness.check)),
 }
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.errors import StartRefusedError, TokenInvalidError
-from service.rpc.jwks import FILE_LOOK_SECONDS, JwksFile
+from service.rpc.jwks import FILE_CHECK_SECONDS, JwksFile
 from service.rpc.tokens import REMEMBERED_SECONDS, TokenVerifier
 from tests.rpc.signing import AUDIENCE, EC_JWK, ED_JWK, ISSUER, Clock, document, refused, signed
 
@@ -42,7 +42,7 @@ async def test_file_gives_its_keys(path: Path) -> None:
 async def test_changed_file_is_read_again(path: Path, clock: Clock) -> None:
     source = JwksFile(path, clock=clock)
     replace(path, document(EC_JWK))
-    clock.now += FILE_LOOK_SECONDS
+    clock.now += FILE_CHECK_SECONDS
     assert (await source.key("ec")).kid == "ec"
     with pytest.raises(TokenInvalidError):
         await source.key("ed")
@@ -50,10 +50,10 @@ async def test_changed_file_is_read_again(path: Path, clock: Clock) -> None:
 
 async def test_file_is_not_looked_at_for_each_call(path: Path, clock: Clock) -> None:
     source = JwksFile(path, clock=clock)
-    clock.now += FILE_LOOK_SECONDS
+    clock.now += FILE_CHECK_SECONDS
     await source.key("ed")
     replace(path, document(EC_JWK))
-    clock.now += FILE_LOOK_SECONDS - 0.1
+    clock.now += FILE_CHECK_SECONDS - 0.1
     assert (await source.key("ed")).kid == "ed"
 
 
@@ -65,7 +65,7 @@ async def test_broken_file_keeps_the_old_keys_and_is_reported_once(
     replace(path, content)
     with capture_logs() as logs:
         for _ in range(5):
-            clock.now += FILE_LOOK_SECONDS
+            clock.now += FILE_CHECK_SECONDS
             assert (await source.key("ed")).kid == "ed"
     assert [entry["event"] for entry in logs] == ["key_set_unreadable"]
 
@@ -74,7 +74,7 @@ async def test_mended_file_is_read(path: Path, clock: Clock) -> None:
     source = JwksFile(path, clock=clock)
     for content, kid in ((b"{", "ed"), (document(EC_JWK), "ec")):
         replace(path, content)
-        clock.now += FILE_LOOK_SECONDS
+        clock.now += FILE_CHECK_SECONDS
         assert (await source.key(kid)).kid == kid
 
 

@@ -218,7 +218,7 @@ async def test_the_operator_who_asks_is_answered_at_once(authority: Authority, s
     async with following(served, check_seconds=NEVER) as files:
         before = files.current
         write(authority.issue("second"), served)
-        files.look_now()
+        files.reload_now()
         await until(lambda: files.current is not before)
 
 
@@ -226,9 +226,9 @@ async def test_the_operator_who_asks_again_reads_the_fault_again(authority: Auth
     with capture_logs() as logs:
         async with following(served, check_seconds=NEVER) as files:
             another_key(served, authority)
-            files.look_now()
+            files.reload_now()
             await until(lambda: files.alarm is not None)
-            files.look_now()
+            files.reload_now()
             await until(lambda: [line["log_level"] for line in logs].count("error") == 2)
 
 
