@@ -29,8 +29,9 @@ Answer = TypeVar("Answer")
 LONGEST_WINDOW = 0.02
 """Seconds that a batch waits for more items, at most."""
 
-WINDOW_EACH = 0.0005
-"""Seconds for each recent arrival, while there are few: a call takes about this long to come this far under load."""
+WINDOW_EACH = 0.002
+"""Seconds for each recent arrival, while there are few: a call takes up to this long to come this far under load. With
+a quarter of it a busy machine wrote and read almost each lead alone (docs/performance.md)."""
 
 
 @dataclass(slots=True, eq=False)
