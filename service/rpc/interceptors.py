@@ -171,11 +171,17 @@ def deadline(work: Work) -> Interceptor:
         if remaining <= 0:
             raise DeadlineTooShortError
         task = work.begin(proceed(call, request))
+        # In place of asyncio.wait, which takes 8 µs more of each call (docs/performance.md).
+        over = asyncio.get_running_loop().create_future()
+        task.add_done_callback(partial(_end_wait, over))
+        timer = over.get_loop().call_later(remaining, _end_wait, over)
         try:
-            await asyncio.wait({task}, timeout=remaining)
+            await over
         except asyncio.CancelledError:
             task.add_done_callback(partial(_log_late_failure, call))
             raise
+        finally:
+            timer.cancel()
         if not task.done():
             task.add_done_callback(partial(_log_late_failure, call))
             raise DeadlineTooShortError
@@ -185,6 +191,11 @@ def deadline(work: Work) -> Interceptor:
         return task.result()
 
     return intercept
+
+
+def _end_wait(over: asyncio.Future[None], _task: object = None) -> None:
+    if not over.done():
+        over.set_result(None)
 
 
 def _log_late_failure(call: Call, task: asyncio.Task[Message]) -> None:
