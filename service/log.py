@@ -13,11 +13,22 @@ from datetime import UTC, datetime
 
 import structlog
 import structlog.typing
+from pydantic_core import PydanticSerializationError, to_json
+
+
+def _as_json(event: structlog.typing.EventDict, **_: object) -> str:
+    """By pydantic-core: every call writes a line, and the standard library takes 4 µs more (docs/performance.md)."""
+    try:
+        return to_json(event, fallback=repr).decode()
+    except PydanticSerializationError:
+        # The name of a file need not be UTF-8.
+        return json.dumps(event, default=repr)
+
 
 _PROCESSORS: tuple[structlog.typing.Processor, ...] = (
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.JSONRenderer(ensure_ascii=False, separators=(",", ":")),
+    structlog.processors.JSONRenderer(serializer=_as_json),
 )
 
 

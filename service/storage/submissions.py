@@ -16,13 +16,13 @@ A refused duplicate is kept sealed with the leads that it matches: the newest fe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+from pydantic_core import to_json
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -237,7 +237,7 @@ async def _insert_new(submissions: Sequence[SealedSubmission], connection: Async
     # By phone, so that rival batches wait for each other in one direction; of two that match the earlier one is first,
     # and what was refused already makes way.
     ordered = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
-    entries = json.dumps([_entry(entry) for entry in ordered])
+    entries = to_json([_entry(entry) for entry in ordered]).decode()
     created_at = dict(await _INSERT.rows(connection, {"entries": entries}))
     return {
         entry.id: Created(entry.as_lead(created_at[entry.id]), is_new=True)
@@ -378,7 +378,7 @@ async def _keep(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]], conn
             rows.setdefault((lead.id, same), row | {"lead_id": str(lead.id)})
     if rows:
         await _LOCK_MATCHED.rows(connection, {"ids": list({lead_id for lead_id, _ in rows})})
-        await _KEEP.rows(connection, {"refused": json.dumps(list(rows.values()))})
+        await _KEEP.rows(connection, {"refused": to_json(list(rows.values())).decode()})
 
 
 def _entry(entry: SealedSubmission) -> dict[str, Any]:
