@@ -205,9 +205,19 @@ class LeadService:
         return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for sealed in page], token
 
     async def update_status(
-        self, caller: Caller, lead_id: UUID, to_status: LeadStatus, *, reason: str = "", expected_version: int = 0
+        self,
+        caller: Caller,
+        lead_id: UUID,
+        to_status: LeadStatus,
+        *,
+        reason: str = "",
+        expected_version: int = 0,
+        hidden: Collection[str] = (),
     ) -> Lead:
-        """Change a lead's status. Raises LeadNotFoundError, VersionMismatchError, StatusTransitionError."""
+        """Change a lead's status; `hidden` fields are not opened.
+
+        Raises LeadNotFoundError, VersionMismatchError, StatusTransitionError, FieldUnreadableError.
+        """
         why = self._validation.reason(reason)
 
         def decide(current: SealedLead) -> StatusStep | None:
@@ -218,12 +228,23 @@ class LeadService:
                 raise StatusTransitionError(current.status, to_status)
             return StatusStep(to_status=to_status, actor=caller.subject, reason=why)
 
-        return self._sealer.open(await self._repository.change(lead_id, decide, caller.may_read_lead_created_by))
+        moved = await self._repository.change(lead_id, decide, caller.may_read_lead_created_by)
+        return self._sealer.open(moved, hidden=hidden)
 
     async def assign_lead(
-        self, caller: Caller, lead_id: UUID, assignee: str, *, reason: str = "", expected_version: int = 0
+        self,
+        caller: Caller,
+        lead_id: UUID,
+        assignee: str,
+        *,
+        reason: str = "",
+        expected_version: int = 0,
+        hidden: Collection[str] = (),
     ) -> Lead:
-        """Assign a lead to somebody, or to nobody. Raises LeadNotFoundError, VersionMismatchError."""
+        """Assign a lead to somebody, or to nobody; `hidden` fields are not opened.
+
+        Raises LeadNotFoundError, VersionMismatchError, FieldUnreadableError.
+        """
         to_assignee, why = self._validation.assignee(assignee), self._validation.reason(reason)
 
         def decide(current: SealedLead) -> AssignmentStep | None:
@@ -232,7 +253,8 @@ class LeadService:
             _require_version(current, expected_version)
             return AssignmentStep(to_assignee=to_assignee, actor=caller.subject, reason=why)
 
-        return self._sealer.open(await self._repository.change(lead_id, decide, caller.may_read_lead_created_by))
+        assigned = await self._repository.change(lead_id, decide, caller.may_read_lead_created_by)
+        return self._sealer.open(assigned, hidden=hidden)
 
     async def correct_lead(
         self, caller: Caller, lead_id: UUID, fields: Mapping[str, str], *, expected_version: int = 0

@@ -63,6 +63,7 @@ class LeadServicer:
             wire.status_of(request.status, "status"),
             reason=request.reason,
             expected_version=wire.expected_version_of(request.expected_version),
+            hidden=call.hidden,
         )
         return pb.UpdateStatusResponse(lead=wire.lead_message(lead))
 
@@ -135,6 +136,7 @@ class LeadServicer:
             request.assignee,
             reason=request.reason,
             expected_version=wire.expected_version_of(request.expected_version),
+            hidden=call.hidden,
         )
         return pb.AssignLeadResponse(lead=wire.lead_message(lead))
 

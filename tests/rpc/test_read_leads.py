@@ -233,14 +233,15 @@ class TestMovedTokens:
         assert leads[damaged].phone
         assert all(not lead.unreadable_fields for lead in leads.values() if lead.id != damaged)
 
-    def test_a_masked_read_does_not_open_what_the_mask_hides_whole(
+    def test_a_masked_answer_does_not_open_what_the_mask_hides_whole(
         self, agent: Client, moved_between_leads: tuple[str, str]
     ) -> None:
         policy, damaged = moved_between_leads
 
         [listed] = [lead for lead in agent.list_leads(interested_policy=policy).leads if lead.id == damaged]
 
-        for lead in (listed, agent.get(damaged)):
+        moved, assigned = agent.move(damaged, pb.LEAD_STATUS_CONTACTED), agent.assign(damaged, "somebody")
+        for lead in (listed, agent.get(damaged), moved, assigned):
             assert (lead.address, list(lead.unreadable_fields)) == ("•••", [])
             assert lead.phone
 
