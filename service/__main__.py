@@ -18,11 +18,11 @@ def main() -> None:
     # None is used, and to look for one reads the metadata of every installed package.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"
     gc.set_threshold(OBJECTS_A_COLLECTION, *gc.get_threshold()[1:])
-    from service.cli.main import main as run
+    from service.cli.main import app
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        run()
+        app()
     finally:
         # Else the interpreter would visit all that was ever loaded once more before it ends.
         gc.freeze()

@@ -1,4 +1,4 @@
-"""What every command shares: options, JSON output, refusals, interrupts, exit codes."""
+"""What the commands share: options, output as text or JSON, interrupts, exit codes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, NoReturn
 
 import typer
 
-from service.errors import LeadkeepError, LeadValidationError, StartRefusedError
-
-REFUSED = 1
 FAULT_FOUND = 3
 NOT_ALL_IMPORTED = 4
 SOME_UNREADABLE = 5
@@ -32,8 +28,6 @@ LONGEST = timedelta(days=3650)
 """Ten years: a longer duration is a typing error."""
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-P = ParamSpec("P")
 
 
 def duration(text: str | timedelta) -> timedelta:
@@ -67,6 +61,15 @@ def require_order(first: datetime | None, last: datetime | None) -> None:
 def print_json(value: object) -> None:
     """Print a value as JSON."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def report(value: object, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print a value as JSON, or else as lines of text."""
+    if as_json:
+        print_json(value)
+        return
+    for line in lines:
+        typer.echo(line)
 
 
 @contextmanager
@@ -111,27 +114,6 @@ class ProgressLine:
         """Take it away."""
         if self._terminal and self._shown_at:
             typer.echo("\r\033[K", err=True, nl=False)
-
-
-def refusals_are_told(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, which ends with exit code 1 and the reason on standard error when it is refused."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except LeadValidationError as invalid:
-            told = "; ".join(f"{violation.field} {violation.description}" for violation in invalid.violations)
-        except LeadkeepError as error:
-            told = error.text
-        except StartRefusedError as refused:
-            told = str(refused)
-        else:
-            return
-        typer.echo(f"leadkeep: {told}", err=True)
-        raise typer.Exit(REFUSED)
-
-    return run
 
 
 @contextmanager

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 from uuid import UUID
 
 import typer
+from google.protobuf.json_format import MessageToDict
+from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
-from service.cli.command import AsJson, ReasonToLook, print_json, refusals_are_told
+from service.cli.client import connected, pages
+from service.cli.command import AsJson, ReasonToLook, report
 from service.config import load_settings
 
-if TYPE_CHECKING:
-    from leadkeep.v1 import lead_service_pb2 as pb
 
-conflicts_app = typer.Typer(help="Submissions that met a lead when they came out of the spool.", no_args_is_help=True)
-
-
-@conflicts_app.command("list")
-@refusals_are_told
 def list_conflicts(
     every: Annotated[bool, typer.Option("--all", help="Also those that were decided.")] = False,
     unmask: Annotated[bool, typer.Option("--unmask", help="Values in clear, which is recorded.")] = False,
@@ -26,35 +23,29 @@ def list_conflicts(
     as_json: AsJson = False,
 ) -> None:
     """List what waits for a decision, oldest first, with both sides; sensitive values are masked."""
-    settings = load_settings()
-    from google.protobuf.json_format import MessageToDict
-    from leadkeep.v1 import lead_service_pb2 as pb
-
-    from service.cli.client import connected, pages
-
     view = pb.LEAD_VIEW_FULL if unmask else pb.LEAD_VIEW_MASKED
     scopes = (Scope.OPERATE, Scope.UNMASK) if unmask else (Scope.OPERATE,)
-    with connected(settings, *scopes, reason=reason) as call:
+    with connected(load_settings(), *scopes, reason=reason) as call:
         request = pb.ListConflictsRequest(include_resolved=every, view=view)
         conflicts = [each for page in pages(call, "ListConflicts", request) for each in page.conflicts]
-    if as_json:
-        print_json([MessageToDict(conflict, preserving_proto_field_name=True) for conflict in conflicts])
-        return
+    shown = [MessageToDict(conflict, preserving_proto_field_name=True) for conflict in conflicts]
+    lines = list(_lines(conflicts))
+    none = "No conflict waits for a decision." if not every else "There was no conflict yet."
+    report(shown, lines or [none], as_json=as_json)
+
+
+def _lines(conflicts: Sequence[pb.Conflict]) -> Iterator[str]:
     for conflict in conflicts:
         decided = pb.ConflictResolution.Name(conflict.resolution).removeprefix("CONFLICT_RESOLUTION_").lower()
         state = "waits" if not conflict.resolution else f"{decided} by {conflict.resolved_by}"
-        typer.echo(f"{conflict.id}  accepted {conflict.accepted_at.ToJsonString()}  {state}")
-        typer.echo(f"  submitted: {_side(conflict.submission)}")
+        yield f"{conflict.id}  accepted {conflict.accepted_at.ToJsonString()}  {state}"
+        yield f"  submitted: {_side(conflict.submission)}"
         if "erased" in conflict.met_fields:
-            typer.echo("  a lead that it shares something with was erased: keep-first drops it, own-lead keeps it")
+            yield "  a lead that it shares something with was erased: keep-first drops it, own-lead keeps it"
         for lead in conflict.leads:
-            typer.echo(f"  met by {', '.join(conflict.met_fields)}: lead {lead.id}: {_side(lead)}")
-    if not conflicts:
-        typer.echo("No conflict waits for a decision." if not every else "There was no conflict yet.")
+            yield f"  met by {', '.join(conflict.met_fields)}: lead {lead.id}: {_side(lead)}"
 
 
-@conflicts_app.command("resolve")
-@refusals_are_told
 def resolve(
     conflict_id: Annotated[UUID, typer.Argument(metavar="ID", help="The conflict, see: leadkeep conflicts list.")],
     resolution: Annotated[
@@ -66,11 +57,6 @@ def resolve(
     reason: Annotated[str, typer.Option(help="Why; kept with the conflict. No customer data.")] = "",
 ) -> None:
     """Decide: keep the first lead as it is, let it take the new values, or make the submission a lead of its own."""
-    settings = load_settings()
-    from leadkeep.v1 import lead_service_pb2 as pb
-
-    from service.cli.client import connected
-
     request = pb.ResolveConflictRequest(
         id=str(conflict_id),
         resolution=f"CONFLICT_RESOLUTION_{resolution.replace('-', '_').upper()}",
@@ -78,7 +64,7 @@ def resolve(
         reason=reason,
         view=pb.LEAD_VIEW_MASKED,
     )
-    with connected(settings, Scope.OPERATE) as call:
+    with connected(load_settings(), Scope.OPERATE) as call:
         resolved = call("ResolveConflict", request)
     if resolved.HasField("lead"):
         typer.echo(f"Resolved: {conflict_id} leads to the lead {resolved.lead.id} now.")

@@ -1,31 +1,53 @@
-"""`leadkeep erase`: forget a person; and the list of who was forgotten, to be kept beside the backups."""
+"""`leadkeep erase` and `retention`: forget people, and list who was forgotten; the list is kept beside the backups."""
 
 from __future__ import annotations
 
+import asyncio
+import getpass
 import json
+import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
+from leadkeep.v1 import lead_service_pb2 as pb
 
+from service import factories
 from service.access import Scope
-from service.cli.command import AsJson, print_json, printed_rows, refusals_are_told
+from service.cli.client import connected
+from service.cli.command import (
+    AsJson,
+    DryRun,
+    ProgressLine,
+    duration,
+    end_interrupted,
+    printed_rows,
+    report,
+    stop_requested,
+)
+from service.cli.database import with_database
 from service.config import Settings, load_settings
+from service.encryption import EncryptionService
 from service.errors import StartRefusedError
-
-if TYPE_CHECKING:
-    from service.encryption import EncryptionService
-    from service.storage.database import Database
-    from service.storage.erasures import Erasures, Tombstone
+from service.lead import LeadStatus
+from service.sealing import LeadSealer
+from service.storage.database import Database
+from service.storage.erasures import Erasures, RetentionRule, Tombstone, count_due, erase_due, next_due
+from service.storage.requests import Position
 
 AT_ONCE = 100
 """Tombstones a transaction: each may keep the writers of leads waiting for about a millisecond."""
 
+BATCH = 50
+"""Leads a transaction: about 50 ms, which a call that waits for one of them hardly notices."""
 
-@refusals_are_told
+SHARE = 0.5
+"""Of the time at most, for the erasures; callers have the rest of the database."""
+
+
 def erase(
     lead_id: Annotated[UUID | None, typer.Argument(metavar="[ID]", help="The lead, or an id that leads to it.")] = None,
     reason: Annotated[str, typer.Option(help="Why; kept with the tombstone. No customer data.")] = "",
@@ -48,24 +70,17 @@ def erase(
 
 
 def _erase(settings: Settings, lead_id: UUID, reason: str, *, as_json: bool) -> None:
-    from leadkeep.v1 import lead_service_pb2 as pb
-
-    from service.cli.client import connected
-
     with connected(settings, Scope.ERASE) as call:
         kept = call("EraseLead", pb.EraseLeadRequest(id=str(lead_id), reason=reason)).kept_ids
-    if as_json:
-        print_json({"id": str(lead_id), "erased": True, "kept_ids": list(kept)})
-        return
-    typer.echo(f"Erased: {lead_id}. A tombstone stays; the daily file of its day follows.")
-    for each in kept:
-        typer.echo(f"Kept: {each}, which shares only a phone or an NID. Decide: leadkeep conflicts resolve {each}")
+    lines = [f"Erased: {lead_id}. A tombstone stays; the daily file of its day follows."]
+    lines += [
+        f"Kept: {each}, which shares only a phone or an NID. Decide: leadkeep conflicts resolve {each}" for each in kept
+    ]
+    report({"id": str(lead_id), "erased": True, "kept_ids": list(kept)}, lines, as_json=as_json)
 
 
 def _list(settings: Settings, *, as_json: bool) -> None:
-    from service.cli.database import with_database
-
-    async def work(database: Database, encryption: EncryptionService) -> None:
+    async def work(_url: str, database: Database, encryption: EncryptionService) -> None:
         erasures, after = _erasures(settings, database, encryption), None
         with printed_rows(as_json=as_json) as show:
             while page := await erasures.page(after):
@@ -79,25 +94,17 @@ def _list(settings: Settings, *, as_json: bool) -> None:
 
 
 def _erase_again(settings: Settings, tombstones: Sequence[Tombstone], *, as_json: bool) -> None:
-    from service.cli.database import with_database
-
-    async def work(database: Database, encryption: EncryptionService) -> None:
+    async def work(_url: str, database: Database, encryption: EncryptionService) -> None:
         erasures = _erasures(settings, database, encryption)
         for start in range(0, len(tombstones), AT_ONCE):
             await erasures.erase_again(tombstones[start : start + AT_ONCE])
 
     with_database(settings, work)
-    if as_json:
-        print_json({"tombstones": len(tombstones)})
-    else:
-        typer.echo(f"{len(tombstones)} tombstones are in place; what had come back of their leads was erased.")
+    done = f"{len(tombstones)} tombstones are in place; what had come back of their leads was erased."
+    report({"tombstones": len(tombstones)}, [done], as_json=as_json)
 
 
 def _erasures(settings: Settings, database: Database, encryption: EncryptionService) -> Erasures:
-    from service import factories
-    from service.sealing import LeadSealer
-    from service.storage.erasures import Erasures
-
     sealer = LeadSealer(encryption, factories.validation_of(settings), transcript_url=None)
     return Erasures(database, sealer.resealed_and_reindexed)
 
@@ -121,20 +128,18 @@ def _as_json(tombstone: Tombstone) -> dict[str, Any]:
 
 
 def _read(path: Path) -> list[Tombstone]:
-    from service.storage.erasures import Tombstone
-
     try:
         return [
             Tombstone(
-                id=UUID(told["id"]),
-                lead_id=UUID(told["lead_id"]),
-                created_at=datetime.fromisoformat(told["created_at"]) if told["created_at"] else None,
-                erased_at=datetime.fromisoformat(told["erased_at"]),
-                erased_by=str(told["erased_by"]),
-                reason=told["reason"],
-                request_digest=bytes.fromhex(told["request_digest"]) if told["request_digest"] else None,
+                id=UUID(row["id"]),
+                lead_id=UUID(row["lead_id"]),
+                created_at=datetime.fromisoformat(row["created_at"]) if row["created_at"] else None,
+                erased_at=datetime.fromisoformat(row["erased_at"]),
+                erased_by=str(row["erased_by"]),
+                reason=row["reason"],
+                request_digest=bytes.fromhex(row["request_digest"]) if row["request_digest"] else None,
             )
-            for told in json.loads(path.read_bytes())
+            for row in json.loads(path.read_bytes())
         ]
     except OSError as error:
         raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
@@ -142,3 +147,71 @@ def _read(path: Path) -> list[Tombstone]:
         raise StartRefusedError(
             f"{path} is not a list of tombstones: leadkeep erase --list --json writes one"
         ) from None
+
+
+def retention(
+    status: Annotated[list[LeadStatus] | None, typer.Option(help="Only leads of this status; may be repeated.")] = None,
+    older_than: Annotated[
+        timedelta | None, typer.Option(parser=duration, metavar="TIME", help="For how long they were not changed: 90d.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept with the tombstones. No customer data.")] = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase leads that are older than a policy: LEADKEEP_RETENTION, or --status and --older-than.
+
+    What counts is the last change, or the last time that the person came back. Interrupted, it ends with exit code 130;
+    the same command again goes on.
+    """
+    settings = load_settings()
+    policy = _policy(settings, status or [], older_than)
+    why = factories.validation_of(settings).reason(reason) or ""
+    now = datetime.now(UTC)
+    rules = [RetentionRule(each, now - age) for each, age in policy.items()]
+
+    async def work(_url: str, database: Database, _encryption: EncryptionService) -> tuple[list[dict[str, Any]], bool]:
+        stopped, done = stop_requested(), []
+        for rule in rules:
+            due = await count_due(database, rule)
+            erased = 0 if dry_run else await _erase_old(database, rule, why, due, stopped)
+            before = rule.before.isoformat(timespec="seconds")
+            done.append(
+                {"status": rule.status.value, "before": before, "due": due, "erased": erased, "dry_run": dry_run}
+            )
+        return done, stopped.is_set()
+
+    done, interrupted = with_database(settings, work)
+    count, were = ("due", "would be") if dry_run else ("erased", "were")
+    lines = [
+        f"{each['status']}: {each[count]} leads {were} erased that were last changed before {each['before']}"
+        for each in done
+    ]
+    report(done, lines, as_json=as_json)
+    if interrupted:
+        end_interrupted()
+
+
+def _policy(
+    settings: Settings, statuses: list[LeadStatus], older_than: timedelta | None
+) -> dict[LeadStatus, timedelta]:
+    if not statuses and older_than is None:
+        if not settings.retention_policy:
+            raise StartRefusedError("there is no policy: set LEADKEEP_RETENTION, or give --status and --older-than")
+        return settings.retention_policy
+    if not statuses or older_than is None:
+        raise typer.BadParameter("go together", param_hint="--status and --older-than")
+    return dict.fromkeys(statuses, older_than)
+
+
+async def _erase_old(database: Database, rule: RetentionRule, why: str, due: int, stopped: asyncio.Event) -> int:
+    actor = f"cli:{getpass.getuser()}"
+    reason = why or f"retention: {rule.status.value} since before {rule.before.date()}"
+    erased, progress = 0, ProgressLine()
+    after: Position | None = None
+    while not stopped.is_set() and (batch := await next_due(database, rule, after, BATCH)):
+        after, began = batch[-1], time.monotonic()
+        erased += await erase_due(database, rule, [each.id for each in batch], actor=actor, reason=reason)
+        progress.show(f"{rule.status.value}: {erased} of {due}")
+        await asyncio.sleep((time.monotonic() - began) * (1 / SHARE - 1))
+    progress.end()
+    return erased

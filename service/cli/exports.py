@@ -1,21 +1,29 @@
-"""`leadkeep export`: leads for people and other programs, masked unless a token says otherwise."""
+"""`leadkeep export`; and the release of leads that a command shows: masked, or in clear and on record."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
 import io
 import os
+import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, Annotated, Any, Literal
 
 import typer
+from google.protobuf.json_format import MessageToDict
+from leadkeep.v1 import lead_service_pb2 as pb
 
+from service import factories
+from service.access import Scope
+from service.cli.client import TOKEN_VARIABLE, given_token
 from service.cli.command import (
     SOME_UNREADABLE,
     FirstDay,
@@ -26,25 +34,46 @@ from service.cli.command import (
     Unmask,
     interruptible,
     json_array,
-    refusals_are_told,
     require_order,
 )
+from service.cli.database import confirmed_database_url
 from service.config import Settings, load_settings
-from service.errors import StartRefusedError
+from service.errors import ReasonRequiredError, ScopeMissingError, StartRefusedError
+from service.http.json_codec import to_json
+from service.importing.csv_file import neutralised
+from service.replica import access_writing
+from service.rpc.masking import mask_message
+from service.rpc.unmasking import accesses_to
+from service.rpc.wire import lead_message
+from service.sealing import LeadSealer
+from service.storage.access_records import AccessRecords
+from service.storage.access_writer import AccessWriter
+from service.storage.daily_leads import Days
+from service.storage.database import Database
+from service.storage.failures import StorageFaultError
+from service.storage.lead_queries import ROWS_AHEAD, count_leads, exported_leads
+from service.supervisor import Supervisor
 
-if TYPE_CHECKING:
-    from leadkeep.v1 import lead_service_pb2 as pb
-
-    from service.cli.unmasking import Look, Recorded
-
-FORMATS = ("json", "csv")
 BYTE_ORDER_MARK = "\ufeff"
 """Before CSV: without it Excel takes UTF-8 for something else, and every name beyond ASCII is spoilt."""
 
+LAST_WORDS_SECONDS = 5.0
+"""How long the end of a command waits for the record: the transaction that is under way, and the end of the chain."""
 
-@refusals_are_told
+Release = Callable[[Sequence[pb.Lead]], None]
+"""Masks leads, or commits that they are shown in clear; they may be shown when it has returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Who takes values out in clear, and why, as it is recorded."""
+
+    subject: str
+    reason: str
+
+
 def export(
-    file_format: Annotated[str, typer.Option("--format", help="json or csv.")],
+    file_format: Annotated[Literal["json", "csv"], typer.Option("--format", help="How leads are written.")],
     first: FirstDay = None,
     last: LastDay = None,
     unmask: Unmask = False,
@@ -54,28 +83,21 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write leads as JSON or CSV, sensitive fields masked. Exit code 5 if a field could not be opened."""
-    if file_format not in FORMATS:
-        raise typer.BadParameter(f"must be one of: {', '.join(FORMATS)}", param_hint="--format")
     require_order(first, last)
     settings = load_settings()
     if output is not None and output.exists() and not force:
         raise StartRefusedError(f"{output} is there already: name another file, or replace it with --force")
     if output is not None and not output.parent.is_dir():
         raise StartRefusedError(f"{output} cannot be written: {output.parent} is no folder")
-    from service.cli.database import confirmed_database_url
-    from service.storage.failures import StorageFaultError
-
-    look = _look(settings, token_file, first, last, reason) if unmask else None
+    span = f"{first.date() if first else 'the first day'} to {last.date() if last else 'the last day'}"
+    look = look_of(settings, token_file, f"export of {span}", reason) if unmask else None
     start, end = _bounds(settings.files_timezone, first, last)
     try:
-        with (
-            interruptible() as check_interrupted,
-            confirmed_database_url(settings) as url,
-            _recording(settings, url, look, start, end) as recorded,
-            _opened(output) as file,
-        ):
-            unreadable = _write(settings, url, file, file_format, start, end, recorded)
-            check_interrupted()
+        with interruptible() as check_interrupted, confirmed_database_url(settings) as url:
+            count = count_leads(url, start, end) if look else 0
+            with releasing(settings, url, look, operation="export", leads=count) as release, _opened(output) as file:
+                unreadable = _write(file, file_format, _leads(settings, url, start, end, release))
+                check_interrupted()
     except StorageFaultError as fault:
         raise StartRefusedError(f"the export failed, and nothing of it is left: {fault}") from None
     except BrokenPipeError:
@@ -87,79 +109,100 @@ def export(
         raise typer.Exit(SOME_UNREADABLE)
 
 
-def _look(
-    settings: Settings, token_file: Path | None, first: datetime | None, last: datetime | None, reason: str
-) -> Look:
-    from service.cli.unmasking import look_of
+def look_of(settings: Settings, token_file: Path | None, what: str, reason: str) -> Look:
+    """The look at `what` by the caller whom the given token names, for this reason.
 
-    span = f"{first.date() if first else 'the first day'} to {last.date() if last else 'the last day'}"
-    return look_of(settings, token_file, f"export of {span}", reason)
+    Raises StartRefusedError without a token or its scope, and the errors of tokens and reasons as in errors.py.
+    """
+    token = given_token(token_file)
+    if not token:
+        raise StartRefusedError(
+            f"--unmask needs a token with the scope {Scope.UNMASK}: set {TOKEN_VARIABLE}, or name a file that holds it "
+            "with --token-file (leadkeep token --role admin prints one)"
+        )
+    caller = asyncio.run(factories.token_verifier(settings).verify(token))
+    if not caller.may(Scope.UNMASK):
+        raise ScopeMissingError(Scope.UNMASK)
+    checked = factories.validation_of(settings).reason(reason, "--reason")
+    if checked is None and settings.reason_required:
+        raise ReasonRequiredError
+    return Look(caller.subject, f"{what}: {checked}" if checked else what)
 
 
 @contextmanager
-def _recording(
-    settings: Settings, url: str, look: Look | None, start: datetime, end: datetime
-) -> Iterator[Recorded | None]:
-    """What commits that leads are shown in clear; None for a masked export, which needs no record."""
+def releasing(settings: Settings, url: str, look: Look | None, *, operation: str, leads: int) -> Iterator[Release]:
+    """Release leads masked, or for a look in clear, each batch when the access record of it is committed.
+
+    The command writes a chain of its own. `leads` is how many will be shown: raises UnmaskLimitError at once when that
+    is beyond the limit. The function raises it too, and StorageUnavailableError.
+    """
     if look is None:
-        yield None
+        yield _mask
         return
-    from service.cli.unmasking import recording
-    from service.storage.lead_queries import count_leads
+    request_id = str(factories.new_id())
+    with asyncio.Runner() as runner:
+        database = Database(url)
+        writer = AccessWriter(
+            database,
+            AccessRecords(database, factories.encryption_of(settings)),
+            writer=f"{operation}@{socket.gethostname()}",
+            new_id=factories.new_id,
+            limit=settings.unmask_limit,
+            on_refusal=lambda cause: typer.echo(f"leadkeep: the record cannot be written (SQLSTATE {cause})", err=True),
+        )
 
-    with recording(settings, url, look, operation="export", leads=count_leads(url, start, end)) as recorded:
-        yield recorded
+        def release(batch: Sequence[pb.Lead]) -> None:
+            by = {"subject": look.subject, "operation": operation, "reason": look.reason, "request_id": request_id}
+            if accesses := [access for lead in batch for access in accesses_to(lead, **by)]:
+                runner.run(writer.record(accesses))
+
+        # Without a writer nothing would be recorded, and each wait for an entry would last for its whole time.
+        supervisor = Supervisor(on_death=writer.finish)
+
+        async def start() -> None:
+            supervisor.start([access_writing(writer)])
+            await writer.require_room(look.subject, leads)
+
+        async def stop() -> None:
+            await supervisor.stop(LAST_WORDS_SECONDS)
+            await database.close()
+
+        try:
+            runner.run(start())
+            yield release
+        finally:
+            runner.run(stop())
 
 
-def _write(
-    settings: Settings,
-    url: str,
-    file: IO[str],
-    file_format: str,
-    start: datetime,
-    end: datetime,
-    recorded: Recorded | None,
-) -> int:
-    """Write every lead, in clear if that can be recorded; how many have fields that cannot be opened."""
-    from service.factories import encryption_of, validation_of
-    from service.rpc.masking import mask_message
-    from service.rpc.wire import lead_message
-    from service.sealing import LeadSealer
-    from service.storage.lead_queries import ROWS_AHEAD, exported_leads
+def _mask(batch: Sequence[pb.Lead]) -> None:
+    for lead in batch:
+        mask_message(lead)
 
-    sealer = LeadSealer(
-        encryption_of(settings),
-        validation_of(settings),
-        transcript_url=settings.transcript_url,
-    )
 
-    def to_write() -> Iterator[pb.Lead]:
-        leads = exported_leads(url, start, end)
-        while some := list(islice(leads, ROWS_AHEAD)):
-            messages = [lead_message(sealer.open(sealed, flag_unreadable=True)) for sealed in some]
-            if recorded is not None:
-                recorded(messages)
-            else:
-                for message in messages:
-                    mask_message(message)
-            yield from messages
+def _leads(settings: Settings, url: str, start: datetime, end: datetime, release: Release) -> Iterator[pb.Lead]:
+    encryption, validation = factories.encryption_of(settings), factories.validation_of(settings)
+    sealer = LeadSealer(encryption, validation, transcript_url=settings.transcript_url)
+    stored = exported_leads(url, start, end)
+    while batch := [lead_message(sealer.open(sealed, flag_unreadable=True)) for sealed in islice(stored, ROWS_AHEAD)]:
+        release(batch)
+        yield from batch
 
-    messages = to_write()
+
+def _write(file: IO[str], file_format: str, leads: Iterator[pb.Lead]) -> int:
+    """Write leads; returns how many have fields that cannot be opened."""
     # Taken before anything is written: what cannot be recorded leaves nothing, not even a line of headers.
-    first = list(islice(messages, 1))
+    first = list(islice(leads, 1))
     progress, unreadable = ProgressLine(), 0
     with (_json_writer if file_format == "json" else _csv_writer)(file) as write:
-        for number, message in enumerate(chain(first, messages), start=1):
-            unreadable += bool(message.unreadable_fields)
-            write(message)
+        for number, lead in enumerate(chain(first, leads), start=1):
+            unreadable += bool(lead.unreadable_fields)
+            write(lead)
             progress.show(f"{number} leads")
     progress.end()
     return unreadable
 
 
 def _bounds(zone: str, first: datetime | None, last: datetime | None) -> tuple[datetime, datetime]:
-    from service.storage.daily_leads import Days
-
     days = Days(zone)
     # Who writes 9999-12-31 means no end; beyond these days the calendar ends in one time zone or another.
     earliest, latest = date(1, 1, 2), date(9999, 12, 29)
@@ -168,24 +211,17 @@ def _bounds(zone: str, first: datetime | None, last: datetime | None) -> tuple[d
     return days.bounds(min(start, latest))[0], days.bounds(max(end, earliest))[1]
 
 
-_Write = Callable[["pb.Lead"], object]
+_Write = Callable[[pb.Lead], object]
 
 
 @contextmanager
 def _json_writer(file: IO[str]) -> Iterator[_Write]:
-    from service.http.json_codec import to_json
-
     with json_array(file.write) as add:
         yield lambda lead: add(to_json(lead).decode())
 
 
 @contextmanager
 def _csv_writer(file: IO[str]) -> Iterator[_Write]:
-    from google.protobuf.json_format import MessageToDict
-    from leadkeep.v1 import lead_service_pb2 as pb
-
-    from service.importing.csv_file import neutralised
-
     columns = [field.name for field in pb.Lead.DESCRIPTOR.fields]
     # CRLF, as RFC 4180 has it. Every cell in quotes: a spreadsheet that takes `;` for a separator too must not find a
     # cell, and a formula in it, within one of ours.
@@ -193,18 +229,19 @@ def _csv_writer(file: IO[str]) -> Iterator[_Write]:
     file.write(BYTE_ORDER_MARK)
     writer.writerow(columns)
 
-    def cell(value: Any) -> str:
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, list):
-            return ";".join(value)
-        return neutralised(str(value))
-
     def write(lead: pb.Lead) -> None:
         shown = MessageToDict(lead, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-        writer.writerow([cell(shown.get(name, "")) for name in columns])
+        writer.writerow([_cell(shown.get(name, "")) for name in columns])
 
     yield write
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ";".join(value)
+    return neutralised(str(value))
 
 
 @contextmanager

@@ -11,11 +11,16 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
+from leadkeep.v1 import lead_service_pb2 as pb
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from service import factories
 from service.cli.command import (
     SOME_UNREADABLE,
     AsJson,
@@ -24,24 +29,18 @@ from service.cli.command import (
     ReasonToLook,
     TokenFile,
     Unmask,
-    print_json,
     printed_rows,
-    refusals_are_told,
+    report,
     require_order,
 )
+from service.cli.database import confirmed_database_url
+from service.cli.exports import Release, look_of, releasing
 from service.config import Settings, load_settings
+from service.encryption import EncryptionService
 from service.errors import FieldUnreadableError, StartRefusedError
+from service.file_storage import DailyFileError, FileStorageService, content_of, read_header, read_lines
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
-
-if TYPE_CHECKING:
-    from leadkeep.v1 import lead_service_pb2 as pb
-
-    from service.cli.unmasking import Recorded
-    from service.encryption import EncryptionService
-    from service.file_storage import FileStorageService
-    from service.storage.daily_leads import DailyLeads
-
-files_app = typer.Typer(help="The daily files: one JSON file for each day's leads.", no_args_is_help=True)
+from service.storage.daily_leads import DailyLeads, DailyLeadsError, Days
 
 Day = Annotated[datetime | None, typer.Option("--day", formats=["%Y-%m-%d"], help="One day.")]
 
@@ -68,66 +67,50 @@ TABLE_LEADS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How the file of a day compares with the database. `state` other than equal and behind is a fault."""
+    """How the file of a day compares with the database. A `state` other than equal and behind is a fault."""
 
     day: str
     state: str
     leads_in_file: int | None
     leads_in_database: int
 
-    @property
-    def well(self) -> bool:
-        """Whether a running service needs no help."""
-        return self.state in ("equal", "behind")
 
-
-@files_app.command()
-@refusals_are_told
 def render(day: Day = None, first: FirstDay = None, last: LastDay = None, as_json: AsJson = False) -> None:
     """Render files now, whether the service runs or not: one day, some days, or all that have leads."""
     _require_span(day, first, last)
-    settings = load_settings()
-    with _opened(settings) as (files, leads):
+    done = []
+    with _opened(load_settings()) as (files, leads):
         files.make_folder()
-        wanted = _days(day, first, last, lambda: _known_days(files, leads))
-        done = []
-        for each in wanted:
+        for each in _days(day, first, last, lambda: _known_days(files, leads)):
             made = files.render(each, settles=False)
             done.append({"day": each.isoformat(), "leads": made.lead_count, "bytes": made.size})
             if not as_json:
                 typer.echo(f"{each}  {made.lead_count} leads, {made.size} bytes")
-    if as_json:
-        print_json(done)
-    elif not done:
-        typer.echo("There is no day with leads.")
+    report(done, [] if done else ["There is no day with leads."], as_json=as_json)
 
 
-@files_app.command()
-@refusals_are_told
 def verify(day: Day = None, first: FirstDay = None, last: LastDay = None, as_json: AsJson = False) -> None:
     """Compare each day's file with the database, by count and digest; exit code 1 if one is not equal.
 
     `behind` is the file as it was rendered, with changes that came since and wait for the running service.
     """
     _require_span(day, first, last)
-    settings = load_settings()
-    with _opened(settings) as (files, leads):
+    with _opened(load_settings()) as (files, leads):
         wanted = _days(day, first, last, lambda: _known_days(files, leads))
         found = [_compared_patiently(files, leads, each) for each in wanted]
-    if as_json:
-        print_json([asdict(each) for each in found])
-    else:
-        for each in found:
-            in_file = "no file" if each.leads_in_file is None else f"{each.leads_in_file} leads"
-            typer.echo(f"{each.day}  {each.state}: {in_file}, {each.leads_in_database} in the database")
-    if faulty := sum(not each.well for each in found):
+    faulty = sum(each.state not in ("equal", "behind") for each in found)
+    lines = [
+        f"{each.day}  {each.state}: {'no file' if each.leads_in_file is None else f'{each.leads_in_file} leads'}, "
+        f"{each.leads_in_database} in the database"
+        for each in found
+    ]
+    if not faulty:
+        lines.append(f"{len(found)} files are equal to the database.")
+    report([asdict(each) for each in found], lines, as_json=as_json)
+    if faulty:
         raise StartRefusedError(f"{faulty} of {len(found)} files are not equal to the database: leadkeep files render")
-    if not as_json:
-        typer.echo(f"{len(found)} files are equal to the database.")
 
 
-@files_app.command()
-@refusals_are_told
 def show(
     day: Annotated[datetime, typer.Option("--day", formats=["%Y-%m-%d"], help="The day.")],
     unmask: Unmask = False,
@@ -137,20 +120,21 @@ def show(
 ) -> None:
     """Show the leads of a day's file, sensitive fields masked. Exit code 5 if a field could not be opened."""
     settings = load_settings()
-    from service import factories
-    from service.file_storage import DailyFileError, read_header, read_lines
-
     encryption = factories.encryption_of(settings)
     path = settings.files_path / f"leads_{day.date().isoformat()}.json"
-    with _file_faults_are_told(path):
-        header = read_header(path)
+    with _file_faults_as_refusals(path):
+        count = read_header(path).lead_count
     try:
-        looking = _recording(settings, token_file, day.date(), reason, header.lead_count) if unmask else nullcontext()
-        with looking as recorded:
-            leads = _leads_to_show(encryption, read_lines(path), recorded)
+        look = look_of(settings, token_file, f"daily file of {day.date()}", reason) if unmask else None
+        with (
+            # What is masked is shown also while the database is away.
+            confirmed_database_url(settings) if look else nullcontext("") as url,
+            releasing(settings, url, look, operation="files show", leads=count) as release,
+        ):
+            leads = _leads_to_show(encryption, read_lines(path), release)
             # Taken before anything is printed: what cannot be recorded leaves no half of a table.
             first = list(islice(leads, 1))
-            unreadable = _print(chain(first, leads), as_json=as_json, few=header.lead_count <= TABLE_LEADS)
+            unreadable = _print(chain(first, leads), as_json=as_json, few=count <= TABLE_LEADS)
     except (DailyFileError, ValueError, KeyError):
         raise StartRefusedError(f"{path} is damaged: leadkeep files render --day {day.date()}") from None
     if unreadable:
@@ -162,33 +146,11 @@ def show(
         raise typer.Exit(SOME_UNREADABLE)
 
 
-@contextmanager
-def _recording(settings: Settings, token_file: Path | None, day: date, reason: str, leads: int) -> Iterator[Recorded]:
-    """What commits that leads are shown in clear."""
-    from service.cli.database import confirmed_database_url
-    from service.cli.unmasking import look_of, recording
-
-    look = look_of(settings, token_file, f"daily file of {day}", reason)
-    with (
-        confirmed_database_url(settings) as url,
-        recording(settings, url, look, operation="files show", leads=leads) as recorded,
-    ):
-        yield recorded
-
-
-def _leads_to_show(
-    encryption: EncryptionService, lines: Iterator[bytes], recorded: Recorded | None
-) -> Iterator[dict[str, Any]]:
-    """The leads of a file, in clear if that can be recorded, else masked."""
-    from service.rpc.masking import mask_message
-
+def _leads_to_show(encryption: EncryptionService, lines: Iterator[bytes], release: Release) -> Iterator[dict[str, Any]]:
     while some := [json.loads(line) for line in islice(lines, LEADS_AHEAD)]:
         opened = [_opened_lead(encryption, lead) for lead in some]
-        if recorded is not None:
-            recorded(opened)
+        release(opened)
         for lead, message in zip(some, opened, strict=True):
-            if recorded is None:
-                mask_message(message)
             sensitive = {name: getattr(message, name) for name in SENSITIVE_FIELDS if lead[name] is not None}
             shown = {name: lead[name] for name in SHOWN} | sensitive
             yield shown | dict.fromkeys(message.unreadable_fields, UNREADABLE)
@@ -196,8 +158,6 @@ def _leads_to_show(
 
 def _opened_lead(encryption: EncryptionService, lead: dict[str, Any]) -> pb.Lead:
     """The sensitive fields of a lead; those that cannot be opened are in `unreadable_fields`."""
-    from leadkeep.v1 import lead_service_pb2 as pb
-
     message = pb.Lead(id=lead["id"])
     for name in SENSITIVE_FIELDS:
         if lead[name] is not None:
@@ -227,10 +187,6 @@ def _cell(value: object) -> str:
 @contextmanager
 def _table() -> Iterator[Callable[[object], None]]:
     """Print rows as a table: the first one names its columns."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     rows: list[list[str]] = []
     yield lambda row: rows.append(str(row).split("\t"))
     table = Table(*rows[0], box=None)
@@ -249,8 +205,6 @@ def _compared_patiently(files: FileStorageService, leads: DailyLeads, day: date)
 
 
 def _compared(files: FileStorageService, leads: DailyLeads, day: date) -> Comparison:
-    from service.file_storage import DailyFileError, content_of
-
     in_database = files.content_in_database(day)
     try:
         in_file = content_of(files.path(day))
@@ -295,15 +249,11 @@ def _days(day: datetime | None, first: datetime | None, last: datetime | None, k
 
 @contextmanager
 def _opened(settings: Settings) -> Iterator[tuple[FileStorageService, DailyLeads]]:
-    from service.cli.database import confirmed_database_url
-    from service.file_storage import FileStorageService
-    from service.storage.daily_leads import DailyLeads, DailyLeadsError, Days
-
     days = Days(settings.files_timezone)
     with confirmed_database_url(settings) as url:
         leads = DailyLeads(url, days)
         try:
-            with _file_faults_are_told(settings.files_path):
+            with _file_faults_as_refusals(settings.files_path):
                 yield FileStorageService(settings.files_path, days, leads), leads
         except DailyLeadsError as error:
             raise StartRefusedError(f"{error}: see leadkeep doctor") from None
@@ -312,9 +262,7 @@ def _opened(settings: Settings) -> Iterator[tuple[FileStorageService, DailyLeads
 
 
 @contextmanager
-def _file_faults_are_told(path: Path) -> Iterator[None]:
-    from service.file_storage import DailyFileError
-
+def _file_faults_as_refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from service import factories
 from service.cli.command import (
     NOT_ALL_IMPORTED,
     AsJson,
@@ -19,18 +18,22 @@ from service.cli.command import (
     ProgressLine,
     end_interrupted,
     print_json,
-    refusals_are_told,
     stop_requested,
 )
+from service.cli.database import with_database
 from service.config import Settings, load_settings
+from service.encryption import EncryptionService
 from service.errors import LeadkeepError, StartRefusedError
-
-if TYPE_CHECKING:
-    from service.encryption import EncryptionService
-    from service.importing.csv_file import CsvFile
-    from service.importing.json_file import JsonFile
-    from service.importing.pipeline import Pipeline
-    from service.storage.database import Database
+from service.file_storage import DailyFileError, content_of, read_header, read_lines
+from service.importing.columns import explicit_mapping
+from service.importing.csv_file import CsvFile
+from service.importing.json_file import JsonFile
+from service.importing.pipeline import Pipeline
+from service.importing.reports import Report, ReportError, Result
+from service.importing.source import ImportRefusedError, Kind, kind_of
+from service.importing.workers import pool
+from service.storage.canary import confirm_canary, plan_of
+from service.storage.database import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,6 @@ class _Source:
     rows: CsvFile | JsonFile | None
 
 
-@refusals_are_told
 def import_files(
     files: Annotated[list[Path], typer.Argument(help="Daily files, JSON or CSV (UTF-8).")],
     mapping: Annotated[list[str] | None, typer.Option("--map", help='"Their header=field"; may be repeated.')] = None,
@@ -57,10 +59,6 @@ def import_files(
     Exit code 4 if rows could not be imported, 130 if it was interrupted.
     """
     settings = load_settings()
-    from service.cli.database import with_database
-    from service.importing.columns import explicit_mapping
-    from service.importing.source import ImportRefusedError
-
     if len(files) > 1 and (results or rejects):
         raise typer.BadParameter("with several files each has its own", param_hint="--results, --rejects")
     try:
@@ -68,9 +66,8 @@ def import_files(
         # Every file is looked at before the database is: a wrong name must not leave half of an import.
         sources = [_source(path, columns, results, rejects) for path in files]
 
-        async def work(database: Database, encryption: EncryptionService) -> tuple[list[dict[str, Any]], bool]:
-            tell = (lambda _: None) if as_json else _tell
-            return await _import_all(settings, database, encryption, sources, tell, dry_run=dry_run)
+        async def work(_url: str, database: Database, encryption: EncryptionService) -> tuple[list[Any], bool]:
+            return await _import_all(settings, database, encryption, sources, dry_run=dry_run, quiet=as_json)
 
         done, interrupted = with_database(settings, work, may_be_new=not dry_run)
     except ImportRefusedError as refused:
@@ -88,15 +85,11 @@ async def _import_all(
     database: Database,
     encryption: EncryptionService,
     sources: list[_Source],
-    tell: Callable[[dict[str, Any]], None],
     *,
     dry_run: bool,
+    quiet: bool,
 ) -> tuple[list[dict[str, Any]], bool]:
-    from service import factories
-    from service.importing.pipeline import Pipeline
-    from service.importing.workers import pool
-    from service.storage.canary import confirm_canary, plan_of
-
+    """Import files; the summaries of those that were begun, and whether the operator interrupted it."""
     stopped = stop_requested()
     validation = factories.validation_of(settings)
     if not dry_run:
@@ -104,19 +97,24 @@ async def _import_all(
         encryption.plan = plan_of(state, encryption)
     workers = pool(encryption, validation)
     done: list[dict[str, Any]] = []
+    progress = ProgressLine()
     try:
         for source in sources:
-            progress = ProgressLine()
+
+            def show(rows: int, name: str = source.path.name) -> None:
+                progress.show(f"{name}: {rows} rows")
+
             pipeline = Pipeline(
                 *(database, workers),
                 new_id=factories.new_id,
                 dry_run=dry_run,
                 stopped=stopped,
-                on_progress=partial(_show_rows, progress, source.path),
+                on_progress=show,
             )
             summary = await _import_one(pipeline, source, encryption, progress) | {"dry_run": dry_run}
-            tell(summary)
             done.append(summary)
+            if not quiet:
+                _print_summary(summary)
             if stopped.is_set():
                 break
     finally:
@@ -126,34 +124,21 @@ async def _import_all(
 
 def _source(path: Path, mapping: dict[str, str], results: Path | None, rejects: Path | None) -> _Source:
     """A file that can be imported. Raises ImportRefusedError."""
-    from service.importing.csv_file import CsvFile
-    from service.importing.json_file import JsonFile
-    from service.importing.source import ImportRefusedError, Kind, kind_of
-
     kind = kind_of(path)
     suffix = ".rejects.csv" if kind is Kind.CSV else ".rejects.jsonl"
-    own = _Source(
-        path,
-        results or path.with_name(path.name + ".results.csv"),
-        rejects or path.with_name(path.name + suffix),
-        rows=None,
-    )
-    if len({each.resolve() for each in (own.path, own.results, own.rejects)}) < 3:  # one of them is another one
+    results_path = results or path.with_name(path.name + ".results.csv")
+    rejects_path = rejects or path.with_name(path.name + suffix)
+    if len({each.resolve() for each in (path, results_path, rejects_path)}) < 3:  # one of them is another one
         raise ImportRefusedError("--results and --rejects must be files of their own")
-    if kind is Kind.DAILY:
-        if mapping or rejects:
-            raise ImportRefusedError(f"{path} is a daily file: it goes without --map and --rejects")
-        return own
-    return replace(own, rows=CsvFile(path, mapping) if kind is Kind.CSV else JsonFile(path, mapping))
+    if kind is Kind.DAILY and (mapping or rejects):
+        raise ImportRefusedError(f"{path} is a daily file: it goes without --map and --rejects")
+    rows = None if kind is Kind.DAILY else CsvFile(path, mapping) if kind is Kind.CSV else JsonFile(path, mapping)
+    return _Source(path, results_path, rejects_path, rows)
 
 
 async def _import_one(
     pipeline: Pipeline, source: _Source, encryption: EncryptionService, progress: ProgressLine
 ) -> dict[str, Any]:
-    from service.file_storage import DailyFileError, read_lines
-    from service.importing.csv_file import CsvFile
-    from service.importing.reports import Report, ReportError, Result
-
     path, results, rows = source.path, source.results, source.rows
     if rows is None:
         _require_whole(path, encryption)
@@ -187,9 +172,6 @@ async def _import_one(
 
 def _require_whole(path: Path, encryption: EncryptionService) -> None:
     """Refuse a daily file that is damaged, or that this keyring cannot open, before anything is imported."""
-    from service.file_storage import DailyFileError, content_of, read_header
-    from service.importing.source import ImportRefusedError
-
     try:
         header = read_header(path)
         count = content_of(path).lead_count
@@ -204,16 +186,10 @@ def _require_whole(path: Path, encryption: EncryptionService) -> None:
         )
 
 
-def _tell(summary: dict[str, Any]) -> None:
-    from service.importing.reports import Result
-
+def _print_summary(summary: dict[str, Any]) -> None:
     counted = ", ".join(f"{summary[result]} {result}" for result in Result if summary[result])
     would = " (dry run: nothing was changed)" if summary["dry_run"] else ""
     typer.echo(f"{summary['file']}: {summary['rows']} rows{': ' if counted else ''}{counted}{would}")
     typer.echo(f"  each row: {summary['results']}")
     if summary["rejects"]:
         typer.echo(f"  to correct and import again: {summary['rejects']}")
-
-
-def _show_rows(progress: ProgressLine, path: Path, rows: int) -> None:
-    progress.show(f"{path.name}: {rows} rows")

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from service.cli.command import FAULT_FOUND, AsJson, duration, print_json, refusals_are_told
-from service.cli.key_work import (
-    bring,
-    files_by_key,
-    keyring_to_change,
-    run_keys,
-    source_of,
-)
-from service.config import load_settings
+from service.cli.command import FAULT_FOUND, AsJson, ProgressLine, duration, end_interrupted, report
+from service.cli.database import with_database
+from service.config import Settings, load_settings
+from service.encryption import EncryptionService
 from service.errors import LeadkeepError, StartRefusedError
+from service.factories import keyring_source, validation_of
+from service.file_storage import DailyFileError, read_header
+from service.key_service import KeyService, usable_key
+from service.key_workers import NICE
+from service.keyring import Keyring, KeyState, Purpose, create_keyring
+from service.log import configure_logging
+from service.secret_file import create_secret_file, replace_secret_file
+from service.storage.canary import read_key_state, schemes_of
+from service.storage.database import Database
+from service.storage.rekeying import rekeying
+from service.storage.replicas import replicas
 
-if TYPE_CHECKING:
-    from service.encryption import EncryptionService
-    from service.key_service import KeyService, Reindexed
-    from service.storage.database import Database
-
-keys_app = typer.Typer(help="The keyring, without which no sealed field opens.", no_args_is_help=True)
+T = TypeVar("T")
 
 PACE = 5000
 """Rows a second: a million leads in three minutes, while PostgreSQL has most of its time for live callers."""
@@ -47,14 +52,10 @@ Output = Annotated[
 ]
 
 
-@keys_app.command()
-@refusals_are_told
 def init(output: Output = None) -> None:
     """Make a keyring with fresh keys. An existing one is never touched."""
     settings = load_settings()
-    from service.keyring import create_keyring
-
-    source = source_of(settings)
+    source = keyring_source(settings)
     path = output or source.path
     if path is None:
         raise StartRefusedError(f"{source.name} cannot be written from here; give the file to make: --output FILE")
@@ -71,21 +72,16 @@ def init(output: Output = None) -> None:
     )
 
 
-@keys_app.command()
-@refusals_are_told
 def status(as_json: AsJson = False) -> None:
     """Show every key with its state and what is sealed with it, where a rotation stands, and what replicas have."""
     settings = load_settings()
-    from service.cli.database import with_keys
-    from service.keyring import Purpose
-
-    keyring = source_of(settings).load()
+    keyring = keyring_source(settings).load()
     try:
-        stored, fault = with_keys(settings, _stored), None
+        stored, fault = with_database(settings, _stored, any_normaliser=True), None
     except (StartRefusedError, LeadkeepError) as error:
         stored, fault = {}, str(error) if isinstance(error, StartRefusedError) else error.text
     counts = stored.get("sealed", {})
-    keys: list[dict[str, Any]] = [
+    keys = [
         {
             "id": key.id,
             "purpose": key.purpose.value,
@@ -96,31 +92,28 @@ def status(as_json: AsJson = False) -> None:
         for key in keyring.keys
     ]
     shown = {"keys": keys, "index": stored.get("index"), "replicas": stored.get("replicas"), "fault": fault}
-    if as_json:
-        print_json(shown)
-        return
-    for key in keys:
+    report(shown, _status_lines(shown), as_json=as_json)
+
+
+def _status_lines(shown: dict[str, Any]) -> Iterator[str]:
+    for key in shown["keys"]:
         sealed = ", ".join(f"{count} tokens of {holder}" for holder, count in (key["sealed"] or {}).items())
-        typer.echo(f"{key['purpose']:<10}  {key['id']:<12}  {key['state']:<8}  {str(key['created_at'])[:19]}  {sealed}")
-    if index := stored.get("index"):
-        typer.echo(f"blind indexes: {index['state']}, key {index['key_id']}, normaliser {index['normaliser']}")
+        yield f"{key['purpose']:<10}  {key['id']:<12}  {key['state']:<8}  {key['created_at'][:19]}  {sealed}"
+    if index := shown["index"]:
+        yield f"blind indexes: {index['state']}, key {index['key_id']}, normaliser {index['normaliser']}"
         if index["next_key_id"]:
-            typer.echo(f"  being rotated to: key {index['next_key_id']}, normaliser {index['next_normaliser']}")
-    for replica in stored.get("replicas", []):
+            yield f"  being rotated to: key {index['next_key_id']}, normaliser {index['next_normaliser']}"
+    for replica in shown["replicas"] or []:
         needs = f", its spool needs {' '.join(replica['spool_keys'])}" if replica["spool_keys"] else ""
-        typer.echo(
+        yield (
             f"replica {replica['name']}: {replica['state']}, seals with {' '.join(replica['seals'])}, "
             f"heard of {replica['silent_seconds']:.0f} s ago{needs}"
         )
-    if fault:
-        typer.echo(f"of the database nothing is known: {fault}")
+    if shown["fault"]:
+        yield f"of the database nothing is known: {shown['fault']}"
 
 
 async def _stored(url: str, database: Database, encryption: EncryptionService) -> dict[str, Any]:
-    from service.storage.canary import read_key_state, schemes_of
-    from service.storage.rekeying import rekeying
-    from service.storage.replicas import replicas
-
     state = await database.read(read_key_state)
     index = None
     if state is not None:
@@ -141,46 +134,30 @@ async def _stored(url: str, database: Database, encryption: EncryptionService) -
         return {"sealed": await tables.sealed_counts(), "index": index, "replicas": shown}
 
 
-@keys_app.command()
-@refusals_are_told
 def add(
-    purpose: Annotated[str, typer.Option(help="encryption, index, spool or audit.")] = "encryption",
+    purpose: Annotated[Purpose, typer.Option(help="What the key is for.")] = Purpose.ENCRYPTION,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a fresh key that only opens yet (active). Then SIGHUP to every service, and leadkeep keys promote."""
     settings = load_settings()
-    from service.keyring import Purpose
-
-    if purpose not in tuple(Purpose):
-        raise typer.BadParameter(f"must be one of: {', '.join(Purpose)}", param_hint="--purpose")
-    with keyring_to_change(settings, output) as (keyring, write):
-        changed, made = keyring.with_new_key(Purpose(purpose), now=datetime.now(UTC))
+    with _keyring_to_change(settings, output) as (keyring, write):
+        changed, made = keyring.with_new_key(purpose, now=datetime.now(UTC))
         where = write(changed)
-    if as_json:
-        shown = {"id": made.id, "purpose": made.purpose.value, "state": made.state.value, "keyring": str(where)}
-        print_json(shown)
-        return
-    typer.echo(f"Added the {purpose} key {made.id} (active) to {where}. Keep a copy of it apart.")
-    typer.echo(f"{bring(settings, output)}send SIGHUP to every service, then run: leadkeep keys promote {made.id}")
+    lines = (
+        f"Added the {purpose} key {made.id} (active) to {where}. Keep a copy of it apart.",
+        f"{_first_step(settings, output)}send SIGHUP to every service, then run: leadkeep keys promote {made.id}",
+    )
+    shown = {"id": made.id, "purpose": made.purpose.value, "state": made.state.value, "keyring": str(where)}
+    report(shown, lines, as_json=as_json)
 
 
-@keys_app.command()
-@refusals_are_told
 def promote(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, output: Output = None) -> None:
     """Let a key be the one that seals, once every running replica can open with it; the one before stays active."""
     settings = load_settings()
-    from service.key_service import usable_key
-    from service.keyring import KeyState, Purpose
-
-    with keyring_to_change(settings, output) as (keyring, write):
+    with _keyring_to_change(settings, output) as (keyring, write):
         key = usable_key(keyring, key_id)
-
-        async def prepare(keys: KeyService) -> None:
-            await keys.forget(forget or [])
-            await keys.prepare_promotion(key)
-
-        run_keys(settings, prepare, timeout=timeout)
+        _run(settings, lambda keys: keys.prepare_promotion(key), timeout=timeout, forget=forget)
         if key.state is KeyState.PRIMARY:
             typer.echo(f"The {key.purpose} key {key.id} is the primary one already.")
             return
@@ -192,25 +169,19 @@ def promote(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, o
         Purpose.SPOOL: "; the key before may be retired when no spool needs it",
         Purpose.AUDIT: "; leave the key before in the keyring: it verifies what it signed, active or retired",
     }[key.purpose]
-    typer.echo(f"{bring(settings, output)}send SIGHUP to every service{then}")
+    typer.echo(f"{_first_step(settings, output)}send SIGHUP to every service{then}")
 
 
-@keys_app.command()
-@refusals_are_told
 def reseal(
     rate: Annotated[int, typer.Option(help="Rows a second at most; 0: as fast as it goes.", min=0)] = PACE,
     timeout: Timeout = PATIENCE,
     as_json: AsJson = False,
 ) -> None:
     """Seal everything in the database with the primary encryption key. May be stopped and run again."""
-    settings = load_settings()
-
-    done = run_keys(settings, lambda keys: keys.reseal(), timeout=timeout, rate=rate)
-    if as_json:
-        print_json(asdict(done))
-    else:
-        told = ", ".join(f"{count} {kind}" for kind, count in done.sealed_anew.items())
-        typer.echo(f"Sealed anew with {done.key_id}: {told}, in {done.seconds:.1f} s.")
+    done = _run(load_settings(), lambda keys: keys.reseal(), timeout=timeout, rate=rate)
+    counted = ", ".join(f"{count} {kind}" for kind, count in done.sealed_anew.items())
+    line = f"Sealed anew with {done.key_id}: {counted}, in {done.seconds:.1f} s."
+    report(asdict(done), [line], as_json=as_json)
     if done.unreadable:
         named = ", ".join(done.unreadable[:10])
         typer.echo(f"leadkeep: {len(done.unreadable)} rows do not open and stay as they are: {named}", err=True)
@@ -223,8 +194,6 @@ def reseal(
         raise typer.Exit(1)
 
 
-@keys_app.command()
-@refusals_are_told
 def reindex(
     rate: Annotated[int, typer.Option(help="Leads a second at most; 0: as fast as it goes.", min=0)] = PACE,
     timeout: Timeout = PATIENCE,
@@ -236,64 +205,155 @@ def reindex(
     May be stopped and run again.
     """
     settings = load_settings()
-    from service import factories
-
-    normaliser = factories.validation_of(settings).normaliser_identity
-
-    async def work(keys: KeyService) -> Reindexed:
-        await keys.forget(forget or [])
-        return await keys.reindex(normaliser)
-
-    done = run_keys(settings, work, timeout=timeout, rate=rate)
-    if as_json:
-        print_json(asdict(done))
-        return
-    if not done.needed:
-        typer.echo("The blind indexes are those of the primary index key and of these settings already.")
-        return
-    typer.echo(f"Indexed {done.leads} leads anew, in {done.seconds:.1f} s.")
-    for each in done.beside:
-        typer.echo(f"  lead {each['lead']} stands beside {each['beside']}: the same {each['field']}")
+    normaliser = validation_of(settings).normaliser_identity
+    done = _run(settings, lambda keys: keys.reindex(normaliser), timeout=timeout, rate=rate, forget=forget)
+    if done.needed:
+        lines = [f"Indexed {done.leads} leads anew, in {done.seconds:.1f} s."]
+    else:
+        lines = ["The blind indexes are those of the primary index key and of these settings already."]
+    lines += [f"  lead {each['lead']} stands beside {each['beside']}: the same {each['field']}" for each in done.beside]
+    report(asdict(done), lines, as_json=as_json)
 
 
-@keys_app.command()
-@refusals_are_told
 def retire(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, output: Output = None) -> None:
     """Take a key out of use; refused while anything needs it: rows, conflicts, spools, daily files."""
     settings = load_settings()
-    from service.key_service import usable_key
-    from service.keyring import KeyState
-
-    with keyring_to_change(settings, output) as (keyring, write):
+    with _keyring_to_change(settings, output) as (keyring, write):
         key = usable_key(keyring, key_id)
         if key.state is KeyState.PRIMARY:
             raise StartRefusedError(
                 f"{key.id} is the primary {key.purpose} key: add another one and promote that first"
             )
-
-        async def check(keys: KeyService) -> None:
-            await keys.forget(forget or [])
-            await keys.retire(key, files=lambda: files_by_key(settings))
-
-        run_keys(settings, check, timeout=timeout)
+        _run(
+            settings,
+            lambda keys: keys.retire(key, files=lambda: _files_by_key(settings)),
+            timeout=timeout,
+            forget=forget,
+        )
         where = write(keyring.with_retired(key.id))
     typer.echo(f"The {key.purpose} key {key.id} is retired, in {where}. Copies of the keyring from before are now old.")
-    typer.echo(f"{bring(settings, output)}send SIGHUP to every service.")
+    typer.echo(f"{_first_step(settings, output)}send SIGHUP to every service.")
 
 
-@keys_app.command()
-@refusals_are_told
 def verify(as_json: AsJson = False) -> None:
     """Open everything that is stored and compare every blind index; exit code 3 if something is wrong."""
-    settings = load_settings()
-
-    found = run_keys(settings, lambda keys: keys.verify())
-    if as_json:
-        print_json({"sound": not found.faults, **asdict(found)})
-    else:
-        told = ", ".join(f"{count} {kind}" for kind, count in found.rows.items())
-        typer.echo(f"Looked at {told}: {len(found.faults) or 'no'} faults.")
-        for fault in found.faults:
-            typer.echo(f"FAIL  {fault}")
+    found = _run(load_settings(), lambda keys: keys.verify())
+    counted = ", ".join(f"{count} {kind}" for kind, count in found.rows.items())
+    lines = [f"Looked at {counted}: {len(found.faults) or 'no'} faults.", *(f"FAIL  {each}" for each in found.faults)]
+    report({"sound": not found.faults, **asdict(found)}, lines, as_json=as_json)
     if found.faults:
         raise typer.Exit(FAULT_FOUND)
+
+
+def _run(
+    settings: Settings,
+    work: Callable[[KeyService], Awaitable[T]],
+    *,
+    timeout: timedelta = timedelta(seconds=1),
+    rate: float = 0.0,
+    forget: Sequence[str] | None = None,
+) -> T:
+    """Return what `work` makes of the keys, with progress; Ctrl-C keeps what was done. Raises StartRefusedError."""
+    configure_logging("error")
+    # Live callers first: on a small machine this command and the service share the processors.
+    os.nice(NICE)
+    progress = ProgressLine()
+
+    def print_event(what: str) -> None:
+        progress.end()
+        typer.echo(what, err=True)
+
+    async def run(url: str, database: Database, encryption: EncryptionService) -> T:
+        async with rekeying(url) as tables:
+            keys = KeyService(
+                database=database,
+                rekeying=tables,
+                encryption=encryption,
+                on_wait=print_event,
+                on_progress=progress.show,
+                spool=settings.spool_path,
+                timeout=timeout.total_seconds(),
+                rate=rate,
+            )
+            if forget:
+                await keys.forget(forget)
+            return await work(keys)
+
+    try:
+        return with_database(settings, run, any_normaliser=True)
+    except KeyboardInterrupt:
+        end_interrupted()
+    finally:
+        progress.end()
+
+
+@contextmanager
+def _keyring_to_change(settings: Settings, output: Path | None) -> Iterator[tuple[Keyring, Callable[[Keyring], Path]]]:
+    """The keyring, and how to put another one in its place; of two operators the second waits for the first."""
+
+    source = keyring_source(settings)
+    path = source.path
+    if path is None and output is None:
+        raise StartRefusedError(
+            f"{source.name} cannot be written from here: give a new file with --output FILE, and put that where the "
+            "keyring comes from"
+        )
+
+    def write(changed: Keyring) -> Path:
+        content = changed.to_json().encode()
+        try:
+            if output is not None:
+                if not create_secret_file(output, content):
+                    raise StartRefusedError(f"{output} is there already: give a new file")
+                return output
+            assert path is not None  # noqa: S101 # refused above
+            replace_secret_file(path.resolve(), content)
+        except OSError as error:
+            raise StartRefusedError(
+                f"{output or path} cannot be written ({error.strerror}): give a new file with --output FILE, and put "
+                "that in its place"
+            ) from None
+        return path
+
+    with _alone(path):
+        yield source.load(), write
+
+
+@contextmanager
+def _alone(path: Path | None) -> Iterator[None]:
+    """Hold the keyring's folder, so that no two commands change the keyring at once."""
+    if path is None or not path.resolve().parent.is_dir():
+        yield
+        return
+    folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartRefusedError(f"another leadkeep keys command is changing {path}; let it end") from None
+        yield
+    finally:
+        os.close(folder)
+
+
+def _files_by_key(settings: Settings) -> dict[str, list[str]]:
+    """The daily files of this machine by the keys that their headers name."""
+
+    found: dict[str, list[str]] = {}
+    folder = settings.files_path
+    names = sorted(folder.glob("leads_*.json")) if folder.is_dir() else []
+    for path in names:
+        try:
+            for key_id in read_header(path).key_ids:
+                found.setdefault(key_id, []).append(path.name)
+        except (DailyFileError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise StartRefusedError(
+                f"{path} cannot be read ({why}), so that nobody knows which keys it needs"
+            ) from None
+    return found
+
+
+def _first_step(settings: Settings, output: Path | None) -> str:
+    """How the operator's next sentence begins."""
+    return f"Put {output} where {keyring_source(settings).name} comes from, " if output else "Now "

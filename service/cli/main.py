@@ -1,164 +1,172 @@
-"""The commands of `leadkeep`.
+"""The command line `leadkeep`: its commands by name.
 
 Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage; 3 `doctor`, `audit verify` or
-`keys verify`
-found a fault; 4 rows of a file could not be imported; 5 fields could not be opened by an export; 130 interrupted, and
-may be repeated.
+`keys verify` found a fault; 4 rows of a file could not be imported; 5 fields could not be opened by an export; 130
+interrupted, and may be repeated.
 """
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
-from dataclasses import asdict
-from datetime import timedelta
-from typing import Annotated
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command_from_info
+from typer.models import CommandInfo
 
-from service.access import ROLES, is_subject
-from service.cli.audit import audit_app
-from service.cli.backup import backup, restore
-from service.cli.command import FAULT_FOUND, AsJson, duration, print_json, refusals_are_told
-from service.cli.conflicts import conflicts_app
-from service.cli.erase import erase
-from service.cli.exports import export
-from service.cli.files import files_app
-from service.cli.imports import import_files
-from service.cli.keys import keys_app
-from service.cli.retention import retention
-from service.cli.spool import spool_app
-from service.config import load_settings
-from service.errors import StartRefusedError
+from service.errors import LeadkeepError, LeadValidationError, StartRefusedError
 
-PIPE_COLUMNS = 240
-"""Wide enough for a setting to stand in one line, so that grep finds all of it."""
+REFUSED = 1
+
+COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
+    "serve": ("Run the service until it is stopped (Ctrl-C, SIGTERM).", "serve:serve"),
+    "token": ("Print a token, signed with this service's own key.", "settings:token"),
+    "config": ("Print every setting with value, default and meaning; secrets hidden.", "settings:config"),
+    "doctor": (
+        "Is everything well? Checks settings, database, schema, rights, keys and spool; exit code 3 if not.",
+        "checks:doctor",
+    ),
+    "import": ("Import leads: daily files as they were, foreign files by their headers.", "imports:import_files"),
+    "export": ("Write leads as JSON or CSV, sensitive fields masked.", "exports:export"),
+    "erase": ("Erase a lead and all that belongs to it; only a tombstone stays.", "erase:erase"),
+    "retention": (
+        "Erase leads that are older than a policy: LEADKEEP_RETENTION, or --status and --older-than.",
+        "erase:retention",
+    ),
+    "migrate": ("Bring the database's schema to this release; needs a role with DDL rights.", "database:migrate"),
+    "backup": ("Back the database up into a new folder.", "database:backup"),
+    "restore": ("Bring a backup into an empty database.", "database:restore"),
+    "keys": (
+        "The keyring, without which no sealed field opens.",
+        {
+            "init": ("Make a keyring with fresh keys.", "keys:init"),
+            "status": (
+                "Show every key with its state and what is sealed with it, where a rotation stands, and what replicas "
+                "have.",
+                "keys:status",
+            ),
+            "add": ("Add a fresh key that only opens yet (active).", "keys:add"),
+            "promote": (
+                "Let a key be the one that seals, once every running replica can open with it; the one before stays "
+                "active.",
+                "keys:promote",
+            ),
+            "reseal": ("Seal everything in the database with the primary encryption key.", "keys:reseal"),
+            "reindex": (
+                "Compute the blind indexes anew: with a new primary index key, or after the rules for phone and NID "
+                "changed.",
+                "keys:reindex",
+            ),
+            "retire": (
+                "Take a key out of use; refused while anything needs it: rows, conflicts, spools, daily files.",
+                "keys:retire",
+            ),
+            "verify": (
+                "Open everything that is stored and compare every blind index; exit code 3 if something is wrong.",
+                "keys:verify",
+            ),
+        },
+    ),
+    "spool": (
+        "Leads that wait on this machine's disk for the database.",
+        {
+            "status": ("How much waits, since when, and whether that is an alarm.", "spool:status"),
+            "list": ("List what waits, oldest first: ids and times, no customer's value.", "spool:list_entries"),
+            "drain": ("Bring what waits into the database.", "spool:drain"),
+        },
+    ),
+    "conflicts": (
+        "Submissions that met a lead when they came out of the spool.",
+        {
+            "list": (
+                "List what waits for a decision, oldest first, with both sides; sensitive values are masked.",
+                "conflicts:list_conflicts",
+            ),
+            "resolve": (
+                "Decide: keep the first lead as it is, let it take the new values, or make the submission a lead of "
+                "its own.",
+                "conflicts:resolve",
+            ),
+        },
+    ),
+    "files": (
+        "The daily files: one JSON file for each day's leads.",
+        {
+            "render": (
+                "Render files now, whether the service runs or not: one day, some days, or all that have leads.",
+                "files:render",
+            ),
+            "verify": (
+                "Compare each day's file with the database, by count and digest; exit code 1 if one is not equal.",
+                "files:verify",
+            ),
+            "show": ("Show the leads of a day's file, sensitive fields masked.", "files:show"),
+        },
+    ),
+    "audit": (
+        "The record of who was shown which leads unmasked.",
+        {
+            "list": ("List looks at values in clear, newest first.", "audit:list_accesses"),
+            "verify": ("Find entries that were changed, added or removed.", "checks:verify_record"),
+        },
+    ),
+}
+"""Each command's line of help, and the function in service.cli that runs it; or the commands of a group."""
+
+
+class LazyCommand(TyperCommand):
+    """A command whose module is imported when it is chosen: all modules together take two seconds to load."""
+
+    def __init__(self, name: str, help_line: str, target: str) -> None:
+        super().__init__(name, help=help_line, rich_markup_mode=None)
+        self._target = target
+
+    def make_context(self, *arguments: Any, **extra: Any) -> Any:
+        """Begin the command itself, with the options of its function."""
+        module, _, function = self._target.partition(":")
+        info = CommandInfo(self.name, callback=getattr(import_module(f"service.cli.{module}"), function))
+        command = get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode=None)
+        return command.make_context(*arguments, **extra)
+
+
+class Commands(TyperGroup):
+    """All commands. One that is refused ends with exit code 1 and the reason on standard error."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, (help_line, target) in COMMANDS.items():
+            if isinstance(target, str):
+                self.add_command(LazyCommand(name, help_line, target))
+                continue
+            members = [LazyCommand(member, *entry) for member, entry in target.items()]
+            self.add_command(
+                TyperGroup(name=name, help=help_line, commands=members, no_args_is_help=True, rich_markup_mode=None)
+            )
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was chosen."""
+        try:
+            return super().invoke(ctx)
+        except LeadValidationError as invalid:
+            why = "; ".join(f"{violation.field} {violation.description}" for violation in invalid.violations)
+        except LeadkeepError as error:
+            why = error.text
+        except StartRefusedError as refused:
+            why = str(refused)
+        typer.echo(f"leadkeep: {why}", err=True)
+        raise typer.Exit(REFUSED)
+
 
 app = typer.Typer(
-    help="Leadkeep keeps the leads that chatbots collect. Settings are LEADKEEP_… variables; see `leadkeep config`.",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # with it, help and usage errors would load rich, which takes longer than all the rest
 )
-app.add_typer(keys_app, name="keys")
-app.add_typer(spool_app, name="spool")
-app.add_typer(conflicts_app, name="conflicts")
-app.add_typer(files_app, name="files")
-app.add_typer(audit_app, name="audit")
-app.command("import")(import_files)
-app.command()(export)
-app.command()(backup)
-app.command()(restore)
-app.command()(erase)
-app.command()(retention)
 
 
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-@app.command()
-@refusals_are_told
-def serve() -> None:
-    """Run the service until it is stopped (Ctrl-C, SIGTERM)."""
-    settings = load_settings()
-    # Imported here: the service costs most of a second, which `token` and `config` should not pay.
-    from service import app as application
-    from service.cli.welcome import welcome
-    from service.log import configure_logging
-
-    # A crash must not write the memory, which holds keys and values in clear, to the disk. Child processes inherit it.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    configure_logging(settings.log_level)
-    first = settings.auth_jwks is None and not settings.signing_key_path.exists()
-
-    def on_ready(grpc_port: int, http_port: int) -> None:
-        typer.echo(welcome(settings, grpc_port, http_port, first=first, now=time.time()))
-        sys.stdout.flush()
-
-    application.serve(settings, on_ready=on_ready)
-
-
-@app.command()
-@refusals_are_told
-def token(
-    role: Annotated[str, typer.Option(help="chatbot (create, read its own), agent (read, update) or admin (all).")],
-    subject: Annotated[str, typer.Option(help="Who acts with it; default: the role's name.")] = "",
-    ttl: Annotated[
-        timedelta,
-        typer.Option(parser=duration, metavar="TIME", show_default="1h", help="How long it is good: 30s, 15m, 1h, 7d."),
-    ] = timedelta(hours=1),
-) -> None:
-    """Print a token, signed with this service's own key."""
-    from service.rpc.local_key import LocalSigningKey
-
-    if role not in ROLES:
-        raise typer.BadParameter(f"must be one of: {', '.join(ROLES)}", param_hint="--role")
-    if subject and not is_subject(subject):
-        raise typer.BadParameter("must be 1 to 200 visible characters", param_hint="--subject")
-    settings = load_settings()
-    if settings.auth_jwks is not None:
-        raise StartRefusedError("tokens come from the issuer of LEADKEEP_AUTH_JWKS; the local signing key is not used")
-    key = LocalSigningKey.load_or_create(settings.signing_key_path)
-    typer.echo(key.issue(subject or role, ROLES[role], ttl, now=time.time()))
-
-
-@app.command()
-@refusals_are_told
-def config(as_json: AsJson = False) -> None:
-    """Print every setting with value, default and meaning; secrets hidden."""
-    rows = load_settings().rows()
-    if as_json:
-        print_json([asdict(row) for row in rows])
-        return
-    from rich.console import Console  # costs 100 ms, which serve should not pay
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPE_COLUMNS
-    table = Table("variable", "value", "from", "default", "meaning", box=None)
-    table.columns[0].no_wrap = True
-    for row in rows:
-        table.add_row(row.name, row.value, row.source, row.default, row.meaning)
-    console.print(table)
-
-
-@app.command()
-@refusals_are_told
-def migrate() -> None:
-    """Bring the database's schema to this release; needs a role with DDL rights. Safe to repeat."""
-    settings = load_settings()
-    from service.storage.schema import REVISION
-    from service.storage.schema import migrate as run_migrations
-
-    if settings.migration_url is None:
-        raise StartRefusedError(
-            "the embedded database is migrated when the service starts; set LEADKEEP_DATABASE_URL for another one"
-        )
-    before = run_migrations(settings.migration_url)
-    if before == REVISION:
-        typer.echo(f"The schema is up to date ({REVISION}).")
-    else:
-        typer.echo(f"The schema is at {REVISION} now (before: {before or 'none'}).")
-
-
-@app.command()
-@refusals_are_told
-def doctor(as_json: AsJson = False) -> None:
-    """Is everything well? Checks settings, database, schema, rights, keys and spool; exit code 3 if not."""
-    settings = load_settings()
-    from service.cli.diagnosis import diagnose
-
-    findings = diagnose(settings)
-    healthy = all(finding.ok for finding in findings)
-    if as_json:
-        print_json({"healthy": healthy, "checks": [asdict(finding) for finding in findings]})
-    else:
-        for finding in findings:
-            typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.detail}")
-    if not healthy:
-        raise typer.Exit(FAULT_FOUND)
+@app.callback()
+def leadkeep() -> None:
+    """Leadkeep keeps the leads that chatbots collect. Settings are LEADKEEP_… variables; see `leadkeep config`."""

@@ -17,7 +17,8 @@ from service.lead_service import LeadService
 from service.page_token import Tags, read_page
 from service.rpc import wire
 from service.rpc.call import Call
-from service.storage.access_records import AccessRecords, RecordedAccess
+from service.storage.access_chain import RecordedAccess
+from service.storage.access_records import AccessRecords
 
 
 class LeadServicer:

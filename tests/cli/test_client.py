@@ -16,7 +16,7 @@ from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import ROLES, Scope
-from service.cli.command import REFUSED
+from service.cli.main import REFUSED
 from service.config_values import Address
 from service.rpc.local_key import LocalSigningKey
 from tests.conftest import StartService

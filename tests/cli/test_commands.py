@@ -16,7 +16,8 @@ import pytest
 from google.protobuf import json_format
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.cli.command import FAULT_FOUND, REFUSED
+from service.cli.command import FAULT_FOUND
+from service.cli.main import REFUSED
 from service.config import Settings
 from tests.conftest import StartService
 from tests.harness.failures import reason_of

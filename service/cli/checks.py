@@ -1,22 +1,32 @@
-"""Is everything well? Each check stands alone, so that one fault does not hide the next."""
+"""`leadkeep doctor` and `leadkeep audit verify`: checks of an installation and of its access record.
+
+Exit codes: 0 nothing found; 1 it could not be checked; 3 a fault was found.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
 
 from service import factories
-from service.cli.database import operators_database_url
-from service.config import Settings
+from service.cli.command import FAULT_FOUND, AsJson, report
+from service.cli.database import confirmed_database_url, database_url, is_untouched
+from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
 from service.rpc.local_key import LocalSigningKey
+from service.storage.access_chain import logged_heads
+from service.storage.access_check import Findings, check
 from service.storage.canary import compare_canary
 from service.storage.condition import spool_alarms
 from service.storage.database import Database
-from service.storage.embedded import EmbeddedPostgres
 from service.storage.failures import StorageFaultError
 from service.storage.schema import excess_rights, require_current, revision_of
 from service.storage.spool_rows import peek
@@ -24,15 +34,28 @@ from service.storage.spool_rows import peek
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check of `doctor`."""
 
     check: str
     ok: bool
     detail: str
 
 
-def diagnose(settings: Settings) -> list[Finding]:
-    """Check everything that `serve` needs, whether it runs or not."""
+def doctor(as_json: AsJson = False) -> None:
+    """Is everything well? Checks settings, database, schema, rights, keys and spool; exit code 3 if not."""
+    findings = _diagnose(load_settings())
+    healthy = all(finding.ok for finding in findings)
+    report(
+        {"healthy": healthy, "checks": [asdict(finding) for finding in findings]},
+        [f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.detail}" for finding in findings],
+        as_json=as_json,
+    )
+    if not healthy:
+        raise typer.Exit(FAULT_FOUND)
+
+
+def _diagnose(settings: Settings) -> list[Finding]:
+    """Check everything that `serve` needs, whether it runs or not; one fault does not hide the next."""
     findings = [
         _finding("data folder", lambda: _data_folder(settings)),
         _finding("keyring", lambda: _keyring(settings)),
@@ -40,20 +63,15 @@ def diagnose(settings: Settings) -> list[Finding]:
         _finding("spool", lambda: _spool(settings)),
         _finding("daily files", lambda: _files(settings)),
     ]
-    if _is_untouched(settings):
+    if is_untouched(settings):
         # Looking must not make anything: a database without a keyring would only be half of a first start.
         return [*findings, Finding("database", True, "is made by the first serve")]
     try:
-        with operators_database_url(settings) as url:
+        with database_url(settings) as url:
             findings += asyncio.run(_database_findings(settings, url))
     except StartRefusedError as refused:
         findings.append(Finding("database", False, str(refused)))
     return findings
-
-
-def _is_untouched(settings: Settings) -> bool:
-    """Whether the embedded service has never been started."""
-    return settings.embedded and not EmbeddedPostgres.has_database(settings.data_dir)
 
 
 async def _database_findings(settings: Settings, url: str) -> list[Finding]:
@@ -104,7 +122,7 @@ def _data_folder(settings: Settings) -> str:
 
 def _keyring(settings: Settings) -> str:
     source = factories.keyring_source(settings)
-    if _is_untouched(settings) and source.path is not None and not source.path.exists():
+    if is_untouched(settings) and source.path is not None and not source.path.exists():
         return "is made by the first serve"
     return f"{len(source.load().keys)} keys in {source.name}"
 
@@ -140,3 +158,65 @@ def _files(settings: Settings) -> str:
     if exposed:
         raise StartRefusedError(f"{folder}/{exposed[0]} may be read by others; run: chmod 600 '{folder}'/leads_*.json")
     return f"{len(files)} in {folder}"
+
+
+def verify_record(
+    heads: Annotated[
+        Path | None, typer.Option(help="A file with lines of the service's log, such as it was shipped elsewhere.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find entries that were changed, added or removed. Exit code 3 if there are any.
+
+    With --heads, also find what was removed together with all that tells of it in the database.
+    """
+    settings = load_settings()
+    try:
+        with _opened(heads) as lines:
+            encryption = factories.encryption_of(settings)
+            with confirmed_database_url(settings) as url:
+                # Read before the database is: a service that runs goes on writing to both.
+                logged = list(dict.fromkeys(logged_heads(lines)))
+                findings = check(url, encryption, logged)
+    except StorageFaultError as fault:
+        raise StartRefusedError(f"the access record cannot be read: {fault}") from None
+    except ValueError as error:
+        raise StartRefusedError(f"{heads} cannot be used: {error}") from None
+    if heads is not None and not findings.heads:
+        raise StartRefusedError(f"{heads} holds no head of a chain: it proves nothing")
+    report(
+        {"unchanged": findings.unchanged, **asdict(findings)},
+        _record_lines(findings, with_heads=heads is not None),
+        as_json=as_json,
+    )
+    if not findings.unchanged:
+        raise typer.Exit(FAULT_FOUND)
+
+
+def _record_lines(findings: Findings, *, with_heads: bool) -> Iterator[str]:
+    for fault in findings.faults:
+        where = f" (chain {fault.chain})" if fault.chain else ""
+        yield f"{fault.kind}: {fault.what}{where}"
+    if findings.fault_count > len(findings.faults):
+        yield f"and {findings.fault_count - len(findings.faults)} more"
+    yield (
+        f"{findings.entries} entries in {findings.chains} chains: {findings.ended} have ended, "
+        f"{findings.chains - findings.ended} are being written or were left by a writer that was killed."
+    )
+    if findings.earlier_entries:
+        sealed = "sealed by the first chain" if findings.earlier_sealed else "to be sealed with the first unmasked read"
+        yield f"{findings.earlier_entries} entries from before there were chains, {sealed}."
+    if with_heads:
+        yield f"Compared with {findings.heads} heads."
+    elif findings.chains:
+        yield "Not compared with heads of the log (--heads): who cuts all tables alike is not noticed."
+    yield "Unchanged." if findings.unchanged else f"NOT as it was written: {findings.fault_count} faults."
+
+
+def _opened(heads: Path | None) -> IO[str]:
+    if heads is None:
+        return io.StringIO()
+    try:
+        return heads.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StartRefusedError(f"{heads} cannot be read: {error.strerror}") from None

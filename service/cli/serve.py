@@ -1,16 +1,22 @@
-"""What a newcomer needs next, printed when the service is ready."""
+"""`leadkeep serve`: the service, and what a newcomer needs next."""
 
 from __future__ import annotations
 
 import json
+import resource
 import shlex
 import shutil
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
+import typer
+
+from service import app
 from service.access import ROLES
-from service.config import Settings
+from service.config import Settings, load_settings
+from service.log import configure_logging
 from service.rpc.local_key import LocalSigningKey
 
 FIRST_TOKEN_LIFE = timedelta(hours=1)
@@ -26,8 +32,23 @@ EXAMPLE = {
 """The story's own example (US-013)."""
 
 
-def welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool, now: float) -> str:
-    """Where the endpoints are; on the first start, calls that can be pasted, with a token."""
+def serve() -> None:
+    """Run the service until it is stopped (Ctrl-C, SIGTERM)."""
+    settings = load_settings()
+    # A crash must not write the memory, which holds keys and values in clear, to the disk. Child processes inherit it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    configure_logging(settings.log_level)
+    first = settings.auth_jwks is None and not settings.signing_key_path.exists()
+
+    def on_ready(grpc_port: int, http_port: int) -> None:
+        typer.echo(_welcome(settings, grpc_port, http_port, first=first))
+        sys.stdout.flush()
+
+    app.serve(settings, on_ready=on_ready)
+
+
+def _welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool) -> str:
+    """The addresses of the endpoints; on the first start, calls that can be pasted, with a token."""
     grpc = settings.grpc_address.reachable(grpc_port)
     http = settings.http_address.reachable(http_port)
     secure = settings.tls_cert is not None
@@ -36,7 +57,7 @@ def welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool, 
     if not first:
         return "\n".join(lines)
     key = LocalSigningKey.load_or_create(settings.signing_key_path)
-    token = key.issue("chatbot", ROLES["chatbot"], FIRST_TOKEN_LIFE, now=now)
+    token = key.issue("chatbot", ROLES["chatbot"], FIRST_TOKEN_LIFE, now=time.time())
     header = f"authorization: Bearer {token}"
     lead = json.dumps(EXAMPLE)
     request = json.dumps({"lead": {**EXAMPLE, "phone": "+1234567891", "nid": "123456790"}})

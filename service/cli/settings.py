@@ -1,0 +1,61 @@
+"""`leadkeep config` and `leadkeep token`, which need the settings only."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from service.access import ROLES, is_subject
+from service.cli.command import AsJson, duration, print_json
+from service.config import load_settings
+from service.errors import StartRefusedError
+
+PIPE_COLUMNS = 240
+"""Wide enough for a setting to stand in one line, so that grep finds all of it."""
+
+
+def config(as_json: AsJson = False) -> None:
+    """Print every setting with value, default and meaning; secrets hidden."""
+    rows = load_settings().rows()
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    # Imported here: rich takes 100 ms, which `token` should not pay.
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    table = Table("variable", "value", "from", "default", "meaning", box=None)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(row.name, row.value, row.source, row.default, row.meaning)
+    console.print(table)
+
+
+def token(
+    role: Annotated[str, typer.Option(help="chatbot (create, read its own), agent (read, update) or admin (all).")],
+    subject: Annotated[str, typer.Option(help="Who acts with it; default: the role's name.")] = "",
+    ttl: Annotated[
+        timedelta,
+        typer.Option(parser=duration, metavar="TIME", show_default="1h", help="How long it is good: 30s, 15m, 1h, 7d."),
+    ] = timedelta(hours=1),
+) -> None:
+    """Print a token, signed with this service's own key."""
+    # Imported here: it loads cryptography, which `config` should not pay for.
+    from service.rpc.local_key import LocalSigningKey
+
+    if role not in ROLES:
+        raise typer.BadParameter(f"must be one of: {', '.join(ROLES)}", param_hint="--role")
+    if subject and not is_subject(subject):
+        raise typer.BadParameter("must be 1 to 200 visible characters", param_hint="--subject")
+    settings = load_settings()
+    if settings.auth_jwks is not None:
+        raise StartRefusedError("tokens come from the issuer of LEADKEEP_AUTH_JWKS; the local signing key is not used")
+    key = LocalSigningKey.load_or_create(settings.signing_key_path)
+    typer.echo(key.issue(subject or role, ROLES[role], ttl, now=time.time()))
