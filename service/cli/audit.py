@@ -10,7 +10,7 @@ import typer
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
-from service.cli.client import connected, pages
+from service.cli.client import connected, listed
 from service.cli.command import AsJson, printed_rows
 from service.config import load_settings
 
@@ -38,9 +38,8 @@ def list_accesses(
         recorded_before=end,
     )
     with connected(settings, Scope.OPERATE) as call, printed_rows(as_json=as_json) as show:
-        for page in pages(call, "ListAccesses", request):
-            for access in page.accesses:
-                show(_as_json(access) if as_json else _as_line(access))
+        for access in listed(call, "ListAccesses", request, "accesses"):
+            show(_as_json(access) if as_json else _as_line(access))
 
 
 def _as_json(access: pb.Access) -> dict[str, object]:

@@ -63,11 +63,11 @@ def connected(settings: Settings, *scopes: Scope, reason: str = "") -> Iterator[
         yield call
 
 
-def pages(call: Call, rpc: str, request: Any) -> Iterator[Any]:
-    """The responses of a list rpc, page by page to its end."""
+def listed(call: Call, rpc: str, request: Any, field: str) -> Iterator[Any]:
+    """All messages of a list rpc; `field` holds them in each page."""
     while True:
         page = call(rpc, request)
-        yield page
+        yield from getattr(page, field)
         if not page.next_page_token:
             return
         request.page_token = page.next_page_token

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
-from service.cli.client import connected, pages
+from service.cli.client import connected, listed
 from service.cli.command import AsJson, ReasonToLook, report
 from service.config import load_settings
 
@@ -27,7 +27,7 @@ def list_conflicts(
     scopes = (Scope.OPERATE, Scope.UNMASK) if unmask else (Scope.OPERATE,)
     with connected(load_settings(), *scopes, reason=reason) as call:
         request = pb.ListConflictsRequest(include_resolved=every, view=view)
-        conflicts = [each for page in pages(call, "ListConflicts", request) for each in page.conflicts]
+        conflicts = list(listed(call, "ListConflicts", request, "conflicts"))
     shown = [MessageToDict(conflict, preserving_proto_field_name=True) for conflict in conflicts]
     lines = list(_lines(conflicts))
     none = "No conflict waits for a decision." if not every else "There was no conflict yet."

@@ -81,7 +81,7 @@ def render(day: Day = None, first: FirstDay = None, last: LastDay = None, as_jso
     done = []
     with _opened(load_settings()) as (files, leads):
         files.make_folder()
-        for each in _days(day, first, last, lambda: _known_days(files, leads)):
+        for each in _days(day, first, last, files, leads):
             made = files.render(each, settles=False)
             done.append({"day": each.isoformat(), "leads": made.lead_count, "bytes": made.size})
             if not as_json:
@@ -96,7 +96,7 @@ def verify(day: Day = None, first: FirstDay = None, last: LastDay = None, as_jso
     """
     _require_span(day, first, last)
     with _opened(load_settings()) as (files, leads):
-        wanted = _days(day, first, last, lambda: _known_days(files, leads))
+        wanted = _days(day, first, last, files, leads)
         found = [_compared_patiently(files, leads, each) for each in wanted]
     faulty = sum(each.state not in ("equal", "behind") for each in found)
     lines = [
@@ -196,11 +196,9 @@ def _table() -> Iterator[Callable[[object], None]]:
 
 
 def _compared_patiently(files: FileStorageService, leads: DailyLeads, day: date) -> Comparison:
-    patience = time.monotonic() + PATIENCE_SECONDS
-    found = _compared(files, leads, day)
-    while found.state == "behind" and time.monotonic() < patience:
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while (found := _compared(files, leads, day)).state == "behind" and time.monotonic() < give_up:
         time.sleep(LOOK_SECONDS)
-        found = _compared(files, leads, day)
     return found
 
 
@@ -220,11 +218,6 @@ def _compared(files: FileStorageService, leads: DailyLeads, day: date) -> Compar
     return Comparison(day.isoformat(), state, in_file.lead_count, in_database.lead_count)
 
 
-def _known_days(files: FileStorageService, leads: DailyLeads) -> list[date]:
-    on_disk = files.days_on_disk() if files.folder.exists() else []
-    return sorted({*on_disk, *leads.days_with_leads()})
-
-
 def _require_span(day: datetime | None, first: datetime | None, last: datetime | None) -> None:
     """Raise typer.BadParameter unless these options name days that `_days` can list."""
     if day is not None and (first is not None or last is not None):
@@ -237,14 +230,22 @@ def _require_span(day: datetime | None, first: datetime | None, last: datetime |
         )
 
 
-def _days(day: datetime | None, first: datetime | None, last: datetime | None, known: Any) -> list[date]:
+def _days(
+    day: datetime | None,
+    first: datetime | None,
+    last: datetime | None,
+    files: FileStorageService,
+    leads: DailyLeads,
+) -> list[date]:
+    """The days that the options choose; without two ends, those with leads or a file."""
     if day is not None:
         return [day.date()]
     if first is not None and last is not None:
         return [first.date() + timedelta(days=n) for n in range((last - first).days + 1)]
     lowest = first.date() if first else date.min
     highest = last.date() if last else date.max
-    return [each for each in known() if lowest <= each <= highest]
+    on_disk = files.days_on_disk() if files.folder.exists() else []
+    return sorted(each for each in {*on_disk, *leads.days_with_leads()} if lowest <= each <= highest)
 
 
 @contextmanager
