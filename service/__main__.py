@@ -5,17 +5,17 @@ import os
 import signal
 
 OBJECTS_A_COLLECTION = 5_000
-"""New objects between two garbage collections, in place of 700, which imports, and two dozen calls in flight, make all
-the time."""
+"""New objects between two garbage collections. Python's 700 are reached all the time by imports, and by two dozen calls
+in flight."""
 
 
 def main() -> None:
-    """Run the command line. Until a command is at work, Ctrl-C ends it without a word: there is nothing to undo."""
+    """Run the command line. Until a command runs, Ctrl-C ends the process silently: there is nothing to undo."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Before grpc is loaded: every child process of ours is another program at once, which needs no grpc that survives a
-    # fork, and grpc would write lines about it into the log.
+    # Before grpc is loaded: every child process of ours starts another program at once, so that grpc need not survive a
+    # fork, and grpc would write lines about forks into the log.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-    # None is used, and to look for one reads the metadata of every installed package.
+    # We use no plugin, and a search for one reads the metadata of every installed package.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"
     gc.set_threshold(OBJECTS_A_COLLECTION, *gc.get_threshold()[1:])
     from service.cli.main import app
@@ -24,7 +24,7 @@ def main() -> None:
     try:
         app()
     finally:
-        # Else the interpreter would visit all that was ever loaded once more before it ends.
+        # Otherwise the interpreter would visit every loaded object once more before it ends.
         gc.freeze()
 
 

@@ -1,4 +1,4 @@
-"""What the settings describe, built: the validation, the keyring's source, the encryption, the token check."""
+"""Builds the validation, the keyring's source, the encryption and the token check from the settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def validation_of(settings: Settings) -> ValidationService:
 
 
 def keyring_source(settings: Settings) -> KeyringSource:
-    """Where the keyring is."""
+    """The source of the keyring: a file, the settings themselves, or a command."""
     if settings.keyring_content is not None:
         return keyring_content(settings.keyring_content)
     if settings.keyring_command is not None:

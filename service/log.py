@@ -1,4 +1,4 @@
-"""How the process logs: one JSON object a line on standard error, without any value of a customer's field.
+"""Logging of the process: one JSON object a line on standard error, without any value of a customer's field.
 
 Our own lines hold names, ids and numbers. Lines of libraries are reduced to their template and the type of their
 exception: what a library puts into a message may come from a request or a row.
@@ -43,14 +43,14 @@ def configure_logging(level: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_TemplateFormatter())
-    # Libraries speak from "warning" on, whatever our own level: at "debug" some print what they send.
+    # Libraries log from "warning" on, whatever our own level: at "debug" some print what they send.
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
     # backoff prints the exception's text; every retry is logged by us.
     logging.getLogger("backoff").disabled = True
 
 
 def log_whatever_the_level(event: str, **values: object) -> None:
-    """Write a line that is evidence, not chatter: no level keeps it out."""
+    """Write a log line at any level setting: it is evidence."""
     structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr), processors=_PROCESSORS, wrapper_class=structlog.stdlib.BoundLogger
     ).info(event, **values)

@@ -1,1 +1,1 @@
-"""What an operator types."""
+"""The command line `leadkeep`."""

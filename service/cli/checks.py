@@ -168,7 +168,7 @@ def verify_record(
 ) -> None:
     """Find entries that were changed, added or removed. Exit code 3 if there are any.
 
-    With --heads, also find what was removed together with all that tells of it in the database.
+    With --heads, also find entries that were removed together with all traces of them in the database.
     """
     settings = load_settings()
     try:

@@ -103,7 +103,7 @@ def _local_token(settings: Settings, scopes: tuple[Scope, ...]) -> str:
 
 
 def _channel(settings: Settings, address: str) -> grpc.Channel:
-    # A proxy for the internet knows no way to a service of this machine.
+    # A proxy for the internet cannot reach a service of this machine.
     options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     if settings.tls_cert is None or settings.tls_key is None:
         return grpc.insecure_channel(address, options)
@@ -123,7 +123,7 @@ def _refusal(error: grpc.RpcError, address: str) -> str:
     assert isinstance(error, grpc.Call)  # noqa: S101 # every error of a stub is one
     status = rpc_status.from_call(error)
     if status is None:
-        # Not of the service: it always sends details.
+        # The error is not from the service, which always sends details.
         return (
             f"the service does not answer at {address}: start it with leadkeep serve, or name where it listens in "
             f"LEADKEEP_GRPC_ADDRESS ({error.details()})"

@@ -43,16 +43,14 @@ def _lines(conflicts: Sequence[pb.Conflict]) -> Iterator[str]:
         if "erased" in conflict.met_fields:
             yield "  a lead that it shares something with was erased: keep-first drops it, own-lead keeps it"
         for lead in conflict.leads:
-            yield f"  met by {', '.join(conflict.met_fields)}: lead {lead.id}: {_side(lead)}"
+            yield f"  matched by {', '.join(conflict.met_fields)}: lead {lead.id}: {_side(lead)}"
 
 
 def resolve(
     conflict_id: Annotated[UUID, typer.Argument(metavar="ID", help="The conflict, see: leadkeep conflicts list.")],
-    resolution: Annotated[
-        Literal["keep-first", "take-new", "own-lead"], typer.Argument(help="What becomes of the submission.")
-    ],
+    resolution: Annotated[Literal["keep-first", "take-new", "own-lead"], typer.Argument(help="The decision.")],
     lead: Annotated[
-        UUID | None, typer.Option(help="Which lead is kept or takes the values; when it met several.")
+        UUID | None, typer.Option(help="Which lead is kept or takes the values; when it matched several.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Why; kept with the conflict. No customer data.")] = "",
 ) -> None:

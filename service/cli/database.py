@@ -41,7 +41,7 @@ ATTEMPT_SECONDS = 30.0
 
 @contextmanager
 def database_url(settings: Settings, *, as_owner: bool = False) -> Iterator[str]:
-    """The URL of the database as the role of `serve`, or as its owner; if no service runs the embedded one, this does.
+    """The URL of the database, for the role of `serve` or its owner. An embedded server is started if none runs.
 
     Raises StartRefusedError, also while the service that runs restarts its server.
     """
@@ -225,7 +225,7 @@ def restore(folder: Folder) -> None:
 
 @contextmanager
 def _target_url(settings: Settings, manifest: Manifest) -> Iterator[str]:
-    """The empty database that is restored into, checked; the embedded one is made. What fails leaves it empty."""
+    """The empty database to restore into, checked; an embedded one is made. A failed restore leaves it empty."""
     if settings.migration_url is not None:
         require_empty_target(settings.migration_url, manifest)
         yield settings.migration_url

@@ -1,4 +1,4 @@
-"""`leadkeep erase` and `retention`: forget people, and list who was forgotten; the list is kept beside the backups."""
+"""`leadkeep erase` and `leadkeep retention`: erase leads, and list the tombstones, to be kept with the backups."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ def retention(
 ) -> None:
     """Erase leads that are older than a policy: LEADKEEP_RETENTION, or --status and --older-than.
 
-    What counts is the last change, or the last time that the person came back. Interrupted, it ends with exit code 130;
-    the same command again goes on.
+    A lead's age counts from its last change or resubmission. Interrupted, the command ends with exit code 130; the same
+    command again goes on.
     """
     settings = load_settings()
     policy = _policy(settings, status or [], older_than)

@@ -57,8 +57,8 @@ from service.supervisor import Supervisor
 BYTE_ORDER_MARK = "\ufeff"
 """Before CSV: without it Excel takes UTF-8 for something else, and every name beyond ASCII is spoilt."""
 
-LAST_WORDS_SECONDS = 5.0
-"""How long the end of a command waits for the record: the transaction that is under way, and the end of the chain."""
+CHAIN_END_SECONDS = 5.0
+"""How long the end of a command waits for the record: the transaction in flight, and the end of the chain."""
 
 Release = Callable[[Sequence[pb.Lead]], None]
 """Masks leads, or commits that they are shown in clear; they may be shown when it has returned."""
@@ -66,7 +66,7 @@ Release = Callable[[Sequence[pb.Lead]], None]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Who takes values out in clear, and why, as it is recorded."""
+    """A look at values in clear: its subject and its reason, as they are recorded."""
 
     subject: str
     reason: str
@@ -101,7 +101,7 @@ def export(
     except StorageFaultError as fault:
         raise StartRefusedError(f"the export failed, and nothing of it is left: {fault}") from None
     except BrokenPipeError:
-        # Whoever read has seen enough, as in `leadkeep export | head`.
+        # The reader has closed the pipe, as in `leadkeep export | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if unreadable:
@@ -164,7 +164,7 @@ def releasing(settings: Settings, url: str, look: Look | None, *, operation: str
             await writer.require_room(look.subject, leads)
 
         async def stop() -> None:
-            await supervisor.stop(LAST_WORDS_SECONDS)
+            await supervisor.stop(CHAIN_END_SECONDS)
             await database.close()
 
         try:
@@ -204,7 +204,7 @@ def _write(file: IO[str], file_format: str, leads: Iterator[pb.Lead]) -> int:
 
 def _bounds(zone: str, first: datetime | None, last: datetime | None) -> tuple[datetime, datetime]:
     days = Days(zone)
-    # Who writes 9999-12-31 means no end; beyond these days the calendar ends in one time zone or another.
+    # 9999-12-31 means no end; beyond these days the calendar ends in one time zone or another.
     earliest, latest = date(1, 1, 2), date(9999, 12, 29)
     start = max(earliest, first.date()) if first else earliest
     end = min(latest, last.date()) if last else latest

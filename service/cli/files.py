@@ -52,7 +52,7 @@ SHOWN = (
 UNREADABLE = "(cannot be opened)"
 
 LONGEST_SPAN = timedelta(days=3660)
-"""Between two named days every day gets a file, one without leads too. Nobody means that for the year 9999."""
+"""Between two named days every day gets a file, also one without leads: a longer span is a typing error."""
 
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 10.0
@@ -127,7 +127,7 @@ def show(
     try:
         look = look_of(settings, token_file, f"daily file of {day.date()}", reason) if unmask else None
         with (
-            # What is masked is shown also while the database is away.
+            # Masked leads are shown also while the database is unavailable.
             confirmed_database_url(settings) if look else nullcontext("") as url,
             releasing(settings, url, look, operation="files show", leads=count) as release,
         ):

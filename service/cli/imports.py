@@ -178,7 +178,7 @@ def _require_whole(path: Path, encryption: EncryptionService) -> None:
     except DailyFileError as error:
         raise ImportRefusedError(f"{path} is not a whole daily file: {error}") from None
     if count != header.lead_count:
-        raise ImportRefusedError(f"{path} is damaged: it holds {count} leads, its header says {header.lead_count}")
+        raise ImportRefusedError(f"{path} is damaged: it holds {count} leads, its header names {header.lead_count}")
     if missing := [key_id for key_id in header.key_ids if not encryption.opens_with(key_id)]:
         raise ImportRefusedError(
             f"{path} was sealed with keys that this keyring does not have ({', '.join(missing)}): point "

@@ -107,10 +107,10 @@ def _status_lines(shown: dict[str, Any]) -> Iterator[str]:
         needs = f", its spool needs {' '.join(replica['spool_keys'])}" if replica["spool_keys"] else ""
         yield (
             f"replica {replica['name']}: {replica['state']}, seals with {' '.join(replica['seals'])}, "
-            f"heard of {replica['silent_seconds']:.0f} s ago{needs}"
+            f"last heartbeat {replica['silent_seconds']:.0f} s ago{needs}"
         )
     if shown["fault"]:
-        yield f"of the database nothing is known: {shown['fault']}"
+        yield f"no information from the database: {shown['fault']}"
 
 
 async def _stored(url: str, database: Database, encryption: EncryptionService) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def reindex(
         lines = [f"Indexed {done.leads} leads anew, in {done.seconds:.1f} s."]
     else:
         lines = ["The blind indexes are those of the primary index key and of these settings already."]
-    lines += [f"  lead {each['lead']} stands beside {each['beside']}: the same {each['field']}" for each in done.beside]
+    lines += [f"  lead {each['lead']} has the same {each['field']} as lead {each['beside']}" for each in done.beside]
     report(asdict(done), lines, as_json=as_json)
 
 
@@ -355,5 +355,5 @@ def _files_by_key(settings: Settings) -> dict[str, list[str]]:
 
 
 def _first_step(settings: Settings, output: Path | None) -> str:
-    """How the operator's next sentence begins."""
+    """The beginning of the operator's next instruction."""
     return f"Put {output} where {keyring_source(settings).name} comes from, " if output else "Now "

@@ -77,7 +77,7 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         },
     ),
     "conflicts": (
-        "Submissions that met a lead when they came out of the spool.",
+        "Submissions that matched a lead when they came out of the spool.",
         {
             "list": (
                 "List what waits for a decision, oldest first, with both sides; sensitive values are masked.",

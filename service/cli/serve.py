@@ -1,4 +1,4 @@
-"""`leadkeep serve`: the service, and what a newcomer needs next."""
+"""`leadkeep serve`: run the service, and print its addresses and first calls when it is ready."""
 
 from __future__ import annotations
 
@@ -78,5 +78,5 @@ def _welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool)
 
 def _command() -> str:
     """The command as it can be pasted: in a clone it is not on the PATH."""
-    beside = Path(sys.executable).with_name("leadkeep")
-    return shlex.quote(str(beside)) if beside.exists() and shutil.which("leadkeep") is None else "leadkeep"
+    installed = Path(sys.executable).with_name("leadkeep")
+    return shlex.quote(str(installed)) if installed.exists() and shutil.which("leadkeep") is None else "leadkeep"
