@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -354,6 +355,15 @@ def test_every_setting_has_a_row_with_default_and_meaning() -> None:
 
     assert [row.name for row in rows] == [f"LEADKEEP_{name.upper()}" for name in Settings.model_fields]
     assert all(row.value and row.default and row.meaning for row in rows)
+
+
+def test_the_operators_page_has_every_setting_and_no_other() -> None:
+    page = (Path(__file__).parents[1] / "docs/operations.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| LEADKEEP_")]
+
+    named = {name for cell in cells for name in re.findall(r"LEADKEEP_\w+", cell)}
+    assert named == {row.name for row in load_settings().rows()}
 
 
 def test_a_row_says_where_its_value_comes_from(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
