@@ -113,15 +113,15 @@ class LeadServiceServicer:
 
     def CreateLead(self, request, context):
         """CreateLead takes a new lead and answers only when it is on disk: in the database (SAVED), or, while the database
-        cannot be had, in the service's own durable queue, from where it reaches the database later (DELAYED).
+        is unavailable, in the service's own durable queue, from where it reaches the database later (DELAYED).
 
         A caller who sets no deadline waits 10 seconds at most for the database, as does one who sets a longer one.
 
-        Phone and nid are unique among all leads. A submission that meets an existing lead is refused and kept, sealed, as a
-        resubmission of that lead; when phone and nid both meet one lead, its conversation is linked to that lead too.
+        Phone and nid are unique among all leads. A submission that matches an existing lead is refused and kept, sealed, as a
+        resubmission of that lead; when phone and nid both match one lead, its conversation is linked to that lead too.
 
-        Scope: `leads:create`. Safe to repeat with the same `request_id`. Errors beside the general ones:
-        ALREADY_EXISTS    DUPLICATE_PHONE, DUPLICATE_NID (metadata `fields`: what met a lead, phone's reason first when both;
+        Scope: `leads:create`. Safe to repeat with the same `request_id`. Errors in addition to the general ones:
+        ALREADY_EXISTS    DUPLICATE_PHONE, DUPLICATE_NID (metadata `fields`: what matched a lead, phone's reason first when both;
         `lead_id`, `phone_lead_id`, `nid_lead_id` only for callers who may read that lead)
         ALREADY_EXISTS    REQUEST_ID_REUSED (the same request_id with other content; the first result stays)
         """
@@ -135,7 +135,7 @@ class LeadServiceServicer:
         Scope: `leads:read`, or `leads:read-own` for leads that the same subject created.
         Errors: NOT_FOUND LEAD_NOT_FOUND (also for a lead that the caller may not read); UNAVAILABLE STORAGE_UNAVAILABLE
         (also for a lead that was acknowledged as DELAYED and has not reached the database yet); FAILED_PRECONDITION
-        LEAD_IN_CONFLICT (it met a lead on its way there, and a person decides; metadata `conflict_id`).
+        LEAD_IN_CONFLICT (it matched a lead when it reached the database; a person decides; metadata `conflict_id`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +155,7 @@ class LeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateLead(self, request, context):
-        """UpdateLead corrects customer fields, phone and nid too: duplicates are decided again.
+        """UpdateLead corrects customer fields. For phone and nid the service decides duplicates again.
 
         A correction that changes nothing succeeds, and for callers with `leads:unmask` whatever the expected version. (Others
         could test guesses of what they see masked.)
@@ -228,7 +228,7 @@ class LeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseLead(self, request, context):
-        """EraseLead forgets a person. It cannot be undone.
+        """EraseLead erases a person. It cannot be undone.
 
         Everything that the customer submitted goes, the name and the blind indexes included, with the histories, the links
         to conversations and other ids that lead to the lead. So does each other submission of the same person, wherever it
@@ -254,8 +254,8 @@ class LeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListConflicts(self, request, context):
-        """ListConflicts shows submissions that were acknowledged as DELAYED and met a lead when they reached the database,
-        oldest first. Nothing of them is lost; a person decides what becomes of them.
+        """ListConflicts shows submissions that were acknowledged as DELAYED and matched a lead when they reached the database,
+        oldest first. Nothing of them is lost; a person decides about them.
 
         Scope: `leads:operate`. Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
@@ -264,20 +264,20 @@ class LeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveConflict(self, request, context):
-        """ResolveConflict decides what becomes of such a submission. Its id leads to the answered lead from then on, or to none
+        """ResolveConflict decides about such a submission. Its id leads to the answered lead from then on, or to none
         when every lead that it matched was erased and KEEP_FIRST drops it.
 
         The same decision again changes nothing and succeeds.
 
         Scope: `leads:operate`. Errors: NOT_FOUND CONFLICT_NOT_FOUND; FAILED_PRECONDITION CONFLICT_RESOLVED (decided before,
-        in another way; metadata `resolution`); ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID (the new values meet a third lead).
+        in another way; metadata `resolution`); ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID (the new values match a third lead).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAccesses(self, request, context):
-        """ListAccesses shows who was shown which leads unmasked, newest first, page by page. All filters that are set must match.
+        """ListAccesses shows who saw which leads unmasked, newest first, page by page. All filters that are set must match.
 
         Scope: `leads:operate`. Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this list, or of another filter).
         """
