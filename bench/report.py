@@ -26,7 +26,7 @@ _INTRODUCTION = """# Leadkeep beside its peers
 
 Written by `make bench`; {rounds} interleaved rounds of {seconds:g} s a figure, {cores} cores shared by callers, service
 and PostgreSQL (Python {python}). Medians, with the lowest and highest round in brackets. Only figures of one run are
-comparable: [docs/bench.md](../docs/bench.md) tells what each contender is, and what is not measured.
+comparable: [docs/bench.md](../docs/bench.md) describes each contender, and what is not measured.
 
 ## Goals
 

@@ -3,7 +3,7 @@
 Promise: once an erasure was answered, the database holds a tombstone in place of everything that it had of the lead, no
 copy that still waits in a spool, of this replica or of another one, becomes a lead, and this process has forgotten it
 too. What only shares the phone or only the nid is another person's: it stays, for a person to decide. The daily files
-follow within their pace; backups, and PostgreSQL's log and free space, in their time: see docs/operations.md.
+follow within their pace; backups, and PostgreSQL's log and free space, in their time: see docs/erasure.md.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _INTRODUCTION = """# Leadkeep under steady load, with outages of clients
 
 Written by `python -m bench.soak`: {minutes:.3g} minutes, of which the first {warm_up:.1f} warm up and are not judged;
 {cores} cores shared by clients, service and PostgreSQL (Python {python}). {rate:.0f} calls a second were answered;
-{killed} client processes were killed with SIGKILL. [docs/bench.md](../docs/bench.md) tells what the clients do.
+{killed} client processes were killed with SIGKILL. [docs/bench.md](../docs/bench.md) describes what the clients do.
 
 ## Goals
 

@@ -165,7 +165,7 @@ class Operator:
         self.refused: list[str] = []
 
     def rotate(self, purpose: str, follow: str, kills: int) -> None:
-        """The whole of it, as docs/operations.md says."""
+        """The whole of it, as docs/keys.md describes it."""
         self._left = kills
         old = next(key.id for key in self.keyring().keys if key.purpose == purpose and key.state == "primary")
         new = str(json.loads(self._run("keys", "add", "--purpose", purpose, "--json", killable=False))["id"])
