@@ -1,4 +1,4 @@
-"""Can leads be made durable now, and what should an operator know? Decided once, for all endpoints and `doctor`."""
+"""Readiness: whether leads can be made durable now, and the alarms. Decided once, for all endpoints and `doctor`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def condition_of(
     tls_alarm: str | None,
     failing_tasks: Sequence[str],
 ) -> Condition:
-    """What is so now.
+    """The condition of the service now.
 
     `restarting_log`: the log of the embedded PostgreSQL while that is being restarted, else None. `longest_wait`: the
     age in seconds from which a spooled lead is an alarm.
@@ -117,7 +117,7 @@ def tasks_fail(names: Sequence[str]) -> dict[ReadinessReason, str]:
 
 
 def spool_alarms(size: SpoolSize, *, max_bytes: int, longest_wait: float) -> dict[ReadinessReason, str]:
-    """What an operator should do something about."""
+    """The alarms of a spool, which an operator should act on."""
     age = age_of(size)
     alarms = {
         ReadinessReason.LEADS_SET_ASIDE: (

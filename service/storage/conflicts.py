@@ -1,7 +1,7 @@
 """Conflicts: acknowledged submissions that matched a lead when they were drained, and what an operator decides.
 
 A decision is taken once. It leaves the conflict's row as the record of who decided what, and gives the acknowledged id
-a lead: the one that it met, or one of its own.
+a lead: the one that it matched, or one of its own.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ConflictRepository:
     async def list_conflicts(
         self, *, resolved_too: bool, after: Position | None, limit: int
     ) -> list[tuple[SealedConflict, list[SealedLead]]]:
-        """At most `limit` conflicts behind the position `after`, with the leads that each one met; oldest first."""
+        """At most `limit` conflicts behind the position `after`, with the leads that each one matched; oldest first."""
         query = select(_CONFLICT).where(_CONFLICT.c.repeats.is_(None))
         query = query.order_by(_CONFLICT.c.accepted_at, _CONFLICT.c.id).limit(limit)
         if not resolved_too:
@@ -104,7 +104,7 @@ class ConflictRepository:
         actor: str,
         reason: str | None,
     ) -> SealedLead | DuplicateMatch | None:
-        """Carry out the decision that `decide` makes of `resolution`; the lead that the id stands for now.
+        """Apply the decision that `decide` makes of `resolution`; the lead that the id stands for now.
 
         None: the submission was dropped. A match: nothing was done, because new values belong to a third lead. The same
         decision again changes nothing. `decide` may be asked again, and what it raises is passed on. Raises

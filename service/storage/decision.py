@@ -1,7 +1,7 @@
-"""What becomes of a submission: the one decision about it, as a pure function.
+"""Decision about a submission, as a pure function: lead, duplicate, conflict, alias, or still in the spool.
 
 PostgreSQL (submissions.py), the spool and the recent requests look for what they hold about a submission, fill a
-`Found` with it, and carry out the `Outcome`. Each answers for what it can know; a new submission for which PostgreSQL
+`Found` with it, and apply the `Outcome`. Each answers for what it can know; a new submission for which PostgreSQL
 finds nothing was inserted, one for which the spool finds nothing waits there.
 """
 

@@ -1,4 +1,4 @@
-"""What lies in the spool goes to the database as soon as that is back: oldest first, behind live traffic, exactly once.
+"""Drain: moves spooled submissions to the database, oldest first, behind live traffic, exactly once.
 
 A submission is removed from the spool only after the commit that has it. A crash in between changes nothing: the same
 submission again is found by its id. What cannot be opened, or is refused by the database whatever we do, is set aside
@@ -37,19 +37,19 @@ from service.storage.spool_file import SpoolError
 from service.storage.submissions import SubmissionStore
 
 BATCH = 250
-"""Submissions a transaction. More gain nothing, and would hold live leads up for longer than they notice."""
+"""Submissions a transaction. More gain nothing, and would delay live leads noticeably."""
 
 SMALL_BATCH = 50
 """While live leads wait, and for the first attempt after an outage."""
 
 LOOK_SECONDS = 0.25
-"""How often it is looked whether there is anything to do."""
+"""How often an idle drain looks for work."""
 
 ERASURES_EVERY_SECONDS = 5.0
-"""How soon an erasure by another replica is heeded."""
+"""How often erasures by other replicas are looked for."""
 
 ERASURES_WAIT_SECONDS = 1.0
-"""How long the drain waits for the database to tell of erasures."""
+"""How long the drain waits for the database when it looks for erasures."""
 
 ERASURES_OVERLAP = timedelta(minutes=1)
 """By which looks for erasures overlap: one is dated when its transaction begins, and clocks differ."""
@@ -75,7 +75,7 @@ class DrainRound(Enum):
 
 
 class Drain:
-    """Empties the spool. `busy` tells whether live leads wait; `on_drained` hears each outcome's name."""
+    """Empties the spool. `busy` answers whether live leads wait; `on_drained` is called with each outcome's name."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Drain:
             await self._spool.remove(erased)
 
     async def step(self) -> DrainRound:
-        """Drain one batch. Raises SpoolError, and the fault of ours that was met twice in a row."""
+        """Drain one batch. Raises SpoolError, and a fault of ours when it is the second in a row."""
         if self._spool.size.waiting == 0 and self._spool.fault is None:
             return await self._look_for_end_of_outage()
         small = self._busy() or self._outage.lasting
@@ -172,7 +172,7 @@ class Drain:
             await self._remove(submissions, outcomes)
         except SpoolError:
             raise
-        except Exception as error:  # noqa: BLE001 # told apart by what it means
+        except Exception as error:  # noqa: BLE001 # classified below
             if is_fault_of_ours(error):
                 self._log.error("a batch failed by a fault of ours", error=type(error).__qualname__)
             if _concerns_an_entry(error):
@@ -190,7 +190,7 @@ class Drain:
                 await self._remove([submission], outcomes)
             except SpoolError:
                 raise
-            except Exception as error:  # noqa: BLE001 # told apart by what it means
+            except Exception as error:  # noqa: BLE001 # classified below
                 if is_fault_of_ours(error):
                     self._hold(submission.id, error)
                     break  # what is behind it may be the same person's: the spool knows

@@ -3,7 +3,7 @@
 Promises: a tombstone stays in place of each id that goes, and nothing that is another person's goes with them (but with
 retention, see `keeps_others`). An id that has a tombstone never becomes a lead again, wherever a copy of it still lies,
 and neither does a copy of the same request that was accepted before the erasure. The function `erase_lead` of the
-database carries it out with rights that the service's role does not have; see its migration (0007) for the locks by
+database does it with rights that the service's role does not have; see its migration (0007) for the locks by
 which erasing and storing exclude each other.
 """
 
@@ -337,7 +337,7 @@ def _entry(row: Any, row_id: UUID, subject: str) -> SealedSubmission:
 
 
 def _opened(entry: SealedSubmission, reseal: Reseal | None) -> SealedSubmission:
-    """With its blind indexes; without them when it cannot be opened: then only what was noted tells whose it is."""
+    """With its blind indexes; without them when it cannot be opened: then what was noted decides whose it is."""
     try:
         return reseal(entry) if reseal else entry
     except FieldUnreadableError:

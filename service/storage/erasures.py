@@ -4,7 +4,7 @@ What waits of the person gets a tombstone. What waits of others who share only i
 first, as the drain would have stored it, so that it is kept in the same way whether it was drained before or not.
 
 Retention erases a lead only if it is too old, and has the status, at the moment at which it is erased. What was begun
-and broken off is gone on with by doing the same again.
+and interrupted continues when the same is done again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CONFLICT = models.lead_conflict
 
 LISTED_AT_ONCE = 1000
 
-# `created_at` says nothing more than `updated_at`, but it is what the index of a status is ordered by.
+# `created_at` adds no condition to `updated_at`, but the index of a status is ordered by it.
 # A person who came back, or about whom a decision is pending, is not forgotten.
 _DUE = """
     lead.status = :status AND lead.updated_at < :before AND lead.created_at < :before

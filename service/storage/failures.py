@@ -1,4 +1,4 @@
-"""What a database driver's error means, decided once, by SQLSTATE and constraint name.
+"""Meaning of database errors, decided once, by SQLSTATE and constraint name.
 
 The driver's own texts never leave this module: PostgreSQL prints the values of a failing row into them.
 """
@@ -105,7 +105,7 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(driver_error, psycopg.Error):
         return False
     sqlstate = driver_error.sqlstate
-    if sqlstate is None:  # the server did not speak: the connection was lost, or was never made
+    if sqlstate is None:  # the server did not answer: the connection was lost, or was never made
         return isinstance(driver_error, psycopg.OperationalError)
     return sqlstate in BUSY or sqlstate in UNREACHABLE or sqlstate[:2] in UNREACHABLE_CLASSES
 
@@ -118,7 +118,7 @@ def is_fault_of_ours(error: BaseException) -> bool:
 def leaves_nothing(error: BaseException) -> bool:
     """Whether a transaction that ended with this error is known to have stored nothing.
 
-    False when nobody can tell: the server did not speak, or may have spoken after its commit.
+    False when that is unknown: the server did not answer, or may have answered after its commit.
     """
     if isinstance(error, NotConfirmedError | LeftBehindError | PoolTimeoutError):
         return True

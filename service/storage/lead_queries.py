@@ -166,7 +166,7 @@ async def returned_lead(connection: AsyncConnection, statement: Any) -> SealedLe
 
 
 async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnection, bool], Awaitable[T]]) -> T:
-    """The result of a transaction, begun anew, and told so, when a lead has the new phone or nid.
+    """The result of a transaction, retried with `again` when a lead was stored with the new phone or nid.
 
     Raises StorageUnavailableError when no duplicate is found and the phone or nid is taken all the same.
     """

@@ -289,7 +289,7 @@ async def correct_locked(
 async def _take_step(seen: SealedLead, step: Step, connection: AsyncConnection) -> SealedLead | None:
     """The lead after the step, with its entry in the history; None, and nothing is done, if it is not as it was seen.
 
-    The version alone does not tell: after a failover another step may have been numbered like one that was lost.
+    The version alone does not show it: after a failover another step may have been numbered like one that was lost.
     """
     given: dict[str, Any] = {"id": seen.id, "version": seen.version, "actor": step.actor, "reason": step.reason}
     match step:

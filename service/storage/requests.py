@@ -1,4 +1,4 @@
-"""What can be asked of the repository: the steps and corrections of a lead, and what a list holds."""
+"""Arguments of the repository: steps and corrections of a lead, filters and positions of lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the database ours, and does it have the shape that this release works with?
+"""Schema of the database: its revision, its migration, and the rights of the service's role.
 
 `migrate` needs a role with DDL rights; the service itself never does.
 """
@@ -190,7 +190,7 @@ async def revision_of(database: Database) -> str | None:
 
 
 def require_current(revision: str | None) -> None:
-    """Raise StartRefusedError, which says what to run, unless the schema is this release's."""
+    """Raise StartRefusedError, which names the command to run, unless the schema is this release's."""
     if revision is None:
         raise StartRefusedError("the database has no Leadkeep schema yet; run: leadkeep migrate")
     if revision < REVISION:

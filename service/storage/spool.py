@@ -1,4 +1,4 @@
-"""The local durable queue: where an acknowledged lead waits while the database is unavailable.
+"""Spool: the local durable queue in which acknowledged leads wait while the database is unavailable.
 
 Promises: what `put` answered Delayed for is on this machine's disk, sealed, until `remove`. A repeated request is
 answered as the first one, and a submission that duplicates a waiting one is refused and kept, as the database would do.
@@ -30,7 +30,7 @@ from service.storage.spool_rows import SpoolRow, SpoolSize, become_owner
 T = TypeVar("T")
 
 UPKEEP_SECONDS = 5.0
-"""How often it is looked after: how soon it takes leads again after its disk was freed."""
+"""How often it is maintained: how soon it takes leads again after its disk was freed."""
 
 WORTH_COUNTING = 10_000
 """Waiting rows below which they are counted anew, in about 10 ms: an operator may have changed the file. Counting more
@@ -72,7 +72,7 @@ class Spool:
     """The spool of one folder, in a thread of its own. Must be closed."""
 
     def __init__(self, folder: Path, encryption: EncryptionService, *, max_bytes: int) -> None:
-        """Raises StartRefusedError when the folder cannot be had, or another process owns it."""
+        """Raises StartRefusedError when the folder cannot be used, or another process owns it."""
         self.folder = folder
         self.max_bytes = max_bytes
         self.size = SpoolSize(0, 0, None, 0)
@@ -164,13 +164,13 @@ class Spool:
         return set() if self.empty else await self._call(self._key_ids)
 
     async def run_upkeep(self) -> None:
-        """Look after it every few seconds, whatever else happens: in an outage too a disk may be freed."""
+        """Maintain it every few seconds, also during an outage: a disk may be freed."""
         while True:
             await asyncio.sleep(UPKEEP_SECONDS)
             await self.maintain()
 
     async def maintain(self) -> None:
-        """Look whether it works, mend what can be mended, give room back. Raises nothing for a spool that fails."""
+        """Check whether it works, repair what can be repaired, give room back. A spool that fails raises nothing."""
         try:
             await self._call(self._maintain)
         except SpoolError:
@@ -178,7 +178,7 @@ class Spool:
         self.fault = None
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         if self._file is not None:
             self._thread.submit(self._file.close).result()
         self._thread.shutdown()
@@ -368,7 +368,7 @@ def _earlier(row: SpoolRow | None) -> Earlier | None:
 
 
 def _closed(row: SpoolRow) -> SealedSubmission:
-    """What a row tells without being opened."""
+    """The submission of a row that is not opened: its id, its blind indexes and its time."""
     return SealedSubmission(
         id=row.id,
         fields={},

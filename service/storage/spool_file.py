@@ -1,7 +1,7 @@
 """The file of the spool: SQLite with a write-ahead log, one row a submission, and one fsync for a whole batch.
 
 Promises: what `put` returned for is on disk; what `put` raised for may be there or not, and hurts nothing that was put
-before or is put later. Everything that a customer told is sealed twice, the rows' own keys are keyed digests. What was
+before or is put later. Every value of a customer is sealed twice, the rows' own keys are keyed digests. What was
 removed has left no bytes in the folder: they are overwritten in the file, and the log, which holds them as they were
 put, is emptied. Not safe for two threads.
 """
@@ -102,7 +102,7 @@ _TRIAL = SpoolRow(
 
 
 class SpoolError(Exception):
-    """The spool cannot do it now; `full` tells a want of room from a fault of the disk or the file."""
+    """The spool cannot do it now; `full`: for want of room, not by a fault of the disk or the file."""
 
     def __init__(self, what: str, *, full: bool = False) -> None:
         super().__init__(what)
@@ -340,9 +340,9 @@ class SpoolFile:
     def _settle(self) -> None:
         """After a fault, and at first: move the log into the file.
 
-        The system forgets what it could not write once it has said so. A commit whose fsync failed, ours or that of a
-        process before us, may stand in the log and never reach the disk, and what is appended behind it would be lost
-        with it. Moving the log writes everything anew.
+        The system forgets what it could not write once it has reported that. A commit whose fsync failed, ours or that
+        of a process before us, may stand in the log and never reach the disk, and what is appended behind it would be
+        lost with it. Moving the log writes everything anew.
         """
         if self._unsettled:
             self._checkpoint()

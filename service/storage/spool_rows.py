@@ -1,4 +1,4 @@
-"""What lies in a spool's file, read from it, by its owner or by an operator while somebody else owns it."""
+"""Rows, sizes and owner of a spool's folder, read by its owner, or by an operator while a service owns it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.errors import StartRefusedError
 from service.secret_file import make_private_folder
 
 OWNER_WAIT_SECONDS = 3.0
-"""How long a start waits for the process that owns the spool: one that is stopping lets go of it last."""
+"""How long a start waits for the process that owns the spool: one that is stopping releases it last."""
 
 FILE_NAME = "spool.sqlite"
 PAGE_BYTES = 4096
@@ -89,7 +89,7 @@ def key_ids_of(connection: sqlite3.Connection) -> set[str]:
 
 
 def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Generator[SpoolRow, None, None]:
-    """The rows that meet an SQL condition."""
+    """The rows that match an SQL condition."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     noted = "key_ids" if version > 1 else "NULL"  # an operator may look before this release's first start
     columns = f"id, accepted_at, request, content, phone, nid, conversation, refused, payload, {noted}, damage"

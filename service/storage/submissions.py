@@ -3,7 +3,7 @@
 First an insert with ON CONFLICT DO NOTHING and no target, so that whichever unique index a rival holds, the insert
 waits for that rival and then does nothing. For new submissions it commits by itself: most need no more than that. For
 those for which it did nothing, a READ COMMITTED transaction looks for their own ids, request_ids, phones and nids;
-`decide` names the outcome of each, which is carried out in the same transaction. The look-up is a statement of its own
+`decide` names the outcome of each, which is applied in the same transaction. The look-up is a statement of its own
 because one statement cannot see a rival that committed while it waited. Submissions of one batch match each other in
 the same way.
 
@@ -198,7 +198,7 @@ class SubmissionStore:
 async def store(
     submissions: Sequence[SealedSubmission], connection: AsyncConnection, *, insert_first: bool = True
 ) -> dict[UUID, Outcome]:
-    """The outcome of each submission, carried out in a transaction of the caller's; by id.
+    """The outcome of each submission, applied in a transaction of the caller's; by id.
 
     `insert_first` is False for those that an insert has just left. Raises StorageUnavailableError.
     """

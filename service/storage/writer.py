@@ -1,6 +1,6 @@
 """The writer of new leads in a process: group commit, with the spool for what cannot be committed in time.
 
-Promises: an answer says what is durable, in the database or in the spool. A batch that fails because of one of its
+Promises: an answer reports what is durable, in the database or in the spool. A batch that fails because of one of its
 leads, or because of a concurrent transaction, is split and costs only that lead. A lead whose caller's time is over
 goes to the spool alone and the others go on. While the database is away for longer than a blip, everything goes to the
 spool at once. No caller cancels a write. A submission is sealed when it is taken for a batch: sealing one after the

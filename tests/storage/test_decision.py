@@ -44,7 +44,7 @@ BEFORE = datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Draft:
-    """A submission of a case, named by a letter; phone and nid are its own unless told."""
+    """A submission of a case, named by a letter; phone and nid are its own unless given."""
 
     label: str
     phone: str = ""

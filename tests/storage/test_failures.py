@@ -109,7 +109,7 @@ class TestProvoked:
         assert (is_transient(error), cause_of(error)) == (False, sqlstate)
         assert not spoils_connection(error)
 
-    async def test_a_violated_constraint_is_told_by_name(self, database: TestDatabase) -> None:
+    async def test_a_violated_constraint_is_recognised_by_name(self, database: TestDatabase) -> None:
         one = "INSERT INTO key_canary (id, sealed, digest, normaliser) VALUES (1, '', '', '')"
         error = await error_of(database, one, one)
 

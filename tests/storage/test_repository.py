@@ -57,7 +57,7 @@ def foreign(database: TestDatabase) -> Iterator[psycopg.Connection[Any]]:
 
 @contextmanager
 def patience(seconds: float) -> Iterator[list[Retry]]:
-    """A caller's time, and the retries that it hears of."""
+    """A caller's time, and the retries that are reported to it."""
     heard: list[Retry] = []
     token = retry_scope.set(RetryScope(time.monotonic() + seconds, heard.append))
     yield heard
@@ -185,7 +185,7 @@ class TestResubmissions:
 
         assert len(await repository.resubmissions(lead.id)) == 1
 
-    async def test_of_two_met_leads_each_keeps_it(
+    async def test_of_two_matched_leads_each_keeps_it(
         self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         one, other = submit(phone="+1234567"), submit(nid="1234567")
@@ -211,7 +211,7 @@ class TestConversations:
         assert (found.id, others) == (lead.id, [])
 
     @pytest.mark.parametrize("field", ["phone", "nid"])
-    async def test_one_met_field_links_nothing(
+    async def test_one_matched_field_links_nothing(
         self, repository: LeadRepository, store: SubmissionStore, submit: Submit, field: str
     ) -> None:
         await store.create(submit(**{field: "1234567"}))
@@ -220,7 +220,7 @@ class TestConversations:
         with pytest.raises(ConversationNotFoundError):
             await repository.find_by_conversation("talk", created_by=None)
 
-    async def test_two_leads_met_by_one_field_each_are_not_linked(
+    async def test_two_leads_matched_by_one_field_each_are_not_linked(
         self, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         await store.create(submit(phone="+1234567"))
@@ -462,7 +462,7 @@ class TestAnswersRestOnCommits:
             with pytest.raises(StorageUnavailableError):
                 await repository.change(lead.id, leave, everyone)
 
-    async def test_a_refused_correction_locks_what_it_met(
+    async def test_a_refused_correction_locks_what_it_matched(
         self, connected: Database, store: SubmissionStore, submit: Submit
     ) -> None:
         lead, other = submit(), submit(phone="+1234567")
@@ -623,7 +623,7 @@ class TestChange:
 
 
 class TestCorrect:
-    async def test_a_correction_that_meets_another_lead_names_it_and_changes_nothing(
+    async def test_a_correction_that_matches_another_lead_names_it_and_changes_nothing(
         self, repository: LeadRepository, store: SubmissionStore, submit: Submit, sealer: LeadSealer
     ) -> None:
         lead, other = submit(), submit(phone="+1234567", created_by="other-bot")
@@ -637,7 +637,7 @@ class TestCorrect:
         assert refused == DuplicateMatch(phone=MatchedLead(other.id, "other-bot"), nid=None)
         assert await repository.get(lead.id, everyone) == created
 
-    async def test_a_correction_that_meets_two_leads_names_both(
+    async def test_a_correction_that_matches_two_leads_names_both(
         self, repository: LeadRepository, store: SubmissionStore, submit: Submit, sealer: LeadSealer
     ) -> None:
         lead, one, other = submit(), submit(phone="+1234567"), submit(nid="1234567")
@@ -741,7 +741,7 @@ class TestWhatTheDatabaseRefuses:
     """The last line of defence: faults of this service's own code."""
 
     @pytest.mark.parametrize("field", SENSITIVE_FIELDS)
-    async def test_a_value_in_clear_is_not_stored_and_not_told(
+    async def test_a_value_in_clear_is_not_stored_and_not_reported(
         self, connected: Database, submit: Submit, field: str
     ) -> None:
         submission = submit(email="a@example.com", notes="note")

@@ -80,7 +80,7 @@ async def test_a_repeat_in_the_same_batch_is_answered_as_the_first(spool: Spool,
     assert first == second
 
 
-async def test_one_that_meets_a_waiting_one_is_refused_and_kept(spool: Spool, submit: Submit) -> None:
+async def test_one_that_matches_a_waiting_one_is_refused_and_kept(spool: Spool, submit: Submit) -> None:
     first = submit(phone="+1234567", nid="1111")
     await put(spool, first)
     met = MatchedLead(first.id, "bot")
@@ -97,7 +97,7 @@ async def test_a_refused_one_is_kept_once_however_often_it_comes(spool: Spool, s
     assert spool.size.waiting == 3
 
 
-async def test_a_refused_one_that_comes_again_when_its_rival_is_gone_waits_like_any_other(
+async def test_a_refused_one_that_is_repeated_when_its_rival_is_gone_waits_like_any_other(
     spool: Spool, submit: Submit
 ) -> None:
     first, refused = submit(phone="+1234567"), submit(phone="+1234567", request_id="r")
@@ -110,7 +110,7 @@ async def test_a_refused_one_that_comes_again_when_its_rival_is_gone_waits_like_
     assert [(each.id, each.refused) for each in await waiting_in(spool)] == [(repeated.id, False)]
 
 
-async def test_it_tells_repeats_from_rivals(spool: Spool, submit: Submit) -> None:
+async def test_repeats_and_rivals_are_distinguished(spool: Spool, submit: Submit) -> None:
     first = submit(phone="+1234567", request_id="r")
     await put(spool, first)
     repeat, rival, stranger = again(first), submit(phone="+1234567", request_id="other"), submit()
@@ -201,7 +201,7 @@ async def test_a_damaged_one_is_set_aside_and_the_rest_comes_out(spool: Spool, s
     assert (await spool.oldest(10, lambda each: each)).damaged == []
 
 
-async def test_a_damaged_one_is_still_acknowledged_and_still_met(spool: Spool, submit: Submit) -> None:
+async def test_a_damaged_one_is_still_acknowledged_and_still_matched(spool: Spool, submit: Submit) -> None:
     submission = submit(request_id="r", phone="+1234567")
     first = await put(spool, submission)
     damage(spool, 1)

@@ -89,7 +89,7 @@ def value(database: TestDatabase, query: str) -> object:
     return faults.value_of(database.admin_url, query)
 
 
-async def heed(world: World, done: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+async def forget_erasures(world: World, done: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a replica look for erasures until it has done so."""
     monkeypatch.setattr(drain_module, "ERASURES_EVERY_SECONDS", 0.01)
     async with running(Component(name="erasures", run=world.drain.run_erasures)):
@@ -147,7 +147,7 @@ async def test_what_was_set_aside_is_dropped_too(
     with pytest.raises(LeadNotFoundError):
         await erase(world, one.id)
 
-    await heed(elsewhere, lambda: elsewhere.spool.size.damaged == 1, monkeypatch)
+    await forget_erasures(elsewhere, lambda: elsewhere.spool.size.damaged == 1, monkeypatch)
 
     assert await elsewhere.spool.ids_set_aside() == [other.id]
     assert (elsewhere.spool.size.waiting, elsewhere.spool.size.damaged) == (0, 1)
@@ -224,7 +224,7 @@ async def test_a_repeat_during_an_outage_does_not_hear_of_an_erased_lead(
     await erase(world, submission.id)
     assert world.recent.answer(submission) is None
 
-    await heed(elsewhere, lambda: elsewhere.recent.answer(submission) is None, monkeypatch)
+    await forget_erasures(elsewhere, lambda: elsewhere.recent.answer(submission) is None, monkeypatch)
 
 
 async def test_a_lead_that_was_erased_before_it_could_be_remembered_is_not_remembered(

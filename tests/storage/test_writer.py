@@ -130,7 +130,7 @@ async def test_leads_that_come_together_share_a_transaction(
     assert stored(database) == 65
 
 
-async def test_of_two_in_one_batch_that_meet_the_first_is_saved(world: World, submit: Submit) -> None:
+async def test_of_two_in_one_batch_that_match_the_first_is_saved(world: World, submit: Submit) -> None:
     await world.create(submit())
     pairs = [(submit(phone=f"+1234{number:04d}"), submit(phone=f"+1234{number:04d}")) for number in range(10)]
     outcomes = await world.create_all([each for pair in pairs for each in pair])
@@ -207,7 +207,7 @@ async def test_an_endless_deadlock_of_one_entry_ends_in_the_spool_and_holds_up_n
     assert world.spool.size.waiting == 1
 
 
-async def test_a_foreign_lock_on_what_one_entry_meets_holds_up_nobody(
+async def test_a_foreign_lock_on_what_one_entry_matches_holds_up_nobody(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
     lead = submit(phone="+1234567")
@@ -324,7 +324,7 @@ async def test_what_cannot_be_sealed_when_the_writer_stops_costs_only_itself(
     assert {type(outcome) for outcome in await asyncio.gather(*others)} == {Delayed}
 
 
-async def test_a_repeat_of_a_saved_request_hears_the_same_while_the_database_is_away(
+async def test_a_repeat_of_a_saved_request_gets_the_same_answer_while_the_database_is_away(
     world: World, submit: Submit
 ) -> None:
     saved_one = submit(request_id="r", phone="+1234567")
@@ -337,7 +337,7 @@ async def test_a_repeat_of_a_saved_request_hears_the_same_while_the_database_is_
     assert await world.create(replace(submit(), request_id="r")) == RequestIdReused()
 
 
-async def test_a_repeat_of_a_drained_request_hears_the_same_while_the_database_is_away(
+async def test_a_repeat_of_a_drained_request_gets_the_same_answer_while_the_database_is_away(
     world: World, submit: Submit
 ) -> None:
     first = submit(request_id="r")
@@ -435,7 +435,7 @@ async def test_a_fault_of_ours_in_the_spool_costs_only_the_entry_concerned(
         assert isinstance(await world.create(submit()), Delayed)  # the spool writer goes on
 
 
-async def test_one_that_meets_a_spooled_one_waits_for_the_drain(world: World, submit: Submit) -> None:
+async def test_one_that_matches_a_spooled_one_waits_for_the_drain(world: World, submit: Submit) -> None:
     first = submit(phone="+1234567")
     await world.spool.put([first])
     rival = asyncio.create_task(world.create(submit(phone="+1234567")))
@@ -445,7 +445,7 @@ async def test_one_that_meets_a_spooled_one_waits_for_the_drain(world: World, su
     assert await rival == DuplicateMatch(MatchedLead(first.id, "bot"), None)
 
 
-async def test_one_that_meets_a_spooled_one_for_all_of_its_time_is_not_refused(world: World, submit: Submit) -> None:
+async def test_one_that_matches_a_spooled_one_for_all_of_its_time_is_not_refused(world: World, submit: Submit) -> None:
     """Only the database knows whether it repeats an older lead, and the database is there."""
     await world.spool.put([submit(phone="+1234567")])
     with pytest.raises(StorageUnavailableError):
