@@ -47,17 +47,12 @@ def mask_email(email: str) -> str:
 MASKS: dict[str, Callable[[str], str]] = {"phone": mask_phone, "nid": mask_nid, "email": mask_email}
 
 
-def mask_value(field: str, value: str) -> str:
-    """How a sensitive field's value is shown to those who may not see it."""
-    return MASKS[field](value) if field in MASKS else MASK
-
-
 def mask_message(message: Message) -> None:
     """Mask every sensitive field in a message and in the messages inside it, in place."""
     plan = _plan(message.DESCRIPTOR)
     for name in plan.masked:
         if value := getattr(message, name):
-            setattr(message, name, mask_value(name, value))
+            setattr(message, name, MASKS[name](value) if name in MASKS else MASK)
     if plan.says_masked:
         message.masked = True  # type: ignore[attr-defined]
     for name in plan.single:

@@ -94,7 +94,7 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         """Take no new calls and wait at most `grace` seconds for those that run."""
         await self._health.enter_graceful_shutdown()
-        self._health.release_watchers()
+        self._health.stopping.set()
         await self._server.stop(grace)
 
 
@@ -175,25 +175,22 @@ class _Health(health.aio.HealthServicer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._over = asyncio.Event()
-
-    def release_watchers(self) -> None:
-        """End every stream with NOT_SERVING."""
-        self._over.set()
+        self.stopping = asyncio.Event()
+        """Once it is set, every stream ends with NOT_SERVING."""
 
     async def Watch(  # noqa: N802 # the contract's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """Send every change until the watcher hangs up or the service stops."""
         watching = asyncio.create_task(super().Watch(request, context))
-        over = asyncio.create_task(self._over.wait())
+        stopping = asyncio.create_task(self.stopping.wait())
         try:
-            await asyncio.wait({watching, over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            over.cancel()
+            stopping.cancel()
             watching.cancel()
             await asyncio.wait({watching})
-        if self._over.is_set():
+        if self.stopping.is_set():
             await context.write(health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING))
 
 
