@@ -23,7 +23,7 @@ STARTS = 5
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """An embedded service that has been started before."""
     service = RunningService(tmp_path_factory.mktemp("footprint") / "leadkeep")
-    service.start()
+    service.start(forked=False)
     yield service
     service.stop()
     remove_embedded_database(service.data_dir)
@@ -47,7 +47,7 @@ def is_serving(service: RunningService) -> bool:
 def seconds_to_serving(service: RunningService) -> float:
     service.stop()
     began = time.monotonic()
-    service.start()
+    service.start(forked=False)
     assert eventually(lambda: is_serving(service), within=30)
     return time.monotonic() - began
 

@@ -7,11 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
+from typing import IO
 
 import grpc
 import httpx
@@ -21,6 +24,7 @@ from typer.testing import CliRunner
 from service.access import ROLES, Scope
 from service.keyring import create_keyring
 from service.rpc.local_key import LocalSigningKey
+from tests.harness.forking import ForkedProcess, fork
 
 READY = re.compile(r"gRPC on (\S+), JSON on (https?)://(\S+)")
 START_SECONDS = 120
@@ -57,20 +61,13 @@ class RunningService:
         if database_url is not None and not keyring.exists():
             create_keyring(keyring, now=datetime.now(UTC))
         self.grpc_address = self.http_address = self.http_scheme = ""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
-    def start(self, *, wait: bool = True) -> RunningService:
+    def start(self, *, wait: bool = True, forked: bool = True) -> RunningService:
         """Start it, and wait until it says that it is ready. Raises AssertionError with its log when it ends."""
         self.out_path.write_bytes(b"")
         with self.out_path.open("ab") as out, self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", self._module, "serve"],
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-                cwd=self.data_dir.parent,
-            )
+            self.process = self._start("serve", environment=self.environment, out=out, err=log, forked=forked)
         if wait:
             self.wait_until_ready()
         return self
@@ -82,6 +79,7 @@ class RunningService:
         while time.monotonic() < deadline:
             if match := READY.search(self.out_path.read_text()):
                 self.grpc_address, self.http_scheme, self.http_address = match.groups()
+                _started.add((self._module, "serve"))
                 return
             if self.process.poll() is not None:
                 raise AssertionError(f"serve ended with {self.process.returncode}: {self.log()[-3000:]}")
@@ -106,8 +104,10 @@ class RunningService:
 
     def stop(self) -> int:
         """SIGTERM, and its exit code."""
-        if self.process is None or self.process.poll() is not None:
-            return self.process.returncode if self.process else 0
+        if self.process is None:
+            return 0
+        if (code := self.process.poll()) is not None:
+            return code
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60)
 
@@ -147,16 +147,14 @@ class RunningService:
 
     def leadkeep(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run an operator's command with this service's settings."""
-        return subprocess.run(
-            [sys.executable, "-m", "service", *arguments],
-            env=self.operators_environment | dict(env or {}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=self.data_dir.parent,
-            check=False,
-        )
+        environment = self.operators_environment | dict(env or {})
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = self._start(*arguments, environment=environment, out=out, err=err)
+            code = process.wait(timeout=120)
+            written = [stream.read().decode() for stream in (out, err) if stream.seek(0) == 0]
+        if code == 0:
+            _started.add(_command("service", arguments))
+        return subprocess.CompletedProcess(arguments, code, *written)
 
     def leadkeep_here(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Like `leadkeep`, in this process: the same command without the second in which a new one starts.
@@ -172,6 +170,26 @@ class RunningService:
         return subprocess.CompletedProcess(
             arguments, done.exit_code, done.stdout_bytes.decode(), done.stderr_bytes.decode()
         )
+
+    def _start(
+        self, *arguments: str, environment: Mapping[str, str], out: IO[bytes], err: IO[bytes], forked: bool = True
+    ) -> subprocess.Popen[bytes] | ForkedProcess:
+        """Start a command: in a new interpreter until that has succeeded once, so that no import of it is missing."""
+        folder = self.data_dir.parent
+        if forked and _command(self._module, arguments) in _started:
+            return fork(
+                self._module, arguments, environment=environment, folder=folder, out=out.fileno(), err=err.fileno()
+            )
+        command = [sys.executable, "-m", self._module, *arguments]
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder)
+
+
+_started: set[tuple[str, ...]] = set()
+"""The commands that a new interpreter of their own has run in this process's tests."""
+
+
+def _command(module: str, arguments: Sequence[str]) -> tuple[str, ...]:
+    return (module, *takewhile(str.isalpha, arguments[:2]))
 
 
 def clean_environment() -> dict[str, str]:
