@@ -6,10 +6,12 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.rpc.tokens import TokenVerifier
 from tests.harness.faults import conflict_with
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
 from tests.rpc.showing import CONFLICT_WITH, known_person
+from tests.rpc.signing import AUDIENCE, EC_PUBLIC, ED_PUBLIC, ISSUER, RSA_PUBLIC, Clock, Keys
 
 Connect = Callable[..., Client]
 
@@ -56,3 +58,18 @@ def lead_id(service: RunningService, admin: Client, person: pb.Lead) -> str:
         admin.create(person)
     CONFLICT_WITH[lead_id] = conflict_with(service.environment["LEADKEEP_DATABASE_URL"], lead_id)
     return lead_id
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys(RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def verifier(keys: Keys, clock: Clock) -> TokenVerifier:
+    return TokenVerifier(keys, issuer=ISSUER, audience=AUDIENCE, clock=clock)

@@ -14,11 +14,6 @@ from tests.rpc.signing import AUDIENCE, EC_JWK, ED_JWK, ISSUER, Clock, document,
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "jwks.json"
     path.write_bytes(document(ED_JWK))

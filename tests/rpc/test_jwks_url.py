@@ -21,11 +21,6 @@ from tests.harness.processes import until
 from tests.rpc.signing import AUDIENCE, EC_JWK, EC_KEY, ED_JWK, ISSUER, Clock, base64url, document, refused, signed
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 class Issuer(ThreadingHTTPServer):
     """An issuer on this machine: what it answers, and how often it was asked."""
 

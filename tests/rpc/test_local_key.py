@@ -32,11 +32,6 @@ def key(path: Path) -> LocalSigningKey:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def verifier(key: LocalSigningKey, clock: Clock) -> TokenVerifier:
     return TokenVerifier(key, issuer=LOCAL_ISSUER, audience=LOCAL_AUDIENCE, clock=clock)
 

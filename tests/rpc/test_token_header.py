@@ -20,7 +20,6 @@ from tests.rpc.signing import (
     ISSUER,
     NOW,
     RSA_KEY,
-    RSA_PUBLIC,
     Clock,
     Keys,
     base64url,
@@ -29,21 +28,6 @@ from tests.rpc.signing import (
     signed,
     signed_as_is,
 )
-
-
-@pytest.fixture
-def keys() -> Keys:
-    return Keys(RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def verifier(keys: Keys, clock: Clock) -> TokenVerifier:
-    return TokenVerifier(keys, issuer=ISSUER, audience=AUDIENCE, clock=clock)
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "", None])

@@ -31,22 +31,6 @@ from tests.rpc.signing import (
     signed_as_is,
 )
 
-
-@pytest.fixture
-def keys() -> Keys:
-    return Keys(RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def verifier(keys: Keys, clock: Clock) -> TokenVerifier:
-    return TokenVerifier(keys, issuer=ISSUER, audience=AUDIENCE, clock=clock)
-
-
 # What passes
 
 

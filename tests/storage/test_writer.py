@@ -17,7 +17,7 @@ import pytest
 from service.encryption import EncryptionService
 from service.errors import StorageUnavailableError
 from service.factories import new_id
-from service.lead import CustomerFields, SealedSubmission
+from service.lead import SealedSubmission
 from service.replica import lead_writing
 from service.sealing import LeadSealer
 from service.storage.database import Database
@@ -141,15 +141,7 @@ async def test_of_two_in_one_batch_that_match_the_first_is_saved(world: World, s
 
 async def test_a_repeat_in_one_batch_answers_the_first(world: World, submit: Submit, sealer: LeadSealer) -> None:
     await world.create(submit())
-    first = submit(request_id="r")
-    details = CustomerFields(
-        name="Somebody",
-        phone=sealer._encryption.open(first.id, "phone", first.sealed["phone"]),
-        nid=sealer._encryption.open(first.id, "nid", first.sealed["nid"]),
-        address="1 Lake Road",
-        interested_policy="Term Life",
-    )
-    repeat = sealer.seal(new_id(), details, created_by="bot", request_id="r")
+    first, repeat = (submit(request_id="r", phone="+8801899999999", nid="2099999999999") for _ in range(2))
     outcomes = await world.create_all([first, repeat])
     assert [outcome.lead.id for outcome in outcomes if isinstance(outcome, Created)] == [first.id, first.id]
 
