@@ -5,7 +5,7 @@ UV := $(BIN)/uv
 INSTALLED := .venv/.installed
 PEER_INSTALLED := .venv-peer/.installed
 
-.PHONY: install serve demo test test-fast faults bench lint format generate check-generated lock clean
+.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated lock clean
 
 install: $(INSTALLED)
 
@@ -28,26 +28,31 @@ serve: install
 demo: install
 	@$(BIN)/python examples/demo.py
 
-# What loads the whole machine, or measures it, runs after the rest and alone. What mostly waits (for outages, stops and
-# restarts of real services) runs beside its like, not beside the rest, which would delay it. With PYTEST_ARGS only what
-# they name runs.
+# What mostly waits (for outages, stops and restarts of real services) runs beside the rest, which computes. What
+# measures, or holds the service to its deadlines, runs after both and alone. With PYTEST_ARGS only what they name runs.
 WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py embedded_outage.py full_spool_disk.py \
-  sentinel.py start_without_database.py stop.py synchronous_standby.py task_death.py)
-LOADING := tests/faults tests/test_footprint.py
-PYTEST := $(BIN)/python -m pytest
+  key_rotation.py kill.py sentinel.py start_without_database.py stop.py synchronous_standby.py task_death.py)
+MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
+# Else every worker of every run rewrites the assertions of all modules.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 PARALLEL := --dist loadfile
 test: install
 ifdef PYTEST_ARGS
 	@$(PYTEST) $(PYTEST_ARGS)
 else
-	@$(PYTEST) -n 2 $(PARALLEL) $(addprefix --ignore=,$(LOADING))
-	@$(PYTEST) -n 4 $(PARALLEL) $(WAITING)
-	@$(PYTEST) $(addprefix --ignore=,$(WAITING)) $(LOADING)
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-waiting test-rest
+	@$(PYTEST) $(MEASURING)
 endif
+
+test-waiting:
+	@$(PYTEST) -n 3 $(PARALLEL) $(WAITING)
+
+test-rest:
+	@$(PYTEST) -n 3 $(PARALLEL) $(addprefix --ignore=,$(WAITING) $(MEASURING))
 
 # What a change is tried with: nothing that starts the service, or many servers of PostgreSQL.
 test-fast: install
-	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast $(addprefix --ignore=,$(LOADING) tests/storage/test_embedded.py)
+	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/storage/test_embedded.py
 
 # Kills and freezes the service and PostgreSQL for twenty minutes, and writes docs/faults.md and docs/faults.svg.
 faults: install
