@@ -267,6 +267,8 @@ async def test_beyond_its_limit_it_takes_nothing_and_says_so(
     assert len(taken) > 100
     assert spool.fault is not None
     assert not spool.usable
+    assert await spool.holds(next(iter(taken)).id)  # the size is that after the last call which succeeded
+    assert spool.size.waiting == len(taken)
     assert await empty(spool) == {each.id for each in taken}
     await spool.maintain()
     assert spool.usable
