@@ -105,7 +105,8 @@ async def _import_all(
                 progress.show(f"{name}: {rows} rows")
 
             pipeline = Pipeline(
-                *(database, workers),
+                database=database,
+                workers=workers,
                 new_id=factories.new_id,
                 dry_run=dry_run,
                 stopped=stopped,
@@ -167,7 +168,7 @@ async def _import_one(
     summary: dict[str, Any] = {"file": str(path), "rows": report.rows}
     summary |= {result.value: report.counts[result] for result in Result}
     summary |= {"seconds": round(time.monotonic() - began, 2), "results": str(results)}
-    return summary | {"rejects": str(source.rejects) if report.has_rejects else None}
+    return summary | {"rejects": str(source.rejects) if rows is not None and report.counts[Result.INVALID] else None}
 
 
 def _require_whole(path: Path, encryption: EncryptionService) -> None:

@@ -11,7 +11,15 @@ from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
 REASON_COLUMN = "leadkeep_reason"
 """The first column of a file of rejects; ignored when that is imported again."""
 
-ALIASES = {
+_SEPARATORS = re.compile(r"[\s_\-./]+")
+
+
+def plain(header: str) -> str:
+    """A header in the form in which headers are compared."""
+    return _SEPARATORS.sub("", header.strip().casefold())
+
+
+_ALIASES = {
     "name": ("fullname", "customer", "customername", "contact", "contactname", "leadname"),
     "phone": (
         "phonenumber",
@@ -42,16 +50,8 @@ ALIASES = {
 }
 """Other names by which a field is known, in the form of `plain`."""
 
-_SEPARATORS = re.compile(r"[\s_\-./]+")
-
-
-def plain(header: str) -> str:
-    """A header in the form in which headers are compared."""
-    return _SEPARATORS.sub("", header.strip().casefold())
-
-
 _KNOWN = {plain(field): field for field in CUSTOMER_FIELDS} | {
-    alias: field for field, aliases in ALIASES.items() for alias in aliases
+    alias: field for field, aliases in _ALIASES.items() for alias in aliases
 }
 
 

@@ -11,16 +11,14 @@ begins with one of these characters may be executed), and made whole again when 
 from __future__ import annotations
 
 import csv
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from service.importing.columns import ignored, require_all, resolve
 from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
 
-DELIMITERS = (",", ";", "\t")
 LONGEST_RECORD = 100_000
 """Characters. The longest lead has 6,000; a quote that is not closed must not swallow the file."""
 
@@ -52,12 +50,12 @@ class CsvFile:
     def __init__(self, path: Path, mapping: Mapping[str, str]) -> None:
         self._path = path
         with self._opened() as file:
-            first = next((record for record in _Records(file) if record.text.strip()), None)
-        if first is None:
+            header = next((record for record in _records(file) if record.text.strip()), None)
+        if header is None:
             raise ImportRefusedError(f"{path} is empty")
-        header, self._header_line = first.text, first.number
-        self.delimiter = max(DELIMITERS, key=header.count)
-        cells = _cells(header, self.delimiter)
+        self._header_line = header.number
+        self.delimiter = max((",", ";", "\t"), key=header.text.count)
+        cells = _cells(header.text, self.delimiter)
         if cells is None:
             raise ImportRefusedError(f"{path}: the quotes of its header are not closed")
         self.headers = [cell.strip() for cell in cells]
@@ -67,7 +65,7 @@ class CsvFile:
 
     def __iter__(self) -> Iterator[Row]:
         with self._opened() as file:
-            for record in _Records(file, self.delimiter, columns=len(self.headers)):
+            for record in _records(file, self.delimiter, columns=len(self.headers)):
                 if record.number > self._header_line and record.text.strip():
                     yield self._row(record)
 
@@ -87,74 +85,53 @@ class CsvFile:
         return self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-class _Record:
-    __slots__ = ("number", "text", "unclosed")
+class _Record(NamedTuple):
+    """One record of a file, with the number of its first line."""
 
-    def __init__(self, number: int, text: str, *, unclosed: bool = False) -> None:
-        self.number = number
-        self.text = text
-        self.unclosed = unclosed
+    number: int
+    text: str
+    unclosed: bool = False
 
 
-class _Records:
-    """The records of a file, each with the number of its first line.
+def _records(file: TextIO, delimiter: str = ",", *, columns: int = 0) -> Iterator[_Record]:
+    """The records of a file.
 
     A line that has as many cells as there are `columns` is a record of its own, even if quotes before it are open.
     """
+    pushed_back: deque[str] = deque()
 
-    def __init__(self, file: TextIO, delimiter: str = ",", *, columns: int = 0) -> None:
-        self._file = file
-        self._delimiter = delimiter
-        self._columns = columns
-        # A cell in quotes that are closed, or the rest of the line behind a quote that is not.
-        self._quoted = re.compile(rf'(?:^|(?<={re.escape(delimiter)}))"(?:[^"]|"")*("|$)')
-        self._pushed_back: deque[str] = deque()
-        self._number = 0
+    def next_line() -> str:
+        return pushed_back.popleft() if pushed_back else file.readline(LONGEST_RECORD + 1)
 
-    def __iter__(self) -> Iterator[_Record]:
-        return self
+    def is_row(text: str) -> bool:
+        cells = _cells(text, delimiter)
+        return cells is not None and len(cells) == columns
 
-    def __next__(self) -> _Record:
-        line = self._line()
-        if not line:
-            raise StopIteration
-        self._number += 1
-        number = self._number
-        if len(line) > LONGEST_RECORD:
+    number = 1
+    while line := next_line():
+        held, size, quotes = [line], len(line), line.count('"')
+        if size > LONGEST_RECORD:
             part = line
-            while not part.endswith(("\n", "\r")) and (more := self._line()):
+            while not part.endswith(("\n", "\r")) and (more := next_line()):
                 part = more
-            return _Record(number, line[:_SHOWN], unclosed=True)
-        quotes = line.count('"')
-        if quotes % 2 == 0 or not self._is_open(line):
-            return _Record(number, line)
-        held, size = [line], len(line)
-        while quotes % 2 and size <= LONGEST_RECORD and (more := self._line()):
-            held.append(more)
-            size += len(more)
-            quotes += more.count('"')
-        if quotes % 2 or size > LONGEST_RECORD or self._swallows_rows(held):
-            self._pushed_back.extendleft(reversed(held[1:]))
-            return _Record(number, held[0], unclosed=True)
-        self._number += len(held) - 1
-        return _Record(number, "".join(held))
-
-    def _is_open(self, line: str) -> bool:
-        """Whether the line ends within quotes."""
-        return any(not cell[1] for cell in self._quoted.finditer(line))
-
-    def _swallows_rows(self, held: list[str]) -> bool:
-        """Whether joined lines are no row, and one of them alone would be one."""
-        if self._is_row("".join(held)):
-            return False
-        return any(self._is_row(line) for line in held[1:])
-
-    def _is_row(self, text: str) -> bool:
-        cells = _cells(text, self._delimiter)
-        return cells is not None and len(cells) == self._columns
-
-    def _line(self) -> str:
-        return self._pushed_back.popleft() if self._pushed_back else self._file.readline(LONGEST_RECORD + 1)
+            yield _Record(number, line[:_SHOWN], unclosed=True)
+        elif quotes % 2 == 0 or _cells(line, delimiter) is not None:
+            yield _Record(number, line)
+        else:
+            while quotes % 2 and size <= LONGEST_RECORD and (more := next_line()):
+                held.append(more)
+                size += len(more)
+                quotes += more.count('"')
+            joined = "".join(held)
+            # Joined lines that are no row, one of which alone would be one, have swallowed it.
+            swallows = not is_row(joined) and (_cells(joined, delimiter) is None or any(map(is_row, held[1:])))
+            if quotes % 2 or size > LONGEST_RECORD or swallows:
+                pushed_back.extendleft(reversed(held[1:]))
+                held = held[:1]
+                yield _Record(number, line, unclosed=True)
+            else:
+                yield _Record(number, joined)
+        number += len(held)
 
 
 def _cells(text: str, delimiter: str) -> list[str] | None:

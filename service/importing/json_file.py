@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from service.importing.columns import field_of, ignored, plain, resolve
 from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
@@ -29,21 +29,18 @@ _DECODER = json.JSONDecoder()
 
 
 class JsonFile:
-    """A JSON file of objects."""
+    """A JSON file of objects. Raises ImportRefusedError when it cannot be imported at all."""
 
     def __init__(self, path: Path, mapping: Mapping[str, str]) -> None:
         self._path = path
         self._mapping = mapping
         self._resolved: dict[tuple[str, ...], list[str | None]] = {}
         self.ignored: list[str] = []
-        values = iter(self._values())
-        first = next(values, None)
-        if first is not None and not isinstance(first, dict):
-            first = next((value for value in values if isinstance(value, dict)), None)
-            if first is None:
-                raise ImportRefusedError(f"{path} has no object that could be a lead")
+        first = next((value for value in self._values() if isinstance(value, dict)), None)
         if first is not None:
             self._fields_of(tuple(first))
+        elif next(self._values(), None) is not None:
+            raise ImportRefusedError(f"{path} has no object that could be a lead")
 
     def __iter__(self) -> Iterator[Row]:
         for number, value in enumerate(self._values(), start=1):
@@ -58,19 +55,13 @@ class JsonFile:
             fields = self._fields_of(tuple(value))
         except ImportRefusedError as refused:
             return Row(number, {}, value, str(refused))
-        row: dict[str, str] = {}
-        for field, each in zip(fields, value.values(), strict=True):
-            if field is None or each is None:
-                continue
+        row = {field: each for field, each in zip(fields, value.values(), strict=True) if field and each is not None}
+        for field, each in row.items():
             if isinstance(each, int) and not isinstance(each, bool):
                 row[field] = str(each)  # a phone number or national ID without quotes
             elif not isinstance(each, str):
                 return Row(number, {}, value, f"{field} must be text")
-            else:
-                row[field] = each
-        if not all(map(is_unicode, row.values())):
-            return Row(number, {}, value, NOT_UNICODE)
-        return Row(number, row, value)
+        return Row(number, row, value) if all(map(is_unicode, row.values())) else Row(number, {}, value, NOT_UNICODE)
 
     def _fields_of(self, keys: tuple[str, ...]) -> list[str | None]:
         fields = self._resolved.get(keys)
@@ -87,61 +78,60 @@ class JsonFile:
             yield from _values(file)
 
 
-class _Unreadable:
-    def __init__(self, text: str, fault: str) -> None:
-        self.text = text
-        self.fault = fault
+class _Unreadable(NamedTuple):
+    """A part of the file that is not JSON, shortened."""
+
+    text: str
+    fault: str
 
 
 def _begin_of_list(text: str) -> int | None:
     """Where the leads begin in an object that wraps them; None when the first object is a lead, or has no such list."""
     if (opening := _WRAPPED.match(text)) is None:
         return None
-    *said, _ = json.loads(opening[0] + "]}")
-    return None if "phone" in [field_of(key) for key in said] else opening.end()
+    *keys_before, _ = json.loads(opening[0] + "]}")
+    return None if "phone" in [field_of(key) for key in keys_before] else opening.end()
 
 
 def _values(file: TextIO) -> Iterator[Any]:
     text, ended = file.read(_CHUNK), False
-    wrapped, in_array = False, False
-    if begin := _begin_of_list(text):
-        text, wrapped, in_array = text[begin:], True, True
-    elif text.lstrip(_FILLING).startswith("["):
-        text, in_array = text.lstrip(_FILLING)[1:], True
-    at = 0
+    begin = _begin_of_list(text)
+    in_array = begin is not None or text.lstrip(_FILLING).startswith("[")
+    at = begin or (text.index("[") + 1 if in_array else 0)
+
+    def read_on(*, kept: int) -> None:
+        """Read another chunk, and forget what stands before `kept`."""
+        nonlocal text, at, ended
+        more = file.read(_CHUNK)
+        text, at, ended = text[kept:] + more, 0, not more
+
     while True:
         while at < len(text) and text[at] in _FILLING:
             at += 1
         if at >= len(text) - LONGEST_OBJECT // 8 and not ended:
-            text, at = text[at:], 0
-            more = file.read(_CHUNK)
-            text, ended = text + more, not more
-            continue
-        if at >= len(text):
+            read_on(kept=at)
+        elif at >= len(text):
             if in_array:
                 yield _Unreadable("", "the file ends before its list does: it was cut off")
             return
-        if in_array and text[at] == "]":
-            if wrapped:
+        elif in_array and text[at] == "]":
+            if begin is not None:
                 return
             at, in_array = at + 1, False
-            continue
-        try:
-            value, at = _DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            if not ended and len(text) - at < LONGEST_OBJECT:
-                more = file.read(_CHUNK)
-                text, at, ended = text[at:] + more, 0, not more
-                continue
-            unreadable = text[at : at + _SHOWN]
-            # What follows is looked for in what was read, and if need be in all the rest.
-            while (following := _NEXT.search(text, at)) is None and not ended:
-                text, at = text[-_SHOWN:], 0
-                more = file.read(_CHUNK)
-                text, ended = text + more, not more
-            end = len(text) if following is None else following.end()
-            in_array = in_array and following is not None
-            yield _Unreadable(unreadable[: end - at].strip(_FILLING), "it is not JSON, or too long")
-            at = end
-            continue
-        yield value
+        else:
+            try:
+                value, at = _DECODER.raw_decode(text, at)
+            except (ValueError, RecursionError):
+                if not ended and len(text) - at < LONGEST_OBJECT:
+                    read_on(kept=at)
+                    continue
+                unreadable = text[at : at + _SHOWN]
+                # What follows is looked for in what was read, and if need be in all the rest.
+                while (following := _NEXT.search(text, at)) is None and not ended:
+                    read_on(kept=max(0, len(text) - _SHOWN))
+                end = len(text) if following is None else following.end()
+                in_array = in_array and following is not None
+                yield _Unreadable(unreadable[: end - at].strip(_FILLING), "it is not JSON, or too long")
+                at = end
+            else:
+                yield value

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
@@ -32,39 +33,28 @@ BATCHES_AHEAD = 4
 
 T = TypeVar("T")
 
-_Store = Callable[[Sequence[Ready]], Awaitable[list[Told]]]
 
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """Brings rows into one database. `on_progress` hears how many rows were told of; `stopped` ends it early."""
 
-    def __init__(
-        self,
-        database: Database,
-        workers: ProcessPoolExecutor,
-        *,
-        new_id: Callable[[], UUID],
-        dry_run: bool,
-        stopped: asyncio.Event,
-        on_progress: Callable[[int], None],
-    ) -> None:
-        self._database = database
-        self._workers = workers
-        self._new_id = new_id
-        self._dry_run = dry_run
-        self._stopped = stopped
-        self._on_progress = on_progress
+    database: Database
+    workers: ProcessPoolExecutor
+    new_id: Callable[[], UUID]
+    dry_run: bool
+    stopped: asyncio.Event
+    on_progress: Callable[[int], None]
 
     async def import_rows(self, rows: Iterable[Row], report: Report) -> None:
         """Import the rows of a foreign file. Raises StorageUnavailableError."""
 
         def begin(batch: list[tuple[int, Row]]) -> Future[list[Ready | Told]]:
-            given = [(number, dict(row.fields), row.fault, self._new_id()) for number, row in batch]
-            return self._workers.submit(sealed_rows, given)
+            given = [(number, dict(row.fields), row.fault, self.new_id()) for number, row in batch]
+            return self.workers.submit(sealed_rows, given)
 
         async def store(ready: Sequence[Ready]) -> list[Told]:
             entries: list[SealedSubmission] = [each.lead for each in ready]
-            outcomes = await import_leads(self._database, entries, dry_run=self._dry_run)
+            outcomes = await import_leads(self.database, entries, dry_run=self.dry_run)
             return [_told(each.number, each.lead, outcomes[each.lead.id]) for each in ready]
 
         await self._pump(((row.number, row) for row in rows), begin, store, report)
@@ -73,18 +63,18 @@ class Pipeline:
         """Import the lines of a daily file. Raises StorageUnavailableError."""
 
         async def store(ready: Sequence[Ready]) -> list[Told]:
-            found = await restore_leads(self._database, [each.lead for each in ready], dry_run=self._dry_run)
+            found = await restore_leads(self.database, [each.lead for each in ready], dry_run=self.dry_run)
             return [_told_restored(each.number, each.lead, found[UUID(each.lead["id"])]) for each in ready]
 
         await self._pump(
-            enumerate(lines, start=1), lambda batch: self._workers.submit(opened_lines, batch), store, report
+            enumerate(lines, start=1), lambda batch: self.workers.submit(opened_lines, batch), store, report
         )
 
     async def _pump(
         self,
         items: Iterable[tuple[int, T]],
         begin: Callable[[list[tuple[int, T]]], Future[list[Ready | Told]]],
-        store: _Store,
+        store: Callable[[Sequence[Ready]], Awaitable[list[Told]]],
         report: Report,
     ) -> None:
         under_way: deque[tuple[list[tuple[int, T]], Future[list[Ready | Told]]]] = deque()
@@ -92,24 +82,23 @@ class Pipeline:
         async def finish_oldest() -> None:
             batch, future = under_way.popleft()
             worked = await asyncio.wrap_future(future)
-            done = [each for each in worked if isinstance(each, Told)]
-            done += await _stored([each for each in worked if isinstance(each, Ready)], store)
-            told = {each.number: each for each in done}
+            stored = await _stored([each for each in worked if isinstance(each, Ready)], store)
+            told = {each.number: each for each in (*worked, *stored) if isinstance(each, Told)}
             for number, item in batch:
                 report.tell(told[number], item if isinstance(item, Row) else None)
-            self._on_progress(report.rows)
+            self.on_progress(report.rows)
 
         for batch in _batches(items):
-            if self._stopped.is_set():
+            if self.stopped.is_set():
                 return
             under_way.append((batch, begin(batch)))
             if len(under_way) > BATCHES_AHEAD:
                 await finish_oldest()
-        while under_way and not self._stopped.is_set():
+        while under_way and not self.stopped.is_set():
             await finish_oldest()
 
 
-async def _stored(ready: Sequence[Ready], store: _Store) -> list[Told]:
+async def _stored(ready: Sequence[Ready], store: Callable[[Sequence[Ready]], Awaitable[list[Told]]]) -> list[Told]:
     """Store leads together; by halves where the database refuses that, so that a refused one costs only itself."""
     if not ready:
         return []
@@ -154,11 +143,11 @@ def _told_restored(number: int, lead: dict[str, Any], restored: Restored) -> Tol
         here, in_file = restored.present_version, lead["version"]
         if 0 < here == in_file and restored.present_resubmissions < lead["resubmissions"]:
             detail = "the file has resubmissions that are not here; it stays as it is"
-            return Told(number, Result.OLDER_HERE, lead["id"], detail)
-        if 0 < here < in_file:
+        elif 0 < here < in_file:
             detail = f"version {here} is here, {in_file} in the file; it stays as it is"
-            return Told(number, Result.OLDER_HERE, lead["id"], detail)
-        return Told(number, Result.SAVED_BEFORE, lead["id"])
+        else:
+            return Told(number, Result.SAVED_BEFORE, lead["id"])
+        return Told(number, Result.OLDER_HERE, lead["id"], detail)
     met = restored.phone_of or restored.nid_of or restored.request_of
     if met is None:
         return Told(number, Result.FAILED, lead["id"], "what stood in its way has gone: import it again")

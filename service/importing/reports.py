@@ -19,8 +19,6 @@ from typing import IO, Any
 from service.importing.columns import REASON_COLUMN
 from service.importing.source import ImportRefusedError, Row
 
-RESULT_COLUMNS = ("row", "result", "lead_id", "detail")
-
 
 class Result(StrEnum):
     """What became of a row."""
@@ -35,9 +33,6 @@ class Result(StrEnum):
     INVALID = "invalid"
     FAILED = "failed"
     """The database refused it for a reason that no value of the row can mend."""
-
-
-NOT_IMPORTED = (Result.OLDER_HERE, Result.INVALID, Result.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +60,14 @@ class Report:
         headers: list[str] | None = None,
         delimiter: str = ",",
     ) -> None:
-        self.results_path = results
-        self.rejects_path = rejects
+        self._rejects_path = rejects
         self._headers = headers
         self._delimiter = delimiter
         self._rejects: IO[str] | None = None
         self.counts: Counter[Result] = Counter()
         self._results = _created(results, b"row,result,")
         self._writer = csv.writer(self._results, lineterminator="\n")
-        self._writer.writerow(RESULT_COLUMNS)
+        self._writer.writerow(("row", "result", "lead_id", "detail"))
 
     @property
     def rows(self) -> int:
@@ -83,15 +77,12 @@ class Report:
     def tell(self, told: Told, row: Row | None = None) -> None:
         """Note the result of a row; `row` is kept among the rejects when it is invalid. Raises ReportError."""
         try:
-            self._tell(told, row)
+            self.counts[told.result] += 1
+            self._writer.writerow((told.number, told.result.value, told.lead_id, told.detail))
+            if told.result is Result.INVALID and row is not None and self._rejects_path is not None:
+                self._reject(self._rejects_path, told.detail, row)
         except OSError as error:
             raise self._lost(error) from None
-
-    def _tell(self, told: Told, row: Row | None) -> None:
-        self.counts[told.result] += 1
-        self._writer.writerow((told.number, told.result.value, told.lead_id, told.detail))
-        if told.result is Result.INVALID and row is not None and self.rejects_path is not None:
-            self._reject(told, row)
 
     def close(self) -> None:
         """Finish both files. Raises ReportError."""
@@ -101,34 +92,31 @@ class Report:
         except OSError as error:
             raise self._lost(error) from None
 
-    @property
-    def has_rejects(self) -> bool:
-        """Whether a file of rejects was written."""
-        return self._rejects is not None
-
     def _lost(self, error: OSError) -> ReportError:
         return ReportError(
             f"the report of {self.rows} rows cannot be written ({error.strerror}); what was imported stays: make room, "
             "and run the same command again for a whole report"
         )
 
-    def _reject(self, told: Told, row: Row) -> None:
-        assert self.rejects_path is not None  # noqa: S101 # asked by the caller
+    def _reject(self, path: Path, reason: str, row: Row) -> None:
         if self._headers is None:
             if self._rejects is None:
-                self._rejects = _created(self.rejects_path, b'{"' + REASON_COLUMN.encode())
+                self._rejects = _created(path, b'{"' + REASON_COLUMN.encode())
             original: Any = row.original if isinstance(row.original, dict) else {"cells": row.original}
-            kept = {REASON_COLUMN: told.detail} | {k: v for k, v in original.items() if k != REASON_COLUMN}
+            kept = {REASON_COLUMN: reason} | {k: v for k, v in original.items() if k != REASON_COLUMN}
             self._rejects.write(json.dumps(kept) + "\n")
             return
-        headers = [header for header in self._headers if header != REASON_COLUMN]
         if self._rejects is None:
-            self._rejects = _created(self.rejects_path, REASON_COLUMN.encode())
-            csv.writer(self._rejects, delimiter=self._delimiter).writerow([REASON_COLUMN, *headers])
-        cells = list(row.original)
-        if len(cells) == len(self._headers) and REASON_COLUMN in self._headers:
-            del cells[self._headers.index(REASON_COLUMN)]
-        csv.writer(self._rejects, delimiter=self._delimiter).writerow([told.detail, *cells])
+            self._rejects = _created(path, REASON_COLUMN.encode())
+            self._write_cells(self._rejects, self._headers, REASON_COLUMN, self._headers)
+        self._write_cells(self._rejects, self._headers, reason, list(row.original))
+
+    def _write_cells(self, file: IO[str], headers: list[str], reason: str, cells: list[str]) -> None:
+        """Write the cells of a row, or of the header, behind `reason`, which takes the place of an earlier one."""
+        kept = [
+            cell for number, cell in enumerate(cells) if len(cells) != len(headers) or headers[number] != REASON_COLUMN
+        ]
+        csv.writer(file, delimiter=self._delimiter).writerow([reason, *kept])
 
 
 def _created(path: Path, begins: bytes) -> IO[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-_LOOKED_AT = 4096
 _DAILY = re.compile(rb'\s*\{\s*"format"\s*:\s*"leadkeep-daily-file"')
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ImportRefusedError(Exception):
@@ -22,13 +22,7 @@ NOT_UNICODE = "it is not UTF-8 text"
 
 def is_unicode(text: str) -> bool:
     """Whether the text can be stored: bytes that were no UTF-8 were read as lone surrogates."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return _SURROGATE.search(text) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +52,7 @@ def kind_of(path: Path) -> Kind:
         raise ImportRefusedError(f"{path} is no file: it is read more than once, so a pipe will not do")
     try:
         with path.open("rb") as file:
-            begin = file.read(_LOOKED_AT)
+            begin = file.read(4096)
     except OSError as error:
         raise ImportRefusedError(f"{path} cannot be read: {error.strerror}") from None
     if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in begin:

@@ -111,24 +111,22 @@ def _indexed(lead: Any, worker: _Worker) -> dict[str, Any]:
     """
     if not isinstance(lead, dict) or list(lead) != list(MEANINGS) or not all(_is_list(lead[name]) for name in _LISTS):
         raise ValueError
-    if not all(isinstance(lead[name], int) for name in ("version", "resubmissions")):
+    step_ids = [step["id"] for step in (*lead["status_changes"], *lead["assignment_changes"])]
+    if not all(isinstance(number, int) for number in (lead["version"], lead["resubmissions"], *step_ids)):
+        raise ValueError
+    if not all(0 < step_id <= LARGEST_NUMBER for step_id in step_ids):
         raise ValueError
     opened = _opened(lead, UUID(lead["id"]), worker.encryption)
     for kept in lead["kept_resubmissions"]:
         _opened(kept, UUID(kept["submission_id"]), worker.encryption)
-    for step in (*lead["status_changes"], *lead["assignment_changes"]):
-        if not isinstance(step.get("id"), int) or not 0 < step["id"] <= LARGEST_NUMBER:
-            raise ValueError
-    indexes = worker.sealer.indexes(opened["phone"], opened["nid"])
-    columns = index_columns(indexes)
+    columns = index_columns(worker.sealer.indexes(opened["phone"], opened["nid"]))
     return lead | {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in columns.items()
     }
 
 
 def _opened(row: dict[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:
-    tokens = {name: row[name] for name in SENSITIVE_FIELDS if row[name] is not None}
-    return {name: encryption.open(sealed_for, name, token) for name, token in tokens.items()}
+    return {name: encryption.open(sealed_for, name, row[name]) for name in SENSITIVE_FIELDS if row[name] is not None}
 
 
 def _is_list(value: Any) -> bool:
