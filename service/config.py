@@ -74,6 +74,16 @@ _Url = Annotated[str, _read_by(values.database_url)]
 _Address = Annotated[Address, _read_by(Address.parse)]
 
 
+_NEEDED = {
+    "admin_database_url": "database_url",
+    "tls_client_ca": "tls_cert",
+    "tls_client_cert": "tls_cert",
+    "auth_issuer": "auth_jwks",
+    "auth_audience": "auth_jwks",
+}
+"""Settings that mean something only beside another one, and that one."""
+
+
 class Settings(BaseModel):
     """Every setting, read and checked. A check between two settings stands with the later one of them."""
 
@@ -228,36 +238,22 @@ class Settings(BaseModel):
 
     def rows(self) -> list[SettingRow]:
         """Return every setting for an operator's eyes, secrets hidden."""
-        return list(self._rows())
-
-    def _rows(self) -> Iterator[SettingRow]:
         effective = {
             "keyring": self.keyring_path,
             "spool_dir": self.spool_path,
             "files_dir": self.files_path,
             "admin_database_url": self.migration_url,
         }
-        for name, field in type(self).model_fields.items():
-            default = str(cast(dict[str, object], field.json_schema_extra)["shown"])
-            value = effective.get(name, getattr(self, name))
-            yield SettingRow(
+        return [
+            SettingRow(
                 name=_variable(name),
-                value=_shown_as(name, value)
-                if value is not None
-                else default
-                if default.startswith("unset")
-                else "unset",
-                default=default,
+                value=_shown(name, effective.get(name, getattr(self, name))),
+                default=_default_shown(name),
                 meaning=field.description or "",
                 source=self._sources.get(name, "default"),
             )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _blank_is_unset(cls, value: object, info: ValidationInfo) -> object:
-        if not isinstance(value, str):
-            return value
-        return value.strip() or cls.model_fields[info.field_name or ""].default
+            for name, field in type(self).model_fields.items()
+        ]
 
     @field_validator("keyring_content", "keyring_command")
     @classmethod
@@ -266,11 +262,12 @@ class Settings(BaseModel):
             raise ValueError("there is one keyring; set one of LEADKEEP_KEYRING, _KEYRING_CONTENT, _KEYRING_COMMAND")
         return value
 
-    @field_validator("admin_database_url")
+    @field_validator(*_NEEDED)
     @classmethod
-    def _admin_needs_a_database(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value and info.data.get("database_url", value) is None:
-            raise ValueError("only beside LEADKEEP_DATABASE_URL; set that, or remove this one")
+    def _needs_another_setting(cls, value: object, info: ValidationInfo) -> object:
+        needed = _NEEDED[info.field_name or ""]
+        if value and info.data.get(needed, value) is None:
+            raise ValueError(f"only beside {_variable(needed)}; set that, or remove this one")
         return value
 
     @field_validator("tls_key")
@@ -278,13 +275,6 @@ class Settings(BaseModel):
     def _certificate_and_key_go_together(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if "tls_cert" in info.data and (info.data["tls_cert"] is None) != (value is None):
             raise ValueError("certificate and key go together; set LEADKEEP_TLS_CERT and this one, or neither")
-        return value
-
-    @field_validator("tls_client_ca", "tls_client_cert")
-    @classmethod
-    def _client_certificates_need_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value and info.data.get("tls_cert", value) is None:
-            raise ValueError("only beside LEADKEEP_TLS_CERT and LEADKEEP_TLS_KEY; set them, or remove this one")
         return value
 
     @field_validator("grpc_address", "http_address")
@@ -313,13 +303,9 @@ class Settings(BaseModel):
 
     @field_validator("auth_issuer", "auth_audience")
     @classmethod
-    def _issuer_and_audience_belong_to_keys(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if "auth_jwks" not in info.data:
-            return value
-        if info.data["auth_jwks"] and not value:
+    def _keys_need_issuer_and_audience(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("auth_jwks") and not value:
             raise ValueError("missing beside LEADKEEP_AUTH_JWKS; write what the issuer's tokens name")
-        if value and not info.data["auth_jwks"]:
-            raise ValueError("only beside LEADKEEP_AUTH_JWKS; set that, or remove this one")
         return value
 
 
@@ -329,17 +315,17 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         in_file = dotenv_values(env_file, encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError([f"{env_file}: cannot be read as UTF-8 text; correct or remove it"]) from None
-    fields = {_variable(field): field for field in Settings.model_fields}
-    found: dict[str, str] = {}
-    sources: dict[str, Source] = {}
     variables: tuple[tuple[Source, Mapping[str, str | None]], ...] = (("file", in_file), ("environment", os.environ))
-    for source, values_by_name in variables:
-        for name, value in values_by_name.items():
-            if value and (field := fields.get(name.upper())):
-                found[field], sources[field] = value, source
-    faults = list(_misspelt({name for _, each in variables for name, value in each.items() if value}))
+    given = {
+        name.upper(): (value.strip(), source)
+        for source, values_by_name in variables
+        for name, value in values_by_name.items()
+        if value and value.strip()
+    }
+    found = {field: given[name] for field in Settings.model_fields if (name := _variable(field)) in given}
+    faults = list(_misspelt(given))
     try:
-        settings = Settings.model_validate(found)
+        settings = Settings.model_validate({field: value for field, (value, _) in found.items()})
     except ValidationError as invalid:
         faults += [
             f"{_variable(str(error['loc'][0]))}: {error['msg'].removeprefix('Value error, ')}"
@@ -347,42 +333,41 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ]
     if faults:
         raise ConfigurationError(faults)
-    settings._sources.update(sources)  # noqa: SLF001 # filled once, here; a public field would be a setting
+    # Filled once, here; a public field would be a setting.
+    settings._sources.update((field, source) for field, (_, source) in found.items())  # noqa: SLF001
     return settings
 
 
-def _misspelt(names: set[str]) -> Iterator[str]:
+def _misspelt(names: Iterable[str]) -> Iterator[str]:
     """Name each LEADKEEP_ variable that is none but nearly one: unnoticed, its setting would keep the default.
 
     Only near misses: Kubernetes sets LEADKEEP_SERVICE_HOST and the like for a service called leadkeep.
     """
     known = [_variable(name).removeprefix(_PREFIX) for name in Settings.model_fields]
     for name in sorted(names):
-        rest = name.upper().removeprefix(_PREFIX)
-        if not name.upper().startswith(_PREFIX) or rest in known:
-            continue
-        # 0.8: DATABSE_URL and AUTH_JWKS_URL are caught; names of other things score below 0.75.
-        if near := difflib.get_close_matches(rest, known, n=1, cutoff=0.8):
-            yield f"{name}: there is no such setting; write {_PREFIX}{near[0]}"
+        rest = name.removeprefix(_PREFIX)
+        if name.startswith(_PREFIX) and rest not in known:
+            # 0.8: DATABSE_URL and AUTH_JWKS_URL are caught; names of other things score below 0.75.
+            for near in difflib.get_close_matches(rest, known, n=1, cutoff=0.8):
+                yield f"{name}: there is no such setting; write {_PREFIX}{near}"
 
 
 def _variable(field: str) -> str:
     return _PREFIX + field.upper()
 
 
-_HIDDEN = frozenset({"keyring_content", "keyring_command"})
-"""Settings that are secret as a whole; of the others only a URL's credentials are."""
+def _default_shown(name: str) -> str:
+    return str(cast(dict[str, object], Settings.model_fields[name].json_schema_extra)["shown"])
 
 
-def _shown_as(name: str, value: object) -> str:
-    return "***" if name in _HIDDEN else _shown(value)
-
-
-def _shown(value: object) -> str:
+def _shown(name: str, value: object) -> str:
+    if value is None:
+        default = _default_shown(name)
+        return default if default.startswith("unset") else "unset"
+    if name in ("keyring_content", "keyring_command"):
+        return "***"  # secret as a whole; of the others only a URL's credentials are
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, tuple):
-        return "; ".join(value)
-    return values.without_secrets(str(value))
+    return values.without_secrets("; ".join(value) if isinstance(value, tuple) else str(value))

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -20,8 +21,6 @@ from service.lead import LeadStatus
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _DATABASE_URL = re.compile(r"postgres(?:ql)?://[^\s\x00-\x1f\x7f]+")
-_LONGEST_POLICY = 200
-"""The limit of interested_policy: a longer name on offer could never be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +52,31 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read `host:port`."""
-        host, colon, port = text.rpartition(":")
-        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            raise ValueError("not an address; write host:port with a port up to 65535, such as 127.0.0.1:50051")
-        if not host:
-            raise ValueError("the host is missing; write 127.0.0.1:PORT, or 0.0.0.0:PORT for every interface")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-            if not _is_ip(host, version=6):
-                raise ValueError("not an IPv6 address in brackets; write it such as [::1]:50051")
-        elif ":" in host:
-            raise ValueError("an IPv6 address stands in brackets; write it such as [::1]:50051")
+        found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]{1,5})", text)
+        if found is None or int(found[3]) > 65535:
+            raise ValueError(
+                "not an address; write host:port with a port up to 65535, such as 127.0.0.1:50051, 0.0.0.0:50051 for "
+                "every interface, or an IPv6 address in brackets, such as [::1]:50051"
+            )
+        in_brackets, host, port = found.groups()
+        ip = _ip(in_brackets or host)
         # What looks like a number must be an IPv4 address: resolvers read 127.1 or 0177.0.0.1 in their own ways.
-        elif not (_HOST_NAME.fullmatch(host) if re.search("[A-Za-z]", host) else _is_ip(host, version=4)):
+        name = host is not None and re.search("[A-Za-z]", host) and _HOST_NAME.fullmatch(host)
+        if not name and (ip is None or ip.version != (4 if host else 6)):
             raise ValueError("the host is not an IP address or host name; write such as 127.0.0.1:50051")
-        return cls(host.lower(), int(port))
+        return cls((in_brackets or host).lower(), int(port))
 
 
-def _is_ip(host: str, *, version: int) -> bool:
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host).version == version
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    ip = _ip(host)
+    return host == "localhost" if ip is None else ip.is_loopback
 
 
 def switch(text: str) -> bool:
@@ -96,26 +91,23 @@ def number(kind: type[int] | type[float], lowest: int, highest: int) -> Callable
     """Make a reader of numbers between two bounds, both included."""
 
     def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = kind(-1)
-        if not lowest <= value <= highest:  # refuses nan, too
-            wanted = "whole number" if kind is int else "number"
-            raise ValueError(f"not a {wanted} between {lowest} and {highest}; write one")
-        return value
+        with suppress(ValueError):
+            if lowest <= (value := kind(text)) <= highest:  # refuses nan, too
+                return value
+        wanted = "whole number" if kind is int else "number"
+        raise ValueError(f"not a {wanted} between {lowest} and {highest}; write one")
 
     return read
 
 
 def one_of(*words: str) -> Callable[[str], str]:
     """Make a reader of one word out of a few, in any case."""
+    spelling = {word.lower(): word for word in words}
 
     def read(text: str) -> str:
-        for word in words:
-            if text.lower() == word.lower():
-                return word
-        raise ValueError(f"not known; write one of: {', '.join(words)}")
+        if text.lower() not in spelling:
+            raise ValueError(f"not known; write one of: {', '.join(words)}")
+        return spelling[text.lower()]
 
     return read
 
@@ -133,11 +125,9 @@ def absolute(text: str) -> Path:
 def command(text: str) -> str:
     """Read a command line that is run without a shell: words, quoted as a shell has them."""
     try:
-        words = shlex.split(text)
+        shlex.split(text)
     except ValueError:
         raise ValueError("not a command; a quote in it is not closed") from None
-    if not words:
-        raise ValueError("not a command; write a program and its arguments")
     return text
 
 
@@ -229,10 +219,8 @@ def time_zone(text: str) -> str:
 def policies(text: str) -> tuple[str, ...]:
     """Read a list of names, one a line or separated by `;`: a comma may be part of a name."""
     names = tuple(dict.fromkeys(name.strip() for name in re.split(r"[;\n]", text) if name.strip()))
-    if not names or max(map(len, names)) > _LONGEST_POLICY:
-        raise ValueError(
-            f"not a list of names of up to {_LONGEST_POLICY} characters; write such as Term Life; Whole Life"
-        )
+    if not names or max(map(len, names)) > 200:  # the limit of interested_policy: nobody could choose a longer one
+        raise ValueError("not a list of names of up to 200 characters; write such as Term Life; Whole Life")
     return names
 
 
