@@ -281,6 +281,7 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
         "::1:50051",
         "[::1]",
         "[localhost]:1",
+        "[127.0.0.1]:1",
         "127.1:1",
         "0177.0.0.1:1",
         "-a:1",
