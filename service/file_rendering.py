@@ -22,8 +22,6 @@ import structlog
 SILENCE_SECONDS = 60.0
 """The process writes an event once a second, during a render too; a database that hangs makes it silent."""
 
-_ADMITTED_SECONDS = 0.2
-
 
 class RendererEndedError(Exception):
     """The process ended before it was asked to."""
@@ -52,8 +50,8 @@ class FileRendering:
         self._on_render = on_render
         self._process: asyncio.subprocess.Process | None = None
         self._finishing = False
-        self._lag, self._reported_at = 0.0, time.monotonic()
         self._renders = False
+        self._waiting_since: float | None = None
         self._log = structlog.get_logger("leadkeep.files")
         self.alarm: str | None = None
         """Why the files do not follow; None while they do. Holds no value."""
@@ -61,9 +59,7 @@ class FileRendering:
     @property
     def lag(self) -> float:
         """Seconds for which the oldest change has waited for its file; 0 while another replica renders."""
-        if not self._renders or self._lag == 0.0:
-            return 0.0
-        return self._lag + time.monotonic() - self._reported_at
+        return 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
 
     def finish(self) -> None:
         """Let the process render a small file once more, and end; `run` returns then."""
@@ -76,12 +72,12 @@ class FileRendering:
         while (identity := self._identity()) is None:
             if self._finishing:
                 return
-            await asyncio.sleep(_ADMITTED_SECONDS)
+            await asyncio.sleep(0.2)
         try:
             await self._run_process(identity)
         finally:
             if not self._finishing:
-                self._renders = False
+                self._renders, self._waiting_since = False, None
                 self._set_alarm("the process that renders the daily files ended")
         if not self._finishing:
             raise RendererEndedError
@@ -118,7 +114,8 @@ class FileRendering:
             return
         if event["renders"] and not self._renders:
             self._log.info("this replica renders the daily files")
-        self._renders, self._lag, self._reported_at = event["renders"], event["lag"], time.monotonic()
+        self._renders = event["renders"]
+        self._waiting_since = time.monotonic() - event["lag"] if event["lag"] else None
         self._set_alarm(event["alarm"])
 
     def _set_alarm(self, alarm: str | None) -> None:

@@ -18,9 +18,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ MEANINGS = {
 """Every member of a lead in the file, in its order."""
 
 _NAME = re.compile(r"leads_(\d{4}-\d{2}-\d{2})\.json")
-_LOCK_NAME = ".rendering.lock"
 _CHUNK_BYTES = 1 << 18
 _SYNC_BYTES = 8 << 20  # one sync of 160 MB at the end would hold up every commit on the same disk
 _OPENING, _CLOSING = b'"leads":[\n', b"]}\n"
@@ -76,8 +75,6 @@ Identity = tuple[int, int, int]
 class Render:
     """One finished render. `digest` is the SHA-256 of the lines of leads."""
 
-    day: date
-    snapshot_at: datetime
     lead_count: int
     digest: bytes
     identity: Identity
@@ -138,8 +135,11 @@ class FileStorageService:
         when `stopped` says so.
         """
         # The lock is taken before the snapshot: whoever renders later has the later snapshot, and its file stays.
-        with self._locked():
-            self._remove_leftovers()
+        opener = partial(os.open, mode=0o600)
+        with open(self.folder / ".rendering.lock", "ab", opener=opener) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in self.folder.glob(".leads_*.json.tmp"):
+                leftover.unlink(missing_ok=True)  # of a render that was killed
             temporary = self.folder / f".{self.path(day).name}.tmp"
             with self._leads.snapshot(day, settles=settles) as snapshot:
                 try:
@@ -181,7 +181,7 @@ class FileStorageService:
             file.flush()
             os.fsync(descriptor)
             identity = _identity(os.fstat(descriptor))
-        return Render(snapshot.day, snapshot.snapshot_at, snapshot.lead_count, digest.digest(), identity)
+        return Render(snapshot.lead_count, digest.digest(), identity)
 
     def _header(self, snapshot: Snapshot) -> bytes:
         header = {
@@ -210,22 +210,12 @@ class FileStorageService:
 
     def days_on_disk(self) -> list[date]:
         """The days that have a file, oldest first. Raises OSError."""
-        names = (_NAME.fullmatch(entry.name) for entry in os.scandir(self.folder))
-        return sorted(date.fromisoformat(name[1]) for name in names if name and _is_date(name[1]))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = os.open(self.folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a killed render left: nobody else is at work while we hold the lock."""
-        for leftover in self.folder.glob(".leads_*.json.tmp"):
-            leftover.unlink(missing_ok=True)
+        found: list[date] = []
+        for entry in os.scandir(self.folder):
+            if name := _NAME.fullmatch(entry.name):
+                with contextlib.suppress(ValueError):  # there is no such day
+                    found.append(date.fromisoformat(name[1]))
+        return sorted(found)
 
 
 def read_header(path: Path) -> Header:
@@ -289,11 +279,3 @@ def _header_of(first: bytes, second: bytes) -> Header:
 
 def _identity(found: os.stat_result) -> Identity:
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _is_date(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import threading
@@ -56,42 +57,32 @@ day of 100,000 leads, which takes some 1.5 s of two cores, leaves them half of t
 SHORTEST_PAUSE = 0.3
 """Seconds: with a render of a tenth of that, a small day is current within half a second."""
 
-_BYTES = 12_000_000
-_POWER = 1.5
-"""Pause in seconds = (bytes / 12 MB) ^ 1.5: chosen so that 5,000 leads stay within 2 s, and 100,000 within 60 s."""
-
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 15.0  # seconds before a failed render is tried again
-_NICE = 10  # calls come first on a busy machine
 
 
 def pause_after(size: int) -> float:
-    """Seconds of rest after a render of `size` bytes."""
-    rest: float = (size / _BYTES) ** _POWER
-    return max(SHORTEST_PAUSE, rest)
+    """Seconds of rest after a render of `size` bytes: (size / 12 MB) ^ 1.5.
+
+    Chosen so that 5,000 leads stay within 2 s, and 100,000 within 60 s.
+    """
+    return max(SHORTEST_PAUSE, math.pow(size / 12_000_000, 1.5))
 
 
 class Schedule:
     """Which of the days that changed is due. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
-        self._today_from = 0.0
-        self._others_from = 0.0
+        # For today and for the others: when their pause ends.
+        self._rests_until = {True: 0.0, False: 0.0}
 
     def due(self, changed: Mapping[date, float], today: date, now: float) -> date | None:
         """The day to render now: today first, then the one that changed first; None to wait."""
-        if today in changed and now >= self._today_from:
-            return today
-        others = [day for day in changed if day != today]
-        if others and now >= self._others_from:
-            return min(others, key=lambda day: (changed[day], day))
-        return None
+        rested = [day for day in changed if now >= self._rests_until[day == today]]
+        return min(rested, key=lambda day: (day != today, changed[day], day), default=None)
 
     def rendered(self, day: date, today: date, size: int, now: float) -> None:
         """A render of `day` ended now."""
-        if day == today:
-            self._today_from = now + pause_after(size)
-        else:
-            self._others_from = now + pause_after(size)
+        self._rests_until[day == today] = now + pause_after(size)
 
 
 class FileWorker:
@@ -156,14 +147,12 @@ class FileWorker:
         self._known.clear()
         for day in {*self._leads.days_with_leads(), *rendered}:
             self._known[day] = self._files.identity(day)
-            try:
+            with contextlib.suppress(FileNotFoundError, DailyFileError):
                 header = read_header(self._files.path(day))
-                current = day in rendered and header.snapshot_at == rendered[day].snapshot_at
-                current = current and header.timezone == self._days.zone
-            except (FileNotFoundError, DailyFileError):
-                current = False
-            if not current:
-                self._changed.setdefault(day, now)
+                newest = rendered[day].snapshot_at if day in rendered else None
+                if (header.snapshot_at, header.timezone) == (newest, self._days.zone):
+                    continue
+            self._changed.setdefault(day, now)
 
     def _compare_with_disk(self, now: float) -> None:
         for day, identity in self._known.items():
@@ -233,7 +222,7 @@ class FileWorker:
 def main() -> None:
     """Take the order, and work until standard input ends."""
     order = json.loads(sys.stdin.readline())
-    os.nice(_NICE)
+    os.nice(10)  # calls come first on a busy machine
     stopped = threading.Event()
 
     def wait_for_the_end() -> None:

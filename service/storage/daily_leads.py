@@ -120,7 +120,6 @@ class Rendered:
     """What some replica rendered last for a day."""
 
     snapshot_at: datetime
-    lead_count: int
     digest: bytes
 
 
@@ -220,25 +219,18 @@ class DailyLeads:
         """What was rendered last, by any replica, for each day of this time zone."""
         with self._failures_are_told():
             rows = self._connected().execute(
-                "SELECT day, snapshot_at, lead_count, digest FROM daily_file WHERE timezone = %s", [self._days.zone]
+                "SELECT day, snapshot_at, digest FROM daily_file WHERE timezone = %s", [self._days.zone]
             )
-            return {day: Rendered(at, count, digest) for day, at, count, digest in rows}
+            return {day: Rendered(at, digest) for day, at, digest in rows}
 
     @contextmanager
     def snapshot(self, day: date, *, settles: bool) -> Iterator[Snapshot]:
         """One snapshot of a day. With `settles` its touches are settled when the block ends well."""
         with self._failures_are_told():
             connection = self._connected()
-            connection.isolation_level = IsolationLevel.REPEATABLE_READ
             connection.read_only = not settles
-            connection.autocommit = False
-            try:
-                with connection.transaction():
-                    yield Snapshot(connection, self._days, day, settles=settles)
-            finally:
-                if not connection.closed:
-                    connection.rollback()
-                    connection.autocommit = True
+            with connection.transaction():
+                yield Snapshot(connection, self._days, day, settles=settles)
 
     def close(self) -> None:
         """End the connection, and with it the turn."""
@@ -250,7 +242,7 @@ class DailyLeads:
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             self.close()
-            connection = psycopg.connect(
+            self._connection = connection = psycopg.connect(
                 self._url,
                 autocommit=True,
                 connect_timeout=_CONNECT_SECONDS,
@@ -261,7 +253,7 @@ class DailyLeads:
                 keepalives_count=2,
                 tcp_user_timeout=15_000,
             )
-            self._connection = connection
+            connection.isolation_level = IsolationLevel.REPEATABLE_READ  # of each transaction: the snapshots
             if self._identity is not None:
                 row = connection.execute("SELECT database FROM key_canary").fetchone()
                 if row is None or row[0] != self._identity:
@@ -280,10 +272,5 @@ class DailyLeads:
             away = sqlstate is None or sqlstate.startswith(UNREACHABLE_SQLSTATES)
             raise DailyLeadsError(sqlstate or "connection", away=away) from None
         except BaseException:
-            # A snapshot that was left half-way may still be streaming.
-            self._end_broken()
+            self.close()  # a snapshot that was left half-way may still be streaming
             raise
-
-    def _end_broken(self) -> None:
-        if self._connection is not None and self._connection.info.transaction_status != 0:
-            self.close()
