@@ -28,7 +28,8 @@ from service.storage.backup import (
 from service.storage.backup_manifest import MANIFEST, Manifest, read_manifest, require_whole_dump
 from service.storage.canary import compare_canary, plan_of
 from service.storage.database import Database
-from service.storage.embedded import DataDirInUseError, EmbeddedPostgres
+from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres_folders import DataDirInUseError
 from service.storage.spool_rows import peek
 
 T = TypeVar("T")

@@ -41,7 +41,7 @@ class _Worker:
     sealer: LeadSealer
 
 
-_worker: _Worker | None = None
+_worker: _Worker  # set by `_begin`, once in each process
 
 
 def _begin(keyring: str, validation: ValidationService, plan: IndexPlan | None) -> None:
@@ -68,7 +68,6 @@ class Ready:
 
 def sealed_rows(rows: Sequence[tuple[int, dict[str, str], str | None, UUID]]) -> list[Ready | Told]:
     """Each row as a submission that is ready to be stored, or why it cannot be."""
-    assert _worker is not None  # noqa: S101 # the pool's initializer ran
     return [_sealed(_worker, *row) for row in rows]
 
 
@@ -89,7 +88,6 @@ def _sealed(worker: _Worker, number: int, fields: dict[str, str], fault: str | N
 
 def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | Told]:
     """Each line of a daily file with its blind indexes, or why it cannot be imported."""
-    assert _worker is not None  # noqa: S101 # the pool's initializer ran
     done: list[Ready | Told] = []
     for number, line in lines:
         try:

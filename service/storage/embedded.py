@@ -20,9 +20,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,7 +33,6 @@ from service.errors import StartRefusedError
 from service.secret_file import sync_folder
 from service.storage.postgres_folders import (
     PORT,
-    DataDirInUseError,
     PostgresBinaries,
     ServerUser,
     choose_server_user,
@@ -48,17 +47,10 @@ from service.storage.postgres_folders import (
 )
 from service.storage.postgres_process import PidFile, running_server, spawn, wait_for_previous_server
 
-__all__ = ["ROOT_BASE", "DataDirInUseError", "EmbeddedPostgres"]
-
 ROOT_BASE = Path("/var/lib/leadkeep")
 
-_LOG_LIMIT = 5_000_000  # bytes; a start and stop write 1 kB, so this is years, or a fault that repeats
 _START_SECONDS = 60  # crash recovery of max_wal_size takes a few seconds
-_RELEASE_SECONDS = 15  # how long a killed server's last backends may hold its shared memory
-_FAST_SECONDS = 60  # a fast shutdown writes a checkpoint: at most shared_buffers
-_LOOK_SECONDS = 0.1  # how often a running server is looked at: one waitpid
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds before a restart; doubled each time
-_STEADY_SECONDS = 60  # a server that ran for so long had recovered: the pauses begin anew
 
 _DEFAULTS = {
     "shared_buffers": "64MB",
@@ -90,7 +82,7 @@ class EmbeddedPostgres:
     """The server of one data folder.
 
     `binaries` None finds them, and keeps to the major version that made the database. `settings` are PostgreSQL's
-    own (`{"shared_buffers": "1GB"}`), above the defaults here; those that keep the promises above raise ValueError.
+    own (`{"shared_buffers": "1GB"}`), above the defaults here and below those that keep the promises above.
     `root_base` is where root's servers keep their data.
     """
 
@@ -102,8 +94,6 @@ class EmbeddedPostgres:
         settings: Mapping[str, str] | None = None,
         root_base: Path = ROOT_BASE,
     ) -> None:
-        if kept := sorted(({*_FIXED, "unix_socket_directories"}) & {name.lower() for name in settings or {}}):
-            raise ValueError(f"these PostgreSQL settings cannot be changed: {', '.join(kept)}")
         self._data_dir = data_dir.resolve()
         self._root_base = root_base.resolve()
         self._asked_binaries = binaries
@@ -150,20 +140,15 @@ class EmbeddedPostgres:
     @property
     def log_file(self) -> Path:
         """The log of the started server: starts, warnings and errors, never a customer's value."""
-        return self._home / "postgres.log"
-
-    @property
-    def _home(self) -> Path:
-        return homes(self._data_dir, self._root_base)[0]
+        return self._clusters.with_name("postgres.log")
 
     @property
     def _clusters(self) -> Path:
-        return self._home / "postgres"
+        return homes(self._data_dir, self._root_base)[0] / "postgres"
 
     def url(self, *, user: str, database: str) -> str:
         """How libpq, psycopg, pg_dump and (after a change of scheme) SQLAlchemy reach the started server."""
-        if self._socket_dir is None:
-            raise RuntimeError("the embedded PostgreSQL was not started")
+        assert self._socket_dir is not None  # noqa: S101 # `start` has returned
         return _url(self._socket_dir, user, database)
 
     def start(self) -> None:
@@ -172,10 +157,10 @@ class EmbeddedPostgres:
         Blocks. Call it in the main thread: the kernel ties the server's life to the thread that started it.
         Raises DataDirInUseError, or StartRefusedError with what to do about it.
         """
-        lock = lock_data_dir(self._data_dir)
-        self._lock = lock
+        self._lock = lock_data_dir(self._data_dir)
         try:
-            self._start()
+            self._prepare()
+            self._launch_and_wait()
         except BaseException:
             self.stop()
             raise
@@ -191,10 +176,10 @@ class EmbeddedPostgres:
         failures, started_at = 0, time.monotonic()
         while True:
             if self.running:
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(0.1)  # a look costs one waitpid
                 continue
             self.restarting = True
-            if time.monotonic() - started_at > _STEADY_SECONDS:
+            if time.monotonic() - started_at > 60:  # it had recovered
                 failures = 0
             pause = longest_wait(failures, first=_FIRST_PAUSE, longest=_LONGEST_PAUSE)
             log.error("PostgreSQL ended and is started again", pause_seconds=pause, log=str(self.log_file))
@@ -203,10 +188,9 @@ class EmbeddedPostgres:
             try:
                 for seconds in self._launching():
                     await asyncio.sleep(seconds)
-            except StartRefusedError as refused:
-                log.error("PostgreSQL could not be started", what=str(refused))
             except Exception as error:  # noqa: BLE001 # it must be tried again, whatever it was
-                log.error("PostgreSQL could not be started", error=type(error).__qualname__)
+                what = str(error) if isinstance(error, StartRefusedError) else type(error).__qualname__
+                log.error("PostgreSQL could not be started", what=what)
             else:
                 self.restarting = False
                 log.info("PostgreSQL runs again")
@@ -214,7 +198,8 @@ class EmbeddedPostgres:
     def stop(self) -> None:
         """Shut the server down in order (open transactions are rolled back), then give the data folder free."""
         if self._server is not None:
-            for how, seconds in ((signal.SIGINT, _FAST_SECONDS), (signal.SIGQUIT, 10), (signal.SIGKILL, None)):
+            # A fast shutdown writes a checkpoint, at most shared_buffers: that may take long.
+            for how, seconds in ((signal.SIGINT, 60), (signal.SIGQUIT, 10), (signal.SIGKILL, None)):
                 self._server.send_signal(how)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._server.wait(seconds)
@@ -225,7 +210,8 @@ class EmbeddedPostgres:
             os.close(self._lock)
             self._lock = None
 
-    def _start(self) -> None:
+    def _prepare(self) -> None:
+        """Choose the programs and their user, end an earlier server, and make the database when there is none."""
         user = None
         if os.geteuid() == 0:
             if any(self._data_dir.glob("postgres/*/data/PG_VERSION")):
@@ -244,14 +230,13 @@ class EmbeddedPostgres:
         for folder in (self._clusters, cluster):
             # Root keeps every folder above PostgreSQL's own, so that nothing which root does in them can be led astray.
             make_folder(folder, 0o711 if user else 0o700)
-        data = cluster / "data"
-        wait_for_previous_server(data)
+        self._data = cluster / "data"
+        wait_for_previous_server(self._data)
         for leftover in cluster.glob("initdb-*"):
             shutil.rmtree(leftover, ignore_errors=True)  # its initdb may be dying still; the next start goes on
-        if not (data / "PG_VERSION").exists():
+        if not (self._data / "PG_VERSION").exists():
             self._make_database(cluster, binaries, user)
         self._user = user
-        self._launch_and_wait(data)
 
     def _choose_binaries(self) -> PostgresBinaries:
         """The programs that fit the database that is there; the folder is named after their major version."""
@@ -296,7 +281,7 @@ class EmbeddedPostgres:
         for folder in (cluster, *cluster.parents[:2]):  # initdb has synced what is inside; these hold the new names
             sync_folder(folder)
 
-    def _launch_and_wait(self, data: Path) -> None:
+    def _launch_and_wait(self) -> None:
         began = time.monotonic()
         while True:
             try:
@@ -305,10 +290,11 @@ class EmbeddedPostgres:
                         raise self._refused(f"was not ready after {_START_SECONDS} s")
                     time.sleep(seconds)
             except StartRefusedError:
-                left = PidFile.read(data)
-                # It ended without taking over a killed server's pid file: that one's last backends are still alive.
+                left = PidFile.read(self._data)
+                # It ended without taking over a killed server's pid file: that one's last backends are still alive, and
+                # may hold its shared memory for some seconds.
                 blocked = left is not None and self._server is not None and left.pid != self._server.pid
-                if not blocked or time.monotonic() - began > _RELEASE_SECONDS:
+                if not blocked or time.monotonic() - began > 15:
                     raise
                 time.sleep(0.5)
             else:
@@ -319,32 +305,24 @@ class EmbeddedPostgres:
 
         Raises StartRefusedError when it ended before that.
         """
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start the embedded PostgreSQL in the main thread: its life is tied to that thread")
         assert self._binaries is not None  # noqa: S101 # chosen by `start`
-        data = self._clusters / str(self._binaries.major) / "data"
         self._socket_dir = make_socket_dir(self._clusters, self._data_dir, self._user)
-        PidFile.disown(data)
-        self._server = server = self._spawn(data, self._binaries)
+        PidFile.disown(self._data)
+        sockets = str(self._socket_dir).replace('"', '""')
+        settings = {**self._settings, **_FIXED, "unix_socket_directories": f'"{sockets}"'}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        # A start and stop write 1 kB, so 5 MB are years, or a fault that repeats.
+        if self.log_file.exists() and self.log_file.stat().st_size > 5_000_000:
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        with open(self.log_file, "ab", opener=partial(os.open, mode=0o600)) as log:
+            command: list[str | Path] = [self._binaries.bin_dir / "postgres", "-D", self._data, *options]
+            self._server = server = spawn(command, self._data, self._user, log.fileno())
         while server.poll() is None:
-            found = PidFile.read(data)
+            found = PidFile.read(self._data)
             if found is not None and found.pid == server.pid and found.ready:
                 return
             yield 0.01
         raise self._refused("ended while it started")
-
-    def _spawn(self, data: Path, binaries: PostgresBinaries) -> subprocess.Popen[bytes]:
-        sockets = str(self._socket_dir).replace('"', '""')
-        settings = {**self._settings, **_FIXED, "unix_socket_directories": f'"{sockets}"'}
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        command: list[str | Path] = [binaries.bin_dir / "postgres", "-D", data, *options]
-        if self.log_file.exists() and self.log_file.stat().st_size > _LOG_LIMIT:
-            self.log_file.replace(self.log_file.with_suffix(".log.1"))
-        log = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            return spawn(command, data, self._user, log)
-        finally:
-            os.close(log)
 
     def _refused(self, what: str) -> StartRefusedError:
         with self.log_file.open(errors="replace") as log:

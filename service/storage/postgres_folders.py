@@ -32,15 +32,12 @@ _SYSTEM_PLACES = (
     "usr/pgsql-*/bin",  # the PostgreSQL project's RPMs
     "opt/homebrew/opt/postgresql@*/bin",  # macOS
 )
-_PROBE_SECONDS = 20  # `initdb --version` takes 5 ms; a cold, busy disk takes longer
 
 PORT = 5432  # there is no port: the number is a part of the socket's file name
 SOCKET_NAME = f".s.PGSQL.{PORT}"
 
-_LOCK_NAME = "leadkeep.lock"
 _RESTARTS_SERVER = "restarts the server"
 _NAME_FILE = "database-name"
-_SOCKET_PATH_LIMIT = 103  # bytes that fit in sun_path everywhere: 107 on Linux, 103 on macOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +158,7 @@ def _version_text(bin_dir: Path, user: ServerUser | None) -> str:
             text=True,
             check=True,
             cwd="/",
-            timeout=_PROBE_SECONDS,
+            timeout=20,  # it takes 5 ms; a cold, busy disk takes longer
             user=user.uid if user else None,
             group=user.gid if user else None,
             extra_groups=[] if user else None,
@@ -235,11 +232,6 @@ def claim_root_home(data_dir: Path, root_base: Path) -> None:
     owner.write_bytes(os.fsencode(data_dir) + b"\n")
 
 
-def short_hash(path: Path) -> str:
-    """A name for this path that fits where the path does not."""
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-
-
 def make_folder(folder: Path, mode: int) -> None:
     """Make this folder with exactly this mode."""
     folder.mkdir(exist_ok=True)
@@ -248,7 +240,7 @@ def make_folder(folder: Path, mode: int) -> None:
 
 def lock_data_dir(data_dir: Path) -> int:
     """Make the data folder private and own it until the returned descriptor is closed, as the kernel does for us."""
-    path = data_dir / _LOCK_NAME
+    path = data_dir / "leadkeep.lock"
     try:
         make_private_folder(data_dir)
         if data_dir.stat().st_mode & 0o077:
@@ -285,8 +277,10 @@ def make_socket_dir(clusters: Path, data_dir: Path, user: ServerUser | None) -> 
     """
     owner = (user.uid, user.gid) if user else (os.geteuid(), os.getegid())
     folder = clusters / "socket"
-    if len(os.fsencode(folder / SOCKET_NAME)) > _SOCKET_PATH_LIMIT or {",", ":"} & set(str(folder)):
-        folder = Path(f"/tmp/leadkeep-{owner[0]}-{short_hash(data_dir)}")  # noqa: S108 # checked below
+    # 103 bytes fit in sun_path everywhere: 107 on Linux, 103 on macOS.
+    if len(os.fsencode(folder / SOCKET_NAME)) > 103 or {",", ":"} & set(str(folder)):
+        digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()
+        folder = Path(f"/tmp/leadkeep-{owner[0]}-{digest[:12]}")  # noqa: S108 # checked below
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

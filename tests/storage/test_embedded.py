@@ -16,8 +16,8 @@ import pytest
 
 from service.errors import StartRefusedError
 from service.storage import postgres_process
-from service.storage.embedded import DataDirInUseError, EmbeddedPostgres
-from service.storage.postgres_folders import PostgresBinaries, find_binaries, short_hash
+from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres_folders import DataDirInUseError, PostgresBinaries, find_binaries
 from tests.harness.processes import eventually
 
 AS_ROOT = os.geteuid() == 0
@@ -314,9 +314,10 @@ def test_unusual_paths(make: Make, folder: Path, name: str) -> None:
     assert ask(server, "SELECT 1") == 1
     dump: list[str | Path] = [server.bin_dir / "pg_dump", server.url(user="postgres", database="postgres")]
     assert "PostgreSQL database dump" in subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    sockets = Path(str(ask(server, "SHOW unix_socket_directories")).strip('"'))
     server.stop()
-    for elsewhere in Path("/tmp").glob(f"leadkeep-*-{short_hash(folder / name)}"):
-        elsewhere.rmdir()
+    if sockets.parent == Path("/tmp"):
+        sockets.rmdir()
 
 
 def test_sqlalchemy_takes_the_url(make: Make, folder: Path) -> None:
@@ -375,8 +376,10 @@ def test_settings_are_applied(make: Make) -> None:
 
 
 def test_setting_that_keeps_a_promise_cannot_be_changed(make: Make) -> None:
-    with pytest.raises(ValueError, match="log_statement"):
-        make(settings={"Log_Statement": "all"})
+    server = make(settings={"Log_Statement": "all", "unix_socket_directories": "/tmp"})
+    server.start()
+    assert ask(server, "SHOW log_statement") == "none"
+    assert ask(server, "SHOW unix_socket_directories") != "/tmp"
 
 
 def test_failed_start_shows_the_log_and_frees_the_folder(make: Make) -> None:
