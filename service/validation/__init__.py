@@ -54,10 +54,6 @@ class ValidationService:
         nid_rule: NidRule | str = NidRule.ANY,
         policies: Collection[str] = (),
     ) -> None:
-        if phone_rule not in tuple(PhoneRule):
-            raise ValueError(f"the phone rule must be one of: {', '.join(PhoneRule)}")
-        if nid_rule not in tuple(NidRule):
-            raise ValueError(f"the NID rule must be one of: {', '.join(NidRule)}")
         self._phone = PhoneNormaliser(default_region, PhoneRule(phone_rule))
         self._nid = NidNormaliser(NidRule(nid_rule))
         self._policies = _catalogue(policies)

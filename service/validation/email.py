@@ -42,8 +42,6 @@ def normalise_email(value: str) -> str | None:
         normal = None  # the library's text would tell parts of the address
     if normal is None:
         raise ValueRefusedError(_NOT_AN_ADDRESS)
-    if len(normal) > EMAIL_LIMIT:
-        raise ValueRefusedError(f"is too long: at most {EMAIL_LIMIT} characters")
     return normal
 
 

@@ -58,10 +58,6 @@ class PhoneNormaliser:
             metadata = phonenumbers.PhoneMetadata.metadata_for_region(region, None)
             if metadata is not None and metadata.international_prefix is not None:
                 self._exit_code = re.compile(metadata.international_prefix)
-        # The first check of a number loads tables and compiles patterns (19 ms): pay for it before the first call.
-        phonenumbers.is_valid_number(phonenumbers.parse("+8801712345678"))
-        if region is not None and (example := phonenumbers.example_number(region)) is not None:
-            phonenumbers.is_valid_number(example)
 
     def canonical(self, value: str) -> str | None:
         """`+` and 7 to 15 digits, or None when there is nothing to see in `value`. Raises ValueRefusedError.
