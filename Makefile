@@ -52,7 +52,7 @@ test-rest:
 
 # What a change is tried with: nothing that starts the service, or many servers of PostgreSQL.
 test-fast: install
-	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/storage/test_embedded.py
+	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/storage/postgres/test_embedded.py
 
 # Kills and freezes the service and PostgreSQL for twenty minutes, and writes docs/faults.md and docs/faults.svg.
 faults: install

@@ -21,7 +21,7 @@ from bench.databases import database, empty_database, fresh_postgres, prepare_ro
 from bench.generator import run
 from bench.load.plan import Load, Requests
 from bench.operations import METHODS, Operation, grpc_requests, http_requests, known_numbers
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 from tests.harness.running_service import RunningService, clean_environment
 
 KNOWN = 2000

@@ -27,7 +27,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
 from bench.databases import database
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import prepare_own_database
 from tests.harness.daily_files import file_of
 from tests.harness.leads import somebody

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_LOGIN, migrate, prepare_own_database
 from tests.harness.postgres import folder_for_postgres
 

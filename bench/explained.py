@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 
 LARGE_ROWS = 10_000
 """Rows from which a table is too large to be read as a whole for one call."""

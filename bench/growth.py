@@ -28,11 +28,11 @@ from bench.growth_report import Disk, write
 from bench.growth_rows import Rows
 from bench.load.plan import Load, Requests
 from bench.operations import PAGE, Operation, grpc_requests
-from service.encryption import EncryptionService
-from service.keyring_source import keyring_file
-from service.page_token import make_page_token
-from service.storage.embedded import EmbeddedPostgres
-from service.storage.requests import LeadFilter
+from service.keys.encryption import EncryptionService
+from service.keys.source import keyring_file
+from service.storage.leads.parameters import LeadFilter
+from service.storage.postgres.embedded import EmbeddedPostgres
+from service.use_cases.page_token import make_page_token
 from tests.harness.processes import resident_megabytes
 from tests.harness.running_service import RunningService
 

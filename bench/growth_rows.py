@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 
 from bench.samples import PERSON, numbered
-from service.encryption import EncryptionService, IndexPlan, IndexScheme
+from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.lead import CustomerFields
 from service.sealing import LeadSealer
 from service.storage.models import SEALED_FORM

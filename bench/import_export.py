@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.databases import database
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import prepare_own_database
 from tests.harness.faults import execute
 from tests.harness.postgres import folder_for_postgres

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from bench.databases import database, fresh_postgres, prepare_roles
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 
 BATCH = 64
 

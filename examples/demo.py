@@ -29,8 +29,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1.lead_service_pb2_grpc import LeadServiceStub
 
-from service.storage.embedded import ROOT_BASE
-from service.storage.postgres_folders import homes
+from service.storage.postgres.embedded import ROOT_BASE
+from service.storage.postgres.folders import homes
 
 LEADKEEP = Path(sys.executable).with_name("leadkeep")
 DEADLINE = 10  # seconds for a call; a chatbot's user waits no longer

@@ -23,9 +23,9 @@ from prometheus_client import CollectorRegistry
 
 from service.config import Settings
 from service.factories import keyring_source, new_id, token_verifier
-from service.file_rendering import FileRendering
+from service.files.renderer_process import FileRendering
 from service.http.endpoint import HttpEndpoint
-from service.keyring_source import follow_keyring
+from service.keys.source import follow_keyring
 from service.replica import ServiceParts, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
 from service.rpc.call import Work, chained
 from service.rpc.interceptors import standard_chain
@@ -34,12 +34,12 @@ from service.rpc.readiness import Readiness
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.rpc.unmasking import unmasking
-from service.storage.access_chain import log_head
-from service.storage.access_writer import AccessHeads, AccessWriter
-from service.storage.condition import Condition, condition_of
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.access.chain import log_head
+from service.storage.access.writer import AccessHeads, AccessWriter
+from service.storage.health import Condition, condition_of
+from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
-from service.storage.spool import Spool
+from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
 
 KEPT_SECONDS = 1.0

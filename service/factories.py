@@ -8,11 +8,11 @@ from uuid import UUID
 import uuid_utils.compat
 
 from service.config import Settings
-from service.encryption import EncryptionService
-from service.keyring_source import KeyringSource, keyring_command, keyring_content, keyring_file
-from service.rpc.jwks import JwksFile, JwksUrl
-from service.rpc.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
-from service.rpc.tokens import KeySource, TokenVerifier
+from service.keys.encryption import EncryptionService
+from service.keys.source import KeyringSource, keyring_command, keyring_content, keyring_file
+from service.rpc.tokens.jwks import JwksFile, JwksUrl
+from service.rpc.tokens.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
+from service.rpc.tokens.verifier import KeySource, TokenVerifier
 from service.validation import ValidationService
 
 

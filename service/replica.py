@@ -14,31 +14,31 @@ from datetime import UTC, datetime
 from functools import partial
 
 from service.config import Settings
-from service.confirmation import ConfirmationService
-from service.conflict_service import ConflictService
-from service.encryption import EncryptionService
-from service.erasure_service import ErasureService
 from service.factories import encryption_of, keyring_source, new_id, validation_of
-from service.keyring import create_keyring
-from service.lead_service import LeadService
+from service.keys.encryption import EncryptionService
+from service.keys.keyring import create_keyring
 from service.rpc.metrics import Metrics
 from service.rpc.servicer import LeadServicer
 from service.sealing import LeadSealer
-from service.storage.access_records import AccessRecords
-from service.storage.access_writer import AccessWriter
-from service.storage.admission import Admission
-from service.storage.canary import read_key_state
-from service.storage.conflicts import ConflictRepository
-from service.storage.database import Database
-from service.storage.drain import Drain
-from service.storage.erasures import Erasures
-from service.storage.outage import Outage, RecentRequests
-from service.storage.replicas import ReplicaReport, replica_name
-from service.storage.repository import LeadRepository
-from service.storage.spool import Spool
-from service.storage.submissions import SubmissionStore
-from service.storage.writer import LeadWriter
+from service.storage.access.records import AccessRecords
+from service.storage.access.writer import AccessWriter
+from service.storage.database.database import Database
+from service.storage.intake.drain import Drain
+from service.storage.intake.outage import Outage, RecentRequests
+from service.storage.intake.writer import LeadWriter
+from service.storage.keys.admission import Admission
+from service.storage.keys.canary import read_key_state
+from service.storage.keys.replicas import ReplicaReport, replica_name
+from service.storage.leads.conflicts import ConflictRepository
+from service.storage.leads.erasures import Erasures
+from service.storage.leads.repository import LeadRepository
+from service.storage.leads.submissions import SubmissionStore
+from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
+from service.use_cases.confirmation import ConfirmationService
+from service.use_cases.conflict_service import ConflictService
+from service.use_cases.erasure_service import ErasureService
+from service.use_cases.lead_service import LeadService
 
 ANSWER_SECONDS = 0.3
 """How long a stop waits for the database to answer: hundreds of times what an answer takes, and short enough for a stop

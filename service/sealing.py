@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from service.encryption import NOT_CONFIRMED, EncryptionService, IndexPlan, IndexScheme
 from service.errors import FieldUnreadableError
+from service.keys.encryption import NOT_CONFIRMED, EncryptionService, IndexPlan, IndexScheme
 from service.lead import (
     CUSTOMER_FIELDS,
     SENSITIVE_FIELDS,
@@ -26,7 +26,7 @@ from service.lead import (
     SealedResubmission,
     SealedSubmission,
 )
-from service.storage.requests import Correction
+from service.storage.leads.parameters import Correction
 from service.validation import MASK, ValidationService
 from service.validation.index_rule import IndexRule
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.storage.daily_leads import Days
+from service.storage.daily.daily_leads import Days
 
 
 def at(text: str) -> datetime:

@@ -3,7 +3,7 @@ whatever they do just then, and a successor with a new token comes in each one's
 
 What may grow rightly is kept from growing, so that whatever grows is a fault:
 
-- The service remembers up to 50,000 request_ids (service/storage/outage.py). New leads are sent without one;
+- The service remembers up to 50,000 request_ids (service/storage/intake/outage.py). New leads are sent without one;
   those who send one repeat the same 1,000 requests all the time, which are all remembered before the load begins.
 - Verified tokens are remembered, 4,096 of them. Every client brings one more, some hundreds in half an hour.
 - Series of metrics are as many as there are rpcs, doors and codes. All of them have been met when the warm-up is over.
@@ -29,7 +29,7 @@ from bench.generator import run, start
 from bench.load.plan import PLACE, Load, Requests
 from bench.operations import Operation, http_requests, known_numbers
 from bench.samples import CREATE_LEAD
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 from tests.harness.running_service import RunningService
 
 RATES = {

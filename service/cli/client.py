@@ -24,8 +24,8 @@ from leadkeep.v1.lead_service_pb2_grpc import LeadServiceStub
 from service.access import Scope
 from service.config import Settings
 from service.errors import StartRefusedError
-from service.rpc.local_key import LocalSigningKey
-from service.secret_file import read_secret_file
+from service.keys.secret_file import read_secret_file
+from service.rpc.tokens.local_key import LocalSigningKey
 
 TOKEN_VARIABLE = "LEADKEEP_TOKEN"  # noqa: S105 # the variable's name
 

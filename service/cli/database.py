@@ -13,10 +13,10 @@ import typer
 from service import factories
 from service.cli.command import AsJson, ProgressLine, interruptible, print_json
 from service.config import Settings, load_settings
-from service.encryption import EncryptionService
 from service.errors import StartRefusedError
+from service.keys.encryption import EncryptionService
 from service.storage import schema
-from service.storage.backup import (
+from service.storage.backup.backup import (
     make_backup,
     require_empty_target,
     require_keyring,
@@ -25,12 +25,12 @@ from service.storage.backup import (
     restore_backup,
     verify_backup,
 )
-from service.storage.backup_manifest import MANIFEST, Manifest, read_manifest, require_whole_dump
-from service.storage.canary import compare_canary, plan_of
-from service.storage.database import Database
-from service.storage.embedded import EmbeddedPostgres
-from service.storage.postgres_folders import DataDirInUseError
-from service.storage.spool_rows import peek
+from service.storage.backup.backup_manifest import MANIFEST, Manifest, read_manifest, require_whole_dump
+from service.storage.database.database import Database
+from service.storage.keys.canary import compare_canary, plan_of
+from service.storage.postgres.embedded import EmbeddedPostgres
+from service.storage.postgres.folders import DataDirInUseError
+from service.storage.spool.rows import peek
 
 T = TypeVar("T")
 

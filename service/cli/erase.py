@@ -30,13 +30,13 @@ from service.cli.command import (
 )
 from service.cli.database import with_database
 from service.config import Settings, load_settings
-from service.encryption import EncryptionService
 from service.errors import StartRefusedError
+from service.keys.encryption import EncryptionService
 from service.lead import LeadStatus
 from service.sealing import LeadSealer
-from service.storage.database import Database
-from service.storage.erasures import Erasures, RetentionRule, Tombstone, count_due, erase_due, next_due
-from service.storage.requests import Position
+from service.storage.database.database import Database
+from service.storage.leads.erasures import Erasures, RetentionRule, Tombstone, count_due, erase_due, next_due
+from service.storage.leads.parameters import Position
 
 AT_ONCE = 100
 """Tombstones a transaction: each may keep the writers of leads waiting for about a millisecond."""

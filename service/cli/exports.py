@@ -46,12 +46,12 @@ from service.rpc.masking import mask_message
 from service.rpc.unmasking import accesses_to
 from service.rpc.wire import lead_message
 from service.sealing import LeadSealer
-from service.storage.access_records import AccessRecords
-from service.storage.access_writer import AccessWriter
-from service.storage.daily_leads import Days
-from service.storage.database import Database
-from service.storage.failures import StorageFaultError
-from service.storage.lead_queries import ROWS_AHEAD, count_leads, exported_leads
+from service.storage.access.records import AccessRecords
+from service.storage.access.writer import AccessWriter
+from service.storage.daily.daily_leads import Days
+from service.storage.database.database import Database
+from service.storage.database.failures import StorageFaultError
+from service.storage.leads.queries import ROWS_AHEAD, count_leads, exported_leads
 from service.supervisor import Supervisor
 
 BYTE_ORDER_MARK = "\ufeff"

@@ -36,11 +36,11 @@ from service.cli.command import (
 from service.cli.database import confirmed_database_url
 from service.cli.exports import Release, look_of, releasing
 from service.config import Settings, load_settings
-from service.encryption import EncryptionService
 from service.errors import FieldUnreadableError, StartRefusedError
-from service.file_storage import DailyFileError, FileStorageService, content_of, read_header, read_lines
+from service.files.daily_file import DailyFileError, FileStorageService, content_of, read_header, read_lines
+from service.keys.encryption import EncryptionService
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
-from service.storage.daily_leads import DailyLeads, DailyLeadsError, Days
+from service.storage.daily.daily_leads import DailyLeads, DailyLeadsError, Days
 
 Day = Annotated[datetime | None, typer.Option("--day", formats=["%Y-%m-%d"], help="One day.")]
 

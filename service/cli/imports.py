@@ -22,9 +22,8 @@ from service.cli.command import (
 )
 from service.cli.database import with_database
 from service.config import Settings, load_settings
-from service.encryption import EncryptionService
 from service.errors import LeadkeepError, StartRefusedError
-from service.file_storage import DailyFileError, content_of, read_header, read_lines
+from service.files.daily_file import DailyFileError, content_of, read_header, read_lines
 from service.importing.columns import explicit_mapping
 from service.importing.csv_file import CsvFile
 from service.importing.json_file import JsonFile
@@ -32,8 +31,9 @@ from service.importing.pipeline import Pipeline
 from service.importing.reports import Report, ReportError, Result
 from service.importing.source import ImportRefusedError, Kind, kind_of
 from service.importing.workers import pool
-from service.storage.canary import confirm_canary, plan_of
-from service.storage.database import Database
+from service.keys.encryption import EncryptionService
+from service.storage.database.database import Database
+from service.storage.keys.canary import confirm_canary, plan_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,19 +16,19 @@ import typer
 from service.cli.command import FAULT_FOUND, AsJson, ProgressLine, duration, end_interrupted, report
 from service.cli.database import with_database
 from service.config import Settings, load_settings
-from service.encryption import EncryptionService
 from service.errors import LeadkeepError, StartRefusedError
 from service.factories import keyring_source, validation_of
-from service.file_storage import DailyFileError, read_header
-from service.key_service import KeyService, usable_key
-from service.key_workers import NICE
-from service.keyring import Keyring, KeyState, Purpose, create_keyring
+from service.files.daily_file import DailyFileError, read_header
+from service.keys.encryption import EncryptionService
+from service.keys.keyring import Keyring, KeyState, Purpose, create_keyring
+from service.keys.secret_file import create_secret_file, replace_secret_file
 from service.log import configure_logging
-from service.secret_file import create_secret_file, replace_secret_file
-from service.storage.canary import read_key_state, schemes_of
-from service.storage.database import Database
-from service.storage.rekeying import rekeying
-from service.storage.replicas import replicas
+from service.rotation.key_service import KeyService, usable_key
+from service.rotation.workers import NICE
+from service.storage.database.database import Database
+from service.storage.keys.canary import read_key_state, schemes_of
+from service.storage.keys.rekeying import rekeying
+from service.storage.keys.replicas import replicas
 
 T = TypeVar("T")
 

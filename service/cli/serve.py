@@ -17,7 +17,7 @@ from service import app
 from service.access import ROLES
 from service.config import Settings, load_settings
 from service.log import configure_logging
-from service.rpc.local_key import LocalSigningKey
+from service.rpc.tokens.local_key import LocalSigningKey
 
 FIRST_TOKEN_LIFE = timedelta(hours=1)
 

@@ -48,7 +48,7 @@ def token(
 ) -> None:
     """Print a token, signed with this service's own key."""
     # Imported here: it loads cryptography, which `config` should not pay for.
-    from service.rpc.local_key import LocalSigningKey
+    from service.rpc.tokens.local_key import LocalSigningKey
 
     if role not in ROLES:
         raise typer.BadParameter(f"must be one of: {', '.join(ROLES)}", param_hint="--role")

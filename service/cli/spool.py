@@ -13,13 +13,13 @@ import typer
 from service.cli.command import AsJson, ProgressLine, report
 from service.cli.database import database_url
 from service.config import Settings, load_settings
-from service.encryption import EncryptionService
 from service.errors import StartRefusedError
 from service.factories import encryption_of
+from service.keys.encryption import EncryptionService
 from service.log import configure_logging
-from service.storage.condition import age_of, spool_alarms
-from service.storage.spool import Spool
-from service.storage.spool_rows import SpoolOwnedError, peek, take_back
+from service.storage.health import age_of, spool_alarms
+from service.storage.spool.rows import SpoolOwnedError, peek, take_back
+from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
 
 LOOK_SECONDS = 0.5

@@ -17,7 +17,7 @@ from service.lead import CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS
 from service.rpc.call import SERVICE
 from service.rpc.masking import can_show_values
 from service.rpc.unmasking import REASON
-from service.storage.condition import ReadinessReason
+from service.storage.health import ReadinessReason
 
 _Json = dict[str, Any]
 

@@ -20,10 +20,10 @@ from service.importing.reports import Report, Result, Told
 from service.importing.source import Row
 from service.importing.workers import Ready, opened_lines, sealed_rows
 from service.lead import SealedSubmission
-from service.storage.database import Database
-from service.storage.decision import Created, Delayed, DuplicateMatch, Erased, Outcome
-from service.storage.failures import StorageFaultError
-from service.storage.lead_import import Restored, import_leads, restore_leads
+from service.storage.database.database import Database
+from service.storage.database.failures import StorageFaultError
+from service.storage.leads.decision import Created, Delayed, DuplicateMatch, Erased, Outcome
+from service.storage.leads.lead_import import Restored, import_leads, restore_leads
 
 BATCH_ROWS = 500
 """Rows a transaction: one fsync for all of them, and at most this many are undone when it fails."""

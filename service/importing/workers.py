@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from service.encryption import EncryptionService, IndexPlan
 from service.errors import FieldUnreadableError, LeadValidationError
-from service.file_storage import MEANINGS
+from service.files.daily_file import MEANINGS
 from service.importing.reports import Result, Told
-from service.keyring import Keyring
+from service.keys.encryption import EncryptionService, IndexPlan
+from service.keys.keyring import Keyring
 from service.lead import SENSITIVE_FIELDS
 from service.sealing import LeadSealer
-from service.storage.lead_queries import index_columns
+from service.storage.leads.queries import index_columns
 from service.validation import ValidationService
 from service.worker_processes import WorkerPool
 

@@ -30,9 +30,9 @@ from service.errors import (
 from service.rpc.call import Call, Handler, Interceptor, Work
 from service.rpc.metrics import Metrics
 from service.rpc.status import CODES
-from service.rpc.tokens import bearer_token
-from service.storage.failures import StorageFaultError
-from service.storage.retry import Retry, RetryScope, retry_scope
+from service.rpc.tokens.verifier import bearer_token
+from service.storage.database.failures import StorageFaultError
+from service.storage.database.retry import Retry, RetryScope, retry_scope
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """What a caller's own `x-request-id` may look like to be taken over into the log."""

@@ -14,9 +14,9 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from service.file_rendering import FileRendering
-from service.storage.condition import age_of
-from service.storage.spool import Spool
+from service.files.renderer_process import FileRendering
+from service.storage.health import age_of
+from service.storage.spool.spool import Spool
 
 # Seconds: from a call that needs no database (half a millisecond) to the longest one that is waited for.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

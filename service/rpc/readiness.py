@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from service.rpc.metrics import Metrics
-from service.storage.condition import Condition, ReadinessReason, tasks_fail
+from service.storage.health import Condition, ReadinessReason, tasks_fail
 
 CHECK_SECONDS = 1.0
 """How often the database is asked, and how long it may take to answer. A load balancer asks about as often."""

@@ -11,14 +11,14 @@ from datetime import datetime
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller
-from service.conflict_service import ConflictService
-from service.erasure_service import ErasureService
-from service.lead_service import LeadService
-from service.page_token import Tags, read_page
 from service.rpc import wire
 from service.rpc.call import Call
-from service.storage.access_chain import RecordedAccess
-from service.storage.access_records import AccessRecords
+from service.storage.access.chain import RecordedAccess
+from service.storage.access.records import AccessRecords
+from service.use_cases.conflict_service import ConflictService
+from service.use_cases.erasure_service import ErasureService
+from service.use_cases.lead_service import LeadService
+from service.use_cases.page_token import Tags, read_page
 
 
 class LeadServicer:

@@ -29,8 +29,8 @@ from service.errors import (
 from service.lead import SENSITIVE_FIELDS
 from service.rpc.call import SERVICE, Call, Handler, Interceptor
 from service.rpc.masking import MASKS, asked_by_value, can_show_values, mask_message, shown_values
-from service.storage.access_chain import Access
-from service.storage.retry import LONGEST_RETRY
+from service.storage.access.chain import Access
+from service.storage.database.retry import LONGEST_RETRY
 
 REASON = "leadkeep-reason"
 """The metadata, and header, with which callers give the reason for reading values."""

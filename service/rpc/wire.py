@@ -11,8 +11,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import MAX_SUBJECT_CHARACTERS
-from service.confirmation import Confirmation
-from service.conflict_service import Conflict
 from service.errors import LeadValidationError, Violation
 from service.lead import (
     CORRECTABLE_FIELDS,
@@ -24,8 +22,10 @@ from service.lead import (
     Resubmission,
     StatusChange,
 )
-from service.storage.access_chain import RecordedAccess
-from service.storage.access_records import AccessFilter
+from service.storage.access.chain import RecordedAccess
+from service.storage.access.records import AccessFilter
+from service.use_cases.confirmation import Confirmation
+from service.use_cases.conflict_service import Conflict
 
 _STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
 _RESOLUTION_FROM_WIRE = {

@@ -298,7 +298,7 @@ replica = Table(
     Column("seen_at", TIME, server_default=NOW, nullable=False),
     CheckConstraint("state IN ('running', 'stopped')", name="state"),
 )
-"""The keys that each service had at its last heartbeat: see storage/replicas.py."""
+"""The keys that each service had at its last heartbeat: see storage/keys/replicas.py."""
 
 lead_touch = Table(
     "lead_touch",

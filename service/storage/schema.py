@@ -17,9 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from service.errors import StartRefusedError
-from service.storage.database import Database
-from service.storage.embedded import EmbeddedPostgres
-from service.storage.failures import StorageFaultError, cause_of, is_transient
+from service.storage.database.database import Database
+from service.storage.database.failures import StorageFaultError, cause_of, is_transient
+from service.storage.postgres.embedded import EmbeddedPostgres
 
 REVISION = "0007"
 """The schema that this release works with: the newest file in migrations/versions."""

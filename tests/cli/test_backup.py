@@ -23,8 +23,8 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.cli.command import INTERRUPTED
-from service.keyring import Keyring
-from service.storage.backup_manifest import DUMP, MANIFEST
+from service.keys.keyring import Keyring
+from service.storage.backup.backup_manifest import DUMP, MANIFEST
 from service.storage.schema import REVISION
 from tests.harness.daily_files import soon_in
 from tests.harness.faults import execute, value_of

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.file_storage import FileStorageService
-from service.storage.daily_leads import DailyLeads, Days
+from service.files.daily_file import FileStorageService
+from service.storage.daily.daily_leads import DailyLeads, Days
 from tests.harness.daily_files import create, file_of, read, soon_in, today
 from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase, TestServer

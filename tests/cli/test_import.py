@@ -21,8 +21,8 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.cli.command import INTERRUPTED, NOT_ALL_IMPORTED
-from service.file_storage import FileStorageService
-from service.storage.daily_leads import DailyLeads, Days
+from service.files.daily_file import FileStorageService
+from service.storage.daily.daily_leads import DailyLeads, Days
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.encryption import EncryptionService
-from service.keyring import Keyring, KeyState, Purpose
+from service.keys.encryption import EncryptionService
+from service.keys.keyring import Keyring, KeyState, Purpose
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.daily_files import file_of, today

@@ -20,8 +20,8 @@ import grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.file_storage import FileStorageService, content_of
-from service.storage.daily_leads import DailyLeads, Days
+from service.files.daily_file import FileStorageService, content_of
+from service.storage.daily.daily_leads import DailyLeads, Days
 from tests.harness.daily_files import file_of, today
 from tests.harness.leads import somebody
 from tests.harness.postgres import own_postgres

@@ -14,10 +14,10 @@ from typing import Any
 
 from service.http.endpoint import UvicornServer
 from service.rpc.readiness import Readiness
-from service.storage.access_writer import AccessWriter
-from service.storage.drain import Drain
-from service.storage.spool import Spool
-from service.storage.writer import LeadWriter
+from service.storage.access.writer import AccessWriter
+from service.storage.intake.drain import Drain
+from service.storage.intake.writer import LeadWriter
+from service.storage.spool.spool import Spool
 
 VALUE = "+8801711000028"
 """In the text of each fault; it must not reach a log."""

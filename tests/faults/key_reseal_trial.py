@@ -21,13 +21,13 @@ import grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.factories import new_id
-from service.keyring import Keyring, Purpose
+from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
+from service.keys.keyring import Keyring, Purpose
 from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer
-from service.storage.database import Database
-from service.storage.submissions import SubmissionStore
+from service.storage.database.database import Database
+from service.storage.leads.submissions import SubmissionStore
 from service.validation import ValidationService
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestServer, folder_for_postgres

@@ -28,9 +28,9 @@ import psycopg
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.encryption import EncryptionService
 from service.errors import FieldUnreadableError
-from service.keyring import Keyring, Purpose
+from service.keys.encryption import EncryptionService
+from service.keys.keyring import Keyring, Purpose
 from tests.faults.key_reseal_trial import fill
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, own_postgres

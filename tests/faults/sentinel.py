@@ -25,10 +25,10 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from typer.testing import CliRunner
 
 from service.cli.main import app
-from service.keyring import Keyring
+from service.keys.keyring import Keyring
 from service.lead import SENSITIVE_FIELDS
-from service.storage.replicas import known_name
-from service.storage.spool_rows import peek
+from service.storage.keys.replicas import known_name
+from service.storage.spool.rows import peek
 from tests.harness import faults
 from tests.harness.daily_files import file_of, leads_in, soon_in
 from tests.harness.disguises import disguises, encodings, hidden_in, hidden_under

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
-from service.storage.postgres_folders import SOCKET_NAME
+from service.storage.postgres.folders import SOCKET_NAME
 from tests.faults.chaos.background import Background
 from tests.faults.chaos.proxy import Loss, Mode, PostgresProxy
 from tests.harness.postgres import TestDatabase

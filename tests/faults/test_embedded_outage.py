@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 from tests.conftest import StartService
 from tests.harness.leads import somebody
 from tests.harness.processes import (

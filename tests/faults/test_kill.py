@@ -13,7 +13,7 @@ import psycopg
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.storage.embedded import EmbeddedPostgres
+from service.storage.postgres.embedded import EmbeddedPostgres
 from tests.conftest import StartService
 from tests.faults import times
 from tests.harness.leads import somebody

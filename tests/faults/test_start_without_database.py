@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.keyring import create_keyring
+from service.keys.keyring import create_keyring
 from tests.conftest import StartService
 from tests.harness.answers import fails
 from tests.harness.leads import somebody

@@ -15,8 +15,8 @@ import grpc
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.storage.postgres_folders import SOCKET_NAME
-from service.storage.spool_rows import peek
+from service.storage.postgres.folders import SOCKET_NAME
+from service.storage.spool.rows import peek
 from tests.conftest import StartService
 from tests.faults.chaos.background import Background
 from tests.faults.chaos.proxy import Mode, PostgresProxy

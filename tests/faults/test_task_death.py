@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.storage.spool_rows import peek
+from service.storage.spool.rows import peek
 from tests.faults.faulty_service import VALUE
 from tests.harness.faults import value_of
 from tests.harness.leads import somebody

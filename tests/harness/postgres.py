@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from service.storage.embedded import EmbeddedPostgres
-from service.storage.postgres_folders import find_binaries
+from service.storage.postgres.embedded import EmbeddedPostgres
+from service.storage.postgres.folders import find_binaries
 from service.storage.schema import OWN_LOGIN, prepare_own_database
 
 REPO = Path(__file__).parents[2]
@@ -138,7 +138,7 @@ def _prepared() -> Path:
 def _version() -> str:
     """A name for what initdb and the migrations make."""
     storage = REPO / "service" / "storage"
-    read = [*(storage / "migrations").rglob("*.py"), storage / "schema.py", storage / "embedded.py"]
+    read = [*(storage / "migrations").rglob("*.py"), storage / "schema.py", storage / "postgres" / "embedded.py"]
     digest = hashlib.sha256(str(find_binaries()).encode())
     for path in sorted(read):
         digest.update(path.read_bytes())

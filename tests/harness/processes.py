@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from service.storage.embedded import ROOT_BASE
-from service.storage.postgres_folders import homes
-from service.storage.postgres_process import PidFile
+from service.storage.postgres.embedded import ROOT_BASE
+from service.storage.postgres.folders import homes
+from service.storage.postgres.process import PidFile
 
 
 def family(pid: int) -> list[int]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import psycopg
 
-from service.storage.postgres_folders import ServerUser, choose_server_user
-from service.storage.postgres_process import spawn
+from service.storage.postgres.folders import ServerUser, choose_server_user
+from service.storage.postgres.process import spawn
 from tests.harness.postgres import SETTINGS, TestServer
 from tests.harness.processes import eventually
 

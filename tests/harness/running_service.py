@@ -22,8 +22,8 @@ from leadkeep.v1 import lead_service_pb2_grpc
 from typer.testing import CliRunner
 
 from service.access import ROLES, Scope
-from service.keyring import create_keyring
-from service.rpc.local_key import LocalSigningKey
+from service.keys.keyring import create_keyring
+from service.rpc.tokens.local_key import LocalSigningKey
 from tests.harness.forking import ForkedProcess, fork
 
 READY = re.compile(r"gRPC on (\S+), JSON on (https?)://(\S+)")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from service.rpc.call import Interceptor
 from service.rpc.unmasking import unmasking
-from service.storage.access_chain import Access
-from service.storage.retry import LONGEST_RETRY
+from service.storage.access.chain import Access
+from service.storage.database.retry import LONGEST_RETRY
 from service.validation import ValidationService
 
 

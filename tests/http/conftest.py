@@ -20,7 +20,7 @@ from service.rpc.call import SERVICE, Call, Handler, Work, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
 from service.rpc.readiness import Readiness
-from service.storage.condition import ReadinessReason
+from service.storage.health import ReadinessReason
 from tests.harness.unmasking import unmasking_into
 
 LEAD_ID = "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"

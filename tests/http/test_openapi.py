@@ -16,7 +16,7 @@ from service.http.routes import OPERATIONS
 from service.lead import CUSTOMER_FIELDS, FIELD_RULES
 from service.rpc.call import SERVICE
 from service.rpc.status import CODES
-from service.storage.condition import ReadinessReason
+from service.storage.health import ReadinessReason
 from service.validation import ValidationService
 from tests.http.conftest import STORY, FixedReadiness, Servicer, created
 

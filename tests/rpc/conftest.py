@@ -6,12 +6,12 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.rpc.tokens import TokenVerifier
+from service.rpc.tokens.verifier import TokenVerifier
 from tests.harness.faults import conflict_with
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
 from tests.rpc.showing import CONFLICT_WITH, known_person
-from tests.rpc.signing import AUDIENCE, EC_PUBLIC, ED_PUBLIC, ISSUER, RSA_PUBLIC, Clock, Keys
+from tests.rpc.tokens.signing import AUDIENCE, EC_PUBLIC, ED_PUBLIC, ISSUER, RSA_PUBLIC, Clock, Keys
 
 Connect = Callable[..., Client]
 

@@ -19,7 +19,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import ROLES
 from service.errors import Reason
-from service.rpc.local_key import LocalSigningKey
+from service.rpc.tokens.local_key import LocalSigningKey
 from tests.harness import faults
 from tests.harness.answers import Failure, fails
 from tests.harness.leads import somebody

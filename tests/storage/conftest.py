@@ -9,17 +9,17 @@ from uuid import UUID
 
 import pytest
 
-from service.encryption import EncryptionService
 from service.factories import new_id
-from service.keyring import Keyring
+from service.keys.encryption import EncryptionService
+from service.keys.keyring import Keyring
 from service.lead import CustomerFields, SealedSubmission
 from service.sealing import LeadSealer
-from service.storage.database import Database
-from service.storage.outage import Outage, RecentRequests
-from service.storage.repository import LeadRepository
-from service.storage.spool import Spool
-from service.storage.submissions import SubmissionStore
-from service.storage.writer import LeadWriter
+from service.storage.database.database import Database
+from service.storage.intake.outage import Outage, RecentRequests
+from service.storage.intake.writer import LeadWriter
+from service.storage.leads.repository import LeadRepository
+from service.storage.leads.submissions import SubmissionStore
+from service.storage.spool.spool import Spool
 from service.validation import ValidationService
 from tests.harness.postgres import TestDatabase
 

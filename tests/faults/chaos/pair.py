@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from service.storage.postgres_folders import ServerUser, choose_server_user
-from service.storage.postgres_process import spawn
+from service.storage.postgres.folders import ServerUser, choose_server_user
+from service.storage.postgres.process import spawn
 from service.storage.schema import OWN_LOGIN
 from tests.faults.chaos.history import History, Stored
 from tests.faults.chaos.launcher import Launcher

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 
-from service.storage.postgres_folders import SOCKET_NAME
+from service.storage.postgres.folders import SOCKET_NAME
 from service.storage.schema import OWN_LOGIN
 from tests.faults.chaos.background import Background
 from tests.faults.chaos.history import History, Row, Stored

@@ -18,7 +18,7 @@ WHOLE = (
     " AND octet_length(phone_index_2) = 32 AND octet_length(nid_index_2) = 32"
 )
 
-# Both take the lock ("LKKY") that a change of what is refused takes alone (storage/canary.py): when the change is
+# Both take the lock ("LKKY") that a change of what is refused takes alone (storage/keys/canary.py): when the change is
 # made, every transaction that looked before it has ended.
 REFUSE_LEADS = """
 CREATE FUNCTION refuse_old_leads() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,0 +1,193 @@
+"""The keyring: independent root secrets by purpose, each with an id and a state.
+
+The file is JSON of mode 0600:
+
+    {"format": "leadkeep-keyring", "version": 1,
+     "keys": [{"purpose": "encryption", "id": "e7f3k9qx", "state": "primary",
+               "created_at": "2026-01-31T09:00:00+00:00", "secret": "<32 random bytes, base64url>"}, …]}
+
+Without it no sealed field can ever be opened again: an operator keeps a copy apart from the database's backups.
+
+A keyring is never changed in place: each change makes another keyring, which is checked like one that is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from service.keys.secret_file import create_secret_file
+
+FORMAT = "leadkeep-keyring"
+VERSION = 1
+SECRET_BYTES = 32
+"""Length of every root: 256 bits, as much as HMAC-SHA256 and HKDF-SHA256 can use."""
+
+KEY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+"""A key's id stands before the dot of every sealed token, so it holds no dot and nothing that needs escaping."""
+
+
+class Purpose(StrEnum):
+    """Purpose of a root secret. Roots are independent: one that leaks reveals nothing about the others."""
+
+    ENCRYPTION = "encryption"
+    INDEX = "index"
+    SPOOL = "spool"
+    AUDIT = "audit"
+
+
+class KeyState(StrEnum):
+    """State of a key: PRIMARY seals and opens (one per purpose), ACTIVE only opens, RETIRED does neither.
+
+    A retired key stays in the ring until an operator takes its entry out: an audit key still verifies what it signed,
+    an index key still recognises the repeat of an old request, and a mistake can be undone.
+    """
+
+    PRIMARY = "primary"
+    ACTIVE = "active"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True)
+class RootKey:
+    """One root secret. Its representation never shows the secret."""
+
+    purpose: Purpose
+    id: str
+    state: KeyState
+    created_at: datetime
+    secret: bytes = field(repr=False)
+
+
+class Keyring:
+    """The roots of every purpose. Raises ValueError when they cannot be a keyring."""
+
+    def __init__(self, keys: Iterable[RootKey]) -> None:
+        self.keys = tuple(keys)
+        ids = [key.id for key in self.keys]
+        if len(ids) != len(set(ids)):
+            raise ValueError("two keys have the same id")
+        for purpose in Purpose:
+            primaries = [k for k in self.keys if k.purpose is purpose and k.state is KeyState.PRIMARY]
+            if len(primaries) != 1:
+                raise ValueError(f"there must be exactly one primary key for {purpose}, there are {len(primaries)}")
+
+    def primary(self, purpose: Purpose) -> RootKey:
+        """The key that seals."""
+        return next(k for k in self.keys if k.purpose is purpose and k.state is KeyState.PRIMARY)
+
+    def usable(self, purpose: Purpose) -> tuple[RootKey, ...]:
+        """The keys that open."""
+        return tuple(k for k in self.keys if k.purpose is purpose and k.state is not KeyState.RETIRED)
+
+    def retired(self, purpose: Purpose) -> tuple[RootKey, ...]:
+        """The keys that neither seal nor open any more."""
+        return tuple(k for k in self.keys if k.purpose is purpose and k.state is KeyState.RETIRED)
+
+    def find(self, key_id: str) -> RootKey | None:
+        """The key with this id, whatever its state."""
+        return next((key for key in self.keys if key.id == key_id), None)
+
+    def with_new_key(self, purpose: Purpose, *, now: datetime) -> tuple[Keyring, RootKey]:
+        """This keyring and one fresh active key."""
+        made = _fresh_key(purpose, KeyState.ACTIVE, now)
+        return Keyring((*self.keys, made)), made
+
+    def with_primary(self, key_id: str) -> Keyring:
+        """This keyring with a usable key as the primary one of its purpose; the former one stays active."""
+        wanted = self.find(key_id)
+        if wanted is None:
+            raise ValueError("there is no such key")
+        return Keyring(
+            replace(key, state=KeyState.PRIMARY if key.id == key_id else KeyState.ACTIVE)
+            if key.purpose is wanted.purpose and key.state is not KeyState.RETIRED
+            else key
+            for key in self.keys
+        )
+
+    def with_retired(self, key_id: str) -> Keyring:
+        """This keyring with an active key retired."""
+        return Keyring(replace(key, state=KeyState.RETIRED) if key.id == key_id else key for key in self.keys)
+
+    @classmethod
+    def generate(cls, *, now: datetime) -> Keyring:
+        """A new keyring with one fresh primary key for each purpose."""
+        return cls(_fresh_key(purpose, KeyState.PRIMARY, now) for purpose in Purpose)
+
+    def to_json(self) -> str:
+        """The file's content."""
+        keys = [
+            {
+                "purpose": key.purpose.value,
+                "id": key.id,
+                "state": key.state.value,
+                "created_at": key.created_at.isoformat(),
+                "secret": base64.urlsafe_b64encode(key.secret).decode(),
+            }
+            for key in self.keys
+        ]
+        return json.dumps({"format": FORMAT, "version": VERSION, "keys": keys}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Keyring:
+        """Read a keyring file's content. Raises ValueError, whose text never holds a secret."""
+        try:
+            document = json.loads(text)
+        except ValueError:
+            raise ValueError("it is not JSON") from None
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        if document.get("version") != VERSION:
+            raise ValueError(f"its version is not {VERSION}, the one this release reads")
+        entries = document.get("keys")
+        if not isinstance(entries, list):
+            raise ValueError("it has no list of keys")
+        return cls(_root_key(number, entry) for number, entry in enumerate(entries, start=1))
+
+
+def _fresh_key(purpose: Purpose, state: KeyState, now: datetime) -> RootKey:
+    return RootKey(
+        purpose=purpose,
+        # The purpose's initial shows which keys are of one kind; 8 hex digits make each unique.
+        id=purpose.value[0] + secrets.token_hex(4),
+        state=state,
+        created_at=now,
+        secret=secrets.token_bytes(SECRET_BYTES),
+    )
+
+
+def _root_key(number: int, entry: Any) -> RootKey:
+    if not isinstance(entry, dict):
+        raise ValueError(f"key {number} is not an object")
+    try:
+        key_id = entry["id"]
+        if not isinstance(key_id, str) or not KEY_ID.fullmatch(key_id):
+            raise ValueError(f"key {number} has no usable id (lower-case letters, digits, dashes)")
+        secret = base64.b64decode(entry["secret"], altchars=b"-_", validate=True)
+        if len(secret) != SECRET_BYTES:
+            raise ValueError(f"key {number} does not hold {SECRET_BYTES} bytes")
+        created_at = datetime.fromisoformat(entry["created_at"])
+        if created_at.tzinfo is None:
+            raise ValueError(f"key {number} was created at a time without an offset")
+        if entry["purpose"] not in tuple(Purpose) or entry["state"] not in tuple(KeyState):
+            # Not repeated: a secret may stand in the wrong line.
+            raise ValueError(f"key {number} has a purpose or a state that this release does not know")
+        return RootKey(Purpose(entry["purpose"]), key_id, KeyState(entry["state"]), created_at, secret)
+    except KeyError as missing:
+        raise ValueError(f"key {number} has no {missing.args[0]}") from None
+    except (TypeError, AttributeError, binascii.Error):
+        raise ValueError(f"key {number} is damaged") from None
+
+
+def create_keyring(path: Path, *, now: datetime) -> bool:
+    """Make a keyring file with fresh keys; False when there is one already, which stays untouched."""
+    return create_secret_file(path, Keyring.generate(now=now).to_json().encode())

@@ -1,0 +1,1 @@
+"""How everything is sealed or indexed anew while the service runs."""

@@ -1,0 +1,395 @@
+"""Use cases of key rotation while the service runs: promote, reseal, retire, reindex, verify.
+
+Each use case may be stopped at any moment and run again: it reads what there is and goes on. The order of its steps
+is what makes it safe, see docs/architecture.md: every replica can open with a key before any seals with it, every
+replica writes new blind indexes before the old leads get theirs, and nothing is retired that something still needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from service.errors import StartRefusedError
+from service.keys.encryption import EncryptionService, IndexScheme
+from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
+from service.rotation.workers import Task, index, map_batches, pace, reseal, unreadable_fields, workers_for
+from service.storage.database.database import Database
+from service.storage.keys.canary import (
+    DatabaseKeys,
+    accept_key,
+    flip_pairs,
+    note_cleared,
+    read_key_state,
+    refuse_key,
+    refuse_older_plans,
+    schemes_of,
+    seal_canary,
+    write_both_pairs,
+)
+from service.storage.keys.rekeying import (
+    EVERY_ROW,
+    LEADS,
+    TABLES,
+    Rekeying,
+    RowFilter,
+    SealedTable,
+    Stored,
+    lacks_index,
+    sealed_otherwise,
+)
+from service.storage.keys.replicas import ReplicaStatus, forget, known_name, replicas
+from service.storage.spool.rows import has_owner, peek_key_ids
+
+MOST_PASSES = 20
+"""Each pass works on what was changed during the one before. More than a few happen only if a replica goes on sealing
+with the old key, which the report then shows."""
+
+CHECK_SECONDS = 0.5
+"""How often replicas and files are checked while they are waited for."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Resealed:
+    """Report of a reseal."""
+
+    key_id: str
+    sealed_anew: dict[str, int] = field(default_factory=dict)
+    """Rows by kind."""
+    unreadable: list[str] = field(default_factory=list)
+    """Rows that do not open, which stay as they are."""
+    left: int = 0
+    """Rows that still are sealed with other keys, the unreadable ones among them."""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Reindexed:
+    """Report of a reindex. `needed` is False when the blind indexes were right already."""
+
+    needed: bool
+    leads: int = 0
+    beside: list[dict[str, str]] = field(default_factory=list)
+    """Leads that share a phone or nid with another one, see `Rekeying.sharing_leads`."""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Verified:
+    """Report of a verification: rows checked, by kind, and faults found, in words without any value."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyService:
+    """The use cases of key rotation. Each raises StartRefusedError, which names what to do."""
+
+    database: Database
+    """The database whose keys change."""
+    rekeying: Rekeying
+    """Its tables, on a connection of their own."""
+    encryption: EncryptionService
+    """The keyring to change to."""
+    on_wait: Callable[[str], None]
+    """Gets a line for each replica or file that is waited for."""
+    on_progress: Callable[[str], None]
+    """Gets a line about progress after each batch."""
+    spool: Path
+    """The folder of this machine's own replica."""
+    timeout: float
+    """Seconds to wait for replicas and files."""
+    rate: float
+    """Rows a second at most; 0 is no bound."""
+
+    async def forget(self, names: Sequence[str]) -> None:
+        """Remove replicas that are gone for good."""
+        gone = await forget(self.database, names)
+        if unknown := set(names) - set(gone):
+            there = ", ".join(each.name for each in await replicas(self.database)) or "none"
+            raise StartRefusedError(f"there is no replica {', '.join(sorted(unknown))}; there is: {there}")
+
+    async def prepare_promotion(self, key: RootKey) -> None:
+        """Wait until every running replica can open with a key; then no replica starts any more that cannot."""
+        await self._wait_until_opens(key.id)
+        state = await self.database.read(read_key_state)
+        if key.purpose is Purpose.ENCRYPTION and state is not None:
+            # A canary that only the new key opens refuses a keyring that lacks it at its start.
+            promoted = EncryptionService(self.encryption.keyring.with_primary(key.id))
+            await seal_canary(self.database, promoted, state)
+            # A replica may have started meanwhile, with a keyring that was good a moment ago.
+            await self._wait_until_opens(key.id)
+
+    async def reseal(self) -> Resealed:
+        """Seal everything with the primary encryption key."""
+        began = time.monotonic()
+        report = Resealed(self.encryption.keyring.primary(Purpose.ENCRYPTION).id)
+        await self._wait_until_opens(report.key_id)
+        state = await self._state()
+        if not self.encryption.is_sealed_with_primary(state.canary.sealed):
+            await seal_canary(self.database, self.encryption, state)
+        old = sealed_otherwise(report.key_id)
+        with await self._workers() as workers:
+            for table in TABLES:
+                store = partial(self.rekeying.replace_tokens, table)
+                report.sealed_anew[table.plural], unreadable = await self._repeat(table, old, reseal, store, workers)
+                report.unreadable += unreadable
+        report.left = sum([await self.rekeying.count(table, old) for table in TABLES])
+        report.seconds = round(time.monotonic() - began, 3)
+        return report
+
+    async def reindex(self, normaliser: str) -> Reindexed:
+        """Compute the blind indexes with the primary index key, of values under this normaliser's rules.
+
+        Duplicates are refused by the old and the new ones until the new ones are whole, and by the new ones from then
+        on.
+        """
+        began = time.monotonic()
+        wanted = IndexScheme(self.encryption.index_primary_id, normaliser)
+        state = await self._state()
+        current, following = schemes_of(state, self.encryption)
+        if following is not None and following != wanted:
+            raise StartRefusedError(
+                f"another rotation is under way, to the index key {following.key_id} and '{following.normaliser}': "
+                "finish it first, with that key as the primary one and those settings"
+            )
+        if current == wanted and not state.clearing:
+            return Reindexed(needed=False)
+        report = Reindexed(needed=True)
+        if current != wanted:
+            if state.clearing:
+                state = await self._clear(state)
+            if following is None:
+                await self._wait_until_opens(wanted.key_id)
+                canary = self.encryption.make_canary(wanted.key_id)
+                state = await write_both_pairs(self.database, state, canary, wanted.normaliser)
+            await self._wait_until_followed(state)
+            report.leads = await self._fill_and_check(state, wanted)
+            state = await flip_pairs(self.database, state)
+        state = await self._clear(state)
+        report.beside = await self.rekeying.sharing_leads(state.pair)
+        report.seconds = round(time.monotonic() - began, 3)
+        return report
+
+    async def _fill_and_check(self, state: DatabaseKeys, scheme: IndexScheme) -> int:
+        """Fill the pair of columns that is not in use; how many leads lacked its indexes."""
+        pair = 3 - state.pair
+        lacking = lacks_index(pair)
+        total = await self.rekeying.count(LEADS, lacking)
+        store = partial(self.rekeying.fill_indexes, pair, state.epoch)
+        with await self._workers() as workers:
+            _, faults = await self._repeat(LEADS, lacking, partial(index, scheme), store, workers)
+            if faults:
+                raise StartRefusedError(
+                    f"{len(faults)} leads cannot be opened, so that nobody can tell whether they are duplicates: "
+                    f"{', '.join(faults[:10])}. See leadkeep keys verify; the old blind indexes stay in use"
+                )
+            if await self.rekeying.count(LEADS, lacking):
+                raise StartRefusedError("leads without new blind indexes are left: run leadkeep keys reindex again")
+            wrong = await self._wrong_indexes(pair, scheme, workers)
+        if wrong:
+            raise StartRefusedError(
+                f"{len(wrong)} leads have new blind indexes that are not theirs: {', '.join(wrong[:10])}. Nothing is "
+                "flipped; report this"
+            )
+        return total
+
+    async def _wrong_indexes(self, pair: int, scheme: IndexScheme, workers: Executor) -> list[str]:
+        wrong: list[str] = []
+        async for batch in self._batches(LEADS, EVERY_ROW, partial(index, scheme), workers, pair=pair):
+            wrong += [_named(LEADS, row) for row, indexes in batch if indexes != row.indexes]
+        return wrong
+
+    async def _workers(self) -> Executor:
+        rows = sum([await self.rekeying.count(table) for table in TABLES])
+        return workers_for(self.encryption.keyring, rows)
+
+    async def _repeat(
+        self,
+        table: SealedTable,
+        where: RowFilter,
+        task: Task[T],
+        store: Callable[[list[tuple[Stored, T]]], Awaitable[int]],
+        workers: Executor,
+    ) -> tuple[int, list[str]]:
+        """Work on rows and store the results until none is left; how many were stored, and which do not open."""
+        done, unreadable = 0, list[str]()
+        for _ in range(MOST_PASSES):
+            found, unreadable = 0, []
+            async for batch in self._batches(table, where, task, workers):
+                unreadable += [_named(table, row) for row, result in batch if result is None]
+                results = [(row, result) for row, result in batch if result is not None]
+                found += len(results)
+                done += await store(results)
+            if not found:
+                break
+        return done, unreadable
+
+    async def _batches(
+        self, table: SealedTable, where: RowFilter, task: Task[T], workers: Executor, *, pair: int | None = None
+    ) -> AsyncIterator[list[tuple[Stored, T | None]]]:
+        """Work on the rows that match a condition, each batch with its results; a line of progress after each."""
+        done, total = 0, await self.rekeying.count(table, where)
+        read = partial(self.rekeying.read, table, where, pair=pair)
+        async for batch in map_batches(read, task, workers, rate=self.rate):
+            yield batch
+            done += len(batch)
+            self.on_progress(f"{done} of {max(done, total)} {table.plural}{' checked' if pair else ''}")
+
+    async def _clear(self, state: DatabaseKeys) -> DatabaseKeys:
+        """Empty the pair of columns that is not in use."""
+        await self._wait_until_followed(state)
+        began, cleared = time.monotonic(), 0
+        while count := await self.rekeying.clear_indexes(3 - state.pair):
+            cleared += count
+            self.on_progress(f"{cleared} old indexes cleared")
+            await pace(cleared, began, rate=self.rate)
+        return await note_cleared(self.database, state)
+
+    async def retire(self, key: RootKey, *, files: Callable[[], dict[str, list[str]]]) -> None:
+        """Check that nothing needs a key any more, and that nothing will. The error names what still needs it.
+
+        `files` answers which daily files of this machine name which keys.
+        """
+        if key.purpose is Purpose.AUDIT:
+            return  # it goes on verifying what it signed, in whatever state
+        wait = f"to stop sealing with {key.id}: send it SIGHUP"
+        await self._wait_for_replicas(lambda each: key.id not in each.seals, wait)
+        holders = await self._spools_with(key.id)
+        if key.purpose is Purpose.INDEX:
+            state = await self._state()
+            in_use = {scheme.key_id for scheme in schemes_of(state, self.encryption) if scheme}
+            if key.id in in_use or state.clearing:
+                holders.append("the blind indexes of leads: run leadkeep keys reindex")
+        if key.purpose is not Purpose.ENCRYPTION:
+            _require_unneeded(key, holders)
+            return
+        # Refused first and counted then: no new row can come in between.
+        await refuse_key(self.database, key.id)
+        try:
+            counts = (await self.rekeying.sealed_counts()).get(key.id, {})
+            holders += [f"{count} tokens of {holder}: run leadkeep keys reseal" for holder, count in counts.items()]
+            _require_unneeded(key, holders)
+            _require_unneeded(key, await self._files_with(key.id, files))
+        except BaseException:
+            await accept_key(self.database, key.id)
+            raise
+
+    async def _spools_with(self, key_id: str) -> list[str]:
+        holders = [
+            f"the spool of the replica {each.name}: let it drain (leadkeep spool status there), or, if it is gone for "
+            f"good, --forget {each.name}"
+            for each in await replicas(self.database)
+            if key_id in each.spool_keys
+        ]
+        if not holders and key_id in peek_key_ids(self.spool):
+            holders.append(f"the spool {self.spool}: run leadkeep spool drain")
+        return holders
+
+    async def _files_with(self, key_id: str, files: Callable[[], dict[str, list[str]]]) -> list[str]:
+        """A running service renders its files anew by itself, so they get the time that replicas get."""
+        deadline = time.monotonic() + self.timeout
+        left = files().get(key_id, [])
+        if left:
+            self.on_wait(f"waiting for {len(left)} daily files to be rendered anew")
+        while left and time.monotonic() <= deadline:
+            await asyncio.sleep(CHECK_SECONDS)
+            left = files().get(key_id, [])
+        if not left:
+            return []
+        named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+        return [
+            f"{len(left)} daily files ({named}): a running service renders them anew by itself, else run "
+            "leadkeep files render"
+        ]
+
+    async def verify(self) -> Verified:
+        """Open everything, and compute every blind index anew."""
+        report = Verified()
+        state = await self._state()
+        current, _ = schemes_of(state, self.encryption)
+        with await self._workers() as workers:
+            for table in TABLES:
+                report.rows[table.plural] = 0
+                async for batch in self._batches(table, EVERY_ROW, unreadable_fields, workers):
+                    report.rows[table.plural] += len(batch)
+                    report.faults += [
+                        f"{_named(table, row)}: does not open: {', '.join(fields)}" for row, fields in batch if fields
+                    ]
+            wrong = await self._wrong_indexes(state.pair, current, workers)
+        report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
+        for key_id, where in (await self.rekeying.sealed_counts()).items():
+            if not self.encryption.opens_with(key_id):
+                held = ", ".join(f"{count} tokens of {holder}" for holder, count in where.items())
+                report.faults.append(f"{held} are sealed with {key_id}, with which this keyring does not open")
+        return report
+
+    async def _state(self) -> DatabaseKeys:
+        state = await self.database.read(read_key_state)
+        if state is None:
+            raise StartRefusedError("no service has started with this database yet: there is nothing to change")
+        return state
+
+    async def _wait_until_opens(self, key_id: str) -> None:
+        await self._wait_for_replicas(lambda each: key_id in each.opens, f"to load the key {key_id}: send it SIGHUP")
+
+    async def _wait_until_followed(self, state: DatabaseKeys) -> None:
+        """Wait until every running replica follows the plan; then refuse leads that follow an older one."""
+        if state.accepts_from < state.epoch:
+            wait = "to follow the change of the blind indexes"
+            await self._wait_for_replicas(lambda each: each.epoch >= state.epoch, wait)
+            await refuse_older_plans(self.database, state)
+
+    async def _wait_for_replicas(self, is_ready: Callable[[ReplicaStatus], bool], what: str) -> None:
+        """Wait until every running replica is ready for a change; `what` says for what, in words."""
+        deadline = time.monotonic() + self.timeout
+        reported: set[str] = set()
+        while late := [each for each in await self._running_replicas() if not is_ready(each)]:
+            if time.monotonic() > deadline:
+                named = ", ".join(f"{each.name} (heard of {each.silent_seconds:.0f} s ago)" for each in late)
+                raise StartRefusedError(
+                    f"waited {self.timeout:g} s in vain for {named} {what}. Nothing is lost: run the same command "
+                    "again; a replica that is gone for good is left out with --forget NAME"
+                )
+            for name in sorted({each.name for each in late} - reported):
+                reported.add(name)
+                self.on_wait(f"waiting for replica {name} {what}")
+            await asyncio.sleep(CHECK_SECONDS)
+
+    async def _running_replicas(self) -> list[ReplicaStatus]:
+        """The replicas whose last status is not that they stopped, killed ones among them.
+
+        This machine's own one runs only if it holds the lock of its spool: it takes that first,
+        and then reads the change.
+        """
+        dead = None if has_owner(self.spool) else known_name(self.spool)
+        return [each for each in await replicas(self.database) if each.state == "running" and each.name != dead]
+
+
+def _named(table: SealedTable, row: Stored) -> str:
+    kind = table.plural.removesuffix("s")
+    return f"{kind} {row.bound_to}" if table is LEADS else f"{kind} {'/'.join(map(str, row.key))}"
+
+
+def _require_unneeded(key: RootKey, holders: list[str]) -> None:
+    if holders:
+        raise StartRefusedError(f"the key {key.id} is still needed, by\n  " + "\n  ".join(holders))
+
+
+def usable_key(keyring: Keyring, key_id: str) -> RootKey:
+    """The key of this id that is not retired. Raises StartRefusedError."""
+    key = keyring.find(key_id)
+    if key is None:
+        raise StartRefusedError(f"there is no key {key_id} in the keyring; see leadkeep keys status")
+    if key.state is KeyState.RETIRED:
+        raise StartRefusedError(f"the key {key_id} is retired already")
+    return key

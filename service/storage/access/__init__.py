@@ -1,0 +1,1 @@
+"""Who looked at what: the access record and its check."""

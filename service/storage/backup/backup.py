@@ -1,0 +1,326 @@
+"""Backups: one snapshot of the whole database, dumped by pg_dump, with a manifest; and back again.
+
+Promise: a backup that has a manifest holds every lead that was acknowledged as saved before it began. It is taken
+without holding up anybody. A restore has checked everything that can be checked before it changes anything, and leaves
+the whole backup or nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import IsolationLevel, sql
+from psycopg.conninfo import make_conninfo
+
+from service.errors import StartRefusedError
+from service.keys.encryption import EncryptionService, KeyCanary
+from service.keys.secret_file import sync_folder
+from service.storage.backup.backup_manifest import (
+    DUMP,
+    SESSION,
+    Manifest,
+    canary_of,
+    contents,
+    differences,
+    key_ids,
+    require_whole_dump,
+    sha256_of,
+)
+from service.storage.postgres.process import ProgramFailedError, begin, finish, program
+from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
+
+_CONNECT_SECONDS = 10
+
+_VERIFY_LOCK = 0x4C4B_5646  # "LKVF": two verifications of backups of one database take turns
+
+_DROPS = """
+    SELECT format('DROP TABLE public.%I CASCADE', tablename) FROM pg_tables WHERE schemaname = 'public'
+    UNION ALL
+    SELECT format('DROP FUNCTION %s', oid::regprocedure) FROM pg_proc p
+    WHERE pronamespace = 'public'::regnamespace
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+"""
+
+
+def make_backup(url: str, folder: Path) -> Manifest:
+    """Back the database up into a folder that is new or empty. Raises StartRefusedError.
+
+    What was begun is removed when it fails or is interrupted.
+    """
+    made_folder = _own_folder(folder)
+    dump = folder / DUMP
+    try:
+        with _failures_as_refusals("backup"), _connected(url) as connection:
+            manifest = _dump(connection, url, dump)
+        manifest.write(folder)
+    except BaseException:
+        dump.unlink(missing_ok=True)
+        if made_folder:
+            folder.rmdir()
+        raise
+    return manifest
+
+
+def require_own_folder(folder: Path) -> None:
+    """Raise StartRefusedError when something is in the way of a backup in this folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StartRefusedError(f"{folder} is not empty: give the backup a folder of its own")
+
+
+def _own_folder(folder: Path) -> bool:
+    """Make the folder, or see that it is empty; whether it was made."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        require_own_folder(folder)
+        folder.chmod(0o700)
+        return False
+    except OSError as error:
+        raise StartRefusedError(f"{folder} cannot be made: {error.strerror}") from None
+    return True
+
+
+def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
+    connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    connection.read_only = True
+    snapshot, version = _row(
+        connection, "SELECT pg_export_snapshot(), current_setting('server_version_num')::int / 10000"
+    )
+    schema = _revision(connection)
+    if schema is None:
+        raise StartRefusedError("the database has no Leadkeep schema: there is nothing to back up")
+    made_at = datetime.now(UTC)
+    os.close(os.open(dump, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    options = ["--format=custom", "--no-owner", f"--snapshot={snapshot}", "--lock-wait-timeout=30s", f"--file={dump}"]
+    running = begin(program("pg_dump", version), options, url)
+    try:
+        # Meanwhile, in the same snapshot.
+        told = {"tables": contents(connection), "key_ids": key_ids(connection), "canary": canary_of(connection)}
+    except BaseException:
+        running.kill()
+        running.wait()
+        raise
+    finish(running)
+    with dump.open("rb+") as file:
+        os.fsync(file.fileno())
+    sync_folder(dump.parent)
+    return Manifest(
+        made_at=made_at,
+        leadkeep=importlib.metadata.version("leadkeep"),
+        postgres=version,
+        schema=schema,
+        dump_bytes=dump.stat().st_size,
+        dump_sha256=sha256_of(dump),
+        **told,  # type: ignore[arg-type] # each under its own name
+    )
+
+
+def verify_backup(url: str, folder: Path, manifest: Manifest) -> list[str]:
+    """Restore into a database of its own on the same server, compare, and remove it: what differs, in words.
+
+    That database has the same name every time, so that one that a killed verification left is removed by the next.
+    """
+    require_whole_dump(folder, manifest)
+    with _failures_as_refusals("verification"), _connected(url) as connection:
+        connection.autocommit = True
+        connection.execute("SELECT pg_advisory_lock(%s)", [_VERIFY_LOCK])
+        (number,) = _row(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
+        scratch = f"leadkeep_verify_{number}"
+        drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(scratch))
+        try:
+            connection.execute(drop)
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(scratch)))
+        except psycopg.errors.InsufficientPrivilege:
+            raise StartRefusedError(
+                "--verify restores into a database of its own, which this role may not create: as a superuser run "
+                "ALTER ROLE … CREATEDB, or verify elsewhere with leadkeep restore"
+            ) from None
+        try:
+            scratch_url = make_conninfo(url, dbname=scratch)
+            _restore_dump(scratch_url, folder)
+            return _differences(scratch_url, manifest)
+        finally:
+            connection.execute(drop)
+
+
+def require_keyring(manifest: Manifest, encryption: EncryptionService, normaliser: str) -> None:
+    """Raise StartRefusedError unless this keyring opens the backup's leads and these settings find their equals."""
+    canary = manifest.canary
+    if canary is not None:
+        if not encryption.confirms(KeyCanary(canary.sealed, bytes.fromhex(canary.digest))):
+            raise StartRefusedError(
+                "the keyring is not the one that this backup's leads were sealed with: point LEADKEEP_KEYRING to that "
+                "one. Nothing was changed"
+            )
+        if canary.normaliser != normaliser:
+            raise StartRefusedError(
+                f"the backup's phone numbers and national IDs were normalised as '{canary.normaliser}', these settings "
+                f"mean '{normaliser}': set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE back. "
+                "Nothing was changed"
+            )
+    if missing := [key_id for key_id in manifest.key_ids if not encryption.opens_with(key_id)]:
+        raise StartRefusedError(
+            f"the backup holds fields that were sealed with keys which this keyring does not have: "
+            f"{', '.join(missing)}. Nothing was changed"
+        )
+
+
+def require_known_schema(manifest: Manifest) -> None:
+    """Raise StartRefusedError for a backup of a later release."""
+    if manifest.schema > REVISION:
+        raise StartRefusedError(
+            f"the backup has schema {manifest.schema}, newer than this release, which knows {REVISION}: restore it "
+            "with the release that made it, or a later one. Nothing was changed"
+        )
+
+
+def require_empty_target(url: str, manifest: Manifest) -> None:
+    """Raise StartRefusedError unless the backup can go into this database, which must hold nothing."""
+    with _failures_as_refusals("restore"), _connected(url) as connection:
+        objects, major, role_exists, may_make_roles, may_create = _row(
+            connection,
+            """SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                       WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_toast'
+                       AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f'))
+                   + (SELECT count(*) FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
+                      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')),
+                      current_setting('server_version_num')::int / 10000,
+                      EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s),
+                      (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user),
+                      has_schema_privilege(current_user, 'public', 'CREATE')""",
+            {"role": APPLICATION_ROLE},
+        )
+    if objects:
+        raise StartRefusedError(
+            "the target database is not empty: restore goes into a new database only. Nothing was changed"
+        )
+    if major < manifest.postgres:
+        raise StartRefusedError(
+            f"the backup is of PostgreSQL {manifest.postgres}, the target is {major}: use a server that is not older. "
+            "Nothing was changed"
+        )
+    if not role_exists and not may_make_roles:
+        raise StartRefusedError(
+            f"the role {APPLICATION_ROLE} is missing and this role may not make it: as a superuser run CREATE ROLE "
+            f"{APPLICATION_ROLE} NOLOGIN. Nothing was changed"
+        )
+    if not may_create:
+        raise StartRefusedError(
+            "this role may not create tables in the target: set LEADKEEP_ADMIN_DATABASE_URL to the database's owner. "
+            "Nothing was changed"
+        )
+
+
+def restore_backup(url: str, folder: Path, manifest: Manifest) -> None:
+    """Bring the backup into an empty database that was checked before. Raises StartRefusedError.
+
+    The restore itself is one transaction. Afterwards an older schema is migrated, and every day is noted for rendering:
+    the daily files of the backed-up service say nothing of this one's.
+    """
+    with _failures_as_refusals("restore"):
+        with _connected(url) as connection:
+            connection.autocommit = True
+            if not _row(
+                connection, "SELECT count(*) FROM pg_roles WHERE rolname = %(role)s", {"role": APPLICATION_ROLE}
+            )[0]:
+                connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(APPLICATION_ROLE)))
+        _restore_dump(url, folder)
+        try:
+            _require_equal(url, manifest)
+            if manifest.schema < REVISION:
+                migrate(url)
+            _begin_anew(url)
+        except BaseException:
+            _empty(url)
+            raise
+
+
+def _require_equal(url: str, manifest: Manifest) -> None:
+    if differing := _differences(url, manifest):
+        raise StartRefusedError(
+            f"what was restored is not what was backed up ({'; '.join(differing)}): the target is empty again"
+        )
+
+
+def _begin_anew(url: str) -> None:
+    with _connected(url) as connection:
+        connection.execute("DELETE FROM daily_file")
+        # The backed-up service's replicas are none of this one's: nobody needs to wait for them.
+        connection.execute("DELETE FROM replica")
+        connection.execute("DELETE FROM lead_touch")
+        connection.execute(
+            "INSERT INTO lead_touch (quarter) SELECT DISTINCT"
+            " date_bin('15 minutes', created_at, TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead"
+        )
+        connection.commit()
+        connection.autocommit = True
+        connection.execute("ANALYZE")
+
+
+def _empty(url: str) -> None:
+    """Remove what was restored. There was neither table nor function before, so all of them are ours."""
+    try:
+        with _connected(url) as connection:
+            for (statement,) in connection.execute(_DROPS).fetchall():
+                connection.execute(statement)
+    except psycopg.Error:
+        raise StartRefusedError(
+            "the restore failed and the target could not be emptied again: drop that database, and make it anew"
+        ) from None
+
+
+def _restore_dump(url: str, folder: Path) -> None:
+    """In one transaction."""
+    with _connected(url) as connection:
+        (major,) = _row(connection, "SELECT current_setting('server_version_num')::int / 10000")
+        name = connection.info.dbname
+    options = ["--single-transaction", "--exit-on-error", "--no-owner", f"--dbname={name}", str(folder / DUMP)]
+    finish(begin(program("pg_restore", major), options, url))
+
+
+def _differences(url: str, manifest: Manifest) -> list[str]:
+    with _connected(url) as connection:
+        return differences(manifest.tables, contents(connection))
+
+
+def _revision(connection: psycopg.Connection) -> str | None:
+    if _row(connection, "SELECT to_regclass('public.alembic_version') IS NOT NULL")[0]:
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        return None if row is None else str(row[0])
+    return None
+
+
+def _row(connection: psycopg.Connection, query: str, parameters: dict[str, str] | None = None) -> tuple[Any, ...]:
+    row = connection.execute(query.encode(), parameters).fetchone()
+    assert row is not None  # noqa: S101 # these have one row
+    return row
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[psycopg.Connection]:
+    options = {"connect_timeout": _CONNECT_SECONDS, "application_name": "leadkeep-backup", "options": SESSION}
+    with psycopg.connect(url, **options) as connection:  # type: ignore[arg-type] # libpq's own options
+        yield connection
+
+
+@contextmanager
+def _failures_as_refusals(what: str) -> Iterator[None]:
+    """Drivers print values into their errors, so that none gets beyond this module."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise StartRefusedError(
+            f"the {what} failed ({error.sqlstate or 'the database cannot be reached'}): see that the database runs, "
+            "and that LEADKEEP_ADMIN_DATABASE_URL names its owner"
+        ) from None
+    except ProgramFailedError as failed:
+        raise StartRefusedError(f"the {what} failed: {failed}") from None
+    except OSError as error:
+        raise StartRefusedError(f"the {what} failed: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""What the daily files read from the database, and how they are read back."""

@@ -1,0 +1,1 @@
+"""How one statement or transaction is run, bounded in time, and retried."""

@@ -1,0 +1,1 @@
+"""What happens to a submission between the endpoint and a table."""

@@ -1,0 +1,1 @@
+"""How leads are stored, found, changed and erased."""

@@ -1,0 +1,217 @@
+"""Conflicts: acknowledged submissions that matched a lead when they were drained, and what an operator decides.
+
+A decision is taken once. It leaves the conflict's row as the record of who decided what, and gives the acknowledged id
+a lead: the one that it matched, or one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, case, exists, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as insert_if_absent
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import ConflictNotFoundError, ConflictResolvedError
+from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
+from service.storage import models
+from service.storage.database.database import Database
+from service.storage.leads.decision import DuplicateMatch
+from service.storage.leads.erasing import NO_INDEXES, drop_within, wait_for_erasures
+from service.storage.leads.parameters import Correction, Position
+from service.storage.leads.queries import (
+    columns_of,
+    fields_of,
+    index_columns,
+    lead_of_row,
+    lock_lead,
+    returned_lead,
+    write_anew_if_taken,
+)
+from service.storage.leads.repository import correct_locked
+
+_LEAD = models.lead
+_CONFLICT = models.lead_conflict
+
+
+@dataclass(frozen=True, slots=True)
+class KeepFirst:
+    """The id of the submission leads to the lead `lead_id`, which stays as it is."""
+
+    lead_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class TakeNew:
+    """The same, and the lead takes the submission's values: `correction` of the lead, when it is shown that."""
+
+    lead_id: UUID
+    correction: Callable[[SealedLead], Correction]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLead:
+    """The submission becomes a lead of its own."""
+
+    submission: SealedSubmission
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The submission goes under the tombstone of `erased_lead_id`, the lead that was kept in its place and erased."""
+
+    erased_lead_id: UUID
+
+
+Decision = KeepFirst | TakeNew | OwnLead | Drop
+
+
+class ConflictRepository:
+    """The conflicts of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list_conflicts(
+        self, *, resolved_too: bool, after: Position | None, limit: int
+    ) -> list[tuple[SealedConflict, list[SealedLead]]]:
+        """At most `limit` conflicts behind the position `after`, with the leads that each one matched; oldest first."""
+        query = select(_CONFLICT).where(_CONFLICT.c.repeats.is_(None))
+        query = query.order_by(_CONFLICT.c.accepted_at, _CONFLICT.c.id).limit(limit)
+        if not resolved_too:
+            query = query.where(_CONFLICT.c.resolution.is_(None))
+        if after is not None:
+            query = query.where(tuple_(_CONFLICT.c.accepted_at, _CONFLICT.c.id) > tuple_(after.created_at, after.id))
+
+        async def work(connection: AsyncConnection) -> list[tuple[SealedConflict, list[SealedLead]]]:
+            conflicts = [self._conflict(row) for row in await connection.execute(query)]
+            ids = {lead_id for conflict in conflicts for lead_id in conflict.lead_ids}
+            rows = await connection.execute(select(_LEAD).where(_LEAD.c.id.in_(ids)))
+            leads = {row.id: lead_of_row(row) for row in rows}
+            return [(each, [leads[lead_id] for lead_id in each.lead_ids if lead_id in leads]) for each in conflicts]
+
+        return await self._database.read(work)
+
+    async def resolve(
+        self,
+        conflict_id: UUID,
+        resolution: ConflictResolution,
+        decide: Callable[[SealedConflict], Decision],
+        *,
+        actor: str,
+        reason: str | None,
+    ) -> SealedLead | DuplicateMatch | None:
+        """Apply the decision that `decide` makes of `resolution`; the lead that the id stands for now.
+
+        None: the submission was dropped. A match: nothing was done, because new values belong to a third lead. The same
+        decision again changes nothing. `decide` may be asked again, and what it raises is passed on. Raises
+        ConflictNotFoundError, ConflictResolvedError.
+        """
+
+        async def work(connection: AsyncConnection, again: bool) -> SealedLead | DuplicateMatch | None:
+            # An erasure may take this conflict without locking it, as another submission of its person.
+            await wait_for_erasures(connection)
+            # Locked by an update of nothing: it waits for a rival, and the answer waits for the standby.
+            repeated = select(_CONFLICT.c.repeats).where(_CONFLICT.c.id == conflict_id).scalar_subquery()
+            first = func.coalesce(repeated, conflict_id)
+            lock = update(_CONFLICT).where(_CONFLICT.c.id == first).values(id=_CONFLICT.c.id).returning(_CONFLICT)
+            row = (await connection.execute(lock)).one_or_none()
+            if row is None and resolution is ConflictResolution.KEEP_FIRST and await _dropped(connection, conflict_id):
+                return None
+            conflict = self._conflict(row)
+            if conflict.resolution is not None:
+                if conflict.resolution is not resolution:
+                    raise ConflictResolvedError(conflict.resolution.value)
+                return await lock_lead(connection, conflict.id)
+            decision = decide(conflict)
+            if isinstance(decision, Drop):
+                erased_with = decision.erased_lead_id
+                await drop_within(connection, conflict.id, actor=actor, reason=reason, erased_with=erased_with)
+                return None
+            lead = await self._apply(connection, conflict, decision, again=again)
+            if isinstance(lead, DuplicateMatch):
+                return lead
+            record = {"resolution": resolution.value, "resolved_by": actor, "resolved_at": func.now(), "reason": reason}
+            together = or_(_CONFLICT.c.id == conflict.id, _CONFLICT.c.repeats == conflict.id)
+            await connection.execute(update(_CONFLICT).where(together).values(record))
+            repeats = select(_CONFLICT.c.id, literal(lead.id), _CONFLICT.c.created_by)
+            repeats = repeats.where(_CONFLICT.c.repeats == conflict.id)
+            await connection.execute(insert(models.lead_alias).from_select(["id", "lead_id", "created_by"], repeats))
+            return lead
+
+        return await write_anew_if_taken(self._database, work)
+
+    async def _apply(
+        self,
+        connection: AsyncConnection,
+        conflict: SealedConflict,
+        decision: KeepFirst | TakeNew | OwnLead,
+        *,
+        again: bool,
+    ) -> SealedLead | DuplicateMatch:
+        if isinstance(decision, OwnLead):
+            return await self._insert(connection, conflict, decision.submission)
+        lead = await lock_lead(connection, decision.lead_id)
+        if isinstance(decision, TakeNew):
+            taken = await correct_locked(connection, lead, decision.correction(lead), again=again)
+            if isinstance(taken, DuplicateMatch):
+                return taken
+            lead = taken
+        alias = {"id": conflict.id, "lead_id": lead.id, "created_by": conflict.created_by}
+        await connection.execute(insert(models.lead_alias).values(alias))
+        await self._link(connection, conflict, lead.id)
+        return lead
+
+    async def _insert(
+        self, connection: AsyncConnection, conflict: SealedConflict, submission: SealedSubmission
+    ) -> SealedLead:
+        held = {
+            name: exists().where(
+                or_(_LEAD.c[f"{name}_index"].in_(indexes), _LEAD.c[f"{name}_index_2"].in_(indexes)),
+                ~_LEAD.c[f"{name}_shared"],
+            )
+            for name, indexes in (("phone", submission.indexes.phones), ("nid", submission.indexes.nids))
+        }
+        requested = exists().where(
+            _LEAD.c.created_by == submission.created_by, _LEAD.c.request_id == submission.request_id
+        )
+        values: dict[str, Any] = columns_of(submission) | index_columns(submission.indexes)
+        values |= {
+            "id": submission.id,
+            "created_by": submission.created_by,
+            "created_at": conflict.accepted_at,
+            "phone_shared": select(held["phone"]).scalar_subquery(),
+            "nid_shared": select(held["nid"]).scalar_subquery(),
+            "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
+        }
+        lead = await returned_lead(connection, insert(_LEAD).values(values).returning(_LEAD))
+        await self._link(connection, conflict, submission.id)
+        return lead
+
+    async def _link(self, connection: AsyncConnection, conflict: SealedConflict, lead_id: UUID) -> None:
+        if (conversation_id := conflict.fields.get("conversation_id")) is not None:
+            link = {"conversation_id": conversation_id, "lead_id": lead_id}
+            await connection.execute(insert_if_absent(models.lead_conversation).values(link).on_conflict_do_nothing())
+
+    def _conflict(self, row: Row[Any] | None) -> SealedConflict:
+        if row is None:
+            raise ConflictNotFoundError
+        return SealedConflict(
+            **{name: getattr(row, name) for name in _CLEAR},
+            fields=fields_of(row),
+            indexes=NO_INDEXES,
+            resolution=ConflictResolution(row.resolution) if row.resolution is not None else None,
+        )
+
+
+async def _dropped(connection: AsyncConnection, conflict_id: UUID) -> bool:
+    """Whether an id went under the tombstone of another lead. Locked, so that the answer waits for the standby."""
+    stone = models.tombstone
+    found = select(stone.c.id).where(stone.c.id == conflict_id, stone.c.lead_id != stone.c.id)
+    return (await connection.execute(found.with_for_update(key_share=True))).one_or_none() is not None
+
+
+_CLEAR = [each.name for each in fields(SealedConflict) if each.name in _CONFLICT.columns and each.name != "resolution"]

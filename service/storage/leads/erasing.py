@@ -1,0 +1,344 @@
+"""Erasing one person within a transaction: what is that person's goes, what only shares a phone or a nid with it stays.
+
+Promises: a tombstone stays in place of each id that goes, and nothing that is another person's goes with them (but with
+retention, see `keeps_others`). An id that has a tombstone never becomes a lead again, wherever a copy of it still lies,
+and neither does a copy of the same request that was accepted before the erasure. The function `erase_lead` of the
+database does it with rights that the service's role does not have; see its migration (0007) for the locks by
+which erasing and storing exclude each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import FieldUnreadableError
+from service.keys.encryption import NOT_CONFIRMED
+from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
+from service.storage import models
+from service.storage.database.database import Statement
+from service.storage.leads.queries import fields_of
+
+Reseal = Callable[[SealedSubmission], SealedSubmission]
+"""The submission with its blind indexes computed afresh. Raises FieldUnreadableError."""
+
+_ERASURE_LOCK = 0x4C4B_4552  # "LKER": erasures hold it alone, what stores drained submissions shares it
+_ALONE = Statement(text(f"SELECT pg_advisory_xact_lock({_ERASURE_LOCK})"))
+_SHARED = Statement(text(f"SELECT pg_advisory_xact_lock_shared({_ERASURE_LOCK})"))
+_LOCK = Statement(text("SELECT lock_for_erasure(CAST(:wanted AS uuid))"))
+_ERASE = Statement(
+    text("""
+    SELECT erase_lead(CAST(:wanted AS uuid), CAST(:target AS uuid), :actor, CAST(:reason AS text),
+        CAST(:own_conflicts AS uuid[]), CAST(:own_submissions AS uuid[]), :keeps_others,
+        CAST(:created_at AS timestamptz), CAST(:erased_at AS timestamptz), CAST(:erased_with AS uuid),
+        CAST(:request_digest AS bytea))
+""")
+)
+_LEAD = Statement(
+    text("""
+    SELECT l.*, ARRAY(SELECT a.id FROM lead_alias a WHERE a.lead_id = l.id) AS aliases FROM lead l
+    WHERE l.id = coalesce((SELECT a.lead_id FROM lead_alias a WHERE a.id = :wanted), CAST(:wanted AS uuid))
+""")
+)
+_CONFLICT = Statement(text("SELECT * FROM lead_conflict WHERE id = CAST(:wanted AS uuid)"))
+# NULL equals nothing here: a submission without request_id has no copies.
+_SAVED_COPIES = Statement(
+    text("""
+    SELECT id FROM lead WHERE created_by = :created_by AND request_id = CAST(:request_id AS text)
+        AND (CAST(:until AS timestamptz) IS NULL OR created_at <= :until)
+""")
+)
+# One branch for each partial index, so that each is used.
+_NEIGHBOURS = Statement(
+    text(
+        " UNION ".join(
+            f"SELECT id FROM lead WHERE {field}_index{pair} = ANY(CAST(:{field}s AS bytea[])) AND {only} {field}_shared"  # noqa: S608 # our own names
+            for field in ("phone", "nid")
+            for pair in ("", "_2")
+            for only in ("", "NOT")
+        )
+    )
+)
+# Two conflicts that are kept for the same erased lead may be one person's.
+_CONFLICTS = Statement(
+    text("""
+    SELECT * FROM lead_conflict WHERE id IN (
+        SELECT unnest(CAST(:ids AS uuid[]))
+        UNION SELECT c.id FROM lead_conflict c WHERE c.phone_lead_id = ANY(CAST(:leads AS uuid[]))
+        UNION SELECT c.id FROM lead_conflict c WHERE c.nid_lead_id = ANY(CAST(:leads AS uuid[]))
+        UNION SELECT c.id FROM lead_conflict c WHERE c.request_lead_id = ANY(CAST(:leads AS uuid[]))
+        UNION SELECT c.id FROM lead_conflict c JOIN unnest(CAST(:subjects AS text[]), CAST(:requests AS text[]))
+            AS request (created_by, request_id) USING (created_by, request_id)
+        UNION SELECT c.id FROM lead_conflict c JOIN lead_conflict one USING (erased_lead_id)
+            WHERE one.id = CAST(:target AS uuid)
+    ) AND (CAST(:until AS timestamptz) IS NULL OR accepted_at <= :until)
+""")
+)
+_RESUBMISSIONS = Statement(
+    text("""
+    SELECT * FROM resubmission WHERE lead_id = ANY(CAST(:leads AS uuid[]))
+        AND (CAST(:until AS timestamptz) IS NULL OR submitted_at <= :until)
+""")
+)
+_STONE = models.tombstone
+NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
+"""Of a submission whose indexes are computed from its opened fields before they are used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What one person's submissions are known by."""
+
+    ids: frozenset[UUID]
+    requests: frozenset[tuple[str, str]] = frozenset()
+    """Subject and request_id of each request; one without request_id is known by its id alone."""
+    phones: frozenset[bytes] = frozenset()
+    nids: frozenset[bytes] = frozenset()
+
+    def owns(self, submission: SealedSubmission) -> bool:
+        """Whether a submission is this person's: by its id, its request, or both its phone and its nid.
+
+        One that shares only the phone or only the nid is another person's: relatives share phones, and people mistype.
+        """
+        has_phone = not self.phones.isdisjoint(submission.indexes.phones)
+        has_nid = not self.nids.isdisjoint(submission.indexes.nids)
+        # A submission without request_id is in no request: `requests` never holds None.
+        has_request = (submission.created_by, submission.request_id) in self.requests
+        return submission.id in self.ids or has_request or (has_phone and has_nid)
+
+    def extended_by(self, submission: SealedSubmission) -> Person:
+        """The same person, known by a submission of its own too."""
+        request = {(submission.created_by, submission.request_id)} if submission.request_id is not None else set()
+        return Person(
+            self.ids | {submission.id},
+            self.requests | request,
+            self.phones | set(submission.indexes.phones),
+            self.nids | set(submission.indexes.nids),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownTombstone:
+    """What a tombstone is to hold, as far as it is known before the erasure; None: the database decides."""
+
+    created_at: datetime | None = None
+    erased_at: datetime | None = None
+    lead_id: UUID | None = None
+    request_digest: bytes | None = None
+
+
+async def wait_for_drains(connection: AsyncConnection) -> None:
+    """Begin a transaction that erases: see all that drains have stored, and let none store before this one ends.
+
+    A drained submission becomes a conflict, an alias or a resubmission of a lead whose row the erasure does not lock.
+    """
+    await _ALONE.rows(connection, {})
+
+
+async def wait_for_erasures(connection: AsyncConnection) -> None:
+    """Begin a transaction that stores drained submissions: see all tombstones, and let none come before it ends."""
+    await _SHARED.rows(connection, {})
+
+
+async def person_of(connection: AsyncConnection, wanted: UUID, reseal: Reseal | None) -> Person:
+    """What is known here of the person that an id stands for: of its lead, or of its conflict."""
+    person = Person(frozenset({wanted}))
+    for lead in await _LEAD.rows(connection, {"wanted": wanted}):
+        phones, nids = (lead.phone_index, lead.phone_index_2), (lead.nid_index, lead.nid_index_2)
+        indexes = BlindIndexes(epoch=NOT_CONFIRMED, phone=phones, nid=nids)
+        entry = replace(_entry(lead, lead.id, lead.created_by), indexes=indexes)
+        return Person(person.ids | set(lead.aliases)).extended_by(entry)
+    for conflict in await _CONFLICT.rows(connection, {"wanted": wanted}):
+        return person.extended_by(_opened(_entry(conflict, conflict.id, conflict.created_by), reseal))
+    return person
+
+
+async def erase_within(
+    connection: AsyncConnection,
+    wanted: UUID,
+    *,
+    actor: str,
+    reason: str | None,
+    reseal: Reseal | None = None,
+    itself: SealedSubmission | None = None,
+    keeps_others: bool = True,
+    known: KnownTombstone | None = None,
+) -> frozenset[UUID]:
+    """Erase what an id stands for in a transaction of the caller's; the ids that are gone, none for an unknown one.
+
+    The transaction must have begun with `wait_for_drains`. `itself` is the submission of that id when it waits in a
+    spool. Without `reseal`, what was noted when a submission was stored decides whose it is. Without `keeps_others`,
+    resubmissions of others go with the lead that they are kept with. What was accepted after `known.erased_at` stays.
+    """
+    known = known or KnownTombstone()
+    erase = partial(_erase, connection, wanted=wanted, actor=actor, reason=reason, keeps_others=keeps_others)
+    ((target,),) = await _LOCK.rows(connection, {"wanted": wanted})
+    gone: frozenset[UUID] = frozenset()
+    if target is None:
+        gone = await erase(target=None, known=known)
+        if itself is None:
+            return gone
+        buried = KnownTombstone(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
+        request = {"created_by": itself.created_by, "request_id": itself.request_id, "until": known.erased_at}
+        for (copy,) in await _SAVED_COPIES.rows(connection, request):
+            gone |= await erase_within(connection, copy, actor=actor, reason=reason, reseal=reseal, known=buried)
+    person = await person_of(connection, wanted, reseal)
+    person = person.extended_by(itself) if itself is not None else person
+    conflicts, submissions = await _rows_of(connection, person, target or wanted, reseal, until=known.erased_at)
+    if target is not None or conflicts or submissions:
+        gone |= await erase(target=target or wanted, own_conflicts=conflicts, own_submissions=submissions, known=known)
+    return gone
+
+
+async def drop_within(
+    connection: AsyncConnection, conflict_id: UUID, *, actor: str, reason: str | None, erased_with: UUID
+) -> None:
+    """Erase one locked conflict, and what repeats it, under the tombstone of a lead that was erased before."""
+    await _erase(
+        connection,
+        wanted=conflict_id,
+        target=conflict_id,
+        actor=actor,
+        reason=reason,
+        own_conflicts=[conflict_id],
+        known=KnownTombstone(lead_id=erased_with),
+    )
+
+
+async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubmission]) -> dict[UUID, datetime]:
+    """Those of the submissions that must not be stored any more, with the moment of their acceptance.
+
+    Each has a tombstone of its own afterwards, which names its request too, so that a copy of the request in yet
+    another spool is known. Writing that makes the commit, and so the answer, wait for the synchronous standby.
+    """
+    digests = {entry.id: digest for entry in entries if entry.accepted_at and (digest := request_digest(entry))}
+    found = select(_STONE).where(
+        _STONE.c.id.in_([entry.id for entry in entries]) | _STONE.c.request_digest.in_(list(digests.values()))
+    )
+    rows = (await connection.execute(found.order_by(_STONE.c.erased_at))).all()
+    by_id = {row.id: row for row in rows}
+    # The latest of one request. Most tombstones name none.
+    by_request = {row.request_digest: row for row in rows if row.request_digest is not None}
+    erased: dict[UUID, dict[str, Any]] = {}
+    for entry in entries:
+        digest = digests.get(entry.id)
+        stone = by_id.get(entry.id)
+        of_request = by_request.get(digest) if digest else None
+        # One that was accepted after the erasure of its request is a new request.
+        if stone is None and of_request and entry.accepted_at and entry.accepted_at <= of_request.erased_at:
+            stone = of_request
+        if stone is not None:
+            erased[entry.id] = {
+                **{name: getattr(stone, name) for name in ("lead_id", "erased_at", "erased_by", "reason")},
+                "id": entry.id,
+                "created_at": entry.accepted_at or stone.created_at or stone.erased_at,
+                "request_digest": digest,
+            }
+    if erased:
+        put = insert(_STONE)
+        filled = {name: func.coalesce(_STONE.c[name], put.excluded[name]) for name in ("created_at", "request_digest")}
+        rows_in_order = [erased[each] for each in sorted(erased)]
+        await connection.execute(put.on_conflict_do_update(index_elements=[_STONE.c.id], set_=filled), rows_in_order)
+    return {each: row["created_at"] for each, row in erased.items()}
+
+
+def request_digest(submission: SealedSubmission) -> bytes | None:
+    """By what a tombstone knows a copy of the request; None for a submission without request_id."""
+    if submission.request_id is None:
+        return None
+    return hashlib.sha256(f"{submission.created_by}\n{submission.request_id}".encode()).digest()
+
+
+async def _erase(
+    connection: AsyncConnection,
+    *,
+    wanted: UUID,
+    target: UUID | None,
+    actor: str,
+    reason: str | None,
+    known: KnownTombstone,
+    own_conflicts: Sequence[UUID] = (),
+    own_submissions: Sequence[UUID] = (),
+    keeps_others: bool = True,
+) -> frozenset[UUID]:
+    given = {
+        "wanted": wanted,
+        "target": target,
+        "actor": actor,
+        "reason": reason,
+        "own_conflicts": list(own_conflicts),
+        "own_submissions": list(own_submissions),
+        "keeps_others": keeps_others,
+        "created_at": known.created_at,
+        "erased_at": known.erased_at,
+        "erased_with": known.lead_id,
+        "request_digest": known.request_digest,
+    }
+    ((gone,),) = await _ERASE.rows(connection, given)
+    return frozenset(gone or ())
+
+
+async def _rows_of(
+    connection: AsyncConnection, person: Person, target: UUID, reseal: Reseal | None, *, until: datetime | None
+) -> tuple[list[UUID], list[UUID]]:
+    """A person's conflicts, decided or not, and resubmissions, of whatever lead; of those accepted `until` a moment."""
+
+    def is_own(row: Any, row_id: UUID, subject: str) -> bool:
+        entry = _entry(row, row_id, subject)
+        # The first look costs nothing; opening a submission does.
+        return person.owns(entry) or person.owns(_opened(entry, reseal))
+
+    def is_own_conflict(row: Any) -> bool:
+        matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
+        # Nothing is lost with one that became a lead of its own: that lead holds its values.
+        is_kept_by_lead = row.resolution == ConflictResolution.OWN_LEAD and target in matched
+        return is_kept_by_lead or matched[:2] == (target, target) or is_own(row, row.id, row.created_by)
+
+    def is_own_submission(row: Any) -> bool:
+        return (row.verified and row.lead_id == target) or is_own(row, row.submission_id, row.actor)
+
+    indexes = {"phones": list(person.phones), "nids": list(person.nids)}
+    # What is the person's may be kept with another lead that has its phone or nid; opening shows whether it is.
+    neighbours = await _NEIGHBOURS.rows(connection, indexes) if reseal else []
+    keys = {"leads": [target, *(row.id for row in neighbours)], "until": until}
+    requests = {
+        "ids": list(person.ids),
+        "subjects": [subject for subject, _ in person.requests],
+        "requests": [request_id for _, request_id in person.requests],
+        "target": target,
+    }
+    conflicts = await _CONFLICTS.rows(connection, keys | requests)
+    submissions = await _RESUBMISSIONS.rows(connection, keys)
+    return (
+        [row.id for row in conflicts if is_own_conflict(row)],
+        list(dict.fromkeys(row.submission_id for row in submissions if is_own_submission(row))),
+    )
+
+
+def _entry(row: Any, row_id: UUID, subject: str) -> SealedSubmission:
+    """A row that holds a submission, without its blind indexes."""
+    return SealedSubmission(
+        id=row_id,
+        fields=fields_of(row),
+        created_by=subject,
+        request_id=row.request_id,
+        content_digest=row.content_digest,
+        indexes=NO_INDEXES,
+    )
+
+
+def _opened(entry: SealedSubmission, reseal: Reseal | None) -> SealedSubmission:
+    """With its blind indexes; without them when it cannot be opened: then what was noted decides whose it is."""
+    try:
+        return reseal(entry) if reseal else entry
+    except FieldUnreadableError:
+        return entry

@@ -1,0 +1,223 @@
+"""Erasures that a caller asks for, of the database and of what waits in this machine's spool, and those of old leads.
+
+What waits of the person gets a tombstone. What waits of others who share only its phone or only its nid is stored
+first, as the drain would have stored it, so that it is kept in the same way whether it was drained before or not.
+
+Retention erases a lead only if it is too old, and has the status, at the moment at which it is erased. What was begun
+and interrupted continues when the same is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, text, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.lead import LeadStatus, SealedSubmission
+from service.storage import models
+from service.storage.database.database import Database
+from service.storage.leads.erasing import KnownTombstone, Person, Reseal, erase_within, person_of, wait_for_drains
+from service.storage.leads.parameters import Position
+from service.storage.leads.submissions import store
+from service.storage.spool.spool import Spooled
+
+_STONE = models.tombstone
+_CONFLICT = models.lead_conflict
+
+LISTED_AT_ONCE = 1000
+
+# `created_at` adds no condition to `updated_at`, but the index of a status is ordered by it.
+# A person who came back, or about whom a decision is pending, is not forgotten.
+_DUE = """
+    lead.status = :status AND lead.updated_at < :before AND lead.created_at < :before
+    AND NOT EXISTS (SELECT FROM resubmission kept WHERE kept.lead_id = lead.id AND kept.submitted_at >= :before)
+    AND NOT EXISTS (SELECT FROM lead_conflict c WHERE c.resolution IS NULL
+        AND (c.phone_lead_id = lead.id OR c.nid_lead_id = lead.id OR c.request_lead_id = lead.id))
+"""
+_COUNT = text(f"SELECT count(*) FROM lead WHERE {_DUE}")  # noqa: S608 # our own text
+_NEXT = text(f"""
+    SELECT id, created_at FROM lead
+    WHERE {_DUE} AND (created_at, id) > (CAST(:created_at AS timestamptz), CAST(:id AS uuid))
+    ORDER BY created_at, id LIMIT :limit
+""")  # noqa: S608 # our own text
+_LOCK = text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+_STILL = text(f"SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) AND {_DUE} ORDER BY id")  # noqa: S608 # our own text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone:
+    """One erased id; see models.py."""
+
+    id: UUID
+    lead_id: UUID
+    created_at: datetime | None
+    erased_at: datetime
+    erased_by: str
+    reason: str | None
+    request_digest: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """The ids that are gone, and the conflicts of others who shared something with them."""
+
+    gone: frozenset[UUID]
+    kept: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRule:
+    """Leads of a status that were last changed before a moment."""
+
+    status: LeadStatus
+    before: datetime
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """For the statements."""
+        return {"status": self.status.value, "before": self.before}
+
+
+class Erasures:
+    """The erasures of one database, and the tombstones that they left."""
+
+    def __init__(self, database: Database, reseal: Reseal) -> None:
+        self._database = database
+        self._reseal = reseal
+
+    async def person(self, lead_id: UUID) -> Person:
+        """What the database knows of the person that an id stands for."""
+        return await self._database.read(lambda connection: person_of(connection, lead_id, self._reseal))
+
+    async def erase(self, lead_id: UUID, *, actor: str, reason: str | None, spooled: Spooled) -> Erasure | None:
+        """Erase what an id stands for, here and in the spool; None when there never was such a lead here.
+
+        The same again answers the same. Even for None a tombstone stays: the lead may lie in another replica's spool.
+        """
+
+        async def work(connection: AsyncConnection) -> Erasure | None:
+            erase_one = partial(erase_within, connection, actor=actor, reason=reason, reseal=self._reseal)
+            await wait_for_drains(connection)
+            gone: set[UUID] = set()
+            # What waits in the spool first: putting up a tombstone of an id without a row waits for every writer, which
+            # must not wait for the lead's row, locked by us.
+            for each in sorted(spooled.own.keys() - {lead_id}):
+                gone |= await erase_one(each, known=replace(spooled.own[each], lead_id=lead_id))
+            if spooled.others:
+                waiting = [spooled.itself] if spooled.itself else []
+                await store([*waiting, *spooled.others], connection)
+            gone |= await erase_one(lead_id, itself=spooled.itself, known=spooled.own.get(lead_id))
+            return Erasure(frozenset(gone), await _kept(connection, lead_id)) if gone else None
+
+        return await self._database.write(work)
+
+    async def erase_rest_of_person(self, drained: SealedSubmission) -> None:
+        """Erase the rest of a person, one of whose submissions was drained and found to be erased before it came.
+
+        Whoever erased its id knew nothing else of it. What was accepted after that erasure stays. Safe to repeat.
+        """
+
+        async def work(connection: AsyncConnection) -> None:
+            await wait_for_drains(connection)
+            stone = (await connection.execute(select(_STONE).where(_STONE.c.id == drained.id))).one()
+            if stone.lead_id != drained.id:
+                return  # whoever erased it knew its person, or only dropped this one submission
+            await erase_within(
+                connection,
+                drained.id,
+                actor=stone.erased_by,
+                reason=stone.reason,
+                reseal=self._reseal,
+                itself=drained,
+                known=KnownTombstone(erased_at=stone.erased_at, lead_id=stone.lead_id),
+            )
+
+        await self._database.write(work)
+
+    async def erase_again(self, tombstones: Sequence[Tombstone]) -> None:
+        """Put up tombstones that were kept elsewhere, and erase what has come back, in one transaction."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await wait_for_drains(connection)
+            for each in tombstones:
+                known = KnownTombstone(
+                    created_at=each.created_at,
+                    erased_at=each.erased_at,
+                    lead_id=each.lead_id,
+                    request_digest=each.request_digest,
+                )
+                await erase_within(
+                    connection,
+                    each.id,
+                    actor=each.erased_by,
+                    reason=each.reason,
+                    reseal=self._reseal,
+                    known=known,
+                )
+
+        await self._database.write(work)
+
+    async def erased_since(self, moment: datetime) -> list[UUID]:
+        """The ids that were erased at or after a moment."""
+        return [row.id for row in await self._database.rows(select(_STONE.c.id).where(_STONE.c.erased_at >= moment))]
+
+    async def erased_among(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Those of the ids that were erased."""
+        return [row.id for row in await self._database.rows(select(_STONE.c.id).where(_STONE.c.id.in_(ids)))]
+
+    async def page(self, after: Tombstone | None) -> list[Tombstone]:
+        """Some tombstones behind one, oldest first."""
+        query = select(_STONE).order_by(_STONE.c.erased_at, _STONE.c.id).limit(LISTED_AT_ONCE)
+        if after is not None:
+            query = query.where(tuple_(_STONE.c.erased_at, _STONE.c.id) > tuple_(after.erased_at, after.id))
+        # `_mapping` is public, named so that no column hides it.
+        return [Tombstone(**row._mapping) for row in await self._database.rows(query)]  # noqa: SLF001
+
+
+async def _kept(connection: AsyncConnection, lead_id: UUID) -> tuple[UUID, ...]:
+    buried_with = select(_STONE.c.lead_id).where(_STONE.c.id == lead_id).scalar_subquery()
+    kept = select(_CONFLICT.c.id).where(
+        _CONFLICT.c.erased_lead_id == func.coalesce(buried_with, lead_id),
+        _CONFLICT.c.resolution.is_(None),
+        _CONFLICT.c.repeats.is_(None),
+    )
+    return tuple((await connection.execute(kept.order_by(_CONFLICT.c.id))).scalars())
+
+
+async def count_due(database: Database, rule: RetentionRule) -> int:
+    """How many leads a rule would erase now."""
+    ((due,),) = await database.rows(_COUNT, rule.parameters)
+    return int(due)
+
+
+async def next_due(database: Database, rule: RetentionRule, after: Position | None, limit: int) -> list[Position]:
+    """The first leads behind a position that a rule would erase."""
+    position = {"created_at": "-infinity", "id": UUID(int=0)}
+    if after is not None:
+        position = {"created_at": after.created_at.isoformat(), "id": after.id}
+    found = await database.rows(_NEXT, {**rule.parameters, **position, "limit": limit})
+    return [Position(row.created_at, row.id) for row in found]
+
+
+async def erase_due(
+    database: Database, rule: RetentionRule, ids: Sequence[UUID], *, actor: str, reason: str | None
+) -> int:
+    """Erase those of the leads that the rule still selects, in one transaction; how many those were."""
+
+    async def work(connection: AsyncConnection) -> int:
+        await wait_for_drains(connection)
+        # Locked first, looked at afterwards: whoever held one has committed what counts for the rule.
+        await connection.execute(_LOCK, {"ids": list(ids)})
+        due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()
+        for lead_id in due:
+            # What came back to a lead that is due is as old as the lead, whoever sent it.
+            await erase_within(connection, lead_id, actor=actor, reason=reason, keeps_others=False)
+        return len(due)
+
+    return await database.write(work)

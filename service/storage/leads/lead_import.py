@@ -1,0 +1,198 @@
+"""Leads that come in as files.
+
+Those of a foreign file are stored by the rules of any other submission. Those of a daily file are put back as they
+were: ids, versions, times, histories, links. There a lead that is present already stays as it is, so that repeating is
+harmless; a lead comes in with all that belongs to it, in one transaction, or not at all; what was erased is not brought
+back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.lead import CUSTOMER_FIELDS, SealedSubmission
+from service.storage.database.database import Database
+from service.storage.leads.decision import Outcome
+from service.storage.leads.submissions import store
+
+T = TypeVar("T")
+
+_FIELDS = ", ".join(CUSTOMER_FIELDS)
+_TYPED_FIELDS = ", ".join(f"{name} text" for name in CUSTOMER_FIELDS)
+_LEAD_COLUMNS = f"""id, {_FIELDS}, status, created_at, updated_at, version, assignee, resubmissions, phone_shared,
+    nid_shared, created_by, request_id"""
+_LEADS = f"""json_to_recordset(CAST(:leads AS json)) AS given (
+    id uuid, {_TYPED_FIELDS}, status text, created_at timestamptz,
+    updated_at timestamptz, version bigint, assignee text, resubmissions integer, phone_shared boolean,
+    nid_shared boolean, created_by text, request_id text, content_digest text, phone_index text, nid_index text,
+    phone_index_2 text, nid_index_2 text, index_epoch bigint,
+    conversations json, status_changes json, assignment_changes json, kept_resubmissions json, aliases json)"""
+
+_PRESENT = text("""
+    SELECT id, version, resubmissions FROM lead WHERE id = ANY(CAST(:ids AS uuid[]))
+    UNION ALL SELECT id, NULL, NULL FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
+""")
+_ERASED = text("SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[]))")
+# Oldest first, as they came to be; what another row stands in the way of is missing from the result.
+_INSERT = text(f"""
+    INSERT INTO lead ({_LEAD_COLUMNS}, index_epoch, content_digest, phone_index, nid_index, phone_index_2, nid_index_2)
+    SELECT {_LEAD_COLUMNS}, index_epoch, decode(content_digest, 'base64'),
+           decode(phone_index, 'base64'), decode(nid_index, 'base64'),
+           decode(phone_index_2, 'base64'), decode(nid_index_2, 'base64')
+    FROM {_LEADS} ORDER BY created_at, id
+    ON CONFLICT DO NOTHING RETURNING id
+""")
+_MATCHED = text(f"""
+    SELECT given.id,
+           coalesce(
+               (SELECT id FROM lead WHERE phone_index = decode(given.phone_index, 'base64') AND NOT phone_shared),
+               (SELECT id FROM lead WHERE phone_index_2 = decode(given.phone_index_2, 'base64') AND NOT phone_shared)
+           ) AS phone,
+           coalesce(
+               (SELECT id FROM lead WHERE nid_index = decode(given.nid_index, 'base64') AND NOT nid_shared),
+               (SELECT id FROM lead WHERE nid_index_2 = decode(given.nid_index_2, 'base64') AND NOT nid_shared)
+           ) AS nid,
+           (SELECT lead.id FROM lead WHERE lead.created_by = given.created_by AND lead.request_id = given.request_id)
+               AS request
+    FROM {_LEADS}
+""")
+
+_DETAILS = tuple(
+    text(statement)
+    for statement in (  # our own names
+        f"""INSERT INTO lead_conversation (conversation_id, lead_id, linked_at)
+            SELECT link.conversation_id, given.id, link.linked_at
+            FROM {_LEADS}, json_to_recordset(conversations) AS link (conversation_id text, linked_at timestamptz)
+            ON CONFLICT DO NOTHING""",
+        f"""INSERT INTO resubmission (lead_id, slot, submission_id, {_FIELDS}, actor, request_id, content_digest,
+                verified, submitted_at)
+            SELECT given.id, kept.slot, kept.submission_id, {", ".join(f"kept.{name}" for name in CUSTOMER_FIELDS)},
+                kept.actor, kept.request_id, decode(kept.content_digest, 'base64'), kept.verified, kept.submitted_at
+            FROM {_LEADS}, json_to_recordset(kept_resubmissions) AS kept (slot smallint, submission_id uuid,
+                {_TYPED_FIELDS}, actor text, request_id text, content_digest text, verified boolean,
+                submitted_at timestamptz)
+            WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = kept.submission_id)""",
+        f"""INSERT INTO lead_alias (id, lead_id, created_by, created_at)
+            SELECT other.id, given.id, other.created_by, other.created_at
+            FROM {_LEADS}, json_to_recordset(aliases) AS other (id uuid, created_by text, created_at timestamptz)
+            WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = other.id)
+            ON CONFLICT DO NOTHING""",
+    )
+)
+
+
+def _history(table: str, columns: str, types: str, source: str) -> tuple[Any, Any, Any]:
+    """Three statements: the counter is moved first, so that no live change takes a number of ours; rows keep their
+    numbers; a number that another lead's row has already is replaced by a new one."""
+    rows = f"FROM {_LEADS}, json_to_recordset({source}) AS step (id bigint, {types})"  # our own names
+    named = ", ".join(f"step.{column.strip()}" for column in columns.split(","))
+    return (
+        text(f"""SELECT setval('{table}_id_seq', :largest) FROM {table}_id_seq WHERE last_value < :largest"""),
+        text(f"""INSERT INTO {table} (id, lead_id, {columns}) OVERRIDING SYSTEM VALUE
+                 SELECT step.id, given.id, {named} {rows} ORDER BY step.id ON CONFLICT DO NOTHING"""),
+        text(f"""INSERT INTO {table} (lead_id, {columns})
+                 SELECT given.id, {named} {rows}
+                 WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.lead_id = given.id AND t.version = step.version)
+                 ORDER BY step.id"""),
+    )
+
+
+_HISTORIES = {
+    "status_changes": _history(
+        "status_change",
+        "from_status, to_status, actor, reason, changed_at, version",
+        "from_status text, to_status text, actor text, reason text, changed_at timestamptz, version bigint",
+        "status_changes",
+    ),
+    "assignment_changes": _history(
+        "assignment_change",
+        "from_assignee, to_assignee, actor, reason, changed_at, version",
+        "from_assignee text, to_assignee text, actor text, reason text, changed_at timestamptz, version bigint",
+        "assignment_changes",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What became of one lead of a daily file."""
+
+    inserted: bool
+    erased: bool = False
+    """It was erased, and is not brought back."""
+    present_version: int | None = None
+    """The version that the database has already; 0 when the id leads to another lead there."""
+    present_resubmissions: int = 0
+    phone_of: UUID | None = None
+    nid_of: UUID | None = None
+    request_of: UUID | None = None
+    """The leads that stand in its way."""
+
+
+async def import_leads(database: Database, batch: Sequence[SealedSubmission], *, dry_run: bool) -> dict[UUID, Outcome]:
+    """Store submissions in one transaction; by id, what became of each. With `dry_run` nothing stays.
+
+    Raises StorageUnavailableError, and StorageFaultError when the database refuses one of them.
+    """
+    return await _in_transaction(database, partial(store, batch), dry_run=dry_run)
+
+
+async def restore_leads(database: Database, leads: Sequence[dict[str, Any]], *, dry_run: bool) -> dict[UUID, Restored]:
+    """Put leads of a daily file back; otherwise like `import_leads`."""
+    return await _in_transaction(database, partial(_restore, leads), dry_run=dry_run)
+
+
+async def _in_transaction(
+    database: Database, work: Callable[[AsyncConnection], Awaitable[dict[UUID, T]]], *, dry_run: bool
+) -> dict[UUID, T]:
+    async def tried(connection: AsyncConnection) -> dict[UUID, T]:
+        found = await work(connection)
+        if dry_run:
+            await connection.execute(text("ROLLBACK"))  # the commit that follows finds nothing to do
+        return found
+
+    return await database.write(tried)
+
+
+async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection) -> dict[UUID, Restored]:
+    by_id = {UUID(lead["id"]): lead for lead in leads}
+    found = {
+        row.id: Restored(inserted=False, present_version=row.version or 0, present_resubmissions=row.resubmissions or 0)
+        for row in await connection.execute(_PRESENT, {"ids": list(by_id)})
+    }
+    for lead_id in (await connection.execute(_ERASED, {"ids": list(by_id)})).scalars():
+        found.setdefault(lead_id, Restored(inserted=False, erased=True))
+    new = {lead_id: lead for lead_id, lead in by_id.items() if lead_id not in found}
+    if not new:
+        return found
+    inserted = {row.id for row in await connection.execute(_INSERT, _given(list(new.values())))}
+    found |= {lead_id: Restored(inserted=True) for lead_id in inserted}
+    await _add_details(connection, [new[lead_id] for lead_id in new if lead_id in inserted])
+    if refused := [new[lead_id] for lead_id in new if lead_id not in inserted]:
+        for row in await connection.execute(_MATCHED, _given(refused)):
+            found[row.id] = Restored(inserted=False, phone_of=row.phone, nid_of=row.nid, request_of=row.request)
+    return found
+
+
+async def _add_details(connection: AsyncConnection, leads: Sequence[dict[str, Any]]) -> None:
+    given = _given(leads)
+    for statement in _DETAILS:
+        await connection.execute(statement, given)
+    for name, (move_counter, insert_numbered, insert_anew) in _HISTORIES.items():
+        numbers = [step["id"] for lead in leads for step in lead[name]]
+        if numbers:
+            await connection.execute(move_counter, {"largest": max(numbers)})
+            await connection.execute(insert_numbered, given)
+            await connection.execute(insert_anew, given)
+
+
+def _given(leads: Sequence[dict[str, Any]]) -> dict[str, str]:
+    return {"leads": json.dumps(leads)}

@@ -1,0 +1,244 @@
+"""The statements that find, lock, correct and export leads, and the leads in their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from sqlalchemy import (
+    ARRAY,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import LeadNotFoundError, StorageUnavailableError
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadStatus, SealedLead, SealedSubmission
+from service.storage import models
+from service.storage.database.database import Database, Statement
+from service.storage.database.failures import StorageFaultError, cause_of, violated_constraint
+from service.storage.leads.parameters import LeadFilter
+
+T = TypeVar("T")
+
+LEAD = models.lead
+_ALIAS, _LINK = models.lead_alias, models.lead_conversation
+
+COLUMNS = tuple(
+    LEAD.c[name]
+    for name in (
+        *("id", "status", "created_at", "updated_at", "version", "assignee", "resubmissions", "created_by"),
+        *CUSTOMER_FIELDS,
+    )
+)
+"""What statements select of leads, in the order that `lead_of` reads."""
+
+OTHER_LEADS_SHOWN = 100
+"""How many further leads of one conversation are named."""
+
+BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index", "uq_lead_phone_index_2", "uq_lead_nid_index_2")
+"""The unique indexes that decide duplicates."""
+
+ATTEMPTS = 3
+"""Transactions in which a lead that stood in the way may turn out to be erased before it was looked at, which frees the
+way: that happens once at most in practice. The bound keeps a fault from turning into an endless loop."""
+
+
+ROWS_AHEAD = 500
+"""Rows of an export that are fetched, and held in memory, at once."""
+
+_SPAN = "FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s"
+
+
+class BlindIndexTakenError(Exception):
+    """A lead with the phone or the nid was stored in the meantime."""
+
+
+def lead_of(values: Sequence[Any]) -> SealedLead:
+    """The lead of a row that holds COLUMNS."""
+    lead_id, status, created_at, updated_at, version, assignee, resubmissions, created_by, *stored = values
+    return SealedLead(
+        id=lead_id,
+        status=LeadStatus(status),
+        created_at=created_at,
+        updated_at=updated_at,
+        version=version,
+        assignee=assignee,
+        resubmissions=resubmissions,
+        created_by=created_by,
+        fields={name: value for name, value in zip(CUSTOMER_FIELDS, stored, strict=True) if value is not None},
+    )
+
+
+def lead_of_row(row: Any) -> SealedLead:
+    """The lead of a row that holds at least COLUMNS, by name."""
+    return lead_of([getattr(row, column.name) for column in COLUMNS])
+
+
+def fields_of(row: Any) -> dict[str, str]:
+    """The customer fields of a row of leads, resubmissions or conflicts, as they are stored."""
+    return {name: value for name in CUSTOMER_FIELDS if (value := getattr(row, name)) is not None}
+
+
+def columns_of(submission: SealedSubmission) -> dict[str, Any]:
+    """The submission's columns, alike in the tables of leads, of resubmissions and of conflicts."""
+    return {
+        **dict.fromkeys(CUSTOMER_FIELDS),
+        **submission.fields,
+        "request_id": submission.request_id,
+        "content_digest": submission.content_digest,
+    }
+
+
+def index_columns(indexes: BlindIndexes) -> dict[str, Any]:
+    """The blind indexes as columns of the table of leads."""
+    return {
+        "phone_index": indexes.phone[0],
+        "nid_index": indexes.nid[0],
+        "phone_index_2": indexes.phone[1],
+        "nid_index_2": indexes.nid[1],
+        "index_epoch": indexes.epoch,
+    }
+
+
+_WANTED = any_(bindparam("ids", type_=ARRAY(Uuid)))
+_CREATOR = bindparam("created_by", type_=Text)
+
+LEADS_OF_IDS = Statement(
+    union_all(
+        select(LEAD.c.id.label("wanted"), *COLUMNS).where(LEAD.c.id == _WANTED),
+        select(_ALIAS.c.id, *COLUMNS).join(LEAD, LEAD.c.id == _ALIAS.c.lead_id).where(_ALIAS.c.id == _WANTED),
+    )
+)
+"""Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
+
+LEADS_OF_CONVERSATION = Statement(
+    select(*COLUMNS)
+    .join(_LINK, _LINK.c.lead_id == LEAD.c.id)
+    .where(_LINK.c.conversation_id == bindparam("conversation", type_=Text))
+    .where(or_(_CREATOR.is_(None), LEAD.c.created_by == _CREATOR))
+    .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
+    .limit(literal_column(str(OTHER_LEADS_SHOWN + 1)))
+)
+"""The leads that are linked to a `conversation`, newest first; `created_by` restricts them unless it is NULL."""
+
+
+async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
+    """The lead that an id leads to, locked. With `key_share` others may still refer to it. Raises LeadNotFoundError."""
+    leads_to = select(_ALIAS.c.lead_id).where(_ALIAS.c.id == lead_id).scalar_subquery()
+    locked = select(LEAD).where(LEAD.c.id == func.coalesce(leads_to, lead_id)).with_for_update(key_share=key_share)
+    row = (await connection.execute(locked)).one_or_none()
+    if row is None:
+        raise LeadNotFoundError
+    return lead_of_row(row)
+
+
+async def update_lead(connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]) -> SealedLead:
+    """Give a locked lead new values. Raises BlindIndexTakenError."""
+    values = {**columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
+    return await returned_lead(connection, update(LEAD).where(LEAD.c.id == current.id).values(values).returning(LEAD))
+
+
+async def returned_lead(connection: AsyncConnection, statement: Any) -> SealedLead:
+    """The lead that an INSERT or UPDATE returns. Raises BlindIndexTakenError."""
+    try:
+        return lead_of_row((await connection.execute(statement)).one())
+    except IntegrityError as error:
+        if violated_constraint(error) in BLIND_INDEXES:
+            raise BlindIndexTakenError from None
+        raise
+
+
+async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnection, bool], Awaitable[T]]) -> T:
+    """The result of a transaction, retried with `again` when a lead was stored with the new phone or nid.
+
+    Raises StorageUnavailableError when no duplicate is found and the phone or nid is taken all the same.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return await database.write(lambda connection, again=attempt > 0: work(connection, again))  # type: ignore[misc]
+        except BlindIndexTakenError:
+            continue
+    raise StorageUnavailableError
+
+
+def filtered(wanted: LeadFilter) -> Select[Any]:
+    """The leads that pass a filter, in no order."""
+    query = select(*COLUMNS)
+    equals = {
+        LEAD.c.assignee: wanted.assignee,
+        LEAD.c.interested_policy: wanted.interested_policy,
+        LEAD.c.created_by: wanted.created_by,
+    }
+    for column, value in equals.items():
+        if value is not None:
+            query = query.where(column == value)
+    for columns, shared, indexes in (
+        ((LEAD.c.phone_index, LEAD.c.phone_index_2), LEAD.c.phone_shared, wanted.phone_indexes),
+        ((LEAD.c.nid_index, LEAD.c.nid_index_2), LEAD.c.nid_shared, wanted.nid_indexes),
+    ):
+        if indexes is not None:
+            # Each part has its partial index; without them this would read every lead.
+            parts = (and_(column.in_(indexes), way) for column in columns for way in (~shared, shared))
+            query = query.where(or_(*parts))
+    if wanted.statuses:
+        query = query.where(LEAD.c.status.in_([status.value for status in wanted.statuses]))
+    if wanted.created_after is not None:
+        query = query.where(LEAD.c.created_at >= wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(LEAD.c.created_at < wanted.created_before)
+    if wanted.conversation_id is not None:
+        links = models.lead_conversation.c
+        linked = select(links.lead_id).where(links.conversation_id == wanted.conversation_id)
+        query = query.where(LEAD.c.id.in_(linked))
+    return query
+
+
+def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedLead]:
+    """The leads that were created from `start` on and before `end`, oldest first.
+
+    One snapshot of the database; memory does not grow with the number of leads. Raises StorageFaultError.
+    """
+    columns = ", ".join(column.name for column in COLUMNS)
+    query = f"SELECT {columns} {_SPAN} ORDER BY created_at, id"  # our own names
+    with _snapshot(url) as connection, connection.cursor("exported", row_factory=namedtuple_row) as cursor:
+        cursor.itersize = ROWS_AHEAD
+        for row in cursor.execute(query.encode(), {"start": start, "end": end}):
+            yield lead_of_row(row)
+
+
+def count_leads(url: str, start: datetime, end: datetime) -> int:
+    """How many leads were created from `start` on and before `end`. Raises StorageFaultError."""
+    with _snapshot(url) as connection:
+        row = connection.execute(f"SELECT count(*) {_SPAN}".encode(), {"start": start, "end": end}).fetchone()
+        return int(row[0]) if row else 0
+
+
+@contextmanager
+def _snapshot(url: str) -> Iterator[psycopg.Connection]:
+    try:
+        with psycopg.connect(
+            url, connect_timeout=5, application_name="leadkeep-export", options="-c timezone=UTC"
+        ) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            yield connection
+    except psycopg.Error as error:
+        # A driver's text may hold values, so that it does not leave this module.
+        raise StorageFaultError(cause_of(error)) from None

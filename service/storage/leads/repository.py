@@ -1,0 +1,325 @@
+"""The store of leads: what the database holds, and what was acknowledged and waits in the spool.
+
+Promises: a lead that waits in the spool is never called missing. What is answered is durable. The store handles sealed
+leads only and has no policy: who may see what, and which change is allowed, is the caller's to decide. See decision.py
+and submissions.py for how a submission becomes a lead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Uuid, func, null, select, text, tuple_, union_all
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.access import Scope
+from service.errors import (
+    ConversationNotFoundError,
+    LeadInConflictError,
+    LeadkeepError,
+    LeadNotFoundError,
+    ScopeMissingError,
+    StorageUnavailableError,
+)
+from service.lead import (
+    AssignmentChange,
+    LeadStatus,
+    SealedLead,
+    SealedResubmission,
+    StatusChange,
+)
+from service.storage import models
+from service.storage.database.batcher import Entry, OnDemandBatcher
+from service.storage.database.database import Database, Statement
+from service.storage.database.retry import with_retries
+from service.storage.intake.writer import LeadWriter
+from service.storage.leads.decision import DuplicateMatch
+from service.storage.leads.parameters import AssignmentStep, Correction, LeadFilter, Position, StatusStep, Step
+from service.storage.leads.queries import (
+    COLUMNS,
+    LEAD,
+    LEADS_OF_CONVERSATION,
+    LEADS_OF_IDS,
+    fields_of,
+    filtered,
+    lead_of,
+    lock_lead,
+    update_lead,
+    write_anew_if_taken,
+)
+from service.storage.leads.submissions import find_duplicates
+from service.storage.spool.file import SpoolError
+from service.storage.spool.spool import Spool
+
+LARGEST_READ = 128
+"""Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
+
+MayRead = Callable[[str], bool]
+"""Whether the caller may read leads that this subject created."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """An id that was answered to `created_by` before the database had the submission."""
+
+    created_by: str
+    conflict_id: UUID | None
+    """The conflict that an operator has yet to decide."""
+
+
+class LeadRepository:
+    """The leads of one service."""
+
+    def __init__(self, database: Database, spool: Spool, writer: LeadWriter) -> None:
+        self._database = database
+        self._spool = spool
+        self._reads = OnDemandBatcher[UUID, SealedLead | None](self._read, largest=LARGEST_READ)
+        self.create = writer.create  # nothing is to be done between the caller and the writer
+
+    async def get(self, lead_id: UUID, may_read: MayRead) -> SealedLead:
+        """The lead with this id, or the one that the id leads to.
+
+        Raises LeadNotFoundError, LeadInConflictError, ScopeMissingError, StorageUnavailableError.
+        """
+        await self._require_not_waiting(lead_id)
+        lead = await self._stored(lead_id)
+        if lead is None:
+            raise await self._missing(lead_id, may_read)
+        if may_read(lead.created_by):
+            return lead
+        known = await self._acknowledged(lead_id) if lead.id != lead_id else None
+        # The caller was given this id; that it leads to somebody else's lead is no reason to deny it.
+        raise ScopeMissingError(Scope.READ) if known and may_read(known.created_by) else LeadNotFoundError()
+
+    async def _stored(self, lead_id: UUID) -> SealedLead | None:
+        """Like `get`, of the database alone. Sees what was committed before it was called."""
+        return await with_retries(partial(self._reads.submit, lead_id))
+
+    async def _read(self, batch: list[Entry[UUID, SealedLead | None]]) -> None:
+        wanted = {"ids": list({entry.item for entry in batch})}
+        try:
+            rows = await self._database.read_once(partial(LEADS_OF_IDS.rows, parameters=wanted))
+            leads = {row[0]: lead_of(row[1:]) for row in rows}
+        except Exception as error:  # noqa: BLE001 # each caller retries for its own time
+            for entry in batch:
+                entry.fail(error)
+        else:
+            for entry in batch:
+                entry.resolve(leads.get(entry.item))
+
+    async def _require_not_waiting(self, lead_id: UUID) -> None:
+        """To be called before the database is read: what is drained meanwhile is found there.
+
+        Raises StorageUnavailableError.
+        """
+        with suppress(SpoolError):  # what the database has can be read without the spool
+            if await self._spool.holds(lead_id):
+                raise StorageUnavailableError
+
+    async def _missing(self, lead_id: UUID, may_read: MayRead) -> LeadkeepError:
+        """The error for an id that the database has no lead for."""
+        try:
+            await self._spool.holds(lead_id)
+        except SpoolError:
+            # No acknowledged lead is called missing because the spool cannot be read.
+            return StorageUnavailableError()
+        known = await self._acknowledged(lead_id)
+        if known is not None and known.conflict_id and may_read(known.created_by):
+            return LeadInConflictError(known.conflict_id)
+        return LeadNotFoundError()
+
+    async def _acknowledged(self, lead_id: UUID) -> Acknowledged | None:
+        """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
+        alias, conflict = models.lead_alias.c, models.lead_conflict.c
+        query = union_all(
+            select(alias.created_by, null().cast(Uuid).label("conflict_id")).where(alias.id == lead_id),
+            select(conflict.created_by, func.coalesce(conflict.repeats, conflict.id)).where(
+                conflict.id == lead_id, conflict.resolution.is_(None)
+            ),
+        )
+        for row in await self._database.rows(query):
+            return Acknowledged(row.created_by, row.conflict_id)
+        return None
+
+    async def find_by_conversation(
+        self, conversation_id: str, *, created_by: str | None
+    ) -> tuple[SealedLead, list[UUID]]:
+        """The newest lead that is linked to a conversation, and the ids of the others, newest first.
+
+        Raises ConversationNotFoundError, StorageUnavailableError.
+        """
+        wanted = {"conversation": conversation_id, "created_by": created_by}
+        try:
+            waits = await self._spool.holds_conversation(conversation_id)
+        except SpoolError:
+            waits = True
+        rows = await self._database.read(lambda connection: LEADS_OF_CONVERSATION.rows(connection, wanted))
+        if not rows:
+            raise StorageUnavailableError if waits else ConversationNotFoundError
+        return lead_of(rows[0]), [row[0] for row in rows[1:]]
+
+    async def list_leads(self, lead_filter: LeadFilter, *, after: Position | None, limit: int) -> list[SealedLead]:
+        """At most `limit` leads behind the position `after`, newest first."""
+        query = filtered(lead_filter)
+        if after is not None:
+            query = query.where(tuple_(LEAD.c.created_at, LEAD.c.id) < tuple_(after.created_at, after.id))
+        query = query.order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc()).limit(limit)
+        return [lead_of(row) for row in await self._database.rows(query)]
+
+    async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None], may_read: MayRead) -> SealedLead:
+        """Take the step that `decide` names when it is shown the lead; None changes nothing.
+
+        A step is taken in one statement if the lead is as `decide` has seen it; else, and for an answer without a step,
+        the lead is locked first. The answer waits for the synchronous standby even then, because taking the lock writes
+        to the log. `decide` may be asked again, and what it raises is passed on. Raises like `get`.
+        """
+        await self._require_not_waiting(lead_id)
+        seen = await self._stored(lead_id)
+        if seen is None:
+            raise await self._missing(lead_id, may_read)
+        step = None
+        with suppress(LeadkeepError):  # what is refused is refused of the locked lead
+            step = decide(seen)
+        if step is not None:
+            moved = await self._database.write(partial(_take_step, seen, step), alone=True)
+            if moved is not None:
+                return moved
+
+        async def work(connection: AsyncConnection) -> SealedLead:
+            current = await lock_lead(connection, lead_id, key_share=True)
+            step = decide(current)
+            if step is None:
+                return current
+            moved = await _take_step(current, step, connection)
+            if moved is None:
+                raise AssertionError("a locked lead has changed")
+            return moved
+
+        try:
+            return await self._database.write(work)
+        except LeadNotFoundError:
+            raise await self._missing(lead_id, may_read) from None
+
+    async def correct(
+        self, lead_id: UUID, decide: Callable[[SealedLead], Correction | None], may_read: MayRead
+    ) -> SealedLead | DuplicateMatch:
+        """Like `change`, for customer fields; the leads that have the new phone or nid if there are any."""
+
+        async def work(connection: AsyncConnection, again: bool) -> SealedLead | DuplicateMatch:
+            # A new phone or nid needs the strongest lock. Taking it at once, not on top of a weaker one, keeps a
+            # submission that matches this lead from waiting for us while we wait for it.
+            current = await lock_lead(connection, lead_id)
+            correction = decide(current)
+            if correction is None:
+                return current
+            return await correct_locked(connection, current, correction, again=again)
+
+        await self._require_not_waiting(lead_id)
+        try:
+            return await write_anew_if_taken(self._database, work)
+        except LeadNotFoundError:
+            raise await self._missing(lead_id, may_read) from None
+
+    async def status_changes(self, lead_id: UUID) -> list[StatusChange]:
+        """A lead's status history, oldest first."""
+        history = models.status_change
+        query = select(history).where(history.c.lead_id == lead_id).order_by(history.c.version)
+        return [
+            StatusChange(
+                from_status=LeadStatus(row.from_status),
+                to_status=LeadStatus(row.to_status),
+                actor=row.actor,
+                reason=row.reason,
+                changed_at=row.changed_at,
+                version=row.version,
+            )
+            for row in await self._database.rows(query)
+        ]
+
+    async def assignments(self, lead_id: UUID) -> list[AssignmentChange]:
+        """A lead's assignment history, oldest first."""
+        history = models.assignment_change
+        query = select(history).where(history.c.lead_id == lead_id).order_by(history.c.version)
+        return [
+            AssignmentChange(
+                from_assignee=row.from_assignee,
+                to_assignee=row.to_assignee,
+                actor=row.actor,
+                reason=row.reason,
+                changed_at=row.changed_at,
+                version=row.version,
+            )
+            for row in await self._database.rows(query)
+        ]
+
+    async def resubmissions(self, lead_id: UUID) -> list[SealedResubmission]:
+        """The resubmissions that are kept with a lead, newest first."""
+        kept = models.resubmission
+        query = select(kept).where(kept.c.lead_id == lead_id)
+        query = query.order_by(kept.c.submitted_at.desc(), kept.c.submission_id.desc())
+        return [
+            SealedResubmission(
+                submission_id=row.submission_id,
+                fields=fields_of(row),
+                submitted_at=row.submitted_at,
+                actor=row.actor,
+                verified=row.verified,
+            )
+            for row in await self._database.rows(query)
+        ]
+
+
+async def correct_locked(
+    connection: AsyncConnection, current: SealedLead, correction: Correction, *, again: bool
+) -> SealedLead | DuplicateMatch:
+    """A locked lead with its new values; the leads that have the new phone or nid if there are any.
+
+    They are looked for `again`, after BlindIndexTakenError was raised.
+    """
+    phones, nids = correction.phones, correction.nids
+    match = await find_duplicates(connection, phones, nids, other_than=current.id) if again else None
+    return match or await update_lead(connection, current, correction.columns)
+
+
+async def _take_step(seen: SealedLead, step: Step, connection: AsyncConnection) -> SealedLead | None:
+    """The lead after the step, with its entry in the history; None, and nothing is done, if it is not as it was seen.
+
+    The version alone does not show it: after a failover another step may have been numbered like one that was lost.
+    """
+    given: dict[str, Any] = {"id": seen.id, "version": seen.version, "actor": step.actor, "reason": step.reason}
+    match step:
+        case StatusStep():
+            statement = _STATUS_STEP
+            given |= {"before": seen.status.value, "after": step.to_status.value}
+        case AssignmentStep():
+            statement = _ASSIGNMENT_STEP
+            given |= {"before": seen.assignee, "after": step.to_assignee}
+    moved = await statement.rows(connection, given)
+    return lead_of(moved[0]) if moved else None
+
+
+def _step_statement(column: str, history: str) -> Statement:
+    columns = ", ".join(each.name for each in COLUMNS)
+    return Statement(
+        text(f"""
+        WITH moved AS (
+            UPDATE lead SET {column} = CAST(:after AS text), version = version + 1, updated_at = clock_timestamp()
+            WHERE id = :id AND version = :version AND {column} IS NOT DISTINCT FROM CAST(:before AS text)
+            RETURNING {columns}
+        ), noted AS (
+            INSERT INTO {history} (lead_id, version, actor, reason, from_{column}, to_{column})
+            SELECT id, version, CAST(:actor AS text), CAST(:reason AS text), CAST(:before AS text), CAST(:after AS text)
+            FROM moved
+        )
+        SELECT {columns} FROM moved
+    """)  # noqa: S608 # our own names
+    )
+
+
+_STATUS_STEP = _step_statement("status", "status_change")
+_ASSIGNMENT_STEP = _step_statement("assignee", "assignment_change")

@@ -1,0 +1,399 @@
+"""PostgreSQL as a store of submissions: how they become leads, conflicts or resubmissions, however many they are.
+
+First an insert with ON CONFLICT DO NOTHING and no target, so that whichever unique index a rival holds, the insert
+waits for that rival and then does nothing. For new submissions it commits by itself: most need no more than that. For
+those for which it did nothing, a READ COMMITTED transaction looks for their own ids, request_ids, phones and nids;
+`decide` names the outcome of each, which is applied in the same transaction. The look-up is a statement of its own
+because one statement cannot see a rival that committed while it waited. Submissions of one batch match each other in
+the same way.
+
+The look-up locks what it finds FOR KEY SHARE. That keeps the row while we answer for it, and it writes to the log: the
+commit of every answer that rests on an existing row therefore waits for the synchronous standby. A plain look-up would
+not, and could confirm a row that a failover then loses.
+
+A refused duplicate is kept sealed with the leads that it matches: the newest few of each lead, and a count of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import StorageUnavailableError
+from service.lead import CUSTOMER_FIELDS, SealedSubmission
+from service.storage import models
+from service.storage.database.database import Database, Statement
+from service.storage.database.retry import with_retries
+from service.storage.leads.decision import (
+    Aliased,
+    Created,
+    DuplicateMatch,
+    Earlier,
+    Found,
+    InConflict,
+    MatchedLead,
+    Outcome,
+    decide,
+)
+from service.storage.leads.erasing import erased_among, wait_for_erasures
+from service.storage.leads.queries import ATTEMPTS, columns_of, lead_of_row
+
+_COLUMN_TYPES = {
+    "id": "uuid",
+    **dict.fromkeys(CUSTOMER_FIELDS, "text"),
+    "phone_index": "bytea",
+    "nid_index": "bytea",
+    "phone_index_2": "bytea",
+    "nid_index_2": "bytea",
+    "index_epoch": "bigint",
+    "created_by": "text",
+    "request_id": "text",
+    "content_digest": "bytea",
+}
+_COLUMNS = ", ".join(_COLUMN_TYPES)
+_DIGESTS = tuple(name for name, kind in _COLUMN_TYPES.items() if kind == "bytea")
+_GIVEN = ", ".join(f"{name} {'text' if name in _DIGESTS else kind}" for name, kind in _COLUMN_TYPES.items())
+_VALUES = ", ".join(f"decode({name}, 'hex')" if name in _DIGESTS else name for name in _COLUMN_TYPES)
+
+_INSERT = Statement(
+    text(f"""
+    WITH inserted AS (
+        INSERT INTO lead ({_COLUMNS}, created_at)
+        SELECT {_VALUES}, coalesce(accepted_at, now())
+        FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, accepted_at timestamptz))
+            WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, place)
+        WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
+          AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
+          AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = entry.id)
+          AND (accepted_at IS NULL OR entry.request_id IS NULL OR NOT EXISTS (
+              SELECT FROM tombstone t WHERE t.erased_at >= entry.accepted_at
+                 AND t.request_digest = sha256(convert_to(entry.created_by || E'\\n' || entry.request_id, 'UTF8'))))
+          AND (accepted_at IS NOT NULL OR NOT EXISTS (
+              SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
+        ORDER BY place
+        ON CONFLICT DO NOTHING
+        RETURNING id, created_at, conversation_id
+    ), linked AS (
+        INSERT INTO lead_conversation (conversation_id, lead_id)
+        SELECT conversation_id, id FROM inserted WHERE conversation_id IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )
+    SELECT id, created_at FROM inserted
+""")  # noqa: S608 # our own names
+)
+"""One parameter, `entries`, so that the statement is the same for every size of a batch: it is prepared once a
+connection. JSON is written by compiled code; psycopg builds arrays of text in Python, which took a third of a large
+batch's time."""
+
+# Locked in the order of ids, so that two batches which match the same leads lock them in the same order.
+_LOOK_UP = Statement(
+    text("""
+    SELECT * FROM lead WHERE id IN (
+        SELECT unnest(CAST(:id AS uuid[]))
+        UNION
+        SELECT l.id FROM lead l JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
+            AS request (created_by, request_id) USING (created_by, request_id)
+        UNION
+        SELECT l.id FROM lead l WHERE l.phone_index = ANY(CAST(:phones AS bytea[])) AND NOT l.phone_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.nid_index = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.phone_index_2 = ANY(CAST(:phones AS bytea[])) AND NOT l.phone_shared
+        UNION
+        SELECT l.id FROM lead l WHERE l.nid_index_2 = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
+    ) ORDER BY id FOR KEY SHARE
+""")
+)
+_CONFLICTS = Statement(
+    text("""
+    SELECT * FROM lead_conflict WHERE id IN (
+        SELECT unnest(CAST(:id AS uuid[]))
+        UNION
+        SELECT c.id FROM lead_conflict c JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
+            AS request (created_by, request_id) USING (created_by, request_id)
+    ) ORDER BY accepted_at, id FOR KEY SHARE
+""")
+)
+_ALIASES = Statement(
+    text("""
+    SELECT a.id, a.lead_id FROM lead_alias a JOIN lead l ON l.id = a.lead_id WHERE a.id = ANY(CAST(:id AS uuid[]))
+    ORDER BY l.id FOR KEY SHARE OF l
+""")
+)
+
+_COUNTED = ("lead_id", "slot", "submitted_at")
+_KEPT_COLUMNS = tuple(column.name for column in models.resubmission.c if column.name not in _COUNTED)
+_LISTED = ", ".join(_KEPT_COLUMNS)
+
+# In the order of ids, as everything that locks leads does it.
+_LOCK_MATCHED = Statement(
+    text("SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE")
+)
+
+# With the leads locked, a repeat of a submission is visible here, and is neither kept nor counted twice.
+_KEEP = Statement(
+    text(f"""
+    WITH given AS (
+        SELECT kept.*, ordinality, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests
+        FROM json_array_elements(CAST(:refused AS json)) WITH ORDINALITY AS list (entry, ordinality),
+            json_populate_record(CAST(NULL AS resubmission), entry) AS kept
+    ), linked AS (
+        INSERT INTO lead_conversation (conversation_id, lead_id)
+        SELECT DISTINCT conversation_id, lead_id FROM given WHERE verified AND conversation_id IS NOT NULL
+        ON CONFLICT DO NOTHING
+    ), fresh AS (
+        SELECT given.*, row_number() OVER (PARTITION BY lead_id ORDER BY ordinality) AS nth,
+               count(*) OVER (PARTITION BY lead_id) AS added
+        FROM given WHERE NOT EXISTS (
+            SELECT FROM resubmission kept WHERE kept.lead_id = given.lead_id AND (
+                kept.submission_id = given.submission_id
+                OR (kept.actor, kept.request_id) = (given.actor, given.request_id)
+                    AND (kept.content_digest = given.content_digest
+                         OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests))))
+    ), counted AS (
+        UPDATE lead SET resubmissions = resubmissions + fresh.added FROM fresh WHERE lead.id = lead_id AND nth = 1
+        RETURNING lead.id, resubmissions - added AS before
+    )
+    INSERT INTO resubmission (lead_id, slot, submitted_at, {_LISTED})
+    SELECT lead_id, (before + nth - 1) % {models.RESUBMISSIONS_KEPT}, coalesce(submitted_at, now()), {_LISTED}
+    FROM fresh JOIN counted ON counted.id = lead_id WHERE added - nth < {models.RESUBMISSIONS_KEPT}
+    ON CONFLICT (lead_id, slot) DO UPDATE SET submitted_at = excluded.submitted_at,
+        {", ".join(f"{name} = excluded.{name}" for name in _KEPT_COLUMNS)}
+""")  # noqa: S608 # our own names
+)
+
+
+class SubmissionStore:
+    """The submissions of one database, each stored in a transaction of its own or together with others."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, submission: SealedSubmission) -> Outcome:
+        """Store a submission, or find out what became of it or what it duplicates. Safe to repeat."""
+        return (await with_retries(partial(self.create_all_once, [submission])))[submission.id]
+
+    async def create_all_once(self, batch: Sequence[SealedSubmission]) -> dict[UUID, Outcome]:
+        """Like `create` for many together, tried once: raises what went wrong, see failures.py.
+
+        Some may be stored then. They are found by their ids when it is done again.
+        """
+        if any(submission.accepted_at for submission in batch):
+            return await self._database.write_once(partial(store, batch))
+        outcomes = await self._database.write_once(partial(_insert_new, batch), alone=True)
+        left = [submission for submission in batch if submission.id not in outcomes]
+        if left:
+            outcomes |= await self._database.write_once(partial(store, left, insert_first=False))
+        return outcomes
+
+
+async def store(
+    submissions: Sequence[SealedSubmission], connection: AsyncConnection, *, insert_first: bool = True
+) -> dict[UUID, Outcome]:
+    """The outcome of each submission, applied in a transaction of the caller's; by id.
+
+    `insert_first` is False for those that an insert has just left. Raises StorageUnavailableError.
+    """
+    if any(submission.accepted_at for submission in submissions):
+        # Before the insert: its snapshot must hold what an erasure has made of them, or they are stored twice.
+        await wait_for_erasures(connection)
+    outcomes: dict[UUID, Outcome] = {}
+    left = list(submissions)
+    for attempt in range(ATTEMPTS):
+        if insert_first or attempt > 0:
+            outcomes |= await _insert_new(left, connection)
+            left = [entry for entry in left if entry.id not in outcomes]
+        if left:
+            rows = await _look_up(connection, left, again=attempt > 0)
+            decided = [(entry, outcome) for entry in left if (outcome := decide(entry, rows.found(entry))) is not None]
+            await _apply(connection, decided)
+            outcomes |= {entry.id: outcome for entry, outcome in decided}
+            left = [entry for entry in left if entry.id not in outcomes]
+        if not left:
+            return outcomes
+    raise StorageUnavailableError
+
+
+async def find_duplicates(
+    connection: AsyncConnection, phones: Sequence[bytes], nids: Sequence[bytes], *, other_than: UUID
+) -> DuplicateMatch | None:
+    """The leads other than one that have one of these blind indexes of a phone or of a nid, locked."""
+    keys: dict[str, list[Any]] = {"id": [], "created_by": [], "request_id": []}
+    leads = await _LOOK_UP.rows(connection, keys | {"phones": list(phones), "nids": list(nids)})
+    rows = _Rows([row for row in leads if row.id != other_than])
+    return Found(phone=rows.with_phone(phones), nid=rows.with_nid(nids)).match
+
+
+async def _insert_new(submissions: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
+    """Store in one statement the submissions that nothing stands in the way of; by id."""
+    # By phone, so that rival batches wait for each other in one direction; of two that match the earlier one is first,
+    # and what was refused already makes way.
+    ordered = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
+    entries = to_json([_entry(entry) for entry in ordered]).decode()
+    created_at = dict(await _INSERT.rows(connection, {"entries": entries}))
+    return {
+        entry.id: Created(entry.as_lead(created_at[entry.id]), is_new=True)
+        for entry in ordered
+        if entry.id in created_at
+    }
+
+
+async def _look_up(connection: AsyncConnection, entries: Sequence[SealedSubmission], *, again: bool) -> _Rows:
+    keys: dict[str, list[Any]] = {
+        name: [getattr(entry, name) for entry in entries] for name in ("id", "created_by", "request_id")
+    }
+    keys["phones"] = [index for entry in entries for index in entry.indexes.phones]
+    keys["nids"] = [index for entry in entries for index in entry.indexes.nids]
+    drained = any(entry.accepted_at for entry in entries)
+    leads = await _LOOK_UP.rows(connection, keys)
+    conflicts = await _CONFLICTS.rows(connection, keys)
+    aliases = dict(await _ALIASES.rows(connection, keys)) if drained else {}
+    # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
+    # inserted are duplicates; it is asked when nothing else explains it.
+    erased = await erased_among(connection, entries) if drained or again else {}
+    return _Rows(leads, conflicts, aliases, erased)
+
+
+class _Rows:
+    """The rows that match a batch; those of leads are locked."""
+
+    def __init__(
+        self,
+        leads: Sequence[Any],
+        conflicts: Sequence[Any] = (),
+        aliases: Mapping[UUID, UUID] | None = None,
+        erased: Mapping[UUID, datetime] | None = None,
+    ) -> None:
+        self._leads = {row.id: row for row in leads}
+        self._requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
+        # `phone_shared` marks a lead that an operator allowed to reuse another lead's phone, `nid_shared` likewise. A
+        # duplicate matches the original lead, never this one.
+        self._phones = {i: r for r in leads if not r.phone_shared for i in (r.phone_index, r.phone_index_2) if i}
+        self._nids = {i: r for r in leads if not r.nid_shared for i in (r.nid_index, r.nid_index_2) if i}
+        self._conflicts = {row.id: row for row in conflicts}
+        # In reverse: they come oldest first, and the oldest counts.
+        self._conflicts_of = {
+            (row.created_by, row.request_id): row for row in reversed(conflicts) if row.request_id is not None
+        }
+        self._aliases = aliases or {}
+        self._erased = erased or {}
+
+    def found(self, entry: SealedSubmission) -> Found:
+        """What there is of one submission."""
+        request = (entry.created_by, entry.request_id)
+        return Found(
+            own=_earlier_lead(self._leads.get(entry.id)) or _earlier_conflict(self._conflicts.get(entry.id)),
+            request=_earlier_lead(self._requests.get(request)),
+            conflict=_earlier_conflict(self._conflicts_of.get(request)),
+            phone=self.with_phone(entry.indexes.phones),
+            nid=self.with_nid(entry.indexes.nids),
+            alias=self._aliases.get(entry.id),
+            erased_created_at=self._erased.get(entry.id),
+        )
+
+    def with_phone(self, indexes: Sequence[bytes]) -> MatchedLead | None:
+        """The lead with one of these blind indexes of a phone."""
+        return _matched_lead(self._phones, indexes)
+
+    def with_nid(self, indexes: Sequence[bytes]) -> MatchedLead | None:
+        """The lead with one of these blind indexes of a nid."""
+        return _matched_lead(self._nids, indexes)
+
+
+def _matched_lead(leads: Mapping[bytes, Any], indexes: Sequence[bytes]) -> MatchedLead | None:
+    row = next((leads[index] for index in indexes if index in leads), None)
+    return None if row is None else MatchedLead(row.id, row.created_by)
+
+
+def _earlier_lead(row: Any | None) -> Earlier | None:
+    if row is None:
+        return None
+    return Earlier(id=row.id, accepted_at=row.created_at, content_digest=row.content_digest, lead=lead_of_row(row))
+
+
+def _earlier_conflict(row: Any | None) -> Earlier | None:
+    if row is None:
+        return None
+    return Earlier(
+        id=row.id,
+        accepted_at=row.accepted_at,
+        content_digest=row.content_digest,
+        decided=row.resolution is not None,
+        repeats=row.repeats,
+    )
+
+
+async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubmission, Outcome]]) -> None:
+    for entry, outcome in decided:
+        match outcome:
+            case Aliased(target_id):
+                aliases = models.lead_alias
+                leads_to = select(aliases.c.lead_id).where(aliases.c.id == target_id).scalar_subquery()
+                lead_id = func.coalesce(leads_to, target_id)
+                alias = {"id": entry.id, "lead_id": lead_id, "created_by": entry.created_by}
+                await connection.execute(insert(aliases).values(alias).on_conflict_do_nothing())
+            case InConflict(match, request_lead_id, repeats) if match or request_lead_id:
+                conflict = columns_of(entry) | {
+                    "id": entry.id,
+                    "created_by": entry.created_by,
+                    "accepted_at": entry.accepted_at,
+                    "phone_lead_id": match.phone.id if match and match.phone else None,
+                    "nid_lead_id": match.nid.id if match and match.nid else None,
+                    "request_lead_id": request_lead_id,
+                    "repeats": repeats,
+                }
+                await connection.execute(insert(models.lead_conflict).values(conflict).on_conflict_do_nothing())
+    await _keep([(entry, outcome) for entry, outcome in decided if isinstance(outcome, DuplicateMatch)], connection)
+
+
+async def _keep(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]], connection: AsyncConnection) -> None:
+    """Keep each submission with every lead that it matches; link its conversation if it is verified.
+
+    Two statements, however many there are: a file that is imported may hold hundreds in one transaction.
+    """
+    rows: dict[tuple[UUID, object], dict[str, Any]] = {}
+    for submission, match in refused:
+        digest = submission.content_digest
+        row = columns_of(submission) | {
+            "content_digest": f"\\x{digest.hex()}",
+            "submission_id": str(submission.id),
+            "actor": submission.created_by,
+            # Of one that waited in a spool: an erasure takes what was submitted before it, whenever that was drained.
+            "submitted_at": submission.accepted_at and submission.accepted_at.isoformat(),
+            "verified": match.verified,
+            "earlier_digests": [each.hex() for each in submission.earlier_digests],
+        }
+        same = (
+            submission.id if submission.request_id is None else (submission.created_by, submission.request_id, digest)
+        )
+        for lead in match.leads:
+            rows.setdefault((lead.id, same), row | {"lead_id": str(lead.id)})
+    if rows:
+        await _LOCK_MATCHED.rows(connection, {"ids": list({lead_id for lead_id, _ in rows})})
+        await _KEEP.rows(connection, {"refused": to_json(list(rows.values())).decode()})
+
+
+def _entry(entry: SealedSubmission) -> dict[str, Any]:
+    phone_index, phone_index_2 = entry.indexes.phone
+    nid_index, nid_index_2 = entry.indexes.nid
+    return {
+        "id": str(entry.id),
+        "phone_index": phone_index and phone_index.hex(),
+        "nid_index": nid_index and nid_index.hex(),
+        "phone_index_2": phone_index_2 and phone_index_2.hex(),
+        "nid_index_2": nid_index_2 and nid_index_2.hex(),
+        "index_epoch": entry.indexes.epoch,
+        "created_by": entry.created_by,
+        "request_id": entry.request_id,
+        "content_digest": entry.content_digest.hex(),
+        "accepted_at": entry.accepted_at and entry.accepted_at.isoformat(),
+        **entry.fields,
+    }

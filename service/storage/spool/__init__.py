@@ -1,0 +1,1 @@
+"""Where a lead waits in an outage."""

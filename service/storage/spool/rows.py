@@ -1,0 +1,189 @@
+"""Rows, sizes and owner of a spool's folder, read by its owner, or by an operator while a service owns it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+from service.errors import StartRefusedError
+from service.keys.secret_file import make_private_folder
+
+OWNER_WAIT_SECONDS = 3.0
+"""How long a start waits for the process that owns the spool: one that is stopping releases it last."""
+
+FILE_NAME = "spool.sqlite"
+PAGE_BYTES = 4096
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolRow:
+    """One submission as it lies in the file."""
+
+    id: UUID
+    accepted_at: datetime
+    request: bytes | None
+    content: bytes
+    phone: bytes
+    nid: bytes
+    conversation: bytes | None
+    refused: bool
+    payload: str
+    key_ids: str | None = None
+    """The ids of the keys that it is sealed with, the spool's own and those of the fields inside, with spaces between;
+    None: written by a release that did not note them."""
+    damage: str | None = None
+    """Why it was set aside; None: it is to be drained."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSize:
+    """What lies in the file."""
+
+    waiting: int
+    damaged: int
+    oldest: datetime | None
+    bytes: int
+
+
+class SpoolOwnedError(StartRefusedError):
+    """Another process uses the spool."""
+
+
+def size_of(connection: sqlite3.Connection) -> SpoolSize:
+    """What lies in the file, counted."""
+    total, damaged = connection.execute("SELECT count(*), count(damage) FROM entry").fetchone()
+    return SpoolSize(total - damaged, damaged, oldest_of(connection), bytes_of(connection))
+
+
+def oldest_of(connection: sqlite3.Connection) -> datetime | None:
+    """When the first row of the file was accepted."""
+    first = connection.execute("SELECT accepted_at FROM entry ORDER BY seq LIMIT 1").fetchone()
+    return None if first is None else EPOCH + first[0] * MICROSECOND
+
+
+def bytes_of(connection: sqlite3.Connection) -> int:
+    """How much of the file is in use."""
+    pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+    return int((pages - free) * PAGE_BYTES)
+
+
+def key_ids_of(connection: sqlite3.Connection) -> set[str]:
+    """The ids of the keys that some row is sealed with."""
+    kinds = connection.execute("SELECT DISTINCT key_ids FROM entry WHERE key_ids IS NOT NULL")
+    found = {key_id for (key_ids,) in kinds for key_id in key_ids.split()}
+    if found:
+        # The canary is what proves, without the database, that what lies here belongs to this keyring.
+        found.update(sealed.partition(".")[0] for (sealed,) in connection.execute("SELECT sealed FROM identity"))
+    return found
+
+
+def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Generator[SpoolRow, None, None]:
+    """The rows that match an SQL condition."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    noted = "key_ids" if version > 1 else "NULL"  # an operator may look before this release's first start
+    columns = f"id, accepted_at, request, content, phone, nid, conversation, refused, payload, {noted}, damage"
+    found = connection.execute(f"SELECT {columns} FROM entry {condition}", parameters)  # noqa: S608 # our own names
+    for row_id, accepted_at, request, content, phone, nid, conversation, refused, payload, key_ids, damage in found:
+        yield SpoolRow(
+            id=UUID(bytes=row_id),
+            accepted_at=EPOCH + accepted_at * MICROSECOND,
+            request=request,
+            content=content,
+            phone=phone,
+            nid=nid,
+            conversation=conversation,
+            refused=bool(refused),
+            payload=payload,
+            key_ids=key_ids,
+            damage=damage,
+        )
+
+
+def peek(folder: Path) -> tuple[SpoolSize, list[SpoolRow]]:
+    """What lies in a spool, whoever owns it; nothing when there is none. Raises StartRefusedError."""
+    if not (folder / FILE_NAME).exists():
+        return SpoolSize(0, 0, None, 0), []
+    with as_operator(folder, "ro") as connection:
+        return size_of(connection), list(rows_of(connection, "ORDER BY seq"))
+
+
+def peek_key_ids(folder: Path) -> set[str]:
+    """The ids of the keys that something in a spool is sealed with, whoever owns it. Raises StartRefusedError."""
+    if not (folder / FILE_NAME).exists():
+        return set()
+    with as_operator(folder, "ro") as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 1:
+            raise StartRefusedError(f"the spool {folder} was written by an earlier release: start the service once")
+        return key_ids_of(connection)
+
+
+def take_back(folder: Path) -> None:
+    """Let everything that was set aside be drained again, by whoever owns the spool. Raises StartRefusedError."""
+    if (folder / FILE_NAME).exists():
+        with as_operator(folder, "rw") as connection:
+            connection.execute("UPDATE entry SET damage = NULL")
+
+
+@contextmanager
+def as_operator(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    """The file of a spool, whoever owns it; `mode` is ro or rw. Raises StartRefusedError."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{(folder / FILE_NAME).absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+        ) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise StartRefusedError(f"the spool {folder} cannot be read ({code})") from None
+
+
+def has_owner(folder: Path) -> bool:
+    """Whether a process owns the spool of a folder now."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _locks(lock)
+    finally:
+        os.close(lock)
+
+
+def become_owner(folder: Path) -> int:
+    """The descriptor that makes this process the owner of a spool until it is closed. Raises StartRefusedError."""
+    try:
+        make_private_folder(folder)
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise StartRefusedError(
+            f"the spool's folder {folder} cannot be used: {error.strerror}; see LEADKEEP_SPOOL_DIR"
+        ) from None
+    deadline = time.monotonic() + OWNER_WAIT_SECONDS
+    while not _locks(lock):
+        if time.monotonic() > deadline:
+            os.close(lock)
+            raise SpoolOwnedError(
+                f"another process uses the spool {folder}; each service needs its own LEADKEEP_SPOOL_DIR"
+            )
+        time.sleep(0.05)
+    return lock
+
+
+def _locks(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

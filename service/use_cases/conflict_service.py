@@ -1,0 +1,141 @@
+"""The use cases of conflicts, acknowledged submissions that match a lead: list them with their leads, resolve them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from service.access import Caller
+from service.errors import DuplicateLeadError, LeadValidationError, Violation
+from service.lead import (
+    CORRECTABLE_FIELDS,
+    ConflictResolution,
+    Lead,
+    SealedConflict,
+    SealedLead,
+)
+from service.sealing import LeadSealer
+from service.storage.leads.conflicts import ConflictRepository, Decision, Drop, KeepFirst, OwnLead, TakeNew
+from service.storage.leads.decision import DuplicateMatch
+from service.storage.leads.parameters import Correction, Position
+from service.use_cases.page_token import Tags, read_page
+from service.validation import ValidationService
+
+LARGEST_PAGE = 25
+"""A conflict shows up to four of the longest leads: a page of it fits into one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A conflict as it is stored, and its submission and leads opened: unreadable fields are left out and named."""
+
+    sealed: SealedConflict
+    submission: Lead
+    leads: tuple[Lead, ...]
+
+
+class ConflictService:
+    """The use cases around conflicts."""
+
+    def __init__(
+        self,
+        *,
+        conflicts: ConflictRepository,
+        sealer: LeadSealer,
+        validation: ValidationService,
+        page_token_tags: Tags,
+    ) -> None:
+        self._conflicts = conflicts
+        self._sealer = sealer
+        self._validation = validation
+        self._page_token_tags = page_token_tags
+
+    async def list_conflicts(
+        self, *, page_size: int = 0, page_token: str = "", resolved_too: bool = False
+    ) -> tuple[list[Conflict], str]:
+        """One page of conflicts, oldest first, and the token of the next. Raises PageTokenInvalidError."""
+
+        async def find(
+            after: tuple[datetime, UUID] | None, limit: int
+        ) -> list[tuple[SealedConflict, list[SealedLead]]]:
+            place = Position(*after) if after else None
+            return await self._conflicts.list_conflicts(resolved_too=resolved_too, after=place, limit=limit)
+
+        page, token = await read_page(
+            find,
+            lambda row: (row[0].accepted_at, row[0].id),
+            UUID,
+            size=page_size,
+            token=page_token,
+            list_identity=f"conflicts/{resolved_too}",
+            tags=self._page_token_tags,
+            default=LARGEST_PAGE,
+            largest=LARGEST_PAGE,
+        )
+        return [self._opened(conflict, leads) for conflict, leads in page], token
+
+    async def resolve_conflict(
+        self, caller: Caller, conflict_id: UUID, resolution: ConflictResolution, *, lead_id: UUID | None, reason: str
+    ) -> Lead | None:
+        """Resolve a conflict; returns the lead that the submission's id leads to from now on, None when it was dropped.
+
+        `lead_id` names one of the matched leads; None: the only one. Where every lead that it matched was erased,
+        KEEP_FIRST drops it and TAKE_NEW is refused. Raises LeadValidationError, ConflictNotFoundError,
+        ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
+        """
+        why = self._validation.reason(reason)
+
+        def decide(conflict: SealedConflict) -> Decision:
+            if resolution is ConflictResolution.OWN_LEAD:
+                if lead_id is not None:
+                    raise LeadValidationError([Violation("lead_id", "must be empty for a lead of its own")])
+                return OwnLead(self._sealer.resealed_and_reindexed(conflict))
+            if not conflict.lead_ids:
+                return _without_lead(conflict, resolution, lead_id)
+            target = _target(conflict, lead_id)
+            if resolution is ConflictResolution.KEEP_FIRST:
+                return KeepFirst(target)
+            submitted = self._sealer.open(conflict.as_lead(conflict.accepted_at))
+            # A field that the customer left out this time is kept.
+            values = {name: value for name in CORRECTABLE_FIELDS if (value := getattr(submitted, name)) is not None}
+
+            def correction(current: SealedLead) -> Correction:
+                return self._sealer.correction(current.id, values)
+
+            return TakeNew(target, correction)
+
+        sealed = await self._conflicts.resolve(conflict_id, resolution, decide, actor=caller.subject, reason=why)
+        if isinstance(sealed, DuplicateMatch):
+            raise DuplicateLeadError(
+                phone_lead_id=sealed.phone.id if sealed.phone else None,
+                nid_lead_id=sealed.nid.id if sealed.nid else None,
+                visible=frozenset(lead.id for lead in sealed.leads),  # who operates sees every conflict's leads
+            )
+        return self._sealer.open(sealed) if sealed is not None else None
+
+    def _opened(self, conflict: SealedConflict, leads: list[SealedLead]) -> Conflict:
+        return Conflict(
+            conflict,
+            self._sealer.open(conflict.as_lead(conflict.accepted_at), flag_unreadable=True),
+            tuple(self._sealer.open(lead, flag_unreadable=True) for lead in leads),
+        )
+
+
+def _without_lead(conflict: SealedConflict, resolution: ConflictResolution, lead_id: UUID | None) -> Drop:
+    if lead_id is not None:
+        raise LeadValidationError([Violation("lead_id", "must be empty: the lead that was met is erased")])
+    if resolution is not ConflictResolution.KEEP_FIRST or conflict.erased_lead_id is None:
+        wanted = "must be KEEP_FIRST or OWN_LEAD: the lead that would take the values is erased"
+        raise LeadValidationError([Violation("resolution", wanted)])
+    return Drop(conflict.erased_lead_id)
+
+
+def _target(conflict: SealedConflict, lead_id: UUID | None) -> UUID:
+    matched = conflict.lead_ids
+    if lead_id is None and len(matched) == 1:
+        return matched[0]
+    if lead_id is None or lead_id not in matched:
+        choice = ", ".join(str(each) for each in matched)
+        raise LeadValidationError([Violation("lead_id", f"must be one of the leads that were met: {choice}")])
+    return lead_id

@@ -1,0 +1,332 @@
+"""The use cases of leads: create, read, list, change the status, correct and assign.
+
+Every method takes the caller and answers only what that caller may see; a lead that the caller may not read does not
+exist for it. Whether sensitive fields are shown unmasked is decided once, in the interceptor rpc/unmasking.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, partial
+from typing import TypeVar
+from uuid import UUID
+
+from service.access import Caller, Scope
+from service.errors import (
+    DuplicateLeadError,
+    LeadValidationError,
+    RequestIdReusedError,
+    ScopeMissingError,
+    StatusTransitionError,
+    VersionMismatchError,
+    Violation,
+)
+from service.lead import (
+    AssignmentChange,
+    CustomerFields,
+    Lead,
+    LeadStatus,
+    Resubmission,
+    SealedLead,
+    StatusChange,
+)
+from service.sealing import LeadSealer
+from service.storage.leads.decision import (
+    Aliased,
+    Created,
+    Delayed,
+    DuplicateMatch,
+    Erased,
+    InConflict,
+    RequestIdReused,
+)
+from service.storage.leads.parameters import AssignmentStep, Correction, LeadFilter, Position, StatusStep
+from service.storage.leads.repository import LeadRepository
+from service.use_cases.confirmation import Confirmation, ConfirmationService
+from service.use_cases.page_token import Tags, read_page
+from service.validation import ValidationService
+
+V = TypeVar("V")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedLead:
+    """An acknowledged lead and the confirmation for its customer."""
+
+    lead: Lead
+    confirmation: Confirmation
+    delayed: bool
+    """Whether it waits in the spool and reaches the database later."""
+
+
+class LeadService:
+    """The use cases. Everything that it needs is handed in; it holds no state of its own."""
+
+    def __init__(
+        self,
+        *,
+        repository: LeadRepository,
+        sealer: LeadSealer,
+        validation: ValidationService,
+        confirmation: ConfirmationService,
+        page_token_tags: Tags,
+        new_id: Callable[[], UUID],
+    ) -> None:
+        self._repository = repository
+        self._sealer = sealer
+        self._validation = validation
+        self._confirmation = confirmation
+        self._page_token_tags = page_token_tags
+        self._new_id = new_id
+
+    async def create_lead(
+        self, caller: Caller, fields: Mapping[str, str], *, request_id: str = "", locale: str = ""
+    ) -> CreatedLead:
+        """Make a new lead durable.
+
+        Raises LeadValidationError, DuplicateLeadError, RequestIdReusedError, StorageUnavailableError.
+        """
+        details, request = self._validated(fields, request_id)
+        lead_id = self._new_id()
+        seal = cache(partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request))
+        outcome = await self._repository.create(seal)
+        match outcome:
+            case Created(sealed, is_new):
+                # The fields of a new lead need not be opened to be known.
+                lead = (
+                    self._sealer.acknowledged(sealed.id, details, sealed.created_at)
+                    if is_new
+                    else self._sealer.open(sealed)
+                )
+                return self._created(lead, locale, delayed=False)
+            case Delayed(delayed_id, accepted_at, decided):
+                lead = self._sealer.acknowledged(delayed_id, details, accepted_at)
+                return self._created(lead, locale, delayed=not decided)
+            case Erased(created_at):
+                # Stored by an attempt whose answer was lost, and erased before this one. An error would be repeated,
+                # and the repeat would bring the person back.
+                return self._created(self._sealer.acknowledged(lead_id, details, created_at), locale, delayed=False)
+            case RequestIdReused():
+                raise RequestIdReusedError
+            case DuplicateMatch():
+                raise _duplicate(outcome, caller)
+            case Aliased() | InConflict():
+                raise AssertionError("only what was acknowledged before becomes an alias or a conflict")
+
+    def _created(self, lead: Lead, locale: str, *, delayed: bool) -> CreatedLead:
+        confirmation = self._confirmation.confirm(
+            lead_id=lead.id,
+            name=lead.name,
+            locales=locale,
+            preferred_contact_time=lead.preferred_contact_time,
+            delayed=delayed,
+        )
+        return CreatedLead(lead, confirmation, delayed)
+
+    async def get_lead(self, caller: Caller, lead_id: UUID, *, hidden: Collection[str] = ()) -> Lead:
+        """One lead; `hidden` fields are not opened. Raises LeadNotFoundError, FieldUnreadableError."""
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+        return self._sealer.open(lead, hidden=hidden)
+
+    async def get_lead_by_conversation(
+        self, caller: Caller, conversation_id: str, *, hidden: Collection[str] = ()
+    ) -> tuple[Lead, list[UUID]]:
+        """The newest lead of a conversation and the ids of the others; `hidden` fields are not opened.
+
+        Raises ConversationNotFoundError, FieldUnreadableError.
+        """
+        wanted = self._validation.conversation_id(conversation_id)
+        if wanted is None:
+            raise LeadValidationError([Violation("conversation_id", "is required")])
+        newest, others = await self._repository.find_by_conversation(wanted, created_by=_own_only(caller))
+        return self._sealer.open(newest, hidden=hidden), others
+
+    async def list_leads(
+        self,
+        caller: Caller,
+        *,
+        page_size: int,
+        page_token: str,
+        statuses: Sequence[LeadStatus],
+        created_after: datetime | None,
+        created_before: datetime | None,
+        assignee: str,
+        interested_policy: str,
+        conversation_id: str,
+        phone: str,
+        nid: str,
+        hidden: Collection[str],
+    ) -> tuple[list[Lead], str]:
+        """One page of leads and the token of the next, empty on the last.
+
+        A filter that is empty means any. `hidden` fields are not opened; a field that cannot be opened is named in its
+        lead. Raises LeadValidationError, PageTokenInvalidError, ScopeMissingError.
+        """
+        if (phone or nid) and not caller.may(Scope.UNMASK):
+            raise ScopeMissingError(Scope.UNMASK)
+        violations: list[Violation] = []
+
+        def checked(check: Callable[[str], str | None], value: str) -> str | None:
+            return _checked(check, value, violations) if value else None
+
+        phone_key = checked(self._validation.phone_key, phone)
+        nid_key = checked(self._validation.nid_key, nid)
+        wanted = LeadFilter(
+            statuses=tuple(sorted(set(statuses))),
+            created_after=created_after,
+            created_before=created_before,
+            assignee=checked(self._validation.assignee, assignee),
+            interested_policy=checked(self._validation.policy_key, interested_policy),
+            conversation_id=checked(self._validation.conversation_id, conversation_id),
+            phone_indexes=self._sealer.phone_indexes(phone_key) if phone_key else None,
+            nid_indexes=self._sealer.nid_indexes(nid_key) if nid_key else None,
+            created_by=_own_only(caller),
+        )
+        if violations:
+            raise LeadValidationError(violations)
+
+        async def find(after: tuple[datetime, UUID] | None, limit: int) -> list[SealedLead]:
+            place = Position(*after) if after else None
+            return await self._repository.list_leads(wanted, after=place, limit=limit)
+
+        page, token = await read_page(
+            find,
+            lambda sealed: (sealed.created_at, sealed.id),
+            UUID,
+            size=page_size,
+            token=page_token,
+            # A token holds a keyed digest of it only. Not the blind indexes: those change while a caller leafs through.
+            list_identity=f"{wanted!r}{phone_key or ''}/{nid_key or ''}",
+            tags=self._page_token_tags,
+        )
+        return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for sealed in page], token
+
+    async def update_status(
+        self,
+        caller: Caller,
+        lead_id: UUID,
+        to_status: LeadStatus,
+        *,
+        reason: str = "",
+        expected_version: int = 0,
+        hidden: Collection[str] = (),
+    ) -> Lead:
+        """Change a lead's status; `hidden` fields are not opened.
+
+        Raises LeadNotFoundError, VersionMismatchError, StatusTransitionError, FieldUnreadableError.
+        """
+        why = self._validation.reason(reason)
+
+        def decide(current: SealedLead) -> StatusStep | None:
+            if current.status is to_status:
+                return None
+            _require_version(current, expected_version)
+            if to_status is LeadStatus.NEW:
+                raise StatusTransitionError(current.status, to_status)
+            return StatusStep(to_status=to_status, actor=caller.subject, reason=why)
+
+        moved = await self._repository.change(lead_id, decide, caller.may_read_lead_created_by)
+        return self._sealer.open(moved, hidden=hidden)
+
+    async def assign_lead(
+        self,
+        caller: Caller,
+        lead_id: UUID,
+        assignee: str,
+        *,
+        reason: str = "",
+        expected_version: int = 0,
+        hidden: Collection[str] = (),
+    ) -> Lead:
+        """Assign a lead to somebody, or to nobody; `hidden` fields are not opened.
+
+        Raises LeadNotFoundError, VersionMismatchError, FieldUnreadableError.
+        """
+        to_assignee, why = self._validation.assignee(assignee), self._validation.reason(reason)
+
+        def decide(current: SealedLead) -> AssignmentStep | None:
+            if current.assignee == to_assignee:
+                return None
+            _require_version(current, expected_version)
+            return AssignmentStep(to_assignee=to_assignee, actor=caller.subject, reason=why)
+
+        assigned = await self._repository.change(lead_id, decide, caller.may_read_lead_created_by)
+        return self._sealer.open(assigned, hidden=hidden)
+
+    async def correct_lead(
+        self, caller: Caller, lead_id: UUID, fields: Mapping[str, str], *, expected_version: int = 0
+    ) -> Lead:
+        """Set customer fields; an empty value removes an optional one.
+
+        Raises LeadValidationError, LeadNotFoundError, VersionMismatchError, DuplicateLeadError.
+        """
+        accepted = self._validation.correction(fields)
+
+        def decide(current: SealedLead) -> Correction | None:
+            if not caller.may(Scope.UNMASK):
+                # Before the values are compared: who sees masks could test guesses with a version that never matches.
+                _require_version(current, expected_version)
+            changed = {name: value for name, value in accepted.items() if value != self._sealer.value_of(current, name)}
+            if not changed:
+                return None
+            _require_version(current, expected_version)
+            return self._sealer.correction(current.id, changed)
+
+        corrected = await self._repository.correct(lead_id, decide, caller.may_read_lead_created_by)
+        if isinstance(corrected, DuplicateMatch):
+            raise _duplicate(corrected, caller)
+        return self._sealer.open(corrected)
+
+    async def status_changes(self, caller: Caller, lead_id: UUID) -> list[StatusChange]:
+        """A lead's status history, oldest first. Raises LeadNotFoundError."""
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+        return await self._repository.status_changes(lead.id)
+
+    async def assignments(self, caller: Caller, lead_id: UUID) -> list[AssignmentChange]:
+        """A lead's assignment history, oldest first. Raises LeadNotFoundError."""
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+        return await self._repository.assignments(lead.id)
+
+    async def resubmissions(self, caller: Caller, lead_id: UUID) -> tuple[UUID, list[Resubmission]]:
+        """The lead's own id, and what was refused as a duplicate of it, newest first. Raises LeadNotFoundError."""
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+        kept = await self._repository.resubmissions(lead.id)
+        return lead.id, [self._sealer.open_resubmission(sealed) for sealed in kept]
+
+    def _validated(self, fields: Mapping[str, str], request_id: str) -> tuple[CustomerFields, str | None]:
+        violations: list[Violation] = []
+        details = _checked(self._validation.submission, fields, violations)
+        request = _checked(self._validation.request_id, request_id, violations)
+        if details is None or violations:
+            raise LeadValidationError(violations)
+        return details, request
+
+
+def _checked(check: Callable[[V], R | None], value: V, violations: list[Violation]) -> R | None:
+    """The checked value; None for one that is refused, with the reasons added to `violations`."""
+    try:
+        return check(value)
+    except LeadValidationError as error:
+        violations += error.violations
+        return None
+
+
+def _own_only(caller: Caller) -> str | None:
+    """The subject whose leads alone the caller may read; None for a caller who may read all."""
+    return None if caller.may(Scope.READ) else caller.subject
+
+
+def _require_version(current: SealedLead, expected_version: int) -> None:
+    if expected_version and expected_version != current.version:
+        raise VersionMismatchError(current.version)
+
+
+def _duplicate(match: DuplicateMatch, caller: Caller) -> DuplicateLeadError:
+    return DuplicateLeadError(
+        phone_lead_id=match.phone.id if match.phone else None,
+        nid_lead_id=match.nid.id if match.nid else None,
+        visible=frozenset(lead.id for lead in match.leads if caller.may_read_lead_created_by(lead.created_by)),
+    )

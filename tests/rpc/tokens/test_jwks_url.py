@@ -1,0 +1,247 @@
+"""The key set of an issuer: how often it is fetched, and what an outage or a forged answer changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from structlog.testing import capture_logs
+
+from service.errors import KeysUnavailableError, TokenInvalidError
+from service.rpc.tokens import jwks
+from service.rpc.tokens.jwks import FETCH_PAUSE_SECONDS, FIRST_KEYS_PAUSE_SECONDS, REFRESH_SECONDS, JwksUrl
+from service.rpc.tokens.verifier import TokenVerifier
+from tests.harness.processes import until
+from tests.rpc.tokens.signing import (
+    AUDIENCE,
+    EC_JWK,
+    EC_KEY,
+    ED_JWK,
+    ISSUER,
+    Clock,
+    base64url,
+    document,
+    refused,
+    signed,
+)
+
+
+class Issuer(ThreadingHTTPServer):
+    """An issuer on this machine: what it answers, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.body = document(ED_JWK)
+        self.status = 200
+        self.headers: dict[str, str] = {}
+        self.requests: list[str] = []
+        self.tail: tuple[bytes, int, float] | None = None  # a chunk that follows, how often, the pause between
+        self.tail_was_read = False
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        super().__init__(("127.0.0.1", 0), _Answer)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/jwks"
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Issuer
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        self.server.may_answer.wait(10)
+        self.send_response(self.server.status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+        if self.server.tail is not None:
+            chunk, times, pause = self.server.tail
+            with contextlib.suppress(ConnectionError):
+                for _ in range(times):
+                    self.wfile.write(chunk)
+                    time.sleep(pause)
+                self.server.tail_was_read = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with Issuer() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.may_answer.set()
+        server.shutdown()
+
+
+async def asked(issuer: Issuer, times: int) -> None:
+    """Wait until the issuer was asked so often: a refresh runs behind the calls."""
+    await until(lambda: len(issuer.requests) >= times)
+
+
+async def test_keys_are_fetched_once_and_kept(issuer: Issuer, clock: Clock) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    for _ in range(10):
+        assert (await source.key("ed")).kid == "ed"
+        clock.now += 50
+    assert len(issuer.requests) == 1
+
+
+async def test_calls_at_the_same_time_share_one_fetch(issuer: Issuer, clock: Clock) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    keys = await asyncio.gather(*(source.key("ed") for _ in range(50)))
+    assert len(keys) == 50
+    assert len(issuer.requests) == 1
+
+
+async def test_caller_that_hangs_up_leaves_the_fetch_to_the_others(issuer: Issuer, clock: Clock) -> None:
+    issuer.may_answer.clear()
+    source = JwksUrl(issuer.url, clock=clock)
+    impatient, patient = (asyncio.create_task(source.key("ed")) for _ in range(2))
+    await asked(issuer, 1)
+    impatient.cancel()
+    issuer.may_answer.set()
+    assert (await patient).kid == "ed"
+    assert len(issuer.requests) == 1
+
+
+async def test_10000_unknown_kids_make_one_fetch_a_minute(issuer: Issuer, clock: Clock) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    await source.key("ed")
+    for minute in range(2):
+        clock.now += FETCH_PAUSE_SECONDS
+        answers = await asyncio.gather(
+            *(source.key(f"invented-{minute}-{number}") for number in range(5000)), return_exceptions=True
+        )
+        assert {type(answer) for answer in answers} == {TokenInvalidError}
+        assert len(issuer.requests) == minute + 2
+
+
+async def test_10000_tokens_with_unknown_kids_make_one_fetch(issuer: Issuer, clock: Clock) -> None:
+    verifier = TokenVerifier(JwksUrl(issuer.url, clock=clock), issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    rest = signed().partition(".")[2]
+    for number in range(10_000):
+        header = base64url(json.dumps({"alg": "EdDSA", "kid": f"k{number}"}).encode())
+        await refused(verifier, f"{header}.{rest}")
+    assert len(issuer.requests) == 1
+
+
+async def test_new_key_of_the_issuer_is_accepted_after_one_more_fetch(issuer: Issuer, clock: Clock) -> None:
+    verifier = TokenVerifier(JwksUrl(issuer.url, clock=clock), issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    await verifier.verify(signed())
+    issuer.body = document(ED_JWK, EC_JWK)
+    clock.now += FETCH_PAUSE_SECONDS
+    token = signed(key=EC_KEY, algorithm="ES256", headers={"kid": "ec"})
+    assert (await verifier.verify(token)).subject == "chatbot"
+
+
+async def test_removed_key_is_refused_after_the_refresh(issuer: Issuer, clock: Clock) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    await source.key("ed")
+    issuer.body = document(EC_JWK)
+    clock.now += REFRESH_SECONDS
+    assert (await source.key("ed")).kid == "ed"  # the refresh runs behind this call
+    with pytest.raises(TokenInvalidError):
+        await source.key("another")  # waits for the same refresh
+    with pytest.raises(TokenInvalidError):
+        await source.key("ed")
+    assert len(issuer.requests) == 2
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, b""), (200, b"{"), (200, document()), (404, document(EC_JWK))])
+async def test_failing_issuer_leaves_the_old_keys(issuer: Issuer, clock: Clock, status: int, body: bytes) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    await source.key("ed")
+    issuer.status, issuer.body = status, body
+    with capture_logs() as logs:
+        for _ in range(3):
+            clock.now += REFRESH_SECONDS
+            with pytest.raises(TokenInvalidError):
+                await source.key("another")
+            assert (await source.key("ed")).kid == "ed"
+    assert [entry["event"] for entry in logs] == ["key_set_unreachable"]
+
+
+async def test_failed_refresh_is_repeated_once_a_minute(issuer: Issuer, clock: Clock) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    await source.key("ed")
+    issuer.status = 500
+    clock.now += REFRESH_SECONDS
+    with pytest.raises(TokenInvalidError):
+        await source.key("another")
+    for _ in range(100):
+        await source.key("ed")
+    assert len(issuer.requests) == 2
+    clock.now += FETCH_PAUSE_SECONDS
+    await source.key("ed")
+    await asked(issuer, 3)
+
+
+async def test_issuer_that_was_never_reached_makes_the_call_repeatable(issuer: Issuer, clock: Clock) -> None:
+    issuer.status = 503
+    source = JwksUrl(issuer.url, clock=clock)
+    for _ in range(100):
+        with pytest.raises(KeysUnavailableError):
+            await source.key("ed")
+    assert len(issuer.requests) == 1
+    issuer.status = 200
+    clock.now += FIRST_KEYS_PAUSE_SECONDS
+    assert (await source.key("ed")).kid == "ed"
+
+
+async def test_issuer_that_does_not_listen_makes_the_call_repeatable(issuer: Issuer, clock: Clock) -> None:
+    source = JwksUrl("http://127.0.0.1:9/jwks?key=s3cret", clock=clock)
+    with capture_logs() as logs, pytest.raises(KeysUnavailableError):
+        await source.key("ed")
+    assert "s3cret" not in repr(logs)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirect_is_not_followed(issuer: Issuer, clock: Clock, status: int) -> None:
+    issuer.status = status
+    issuer.headers = {"Location": f"{issuer.url}/elsewhere"}
+    with pytest.raises(KeysUnavailableError):
+        await JwksUrl(issuer.url, clock=clock).key("ed")
+    assert issuer.requests == ["/jwks"]
+
+
+async def test_answer_that_is_too_large_is_not_read_to_its_end(issuer: Issuer, clock: Clock) -> None:
+    issuer.tail = (b" " * 65536, 1000, 0)
+    with pytest.raises(KeysUnavailableError):
+        await JwksUrl(issuer.url, clock=clock).key("ed")
+    assert not issuer.tail_was_read
+
+
+async def test_answer_that_trickles_in_is_given_up(
+    issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_SECONDS", 0.2)
+    issuer.tail = (b" ", 300, 0.01)
+    with pytest.raises(KeysUnavailableError):
+        await JwksUrl(issuer.url, clock=clock).key("ed")
+
+
+async def test_issuer_that_does_not_answer_is_given_up(
+    issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_SECONDS", 0.05)
+    issuer.may_answer.clear()
+    with pytest.raises(KeysUnavailableError):
+        await JwksUrl(issuer.url, clock=clock).key("ed")
+
+
+async def test_proxy_of_the_environment_is_not_asked_for_this_machine(
+    issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert (await JwksUrl(issuer.url, clock=clock).key("ed")).kid == "ed"
