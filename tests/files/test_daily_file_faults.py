@@ -182,7 +182,7 @@ def test_a_render_rests_as_long_as_it_works_until_it_has_taken_three_seconds(
 
 
 def renderers(service: RunningService) -> list[int]:
-    return children_running(service.pid, "file_worker")
+    return children_running(service.pid, "service.files.worker")
 
 
 def test_a_renderer_that_is_killed_is_started_again(database: TestDatabase, start_service: StartService) -> None:

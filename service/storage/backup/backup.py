@@ -33,10 +33,8 @@ from service.storage.backup.backup_manifest import (
     require_whole_dump,
     sha256_of,
 )
-from service.storage.postgres.process import ProgramFailedError, begin, finish, program
+from service.storage.postgres.process import ProgramFailedError, program, run_program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
-
-_CONNECT_SECONDS = 10
 
 _VERIFY_LOCK = 0x4C4B_5646  # "LKVF": two verifications of backups of one database take turns
 
@@ -54,15 +52,20 @@ def make_backup(url: str, folder: Path) -> Manifest:
 
     What was begun is removed when it fails or is interrupted.
     """
-    made_folder = _own_folder(folder)
-    dump = folder / DUMP
+    require_own_folder(folder)
+    dump, is_new = folder / DUMP, not folder.exists()
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StartRefusedError(f"{folder} cannot be made: {error.strerror}") from None
     try:
         with _failures_as_refusals("backup"), _connected(url) as connection:
             manifest = _dump(connection, url, dump)
         manifest.write(folder)
     except BaseException:
         dump.unlink(missing_ok=True)
-        if made_folder:
+        if is_new:
             folder.rmdir()
         raise
     return manifest
@@ -72,19 +75,6 @@ def require_own_folder(folder: Path) -> None:
     """Raise StartRefusedError when something is in the way of a backup in this folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StartRefusedError(f"{folder} is not empty: give the backup a folder of its own")
-
-
-def _own_folder(folder: Path) -> bool:
-    """Make the folder, or see that it is empty; whether it was made."""
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        require_own_folder(folder)
-        folder.chmod(0o700)
-        return False
-    except OSError as error:
-        raise StartRefusedError(f"{folder} cannot be made: {error.strerror}") from None
-    return True
 
 
 def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
@@ -99,15 +89,7 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     made_at = datetime.now(UTC)
     os.close(os.open(dump, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     options = ["--format=custom", "--no-owner", f"--snapshot={snapshot}", "--lock-wait-timeout=30s", f"--file={dump}"]
-    running = begin(program("pg_dump", version), options, url)
-    try:
-        # Meanwhile, in the same snapshot.
-        told = {"tables": contents(connection), "key_ids": key_ids(connection), "canary": canary_of(connection)}
-    except BaseException:
-        running.kill()
-        running.wait()
-        raise
-    finish(running)
+    run_program(program("pg_dump", version), options, url)
     with dump.open("rb+") as file:
         os.fsync(file.fileno())
     sync_folder(dump.parent)
@@ -116,9 +98,12 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
         leadkeep=importlib.metadata.version("leadkeep"),
         postgres=version,
         schema=schema,
+        # In the snapshot of the dump.
+        key_ids=key_ids(connection),
+        canary=canary_of(connection),
+        tables=contents(connection),
         dump_bytes=dump.stat().st_size,
         dump_sha256=sha256_of(dump),
-        **told,  # type: ignore[arg-type] # each under its own name
     )
 
 
@@ -282,7 +267,7 @@ def _restore_dump(url: str, folder: Path) -> None:
         (major,) = _row(connection, "SELECT current_setting('server_version_num')::int / 10000")
         name = connection.info.dbname
     options = ["--single-transaction", "--exit-on-error", "--no-owner", f"--dbname={name}", str(folder / DUMP)]
-    finish(begin(program("pg_restore", major), options, url))
+    run_program(program("pg_restore", major), options, url)
 
 
 def _differences(url: str, manifest: Manifest) -> list[str]:
@@ -291,10 +276,9 @@ def _differences(url: str, manifest: Manifest) -> list[str]:
 
 
 def _revision(connection: psycopg.Connection) -> str | None:
-    if _row(connection, "SELECT to_regclass('public.alembic_version') IS NOT NULL")[0]:
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        return None if row is None else str(row[0])
-    return None
+    if _row(connection, "SELECT to_regclass('public.alembic_version') IS NULL")[0]:
+        return None
+    return str(_row(connection, "SELECT version_num FROM alembic_version")[0])
 
 
 def _row(connection: psycopg.Connection, query: str, parameters: dict[str, str] | None = None) -> tuple[Any, ...]:
@@ -305,7 +289,7 @@ def _row(connection: psycopg.Connection, query: str, parameters: dict[str, str] 
 
 @contextmanager
 def _connected(url: str) -> Iterator[psycopg.Connection]:
-    options = {"connect_timeout": _CONNECT_SECONDS, "application_name": "leadkeep-backup", "options": SESSION}
+    options = {"connect_timeout": 10, "application_name": "leadkeep-backup", "options": SESSION}
     with psycopg.connect(url, **options) as connection:  # type: ignore[arg-type] # libpq's own options
         yield connection
 

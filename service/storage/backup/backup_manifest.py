@@ -15,6 +15,7 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
+from pydantic import TypeAdapter
 
 from service.errors import StartRefusedError
 from service.keys.secret_file import replace_secret_file
@@ -23,8 +24,6 @@ FORMAT = "leadkeep-backup"
 VERSION = 1
 MANIFEST = "manifest.json"
 DUMP = "leadkeep.dump"
-
-_CHUNK_BYTES = 1 << 20
 
 SESSION = "-c timezone=UTC -c datestyle=ISO -c bytea_output=hex -c extra_float_digits=1 -c intervalstyle=postgres"
 """Rows are compared as text, so whatever decides how they are written is set."""
@@ -91,18 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if told.pop("sha256") != _digest_of(told):
             raise StartRefusedError(f"{path} is damaged: take another backup")
-        canary = told["canary"]
-        return Manifest(
-            made_at=datetime.fromisoformat(told["made_at"]),
-            leadkeep=str(told["leadkeep"]),
-            postgres=int(told["postgres"]),
-            schema=str(told["schema"]),
-            key_ids=tuple(map(str, told["key_ids"])),
-            canary=Canary(**canary) if canary is not None else None,
-            tables={name: TableContent(**content) for name, content in told["tables"].items()},
-            dump_bytes=int(told["dump_bytes"]),
-            dump_sha256=str(told["dump_sha256"]),
-        )
+        return TypeAdapter(Manifest).validate_python(told)
     except FileNotFoundError:
         raise StartRefusedError(f"{folder} has no {MANIFEST}: it is no backup, or one that was not finished") from None
     except OSError as error:
@@ -135,10 +123,8 @@ def sha256_of(path: Path) -> str:
 
 def contents(connection: psycopg.Connection) -> dict[str, TableContent]:
     """What every table holds, in the connection's snapshot. Rows are compared in an order of their own digests."""
-    names = [
-        row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
-    ]
-    return {name: _content(connection, name) for name in names}
+    names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").fetchall()
+    return {name: _content(connection, name) for (name,) in names}
 
 
 def _content(connection: psycopg.Connection, table: str) -> TableContent:

@@ -29,7 +29,6 @@ _WAIT_SECONDS = 30
 # get it is asked after 3 s, and told to end without a checkpoint after 15 s (the next start recovers).
 _ASK_AFTER = ((3, signal.SIGINT), (15, signal.SIGQUIT))
 
-_SHOWN_CHARACTERS = 300
 _ERROR = re.compile(r"^(pg_\w+): error: (.*)$", re.MULTILINE)
 # COPY's errors quote the value that they are about, and so do all that come with a colon behind the input.
 _QUOTING = re.compile(r"COPY failed for table \"\w+\"|could not execute query: ERROR:  [^:\n\"]*")
@@ -76,7 +75,7 @@ class PidFile:
         """The file in this data folder; None when it is absent or not written to its end yet."""
         try:
             # 1 pid, 2 data folder, 3 start time, 4 port, 5 socket folder, 6 address, 7 shared memory, 8 state
-            lines = _path(data).read_bytes().split(b"\n")
+            lines = (data / "postmaster.pid").read_bytes().split(b"\n")
             return PidFile(
                 pid=abs(int(lines[0])),  # a single-user server writes it negative
                 socket_dir=Path(os.fsdecode(lines[4])) if len(lines) > 4 else Path(),
@@ -93,14 +92,12 @@ class PidFile:
         parent's number for stale, so ours is written. Removing the file would also switch off its look at the
         shared memory, by which it notices a killed server's last backends.
         """
-        try:
-            content = _path(data).read_bytes()
-        except FileNotFoundError:
-            return
+        path = data / "postmaster.pid"
         if PidFile.read(data) is None:
-            _path(data).unlink()  # a power cut emptied it: PostgreSQL would refuse it
+            path.unlink(missing_ok=True)  # a power cut emptied it: PostgreSQL would refuse it
             return
-        descriptor = os.open(_path(data), os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+        content = path.read_bytes()
+        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "wb") as file:
             file.write(b"\n".join([b"%d" % os.getpid(), *content.split(b"\n")[1:]]))
 
@@ -185,27 +182,21 @@ def environment(conninfo: str) -> dict[str, str]:
     return kept
 
 
-def begin(path: Path, arguments: Sequence[str], conninfo: str) -> subprocess.Popen[bytes]:
-    """Start a program that works on this database. It ends with us: a restore that was killed must not go on."""
-    return subprocess.Popen(  # noqa: S603 # a program of PostgreSQL, with arguments of our own
+def run_program(path: Path, arguments: Sequence[str], conninfo: str) -> None:
+    """Run a program on this database, to its end. Raises ProgramFailedError.
+
+    It ends with us: a restore that was killed must not go on.
+    """
+    done = subprocess.run(  # noqa: S603 # a program of PostgreSQL, with arguments of our own
         dying_with_parent([path, *arguments]),
         env=environment(conninfo),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        check=False,
     )
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the program's end. Raises ProgramFailedError; ends the program when the wait is interrupted."""
-    try:
-        _, output = process.communicate()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if process.returncode:
-        raise ProgramFailedError(_reduced(output.decode(errors="replace")))
+    if done.returncode:
+        raise ProgramFailedError(_reduced(done.stderr.decode(errors="replace")))
 
 
 def _reduced(output: str) -> str:
@@ -213,12 +204,7 @@ def _reduced(output: str) -> str:
     if error is None:
         return "PostgreSQL's program failed and gave no reason"
     quoting = _QUOTING.match(error[2])
-    shown = (quoting[0] if quoting else error[2])[:_SHOWN_CHARACTERS].strip()
-    return f"{error[1]} failed: {shown}"
-
-
-def _path(data: Path) -> Path:
-    return data / "postmaster.pid"
+    return f"{error[1]} failed: {(quoting[0] if quoting else error[2])[:300].strip()}"
 
 
 def _command_line(pid: int) -> str:
