@@ -1,8 +1,8 @@
-"""Which settings exist, with default and meaning; how they are read, checked and shown.
+"""The settings, with default and meaning: reads them from the environment, checks and shows them.
 
 Settings are environment variables named LEADKEEP_*, and the same names in a `.env` file of the working folder; the
 environment wins, and an empty value is unset. Wrong settings stop the start with every fault named at once. No
-fault repeats a value: a password or key can stand in any variable by mistake.
+fault repeats a value: any variable may hold a password or key by mistake.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ConfigurationError(StartRefusedError):
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One setting as an operator sees it, secrets hidden, and where its value comes from."""
+    """One setting as an operator sees it, secrets hidden, with the source of its value."""
 
     name: str
     value: str
@@ -81,11 +81,11 @@ _NEEDED = {
     "auth_issuer": "auth_jwks",
     "auth_audience": "auth_jwks",
 }
-"""Settings that mean something only beside another one, and that one."""
+"""Settings that need another one, by name: the one they need."""
 
 
 class Settings(BaseModel):
-    """Every setting, read and checked. A check between two settings stands with the later one of them."""
+    """Every setting, read and checked. A check between two settings belongs to the later one of them."""
 
     model_config = ConfigDict(frozen=True, validate_default=True, hide_input_in_errors=True)
 
@@ -279,7 +279,7 @@ class Settings(BaseModel):
 
     @field_validator("grpc_address", "http_address")
     @classmethod
-    def _the_network_sees_no_plaintext(cls, value: Address, info: ValidationInfo) -> Address:
+    def _no_plaintext_beyond_loopback(cls, value: Address, info: ValidationInfo) -> Address:
         protected = info.data.get("tls_cert", value) or info.data.get("allow_plaintext", True)
         if not protected and not value.is_loopback:
             raise ValueError(
@@ -297,7 +297,7 @@ class Settings(BaseModel):
 
     @field_validator("auth_jwks")
     @classmethod
-    def _keys_come_unharmed(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _keys_are_fetched_securely(cls, value: str | None, info: ValidationInfo) -> str | None:
         allowed = info.data.get("allow_plaintext", True)
         return value and values.jwks(value, plaintext_allowed=allowed)
 

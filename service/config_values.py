@@ -1,7 +1,7 @@
-"""How the value of one setting is read, and what is told when it cannot be.
+"""Readers of the values of settings, one function for each kind.
 
-Each function takes the text of a variable and returns the value, or raises ValueError with what is wrong and what
-to write instead, without repeating the text.
+Each takes the text of a variable and returns the value, or raises ValueError, which names what is wrong and what to
+write instead and never repeats the text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DATABASE_URL = re.compile(r"postgres(?:ql)?://[^\s\x00-\x1f\x7f]+")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an endpoint listens. As text it is `host:port`, an IPv6 host in brackets."""
+    """Address on which an endpoint listens. As text it is `host:port`, an IPv6 host in brackets."""
 
     host: str
     port: int

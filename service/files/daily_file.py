@@ -1,4 +1,4 @@
-"""How do the daily files come to be?
+"""Daily files: renders, reads and checks them.
 
 `leads_YYYY-MM-DD.json` shows the leads of one day. Promise: at every instant it is whole, valid JSON and equal to one
 snapshot of the database, whose time its header names; a crash at any moment leaves the file before or the file after.
@@ -64,7 +64,7 @@ class DailyFileError(Exception):
 
 
 class RenderingStoppedError(Exception):
-    """The render was told to stop; the file before it is still there."""
+    """The render was asked to stop; the previous file is still there."""
 
 
 Identity = tuple[int, int, int]
@@ -88,7 +88,7 @@ class Render:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a daily file says of itself."""
+    """Header of a daily file."""
 
     day: date
     timezone: str
@@ -99,7 +99,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the leads of a day are: how many, and the SHA-256 of their lines."""
+    """Content of a daily file: the number of leads, and the SHA-256 of their lines."""
 
     lead_count: int
     digest: bytes
@@ -132,7 +132,7 @@ class FileStorageService:
         """Render a day's file from one snapshot. With `settles`, its touches are settled.
 
         `nap` is called now and then to let others work. Raises OSError, DailyLeadsError, and RenderingStoppedError
-        when `stopped` says so.
+        when `stopped` returns true.
         """
         # The lock is taken before the snapshot: whoever renders later has the later snapshot, and its file stays.
         opener = partial(os.open, mode=0o600)
@@ -202,7 +202,7 @@ class FileStorageService:
             return _content(line.encode() for line in snapshot.lines())
 
     def identity(self, day: date) -> Identity | None:
-        """Which file lies there; None when there is none. Raises OSError when nobody can tell."""
+        """Identity of the file of a day; None when there is none. Raises OSError."""
         try:
             return _identity(self.path(day).stat())
         except FileNotFoundError:
@@ -261,17 +261,17 @@ def _header_of(first: bytes, second: bytes) -> Header:
     if second != _OPENING or not first.endswith(b",\n"):
         raise DailyFileError("it does not begin like one")
     try:
-        told: dict[str, Any] = json.loads(first.removesuffix(b",\n") + b"}")
-        if told["format"] != FORMAT:
+        header: dict[str, Any] = json.loads(first.removesuffix(b",\n") + b"}")
+        if header["format"] != FORMAT:
             raise DailyFileError("its format has another name")
-        if told["version"] != VERSION:
+        if header["version"] != VERSION:
             raise DailyFileError(f"its version is not {VERSION}, the one that this release reads")
         return Header(
-            day=date.fromisoformat(told["date"]),
-            timezone=str(told["timezone"]),
-            snapshot_at=datetime.fromisoformat(told["snapshot_at"]),
-            lead_count=int(told["lead_count"]),
-            key_ids=tuple(str(key_id) for key_id in told["key_ids"]),
+            day=date.fromisoformat(header["date"]),
+            timezone=str(header["timezone"]),
+            snapshot_at=datetime.fromisoformat(header["snapshot_at"]),
+            lead_count=int(header["lead_count"]),
+            key_ids=tuple(str(key_id) for key_id in header["key_ids"]),
         )
     except (KeyError, TypeError, ValueError):
         raise DailyFileError("its header is damaged") from None

@@ -43,7 +43,7 @@ from service.storage.daily.daily_leads import DailyLeads, DailyLeadsError, Days
 LOOK_SECONDS = 0.3
 """How often the database is asked for touched days."""
 
-TELL_SECONDS = 1.0
+REPORT_SECONDS = 1.0
 DISK_SECONDS = 1.0
 """How often the folder is compared with what was rendered."""
 
@@ -94,14 +94,14 @@ class FileWorker:
         leads: DailyLeads,
         days: Days,
         *,
-        tell: Callable[[dict[str, Any]], None],
+        report: Callable[[dict[str, Any]], None],
         stopped: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._files = files
         self._leads = leads
         self._days = days
-        self._tell = tell
+        self._report = report
         self._stopped = stopped
         self._clock = clock
         self._schedule = Schedule()
@@ -110,14 +110,14 @@ class FileWorker:
         self._renders = False
         self._alarm: str | None = None
         self._faults = 0
-        self._told_at = self._looked_at = float("-inf")
+        self._reported_at = self._looked_at = float("-inf")
 
     def run(self) -> None:
         """Work until the order to stop."""
         self._try(self._files.make_folder)
         while not self._stopped.is_set():
             pause = self._try(self.step)
-            self._tell_state()
+            self._report_state()
             self._stopped.wait(pause)
         self._finish()
 
@@ -164,7 +164,7 @@ class FileWorker:
 
         def give_way() -> None:
             nonlocal resumed
-            self._tell_state()
+            self._report_state()
             now = self._clock()
             if now - began < GIVES_WAY_SECONDS:
                 self._stopped.wait(now - resumed)
@@ -175,7 +175,7 @@ class FileWorker:
         self._changed.pop(day, None)
         self._known[day] = render.identity
         self._schedule.rendered(day, self._today(), render.size, ended)
-        self._tell({"event": "rendered", "bytes": render.size, "seconds": round(ended - began, 3)})
+        self._report({"event": "rendered", "bytes": render.size, "seconds": round(ended - began, 3)})
 
     def _finish(self) -> None:
         today = self._today()
@@ -186,7 +186,7 @@ class FileWorker:
         self._leads.close()
 
     def _try(self, work: Callable[[], None]) -> float:
-        """Do the work; the seconds to wait before the next attempt. What fails is told and tried again, for ever."""
+        """Do the work; the seconds to wait before the next attempt. What fails is an alarm, and is retried for ever."""
         try:
             work()
         except RenderingStoppedError:
@@ -198,7 +198,7 @@ class FileWorker:
         except OSError as error:
             self._alarm = f"the daily files cannot be written: {error.strerror or 'the folder cannot be used'}"
             if isinstance(error, FileNotFoundError):
-                # Told first; the next attempt may find it again, or make it.
+                # The alarm first; the next attempt may find it again, or make it.
                 with contextlib.suppress(OSError):
                     self._files.make_folder()
         else:
@@ -210,13 +210,13 @@ class FileWorker:
     def _today(self) -> date:
         return self._days.day_of(datetime.now(UTC))
 
-    def _tell_state(self) -> None:
+    def _report_state(self) -> None:
         now = self._clock()
-        if now - self._told_at < TELL_SECONDS and self._alarm is None:
+        if now - self._reported_at < REPORT_SECONDS and self._alarm is None:
             return
-        self._told_at = now
+        self._reported_at = now
         lag = now - min(self._changed.values()) if self._renders and self._changed else 0.0
-        self._tell({"event": "state", "renders": self._renders, "lag": round(lag, 3), "alarm": self._alarm})
+        self._report({"event": "state", "renders": self._renders, "lag": round(lag, 3), "alarm": self._alarm})
 
 
 def main() -> None:
@@ -229,7 +229,7 @@ def main() -> None:
         sys.stdin.read()
         stopped.set()
 
-    def tell(event: dict[str, Any]) -> None:
+    def report(event: dict[str, Any]) -> None:
         try:
             sys.stdout.write(json.dumps(event) + "\n")
             sys.stdout.flush()
@@ -240,7 +240,7 @@ def main() -> None:
     days = Days(order["timezone"])
     leads = DailyLeads(order["url"], days, identity=UUID(order["database"]))
     files = FileStorageService(Path(order["folder"]), days, leads)
-    FileWorker(files, leads, days, tell=tell, stopped=stopped).run()
+    FileWorker(files, leads, days, report=report, stopped=stopped).run()
 
 
 if __name__ == "__main__":

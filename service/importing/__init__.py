@@ -1,1 +1,1 @@
-"""Leads that come in as files: each row is decided alone, and every row is told what became of it."""
+"""Leads that come in as files: each row is decided alone, and the result of each is reported."""

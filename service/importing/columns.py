@@ -1,4 +1,4 @@
-"""Which column of a foreign file is which field: by its header, in any spelling, or as the operator says."""
+"""Maps the columns of a foreign file to fields: by the header in any spelling, or by the operator's --map."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def field_of(header: str) -> str | None:
 
 
 def explicit_mapping(pairs: Sequence[str]) -> dict[str, str]:
-    """What `--map "Their header=field"` says, by plain header. Raises ImportRefusedError."""
+    """Parses `--map "Their header=field"` into the field by plain header. Raises ImportRefusedError."""
     mapping: dict[str, str] = {}
     for pair in pairs:
         header, separator, field = pair.rpartition("=")

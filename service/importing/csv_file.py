@@ -2,10 +2,10 @@
 
 A record ends with the line on which its quotes are closed (RFC 4180); a quote inside a cell that does not begin with
 one is a character like others, such as an inch. If quotes are never closed, or only by those of a row further down,
-that is told of the first line, and reading goes on with the second.
+the first line is reported as faulty, and reading goes on with the second.
 
 Cells that a spreadsheet would take for a formula are made harmless in what we write (OWASP, CSV Injection: a cell that
-begins with one of these characters may be executed), and made whole again when they come back.
+begins with one of these characters may be executed), and restored when they are imported again.
 """
 
 from __future__ import annotations

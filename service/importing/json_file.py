@@ -22,7 +22,7 @@ _SHOWN = 1000  # characters of what is not JSON, for the file of rejects
 _FILLING = " \t\r\n,"
 _LISTS = "leads|data|items|records|results|rows|contacts|customers"
 _PLAIN = r'"(?:[^"\\]|\\.)*"|[-+.\w]+'
-# Before the list there may be what is said of it, such as a count or a date.
+# Before the list there may be a description of it, such as a count or a date.
 _WRAPPED = re.compile(rf'\s*\{{(?:\s*"\w+"\s*:\s*(?:{_PLAIN})\s*,)*\s*"(?:{_LISTS})"\s*:\s*\[', re.IGNORECASE)
 _NEXT = re.compile(r"(?:\n|\}\s*,)[ \t\r\n]*(?=\{)")
 _DECODER = json.JSONDecoder()
@@ -100,7 +100,7 @@ def _values(file: TextIO) -> Iterator[Any]:
     at = begin or (text.index("[") + 1 if in_array else 0)
 
     def read_on(*, kept: int) -> None:
-        """Read another chunk, and forget what stands before `kept`."""
+        """Read another chunk, and drop everything before `kept`."""
         nonlocal text, at, ended
         more = file.read(_CHUNK)
         text, at, ended = text[kept:] + more, 0, not more

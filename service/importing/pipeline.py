@@ -1,8 +1,8 @@
-"""From the file into the database: read, work on rows in other processes, store batch by batch, tell each row.
+"""Import pipeline: reads a file, works on rows in other processes, stores batch by batch, reports each row.
 
-Promise: memory does not grow with the file; a row that cannot be imported costs only itself; what was told as saved is
-committed; stopped at any moment and run again, nothing is there twice. Rows are stored in the file's order, so of two
-equal ones the first is the lead.
+Promise: memory does not grow with the file; a row that cannot be imported costs only itself; what was reported as
+saved is committed; stopped at any moment and run again, nothing is there twice. Rows are stored in the file's order,
+so of two equal ones the first is the lead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-from service.importing.reports import Report, Result, Told
+from service.importing.reports import Report, Result, RowResult
 from service.importing.source import Row
 from service.importing.workers import Ready, opened_lines, sealed_rows
 from service.lead import SealedSubmission
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """Brings rows into one database. `on_progress` hears how many rows were told of; `stopped` ends it early."""
+    """Brings rows into one database. `on_progress` gets the number of rows reported so far; `stopped` ends it early."""
 
     database: Database
     workers: ProcessPoolExecutor
@@ -48,23 +48,23 @@ class Pipeline:
     async def import_rows(self, rows: Iterable[Row], report: Report) -> None:
         """Import the rows of a foreign file. Raises StorageUnavailableError."""
 
-        def begin(batch: list[tuple[int, Row]]) -> Future[list[Ready | Told]]:
+        def begin(batch: list[tuple[int, Row]]) -> Future[list[Ready | RowResult]]:
             given = [(number, dict(row.fields), row.fault, self.new_id()) for number, row in batch]
             return self.workers.submit(sealed_rows, given)
 
-        async def store(ready: Sequence[Ready]) -> list[Told]:
+        async def store(ready: Sequence[Ready]) -> list[RowResult]:
             entries: list[SealedSubmission] = [each.lead for each in ready]
             outcomes = await import_leads(self.database, entries, dry_run=self.dry_run)
-            return [_told(each.number, each.lead, outcomes[each.lead.id]) for each in ready]
+            return [_result_of(each.number, each.lead, outcomes[each.lead.id]) for each in ready]
 
         await self._pump(((row.number, row) for row in rows), begin, store, report)
 
     async def import_lines(self, lines: Iterable[bytes], report: Report) -> None:
         """Import the lines of a daily file. Raises StorageUnavailableError."""
 
-        async def store(ready: Sequence[Ready]) -> list[Told]:
+        async def store(ready: Sequence[Ready]) -> list[RowResult]:
             found = await restore_leads(self.database, [each.lead for each in ready], dry_run=self.dry_run)
-            return [_told_restored(each.number, each.lead, found[UUID(each.lead["id"])]) for each in ready]
+            return [_result_of_restored(each.number, each.lead, found[UUID(each.lead["id"])]) for each in ready]
 
         await self._pump(
             enumerate(lines, start=1), lambda batch: self.workers.submit(opened_lines, batch), store, report
@@ -73,32 +73,34 @@ class Pipeline:
     async def _pump(
         self,
         items: Iterable[tuple[int, T]],
-        begin: Callable[[list[tuple[int, T]]], Future[list[Ready | Told]]],
-        store: Callable[[Sequence[Ready]], Awaitable[list[Told]]],
+        begin: Callable[[list[tuple[int, T]]], Future[list[Ready | RowResult]]],
+        store: Callable[[Sequence[Ready]], Awaitable[list[RowResult]]],
         report: Report,
     ) -> None:
-        under_way: deque[tuple[list[tuple[int, T]], Future[list[Ready | Told]]]] = deque()
+        in_flight: deque[tuple[list[tuple[int, T]], Future[list[Ready | RowResult]]]] = deque()
 
         async def finish_oldest() -> None:
-            batch, future = under_way.popleft()
+            batch, future = in_flight.popleft()
             worked = await asyncio.wrap_future(future)
             stored = await _stored([each for each in worked if isinstance(each, Ready)], store)
-            told = {each.number: each for each in (*worked, *stored) if isinstance(each, Told)}
+            results = {each.number: each for each in (*worked, *stored) if isinstance(each, RowResult)}
             for number, item in batch:
-                report.tell(told[number], item if isinstance(item, Row) else None)
+                report.add(results[number], item if isinstance(item, Row) else None)
             self.on_progress(report.rows)
 
         for batch in _batches(items):
             if self.stopped.is_set():
                 return
-            under_way.append((batch, begin(batch)))
-            if len(under_way) > BATCHES_AHEAD:
+            in_flight.append((batch, begin(batch)))
+            if len(in_flight) > BATCHES_AHEAD:
                 await finish_oldest()
-        while under_way and not self.stopped.is_set():
+        while in_flight and not self.stopped.is_set():
             await finish_oldest()
 
 
-async def _stored(ready: Sequence[Ready], store: Callable[[Sequence[Ready]], Awaitable[list[Told]]]) -> list[Told]:
+async def _stored(
+    ready: Sequence[Ready], store: Callable[[Sequence[Ready]], Awaitable[list[RowResult]]]
+) -> list[RowResult]:
     """Store leads together; by halves where the database refuses that, so that a refused one costs only itself."""
     if not ready:
         return []
@@ -107,7 +109,7 @@ async def _stored(ready: Sequence[Ready], store: Callable[[Sequence[Ready]], Awa
     except StorageFaultError as fault:
         if len(ready) == 1:
             detail = f"the database refused it (SQLSTATE {fault.cause})"
-            return [Told(ready[0].number, Result.FAILED, ready[0].known_id, detail)]
+            return [RowResult(ready[0].number, Result.FAILED, ready[0].known_id, detail)]
         half = len(ready) // 2
         return await _stored(ready[:half], store) + await _stored(ready[half:], store)
 
@@ -118,27 +120,27 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _told(number: int, entry: SealedSubmission, outcome: Outcome) -> Told:
+def _result_of(number: int, entry: SealedSubmission, outcome: Outcome) -> RowResult:
     match outcome:
         case Created(lead):
-            return Told(number, Result.SAVED if lead.id == entry.id else Result.SAVED_BEFORE, str(lead.id))
+            return RowResult(number, Result.SAVED if lead.id == entry.id else Result.SAVED_BEFORE, str(lead.id))
         case DuplicateMatch(phone, nid) if phone and nid and phone != nid:
-            return Told(number, Result.DUPLICATE, str(phone.id), f"phone of {phone.id}, nid of {nid.id}")
+            return RowResult(number, Result.DUPLICATE, str(phone.id), f"phone of {phone.id}, nid of {nid.id}")
         case DuplicateMatch() as match:
-            return Told(number, Result.DUPLICATE, str(match.leads[0].id), _fields_met(match.phone, match.nid))
+            return RowResult(number, Result.DUPLICATE, str(match.leads[0].id), _shared_fields(match.phone, match.nid))
         case Delayed(lead_id):
-            return Told(number, Result.SAVED_BEFORE, str(lead_id), "waits for a person: leadkeep conflicts list")
+            return RowResult(number, Result.SAVED_BEFORE, str(lead_id), "waits for a person: leadkeep conflicts list")
         case Erased():
-            return Told(number, Result.ERASED)
+            return RowResult(number, Result.ERASED)
         case _:
-            return Told(number, Result.FAILED, detail="its request was used for something else")
+            return RowResult(number, Result.FAILED, detail="its request was used for something else")
 
 
-def _told_restored(number: int, lead: dict[str, Any], restored: Restored) -> Told:
+def _result_of_restored(number: int, lead: dict[str, Any], restored: Restored) -> RowResult:
     if restored.inserted:
-        return Told(number, Result.SAVED, lead["id"])
+        return RowResult(number, Result.SAVED, lead["id"])
     if restored.erased:
-        return Told(number, Result.ERASED, lead["id"])
+        return RowResult(number, Result.ERASED, lead["id"])
     if restored.present_version is not None:
         here, in_file = restored.present_version, lead["version"]
         if 0 < here == in_file and restored.present_resubmissions < lead["resubmissions"]:
@@ -146,13 +148,15 @@ def _told_restored(number: int, lead: dict[str, Any], restored: Restored) -> Tol
         elif 0 < here < in_file:
             detail = f"version {here} is here, {in_file} in the file; it stays as it is"
         else:
-            return Told(number, Result.SAVED_BEFORE, lead["id"])
-        return Told(number, Result.OLDER_HERE, lead["id"], detail)
-    met = restored.phone_of or restored.nid_of or restored.request_of
-    if met is None:
-        return Told(number, Result.FAILED, lead["id"], "what stood in its way has gone: import it again")
-    return Told(number, Result.DUPLICATE, str(met), _fields_met(restored.phone_of, restored.nid_of) or "request_id")
+            return RowResult(number, Result.SAVED_BEFORE, lead["id"])
+        return RowResult(number, Result.OLDER_HERE, lead["id"], detail)
+    matched = restored.phone_of or restored.nid_of or restored.request_of
+    if matched is None:
+        return RowResult(number, Result.FAILED, lead["id"], "what stood in its way has gone: import it again")
+    return RowResult(
+        number, Result.DUPLICATE, str(matched), _shared_fields(restored.phone_of, restored.nid_of) or "request_id"
+    )
 
 
-def _fields_met(phone: object, nid: object) -> str:
-    return " and ".join(name for name, met in (("phone", phone), ("nid", nid)) if met)
+def _shared_fields(phone: object, nid: object) -> str:
+    return " and ".join(name for name, matched in (("phone", phone), ("nid", nid)) if matched)

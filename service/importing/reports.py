@@ -1,4 +1,4 @@
-"""What became of each row, written as it happens: FILE.results.csv, and the rows that could not be imported.
+"""Reports of an import, written row by row: the result of each row (FILE.results.csv), and the rejected rows.
 
 The file of rejects holds the rows as they came, with the reason in the first column; corrected, it can be imported
 again. Both may be read by their owner only (mode 0600): a reject holds values in clear.
@@ -21,7 +21,7 @@ from service.importing.source import ImportRefusedError, Row
 
 
 class Result(StrEnum):
-    """What became of a row."""
+    """Result of one row of an import."""
 
     SAVED = "saved"
     SAVED_BEFORE = "saved before"
@@ -36,7 +36,7 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RowResult:
     """The result of one row. `detail` says why, without any value of the row."""
 
     number: int
@@ -71,16 +71,16 @@ class Report:
 
     @property
     def rows(self) -> int:
-        """How many rows were told of."""
+        """How many rows were reported."""
         return self.counts.total()
 
-    def tell(self, told: Told, row: Row | None = None) -> None:
+    def add(self, done: RowResult, row: Row | None = None) -> None:
         """Note the result of a row; `row` is kept among the rejects when it is invalid. Raises ReportError."""
         try:
-            self.counts[told.result] += 1
-            self._writer.writerow((told.number, told.result.value, told.lead_id, told.detail))
-            if told.result is Result.INVALID and row is not None and self._rejects_path is not None:
-                self._reject(self._rejects_path, told.detail, row)
+            self.counts[done.result] += 1
+            self._writer.writerow((done.number, done.result.value, done.lead_id, done.detail))
+            if done.result is Result.INVALID and row is not None and self._rejects_path is not None:
+                self._reject(self._rejects_path, done.detail, row)
         except OSError as error:
             raise self._lost(error) from None
 

@@ -27,7 +27,7 @@ def is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as it was read: where it stands, its values by field, and itself for the file of rejects.
+    """A row as it was read: its number, its values by field, and itself for the file of rejects.
 
     `fault` is set, and `fields` is empty, when it could not even be read.
     """

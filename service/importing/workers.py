@@ -1,4 +1,4 @@
-"""The work on rows that takes time (validate and seal, or open and index), in as many processes as there are cores.
+"""Worker processes of an import: they validate and seal rows, or open and index them, on as many cores as there are.
 
 The processes get the keyring through a pipe, never through their command line, and leave Ctrl-C to their parent.
 """
@@ -14,7 +14,7 @@ from uuid import UUID
 
 from service.errors import FieldUnreadableError, LeadValidationError
 from service.files.daily_file import MEANINGS
-from service.importing.reports import Result, Told
+from service.importing.reports import Result, RowResult
 from service.keys.encryption import EncryptionService, IndexPlan
 from service.keys.keyring import Keyring
 from service.lead import SENSITIVE_FIELDS
@@ -66,19 +66,21 @@ class Ready:
     """Its id, when the file names it."""
 
 
-def sealed_rows(rows: Sequence[tuple[int, dict[str, str], str | None, UUID]]) -> list[Ready | Told]:
+def sealed_rows(rows: Sequence[tuple[int, dict[str, str], str | None, UUID]]) -> list[Ready | RowResult]:
     """Each row as a submission that is ready to be stored, or why it cannot be."""
     return [_sealed(_worker, *row) for row in rows]
 
 
-def _sealed(worker: _Worker, number: int, fields: dict[str, str], fault: str | None, lead_id: UUID) -> Ready | Told:
+def _sealed(
+    worker: _Worker, number: int, fields: dict[str, str], fault: str | None, lead_id: UUID
+) -> Ready | RowResult:
     if fault is not None:
-        return Told(number, Result.INVALID, detail=fault)
+        return RowResult(number, Result.INVALID, detail=fault)
     try:
         entered = worker.validation.submission(fields)
     except LeadValidationError as invalid:
-        told = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
-        return Told(number, Result.INVALID, detail=told)
+        faults = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
+        return RowResult(number, Result.INVALID, detail=faults)
     # The last one is the oldest key's: a file that is imported again finds its leads also after a rotation.
     *_, digest = worker.encryption.content_digests(entered.values().values())
     return Ready(
@@ -86,18 +88,18 @@ def _sealed(worker: _Worker, number: int, fields: dict[str, str], fault: str | N
     )
 
 
-def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | Told]:
+def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | RowResult]:
     """Each line of a daily file with its blind indexes, or why it cannot be imported."""
-    done: list[Ready | Told] = []
+    done: list[Ready | RowResult] = []
     for number, line in lines:
         try:
             lead = _indexed(json.loads(line), _worker)
             done.append(Ready(number, lead, lead["id"]))
         except FieldUnreadableError as unreadable:
-            done.append(Told(number, Result.INVALID, detail=f"cannot be opened: {unreadable.metadata['fields']}"))
+            done.append(RowResult(number, Result.INVALID, detail=f"cannot be opened: {unreadable.metadata['fields']}"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             # Whatever stands where this format has something else; the database looks at the values themselves.
-            done.append(Told(number, Result.INVALID, detail="it is not a lead of this format"))
+            done.append(RowResult(number, Result.INVALID, detail="it is not a lead of this format"))
     return done
 
 

@@ -1,4 +1,4 @@
-"""What a caller may send, and the form in which it is kept.
+"""Validates what callers send, and brings it into the form in which it is kept.
 
 A description of a violation is fixed text: it never holds the value or a part of it, so it may be shown and logged.
 Equal people must give equal values here, because duplicates are found by the normalised phone and NID; whoever
@@ -70,7 +70,7 @@ class ValidationService:
     def normaliser_identity(self) -> str:
         """What decides which values count as equal, such as `1;region=BD;phone=e164;nid=BD`.
 
-        Blind indexes that were computed under another identity do not meet those of this one.
+        Blind indexes that were computed under another identity do not match those of this one.
         """
         return self._identity
 

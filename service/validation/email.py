@@ -39,7 +39,7 @@ def normalise_email(value: str) -> str | None:
     try:
         normal = _accepted(text)
     except EmailNotValidError:
-        normal = None  # the library's text would tell parts of the address
+        normal = None  # the library's text would show parts of the address
     if normal is None:
         raise ValueRefusedError(_NOT_AN_ADDRESS)
     return normal

@@ -63,7 +63,7 @@ class NidNormaliser:
         return nid
 
     def identity(self, nid: str) -> str:
-        """The part of the canonical `nid` that tells whose it is: equal for two NIDs of one person.
+        """The part of the canonical `nid` that identifies the person: equal for two NIDs of one person.
 
         BD's 10 digits of a smart card and the 13 of the older paper cannot be computed from each other, so they count
         as different.

@@ -125,7 +125,7 @@ class TextRule:
 
 
 def _why_refused(character: str) -> str:
-    """These characters stand for nothing that the customer wrote, so their code points may be told."""
+    """The reason for a refusal. Such characters are no part of what the customer wrote, so it may name them."""
     if character in "\n\r\u2028\u2029":
         return "must be one line, without line breaks"
     if character == "\t":

@@ -129,7 +129,9 @@ def test_a_file_that_is_deleted_the_moment_it_appears_comes_back(
     leads = DailyLeads(database.serve_url, days)
     files = FileStorageService(tmp_path, days, leads)
     store_lead(database, f"{today()}T00:00Z")
-    worker = FileWorker(files, leads, days, tell=lambda _: None, stopped=threading.Event(), clock=lambda: next(minutes))
+    worker = FileWorker(
+        files, leads, days, report=lambda _: None, stopped=threading.Event(), clock=lambda: next(minutes)
+    )
     render = files.render
 
     def rendered_and_gone(*arguments: Any, **named: Any) -> Render:
@@ -166,7 +168,7 @@ def test_a_render_rests_as_long_as_it_works_until_it_has_taken_three_seconds(
     leads = DailyLeads(database.serve_url, days)
     files = FileStorageService(tmp_path, days, leads)
     store_lead(database, f"{today()}T00:00Z")
-    worker = FileWorker(files, leads, days, tell=lambda _: None, stopped=rests, clock=lambda: rests.now)
+    worker = FileWorker(files, leads, days, report=lambda _: None, stopped=rests, clock=lambda: rests.now)
     render = files.render
 
     def in_ten_pieces(*arguments: Any, nap: Callable[[], None], **named: Any) -> Render:

@@ -207,7 +207,7 @@ def restore_backup(url: str, folder: Path, manifest: Manifest) -> None:
     """Bring the backup into an empty database that was checked before. Raises StartRefusedError.
 
     The restore itself is one transaction. Afterwards an older schema is migrated, and every day is noted for rendering:
-    the daily files of the backed-up service say nothing of this one's.
+    the daily files of the backed-up service are not those of this one.
     """
     with _failures_as_refusals("restore"):
         with _connected(url) as connection:

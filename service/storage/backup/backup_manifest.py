@@ -1,4 +1,4 @@
-"""What a backup says of itself: enough to refuse a wrong one before anything is touched, and nothing secret.
+"""Manifest of a backup: enough to refuse a wrong one before anything is touched, and nothing secret.
 
 Promise: a manifest is written last and whole, so that a folder without one is no backup.
 """
@@ -72,25 +72,25 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Put it into the folder, whole or not at all."""
-        told = {"format": FORMAT, "version": VERSION, **asdict(self), "made_at": self.made_at.isoformat()}
-        told["sha256"] = _digest_of(told)
-        replace_secret_file(folder / MANIFEST, (json.dumps(told, indent=2) + "\n").encode())
+        manifest = {"format": FORMAT, "version": VERSION, **asdict(self), "made_at": self.made_at.isoformat()}
+        manifest["sha256"] = _digest_of(manifest)
+        replace_secret_file(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished backup. Raises StartRefusedError."""
     path = folder / MANIFEST
     try:
-        told: dict[str, Any] = json.loads(path.read_bytes())
-        if told["format"] != FORMAT:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        if manifest["format"] != FORMAT:
             raise StartRefusedError(f"{path} is not the manifest of a Leadkeep backup")
-        if told["version"] != VERSION:
+        if manifest["version"] != VERSION:
             raise StartRefusedError(
-                f"{path} is of version {told['version']}; this release reads {VERSION}: use a later one"
+                f"{path} is of version {manifest['version']}; this release reads {VERSION}: use a later one"
             )
-        if told.pop("sha256") != _digest_of(told):
+        if manifest.pop("sha256") != _digest_of(manifest):
             raise StartRefusedError(f"{path} is damaged: take another backup")
-        return TypeAdapter(Manifest).validate_python(told)
+        return TypeAdapter(Manifest).validate_python(manifest)
     except FileNotFoundError:
         raise StartRefusedError(f"{folder} has no {MANIFEST}: it is no backup, or one that was not finished") from None
     except OSError as error:
@@ -99,9 +99,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise StartRefusedError(f"{path} is damaged: take another backup") from None
 
 
-def _digest_of(told: Mapping[str, Any]) -> str:
-    """Of what the manifest says, however it is laid out: a damaged one must not be noticed after the restore only."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    """Digest of the manifest, however it is laid out. A damaged one must be noticed before the restore."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def require_whole_dump(folder: Path, manifest: Manifest) -> None:
@@ -150,12 +150,12 @@ def canary_of(connection: psycopg.Connection) -> Canary | None:
 
 def differences(expected: Mapping[str, TableContent], found: Mapping[str, TableContent]) -> list[str]:
     """Which tables do not hold what they should, in words."""
-    told = []
+    found_differences = []
     for name in sorted({*expected, *found}):
         if name not in found:
-            told.append(f"{name} is missing")
+            found_differences.append(f"{name} is missing")
         elif name not in expected:
-            told.append(f"{name} should not be there")
+            found_differences.append(f"{name} should not be there")
         elif expected[name] != found[name]:
-            told.append(f"{name} has {found[name].rows} rows instead of {expected[name].rows}, or others")
-    return told
+            found_differences.append(f"{name} has {found[name].rows} rows instead of {expected[name].rows}, or others")
+    return found_differences

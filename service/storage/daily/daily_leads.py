@@ -22,7 +22,7 @@ from psycopg import IsolationLevel, sql
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
 
 UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "3D000")
-"""Beginnings of what a server says, or would say, that is away, full, or no primary any more; see failures.py."""
+"""Beginnings of the SQLSTATEs of a server that is away, full, or no primary any more; see failures.py."""
 
 _RENDERING_LOCK = 0x4C4B_4446  # "LKDF": one replica renders
 _CONNECT_SECONDS = 5
@@ -165,7 +165,7 @@ class Snapshot:
                 yield line
 
     def note_rendered(self, digest: bytes) -> None:
-        """Leave word for the other replicas of what was rendered."""
+        """Record for the other replicas what was rendered."""
         self._connection.execute(
             "INSERT INTO daily_file (day, timezone, snapshot_at, lead_count, digest) VALUES (%s, %s, %s, %s, %s)"
             " ON CONFLICT (day, timezone) DO UPDATE SET snapshot_at = excluded.snapshot_at,"
@@ -189,7 +189,7 @@ class DailyLeads:
 
     def take_turn(self) -> bool:
         """Whether this replica is the one that renders, until its connection ends."""
-        with self._failures_are_told():
+        with self._translated_failures():
             connection = self._connected()
             if not self._has_turn:
                 row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_RENDERING_LOCK]).fetchone()
@@ -198,7 +198,7 @@ class DailyLeads:
 
     def touched(self) -> set[date]:
         """The days with leads that changed since a render settled them."""
-        with self._failures_are_told():
+        with self._translated_failures():
             rows = self._connected().execute("SELECT DISTINCT quarter FROM lead_touch")
             return {self._days.day_of(quarter) for (quarter,) in rows}
 
@@ -206,7 +206,7 @@ class DailyLeads:
         """Every day that has a lead, oldest first: one look into the index for each."""
         found: list[date] = []
         after = datetime.min.replace(tzinfo=UTC) + timedelta(days=2)
-        with self._failures_are_told():
+        with self._translated_failures():
             while True:
                 query = "SELECT min(created_at) FROM lead WHERE created_at >= %s"
                 row = self._connected().execute(query, [after]).fetchone()
@@ -217,7 +217,7 @@ class DailyLeads:
 
     def rendered(self) -> dict[date, Rendered]:
         """What was rendered last, by any replica, for each day of this time zone."""
-        with self._failures_are_told():
+        with self._translated_failures():
             rows = self._connected().execute(
                 "SELECT day, snapshot_at, digest FROM daily_file WHERE timezone = %s", [self._days.zone]
             )
@@ -226,7 +226,7 @@ class DailyLeads:
     @contextmanager
     def snapshot(self, day: date, *, settles: bool) -> Iterator[Snapshot]:
         """One snapshot of a day. With `settles` its touches are settled when the block ends well."""
-        with self._failures_are_told():
+        with self._translated_failures():
             connection = self._connected()
             connection.read_only = not settles
             with connection.transaction():
@@ -262,7 +262,7 @@ class DailyLeads:
         return self._connection
 
     @contextmanager
-    def _failures_are_told(self) -> Iterator[None]:
+    def _translated_failures(self) -> Iterator[None]:
         """Drivers print values into their errors, so that none gets beyond this module."""
         try:
             yield

@@ -63,10 +63,10 @@ _DEFAULTS = {
     "log_checkpoints": "off",
 }
 _FIXED = {
-    "listen_addresses": "",  # the socket is the only door
+    "listen_addresses": "",  # the socket is the only way in
     "port": str(PORT),
     # The log must never hold a customer's value: no statement, no parameter, and no DETAIL, which prints the key
-    # that met a unique index. Errors themselves are logged: "fatal" would hide a damaged page.
+    # that violates a unique index. Errors themselves are logged: "fatal" would hide a damaged page.
     "log_min_messages": "warning",
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
@@ -261,7 +261,7 @@ class EmbeddedPostgres:
         # Code point order, which no upgrade of the operating system can change under an index; from 17 on the builtin
         # provider gives it with the right upper and lower case for every script. Both sort alike.
         builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if binaries.major >= 17 else []
-        # "trust": only root and the server's own user can enter the folder of the socket, and there is no other door.
+        # "trust": only root and the server's own user can enter the folder of the socket, and there is no other way in.
         options = ["-U", "postgres", "--auth-local=trust", "--auth-host=reject", "--data-checksums"]
         command: list[str | Path] = [
             binaries.bin_dir / "initdb",
@@ -275,8 +275,8 @@ class EmbeddedPostgres:
         initdb = spawn(command, cluster, user, subprocess.PIPE)
         output = initdb.communicate()[0]
         if initdb.returncode != 0:
-            said = os.fsdecode(output).strip().splitlines()[-5:]
-            raise StartRefusedError("\n".join([f"initdb could not make a database in {cluster}:", *said]))
+            last_lines = os.fsdecode(output).strip().splitlines()[-5:]
+            raise StartRefusedError("\n".join([f"initdb could not make a database in {cluster}:", *last_lines]))
         fresh.rename(cluster / "data")
         for folder in (cluster, *cluster.parents[:2]):  # initdb has synced what is inside; these hold the new names
             sync_folder(folder)

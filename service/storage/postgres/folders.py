@@ -265,7 +265,7 @@ def lock_data_dir(data_dir: Path) -> int:
 
 
 def note_restarts(lock: int) -> None:
-    """Note in the lock that its owner starts the server again when it ends: DataDirInUseError tells others."""
+    """Note in the lock that its owner starts the server again when it ends: DataDirInUseError shows it to others."""
     os.pwrite(lock, f"{os.getpid()} {_RESTARTS_SERVER}\n".encode(), 0)
 
 

@@ -1,6 +1,6 @@
 """PostgreSQL's programs: starting the server and the client programs, and finding a server at work in a data folder.
 
-No password and no address stands on a command line, where every user of the machine could read it; client programs get
+No password and no address is on a command line, where every user of the machine could read it; client programs get
 libpq's environment variables. What one prints is reduced before it is shown: an error in a row prints its values.
 
 PostgreSQL writes its process id into `postmaster.pid` and leaves it there when it is killed. The number may belong
@@ -26,11 +26,11 @@ from service.storage.postgres.folders import ServerUser, find_binaries
 
 _WAIT_SECONDS = 30
 # A killed service's server has got SIGINT from the kernel and needs a moment for its checkpoint. One that did not
-# get it is asked after 3 s, and told to end without a checkpoint after 15 s (the next start recovers).
+# get it is asked after 3 s, and ended without a checkpoint after 15 s (the next start recovers).
 _ASK_AFTER = ((3, signal.SIGINT), (15, signal.SIGQUIT))
 
 _ERROR = re.compile(r"^(pg_\w+): error: (.*)$", re.MULTILINE)
-# COPY's errors quote the value that they are about, and so do all that come with a colon behind the input.
+# COPY's errors quote the faulty value, and so do all errors that have a colon behind the input.
 _QUOTING = re.compile(r"COPY failed for table \"\w+\"|could not execute query: ERROR:  [^:\n\"]*")
 
 # Runs in place of Popen's preexec_fn, which may deadlock in a process that has threads. It drops root itself, because
@@ -64,7 +64,7 @@ class ProgramFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PidFile:
-    """What `postmaster.pid` says."""
+    """Content of `postmaster.pid`."""
 
     pid: int
     socket_dir: Path
