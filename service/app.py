@@ -29,14 +29,13 @@ from service.keys.source import follow_keyring
 from service.replica import ServiceParts, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
 from service.rpc.call import Work, chained
 from service.rpc.interceptors import standard_chain
+from service.rpc.masking import unmasking
 from service.rpc.metrics import Metrics
-from service.rpc.readiness import Readiness
+from service.rpc.readiness import Condition, Readiness, condition_of
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
-from service.rpc.unmasking import unmasking
 from service.storage.access.chain import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
-from service.storage.health import Condition, condition_of
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool
@@ -126,7 +125,7 @@ async def _serve(
                 )
 
             grpc_endpoint = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
-            readiness = Readiness(database.answers, assess, grpc_endpoint.set_serving, metrics)
+            readiness = Readiness(database.answers, assess, grpc_endpoint.set_serving, metrics.set_readiness)
             http_endpoint = HttpEndpoint(
                 methods,
                 host=settings.http_address.host,

@@ -21,12 +21,12 @@ from service.cli.command import FAULT_FOUND, AsJson, report
 from service.cli.database import confirmed_database_url, database_url, is_untouched
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
+from service.rpc.readiness import spool_alarms
 from service.rpc.tokens.local_key import LocalSigningKey
 from service.storage.access.chain import logged_heads
 from service.storage.access.check import Findings, check
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
-from service.storage.health import spool_alarms
 from service.storage.keys.canary import compare_canary
 from service.storage.schema import excess_rights, require_current, revision_of
 from service.storage.spool.rows import peek

@@ -42,8 +42,7 @@ from service.errors import ReasonRequiredError, ScopeMissingError, StartRefusedE
 from service.http.json_codec import to_json
 from service.importing.csv_file import neutralised
 from service.replica import access_writing
-from service.rpc.masking import mask_message
-from service.rpc.unmasking import accesses_to
+from service.rpc.masking import accesses_to, mask_message
 from service.rpc.wire import lead_message
 from service.sealing import LeadSealer
 from service.storage.access.records import AccessRecords

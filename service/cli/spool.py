@@ -17,7 +17,7 @@ from service.errors import StartRefusedError
 from service.factories import encryption_of
 from service.keys.encryption import EncryptionService
 from service.log import configure_logging
-from service.storage.health import age_of, spool_alarms
+from service.rpc.readiness import spool_alarms
 from service.storage.spool.rows import SpoolOwnedError, peek, take_back
 from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
@@ -45,7 +45,7 @@ def status(as_json: AsJson = False) -> None:
     room = f"{size.bytes} of {settings.spool_bytes} bytes"
     lines = [f"{size.waiting} leads wait, {size.damaged} were set aside, {room}"]
     if size.oldest:
-        lines.append(f"the oldest was accepted {size.oldest.isoformat()}, {age_of(size):.0f} seconds ago")
+        lines.append(f"the oldest was accepted {size.oldest.isoformat()}, {size.age:.0f} seconds ago")
     report(shown, lines + [f"ALARM  {alarm}" for alarm in alarms.values()], as_json=as_json)
 
 

@@ -15,9 +15,8 @@ from service.http.problems import MEDIA_TYPE
 from service.http.routes import ERASURE_FIELDS, OPERATIONS, STATUS_FIELDS, Operation
 from service.lead import CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS
 from service.rpc.call import SERVICE
-from service.rpc.masking import can_show_values
-from service.rpc.unmasking import REASON
-from service.storage.health import ReadinessReason
+from service.rpc.masking import REASON, can_show_values
+from service.rpc.readiness import ReadinessReason
 
 _Json = dict[str, Any]
 

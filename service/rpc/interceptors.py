@@ -56,7 +56,7 @@ def standard_chain(
     work: Work,
     new_id: Callable[[], UUID],
 ) -> Sequence[Interceptor]:
-    """Every interceptor, outermost first. `unmasking` is what unmasking.py makes."""
+    """Every interceptor, outermost first. `unmasking` is what masking.py makes."""
     return (
         # First, so that everything behind it can name the call.
         request_ids(new_id),

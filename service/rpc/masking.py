@@ -1,26 +1,182 @@
-"""How sensitive fields are shown to those who may not see them.
+"""The mask: which answers are masked, how each field is masked, and the access record of what is shown unmasked.
 
-Which fields are sensitive is read from the contract (`debug_redact`); a sensitive field without a rule of its own is
-masked whole. Every mask contains `•••`, and no mask shows how long the value is. A field that is not set stays unset.
+Promise: no value of a sensitive field leaves unmasked before its access is committed, whatever the method and the
+endpoint. Which fields are sensitive is read from the contract (`debug_redact`), so that no method can forget it; one
+without a mask of its own is masked whole. Every mask contains `•••`, and no mask shows how long the value is.
+
+A method that only reads is refused when its access cannot be recorded. One that changes something has done so by then
+and must not be reported as failed: it answers masked instead. Methods that only read are called Get… or List….
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
+from uuid import UUID
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
 from phonenumbers import COUNTRY_CODE_TO_REGION_CODE
 
+from service.access import Caller, Scope
+from service.errors import (
+    LeadValidationError,
+    ReasonRequiredError,
+    ScopeMissingError,
+    StorageUnavailableError,
+    UnmaskLimitError,
+    Violation,
+)
+from service.lead import SENSITIVE_FIELDS
+from service.rpc.call import SERVICE, Call, Handler, Interceptor
+from service.storage.access.chain import Access
+from service.storage.database.retry import LONGEST_RETRY
 from service.validation import MASK
+
+REASON = "leadkeep-reason"
+"""The metadata, and header, with which callers give the reason for reading values."""
+
+PATIENCE_AFTER_CHANGE = 1.0
+"""Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.
+Its caller wants to know that the change is done, and a lead is taken while the database is away."""
+
+VIEWS = frozenset(pb.LeadView.values())
 
 HIDDEN_AT_LEAST = 4
 """Characters that a partial mask must hide. A value too short for that is masked whole: with fewer hidden, the rest
 is quickly guessed."""
 
 COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
+
+
+class Record(Protocol):
+    """How accesses are recorded."""
+
+    async def __call__(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
+        """Must return only when all of them are committed, in `patience` seconds at most.
+
+        Must raise StorageUnavailableError when they cannot be, and UnmaskLimitError when they may not be.
+        """
+
+
+def only_reads(rpc: str) -> bool:
+    """Whether a method changes nothing, so that refusing its answer undoes it."""
+    return rpc.startswith(("Get", "List"))
+
+
+def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None], reason_required: bool) -> Interceptor:
+    """Mask the answer unless the caller may see it unmasked and did not ask for a masked one; record what is shown.
+
+    `check_reason` normalises a reason, given its name in errors, or raises LeadValidationError.
+    """
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        view = getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED)
+        if view not in VIEWS:
+            raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
+        caller = call.caller
+        may_unmask = caller is not None and caller.may(Scope.UNMASK)
+        if view == pb.LEAD_VIEW_FULL and not may_unmask:
+            raise ScopeMissingError(Scope.UNMASK)
+        shows = may_unmask and view != pb.LEAD_VIEW_MASKED
+        asked = asked_by_value(request) if may_unmask else ()
+        if caller is None or not (asked or shows):
+            call.hidden = HIDDEN_WHOLE
+            response = await proceed(call, request)
+            mask_message(response)
+            return response
+        reason = check_reason(_reason(call), REASON)
+        if (
+            reason is None
+            and reason_required
+            and (asked or can_show_values(SERVICE.methods_by_name[call.rpc].output_type))
+        ):
+            if only_reads(call.rpc) or view == pb.LEAD_VIEW_FULL:
+                raise ReasonRequiredError
+            shows = False
+        response = await proceed(call, request)
+        accesses = _accesses(call, caller, request, response, asked=asked, shows=shows, reason=reason)
+        if accesses:
+            try:
+                await record(accesses, patience=_patience(call))
+            except (StorageUnavailableError, UnmaskLimitError):
+                if only_reads(call.rpc):
+                    raise
+                shows = False
+        if not shows:
+            mask_message(response)
+        return response
+
+    return intercept
+
+
+def accesses_to(
+    message: Message, *, subject: str, operation: str, reason: str | None, request_id: str, lead_id: str = ""
+) -> list[Access]:
+    """What showing a message unmasked is: one access for each lead in it. `lead_id` serves those without an id."""
+    return [
+        Access(
+            subject=subject,
+            operation=operation,
+            fields=fields,
+            lead_id=UUID(shown_id) if shown_id else None,
+            reason=reason,
+            request_id=request_id,
+        )
+        for shown_id, fields in shown_values(message, lead_id)
+    ]
+
+
+def _accesses(
+    call: Call,
+    caller: Caller,
+    request: Message,
+    response: Message,
+    *,
+    asked: tuple[str, ...],
+    shows: bool,
+    reason: str | None,
+) -> list[Access]:
+    lead_id = call.shown_lead_id or getattr(request, "lead_id", "") or getattr(request, "id", "")
+    accesses = accesses_to(
+        response, subject=caller.subject, operation=call.rpc, reason=reason, request_id=call.id, lead_id=lead_id
+    )
+    if not asked:
+        return accesses if shows else []
+    # A caller who filters by a value learns whether somebody has it, also from a masked answer or an empty one.
+    found = [(access.lead_id, tuple(access.fields) if shows else ()) for access in accesses] or [(None, ())]
+    return [
+        Access(
+            subject=caller.subject,
+            operation=call.rpc,
+            fields=tuple(dict.fromkeys((*asked, *fields))),
+            lead_id=found_id,
+            reason=reason,
+            request_id=call.id,
+        )
+        for found_id, fields in found
+    ]
+
+
+def _patience(call: Call) -> float:
+    if only_reads(call.rpc):
+        return LONGEST_RETRY
+    return min(PATIENCE_AFTER_CHANGE, (call.deadline - time.monotonic()) / 2)
+
+
+def _reason(call: Call) -> str:
+    sent = call.metadata.get(REASON, "")
+    if call.transport != "http":
+        return sent
+    try:
+        # HTTP's headers are read as Latin-1; what people type into them is UTF-8.
+        return sent.encode("latin-1").decode()
+    except UnicodeError:
+        return sent
 
 
 def mask_phone(phone: str) -> str:
@@ -45,6 +201,8 @@ def mask_email(email: str) -> str:
 
 
 MASKS: dict[str, Callable[[str], str]] = {"phone": mask_phone, "nid": mask_nid, "email": mask_email}
+
+HIDDEN_WHOLE = frozenset(SENSITIVE_FIELDS) - MASKS.keys()
 
 
 def mask_message(message: Message) -> None:

@@ -15,7 +15,6 @@ from prometheus_client import (
 )
 
 from service.files.renderer_process import FileRendering
-from service.storage.health import age_of
 from service.storage.spool.spool import Spool
 
 # Seconds: from a call that needs no database (half a millisecond) to the longest one that is waited for.
@@ -61,6 +60,11 @@ class Metrics:
             collector(registry=registry)
         self._registry = registry
 
+    def set_readiness(self, ready: bool, degraded: bool) -> None:
+        """Show whether the service can be used, and whether all is well."""
+        self.ready.set(ready)
+        self.degraded.set(degraded)
+
     def on_render(self, size: int, seconds: float) -> None:
         """Count one render of a daily file."""
         self.file_renders.inc()
@@ -79,7 +83,7 @@ class Metrics:
             ("spool_entries", "Leads that wait in the spool.", lambda: spool.size.waiting),
             ("spool_damaged", "Spooled leads that were set aside.", lambda: spool.size.damaged),
             ("spool_bytes", "Bytes in the spool.", lambda: spool.size.bytes),
-            ("spool_oldest_seconds", "Age of the oldest spooled lead.", lambda: age_of(spool.size)),
+            ("spool_oldest_seconds", "Age of the oldest spooled lead.", lambda: spool.size.age),
             ("spool_usable", "1 while the spool takes leads.", lambda: float(spool.usable)),
             ("files_lag_seconds", "How long the oldest change has waited for its file.", lambda: files.lag),
             ("files_alarm", "1 while the daily files cannot be rendered.", lambda: float(files.alarm is not None)),

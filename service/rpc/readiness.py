@@ -1,23 +1,154 @@
-"""Readiness of the service: checked every second and published to every endpoint."""
+"""Readiness: whether leads can be made durable now, and the alarms; what `/readyz`, grpc health and `doctor` report.
+
+Checked every second and published to every endpoint.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
 
 import structlog
 
-from service.rpc.metrics import Metrics
-from service.storage.health import Condition, ReadinessReason, tasks_fail
+from service.storage.spool.rows import SpoolSize
+from service.storage.spool.spool import Spool
 
 CHECK_SECONDS = 1.0
 """How often the database is asked, and how long it may take to answer. A load balancer asks about as often."""
+
+FULL_SHARE = 0.8
+"""Of the spool's limit; beyond it there is little time left to bring the database back."""
+
+
+class ReadinessReason(StrEnum):
+    """Why the service is not ready, or degraded: the closed list of words that `/readyz` shows to anybody.
+
+    A word says what kind of fault there is, and never a path, a key id, a number or a setting: those are the detail of
+    a `Condition`, which goes to the log and to `doctor`.
+    """
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> ReadinessReason:
+        """A word, and its sentence for the OpenAPI document."""
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.meaning = meaning
+        return member
+
+    STARTING = "starting", "The service has just started and has not asked its database yet."
+    STOPPING = "stopping", "The service was told to stop and takes no new calls."
+    DATABASE_AWAY = "database_away", "The database cannot be reached or takes no writes."
+    DATABASE_REFUSED = (
+        "database_refused",
+        "The database that was found must not be used: it has another keyring, normaliser or schema, or lacks grants.",
+    )
+    POSTGRES_RESTARTING = "postgres_restarting", "The embedded PostgreSQL ended and is being started again."
+    KEYRING_NOT_CONFIRMED = (
+        "keyring_not_confirmed",
+        "No lead is accepted before the database was reached once and has confirmed the keyring.",
+    )
+    SPOOL_FAILING = "spool_failing", "The spool takes no leads: its disk is full, or its file or folder cannot be used."
+    SPOOL_FILLING = "spool_filling", "The spool holds more than 80 % of its limit."
+    LEADS_SET_ASIDE = "leads_set_aside", "Spooled leads were set aside and wait for an operator."
+    LEADS_WAIT_LONG = "leads_wait_long", "Leads have waited in the spool for longer than the alarm age."
+    FILES_BEHIND = "files_behind", "The daily files cannot be rendered."
+    TLS_FILES_REFUSED = "tls_files_refused", "New TLS files cannot be used; the certificate before stays in use."
+    TASKS_FAILING = "tasks_failing", "Background tasks fail and are restarted."
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Whether leads can be made durable somewhere, and every reason why all is not well, each with its detail.
+
+    `details` are for operators only: they may name paths, key ids and settings, but hold no customer's value.
+    """
+
+    usable: bool
+    details: Mapping[ReadinessReason, str]
+
+    @property
+    def reasons(self) -> tuple[ReadinessReason, ...]:
+        """The words, which anybody may read."""
+        return tuple(self.details)
+
+
+def condition_of(
+    spool: Spool,
+    *,
+    database_answers: bool,
+    database_refusal: str | None,
+    restarting_log: Path | None,
+    longest_wait: float,
+    files_alarm: str | None,
+    tls_alarm: str | None,
+    failing_tasks: Sequence[str],
+) -> Condition:
+    """The condition of the service now.
+
+    `restarting_log`: the log of the embedded PostgreSQL while that is being restarted, else None. `longest_wait`: the
+    age in seconds from which a spooled lead is an alarm.
+    """
+    away = not database_answers
+    details: dict[ReadinessReason, str | None] = {
+        ReadinessReason.DATABASE_REFUSED: database_refusal if away else None,
+        ReadinessReason.DATABASE_AWAY: (
+            "the database cannot be reached or takes no writes" if away and database_refusal is None else None
+        ),
+        ReadinessReason.POSTGRES_RESTARTING: (
+            f"PostgreSQL ended and is being restarted, see {restarting_log}" if away and restarting_log else None
+        ),
+        ReadinessReason.KEYRING_NOT_CONFIRMED: (
+            "no lead is accepted before the database was reached once" if away and not spool.identified else None
+        ),
+        ReadinessReason.SPOOL_FAILING: (
+            f"the spool {spool.folder} takes no leads: {spool.fault}" if spool.fault is not None else None
+        ),
+        **spool_alarms(spool.size, max_bytes=spool.max_bytes, longest_wait=longest_wait),
+        ReadinessReason.FILES_BEHIND: files_alarm,
+        ReadinessReason.TLS_FILES_REFUSED: tls_alarm,
+        **(tasks_fail(failing_tasks) if failing_tasks else {}),
+    }
+    return Condition(database_answers or spool.usable, _without_none(details))
+
+
+def _without_none(details: Mapping[ReadinessReason, str | None]) -> dict[ReadinessReason, str]:
+    return {reason: detail for reason, detail in details.items() if detail is not None}
+
+
+def tasks_fail(names: Sequence[str]) -> dict[ReadinessReason, str]:
+    """The reason that background tasks fail and are restarted."""
+    return {ReadinessReason.TASKS_FAILING: f"background tasks fail and are restarted: {', '.join(names)}"}
+
+
+def spool_alarms(size: SpoolSize, *, max_bytes: int, longest_wait: float) -> dict[ReadinessReason, str]:
+    """The alarms of a spool, which an operator should act on."""
+    age = size.age
+    alarms = {
+        ReadinessReason.LEADS_SET_ASIDE: (
+            f"{size.damaged} spooled leads were set aside: see leadkeep spool list" if size.damaged else None
+        ),
+        ReadinessReason.SPOOL_FILLING: (
+            f"the spool holds {size.bytes // 1_000_000} MB, its limit is {max_bytes // 1_000_000} MB"
+            if size.bytes > FULL_SHARE * max_bytes
+            else None
+        ),
+        ReadinessReason.LEADS_WAIT_LONG: (
+            f"leads have waited in the spool for {age / 3600:.1f} hours"
+            if size.waiting and age > longest_wait
+            else None
+        ),
+    }
+    return _without_none(alarms)
 
 
 class Readiness:
     """Ready while leads can be made durable anywhere and nobody has asked the service to stop.
 
-    `probe` asks the database; `assess` turns its answer into a condition.
+    `probe` asks the database; `assess` turns its answer into a condition; `listener` and `on_change` get what changed.
     """
 
     def __init__(
@@ -25,12 +156,12 @@ class Readiness:
         probe: Callable[[], Awaitable[bool]],
         assess: Callable[[bool], Condition],
         listener: Callable[[bool], Awaitable[None]],
-        metrics: Metrics,
+        on_change: Callable[[bool, bool], None],
     ) -> None:
         self._probe = probe
         self._assess = assess
         self._listener = listener
-        self._metrics = metrics
+        self._on_change = on_change
         self._stopping = False
         self._asking: asyncio.Task[bool] | None = None
         self.ready = False
@@ -74,8 +205,7 @@ class Readiness:
             await self._listener(condition.usable)
         self.ready, self.degraded, self.reasons = condition.usable, degraded, reasons
         if changed:
-            self._metrics.ready.set(self.ready)
-            self._metrics.degraded.set(degraded)
+            self._on_change(self.ready, degraded)
             state = "degraded" if degraded else "ready" if self.ready else "not ready"
             # The details stay here: /readyz is open to everybody and shows the words alone.
             detail = "; ".join(condition.details.values())

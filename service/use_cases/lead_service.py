@@ -1,7 +1,7 @@
 """The use cases of leads: create, read, list, change the status, correct and assign.
 
 Every method takes the caller and answers only what that caller may see; a lead that the caller may not read does not
-exist for it. Whether sensitive fields are shown unmasked is decided once, in the interceptor rpc/unmasking.py.
+exist for it. Whether sensitive fields are shown unmasked is decided once, in the interceptor rpc/masking.py.
 """
 
 from __future__ import annotations

@@ -90,10 +90,10 @@ def test_every_acknowledged_lead_survives_kills_exactly_once(start_service: Star
     rng = random.Random(20)
     submissions = Submissions()
     service = start_service()
-    starts = []
+    starts, kills_with_calls_in_flight = [], 0
     for _ in range(KILLS):
         asyncio.run(load_until_killed(service, submissions, rng.uniform(0.3, 1.0)))
-        assert submissions.unanswered, "nobody was waiting when the service was killed"
+        kills_with_calls_in_flight += bool(submissions.unanswered)
 
         began = time.monotonic()
         service.start()
@@ -106,6 +106,8 @@ def test_every_acknowledged_lead_survives_kills_exactly_once(start_service: Star
         acknowledged |= answers
         assert stored(service.data_dir) == sorted(acknowledged.items())
     assert max(starts) < START_SECONDS
+    # A kill now and then falls between a batch that was answered and the callers' next calls.
+    assert kills_with_calls_in_flight > KILLS / 2
 
 
 def test_a_killed_service_leaves_no_postgres_behind(start_service: StartService) -> None:

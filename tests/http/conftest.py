@@ -19,9 +19,8 @@ from service.http.endpoint import HttpEndpoint
 from service.rpc.call import SERVICE, Call, Handler, Work, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
-from service.rpc.readiness import Readiness
-from service.storage.health import ReadinessReason
-from tests.harness.unmasking import unmasking_into
+from service.rpc.readiness import Readiness, ReadinessReason
+from tests.harness.masking import unmasking_into
 
 LEAD_ID = "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from service.errors import StartRefusedError
 from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
-from service.storage.health import ReadinessReason
+from service.rpc.readiness import ReadinessReason
 from tests.http.conftest import STORY, FixedReadiness, Servicer
 
 

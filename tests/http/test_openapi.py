@@ -15,8 +15,8 @@ from service.http.problems import HTTP_STATUS
 from service.http.routes import OPERATIONS
 from service.lead import CUSTOMER_FIELDS, FIELD_RULES
 from service.rpc.call import SERVICE
+from service.rpc.readiness import ReadinessReason
 from service.rpc.status import CODES
-from service.storage.health import ReadinessReason
 from service.validation import ValidationService
 from tests.http.conftest import STORY, FixedReadiness, Servicer, created
 

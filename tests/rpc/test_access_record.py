@@ -13,7 +13,7 @@ from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import SCOPES, Scope
-from service.rpc.unmasking import only_reads
+from service.rpc.masking import only_reads
 from service.validation import MASK
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService

@@ -35,7 +35,7 @@ from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
-from tests.harness.unmasking import unmasking_into
+from tests.harness.masking import unmasking_into
 
 RETRY_POLICY = (Path(__file__).parents[2] / "docs/retry_policy.json").read_text()
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.storage.health import ReadinessReason
+from service.rpc.readiness import ReadinessReason
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.daily_files import create, file_of, soon_in

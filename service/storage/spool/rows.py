@@ -55,6 +55,11 @@ class SpoolSize:
     oldest: datetime | None
     bytes: int
 
+    @property
+    def age(self) -> float:
+        """Seconds since the oldest entry was accepted; 0 when there is none."""
+        return 0.0 if self.oldest is None else max(0.0, (datetime.now(UTC) - self.oldest).total_seconds())
+
 
 class SpoolOwnedError(StartRefusedError):
     """Another process uses the spool."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.rpc.call import Interceptor
-from service.rpc.unmasking import unmasking
+from service.rpc.masking import unmasking
 from service.storage.access.chain import Access
 from service.storage.database.retry import LONGEST_RETRY
 from service.validation import ValidationService
