@@ -20,7 +20,7 @@ import psycopg
 from bench.samples import PERSON, numbered
 from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.lead import CustomerFields
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.models import SEALED_FORM
 from service.validation import ValidationService
 

@@ -17,10 +17,10 @@ from service.config import Settings
 from service.factories import encryption_of, keyring_source, new_id, validation_of
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import create_keyring
+from service.lead_sealer import LeadSealer
 from service.rpc.metrics import Metrics
 from service.rpc.servicer import LeadServicer
-from service.sealing import LeadSealer
-from service.storage.access.records import AccessRecords
+from service.storage.access.queries import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.database.database import Database
 from service.storage.intake.drain import Drain

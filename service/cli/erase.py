@@ -33,7 +33,7 @@ from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService
 from service.lead import LeadStatus
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.leads.erasures import Erasures, RetentionRule, Tombstone, count_due, erase_due, next_due
 from service.storage.leads.parameters import Position

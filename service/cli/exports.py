@@ -41,11 +41,11 @@ from service.config import Settings, load_settings
 from service.errors import ReasonRequiredError, ScopeMissingError, StartRefusedError
 from service.http.json_codec import to_json
 from service.importing.csv_file import neutralised
+from service.lead_sealer import LeadSealer
 from service.replica import access_writing
 from service.rpc.masking import accesses_to, mask_message
 from service.rpc.wire import lead_message
-from service.sealing import LeadSealer
-from service.storage.access.records import AccessRecords
+from service.storage.access.queries import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.daily.daily_leads import Days
 from service.storage.database.database import Database

@@ -18,7 +18,7 @@ from service.importing.reports import Result, RowResult
 from service.keys.encryption import EncryptionService, IndexPlan
 from service.keys.keyring import Keyring
 from service.lead import SENSITIVE_FIELDS
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.leads.queries import index_columns
 from service.validation import ValidationService
 from service.worker_processes import WorkerPool

@@ -14,7 +14,7 @@ from service.access import Caller
 from service.rpc import wire
 from service.rpc.call import Call
 from service.storage.access.chain import RecordedAccess
-from service.storage.access.records import AccessRecords
+from service.storage.access.queries import AccessRecords
 from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
 from service.use_cases.lead_service import LeadService

@@ -23,7 +23,7 @@ from service.lead import (
     StatusChange,
 )
 from service.storage.access.chain import RecordedAccess
-from service.storage.access.records import AccessFilter
+from service.storage.access.queries import AccessFilter
 from service.use_cases.confirmation import Confirmation
 from service.use_cases.conflict_service import Conflict
 

@@ -15,7 +15,7 @@ from service.lead import (
     SealedConflict,
     SealedLead,
 )
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.leads.conflicts import ConflictRepository, Decision, Drop, KeepFirst, OwnLead, TakeNew
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.parameters import Correction, Position

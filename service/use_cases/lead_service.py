@@ -32,7 +32,7 @@ from service.lead import (
     SealedLead,
     StatusChange,
 )
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.leads.decision import (
     Aliased,
     Created,

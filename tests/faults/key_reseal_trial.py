@@ -25,7 +25,7 @@ from service.factories import new_id
 from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keys.keyring import Keyring, Purpose
 from service.lead import CustomerFields, SealedSubmission
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.leads.submissions import SubmissionStore
 from service.validation import ValidationService

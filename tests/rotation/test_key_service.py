@@ -13,10 +13,10 @@ import uuid_utils.compat
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, Purpose
 from service.lead import CustomerFields
+from service.lead_sealer import LeadSealer
 from service.rotation import key_service
 from service.rotation import workers as key_workers
 from service.rotation.key_service import KeyService
-from service.sealing import LeadSealer
 from service.storage.database.database import Database
 from service.storage.keys import rekeying as storage_rekeying
 from service.storage.keys.canary import confirm_canary, plan_of

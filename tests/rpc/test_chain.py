@@ -32,10 +32,10 @@ from service.rpc.server import GrpcServer
 from tests.harness import faults
 from tests.harness.answers import fails
 from tests.harness.leads import somebody
+from tests.harness.masking import unmasking_into
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
-from tests.harness.masking import unmasking_into
 
 RETRY_POLICY = (Path(__file__).parents[2] / "docs/retry_policy.json").read_text()
 

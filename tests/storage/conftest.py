@@ -13,7 +13,7 @@ from service.factories import new_id
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring
 from service.lead import CustomerFields, SealedSubmission
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.intake.writer import LeadWriter

@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadkeepError, StorageUnavailableError, UnmaskLimitError
 from service.storage.access.chain import Access, Chain, log_head
-from service.storage.access.records import HOUR, AccessRecords
+from service.storage.access.queries import HOUR, AccessRecords
 from service.storage.database.batcher import Batcher, Entry
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError, cause_of, is_driver_error, is_transient, leaves_nothing

@@ -19,7 +19,7 @@ from service.keys.keyring import Keyring
 from service.replica import access_writing
 from service.storage.access.chain import Access, Chain
 from service.storage.access.check import check
-from service.storage.access.records import AccessRecords
+from service.storage.access.queries import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.database.database import Database
 from tests.harness.faults import execute, value_of

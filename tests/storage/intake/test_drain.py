@@ -15,7 +15,7 @@ import structlog
 
 from service.keys.encryption import NOT_CONFIRMED, EncryptionService
 from service.lead import BlindIndexes, SealedSubmission
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake import drain as drain_module
 from service.storage.intake.drain import Drain, DrainRound

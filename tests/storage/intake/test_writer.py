@@ -18,8 +18,8 @@ from service.errors import StorageUnavailableError
 from service.factories import new_id
 from service.keys.encryption import EncryptionService
 from service.lead import SealedSubmission
+from service.lead_sealer import LeadSealer
 from service.replica import lead_writing
-from service.sealing import LeadSealer
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
 from service.storage.database.retry import LONGEST_RETRY, Retry, RetryScope, retry_scope

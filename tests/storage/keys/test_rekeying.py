@@ -11,7 +11,7 @@ import pytest
 
 from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keys.keyring import Keyring, Purpose
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake.drain import DrainRound
 from service.storage.keys.rekeying import EVERY_ROW, LEADS, Rekeying, rekeying, sealed_otherwise

@@ -18,7 +18,7 @@ import pytest
 
 from service.factories import new_id
 from service.lead import ConflictResolution, CustomerFields, SealedSubmission
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake.outage import RecentRequests
 from service.storage.leads.conflicts import ConflictRepository, KeepFirst

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.keys.encryption import EncryptionService
 from service.lead import ConflictResolution, LeadStatus, SealedSubmission
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.leads.conflicts import ConflictRepository, Decision, OwnLead
 from service.storage.leads.decision import Erased, InConflict, Outcome

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConversationNotFoundError, LeadNotFoundError, StorageUnavailableError
 from service.lead import SENSITIVE_FIELDS, LeadStatus, SealedLead, SealedSubmission
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage import models
 from service.storage.database.database import Database, Work
 from service.storage.database.failures import CommitNotDurableError, StorageFaultError

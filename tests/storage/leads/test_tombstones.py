@@ -16,7 +16,7 @@ from service.access import ROLES, Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.keys.encryption import EncryptionService
 from service.lead import SealedSubmission
-from service.sealing import LeadSealer
+from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake import drain as drain_module
 from service.storage.leads.decision import Created, Erased
