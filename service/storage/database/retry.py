@@ -1,5 +1,8 @@
 """The retry loop of storage calls: exponential backoff with full jitter, bounded by the caller's deadline.
 
+A lost reply to COMMIT is such a failure: nobody knows whether the transaction is stored. So every write that is retried
+finds what an earlier attempt stored, a new lead by its own id (leads/decision.py), a change by its version.
+
 The deadline and the listener for retries travel in a context variable, so that nothing between the call and the
 database has to pass them on.
 """
