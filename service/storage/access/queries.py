@@ -180,18 +180,13 @@ class AccessRecords:
 
     async def newest_heads(self) -> list[Chain]:
         """How far the chains reach that were written to lately; heads that were not sealed by us are left out."""
-
-        async def work(connection: AsyncConnection) -> list[Chain]:
-            rows = await connection.execute(_HEADS, {"looked_back": HEADS_LOOKED_BACK})
-            found = []
-            for row in rows:
-                head = Head(chain_id=row.chain_id, number=row.number, digest=row.digest, ended=row.ended)
-                known = self._encryption.has_audit_key(row.key_id)
-                if known and self._encryption.audit_digest(row.key_id, head_payload(head)) == row.seal:
-                    found.append(Chain(row.chain_number, head))
-            return found
-
-        return await self._database.read(work)
+        found = []
+        for row in await self._database.rows(_HEADS, {"looked_back": HEADS_LOOKED_BACK}):
+            head = Head(chain_id=row.chain_id, number=row.number, digest=row.digest, ended=row.ended)
+            known = self._encryption.has_audit_key(row.key_id)
+            if known and self._encryption.audit_digest(row.key_id, head_payload(head)) == row.seal:
+                found.append(Chain(row.chain_number, head))
+        return found
 
     async def find(
         self, wanted: AccessFilter, *, after: tuple[datetime, int] | None, limit: int
@@ -209,11 +204,7 @@ class AccessRecords:
             query = query.where(record.recorded_at >= wanted.recorded_after)
         if wanted.recorded_before is not None:
             query = query.where(record.recorded_at < wanted.recorded_before)
-
-        async def work(connection: AsyncConnection) -> list[RecordedAccess]:
-            return [recorded_access(row) for row in (await connection.execute(query)).mappings()]
-
-        return await self._database.read(work)
+        return [recorded_access(row._asdict()) for row in await self._database.rows(query)]
 
     async def _earlier(self, connection: AsyncConnection, key_id: str) -> tuple[int, bytes]:
         record = models.access_record.c

@@ -82,11 +82,7 @@ async def replicas(database: Database) -> list[ReplicaStatus]:
     silent = func.extract("epoch", func.clock_timestamp() - _REPLICAS.c.seen_at).cast(Float).label("silent_seconds")
     columns = [column for column in _REPLICAS.c if column.name != "started_at"]
     query = select(*columns, silent).order_by(_REPLICAS.c.name)
-
-    async def work(connection: AsyncConnection) -> list[ReplicaStatus]:
-        return [ReplicaStatus(**row) for row in (await connection.execute(query)).mappings()]
-
-    return await database.read(work)
+    return [ReplicaStatus(**row._asdict()) for row in await database.rows(query)]
 
 
 async def forget(database: Database, names: Sequence[str]) -> list[str]:

@@ -176,8 +176,7 @@ class Erasures:
         query = select(_STONE).order_by(_STONE.c.erased_at, _STONE.c.id).limit(LISTED_AT_ONCE)
         if after is not None:
             query = query.where(tuple_(_STONE.c.erased_at, _STONE.c.id) > tuple_(after.erased_at, after.id))
-        # `_mapping` is public, named so that no column hides it.
-        return [Tombstone(**row._mapping) for row in await self._database.rows(query)]  # noqa: SLF001
+        return [Tombstone(**row._asdict()) for row in await self._database.rows(query)]
 
 
 async def _kept(connection: AsyncConnection, lead_id: UUID) -> tuple[UUID, ...]:
