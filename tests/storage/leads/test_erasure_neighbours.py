@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,29 +25,16 @@ from service.storage.leads.decision import Erased, InConflict, Outcome
 from service.storage.leads.erasing import drop_within
 from service.storage.leads.erasures import RetentionRule, erase_due
 from service.storage.spool.file import SpoolError
-from service.storage.spool.spool import Spool, Spooled
+from service.storage.spool.spool import Spooled
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_tombstones import drain, erase, twins
+from tests.storage.leads.test_tombstones import drain, erase, replica, twins
 
 PHONE, NID = "+8801799000001", "1990000000001"
 PLACES = {"lead": "id", "lead_alias": "id", "lead_conflict": "id", "resubmission": "submission_id", "tombstone": "id"}
 """The tables that hold a submission's id, and the column."""
-
-
-@asynccontextmanager
-async def replica(
-    database: Database, folder: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    spool = Spool(folder, encryption, max_bytes=10_000_000)
-    spool.identified = True
-    world = World(database, spool, sealer)
-    world.start()
-    yield world
-    await world.stop()
-    spool.close()
 
 
 @pytest.fixture

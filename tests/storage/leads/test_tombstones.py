@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,13 +36,14 @@ from tests.storage.intake.test_writer import World, stored
 OPERATOR = Caller("operator", ROLES["admin"])
 
 
-@pytest.fixture
-async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
+@asynccontextmanager
+async def replica(
+    database: Database, folder: Path, encryption: EncryptionService, sealer: LeadSealer
 ) -> AsyncIterator[World]:
-    spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
+    """A replica on a database, with a spool of its own."""
+    spool = Spool(folder, encryption, max_bytes=10_000_000)
     spool.identified = True
-    world = World(connected, spool, sealer)
+    world = World(database, spool, sealer)
     world.start()
     yield world
     await world.stop()
@@ -49,17 +51,20 @@ async def world(
 
 
 @pytest.fixture
+async def world(
+    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
+) -> AsyncIterator[World]:
+    async with replica(connected, tmp_path / "spool", encryption, sealer) as world:
+        yield world
+
+
+@pytest.fixture
 async def elsewhere(
     world: World, connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
 ) -> AsyncIterator[World]:
     """Another replica, with a spool of its own."""
-    spool = Spool(tmp_path / "other-spool", encryption, max_bytes=10_000_000)
-    spool.identified = True
-    other = World(connected, spool, sealer)
-    other.start()
-    yield other
-    await other.stop()
-    spool.close()
+    async with replica(connected, tmp_path / "other-spool", encryption, sealer) as other:
+        yield other
 
 
 async def erase(world: World, lead_id: UUID) -> tuple[UUID, ...]:
