@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
+from uuid import UUID
 
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
@@ -49,6 +50,11 @@ class Call:
     caller: Caller | None = None
     shown_lead_id: str = ""
     """Id of the lead in an answer whose messages do not name it; the request may have named an alias of it."""
+    may_compare: bool = False
+    """Whether the answer to a correction may depend on the values that the lead holds: its caller may see them, and the
+    look is recorded."""
+    compared: tuple[UUID, tuple[str, ...]] | None = None
+    """The lead, and its sensitive fields, whose values decided the answer to a correction that changed nothing."""
     hidden: Collection[str] = ()
     """Sensitive fields that the answer's mask hides whole: they need not be opened."""
     retries: int = 0

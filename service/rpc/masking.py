@@ -6,12 +6,17 @@ without a mask of its own is masked whole. Every mask contains `•••`, and 
 
 A method that only reads is refused when its access cannot be recorded. One that changes something has done so by then
 and must not be reported as failed: it answers masked instead. Methods that only read are called Get… or List….
+
+A correction reveals a value when its answer depends on what the lead holds: a version that does not match, values that
+it has already. That is a look like any other. When it cannot be recorded, the correction is made again without
+comparing, so that right and wrong guesses get the same answer.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -29,6 +34,7 @@ from service.errors import (
     ScopeMissingError,
     StorageUnavailableError,
     UnmaskLimitError,
+    VersionMismatchError,
     Violation,
 )
 from service.lead import SENSITIVE_FIELDS
@@ -98,7 +104,15 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
             if only_reads(call.rpc) or view == pb.LEAD_VIEW_FULL:
                 raise ReasonRequiredError
             shows = False
-        response = await proceed(call, request)
+        call.may_compare = shows
+        try:
+            response = await proceed(call, request)
+        except VersionMismatchError:
+            if call.compared:
+                # Not recorded, it still reveals nothing: without a record the right guess is refused in the same way.
+                with suppress(StorageUnavailableError, UnmaskLimitError):
+                    await record([_comparison(call, caller, call.compared, reason)], patience=_patience(call))
+            raise
         accesses = _accesses(call, caller, request, response, asked=asked, shows=shows, reason=reason)
         if accesses:
             try:
@@ -107,6 +121,9 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
                 if only_reads(call.rpc):
                     raise
                 shows = False
+                if call.compared:
+                    call.may_compare = False
+                    response = await proceed(call, request)
         if not shows:
             mask_message(response)
         return response
@@ -160,6 +177,18 @@ def _accesses(
         )
         for found_id, fields in found
     ]
+
+
+def _comparison(call: Call, caller: Caller, compared: tuple[UUID, tuple[str, ...]], reason: str | None) -> Access:
+    lead_id, fields = compared
+    return Access(
+        subject=caller.subject,
+        operation=call.rpc,
+        fields=fields,
+        lead_id=lead_id,
+        reason=reason,
+        request_id=call.id,
+    )
 
 
 def _patience(call: Call) -> float:

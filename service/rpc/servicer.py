@@ -7,10 +7,12 @@ them.
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller
+from service.lead import SENSITIVE_FIELDS
 from service.rpc import wire
 from service.rpc.call import Call
 from service.storage.access.chain import RecordedAccess
@@ -70,11 +72,18 @@ class LeadServicer:
 
     async def UpdateLead(self, call: Call, request: pb.UpdateLeadRequest) -> pb.UpdateLeadResponse:  # noqa: N802
         """Correct customer fields."""
+        fields = wire.corrected_fields(request)
+        sensitive = tuple(name for name in fields if name in SENSITIVE_FIELDS)
+
+        def compared(lead_id: UUID | None) -> None:
+            call.compared = (lead_id, sensitive) if lead_id and sensitive else None
+
         lead = await self._leads.correct_lead(
             _caller(call),
             wire.lead_id_of(request.lead.id, "lead.id"),
-            wire.corrected_fields(request),
+            fields,
             expected_version=wire.expected_version_of(request.expected_version),
+            compared=compared if call.may_compare else None,
         )
         return pb.UpdateLeadResponse(lead=wire.lead_message(lead))
 

@@ -257,19 +257,31 @@ class LeadService:
         return self._sealer.open(assigned, hidden=hidden)
 
     async def correct_lead(
-        self, caller: Caller, lead_id: UUID, fields: Mapping[str, str], *, expected_version: int = 0
+        self,
+        caller: Caller,
+        lead_id: UUID,
+        fields: Mapping[str, str],
+        *,
+        expected_version: int = 0,
+        compared: Callable[[UUID | None], None] | None = None,
     ) -> Lead:
         """Set customer fields; an empty value removes an optional one.
+
+        With `compared`, a correction to the values that the lead holds changes nothing and succeeds at any version;
+        `compared` gets the lead's id when its values decided the answer, else None. Without it the answer is the same
+        whatever the lead holds, so that nobody can test guesses of what they see masked.
 
         Raises LeadValidationError, LeadNotFoundError, VersionMismatchError, DuplicateLeadError.
         """
         accepted = self._validation.correction(fields)
 
         def decide(current: SealedLead) -> Correction | None:
-            if not caller.may(Scope.UNMASK):
-                # Before the values are compared: who sees masks could test guesses with a version that never matches.
+            if compared is None:
                 _require_version(current, expected_version)
+                return self._sealer.correction(current.id, accepted)
             changed = {name: value for name, value in accepted.items() if value != self._sealer.value_of(current, name)}
+            stale = expected_version not in (0, current.version)
+            compared(current.id if stale or not changed else None)
             if not changed:
                 return None
             _require_version(current, expected_version)

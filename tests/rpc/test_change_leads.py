@@ -287,6 +287,16 @@ class TestCorrection:
         with refused(StatusCode.ABORTED, "VERSION_MISMATCH"):
             agent.correct(lead_id, phone=person.phone, expected_version=99)
 
+    @pytest.mark.parametrize("right", [True, False])
+    def test_a_masked_caller_cannot_test_a_guess_with_the_true_version(
+        self, agent: Client, lead_id: str, person: pb.Lead, right: bool
+    ) -> None:
+        guess = person if right else somebody()
+
+        lead = agent.correct(lead_id, phone=guess.phone, address=guess.address, expected_version=1)
+
+        assert (lead.masked, lead.version) == (True, 2)
+
     def test_a_stale_version_is_refused(self, admin: Client, lead_id: str) -> None:
         admin.correct(lead_id, name="New Name")
 

@@ -160,3 +160,67 @@ def test_heads_are_logged_whatever_the_level(replicas: Replicas, caller: Any, le
     caller(1, subject="head").get(lead_id)
     assert '"event":"access head"' in replicas[1].log()
     assert '"event":"call"' not in replicas[1].log()
+
+
+class TestGuesses:
+    """A correction whose answer depends on what the lead holds is a look: with a reason, recorded, counted."""
+
+    @pytest.fixture
+    def person(self) -> pb.Lead:
+        return somebody()
+
+    @pytest.fixture
+    def guessed_id(self, replicas: Replicas, channels: list[grpc.Channel], person: pb.Lead) -> str:
+        return str(Client(replicas[0], channels[0], "chatbot").create(person).id)
+
+    @pytest.fixture(params=["right", "wrong", "removal"])
+    def guess(self, request: pytest.FixtureRequest, person: pb.Lead) -> pb.Lead:
+        return {"right": person, "wrong": somebody(), "removal": pb.Lead()}[request.param]
+
+    def looks(self, caller: Any, lead_id: str) -> list[tuple[str, list[str]]]:
+        entries = caller(subject="auditor").call("ListAccesses", pb.ListAccessesRequest(lead_id=lead_id)).accesses
+        return [(entry.operation, list(entry.fields)) for entry in entries]
+
+    def guess_notes(self, client: Client, lead_id: str, guess: pb.Lead) -> str:
+        try:
+            client.correct(lead_id, ["notes"], notes=guess.notes, expected_version=10**9)
+        except grpc.RpcError as error:
+            return str(error.code())
+        return "right"
+
+    def test_a_wrong_guess_is_recorded_like_a_right_one(self, caller: Any, guessed_id: str, guess: pb.Lead) -> None:
+        self.guess_notes(caller(), guessed_id, guess)
+        [(operation, fields)] = self.looks(caller, guessed_id)
+        assert operation == "UpdateLead"
+        assert "notes" in fields
+
+    def test_without_a_reason_every_guess_is_refused_alike(self, caller: Any, guessed_id: str, guess: pb.Lead) -> None:
+        assert self.guess_notes(caller(reason=None), guessed_id, guess) == str(StatusCode.ABORTED)
+        assert self.looks(caller, guessed_id) == []
+
+    def test_beyond_the_limit_every_guess_is_refused_alike(
+        self, caller: Any, guessed_id: str, lead_id: str, guess: pb.Lead
+    ) -> None:
+        for _ in range(LIMIT):
+            caller().get(lead_id)
+        assert self.guess_notes(caller(), guessed_id, guess) == str(StatusCode.ABORTED)
+        assert self.looks(caller, guessed_id) == []
+
+    def test_wrong_guesses_use_the_limit_up(self, caller: Any, guessed_id: str, lead_id: str) -> None:
+        for _ in range(LIMIT):
+            self.guess_notes(caller(), guessed_id, pb.Lead(notes="a guess"))
+        with refused(StatusCode.RESOURCE_EXHAUSTED, "UNMASK_LIMIT"):
+            caller().get(lead_id)
+
+    def test_beyond_the_limit_a_right_guess_makes_a_version_like_a_wrong_one(
+        self, caller: Any, guessed_id: str, lead_id: str, guess: pb.Lead
+    ) -> None:
+        for _ in range(LIMIT):
+            caller().get(lead_id)
+        lead = caller().correct(guessed_id, ["notes"], notes=guess.notes)
+        assert (lead.masked, lead.version) == (True, 2)
+
+    def test_a_name_that_differs_is_no_look_of_its_own(self, caller: Any, guessed_id: str) -> None:
+        with refused(StatusCode.ABORTED, "VERSION_MISMATCH"):
+            caller().correct(guessed_id, name="Somebody Else", expected_version=10**9)
+        assert self.looks(caller, guessed_id) == []

@@ -157,8 +157,11 @@ class LeadServiceServicer:
     def UpdateLead(self, request, context):
         """UpdateLead corrects customer fields. For phone and nid the service decides duplicates again.
 
-        A correction that changes nothing succeeds, and for callers with `leads:unmask` whatever the expected version. (Others
-        could test guesses of what they see masked.)
+        For callers who are shown the values (`leads:unmask`, with a reason where one is required, within the limit), a
+        correction to the values that the lead holds already changes nothing and succeeds, whatever the expected version, so
+        that a repeat after a lost reply succeeds; this, like a VERSION_MISMATCH that it is compared for, is recorded as an
+        access. For all others the values are not compared, so that nobody can test guesses of what is masked: each
+        correction makes a new version, and with another expected version it is refused.
 
         Scope: `leads:update`. Errors: NOT_FOUND LEAD_NOT_FOUND; ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID;
         ABORTED VERSION_MISMATCH (metadata `current_version`).
