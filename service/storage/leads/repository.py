@@ -86,7 +86,7 @@ class LeadRepository:
 
         Raises LeadNotFoundError, LeadInConflictError, ScopeMissingError, StorageUnavailableError.
         """
-        await self._require_not_waiting(lead_id)
+        await self._require_not_waiting(lead_id, may_read)
         lead = await self._stored(lead_id)
         if lead is None:
             raise await self._missing(lead_id, may_read)
@@ -112,19 +112,19 @@ class LeadRepository:
             for entry in batch:
                 entry.resolve(leads.get(entry.item))
 
-    async def _require_not_waiting(self, lead_id: UUID) -> None:
+    async def _require_not_waiting(self, lead_id: UUID, may_read: MayRead) -> None:
         """To be called before the database is read: what is drained meanwhile is found there.
 
         Raises StorageUnavailableError.
         """
         with suppress(SpoolError):  # what the database has can be read without the spool
-            if await self._spool.holds(lead_id):
+            if await self._spool.holds(lead_id, may_read):
                 raise StorageUnavailableError
 
     async def _missing(self, lead_id: UUID, may_read: MayRead) -> LeadkeepError:
         """The error for an id that the database has no lead for."""
         try:
-            await self._spool.holds(lead_id)
+            await self._spool.holds(lead_id, may_read)
         except SpoolError:
             # No acknowledged lead is called missing because the spool cannot be read.
             return StorageUnavailableError()
@@ -155,7 +155,7 @@ class LeadRepository:
         """
         wanted = {"conversation": conversation_id, "created_by": created_by}
         try:
-            waits = await self._spool.holds_conversation(conversation_id)
+            waits = await self._spool.holds_conversation(conversation_id, lambda subject: created_by in (None, subject))
         except SpoolError:
             waits = True
         rows = await self._database.read(lambda connection: LEADS_OF_CONVERSATION.rows(connection, wanted))
@@ -178,7 +178,7 @@ class LeadRepository:
         the lead is locked first. The answer waits for the synchronous standby even then, because taking the lock writes
         to the log. `decide` may be asked again, and what it raises is passed on. Raises like `get`.
         """
-        await self._require_not_waiting(lead_id)
+        await self._require_not_waiting(lead_id, may_read)
         seen = await self._stored(lead_id)
         if seen is None:
             raise await self._missing(lead_id, may_read)
@@ -219,7 +219,7 @@ class LeadRepository:
                 return current
             return await correct_locked(connection, current, correction, again=again)
 
-        await self._require_not_waiting(lead_id)
+        await self._require_not_waiting(lead_id, may_read)
         try:
             return await write_anew_if_taken(self._database, work)
         except LeadNotFoundError:

@@ -113,14 +113,17 @@ class Spool:
         """Which of the submissions share something with one that waits here. Raises SpoolError."""
         return SpoolOverlap() if self.empty else await self._call(partial(self._overlap, submissions))
 
-    async def holds(self, lead_id: UUID) -> bool:
-        """Whether an acknowledged lead waits here. Raises SpoolError."""
-        return not self.empty and await self._call(lambda file: bool(file.find("id", [lead_id.bytes])))
+    async def holds(self, lead_id: UUID, may_read: Callable[[str], bool]) -> bool:
+        """Whether an acknowledged lead waits here whose creator's leads the caller may read. Raises SpoolError."""
+        return not self.empty and await self._call(partial(self._holds, "id", [lead_id.bytes], may_read))
 
-    async def holds_conversation(self, conversation_id: str) -> bool:
-        """Whether an acknowledged lead of this conversation waits here. Raises SpoolError."""
+    async def holds_conversation(self, conversation_id: str, may_read: Callable[[str], bool]) -> bool:
+        """Whether an acknowledged lead of this conversation waits here whose creator's leads the caller may read.
+
+        Raises SpoolError.
+        """
         indexes = self._encryption.spool_indexes("conversation", conversation_id)
-        return not self.empty and await self._call(lambda file: bool(file.find("conversation", indexes)))
+        return not self.empty and await self._call(partial(self._holds, "conversation", indexes, may_read))
 
     async def oldest(
         self,
@@ -260,6 +263,16 @@ class Spool:
                 opened.fault = (row.id, error)
                 break
         return opened
+
+    def _holds(self, column: str, values: Sequence[bytes], may_read: Callable[[str], bool], file: SpoolFile) -> bool:
+        for row in file.find(column, values):
+            try:
+                if may_read(submission_of(row, self._encryption).created_by):
+                    return True
+            except FieldUnreadableError:
+                # Whose it is cannot be known, and no acknowledged lead is called missing to its own creator.
+                return True
+        return False
 
     def _of_person(self, wanted: UUID, person: Person, reseal: Reseal, file: SpoolFile) -> Spooled:
         def opened(row: SpoolRow) -> SealedSubmission | None:

@@ -33,7 +33,7 @@ from service.storage.spool.spool import Spool, SpoolOverlap
 from service.supervisor import Supervisor
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
-from tests.storage.conftest import Submit
+from tests.storage.conftest import Submit, everyone
 
 POISONED = "Poisoned"
 
@@ -375,7 +375,7 @@ async def test_a_repeat_that_is_answered_with_a_spooled_one_keeps_it_there(
     answer = await repeated
     assert isinstance(answer, Delayed)
     assert answer.id == first.id
-    assert await world.spool.holds(first.id)
+    assert await world.spool.holds(first.id, everyone)
     await hurried
 
 

@@ -22,7 +22,7 @@ from service.storage.spool.spool import Spool
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
-from tests.storage.conftest import Submit
+from tests.storage.conftest import Submit, everyone
 from tests.storage.intake.test_writer import World
 
 
@@ -153,7 +153,7 @@ async def test_after_a_rotation_the_spool_still_knows_its_requests_and_gives_its
     try:
         await spool.put([lead])
         encryption.take(rotated.keyring)
-        assert await spool.holds_conversation("chat-1")
+        assert await spool.holds_conversation("chat-1", everyone)
         again = submit(conversation_id="chat-1", request_id="once", phone="+1234567890", nid="1234567")
         assert again.content_digest != lead.content_digest
         assert [outcome.id for outcome in (await spool.put([again])).values()] == [lead.id]  # type: ignore[union-attr]

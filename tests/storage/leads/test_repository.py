@@ -29,6 +29,7 @@ from service.storage.leads.parameters import AssignmentStep, Correction, LeadFil
 from service.storage.leads.queries import OTHER_LEADS_SHOWN, columns_of, index_columns
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
+from service.storage.spool.spool import Spool
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit, everyone
 
@@ -785,3 +786,27 @@ class TestWhatTheDatabaseRefuses:
             await connected.write(work)
 
         assert refused.value.cause == "42501"
+
+
+async def test_anothers_waiting_lead_is_missing_like_an_unknown_one(
+    repository: LeadRepository, spool: Spool, submit: Submit
+) -> None:
+    waiting = submit(created_by="bot", conversation_id="waiting talk")
+    await spool.put([waiting])
+
+    def own_only(creator: str) -> bool:
+        return creator == "another"
+
+    def decide(_lead: SealedLead) -> StatusStep:
+        raise AssertionError("it was shown the lead")
+
+    with pytest.raises(LeadNotFoundError):
+        await repository.get(waiting.id, own_only)
+    with pytest.raises(LeadNotFoundError):
+        await repository.change(waiting.id, decide, own_only)
+    with pytest.raises(ConversationNotFoundError):
+        await repository.find_by_conversation("waiting talk", created_by="another")
+    with pytest.raises(StorageUnavailableError):
+        await repository.get(waiting.id, everyone)
+    with pytest.raises(StorageUnavailableError):
+        await repository.find_by_conversation("waiting talk", created_by="bot")

@@ -20,7 +20,7 @@ from service.storage.spool import rows as spool_rows
 from service.storage.spool.file import SpoolError
 from service.storage.spool.rows import FILE_NAME, peek, take_back
 from service.storage.spool.spool import Spool, SpoolOverlap
-from tests.storage.conftest import Submit
+from tests.storage.conftest import Submit, everyone
 
 MEGABYTE = 1_000_000
 VALUES = ("Rahima Begum", "+8801712345678", "1985123456789", "14 Lake Road, Dhaka", "diabetic", "r@example.com")
@@ -120,12 +120,20 @@ async def test_repeats_and_rivals_are_distinguished(spool: Spool, submit: Submit
 async def test_it_knows_ids_and_conversations_that_wait(spool: Spool, submit: Submit) -> None:
     submission = submit(conversation_id="talk")
     await put(spool, submission)
-    assert await spool.holds(submission.id)
-    assert not await spool.holds(new_id())
-    assert await spool.holds_conversation("talk")
-    assert not await spool.holds_conversation("other")
+    assert await spool.holds(submission.id, everyone)
+    assert not await spool.holds(new_id(), everyone)
+    assert await spool.holds_conversation("talk", everyone)
+    assert not await spool.holds_conversation("other", everyone)
     await spool.remove([submission.id])
-    assert not await spool.holds(submission.id)
+    assert not await spool.holds(submission.id, everyone)
+
+
+async def test_what_waits_does_not_exist_for_who_may_not_read_it(spool: Spool, submit: Submit) -> None:
+    submission = submit(created_by="bot", conversation_id="talk")
+    await put(spool, submission)
+    for who, known in (("bot", True), ("another", False)):
+        assert await spool.holds(submission.id, who.__eq__) is known
+        assert await spool.holds_conversation("talk", who.__eq__) is known
 
 
 async def test_no_value_lies_on_the_disk_in_clear(spool: Spool, submit: Submit) -> None:
@@ -209,7 +217,7 @@ async def test_a_damaged_one_is_still_acknowledged_and_still_matched(spool: Spoo
     assert await put(spool, again(submission)) == first
     (met,) = await put(spool, submit(phone="+1234567"))
     assert isinstance(met, DuplicateMatch)
-    assert await spool.holds(submission.id)
+    assert await spool.holds(submission.id, everyone)
 
 
 async def test_what_was_set_aside_can_be_tried_again(spool: Spool, submit: Submit) -> None:
@@ -267,7 +275,7 @@ async def test_beyond_its_limit_it_takes_nothing_and_says_so(
     assert len(taken) > 100
     assert spool.fault is not None
     assert not spool.usable
-    assert await spool.holds(next(iter(taken)).id)  # the size is that after the last call which succeeded
+    assert await spool.holds(next(iter(taken)).id, everyone)  # the size is that after the last call which succeeded
     assert spool.size.waiting == len(taken)
     assert await empty(spool) == {each.id for each in taken}
     await spool.maintain()
