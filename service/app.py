@@ -116,7 +116,7 @@ async def _serve(
                 return condition_of(
                     spool,
                     database_answers=database_answers,
-                    database_refusal=parts.admission.refusal,
+                    database_refusal=parts.admission.refusal or parts.fence.refusal,
                     restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
                     longest_wait=settings.spool_alarm_age,
                     files_alarm=files.alarm,

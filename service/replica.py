@@ -23,6 +23,7 @@ from service.rpc.servicer import LeadServicer
 from service.storage.access.queries import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.database.database import Database
+from service.storage.database.fence import Fence
 from service.storage.intake.drain import Drain
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.intake.writer import LeadWriter
@@ -52,7 +53,9 @@ class ServiceParts:
         self, settings: Settings, url: str, spool: Spool, encryption: EncryptionService, metrics: Metrics
     ) -> None:
         self.spool, self.page_token_tags = spool, encryption.page_token_tags
-        self.confirming, self.database = Database(url), Database(url, guarded=True)
+        self.fence = Fence(url, settings.spool_path)
+        self.confirming = Database(url, fence=self.fence)
+        self.database = Database(url, guarded=True, fence=self.fence)
         self.validation = validation_of(settings)
         normaliser = self.validation.normaliser_identity
         self.report = ReplicaReport(replica_name(settings.spool_path), self.database, spool, encryption)
@@ -124,6 +127,7 @@ async def running_replica(parts: ServiceParts, supervisor: Supervisor, grace: fl
                     on_clean_stop=partial(parts.report.withdraw, parts.database),
                 ),
                 Component(name="admission", run=parts.admission.run),
+                *([Component(name="fence", run=parts.fence.run)] if parts.fence.several_hosts else []),
             ]
         )
         yield
@@ -131,6 +135,7 @@ async def running_replica(parts: ServiceParts, supervisor: Supervisor, grace: fl
         await stop_tasks(supervisor, parts.database, grace)
         await parts.database.close()
         await parts.confirming.close()
+        await parts.fence.close()
 
 
 async def stop_tasks(supervisor: Supervisor, database: Database, seconds: float) -> None:

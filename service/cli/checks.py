@@ -27,6 +27,7 @@ from service.storage.access.chain import logged_heads
 from service.storage.access.check import Findings, check
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
+from service.storage.database.fence import Fence
 from service.storage.keys.canary import compare_canary
 from service.storage.schema import excess_rights, require_current, revision_of
 from service.storage.spool.rows import peek
@@ -75,9 +76,13 @@ def _diagnose(settings: Settings) -> list[Finding]:
 
 
 async def _database_findings(settings: Settings, url: str) -> list[Finding]:
-    database = Database(url)
+    # What a look notes in the service's folder would belong to whoever looks.
+    fence = Fence(url, settings.spool_path, remembers=False)
+    database = Database(url, fence=fence)
     try:
         if not await database.answers():
+            if fence.refusal is not None:
+                return [Finding("database", False, fence.refusal)]
             kept = "; a running service is degraded: it keeps new leads in its spool"
             return [Finding("database", False, f"cannot be reached, or takes no writes{kept}")]
         findings = [Finding("database", True, "embedded" if settings.embedded else "reachable, takes writes")]
@@ -102,6 +107,7 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         return findings
     finally:
         await database.close()
+        await fence.close()
 
 
 def _finding(check: str, look: Callable[[], str]) -> Finding:

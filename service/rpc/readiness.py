@@ -44,7 +44,8 @@ class ReadinessReason(StrEnum):
     DATABASE_AWAY = "database_away", "The database cannot be reached or takes no writes."
     DATABASE_REFUSED = (
         "database_refused",
-        "The database that was found must not be used: it has another keyring, normaliser or schema, or lacks grants.",
+        "The database that was found must not be used: another keyring, normaliser or schema, missing "
+        "grants, or a standby was promoted in its place.",
     )
     POSTGRES_RESTARTING = "postgres_restarting", "The embedded PostgreSQL ended and is being started again."
     KEYRING_NOT_CONFIRMED = (

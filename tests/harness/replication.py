@@ -1,4 +1,4 @@
-"""A real synchronous standby of a test's own PostgreSQL, which can be taken away and brought back."""
+"""Real synchronous standbys of a test's own PostgreSQL, which can be taken away, brought back and promoted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import signal
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from service.storage.postgres.folders import ServerUser, choose_server_user
 from service.storage.postgres.process import spawn
@@ -19,18 +21,30 @@ NAME = "s1"
 
 
 class ReplicatedServer(TestServer):
-    """A primary whose commits wait for the standby `s1`, once `require_standby` was called."""
+    """A primary whose commits wait for its standbys, once `require_standby` was called."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "data")
-        self.standby = Standby(folder / "standby", self)
+        self.standby = Standby(folder / "standby", self, NAME)
+        self.second = Standby(folder / "second", self, "s2")
 
-    def require_standby(self) -> None:
-        """Let every commit from now on wait for the standby."""
-        self.ask(f"ALTER SYSTEM SET synchronous_standby_names = '{NAME}'")
+    def require_standby(self, names: str = NAME) -> None:
+        """Let every commit from now on wait for `synchronous_standby_names`."""
+        self.ask(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
         self.ask("SELECT pg_reload_conf()")
         # Until this is seen, commits do not wait: walwriter and checkpointer spread the new setting.
-        assert eventually(lambda: self.ask("SHOW synchronous_standby_names") == NAME, within=10)
+        assert eventually(lambda: self.ask("SHOW synchronous_standby_names") == names, within=10)
+
+    def url_of_all(self, url: str) -> str:
+        """The URL of a database of this server, with the standbys as further hosts of it."""
+        hosts = ",".join([*conninfo_to_dict(url)["host"].split(","), *(str(each.folder) for each in self.standbys)])  # type: ignore[union-attr]
+        own = urlsplit(url)
+        return f"postgresql://{own.username}@{own.path}?host={hosts}&target_session_attrs=read-write"
+
+    @property
+    def standbys(self) -> list[Standby]:
+        """The standbys that were attached once."""
+        return [each for each in (self.standby, self.second) if each.folder.exists()]
 
     def release_commits(self) -> None:
         """Let no commit wait for a standby, those under way included."""
@@ -50,8 +64,9 @@ class ReplicatedServer(TestServer):
         return found
 
     def stop(self) -> None:
-        """Shut both down."""
-        self.standby.detach()
+        """Shut all down."""
+        for standby in self.standbys:
+            standby.detach()
         self.release_commits()
         super().stop()
 
@@ -59,31 +74,32 @@ class ReplicatedServer(TestServer):
 class Standby:
     """A copy of the primary that follows it while it is attached."""
 
-    def __init__(self, folder: Path, primary: ReplicatedServer) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, primary: ReplicatedServer, name: str) -> None:
+        self.folder = folder
+        self._name = name
         self._primary = primary
         self._process: subprocess.Popen[bytes] | None = None
         self._user: ServerUser | None = None
 
     @property
     def _url(self) -> str:
-        return f"postgresql://postgres@/postgres?host={self._folder}&port=5432"
+        return f"postgresql://postgres@/postgres?host={self.folder}&port=5432"
 
     def attach(self) -> None:
         """Follow the primary; when this returns the standby counts as synchronous."""
-        if not (self._folder / "data").exists():
+        if not (self.folder / "data").exists():
             self._copy()
         options = {
-            "unix_socket_directories": str(self._folder),
+            "unix_socket_directories": str(self.folder),
             "listen_addresses": "",
             "max_connections": SETTINGS["max_connections"],
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        with (self._folder / "standby.log").open("ab") as log:
-            command: list[str | Path] = [self._program("postgres"), "-D", self._folder / "data", *settings]
-            self._process = spawn(command, self._folder, self._user, log.fileno())
+        with (self.folder / "standby.log").open("ab") as log:
+            command: list[str | Path] = [self._program("postgres"), "-D", self.folder / "data", *settings]
+            self._process = spawn(command, self.folder, self._user, log.fileno())
         query = "SELECT count(*) FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming'"
-        assert eventually(lambda: self._primary.ask(query, NAME) == 1, within=20), self._log()
+        assert eventually(lambda: self._primary.ask(query, self._name) == 1, within=20), self._log()
 
     def detach(self) -> None:
         """Follow no more; what the primary writes from now on is missing here."""
@@ -91,8 +107,12 @@ class Standby:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(20)
             self._process = None
-        query = "SELECT count(*) FROM pg_stat_replication"
-        assert eventually(lambda: self._primary.ask(query) == 0, within=20)
+        query = "SELECT count(*) FROM pg_stat_replication WHERE application_name = %s"
+        assert eventually(lambda: self._primary.ask(query, self._name) == 0, within=20)
+
+    def promote(self) -> None:
+        """Make it a primary of its own; it takes writes, on a new timeline, when this returns."""
+        assert _ask(self._url, "SELECT pg_promote(true, 30)")
 
     def ask(self, sql: str, *parameters: object, database: str) -> Any:
         """One value, asked on the standby, which has only what was replicated."""
@@ -105,14 +125,14 @@ class Standby:
         return bool(answer)
 
     def _copy(self) -> None:
-        self._folder.mkdir()
+        self.folder.mkdir()
         if os.geteuid() == 0:
             self._user = choose_server_user(self._primary.postgres.bin_dir)
-            os.chown(self._folder, self._user.uid, self._user.gid)
-        source = self._primary.postgres.url(user="postgres", database="postgres") + f"&application_name={NAME}"
-        command: list[str | Path] = [self._program("pg_basebackup"), "-d", source, "-D", self._folder / "data"]
+            os.chown(self.folder, self._user.uid, self._user.gid)
+        source = self._primary.postgres.url(user="postgres", database="postgres") + f"&application_name={self._name}"
+        command: list[str | Path] = [self._program("pg_basebackup"), "-d", source, "-D", self.folder / "data"]
         command += ["-R", "--no-sync", "--checkpoint=fast"]
-        copying = spawn(command, self._folder, self._user, subprocess.PIPE)
+        copying = spawn(command, self.folder, self._user, subprocess.PIPE)
         said = copying.communicate(timeout=60)[0]
         assert copying.returncode == 0, said.decode()
 
@@ -120,7 +140,7 @@ class Standby:
         return self._primary.postgres.bin_dir / name
 
     def _log(self) -> str:
-        return (self._folder / "standby.log").read_text(errors="replace")[-2000:]
+        return (self.folder / "standby.log").read_text(errors="replace")[-2000:]
 
 
 def _ask(url: str, sql: str, *parameters: object) -> Any:

@@ -12,8 +12,6 @@ by looking for what it was to store.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +38,7 @@ from service.storage.database.failures import (
     may_give_up_standby,
     spoils_connection,
 )
+from service.storage.database.fence import Fence, shut_down
 from service.storage.database.retry import with_retries
 
 T = TypeVar("T")
@@ -225,12 +224,13 @@ class ConnectionPool:
         generation = self._generation
         async with asyncio.timeout(OPENING_SECONDS):
             driver = await Driver.connect(make_conninfo(**self._parameters), autocommit=True)
-        timer = asyncio.get_running_loop().call_later(OPENING_SECONDS, _shut_down, driver)
+        timer = asyncio.get_running_loop().call_later(OPENING_SECONDS, shut_down, driver)
         try:
             await self._check(driver)
             self._opened.append(driver)
             pooled = PooledConnection(await self._engine.connect(), driver, generation)
         except BaseException:
+            self.try_last(driver.info.host, driver.info.port)
             await driver.close()
             raise
         finally:
@@ -246,18 +246,24 @@ class ConnectionPool:
 class Database:
     """The database as the role of `serve` uses it. Connects when it is first used.
 
-    With `guarded`, nothing is read or written before `admit` has named the right database, and every new connection is
-    checked for it: no failover and no restore can put leads into another one unnoticed.
+    With a `fence`, servers that it refuses are not used. With `guarded`, nothing is read or written before `admit` has
+    named the right database, and every new connection is checked for it: no failover and no restore can put leads into
+    another one unnoticed.
     """
 
-    def __init__(self, url: str, *, guarded: bool = False, attempt_seconds: float = ATTEMPT_SECONDS) -> None:
+    def __init__(
+        self, url: str, *, guarded: bool = False, fence: Fence | None = None, attempt_seconds: float = ATTEMPT_SECONDS
+    ) -> None:
         self._guarded = guarded
         self._attempt_seconds = attempt_seconds
         self._identity: UUID | None = None
         self._running: set[asyncio.Task[Any]] = set()
         self._in_use: set[PooledConnection] = set()
         self._left_behind: set[int] = set()
-        self._pool = ConnectionPool(url, self._require_identity)
+        self._fence = fence
+        self._pool = ConnectionPool(url, self._require_right_server)
+        if fence is not None:
+            fence.on_promotion.append(self._pool.close_idle)
 
     def admit(self, identity: UUID) -> None:
         """Use the database, which was confirmed to be this one."""
@@ -366,7 +372,7 @@ class Database:
             info = pooled.driver.info
             self._left_behind.add(info.backend_pid)
             self._pool.try_last(info.host, info.port)
-            _shut_down(pooled.driver)
+            shut_down(pooled.driver)
 
     async def _see_what_was_left_behind(self, connection: AsyncConnection) -> None:
         pids = list(self._left_behind)
@@ -374,7 +380,9 @@ class Database:
             raise LeftBehindError
         self._left_behind.difference_update(pids)
 
-    async def _require_identity(self, driver: Driver) -> None:
+    async def _require_right_server(self, driver: Driver) -> None:
+        if self._fence is not None:
+            await self._fence.check(driver)
         if self._identity is None:
             return
         found = await (await driver.execute("SELECT database FROM key_canary")).fetchone()
@@ -388,10 +396,3 @@ def _driver_of(connection: AsyncConnection) -> Driver:
     if not isinstance(driver, psycopg.AsyncConnection):
         raise AssertionError("the connection is not open")
     return driver
-
-
-def _shut_down(driver: Driver) -> None:
-    """End what waits for the server on this connection: it reads the end of the stream, as if the server had gone."""
-    if not driver.closed:
-        with socket.socket(fileno=os.dup(driver.fileno())) as ours:
-            ours.shutdown(socket.SHUT_RDWR)

@@ -54,6 +54,10 @@ class NotConfirmedError(Exception):
     """The database has not been confirmed as the one that this keyring and this normaliser belong to."""
 
 
+class OldTimelineError(NotConfirmedError):
+    """The server was superseded: a standby of it was promoted in its place (see fence.py)."""
+
+
 class StorageFaultError(Exception):
     """The database refused a statement for a reason that no caller can mend; `cause` is its SQLSTATE."""
 
@@ -75,6 +79,7 @@ _OWN_FAILURES: dict[type[BaseException], str] = {
     DatabaseHungError: "hung",
     LeftBehindError: "left_behind",
     NotConfirmedError: "not_confirmed",
+    OldTimelineError: "old_timeline",
 }
 
 
