@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from service import config_values as values
+from service.access import Scope
 from service.config_values import Address
 from service.errors import StartRefusedError
 from service.lead import LeadStatus
@@ -80,6 +81,8 @@ _NEEDED = {
     "tls_client_cert": "tls_cert",
     "auth_issuer": "auth_jwks",
     "auth_audience": "auth_jwks",
+    "auth_client_ids": "auth_jwks",
+    "auth_scope_map": "auth_jwks",
 }
 """Settings that need another one, by name: the one they need."""
 
@@ -154,7 +157,20 @@ class Settings(BaseModel):
         None, "file or URL of the issuer's public keys", shown="unset: the local signing key", secret=True
     )
     auth_issuer: str | None = _setting(None, "the issuer that a token must name; with LEADKEEP_AUTH_JWKS")
-    auth_audience: str | None = _setting(None, "the audience that a token must name; with LEADKEEP_AUTH_JWKS")
+    auth_client_ids: Annotated[tuple[str, ...], _read_by(values.words)] | None = _setting(
+        None, "for issuers whose access tokens have no aud: the client_id of each client whose tokens are accepted"
+    )
+    auth_audience: str | None = _setting(
+        None, "the audience that a token must name; with LEADKEEP_AUTH_JWKS, or else LEADKEEP_AUTH_CLIENT_IDS"
+    )
+    auth_scope_claim: Annotated[tuple[str, ...], _read_by(values.words)] = _setting(
+        ("scope",), "the claim that holds the scopes, such as scp, roles or permissions; or several", shown="scope"
+    )
+    auth_scope_map: Annotated[tuple[str, ...], _read_by(values.scope_map)] | None = _setting(
+        None,
+        "your issuer's words for scopes, such as Leads.Read=leads:read; Leads.Sales=leads:read leads:update",
+        shown="unset: the scopes' own names",
+    )
     default_region: Annotated[str, _read_by(values.region)] | None = _setting(
         None, "region for phone numbers without +, such as BD; unset: such numbers are refused with a hint"
     )
@@ -225,6 +241,12 @@ class Settings(BaseModel):
         """How long leads of a status are kept after their last change; others for ever."""
         rules = (rule.partition("=") for rule in self.retention or ())
         return {LeadStatus(status): timedelta(days=int(days.removesuffix("d"))) for status, _, days in rules}
+
+    @property
+    def auth_scopes(self) -> dict[str, frozenset[Scope]]:
+        """What each of the issuer's own words allows."""
+        pairs = (entry.rpartition("=") for entry in self.auth_scope_map or ())
+        return {word: frozenset(map(Scope, scopes.split())) for word, _, scopes in pairs}
 
     @property
     def signing_key_path(self) -> Path:
@@ -304,7 +326,7 @@ class Settings(BaseModel):
     @field_validator("auth_issuer", "auth_audience")
     @classmethod
     def _keys_need_issuer_and_audience(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if info.data.get("auth_jwks") and not value:
+        if info.data.get("auth_jwks") and not (value or info.data.get("auth_client_ids")):
             raise ValueError("missing beside LEADKEEP_AUTH_JWKS; write what the issuer's tokens name")
         return value
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
+from service.access import Scope
 from service.lead import LeadStatus
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
@@ -222,6 +223,27 @@ def policies(text: str) -> tuple[str, ...]:
     if not names or max(map(len, names)) > 200:  # the limit of interested_policy: nobody could choose a longer one
         raise ValueError("not a list of names of up to 200 characters; write such as Term Life; Whole Life")
     return names
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Read words that are separated by blanks, commas or `;`."""
+    found = tuple(dict.fromkeys(re.split(r"[\s,;]+", text.strip(" \t\n,;"))))
+    if not all(found):
+        raise ValueError("names nothing; write one word or several, separated by blanks")
+    return found
+
+
+def scope_map(text: str) -> tuple[str, ...]:
+    """Read what the issuer's words mean: `Leads.Read=leads:read; Leads.Sales=leads:read leads:update`."""
+    entries = tuple(" ".join(entry.split()) for entry in re.split(r"[;\n]", text) if entry.strip())
+    scope = "|".join(Scope)
+    well = all(re.fullmatch(rf"[^\s=]\S* ?= ?({scope})( ({scope}))*", entry) for entry in entries)
+    found = tuple(re.sub(r" ?= ?(?=[^=]*$)", "=", entry) for entry in entries)
+    if not found or not well or len({entry.rpartition("=")[0] for entry in found}) < len(found):
+        raise ValueError(
+            f"not a list of words, each once, with scopes ({', '.join(Scope)}); write such as Leads.Read=leads:read"
+        )
+    return found
 
 
 def retention(text: str) -> tuple[str, ...]:

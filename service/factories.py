@@ -12,7 +12,7 @@ from service.keys.encryption import EncryptionService
 from service.keys.source import KeyringSource, keyring_command, keyring_content, keyring_file
 from service.rpc.tokens.jwks import JwksFile, JwksUrl
 from service.rpc.tokens.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
-from service.rpc.tokens.verifier import KeySource, TokenVerifier
+from service.rpc.tokens.verifier import KeySource, TokenRules, TokenVerifier
 from service.validation import ValidationService
 
 
@@ -45,10 +45,17 @@ def token_verifier(settings: Settings) -> TokenVerifier:
     jwks = settings.auth_jwks
     if jwks is None:
         local_key = LocalSigningKey.load_or_create(settings.signing_key_path)
-        return TokenVerifier(local_key, issuer=LOCAL_ISSUER, audience=LOCAL_AUDIENCE)
+        return TokenVerifier(local_key, TokenRules(LOCAL_ISSUER, LOCAL_AUDIENCE))
     is_url = "://" in jwks
     keys: KeySource = JwksUrl(jwks) if is_url else JwksFile(Path(jwks))
-    return TokenVerifier(keys, issuer=settings.auth_issuer or "", audience=settings.auth_audience or "")
+    rules = TokenRules(
+        issuer=settings.auth_issuer or "",
+        audience=settings.auth_audience,
+        client_ids=frozenset(settings.auth_client_ids or ()),
+        scope_claims=settings.auth_scope_claim,
+        scopes=settings.auth_scopes,
+    )
+    return TokenVerifier(keys, rules)
 
 
 def new_id() -> UUID:

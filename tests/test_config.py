@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.access import Scope
 from service.config import ConfigurationError, SettingRow, Settings, load_settings
 from service.config_values import Address, without_secrets
 from service.errors import StartRefusedError
@@ -137,6 +138,13 @@ def test_every_fault_is_named_at_once_one_a_line(monkeypatch: pytest.MonkeyPatch
         ({"AUTH_JWKS": "here", "AUTH_ISSUER": "i"}, "AUTH_AUDIENCE", "missing beside LEADKEEP_AUTH_JWKS"),
         ({"AUTH_ISSUER": "i"}, "AUTH_ISSUER", "only beside LEADKEEP_AUTH_JWKS"),
         ({"AUTH_AUDIENCE": "a"}, "AUTH_AUDIENCE", "only beside LEADKEEP_AUTH_JWKS"),
+        ({"AUTH_CLIENT_IDS": "a"}, "AUTH_CLIENT_IDS", "only beside LEADKEEP_AUTH_JWKS"),
+        ({"AUTH_SCOPE_MAP": "Read=leads:read"}, "AUTH_SCOPE_MAP", "only beside LEADKEEP_AUTH_JWKS"),
+        ({"AUTH_SCOPE_MAP": "Read=leads:reed"}, "AUTH_SCOPE_MAP", "leads:read-own"),
+        ({"AUTH_SCOPE_MAP": "Read"}, "AUTH_SCOPE_MAP", "not a list of words"),
+        ({"AUTH_SCOPE_MAP": "Read=leads:read; Read=leads:erase"}, "AUTH_SCOPE_MAP", "each once"),
+        ({"AUTH_SCOPE_MAP": ";"}, "AUTH_SCOPE_MAP", "not a list of words"),
+        ({"AUTH_SCOPE_CLAIM": ","}, "AUTH_SCOPE_CLAIM", "names nothing"),
         ({"DEFAULT_REGION": "XX"}, "DEFAULT_REGION", "two letters"),
         ({"PHONE_RULE": "strict"}, "PHONE_RULE", "e164, valid"),
         ({"NID_RULE": "IN"}, "NID_RULE", "any, BD"),
@@ -425,3 +433,17 @@ def test_a_misspelt_variable_in_the_file_is_a_fault(working_folder: Path) -> Non
 )
 def test_variables_of_others_are_let_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, {name: "x"}).embedded
+
+
+def test_an_issuers_words_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keys = tmp_path / "jwks.json"
+    keys.write_text("{}")
+    issuer = {"AUTH_JWKS": str(keys), "AUTH_ISSUER": "i", "AUTH_CLIENT_IDS": "bot, dashboard"}
+    words = "https://api.example/leads?x=1 = leads:read; Sales=leads:read  leads:update"
+    settings = load(monkeypatch, issuer | {"AUTH_SCOPE_CLAIM": "scp roles", "AUTH_SCOPE_MAP": words})
+    assert settings.auth_client_ids == ("bot", "dashboard")
+    assert settings.auth_scope_claim == ("scp", "roles")
+    assert settings.auth_scopes == {
+        "https://api.example/leads?x=1": {Scope.READ},
+        "Sales": {Scope.READ, Scope.UPDATE},
+    }

@@ -6,7 +6,7 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.rpc.tokens.verifier import TokenVerifier
+from service.rpc.tokens.verifier import TokenRules, TokenVerifier
 from tests.harness.faults import conflict_with
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
@@ -72,4 +72,4 @@ def clock() -> Clock:
 
 @pytest.fixture
 def verifier(keys: Keys, clock: Clock) -> TokenVerifier:
-    return TokenVerifier(keys, issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    return TokenVerifier(keys, TokenRules(ISSUER, AUDIENCE), clock=clock)

@@ -12,8 +12,8 @@ import re
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jwt
@@ -46,7 +46,9 @@ _ALGORITHMS = frozenset(name for names in KEY_ALGORITHMS.values() for name in na
 _ACCESS_TOKEN_TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 # RFC 6750, 2.1: `Bearer`, one space, b64token. More spaces are forgiven, a second token is not.
 _CREDENTIALS = re.compile(r" *([A-Za-z0-9._~+/-]+=*) *")
-_SCOPES = {scope.value: scope for scope in Scope}
+_SCOPES = {scope.value: frozenset({scope}) for scope in Scope}
+_IN_ID_TOKENS = ("at_hash", "c_hash", "s_hash")
+"""Claims that OpenID Connect Core has in ID tokens only."""
 
 
 def bearer_token(authorization: str | None) -> str:
@@ -85,6 +87,21 @@ class KeySource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRules:
+    """What the issuer's tokens look like, and which of them are for this service."""
+
+    issuer: str
+    audience: str | None
+    """What `aud` must hold; None: a token with `aud` is for somebody else."""
+    client_ids: frozenset[str] = frozenset()
+    """The clients whose tokens are accepted without `aud`, by `client_id`, as Amazon Cognito issues them."""
+    scope_claims: tuple[str, ...] = ("scope",)
+    """The claims that hold scopes: as one text, separated by spaces, or as a list."""
+    scopes: Mapping[str, frozenset[Scope]] = field(default_factory=dict)
+    """The issuer's own words for scopes; the scopes' own names are known without it."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Verified:
     """A token that passed: its caller, when it expires, and when it was verified."""
 
@@ -94,7 +111,7 @@ class _Verified:
 
 
 class TokenVerifier:
-    """Verifies tokens of one issuer for one audience, signed by a key of `keys`.
+    """Verifies tokens of one issuer for this service, signed by a key of `keys`.
 
     Verified tokens are remembered by their SHA-256 digest, the `remembered` most recently used, for a minute at
     most and never past `exp`. `clock` gives the seconds since 1970.
@@ -103,17 +120,16 @@ class TokenVerifier:
     def __init__(
         self,
         keys: KeySource,
+        rules: TokenRules,
         *,
-        issuer: str,
-        audience: str,
         clock: Callable[[], float] = time.time,
         remembered: int = 4096,
     ) -> None:
-        if not issuer or not audience:
+        if not rules.issuer or not (rules.audience or rules.client_ids):
             raise ValueError("issuer and audience must be set: a token for someone else would pass")
         self._keys = keys
-        self._issuer = issuer
-        self._audience = audience
+        self._rules = rules
+        self._scopes = {**_SCOPES, **rules.scopes}
         self._clock = clock
         self._capacity = remembered
         self._remembered: OrderedDict[bytes, _Verified] = OrderedDict()
@@ -147,10 +163,11 @@ class TokenVerifier:
                 token,
                 key.material,
                 algorithms=key.algorithms,
-                issuer=self._issuer,
-                audience=self._audience,
+                issuer=self._rules.issuer,
                 options={
-                    "require": ["exp", "iss", "aud", "sub"],
+                    "require": ["exp", "iss", "sub"],
+                    # Judged below: some issuers name the client instead.
+                    "verify_aud": False,
                     "verify_exp": False,
                     "verify_nbf": False,
                     # RFC 7519 gives `iat` no such meaning: `nbf` is the claim for "not yet".
@@ -159,16 +176,39 @@ class TokenVerifier:
             )
         except (jwt.PyJWTError, ValueError):
             raise TokenInvalidError from None
+        if not self._is_for_us(claims) or not _is_access_token(claims):
+            raise TokenInvalidError
         now = self._clock()
         expires = _seconds(claims["exp"])
         if "nbf" in claims and _seconds(claims["nbf"]) > now + NOT_BEFORE_LEEWAY:
             raise TokenInvalidError("the token is not valid yet")
         if not is_subject(claims["sub"]):
             raise TokenInvalidError("the token's sub must be 1 to 200 visible characters")
-        caller = Caller(claims["sub"], _scopes(claims))
+        if not all(_is_text_or_list(claims.get(name, "")) for name in self._rules.scope_claims):
+            raise TokenInvalidError("the token's scopes must be one string, separated by spaces, or a list of strings")
+        caller = Caller(claims["sub"], self._scopes_of(claims))
         if now >= expires:
             raise TokenExpiredError
         return _Verified(caller, expires, since=now)
+
+    def _is_for_us(self, claims: dict[str, Any]) -> bool:
+        if "aud" not in claims:
+            client = claims.get("client_id")
+            return isinstance(client, str) and client in self._rules.client_ids
+        audiences = claims["aud"]
+        return _is_text_or_list(audiences) and self._rules.audience in (
+            [audiences] if isinstance(audiences, str) else audiences
+        )
+
+    def _scopes_of(self, claims: dict[str, Any]) -> frozenset[Scope]:
+        """The scopes of the caller. The issuer's words for other services are passed over."""
+        held: set[Scope] = set()
+        for name in self._rules.scope_claims:
+            words = claims.get(name, "")
+            # RFC 8693, 4.2, has one string; Okta, Entra's roles and Auth0's permissions are lists.
+            for word in words.split(" ") if isinstance(words, str) else words:
+                held |= self._scopes.get(word, frozenset())
+        return frozenset(held)
 
 
 def _key_id(token: str) -> str | None:
@@ -201,9 +241,17 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
-def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
-    """The scopes of RFC 8693, 4.2: one string, separated by spaces. Other services' scopes are passed over."""
-    scope = claims.get("scope", "")
-    if not isinstance(scope, str):
-        raise TokenInvalidError("the token's scope must be one string, separated by spaces")
-    return frozenset(_SCOPES[name] for name in scope.split(" ") if name in _SCOPES)
+def _is_access_token(claims: dict[str, Any]) -> bool:
+    """Whether the claims are not those of an ID, refresh or logout token of the same issuer (RFC 8725, 3.11).
+
+    Amazon Cognito says it in `token_use`, Keycloak in the claim `typ`.
+    """
+    return (
+        claims.get("token_use", "access") == "access"
+        and claims.get("typ", "Bearer") == "Bearer"
+        and not any(name in claims for name in _IN_ID_TOKENS)
+    )
+
+
+def _is_text_or_list(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from service.errors import StartRefusedError, TokenInvalidError
 from service.rpc.tokens.jwks import FILE_CHECK_SECONDS, JwksFile
-from service.rpc.tokens.verifier import REMEMBERED_SECONDS, TokenVerifier
+from service.rpc.tokens.verifier import REMEMBERED_SECONDS, TokenRules, TokenVerifier
 from tests.rpc.tokens.signing import AUDIENCE, EC_JWK, ED_JWK, ISSUER, Clock, document, refused, signed
 
 
@@ -89,7 +89,7 @@ def test_ignored_keys_are_reported(path: Path) -> None:
 
 
 async def test_removed_key_is_refused_within_a_minute_and_a_look(path: Path, clock: Clock) -> None:
-    verifier = TokenVerifier(JwksFile(path, clock=clock), issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    verifier = TokenVerifier(JwksFile(path, clock=clock), TokenRules(ISSUER, AUDIENCE), clock=clock)
     token = signed()
     await verifier.verify(token)
     replace(path, document(EC_JWK))

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from service.errors import KeysUnavailableError, TokenInvalidError
 from service.rpc.tokens import jwks
 from service.rpc.tokens.jwks import FETCH_PAUSE_SECONDS, FIRST_KEYS_PAUSE_SECONDS, REFRESH_SECONDS, JwksUrl
-from service.rpc.tokens.verifier import TokenVerifier
+from service.rpc.tokens.verifier import TokenRules, TokenVerifier
 from tests.harness.processes import until
 from tests.rpc.tokens.signing import (
     AUDIENCE,
@@ -127,7 +127,7 @@ async def test_10000_unknown_kids_make_one_fetch_a_minute(issuer: Issuer, clock:
 
 
 async def test_10000_tokens_with_unknown_kids_make_one_fetch(issuer: Issuer, clock: Clock) -> None:
-    verifier = TokenVerifier(JwksUrl(issuer.url, clock=clock), issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    verifier = TokenVerifier(JwksUrl(issuer.url, clock=clock), TokenRules(ISSUER, AUDIENCE), clock=clock)
     rest = signed().partition(".")[2]
     for number in range(10_000):
         header = base64url(json.dumps({"alg": "EdDSA", "kid": f"k{number}"}).encode())
@@ -136,7 +136,7 @@ async def test_10000_tokens_with_unknown_kids_make_one_fetch(issuer: Issuer, clo
 
 
 async def test_new_key_of_the_issuer_is_accepted_after_one_more_fetch(issuer: Issuer, clock: Clock) -> None:
-    verifier = TokenVerifier(JwksUrl(issuer.url, clock=clock), issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    verifier = TokenVerifier(JwksUrl(issuer.url, clock=clock), TokenRules(ISSUER, AUDIENCE), clock=clock)
     await verifier.verify(signed())
     issuer.body = document(ED_JWK, EC_JWK)
     clock.now += FETCH_PAUSE_SECONDS

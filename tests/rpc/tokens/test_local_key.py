@@ -17,7 +17,7 @@ from service.access import ROLES, Caller, Scope
 from service.errors import StartRefusedError, TokenExpiredError, TokenInvalidError
 from service.rpc.tokens.jwks import JwksFile
 from service.rpc.tokens.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
-from service.rpc.tokens.verifier import TokenVerifier
+from service.rpc.tokens.verifier import TokenRules, TokenVerifier
 from tests.rpc.tokens.signing import NOW, Clock, refused
 
 
@@ -33,7 +33,7 @@ def key(path: Path) -> LocalSigningKey:
 
 @pytest.fixture
 def verifier(key: LocalSigningKey, clock: Clock) -> TokenVerifier:
-    return TokenVerifier(key, issuer=LOCAL_ISSUER, audience=LOCAL_AUDIENCE, clock=clock)
+    return TokenVerifier(key, TokenRules(LOCAL_ISSUER, LOCAL_AUDIENCE), clock=clock)
 
 
 async def test_issued_token_verifies(key: LocalSigningKey, verifier: TokenVerifier) -> None:
@@ -77,7 +77,7 @@ def test_token_without_a_life_is_not_issued(key: LocalSigningKey, seconds: float
 async def test_published_keys_verify_its_tokens_elsewhere(key: LocalSigningKey, clock: Clock, tmp_path: Path) -> None:
     published = tmp_path / "jwks.json"
     published.write_text(json.dumps(key.jwks()))
-    verifier = TokenVerifier(JwksFile(published), issuer=LOCAL_ISSUER, audience=LOCAL_AUDIENCE, clock=clock)
+    verifier = TokenVerifier(JwksFile(published), TokenRules(LOCAL_ISSUER, LOCAL_AUDIENCE), clock=clock)
     token = key.issue("bot", [], timedelta(hours=1), now=NOW)
     assert (await verifier.verify(token)).subject == "bot"
 

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from service.rpc.tokens.verifier import MAX_TOKEN_BYTES, PublicKey, TokenVerifier
+from service.rpc.tokens.verifier import MAX_TOKEN_BYTES, PublicKey, TokenRules, TokenVerifier
 from tests.rpc.tokens.signing import (
     AUDIENCE,
     EC_PUBLIC,
@@ -57,7 +57,7 @@ async def test_algorithm_must_fit_the_type_of_the_key(verifier: TokenVerifier) -
 
 async def test_algorithm_must_be_one_of_the_key(clock: Clock) -> None:
     only_rs256 = PublicKey("rsa", RSA_KEY.public_key(), ("RS256",))
-    verifier = TokenVerifier(Keys(only_rs256), issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    verifier = TokenVerifier(Keys(only_rs256), TokenRules(ISSUER, AUDIENCE), clock=clock)
     await refused(verifier, signed(key=RSA_KEY, algorithm="PS256", headers={"kid": "rsa"}))
 
 
@@ -108,7 +108,7 @@ async def test_kid_that_is_no_string_is_refused(verifier: TokenVerifier) -> None
 
 
 async def test_token_without_kid_is_refused_when_there_are_two_keys(clock: Clock) -> None:
-    verifier = TokenVerifier(Keys(ED_PUBLIC, EC_PUBLIC), issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    verifier = TokenVerifier(Keys(ED_PUBLIC, EC_PUBLIC), TokenRules(ISSUER, AUDIENCE), clock=clock)
     await refused(verifier, signed(headers={}))
 
 

@@ -151,7 +151,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no scope": (lambda: signed(now_claims(scope=ABSENT)), "SCOPE_MISSING"),
     "an empty scope": (lambda: signed(now_claims(scope="")), "SCOPE_MISSING"),
     "another scope": (lambda: signed(now_claims(scope="leads:create openid")), "SCOPE_MISSING"),
-    "a list of scopes": (lambda: signed(now_claims(scope=["leads:read"])), "TOKEN_INVALID"),
+    "scopes that are numbers": (lambda: signed(now_claims(scope=[1])), "TOKEN_INVALID"),
+    "an ID token": (lambda: signed(now_claims(scope="leads:read", at_hash="x")), "TOKEN_INVALID"),
 }
 
 CODES = {"SCOPE_MISSING": (grpc.StatusCode.PERMISSION_DENIED, 403)}

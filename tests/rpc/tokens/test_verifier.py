@@ -10,7 +10,7 @@ import pytest
 from service.access import Caller, Scope
 from service.errors import TokenExpiredError, TokenInvalidError, TokenMissingError
 from service.rpc.tokens.jwks import KeySet
-from service.rpc.tokens.verifier import REMEMBERED_SECONDS, TokenVerifier, bearer_token
+from service.rpc.tokens.verifier import REMEMBERED_SECONDS, TokenRules, TokenVerifier, bearer_token
 from tests.rpc.tokens.signing import (
     ABSENT,
     AUDIENCE,
@@ -70,7 +70,7 @@ async def test_nbf_a_few_seconds_ahead_is_two_clocks_that_differ(verifier: Token
 
 
 async def test_token_without_kid_means_the_only_key(clock: Clock) -> None:
-    verifier = TokenVerifier(Keys(ED_PUBLIC), issuer=ISSUER, audience=AUDIENCE, clock=clock)
+    verifier = TokenVerifier(Keys(ED_PUBLIC), TokenRules(ISSUER, AUDIENCE), clock=clock)
     assert (await verifier.verify(signed(headers={}))).subject == "chatbot"
 
 
@@ -109,8 +109,8 @@ async def test_subject_of_visible_characters_is_accepted(verifier: TokenVerifier
     assert (await verifier.verify(signed(claims(sub=subject)))).subject == subject
 
 
-@pytest.mark.parametrize("scope", [["leads:erase"], {"leads:erase": True}, 1, None])
-async def test_scope_that_is_no_string_is_refused(verifier: TokenVerifier, scope: object) -> None:
+@pytest.mark.parametrize("scope", [{"leads:erase": True}, 1, None, [1], [["leads:erase"]], ["leads:read", None]])
+async def test_scope_that_is_neither_text_nor_list_is_refused(verifier: TokenVerifier, scope: object) -> None:
     await refused(verifier, signed(claims(scope=scope)))
 
 
@@ -136,6 +136,93 @@ async def test_token_that_is_not_valid_yet_is_refused(verifier: TokenVerifier) -
 
 async def test_nbf_that_is_no_moment_is_refused(verifier: TokenVerifier) -> None:
     await refused(verifier, signed(claims(nbf="soon")))
+
+
+# Tokens of real issuers
+
+
+def of_issuer(clock: Clock, **rules: Any) -> TokenVerifier:
+    return TokenVerifier(Keys(ED_PUBLIC), TokenRules(**{"issuer": ISSUER, "audience": AUDIENCE} | rules), clock=clock)
+
+
+@pytest.mark.parametrize(
+    ("claim", "value"),
+    [
+        ("scp", "leads:read leads:update"),
+        ("scp", ["leads:read", "leads:update"]),
+        ("roles", ["leads:read", "leads:update", "Everything"]),
+        ("permissions", ["leads:read", "leads:update"]),
+        ("scope", ["leads:read", "leads:update"]),
+    ],
+)
+async def test_scopes_stand_in_the_claim_of_the_issuer(clock: Clock, claim: str, value: object) -> None:
+    verifier = of_issuer(clock, scope_claims=(claim,))
+    caller = await verifier.verify(signed(claims(**{"scope": ABSENT, claim: value})))
+    assert caller.scopes == {Scope.READ, Scope.UPDATE}
+
+
+async def test_another_claim_than_the_issuers_grants_nothing(clock: Clock) -> None:
+    verifier = of_issuer(clock, scope_claims=("scp",))
+    assert (await verifier.verify(signed(claims(scope="leads:erase", roles=["leads:erase"])))).scopes == set()
+
+
+async def test_several_claims_add_up(clock: Clock) -> None:
+    verifier = of_issuer(clock, scope_claims=("scp", "roles"))
+    assert (await verifier.verify(signed(claims(scp="leads:read")))).scopes == {Scope.READ}
+    assert (await verifier.verify(signed(claims(roles=["leads:create"])))).scopes == {Scope.CREATE}
+    both = signed(claims(scp="leads:read", roles=["leads:create"]))
+    assert (await verifier.verify(both)).scopes == {Scope.READ, Scope.CREATE}
+
+
+async def test_the_issuers_own_words_mean_scopes(clock: Clock) -> None:
+    words = {"leadkeep/read": frozenset({Scope.READ}), "Sales": frozenset({Scope.READ, Scope.UPDATE})}
+    verifier = of_issuer(clock, scopes=words)
+    for scope, expected in (
+        ("leadkeep/read other/read", {Scope.READ}),
+        ("Sales", {Scope.READ, Scope.UPDATE}),
+        ("sales leadkeep/READ", set()),
+        ("leads:create leadkeep/read", {Scope.CREATE, Scope.READ}),
+    ):
+        assert (await verifier.verify(signed(claims(scope=scope)))).scopes == expected
+
+
+async def test_a_listed_client_needs_no_audience(clock: Clock) -> None:
+    verifier = of_issuer(clock, audience=None, client_ids=frozenset({"bot-client"}))
+    good = claims(aud=ABSENT, client_id="bot-client", token_use="access")
+    assert (await verifier.verify(signed(good))).subject == "chatbot"
+
+
+@pytest.mark.parametrize("client", ["other", "", ABSENT, None, ["bot-client"], {"bot-client": 1}])
+async def test_another_client_without_audience_is_refused(clock: Clock, client: object) -> None:
+    verifier = of_issuer(clock, audience=None, client_ids=frozenset({"bot-client"}))
+    await refused(verifier, signed(claims(aud=ABSENT, client_id=client)))
+
+
+@pytest.mark.parametrize("audience", ["bot-client", AUDIENCE, None, "", [], ["bot-client"], [None]])
+async def test_the_client_counts_only_for_tokens_without_aud(clock: Clock, audience: object) -> None:
+    verifier = of_issuer(clock, audience=None, client_ids=frozenset({"bot-client"}))
+    content = json.dumps(claims(aud=audience, client_id="bot-client")).encode()
+    await refused(verifier, signed_as_is({"alg": "EdDSA", "kid": "ed"}, content))
+
+
+async def test_without_listed_clients_aud_is_required(verifier: TokenVerifier) -> None:
+    await refused(verifier, signed(claims(aud=ABSENT, client_id="bot-client")))
+
+
+@pytest.mark.parametrize(
+    "of_another_kind",
+    [{"token_use": "id"}, {"typ": "ID"}, {"typ": "Refresh"}, {"at_hash": "x"}, {"c_hash": "x"}, {"token_use": None}],
+)
+async def test_tokens_of_another_kind_are_refused(
+    clock: Clock, verifier: TokenVerifier, of_another_kind: dict[str, object]
+) -> None:
+    await refused(verifier, signed(claims(**of_another_kind)))
+    without = of_issuer(clock, audience=None, client_ids=frozenset({"bot-client"}))
+    await refused(without, signed(claims(aud=ABSENT, client_id="bot-client", **of_another_kind)))
+
+
+async def test_keycloaks_own_type_is_an_access_token(verifier: TokenVerifier) -> None:
+    assert (await verifier.verify(signed(claims(typ="Bearer", azp="dashboard", nonce="n")))).subject == "chatbot"
 
 
 # Memory
@@ -195,7 +282,7 @@ async def test_failures_are_not_remembered(verifier: TokenVerifier, keys: Keys) 
 
 
 async def test_least_recently_used_token_is_forgotten_first(keys: Keys, clock: Clock) -> None:
-    verifier = TokenVerifier(keys, issuer=ISSUER, audience=AUDIENCE, clock=clock, remembered=2)
+    verifier = TokenVerifier(keys, TokenRules(ISSUER, AUDIENCE), clock=clock, remembered=2)
     first, second, third = (signed(claims(sub=name)) for name in ("first", "second", "third"))
     for token in (first, second, first, third, first):
         await verifier.verify(token)
@@ -205,7 +292,7 @@ async def test_least_recently_used_token_is_forgotten_first(keys: Keys, clock: C
 
 
 async def test_no_error_shows_a_part_of_the_token(verifier: TokenVerifier) -> None:
-    bad = [claims(sub="s3cret\n"), claims(scope=["s3cret"]), claims(iss="s3cret"), claims(exp="s3cret")]
+    bad = [claims(sub="s3cret\n"), claims(scope={"s3cret": 1}), claims(iss="s3cret"), claims(exp="s3cret")]
     for content in bad:
         token = signed_as_is({"alg": "EdDSA", "kid": "ed"}, json.dumps(content).encode())
         error = await refused(verifier, token)
@@ -216,7 +303,7 @@ async def test_no_error_shows_a_part_of_the_token(verifier: TokenVerifier) -> No
 @pytest.mark.parametrize(("issuer", "audience"), [("", AUDIENCE), (ISSUER, "")])
 def test_verifier_without_issuer_or_audience_cannot_be_made(keys: Keys, issuer: str, audience: str) -> None:
     with pytest.raises(ValueError, match="must be set"):
-        TokenVerifier(keys, issuer=issuer, audience=audience)
+        TokenVerifier(keys, TokenRules(issuer, audience))
 
 
 # The authorization value
