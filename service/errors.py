@@ -54,12 +54,19 @@ class LeadkeepError(Exception):
 
 
 class RetryableError(LeadkeepError):
-    """The same call may succeed later; `retry_after` is the wait before it, in seconds."""
+    """The same call may succeed later; `retry_after` is the wait before it, in seconds.
+
+    `retry_within_call`: whether a gRPC library should retry it by itself, before the caller's deadline. Without, the
+    caller gets the error at once.
+    """
 
     retry_after: float
 
-    def __init__(self, retry_after: float | None = None, text: str | None = None) -> None:
+    def __init__(
+        self, retry_after: float | None = None, text: str | None = None, *, retry_within_call: bool = True
+    ) -> None:
         self.retry_after = retry_after or self.retry_after
+        self.retry_within_call = retry_within_call
         super().__init__(text)
 
 

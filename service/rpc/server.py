@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, Violation
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
-from service.rpc.status import status_of
+from service.rpc.status import pushback, status_of
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_REQUEST = 256 * 1024
@@ -131,8 +131,9 @@ def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any]
             context.set_trailing_metadata(tuple(call.trailers().items()))
             return answered
         status = status_of(error)
+        trailers = call.trailers() | pushback(error, call.deadline - time.monotonic())
         details = (STATUS_DETAILS, status.SerializeToString())
-        await context.abort(_CODES[status.code], status.message, (*call.trailers().items(), details))
+        await context.abort(_CODES[status.code], status.message, (*trailers.items(), details))
         raise AssertionError("abort returned")
 
     return answer

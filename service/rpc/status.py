@@ -6,6 +6,7 @@ incident id leaves: the chain turns it into an InternalError.
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 
 from google.protobuf.message import Message
@@ -14,6 +15,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from service.errors import LeadkeepError, LeadValidationError, Reason, RetryableError
 
 DOMAIN = "leadkeep.v1"
+
+PUSHBACK = "grpc-retry-pushback-ms"
 
 CODES: dict[Reason, int] = {
     "LEAD_INVALID": code_pb2.INVALID_ARGUMENT,
@@ -57,3 +60,15 @@ def status_of(error: LeadkeepError) -> status_pb2.Status:
     for detail in details:
         status.details.add().Pack(detail)
     return status
+
+
+def pushback(error: LeadkeepError, seconds_left: float) -> dict[str, str]:
+    """Trailing metadata that tells gRPC libraries when to retry a call by themselves (gRFC A6); none without RetryInfo.
+
+    It replaces their own backoff. -1 forbids the retry: it is not wanted, or would begin after the caller's deadline,
+    `seconds_left` from now.
+    """
+    if not isinstance(error, RetryableError):
+        return {}
+    fits = error.retry_within_call and error.retry_after < seconds_left
+    return {PUSHBACK: str(math.ceil(error.retry_after * 1000) if fits else -1)}

@@ -548,6 +548,20 @@ async def test_client_with_the_recommended_policy_repeats_what_no_place_was_free
     assert attempts == 2
 
 
+async def test_client_with_the_recommended_policy_does_not_repeat_what_cannot_help_before_its_deadline() -> None:
+    attempts = 0
+
+    async def fail(_call: Call) -> Message:
+        nonlocal attempts
+        attempts += 1
+        raise QueueFullError(retry_after=30)
+
+    async with served(Leads(fail), ("grpc.service_config", RETRY_POLICY)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.CreateLead(pb.CreateLeadRequest(), metadata=BEARER, timeout=20)
+    assert (refused.value.code(), attempts) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)
+
+
 async def test_client_with_the_recommended_policy_repeats_no_refusal() -> None:
     attempts = 0
 

@@ -404,6 +404,7 @@ def test_grpc_answers_status_and_reason(reason: Reason, request: pytest.FixtureR
     assert failure.metadata.keys() == row.metadata
     assert VALUES.get(reason, {}).items() <= failure.metadata.items()
     assert (failure.retry_after is not None) == row.retry
+    assert ("grpc-retry-pushback-ms" in failure.trailing) == row.retry
     assert failure.text
     assert failure.trailing["x-request-id"]
 
