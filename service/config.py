@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -333,10 +334,7 @@ class Settings(BaseModel):
 
 def load_settings(env_file: Path = Path(".env")) -> Settings:
     """Read the settings, or raise ConfigurationError with every fault."""
-    try:
-        in_file = dotenv_values(env_file, encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError([f"{env_file}: cannot be read as UTF-8 text; correct or remove it"]) from None
+    in_file = _variables_in(env_file)
     variables: tuple[tuple[Source, Mapping[str, str | None]], ...] = (("file", in_file), ("environment", os.environ))
     given = {
         name.upper(): (value.strip(), source)
@@ -358,6 +356,34 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     # Filled once, here; a public field would be a setting.
     settings._sources.update((field, source) for field, (_, source) in found.items())  # noqa: SLF001
     return settings
+
+
+def _variables_in(env_file: Path) -> Mapping[str, str | None]:
+    """The variables of a file, which may name a command to run: only root and this user decide what is in it.
+
+    The folder is not looked at: what another user puts there belongs to that user, and so does a link.
+    """
+    try:
+        with env_file.open(encoding="utf-8") as file:
+            links = [link.lstat().st_uid for link in _links_of(env_file)]
+            found = os.fstat(file.fileno())
+            if {found.st_uid, *links} - {0, os.geteuid()}:
+                fault = "belongs to another user than root and you, who could have any command run; make it your own"
+            elif stat.S_IMODE(found.st_mode) & 0o022:
+                fault = "may be written by others, who could have any command run; run: chmod go-w .env"
+            else:
+                return dotenv_values(stream=file)
+    except (FileNotFoundError, IsADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError):
+        fault = "cannot be read as UTF-8 text; correct or remove it"
+    raise ConfigurationError([f"{env_file}: {fault}"])
+
+
+def _links_of(path: Path) -> Iterator[Path]:
+    while path.is_symlink():
+        yield path
+        path = path.parent / path.readlink()
 
 
 def _misspelt(names: Iterable[str]) -> Iterator[str]:

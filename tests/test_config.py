@@ -447,3 +447,62 @@ def test_an_issuers_words_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         "https://api.example/leads?x=1": {Scope.READ},
         "Sales": {Scope.READ, Scope.UPDATE},
     }
+
+
+# Whose .env is obeyed
+
+NOBODY = 65534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+
+def env_file(folder: Path, *, mode: int = 0o600, owner: int | None = None, name: str = ".env") -> Path:
+    path = folder / name
+    path.write_text("LEADKEEP_LOG_LEVEL=error\n")
+    path.chmod(mode)
+    if owner is not None:
+        os.chown(path, owner, owner)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o400])
+def test_a_file_that_only_its_owner_may_write_is_obeyed(mode: int, working_folder: Path) -> None:
+    env_file(working_folder, mode=mode)
+    assert load_settings().log_level == "error"
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o777])
+def test_a_file_that_others_may_write_is_refused(mode: int, working_folder: Path) -> None:
+    env_file(working_folder, mode=mode)
+    with pytest.raises(ConfigurationError, match=r"\.env: may be written by others.*chmod go-w"):
+        load_settings()
+
+
+@as_root
+def test_a_file_of_another_user_is_refused(working_folder: Path) -> None:
+    env_file(working_folder, owner=NOBODY)
+    with pytest.raises(ConfigurationError, match="belongs to another user"):
+        load_settings()
+
+
+@as_root
+@pytest.mark.parametrize("whose", ["link", "second link", "target"])
+def test_a_link_is_as_good_as_its_owner_and_its_target(whose: str, working_folder: Path, tmp_path: Path) -> None:
+    target = env_file(tmp_path, name="elsewhere", owner=NOBODY if whose == "target" else None)
+    (tmp_path / "second").symlink_to(target)
+    (working_folder / ".env").symlink_to(tmp_path / "second")
+    if whose != "target":
+        link = working_folder / ".env" if whose == "link" else tmp_path / "second"
+        os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(ConfigurationError, match="belongs to another user"):
+        load_settings()
+
+
+def test_a_link_of_ones_own_is_obeyed(working_folder: Path, tmp_path: Path) -> None:
+    (working_folder / ".env").symlink_to(env_file(tmp_path, name="elsewhere"))
+    assert load_settings().log_level == "error"
+
+
+def test_a_folder_of_that_name_is_no_settings(working_folder: Path) -> None:
+    (working_folder / ".env").mkdir()
+    assert load_settings().log_level == "info"
