@@ -162,9 +162,7 @@ def main(leads: int, minutes: float) -> int:
     with folder_for_postgres() as base, tempfile.TemporaryDirectory() as folder:
         postgres = EmbeddedPostgres(base / "data", root_base=base / "root-base")
         postgres.start()
-        prepare_own_database(
-            postgres.url(user="postgres", database="postgres"), postgres.url(user="postgres", database="leadkeep")
-        )
+        prepare_own_database(postgres)
         service = RunningService(Path(folder) / "leadkeep", database_url=database(postgres, "daily"))
         try:
             import_leads(service, Path(folder), leads)

@@ -29,9 +29,7 @@ def fresh_postgres(settings: Mapping[str, str] = SETTINGS) -> Iterator[EmbeddedP
 
 def prepare_roles(postgres: EmbeddedPostgres) -> None:
     """What `serve` needs before its first database: its roles, and the database `leadkeep`."""
-    prepare_own_database(
-        postgres.url(user="postgres", database="postgres"), postgres.url(user="postgres", database="leadkeep")
-    )
+    prepare_own_database(postgres)
 
 
 def database(postgres: EmbeddedPostgres, name: str) -> str:

@@ -114,8 +114,7 @@ def main() -> None:
         postgres = EmbeddedPostgres(base / "data", root_base=base / "root-base")
         postgres.start()
         try:
-            admin = postgres.url(user="postgres", database="postgres")
-            prepare_own_database(admin, postgres.url(user="postgres", database="leadkeep"))
+            prepare_own_database(postgres)
             first = RunningService(folder / "first", database_url=database(postgres, "imported"))
             small = run(first, "import", "--json", str(leads_file(folder, 0, imported // 10)))
             large = run(first, "import", "--json", str(leads_file(folder, imported, imported)))

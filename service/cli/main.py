@@ -35,8 +35,8 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         "erase:retention",
     ),
     "migrate": ("Bring the database's schema to this release; needs a role with DDL rights.", "database:migrate"),
-    "backup": ("Back the database up into a new folder.", "database:backup"),
-    "restore": ("Bring a backup into an empty database.", "database:restore"),
+    "backup": ("Back the database up into a new folder.", "backup:backup"),
+    "restore": ("Bring a backup into an empty database.", "backup:restore"),
     "keys": (
         "The keyring, without which no sealed field opens.",
         {

@@ -114,6 +114,11 @@ class _Keys:
             key.id: _derive(key.secret, f"access-record/{key.id}")
             for key in (*keyring.usable(Purpose.AUDIT), *keyring.retired(Purpose.AUDIT))
         }
+        # So does a retired audit key with the backups that it proved.
+        self.backup = {
+            key.id: _derive(key.secret, f"backup/{key.id}")
+            for key in (*keyring.usable(Purpose.AUDIT), *keyring.retired(Purpose.AUDIT))
+        }
         # A retired index key finds no lead any more, but its digest still shows a repeat of an old request. Newest
         # first behind the primary, so that the last one stays the same however many keys are added.
         self.content_keys = [
@@ -234,6 +239,11 @@ class EncryptionService:
     def audit_digest(self, key_id: str, payload: bytes) -> bytes:
         """The keyed digest of a part of the access record. The key must be one that `has_audit_key` knows."""
         return _digest(self._keys.audit[key_id], payload)
+
+    def backup_proof(self, key_id: str, payload: bytes) -> bytes | None:
+        """The keyed digest of a backup's manifest; None when the keyring does not hold this audit key."""
+        key = self._keys.backup.get(key_id)
+        return None if key is None else _digest(key, payload)
 
     def seal_spooled(self, submission_id: UUID, payload: bytes) -> str:
         """Seal a whole submission for the spool, bound to its id, with a key of the spool's own root."""

@@ -31,6 +31,17 @@ OWN_DATABASE = "leadkeep"
 OWN_LOGIN = "leadkeep_serve"
 """Database and login role on the embedded server."""
 
+OWN_OWNER = "leadkeep_owner"
+"""Owner of the database on the embedded server, no superuser: what a restored dump left there runs with its rights."""
+
+_FOREIGN_OBJECTS = """
+    SELECT format('ALTER TABLE public.%I OWNER TO leadkeep_owner', relname) FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relowner <> 'leadkeep_owner'::regrole
+    UNION ALL
+    SELECT format('ALTER FUNCTION %s OWNER TO leadkeep_owner', oid::regprocedure) FROM pg_proc
+    WHERE pronamespace = 'public'::regnamespace AND proowner <> 'leadkeep_owner'::regrole
+"""
+
 UNREACHABLE_AT_START = (
     "the database cannot be reached: see that it runs, and that LEADKEEP_DATABASE_URL (for migrate: "
     "LEADKEEP_ADMIN_DATABASE_URL), its user and its password are right"
@@ -103,51 +114,82 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
-def prepare_own_database(admin_url: str, owner_url: str) -> None:
-    """Make the database, the schema and the login role of `serve` on the embedded server. Safe to repeat.
-
-    `admin_url` leads to the server's maintenance database, `owner_url` to Leadkeep's own, both as the superuser.
-    """
-    with psycopg.connect(admin_url, autocommit=True) as server:
-        if not server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [OWN_DATABASE]).fetchone():
-            server.execute(f"CREATE DATABASE {OWN_DATABASE}")
+def prepare_own_database(postgres: EmbeddedPostgres) -> None:
+    """Make the database, the schema and the roles on the embedded server. Safe to repeat."""
+    with psycopg.connect(_admin_url(postgres), autocommit=True) as server:
+        _make_roles(server)
+        owner = _owner_of_database(server)
+        if owner is None:
+            server.execute(f"CREATE DATABASE {OWN_DATABASE} OWNER {OWN_OWNER}")
+        elif owner != OWN_OWNER:
+            _hand_over(server, postgres)
+    owner_url = postgres.url(user=OWN_OWNER, database=OWN_DATABASE)
     engine = engine_of(owner_url)
     with engine.connect() as connection:
         current = _revision(connection) == REVISION
+    engine.dispose()
     if not current:
         migrate(owner_url)
-    with engine.begin() as connection:
-        wanted = {"name": OWN_LOGIN}
-        if not connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :name"), wanted).one_or_none():
-            connection.execute(text(f"CREATE ROLE {OWN_LOGIN} LOGIN IN ROLE {APPLICATION_ROLE}"))
-    engine.dispose()
+
+
+def _admin_url(postgres: EmbeddedPostgres) -> str:
+    return postgres.url(user="postgres", database="postgres")
+
+
+def _owner_of_database(server: psycopg.Connection) -> str | None:
+    found = server.execute(
+        "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", [OWN_DATABASE]
+    ).fetchone()
+    return None if found is None else str(found[0])
+
+
+def _make_roles(server: psycopg.Connection) -> None:
+    made = {name for (name,) in server.execute("SELECT rolname FROM pg_roles")}
+    for name, options in (
+        (APPLICATION_ROLE, "NOLOGIN"),
+        (OWN_OWNER, "LOGIN"),
+        (OWN_LOGIN, f"LOGIN IN ROLE {APPLICATION_ROLE}"),
+    ):
+        if name not in made:
+            server.execute(sql.SQL("CREATE ROLE {} " + options).format(sql.Identifier(name)))
+
+
+def _hand_over(server: psycopg.Connection, postgres: EmbeddedPostgres) -> None:
+    """Give a database that the superuser owned, as before there was an owner, to that owner."""
+    server.execute(f"ALTER DATABASE {OWN_DATABASE} OWNER TO {OWN_OWNER}")
+    with psycopg.connect(postgres.url(user="postgres", database=OWN_DATABASE)) as connection:
+        for (statement,) in connection.execute(_FOREIGN_OBJECTS).fetchall():
+            connection.execute(statement)
 
 
 @contextmanager
 def new_own_database(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """The URL of Leadkeep's own database as the superuser, empty; with the login of `serve` when the block ends well.
+    """The URL of Leadkeep's own database as its owner, empty; with the login of `serve` when the block ends well.
 
     A database in which a service was started but nothing was stored counts as empty. Raises StartRefusedError for any
     other one.
     """
-    admin = postgres.url(user="postgres", database="postgres")
-    owner = postgres.url(user="postgres", database=OWN_DATABASE)
+    owner = postgres.url(user=OWN_OWNER, database=OWN_DATABASE)
     name = sql.Identifier(OWN_DATABASE)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        if connection.execute("SELECT FROM pg_database WHERE datname = %s", [OWN_DATABASE]).fetchone() is not None:
-            if _holds_something(owner):
+    with psycopg.connect(_admin_url(postgres), autocommit=True) as connection:
+        _make_roles(connection)
+        if (found := _owner_of_database(connection)) is not None:
+            # As its owner: a table of it may be a view by now, whose functions run with the rights of who looks.
+            if _holds_something(postgres.url(user=found, database=OWN_DATABASE)):
                 raise StartRefusedError(
                     "the data folder has a database with leads already: restore goes into a new one only; set "
                     "LEADKEEP_DATA_DIR to another folder. Nothing was changed"
                 )
             connection.execute(sql.SQL("DROP DATABASE {}").format(name))
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(name))
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(name, sql.Identifier(OWN_OWNER))
+        )
         try:
             yield owner
         except BaseException:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
             raise
-    prepare_own_database(admin, owner)
+    prepare_own_database(postgres)
 
 
 def _holds_something(owner: str) -> bool:
@@ -165,9 +207,7 @@ def embedded_database(data_dir: Path) -> Iterator[EmbeddedPostgres]:
     postgres = EmbeddedPostgres(data_dir)
     postgres.start()
     try:
-        prepare_own_database(
-            postgres.url(user="postgres", database="postgres"), postgres.url(user="postgres", database=OWN_DATABASE)
-        )
+        prepare_own_database(postgres)
         yield postgres
     finally:
         postgres.stop()

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.cli.command import INTERRUPTED
 from service.keys.keyring import Keyring
 from service.storage.backup.backup_manifest import DUMP, MANIFEST
+from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import REVISION
 from tests.harness.daily_files import soon_in
 from tests.harness.faults import execute, value_of
@@ -180,7 +182,7 @@ def test_verifying_finds_rows_that_are_not_those_of_the_manifest(service: Runnin
     create(service)
     folder = backed_up(service, tmp_path / "backup")
     change_manifest(folder, lambda told: told["tables"]["lead"].update(digest="0" * 64))
-    done = service.leadkeep("backup", str(folder), "--verify")
+    done = service.leadkeep("backup", str(folder), "--verify", "--unproven")
     assert done.returncode == 1
     assert "lead has 1 rows instead of 1, or others" in done.stderr
 
@@ -225,6 +227,7 @@ def test_an_embedded_service_is_backed_up_and_restored_while_it_runs(tmp_path: P
         assert done.returncode == 0, done.stderr
         assert target.leadkeep("doctor").returncode == 0
         target.start()
+        assert superusers_property(target) == 0
         assert equal(in_clear(target, lead.id), lead)
         again = target.leadkeep("restore", str(folder))
         assert again.returncode == 1
@@ -239,6 +242,95 @@ def test_an_embedded_service_is_backed_up_and_restored_while_it_runs(tmp_path: P
         for each in (source, target):
             each.stop()
             remove_embedded_database(each.data_dir)
+
+
+def superusers_property(service: RunningService) -> int:
+    """Tables and functions of the embedded database that belong to a superuser."""
+    url = EmbeddedPostgres.running_url(service.data_dir, user="postgres", database="leadkeep")
+    owned = """SELECT count(*) FROM (
+        SELECT relowner FROM pg_class WHERE relnamespace = 'public'::regnamespace
+        UNION ALL SELECT proowner FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        UNION ALL SELECT datdba FROM pg_database WHERE datname = 'leadkeep'
+    ) owned (by) JOIN pg_roles ON oid = by WHERE rolsuper"""
+    return int(str(value_of(str(url), owned)))
+
+
+# What a dump may do
+
+
+@pytest.fixture
+def marker() -> Iterator[Path]:
+    """A file that any user of this machine may make."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder) / "executed"
+
+
+@pytest.fixture
+def armed(service: RunningService, database: TestDatabase, tmp_path: Path, marker: Path) -> Iterator[Path]:
+    """A backup whose dump runs a program, where its role may, and goes on quietly where it may not."""
+    create(service)
+    # Harmless until the constraint was checked here: a constraint that is not valid is not checked by a restore.
+    execute(
+        database.admin_url,
+        "CREATE FUNCTION armed(text) RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+        "ALTER TABLE lead ADD CONSTRAINT armed CHECK (armed(name))",
+        f"""CREATE OR REPLACE FUNCTION armed(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+            COPY (SELECT 1) TO PROGRAM 'touch {marker}'; RETURN true;
+            EXCEPTION WHEN insufficient_privilege THEN RETURN true; END $$""",
+    )
+    yield backed_up(service, tmp_path / "armed")
+    execute(database.admin_url, "DROP FUNCTION armed CASCADE")
+
+
+@pytest.mark.parametrize("change", ["forged", "stripped"])
+@pytest.mark.parametrize("command", [("restore",), ("backup", "--verify")])
+def test_of_a_backup_that_is_not_ours_no_byte_is_read(
+    change: str, command: tuple[str, ...], service: RunningService, target: TestDatabase, armed: Path, marker: Path
+) -> None:
+    if change == "stripped":
+        change_manifest(armed, lambda told: told.pop("proof", None))
+    else:
+        change_manifest(armed, lambda told: told.update(leadkeep="0.0.1"))
+    (armed / DUMP).unlink()
+    done = operator(service, target).leadkeep_here(*command, str(armed))
+    assert done.returncode == 1
+    assert "--unproven" in done.stderr
+    assert "cannot be read" not in done.stderr
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("command", [("restore",), ("backup", "--verify")])
+def test_what_a_dump_says_runs_as_no_superuser(
+    command: tuple[str, ...], service: RunningService, target: TestDatabase, armed: Path, marker: Path
+) -> None:
+    change_manifest(armed, lambda told: told.pop("proof", None))
+    done = operator(service, target).leadkeep(*command, str(armed), "--unproven")
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists()
+    roles = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'leadkeep_verify%' OR rolname LIKE 'leadkeep_restored%'"
+    may_log_in = f"{roles} AND rolcanlogin"
+    assert value_of(target.admin_url, may_log_in) == 0
+    if command == ("restore",):
+        owner_of_leads = "SELECT rolsuper FROM pg_roles JOIN pg_class ON relowner = pg_roles.oid WHERE relname = 'lead'"
+        assert value_of(target.admin_url, owner_of_leads) is False
+
+
+def test_the_programs_of_a_backup_know_no_secret(
+    service: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    with psycopg.connect(database.admin_url) as blocking:
+        blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
+        command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
+        running = subprocess.Popen(command, env=service.environment | {"AWS_SECRET_ACCESS_KEY": "tell-nobody"})
+        program = pg_dump_of(running)
+        names = {
+            entry.partition(b"=")[0].decode() for entry in Path(f"/proc/{program}/environ").read_bytes().split(b"\0")
+        }
+        running.terminate()
+        blocking.rollback()
+        running.wait(30)
+    assert {name for name in names if name and not name.startswith("PG")} <= {"PATH", "LC_ALL", "HOME"}
 
 
 # What is refused, before anything is touched
@@ -304,7 +396,10 @@ def flip_a_byte(folder: Path) -> None:
         (lambda folder: in_manifest(folder, '"rows": 1', '"rows": 2'), "damaged"),
         (lambda folder: in_manifest(folder, '"key_ids"', '"key_idz"'), "damaged"),
         (lambda folder: change_manifest(folder, lambda told: told.update(format="x")), "not the manifest"),
-        (lambda folder: change_manifest(folder, lambda told: told.update(version=2)), "use a later one"),
+        (lambda folder: change_manifest(folder, lambda told: told.update(version=2)), "of another version"),
+        (lambda folder: change_manifest(folder, lambda told: told.update(canary=None)), "damaged"),
+        (lambda folder: (folder / MANIFEST).write_text('{"a":' * 100_000), "damaged"),
+        (lambda folder: in_manifest(folder, '"format"', '"leadkeep": "0", "format"'), "damaged"),
         (lambda folder: change_manifest(folder, lambda told: told.update(schema="9999")), "newer than this release"),
         (lambda folder: change_manifest(folder, lambda told: told.update(postgres=99)), "not older"),
         (lambda folder: change_manifest(folder, lambda told: told.update(key_ids=["ex"])), "keys which this keyring"),
@@ -314,7 +409,7 @@ def test_a_wrong_backup_is_refused(
     damage: Callable[[Path], object], told: str, stopped: RunningService, folder: Path, target: TestDatabase
 ) -> None:
     damage(folder)
-    done = operator(stopped, target).leadkeep_here("restore", str(folder))
+    done = operator(stopped, target).leadkeep_here("restore", str(folder), "--unproven")
     assert done.returncode == 1
     assert told in done.stderr
     assert tables(target) == 0
@@ -336,6 +431,7 @@ def test_a_backup_tells_when_this_keyring_would_not_open_it(stopped: RunningServ
     done = stopped.leadkeep_here("backup", str(tmp_path / "backup"), env=other)
     assert done.returncode == 0
     assert "is not what the backed-up leads were sealed with" in done.stderr
+    assert "restore needs --unproven" in done.stderr
     assert "without which nothing opens" not in done.stdout
 
 
@@ -400,13 +496,13 @@ def test_a_restore_that_fails_half_way_leaves_the_target_empty(
 def test_a_restore_of_something_else_leaves_the_target_empty(
     stopped: RunningService, folder: Path, target: TestDatabase
 ) -> None:
-    lead = json.loads((folder / MANIFEST).read_text())["tables"]["lead"]
-    change_manifest(folder, lambda told: told["tables"].pop("lead"))
-    done = operator(stopped, target).leadkeep("restore", str(folder))
+    manifest = (folder / MANIFEST).read_text()
+    change_manifest(folder, lambda told: told["tables"].update(lead={"rows": 2, "digest": "0"}))
+    done = operator(stopped, target).leadkeep("restore", str(folder), "--unproven")
     assert done.returncode == 1
     assert "the target is empty again" in done.stderr
     assert tables(target) == 0
-    change_manifest(folder, lambda told: told["tables"].update(lead=lead))
+    (folder / MANIFEST).write_text(manifest)
     assert operator(stopped, target).leadkeep("restore", str(folder)).returncode == 0
 
 
@@ -436,6 +532,18 @@ def test_a_backup_that_is_ended_leaves_nothing(
     assert not (tmp_path / "backup").exists()
 
 
+def pg_dump_of(running: subprocess.Popen[bytes]) -> int:
+    """The process that dumps, once it runs; a backup also asks programs for their versions."""
+    found: list[int] = []
+
+    def runs() -> bool:
+        found.extend(children_running(running.pid, "--snapshot"))
+        return bool(found)
+
+    assert eventually(runs, within=20)
+    return found[0]
+
+
 def test_pg_dump_ends_with_a_backup_that_was_killed(
     service: RunningService, database: TestDatabase, tmp_path: Path
 ) -> None:
@@ -443,9 +551,7 @@ def test_pg_dump_ends_with_a_backup_that_was_killed(
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
         command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
         running = subprocess.Popen(command, env=service.environment)
-        # A backup also runs the programs for a moment to ask for their versions: only the dump waits for the lock.
-        assert eventually(lambda: bool(children_running(running.pid, DUMP)), within=20)
-        (program,) = children_running(running.pid, DUMP)
+        program = pg_dump_of(running)
         running.kill()
         running.wait()
         assert eventually(lambda: not Path(f"/proc/{program}").exists(), within=10)
@@ -476,7 +582,7 @@ def test_no_password_is_on_a_command_line(
                     line = path.read_bytes()
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                if b"pg_dump" in line and b"leadkeep.dump" in line:
+                if b"pg_dump" in line and b"--snapshot" in line:
                     seen.append(line)
             return bool(seen)
 

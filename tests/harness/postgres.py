@@ -126,8 +126,7 @@ def _prepared() -> Path:
         with folder_for_postgres() as folder, tempfile.TemporaryDirectory(dir=PREPARED) as beside:
             made = EmbeddedPostgres(folder / "data", settings=SETTINGS, root_base=folder / "root-base")
             made.start()
-            urls = [made.url(user="postgres", database=name) for name in ("postgres", "leadkeep")]
-            prepare_own_database(*urls)
+            prepare_own_database(made)
             made.stop()
             _copy(folder, Path(beside) / "made")
             with suppress(OSError):  # another worker was faster

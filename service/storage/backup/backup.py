@@ -2,18 +2,19 @@
 
 Promise: a backup that has a manifest holds every lead that was acknowledged as saved before it began. It is taken
 without holding up anybody. A restore has checked everything that can be checked before it changes anything, and leaves
-the whole backup or nothing.
+the whole backup or nothing. What a dump holds runs as a role that may do nothing beyond the database.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psycopg
 from psycopg import IsolationLevel, sql
@@ -30,9 +31,8 @@ from service.storage.backup.backup_manifest import (
     contents,
     differences,
     key_ids,
-    require_whole_dump,
-    sha256_of,
 )
+from service.storage.backup.restoring_role import restoring_role
 from service.storage.postgres.process import ProgramFailedError, program, run_program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 
@@ -47,10 +47,10 @@ _DROPS = """
 """
 
 
-def make_backup(url: str, folder: Path) -> Manifest:
-    """Back the database up into a folder that is new or empty. Raises StartRefusedError.
+def make_backup(url: str, folder: Path, encryption: EncryptionService | None) -> Manifest:
+    """Back the database up into a folder that is new or empty, proven when `encryption` opens it.
 
-    What was begun is removed when it fails or is interrupted.
+    What was begun is removed when it fails or is interrupted. Raises StartRefusedError.
     """
     require_own_folder(folder)
     dump, is_new = folder / DUMP, not folder.exists()
@@ -62,6 +62,8 @@ def make_backup(url: str, folder: Path) -> Manifest:
     try:
         with _failures_as_refusals("backup"), _connected(url) as connection:
             manifest = _dump(connection, url, dump)
+        if encryption is not None and _opens_canary(manifest, encryption):
+            manifest = manifest.proven(encryption)
         manifest.write(folder)
     except BaseException:
         dump.unlink(missing_ok=True)
@@ -87,11 +89,14 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     if schema is None:
         raise StartRefusedError("the database has no Leadkeep schema: there is nothing to back up")
     made_at = datetime.now(UTC)
-    os.close(os.open(dump, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    options = ["--format=custom", "--no-owner", f"--snapshot={snapshot}", "--lock-wait-timeout=30s", f"--file={dump}"]
-    run_program(program("pg_dump", version), options, url)
-    with dump.open("rb+") as file:
+    options = ["--format=custom", "--no-owner", f"--snapshot={snapshot}", "--lock-wait-timeout=30s"]
+    # One open file from the first byte to the digest: another one in its place would not be proven.
+    with os.fdopen(os.open(dump, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "rb") as file:
+        run_program(program("pg_dump", version), options, url, output=file)
         os.fsync(file.fileno())
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")
     sync_folder(dump.parent)
     return Manifest(
         made_at=made_at,
@@ -102,17 +107,16 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
         key_ids=key_ids(connection),
         canary=canary_of(connection),
         tables=contents(connection),
-        dump_bytes=dump.stat().st_size,
-        dump_sha256=sha256_of(dump),
+        dump_bytes=size,
+        dump_sha256=digest.hexdigest(),
     )
 
 
-def verify_backup(url: str, folder: Path, manifest: Manifest) -> list[str]:
+def verify_backup(url: str, dump: IO[bytes], manifest: Manifest) -> list[str]:
     """Restore into a database of its own on the same server, compare, and remove it: what differs, in words.
 
     That database has the same name every time, so that one that a killed verification left is removed by the next.
     """
-    require_whole_dump(folder, manifest)
     with _failures_as_refusals("verification"), _connected(url) as connection:
         connection.autocommit = True
         connection.execute("SELECT pg_advisory_lock(%s)", [_VERIFY_LOCK])
@@ -128,33 +132,35 @@ def verify_backup(url: str, folder: Path, manifest: Manifest) -> list[str]:
                 "ALTER ROLE … CREATEDB, or verify elsewhere with leadkeep restore"
             ) from None
         try:
-            scratch_url = make_conninfo(url, dbname=scratch)
-            _restore_dump(scratch_url, folder)
-            return _differences(scratch_url, manifest)
+            with restoring_role(connection, make_conninfo(url, dbname=scratch), scratch, stays=False) as scratch_url:
+                _restore_dump(scratch_url, dump)
+                return _differences(scratch_url, manifest)
         finally:
             connection.execute(drop)
 
 
 def require_keyring(manifest: Manifest, encryption: EncryptionService, normaliser: str) -> None:
     """Raise StartRefusedError unless this keyring opens the backup's leads and these settings find their equals."""
-    canary = manifest.canary
-    if canary is not None:
-        if not encryption.confirms(KeyCanary(canary.sealed, bytes.fromhex(canary.digest))):
-            raise StartRefusedError(
-                "the keyring is not the one that this backup's leads were sealed with: point LEADKEEP_KEYRING to that "
-                "one. Nothing was changed"
-            )
-        if canary.normaliser != normaliser:
-            raise StartRefusedError(
-                f"the backup's phone numbers and national IDs were normalised as '{canary.normaliser}', these settings "
-                f"mean '{normaliser}': set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE back. "
-                "Nothing was changed"
-            )
+    if not _opens_canary(manifest, encryption):
+        raise StartRefusedError(
+            "the keyring is not the one that this backup's leads were sealed with: point LEADKEEP_KEYRING to that "
+            "one. Nothing was changed"
+        )
+    if manifest.canary.normaliser != normaliser:
+        raise StartRefusedError(
+            f"the backup's phone numbers and national IDs were normalised as '{manifest.canary.normaliser}', these "
+            f"settings mean '{normaliser}': set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE "
+            "back. Nothing was changed"
+        )
     if missing := [key_id for key_id in manifest.key_ids if not encryption.opens_with(key_id)]:
         raise StartRefusedError(
             f"the backup holds fields that were sealed with keys which this keyring does not have: "
             f"{', '.join(missing)}. Nothing was changed"
         )
+
+
+def _opens_canary(manifest: Manifest, encryption: EncryptionService) -> bool:
+    return encryption.confirms(KeyCanary(manifest.canary.sealed, bytes.fromhex(manifest.canary.digest)))
 
 
 def require_known_schema(manifest: Manifest) -> None:
@@ -203,28 +209,29 @@ def require_empty_target(url: str, manifest: Manifest) -> None:
         )
 
 
-def restore_backup(url: str, folder: Path, manifest: Manifest) -> None:
+def restore_backup(url: str, dump: IO[bytes], manifest: Manifest) -> None:
     """Bring the backup into an empty database that was checked before. Raises StartRefusedError.
 
     The restore itself is one transaction. Afterwards an older schema is migrated, and every day is noted for rendering:
     the daily files of the backed-up service are not those of this one.
     """
-    with _failures_as_refusals("restore"):
-        with _connected(url) as connection:
-            connection.autocommit = True
-            if not _row(
-                connection, "SELECT count(*) FROM pg_roles WHERE rolname = %(role)s", {"role": APPLICATION_ROLE}
-            )[0]:
-                connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(APPLICATION_ROLE)))
-        _restore_dump(url, folder)
-        try:
-            _require_equal(url, manifest)
-            if manifest.schema < REVISION:
-                migrate(url)
-            _begin_anew(url)
-        except BaseException:
-            _empty(url)
-            raise
+    with _failures_as_refusals("restore"), _connected(url) as connection:
+        connection.autocommit = True
+        if not _row(connection, "SELECT count(*) FROM pg_roles WHERE rolname = %(role)s", {"role": APPLICATION_ROLE})[
+            0
+        ]:
+            connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(APPLICATION_ROLE)))
+        (number,) = _row(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
+        with restoring_role(connection, url, f"leadkeep_restored_{number}", stays=True) as as_role:
+            _restore_dump(as_role, dump)
+            try:
+                _require_equal(as_role, manifest)
+                if manifest.schema < REVISION:
+                    migrate(as_role)
+                _begin_anew(as_role)
+            except BaseException:
+                _empty(as_role)
+                raise
 
 
 def _require_equal(url: str, manifest: Manifest) -> None:
@@ -261,13 +268,14 @@ def _empty(url: str) -> None:
         ) from None
 
 
-def _restore_dump(url: str, folder: Path) -> None:
+def _restore_dump(url: str, dump: IO[bytes]) -> None:
     """In one transaction."""
     with _connected(url) as connection:
         (major,) = _row(connection, "SELECT current_setting('server_version_num')::int / 10000")
         name = connection.info.dbname
-    options = ["--single-transaction", "--exit-on-error", "--no-owner", f"--dbname={name}", str(folder / DUMP)]
-    run_program(program("pg_restore", major), options, url)
+    options = ["--single-transaction", "--exit-on-error", "--no-owner", f"--dbname={name}"]
+    dump.seek(0)
+    run_program(program("pg_restore", major), options, url, given=dump)
 
 
 def _differences(url: str, manifest: Manifest) -> list[str]:

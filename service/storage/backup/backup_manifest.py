@@ -1,29 +1,40 @@
 """Manifest of a backup: enough to refuse a wrong one before anything is touched, and nothing secret.
 
-Promise: a manifest is written last and whole, so that a folder without one is no backup.
+Promise: a manifest is written last and whole, so that a folder without one is no backup. Its proof, a keyed digest over
+everything else in it, the digest of the dump included, can be made with an audit key of the keyring only: who can write
+to the folder of the backups cannot make another backup pass for ours.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import datetime
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import IO, Annotated, Any, LiteralString
 
 import psycopg
 from psycopg import sql
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, TypeAdapter
 
+from service import strict_json
 from service.errors import StartRefusedError
+from service.keys.encryption import EncryptionService
 from service.keys.secret_file import replace_secret_file
 
 FORMAT = "leadkeep-backup"
 VERSION = 1
 MANIFEST = "manifest.json"
 DUMP = "leadkeep.dump"
+
+_LARGEST_MANIFEST = 1_000_000
+"""Bytes; one of twenty tables has 4,000."""
+
+_PIECE_BYTES = 1 << 20
 
 SESSION = "-c timezone=UTC -c datestyle=ISO -c bytea_output=hex -c extra_float_digits=1 -c intervalstyle=postgres"
 """Rows are compared as text, so whatever decides how they are written is set."""
@@ -45,52 +56,111 @@ class TableContent:
     digest: str
 
 
+def _hexadecimal(text: str) -> str:
+    bytes.fromhex(text)
+    return text
+
+
+def _with_leads(tables: Mapping[str, TableContent]) -> Mapping[str, TableContent]:
+    if "lead" not in tables:
+        raise ValueError("there is no table of leads")
+    return tables
+
+
 @dataclass(frozen=True, slots=True)
 class Canary:
     """The proof of which keyring and normaliser the leads belong to; see storage/keys/canary.py."""
 
     sealed: str
-    digest: str
-    """Hexadecimal."""
+    digest: Annotated[str, AfterValidator(_hexadecimal)]
     normaliser: str
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a backup holds. `canary` is None when no service had started yet."""
+class Proof:
+    """HMAC-SHA256 of a manifest without its `proof` and `sha256`, with the audit key `key_id`."""
 
-    made_at: datetime
+    key_id: str
+    hmac: str
+    """Hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup holds. `proof` is None when nothing shows who made it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    made_at: AwareDatetime
     leadkeep: str
     postgres: int
     """The server's major version."""
     schema: str
     key_ids: tuple[str, ...]
-    canary: Canary | None
-    tables: Mapping[str, TableContent]
+    canary: Canary
+    tables: Annotated[Mapping[str, TableContent], AfterValidator(_with_leads)]
     dump_bytes: int
     dump_sha256: str
+    proof: Proof | None = None
 
     def write(self, folder: Path) -> None:
         """Put it into the folder, whole or not at all."""
-        manifest = {"format": FORMAT, "version": VERSION, **asdict(self), "made_at": self.made_at.isoformat()}
-        manifest["sha256"] = _digest_of(manifest)
-        replace_secret_file(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        document = self._document()
+        if self.proof is None:
+            del document["proof"]
+        document["sha256"] = hashlib.sha256(_canonical(document)).hexdigest()
+        replace_secret_file(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
+
+    def proven(self, encryption: EncryptionService) -> Manifest:
+        """This manifest with the proof that the keyring made it."""
+        key_id = encryption.audit_key_id
+        made = encryption.backup_proof(key_id, self._proven_part())
+        assert made is not None  # noqa: S101 # the keyring holds its own primary key
+        return replace(self, proof=Proof(key_id, made.hex()))
+
+    def require_proof(self, encryption: EncryptionService) -> None:
+        """Raise StartRefusedError unless the proof was made with an audit key of this keyring, retired ones too."""
+        if self.proof is None:
+            raise StartRefusedError(f"the backup carries no proof of who made it: {_UNPROVEN}")
+        made = encryption.backup_proof(self.proof.key_id, self._proven_part())
+        if made is None:
+            raise StartRefusedError(
+                f"the backup was proven with the audit key {self.proof.key_id}, which this keyring does not have: "
+                f"point LEADKEEP_KEYRING to one that has it, or: {_UNPROVEN}"
+            )
+        if not hmac.compare_digest(made.hex(), self.proof.hmac):
+            raise StartRefusedError(
+                f"the backup is not the one that was made with this keyring, somebody changed it: {_UNPROVEN}"
+            )
+
+    def _document(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, **asdict(self), "made_at": self.made_at.isoformat()}
+
+    def _proven_part(self) -> bytes:
+        document = self._document()
+        del document["proof"]
+        return _canonical(document)
+
+
+_UNPROVEN = "use another backup, or accept what whoever wrote it put in, with --unproven. Nothing was changed"
+
+_READER = TypeAdapter(Manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished backup. Raises StartRefusedError."""
+    """The manifest of a finished backup, which nothing proves yet. Raises StartRefusedError."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        if manifest["format"] != FORMAT:
+        with path.open("rb") as file:
+            document: dict[str, Any] = strict_json.parse(file.read(_LARGEST_MANIFEST))
+        if document["format"] != FORMAT:
             raise StartRefusedError(f"{path} is not the manifest of a Leadkeep backup")
-        if manifest["version"] != VERSION:
-            raise StartRefusedError(
-                f"{path} is of version {manifest['version']}; this release reads {VERSION}: use a later one"
-            )
-        if manifest.pop("sha256") != _digest_of(manifest):
+        if document["version"] != VERSION:
+            raise StartRefusedError(f"{path} is of another version than {VERSION}, which this release reads")
+        if document.pop("sha256") != hashlib.sha256(_canonical(document)).hexdigest():
             raise StartRefusedError(f"{path} is damaged: take another backup")
-        return TypeAdapter(Manifest).validate_python(manifest)
+        del document["format"], document["version"]
+        return _READER.validate_json(json.dumps(document), strict=True)
     except FileNotFoundError:
         raise StartRefusedError(f"{folder} has no {MANIFEST}: it is no backup, or one that was not finished") from None
     except OSError as error:
@@ -99,26 +169,35 @@ def read_manifest(folder: Path) -> Manifest:
         raise StartRefusedError(f"{path} is damaged: take another backup") from None
 
 
-def _digest_of(manifest: Mapping[str, Any]) -> str:
-    """Digest of the manifest, however it is laid out. A damaged one must be noticed before the restore."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    """The bytes of a JSON object, however its file is laid out."""
+    return json.dumps(document, sort_keys=True).encode()
 
 
-def require_whole_dump(folder: Path, manifest: Manifest) -> None:
-    """Raise StartRefusedError unless the dump is, byte for byte, the one of the manifest."""
+@contextmanager
+def whole_dump(folder: Path, manifest: Manifest) -> Iterator[IO[bytes]]:
+    """The dump that the manifest describes, as a private copy. Raises StartRefusedError for another one.
+
+    A copy, because who can write to the folder could exchange the bytes between this look at them and their use.
+    """
     path = folder / DUMP
-    try:
-        size, digest = path.stat().st_size, sha256_of(path)
-    except OSError as error:
-        raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
-    if (size, digest) != (manifest.dump_bytes, manifest.dump_sha256):
-        raise StartRefusedError(f"{path} is damaged: it is not what {MANIFEST} describes; take another backup")
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    # Without a name in any folder: nobody else opens it, and it goes with this process.
+    with tempfile.TemporaryFile() as copy:
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while copy.tell() <= manifest.dump_bytes and (piece := file.read(_PIECE_BYTES)):
+                    digest.update(piece)
+                    copy.write(piece)
+            copy.flush()
+        except OSError as error:
+            raise StartRefusedError(
+                f"{path} cannot be read, or there is no room for a copy in {tempfile.gettempdir()} (TMPDIR): "
+                f"{error.strerror}"
+            ) from None
+        if (copy.tell(), digest.hexdigest()) != (manifest.dump_bytes, manifest.dump_sha256):
+            raise StartRefusedError(f"{path} is damaged: it is not what {MANIFEST} describes; take another backup")
+        yield copy
 
 
 def contents(connection: psycopg.Connection) -> dict[str, TableContent]:
@@ -142,10 +221,12 @@ def key_ids(connection: psycopg.Connection) -> tuple[str, ...]:
     return tuple(str(row[0]) for row in connection.execute(_KEY_IDS))
 
 
-def canary_of(connection: psycopg.Connection) -> Canary | None:
-    """The database's canary."""
+def canary_of(connection: psycopg.Connection) -> Canary:
+    """The database's canary. Raises StartRefusedError when no service has started with the database."""
     row = connection.execute("SELECT sealed, encode(digest, 'hex'), normaliser FROM key_canary").fetchone()
-    return None if row is None else Canary(*row)
+    if row is None:
+        raise StartRefusedError("no service has started with this database yet: there is nothing to back up")
+    return Canary(*row)
 
 
 def differences(expected: Mapping[str, TableContent], found: Mapping[str, TableContent]) -> list[str]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from psycopg import pq
 
@@ -174,24 +175,36 @@ def program(name: str, server_major: int) -> Path:
 
 
 def environment(conninfo: str) -> dict[str, str]:
-    """The environment in which libpq finds this database, and no other."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LEADKEEP_"))}
+    """The environment in which libpq finds this database, and no other. Nothing else of ours is in it: no secret.
+
+    HOME is where libpq looks for certificates and .pgpass.
+    """
+    kept = {"PATH": os.defpath, "LC_ALL": "C"}
+    if home := os.environ.get("HOME"):
+        kept["HOME"] = home
     for option in pq.Conninfo.parse(conninfo.encode()):
         if option.val is not None and option.envvar is not None:
             kept[option.envvar.decode()] = option.val.decode()
     return kept
 
 
-def run_program(path: Path, arguments: Sequence[str], conninfo: str) -> None:
-    """Run a program on this database, to its end. Raises ProgramFailedError.
+def run_program(
+    path: Path,
+    arguments: Sequence[str],
+    conninfo: str,
+    *,
+    given: IO[bytes] | int = subprocess.DEVNULL,
+    output: IO[bytes] | int = subprocess.DEVNULL,
+) -> None:
+    """Run a program on this database, to its end, with these files as its standard input and output.
 
-    It ends with us: a restore that was killed must not go on.
+    It ends with us: a restore that was killed must not go on. Raises ProgramFailedError.
     """
     done = subprocess.run(  # noqa: S603 # a program of PostgreSQL, with arguments of our own
         dying_with_parent([path, *arguments]),
         env=environment(conninfo),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdin=given,
+        stdout=output,
         stderr=subprocess.PIPE,
         check=False,
     )
