@@ -14,7 +14,6 @@ A keyring is never changed in place: each change makes another keyring, which is
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 import secrets
@@ -25,6 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from service import strict_json
 from service.keys.secret_file import create_secret_file
 
 FORMAT = "leadkeep-keyring"
@@ -140,10 +140,7 @@ class Keyring:
     @classmethod
     def from_json(cls, text: str | bytes) -> Keyring:
         """Read a keyring file's content. Raises ValueError, whose text never holds a secret."""
-        try:
-            document = json.loads(text)
-        except ValueError:
-            raise ValueError("it is not JSON") from None
+        document = strict_json.parse(text)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         if document.get("version") != VERSION:
@@ -172,20 +169,36 @@ def _root_key(number: int, entry: Any) -> RootKey:
         key_id = entry["id"]
         if not isinstance(key_id, str) or not KEY_ID.fullmatch(key_id):
             raise ValueError(f"key {number} has no usable id (lower-case letters, digits, dashes)")
-        secret = base64.b64decode(entry["secret"], altchars=b"-_", validate=True)
-        if len(secret) != SECRET_BYTES:
-            raise ValueError(f"key {number} does not hold {SECRET_BYTES} bytes")
-        created_at = datetime.fromisoformat(entry["created_at"])
-        if created_at.tzinfo is None:
-            raise ValueError(f"key {number} was created at a time without an offset")
+        secret = _secret(number, entry["secret"])
+        created_at = _moment(number, entry["created_at"])
         if entry["purpose"] not in tuple(Purpose) or entry["state"] not in tuple(KeyState):
-            # Not repeated: a secret may stand in the wrong line.
             raise ValueError(f"key {number} has a purpose or a state that this release does not know")
         return RootKey(Purpose(entry["purpose"]), key_id, KeyState(entry["state"]), created_at, secret)
     except KeyError as missing:
         raise ValueError(f"key {number} has no {missing.args[0]}") from None
-    except (TypeError, AttributeError, binascii.Error):
-        raise ValueError(f"key {number} is damaged") from None
+
+
+# A secret may stand in the wrong line, so nothing of what is read is repeated, by the library's errors neither.
+
+
+def _secret(number: int, text: Any) -> bytes:
+    try:
+        secret = base64.b64decode(text, altchars=b"-_", validate=True)
+    except (TypeError, ValueError):
+        raise ValueError(f"key {number} has a secret that is not base64url") from None
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"key {number} does not hold {SECRET_BYTES} bytes")
+    return secret
+
+
+def _moment(number: int, text: Any) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"key {number} has a created_at that is no time") from None
+    if moment.tzinfo is None:
+        raise ValueError(f"key {number} was created at a time without an offset")
+    return moment
 
 
 def create_keyring(path: Path, *, now: datetime) -> bool:

@@ -243,6 +243,26 @@ def test_a_keyring_that_cannot_be_used_is_not_taken(life: Life) -> None:
     assert life.get(life.lead_id).phone == life.person.phone
 
 
+def test_a_secret_in_the_wrong_line_is_printed_by_no_command_and_in_no_log(life: Life, tmp_path: Path) -> None:
+    path = life.service.data_dir / "keyring.json"
+    good = path.read_bytes()
+    misplaced = json.loads(good)
+    secret = misplaced["keys"][1]["secret"]
+    misplaced["keys"][1]["created_at"] = secret
+    path.write_text(json.dumps(misplaced))
+    os.kill(life.service.pid, signal.SIGHUP)
+    assert eventually(lambda: "key 2 has a created_at that is no time" in life.service.log(), within=10)
+    copy = tmp_path / "misplaced.json"
+    copy.write_bytes(path.read_bytes())
+    copy.chmod(0o600)
+    path.write_bytes(good)
+    shown = life.service.log()
+    for command in (("doctor",), ("keys", "status"), ("keys", "add"), ("backup", str(tmp_path / "b"), "--verify")):
+        done = life.service.leadkeep_here(*command, env={"LEADKEEP_KEYRING": str(copy)})
+        shown += done.stdout + done.stderr
+    assert secret[:12] not in shown
+
+
 def test_a_new_index_key_is_in_use_only_after_reindex(life: Life) -> None:
     before = life.primary("index")
     made = life.add_and_promote("index")

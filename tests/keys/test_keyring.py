@@ -113,15 +113,21 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an empty id": (_with("id", ""), "no usable id"),
     "a short secret": (_with("secret", SHORT), "does not hold 32 bytes"),
     "a secret that is not base64": (_with("secret", "secret-canary!"), "key 1"),
-    "a secret that is a number": (_with("secret", 7), "key 1 is damaged"),
+    "a secret that is a number": (_with("secret", 7), "key 1 has a secret that is not"),
     "a time without an offset": (_with("created_at", "2026-01-31T09:00:00"), "without an offset"),
-    "a time that is a number": (_with("created_at", 7), "key 1 is damaged"),
+    "a time that is a number": (_with("created_at", 7), "key 1 has a created_at that is no time"),
     "an unknown purpose": (_with("purpose", "other"), "has a purpose or a state"),
     "an unknown state": (_with("state", "other"), "has a purpose or a state"),
     "a purpose without a primary key": (lambda d: d["keys"].pop(0), "exactly one primary key for encryption"),
     "two primary keys": (_with("purpose", "index"), "exactly one primary key"),
     "two keys of one id": (lambda d: d["keys"][0].__setitem__("id", d["keys"][1]["id"]), "the same id"),
 }
+
+
+PLACES: list[tuple[Any, ...]] = [
+    *(("format",), ("version",), ("keys",), ("keys", 0)),
+    *(("keys", 0, name) for name in ("purpose", "id", "state", "created_at", "secret")),
+]
 
 
 class TestDamaged:
@@ -137,6 +143,31 @@ class TestDamaged:
         assert "secret-canary" not in str(refused.value)
         for key in damaged.get("keys", []):
             assert not isinstance(key, dict) or not key.get("secret") or str(key["secret"]) not in str(refused.value)
+
+    @pytest.mark.parametrize("path", PLACES, ids=str)
+    def test_a_secret_in_any_place_is_not_repeated(self, path: tuple[Any, ...]) -> None:
+        damaged = document()
+        secret = damaged["keys"][1]["secret"]
+        shown = ""
+        for value in (secret, secret.lower(), [secret], {secret: secret}, f"{secret}:", f"2026-01-31T{secret}"):
+            holder: Any = damaged
+            for name in path[:-1]:
+                holder = holder[name]
+            holder[path[-1]] = value
+            try:
+                Keyring.from_json(json.dumps(damaged))
+            except ValueError as refused:
+                shown += str(refused).lower()
+        assert secret[:8].lower() not in shown
+
+    @pytest.mark.parametrize("depth", [1_000, 100_000])
+    def test_deep_nesting_is_refused(self, depth: int) -> None:
+        with pytest.raises(ValueError, match="not JSON"):
+            Keyring.from_json('{"keys":' + "[" * depth)
+
+    def test_a_name_that_stands_twice_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="twice"):
+            Keyring.from_json(Keyring.generate(now=NOW).to_json().replace('"version"', '"version": 1, "version"'))
 
     @pytest.mark.parametrize("content", ["", "not json", "[]", "null", '"text"', b"\xff\xfe\xff"])
     def test_what_is_no_keyring_at_all_is_refused(self, content: str | bytes) -> None:
