@@ -17,6 +17,13 @@ from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_un
 LONGEST_OBJECT = 200_000
 """Characters. The longest lead has 6,000, and escapes make six of one."""
 
+DEEPEST = 20
+"""Levels of nesting. A lead has one; what is deeper is refused before it is read to its end, or a file of opening
+brackets would cost the square of its length."""
+
+MOST_UNREADABLE = 1000
+"""Parts that are not JSON, beyond as many that are: then the file is no JSON, and the rest of it is not read."""
+
 _CHUNK = 65_536
 _SHOWN = 1000  # characters of what is not JSON, for the file of rejects
 _FILLING = " \t\r\n,"
@@ -25,7 +32,19 @@ _PLAIN = r'"(?:[^"\\]|\\.)*"|[-+.\w]+'
 # Before the list there may be a description of it, such as a count or a date.
 _WRAPPED = re.compile(rf'\s*\{{(?:\s*"\w+"\s*:\s*(?:{_PLAIN})\s*,)*\s*"(?:{_LISTS})"\s*:\s*\[', re.IGNORECASE)
 _NEXT = re.compile(r"(?:\n|\}\s*,)[ \t\r\n]*(?=\{)")
-_DECODER = json.JSONDecoder()
+_BRACKETS = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"|[][{}]')
+
+
+class _Repeating(dict[str, Any]):
+    """An object in which a name stands twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    return made if len(made) == len(pairs) else _Repeating(made)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 class JsonFile:
@@ -51,6 +70,8 @@ class JsonFile:
             return Row(number, {}, {"text": value.text}, value.fault)
         if not isinstance(value, dict):
             return Row(number, {}, {"value": value}, "it is not an object")
+        if isinstance(value, _Repeating):
+            return Row(number, {}, value, "a name stands twice in it")
         try:
             fields = self._fields_of(tuple(value))
         except ImportRefusedError as refused:
@@ -74,8 +95,14 @@ class JsonFile:
         return fields
 
     def _values(self) -> Iterator[Any]:
+        readable = 0
         with self._path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield from _values(file)
+            for value in _values(file):
+                yield value
+                readable += -1 if isinstance(value, _Unreadable) else 1
+                if readable < -MOST_UNREADABLE:
+                    yield _Unreadable("", "most of the file is not JSON: the rest of it was not read")
+                    return
 
 
 class _Unreadable(NamedTuple):
@@ -91,6 +118,19 @@ def _begin_of_list(text: str) -> int | None:
         return None
     *keys_before, _ = json.loads(opening[0] + "]}")
     return None if "phone" in [field_of(key) for key in keys_before] else opening.end()
+
+
+def _is_too_deep(text: str, at: int) -> bool:
+    """Whether the value that begins here is nested too deeply, as far as it can be seen."""
+    depth = 0
+    for token in _BRACKETS.finditer(text, at):
+        depth += token[0] in "[{"
+        depth -= token[0] in "]}"
+        if depth > DEEPEST:
+            return True
+        if depth <= 0:
+            return False
+    return False
 
 
 def _values(file: TextIO) -> Iterator[Any]:
@@ -119,10 +159,13 @@ def _values(file: TextIO) -> Iterator[Any]:
                 return
             at, in_array = at + 1, False
         else:
+            deep = _is_too_deep(text, at)
             try:
+                if deep:
+                    raise ValueError  # noqa: TRY301 # like what is not JSON, but longer will not make it good
                 value, at = _DECODER.raw_decode(text, at)
-            except (ValueError, RecursionError):
-                if not ended and len(text) - at < LONGEST_OBJECT:
+            except ValueError:
+                if not ended and not deep and len(text) - at < LONGEST_OBJECT:
                     read_on(kept=at)
                     continue
                 unreadable = text[at : at + _SHOWN]

@@ -9,7 +9,7 @@ import pytest
 
 from service.importing.columns import explicit_mapping, resolve
 from service.importing.csv_file import LONGEST_RECORD, CsvFile
-from service.importing.json_file import JsonFile
+from service.importing.json_file import DEEPEST, MOST_UNREADABLE, JsonFile
 from service.importing.source import ImportRefusedError, Kind, Row, kind_of
 
 HEADER = "name,phone,nid,address,interested_policy"
@@ -259,3 +259,49 @@ def test_an_empty_list_has_no_rows(tmp_path: Path) -> None:
 def test_a_line_that_is_no_json_costs_only_itself(bad: str, tmp_path: Path) -> None:
     rows = json_rows(tmp_path, f"{json.dumps(LEAD)}\n{bad}\n{json.dumps(LEAD)}\n")
     assert [row.fault is None for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a":\n' * 100_000,
+        '{"a":' * 100_000,
+        '[{"a":[\n' * 100_000,
+        '{"a\n' * 100_000,
+        '{"a":]\n' * 100_000,
+        '[{"name": "ok"},\n' + '{"a":[{}],\n' * 100_000,
+    ],
+)
+def test_a_file_that_is_no_json_is_not_read_to_its_end(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text('{"name": "first"}\n' + content)
+    rows = list(JsonFile(path, {}))
+    assert rows[0].fault is None
+    assert len(rows) < MOST_UNREADABLE + 10
+    assert sum(row.fault is None for row in rows) <= 2
+
+
+def test_broken_lines_among_good_ones_cost_only_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text('{"name": "good"}\n{"name":\n' * 3000)
+    assert sum(row.fault is None for row in JsonFile(path, {})) == 3000
+
+
+@pytest.mark.parametrize(("depth", "fault"), [(DEEPEST - 2, None), (DEEPEST + 1, "it is not JSON, or too long")])
+def test_an_object_is_nested_to_a_bound(depth: int, fault: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text('{"name": "x", "more": ' + "[" * depth + "]" * depth + "}\n" + '{"name": "y"}\n')
+    assert [row.fault for row in JsonFile(path, {})] == [fault, None]
+
+
+@pytest.mark.parametrize("twice", ['{"name": "x", "name": "y"}', '{"name": "x", "more": 1, "name": null}'])
+def test_an_object_in_which_a_name_stands_twice_is_refused(twice: str, tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text(f'[{{"name": "before"}}, {twice}, {{"name": "after"}}]')
+    assert [row.fault for row in JsonFile(path, {})] == [None, "a name stands twice in it", None]
+
+
+def test_brackets_within_text_are_no_nesting(tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text(json.dumps([{"name": "[{" * 50 + '\\"[', "notes": "]"}]))
+    assert [row.fault for row in JsonFile(path, {})] == [None]
