@@ -6,18 +6,17 @@ The processes get the keyring through a pipe, never through their command line, 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from service import strict_json
 from service.errors import FieldUnreadableError, LeadValidationError
-from service.files.daily_file import MEANINGS
+from service.importing.daily_lead import opened, require_form
 from service.importing.reports import Result, RowResult
 from service.keys.encryption import EncryptionService, IndexPlan
 from service.keys.keyring import Keyring
-from service.lead import SENSITIVE_FIELDS
 from service.lead_sealer import LeadSealer
 from service.storage.leads.queries import index_columns
 from service.validation import ValidationService
@@ -25,11 +24,6 @@ from service.worker_processes import WorkerPool
 
 IMPORTER = "import"
 """The subject of imported leads. The request_id of a row is made of its content, so that a repeat finds its lead."""
-
-LARGEST_NUMBER = 10**15
-"""Of a history's row: moving the counter there must leave room behind it."""
-
-_LISTS = ("conversations", "status_changes", "assignment_changes", "kept_resubmissions", "aliases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,41 +87,20 @@ def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | RowResult]:
     done: list[Ready | RowResult] = []
     for number, line in lines:
         try:
-            lead = _indexed(json.loads(line), _worker)
+            lead = _indexed(strict_json.parse(line), _worker)
             done.append(Ready(number, lead, lead["id"]))
         except FieldUnreadableError as unreadable:
             done.append(RowResult(number, Result.INVALID, detail=f"cannot be opened: {unreadable.metadata['fields']}"))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            # Whatever stands where this format has something else; the database looks at the values themselves.
-            done.append(RowResult(number, Result.INVALID, detail="it is not a lead of this format"))
+        except ValueError as refused:
+            done.append(RowResult(number, Result.INVALID, detail=str(refused)))
     return done
 
 
-def _indexed(lead: Any, worker: _Worker) -> dict[str, Any]:
-    """The lead of a line with its blind indexes, in base64.
-
-    Every sealed field is opened, which proves that it belongs to this lead and this keyring. Raises ValueError and
-    FieldUnreadableError, and what Python raises for a value of another type than this format has there.
-    """
-    if not isinstance(lead, dict) or list(lead) != list(MEANINGS) or not all(_is_list(lead[name]) for name in _LISTS):
-        raise ValueError
-    step_ids = [step["id"] for step in (*lead["status_changes"], *lead["assignment_changes"])]
-    if not all(isinstance(number, int) for number in (lead["version"], lead["resubmissions"], *step_ids)):
-        raise ValueError
-    if not all(0 < step_id <= LARGEST_NUMBER for step_id in step_ids):
-        raise ValueError
-    opened = _opened(lead, UUID(lead["id"]), worker.encryption)
-    for kept in lead["kept_resubmissions"]:
-        _opened(kept, UUID(kept["submission_id"]), worker.encryption)
-    columns = index_columns(worker.sealer.indexes(opened["phone"], opened["nid"]))
+def _indexed(lead: dict[str, Any], worker: _Worker) -> dict[str, Any]:
+    """The lead of a line with its blind indexes, in base64. Raises LeadRefusedError and FieldUnreadableError."""
+    require_form(lead)
+    values = opened(lead, worker.encryption)
+    columns = index_columns(worker.sealer.indexes(values["phone"], values["nid"]))
     return lead | {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in columns.items()
     }
-
-
-def _opened(row: dict[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:
-    return {name: encryption.open(sealed_for, name, row[name]) for name in SENSITIVE_FIELDS if row[name] is not None}
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, dict) for each in value)

@@ -527,10 +527,13 @@ DAMAGES = [
     (lambda lead: lead.update(version="2"), "invalid"),
     (lambda lead: lead["status_changes"].append({"id": []}), "invalid"),
     (lambda lead: lead["kept_resubmissions"].append({}), "invalid"),
-    (lambda lead: lead.update(name="\ud800"), "failed"),
-    (lambda lead: lead.update(name="\0"), "failed"),
-    (lambda lead: lead.update(status="lost"), "failed"),
-    (lambda lead: lead.update(created_at="yesterday or so"), "failed"),
+    (lambda lead: lead.update(name="\ud800"), "invalid"),
+    (lambda lead: lead.update(name="\0"), "invalid"),
+    (lambda lead: lead.update(name="Somebody Else"), "invalid"),
+    (lambda lead: lead.update(status="lost"), "invalid"),
+    (lambda lead: lead.update(created_at="yesterday or so"), "invalid"),
+    (lambda lead: lead.update(created_at="infinity"), "invalid"),
+    (lambda lead: lead.update(assignee="\033[2J"), "invalid"),
 ]
 
 
@@ -543,7 +546,48 @@ def test_a_damaged_lead_of_a_daily_file_costs_only_itself(
     assert done.returncode == NOT_ALL_IMPORTED, done.stderr
     told = [each["result"] for each in results_of(path)]
     assert told == [result for _, result in DAMAGES] + ["saved"] * (len(told) - len(DAMAGES))
-    assert count(target) == len(told) - len(DAMAGES) > 10
+    assert count(target) == len(told) - len(DAMAGES) > 5
+
+
+def leads_of(path: Path) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["leads"]
+    return listed
+
+
+@pytest.mark.parametrize("known", ["of the file", "of the database", "its own"])
+def test_no_other_id_of_a_lead_may_be_anothers(
+    known: str, source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
+) -> None:
+    path = source.files(tmp_path)[-1]
+    listed = leads_of(path)
+    living, own = listed[-1]["id"], listed[0]["id"]
+    if known == "of the database":
+        only = source.files(tmp_path)[0]
+        assert elsewhere.leadkeep_here("import", str(only)).returncode == 0
+        living = leads_of(only)[0]["id"]
+    before = count(target)
+    alias = {"id": own if known == "its own" else living, "created_by": "c", "created_at": "2026-01-01T00:00:00+00:00"}
+    changed_file(path, lambda lead: lead["aliases"].append(alias))
+    done = elsewhere.leadkeep_here("import", str(path))
+    assert done.returncode == NOT_ALL_IMPORTED
+    assert [each["result"] for each in results_of(path)] == ["failed"] + ["saved"] * (len(listed) - 1)
+    assert "belongs to another lead" in results_of(path)[0]["detail"]
+    assert count(target) == before + len(listed) - 1
+    assert value_of(target.admin_url, f"SELECT count(*) FROM lead WHERE id = '{living}'") == (known != "its own" or 1)
+
+
+def test_a_lead_whose_id_leads_to_another_here_is_not_called_saved(
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
+) -> None:
+    first, last = (source.files(tmp_path)[number] for number in (0, -1))
+    assert elsewhere.leadkeep_here("import", str(first)).returncode == 0
+    taken = leads_of(last)[0]["id"]
+    execute(
+        target.admin_url,
+        f"INSERT INTO lead_alias (id, lead_id, created_by) SELECT '{taken}', id, 'c' FROM lead LIMIT 1",
+    )
+    assert elsewhere.leadkeep_here("import", str(last)).returncode == NOT_ALL_IMPORTED
+    assert results_of(last)[0]["result"] == "failed"
 
 
 def test_a_lead_that_is_older_here_stays_as_it_is(source: Source, tmp_path: Path) -> None:

@@ -40,6 +40,19 @@ _PRESENT = text("""
     SELECT id, version, resubmissions FROM lead WHERE id = ANY(CAST(:ids AS uuid[]))
     UNION ALL SELECT id, NULL, NULL FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
+# An id that shall lead to a lead, or was a resubmission's of it, and is something else here: whoever asked for that
+# would be shown, or would erase, this lead.
+_TAKEN = text(f"""
+    SELECT DISTINCT given.id
+    FROM {_LEADS}, LATERAL (
+        SELECT alias.id FROM json_to_recordset(aliases) AS alias (id uuid)
+        UNION ALL SELECT kept.submission_id FROM json_to_recordset(kept_resubmissions) AS kept (submission_id uuid)
+    ) AS other
+    WHERE EXISTS (SELECT FROM lead WHERE lead.id = other.id)
+       OR EXISTS (SELECT FROM lead_alias here WHERE here.id = other.id)
+       OR EXISTS (SELECT FROM lead_conflict here WHERE here.id = other.id AND here.resolution IS NULL)
+       OR EXISTS (SELECT FROM resubmission here WHERE here.submission_id = other.id)
+""")
 _ERASED = text("SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[]))")
 # Oldest first, as they came to be; what another row stands in the way of is missing from the result.
 _INSERT = text(f"""
@@ -128,6 +141,8 @@ class Restored:
     inserted: bool
     erased: bool = False
     """It was erased, and is not brought back."""
+    taken: bool = False
+    """An id that belongs to it is another lead's."""
     present_version: int | None = None
     """The version that the database has already; 0 when the id leads to another lead there."""
     present_resubmissions: int = 0
@@ -171,6 +186,10 @@ async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection)
     for lead_id in (await connection.execute(_ERASED, {"ids": list(by_id)})).scalars():
         found.setdefault(lead_id, Restored(inserted=False, erased=True))
     new = {lead_id: lead for lead_id, lead in by_id.items() if lead_id not in found}
+    taken = {row.id for row in await connection.execute(_TAKEN, _given(list(new.values())))} if new else set()
+    for lead_id in taken | _claimed_twice(new):
+        found[lead_id] = Restored(inserted=False, taken=True)
+        del new[lead_id]
     if not new:
         return found
     inserted = {row.id for row in await connection.execute(_INSERT, _given(list(new.values())))}
@@ -180,6 +199,18 @@ async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection)
         for row in await connection.execute(_MATCHED, _given(refused)):
             found[row.id] = Restored(inserted=False, phone_of=row.phone, nid_of=row.nid, request_of=row.request)
     return found
+
+
+def _claimed_twice(leads: dict[UUID, dict[str, Any]]) -> set[UUID]:
+    """The leads one of whose other ids is another lead's of the same batch too."""
+    owners: dict[UUID, UUID] = {lead_id: lead_id for lead_id in leads}
+    claimed = set()
+    for lead_id, lead in leads.items():
+        aliases, kept = lead["aliases"], lead["kept_resubmissions"]
+        for other in (*(each["id"] for each in aliases), *(each["submission_id"] for each in kept)):
+            if owners.setdefault(UUID(other), lead_id) != lead_id or UUID(other) == lead_id:
+                claimed.add(lead_id)
+    return claimed
 
 
 async def _add_details(connection: AsyncConnection, leads: Sequence[dict[str, Any]]) -> None:

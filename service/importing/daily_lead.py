@@ -1,0 +1,203 @@
+"""A lead of a daily file, before it is believed: each member has the type, form and range that this service writes.
+
+Promise: a lead that passes can be stored, listed, shown and erased like any other. What nobody can tell from the file
+is believed: who assigned a lead, say, or when.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from service.access import is_subject
+from service.errors import LeadValidationError
+from service.files.daily_file import MEANINGS
+from service.keys.encryption import EncryptionService
+from service.lead import CUSTOMER_FIELDS, FIELD_RULES, SENSITIVE_FIELDS, LeadStatus
+from service.validation import ValidationService
+from service.validation.text import TextRule, ValueRefusedError
+
+LARGEST_NUMBER = 10**15
+"""Of a version, a count and a history's row: moving the counter there must leave room behind it."""
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+CLOCKS_DIFFER = timedelta(days=1)
+"""How far ahead of this machine's clock a time may be."""
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?[+-]\d\d:\d\d")
+_DIGEST_BYTES = 32
+
+_Check = Callable[[Any], bool]
+
+
+class LeadRefusedError(ValueError):
+    """The lead cannot be imported; the text names the member at fault and holds no value."""
+
+
+def _id(value: Any) -> bool:
+    return isinstance(value, str) and str(UUID(value)) == value
+
+
+def _moment(value: Any) -> bool:
+    """Nothing that PostgreSQL alone understands, such as infinity, and nothing that a calendar ends before."""
+    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
+        return False
+    return EARLIEST <= datetime.fromisoformat(value) <= datetime.now(UTC) + CLOCKS_DIFFER
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_NUMBER
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _status(value: Any) -> bool:
+    return value in tuple(LeadStatus)
+
+
+def _digest(value: Any) -> bool:
+    return isinstance(value, str) and len(base64.b64decode(value, validate=True)) == _DIGEST_BYTES
+
+
+def _sealed(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable()
+
+
+def _list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _optional(check: _Check) -> _Check:
+    return lambda value: value is None or check(value)
+
+
+def _kept_by(rule: Callable[[str], str | None]) -> _Check:
+    """Whether the text is in the form in which the rule keeps it."""
+    return lambda value: isinstance(value, str) and value != "" and rule(value) == value
+
+
+def _field(name: str) -> _Check:
+    rule = FIELD_RULES[name]
+    check: _Check = _sealed
+    if not rule.sensitive:
+        assert rule.limit is not None  # noqa: S101 # clear fields have one
+        check = _kept_by(TextRule(limit=rule.limit, lines=rule.lines, spaces=rule.spaces).normalise)
+    return check if rule.required else _optional(check)
+
+
+_VALIDATION = ValidationService()
+_REASON = _optional(_kept_by(_VALIDATION.reason))
+_ASSIGNEE = _optional(_kept_by(_VALIDATION.assignee))
+_REQUEST_ID = _optional(_kept_by(_VALIDATION.request_id))
+_FIELDS: dict[str, _Check] = {name: _field(name) for name in CUSTOMER_FIELDS}
+
+_LEAD: dict[str, _Check] = {
+    "id": _id,
+    **_FIELDS,
+    "status": _status,
+    "created_at": _moment,
+    "updated_at": _moment,
+    "version": _positive,
+    "assignee": _ASSIGNEE,
+    "resubmissions": _number,
+    "phone_shared": _flag,
+    "nid_shared": _flag,
+    "created_by": is_subject,
+    "request_id": _REQUEST_ID,
+    "content_digest": _digest,
+    "conversations": _list,
+    "status_changes": _list,
+    "assignment_changes": _list,
+    "kept_resubmissions": _list,
+    "aliases": _list,
+}
+_STEP: dict[str, _Check] = {
+    "id": _positive,
+    "actor": is_subject,
+    "reason": _REASON,
+    "changed_at": _moment,
+    "version": _positive,
+}
+_MEMBERS: dict[str, dict[str, _Check]] = {
+    "conversations": {"conversation_id": _kept_by(_VALIDATION.conversation_id), "linked_at": _moment},
+    "status_changes": {**_STEP, "from_status": _status, "to_status": _status},
+    "assignment_changes": {**_STEP, "from_assignee": _ASSIGNEE, "to_assignee": _ASSIGNEE},
+    "kept_resubmissions": {
+        "slot": _number,
+        "submission_id": _id,
+        **_FIELDS,
+        "actor": is_subject,
+        "request_id": _REQUEST_ID,
+        "content_digest": _digest,
+        "verified": _flag,
+        "submitted_at": _moment,
+    },
+    "aliases": {"id": _id, "created_by": is_subject, "created_at": _moment},
+}
+
+
+def require_form(lead: Any) -> None:
+    """Raise LeadRefusedError unless an object is a lead as this service writes it."""
+    if not isinstance(lead, dict) or list(lead) != list(MEANINGS):
+        raise LeadRefusedError("it is not a lead of this format")
+    _require(lead, _LEAD, "")
+    for name, checks in _MEMBERS.items():
+        for each in lead[name]:
+            if not isinstance(each, dict) or each.keys() != checks.keys():
+                raise LeadRefusedError(f"its {name} are not of this format")
+            _require(each, checks, f"{name}: ")
+    for name in ("status_changes", "assignment_changes"):
+        versions = [step["version"] for step in lead[name]]
+        if len(set(versions)) < len(versions) or any(not 1 < version <= lead["version"] for version in versions):
+            raise LeadRefusedError(f"its {name} do not fit its version")
+
+
+def _require(row: Mapping[str, Any], checks: Mapping[str, _Check], where: str) -> None:
+    for name, check in checks.items():
+        try:
+            passes = check(row[name])
+        except (ValueError, TypeError, LeadValidationError, ValueRefusedError):
+            passes = False
+        if not passes:
+            raise LeadRefusedError(f"{where}{name} is not in the form in which it is kept")
+
+
+def opened(lead: Mapping[str, Any], encryption: EncryptionService) -> dict[str, str]:
+    """The sensitive values of a lead, by field.
+
+    Each sealed field is opened, which proves that it belongs to this lead and this keyring, and what was not changed
+    since it was submitted is compared with its keyed digest. Raises FieldUnreadableError and LeadRefusedError.
+    """
+    for kept in lead["kept_resubmissions"]:
+        values = _open(kept, UUID(kept["submission_id"]), encryption)
+        _require_digest(kept, values, "a resubmission of it", encryption)
+    values = _open(lead, UUID(lead["id"]), encryption)
+    steps = {step["version"] for step in (*lead["status_changes"], *lead["assignment_changes"])}
+    # Each version has its step in a history, but those that a correction made.
+    if len(steps) == lead["version"] - 1:
+        _require_digest(lead, values, "it", encryption)
+    return values
+
+
+def _open(row: Mapping[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:
+    return {name: encryption.open(sealed_for, name, row[name]) for name in SENSITIVE_FIELDS if row[name] is not None}
+
+
+def _require_digest(
+    row: Mapping[str, Any], values: Mapping[str, str], what: str, encryption: EncryptionService
+) -> None:
+    submitted = [values.get(name) if name in SENSITIVE_FIELDS else row[name] for name in CUSTOMER_FIELDS]
+    if base64.b64decode(row["content_digest"]) not in encryption.content_digests(submitted):
+        raise LeadRefusedError(
+            f"{what} is not what was submitted: it was altered, or the index key of that time is not in the keyring"
+        )
