@@ -11,7 +11,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
 from service.cli.client import connected, listed
-from service.cli.command import AsJson, printed_rows
+from service.cli.command import AsJson, cell, printed_rows
 from service.config import load_settings
 
 PAGE = 100
@@ -58,9 +58,8 @@ def _as_json(access: pb.Access) -> dict[str, object]:
 
 def _as_line(access: pb.Access) -> str:
     when = access.recorded_at.ToDatetime(UTC).isoformat(timespec="seconds")
-    columns = (when, access.subject, access.operation, access.lead_id or "-", ",".join(access.fields))
-    # A reason may have lines, and a column may not.
-    return "\t".join((*columns, " ".join(access.reason.split()) or "-", access.request_id or "-"))
+    columns = (when, access.subject, access.operation, access.lead_id, ",".join(access.fields), access.reason)
+    return "\t".join(cell(column) or "-" for column in (*columns, access.request_id))
 
 
 def _moment(text: str, option: str, *, end: bool) -> datetime | None:

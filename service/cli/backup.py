@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from service import factories
-from service.cli.command import AsJson, ProgressLine, interruptible, print_json
+from service.cli.command import AsJson, ProgressLine, echo, interruptible, print_json
 from service.cli.database import Login, database_url, require_database
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -75,20 +75,20 @@ def backup(
         print_json(shown)
         return
     done = "verified: it was restored and is equal" if verify else "not verified: run it with --verify"
-    typer.echo(f"{folder}: {leads} leads, {manifest.dump_bytes} bytes, {done}.")
+    echo(f"{folder}: {leads} leads, {manifest.dump_bytes} bytes, {done}.")
     name = factories.keyring_source(settings).name
     if opens:
-        typer.echo(f"{name[0].upper()}{name[1:]} is not in it: keep a copy of it apart, without which nothing opens.")
+        echo(f"{name[0].upper()}{name[1:]} is not in it: keep a copy of it apart, without which nothing opens.")
     else:
-        typer.echo(
+        echo(
             f"leadkeep: {name}, with these settings, is not what the backed-up leads were sealed with: keep a copy of "
             "the keyring that the service has, without which nothing opens",
             err=True,
         )
     if manifest.proof is None:
-        typer.echo("leadkeep: nothing proves that this backup is ours: restore needs --unproven", err=True)
+        echo("leadkeep: nothing proves that this backup is ours: restore needs --unproven", err=True)
     if waiting:
-        typer.echo(f"{waiting} leads wait in this machine's spool and are not in it: leadkeep spool drain")
+        echo(f"{waiting} leads wait in this machine's spool and are not in it: leadkeep spool drain")
 
 
 def _made(settings: Settings, folder: Path) -> Manifest:
@@ -139,8 +139,8 @@ def restore(folder: Folder, unproven: Unproven = False) -> None:
             restore_backup(url, dump, manifest)
     finally:
         progress.end()
-    typer.echo(f"Restored {manifest.tables['lead'].rows} leads as of {manifest.made_at.isoformat()}.")
-    typer.echo("Now: leadkeep doctor, then leadkeep serve; the daily files are rendered afresh.")
+    echo(f"Restored {manifest.tables['lead'].rows} leads as of {manifest.made_at.isoformat()}.")
+    echo("Now: leadkeep doctor, then leadkeep serve; the daily files are rendered afresh.")
 
 
 @contextmanager

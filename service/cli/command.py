@@ -16,6 +16,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from service.printable import printable
+
 FAULT_FOUND = 3
 NOT_ALL_IMPORTED = 4
 SOME_UNREADABLE = 5
@@ -58,9 +60,27 @@ def require_order(first: datetime | None, last: datetime | None) -> None:
         raise typer.BadParameter("is later than --to", param_hint="--from")
 
 
+def echo(line: str, *, err: bool = False) -> None:
+    """Print a line of text. What is in it can neither command the terminal nor forge another line.
+
+    Tabs stay, which separate columns: `cell` is for what stands in one.
+    """
+    typer.echo(printable(line, kept="\t"), err=err)
+
+
+def cell(value: object) -> str:
+    """A value as it stands in a column."""
+    return "" if value is None else " ".join(printable(str(value), kept="\n\t").split())
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(_json(value, indent=2))
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """JSON whose text is readable in every script; what moves a terminal's cursor is escaped, beyond ASCII too."""
+    return printable(json.dumps(value, indent=indent, ensure_ascii=False), kept="\n")
 
 
 def report(value: object, lines: Iterable[str], *, as_json: bool) -> None:
@@ -69,17 +89,17 @@ def report(value: object, lines: Iterable[str], *, as_json: bool) -> None:
         print_json(value)
         return
     for line in lines:
-        typer.echo(line)
+        echo(line)
 
 
 @contextmanager
 def printed_rows(*, as_json: bool) -> Iterator[Callable[[object], None]]:
     """Print rows by calls of the function: lines of text, or the items of a JSON array."""
     if not as_json:
-        yield typer.echo
+        yield lambda line: echo(str(line))
         return
     with json_array(lambda text: typer.echo(text, nl=False)) as add:
-        yield lambda item: add(json.dumps(item, ensure_ascii=False))
+        yield lambda item: add(_json(item))
 
 
 @contextmanager
@@ -108,7 +128,7 @@ class ProgressLine:
         now = time.monotonic()
         if self._terminal and now - self._shown_at > SHOW_SECONDS:
             self._shown_at = now
-            typer.echo(f"\r\033[K{done} ", err=True, nl=False)
+            typer.echo(f"\r\033[K{printable(done)} ", err=True, nl=False)
 
     def end(self) -> None:
         """Take it away."""
@@ -153,5 +173,5 @@ def stop_requested() -> asyncio.Event:
 
 def end_interrupted() -> NoReturn:
     """End a command that can be continued."""
-    typer.echo("leadkeep: interrupted; what was done stays done: run the same command again to go on", err=True)
+    echo("leadkeep: interrupted; what was done stays done: run the same command again to go on", err=True)
     raise typer.Exit(INTERRUPTED)

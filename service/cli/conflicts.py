@@ -12,7 +12,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
 from service.cli.client import connected, listed
-from service.cli.command import AsJson, ReasonToLook, report
+from service.cli.command import AsJson, ReasonToLook, echo, report
 from service.config import load_settings
 
 
@@ -65,9 +65,9 @@ def resolve(
     with connected(load_settings(), Scope.OPERATE) as call:
         resolved = call("ResolveConflict", request)
     if resolved.HasField("lead"):
-        typer.echo(f"Resolved: {conflict_id} leads to the lead {resolved.lead.id} now.")
+        echo(f"Resolved: {conflict_id} leads to the lead {resolved.lead.id} now.")
     else:
-        typer.echo(f"Resolved: {conflict_id} is dropped; a tombstone stays.")
+        echo(f"Resolved: {conflict_id} is dropped; a tombstone stays.")
 
 
 def _side(lead: pb.Lead) -> str:

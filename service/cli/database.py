@@ -8,9 +8,8 @@ from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from typing import TypeVar
 
-import typer
-
 from service import factories
+from service.cli.command import echo
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService
@@ -132,6 +131,6 @@ def migrate() -> None:
         )
     before = schema.migrate(settings.migration_url)
     if before == schema.REVISION:
-        typer.echo(f"The schema is up to date ({schema.REVISION}).")
+        echo(f"The schema is up to date ({schema.REVISION}).")
     else:
-        typer.echo(f"The schema is at {schema.REVISION} now (before: {before or 'none'}).")
+        echo(f"The schema is at {schema.REVISION} now (before: {before or 'none'}).")

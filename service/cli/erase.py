@@ -22,7 +22,9 @@ from service.cli.command import (
     AsJson,
     DryRun,
     ProgressLine,
+    cell,
     duration,
+    echo,
     end_interrupted,
     printed_rows,
     report,
@@ -88,7 +90,7 @@ def _list(settings: Settings, *, as_json: bool) -> None:
                 for each in page:
                     show(_as_json(each) if as_json else _as_line(each))
         if after is None and not as_json:
-            typer.echo("Nothing was erased yet.")
+            echo("Nothing was erased yet.")
 
     with_database(settings, work)
 
@@ -112,7 +114,7 @@ def _erasures(settings: Settings, database: Database, encryption: EncryptionServ
 def _as_line(tombstone: Tombstone) -> str:
     unseen = "" if tombstone.created_at else "(no such lead was seen here)"
     columns = (str(tombstone.id), tombstone.erased_at.isoformat(), tombstone.erased_by, tombstone.reason, unseen)
-    return "  ".join(filter(None, columns))
+    return "  ".join(filter(None, map(cell, columns)))
 
 
 def _as_json(tombstone: Tombstone) -> dict[str, Any]:

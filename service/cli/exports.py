@@ -32,6 +32,7 @@ from service.cli.command import (
     ReasonToLook,
     TokenFile,
     Unmask,
+    echo,
     interruptible,
     json_array,
     require_order,
@@ -104,7 +105,7 @@ def export(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if unreadable:
-        typer.echo(f"leadkeep: {unreadable} leads have fields that cannot be opened: see unreadable_fields", err=True)
+        echo(f"leadkeep: {unreadable} leads have fields that cannot be opened: see unreadable_fields", err=True)
         raise typer.Exit(SOME_UNREADABLE)
 
 
@@ -147,7 +148,7 @@ def releasing(settings: Settings, url: str, look: Look | None, *, operation: str
             writer=f"{operation}@{socket.gethostname()}",
             new_id=factories.new_id,
             limit=settings.unmask_limit,
-            on_refusal=lambda cause: typer.echo(f"leadkeep: the record cannot be written (SQLSTATE {cause})", err=True),
+            on_refusal=lambda cause: echo(f"leadkeep: the record cannot be written (SQLSTATE {cause})", err=True),
         )
 
         def release(batch: Sequence[pb.Lead]) -> None:

@@ -29,6 +29,8 @@ from service.cli.command import (
     ReasonToLook,
     TokenFile,
     Unmask,
+    cell,
+    echo,
     printed_rows,
     report,
     require_order,
@@ -85,7 +87,7 @@ def render(day: Day = None, first: FirstDay = None, last: LastDay = None, as_jso
             made = files.render(each, settles=False)
             done.append({"day": each.isoformat(), "leads": made.lead_count, "bytes": made.size})
             if not as_json:
-                typer.echo(f"{each}  {made.lead_count} leads, {made.size} bytes")
+                echo(f"{each}  {made.lead_count} leads, {made.size} bytes")
     report(done, [] if done else ["There is no day with leads."], as_json=as_json)
 
 
@@ -138,7 +140,7 @@ def show(
     except (DailyFileError, ValueError, KeyError):
         raise StartRefusedError(f"{path} is damaged: leadkeep files render --day {day.date()}") from None
     if unreadable:
-        typer.echo(
+        echo(
             f"leadkeep: {unreadable} leads have fields that cannot be opened: damaged, or sealed with a key that "
             "this keyring lacks (LEADKEEP_KEYRING)",
             err=True,
@@ -176,12 +178,8 @@ def _print(leads: Iterator[dict[str, Any]], *, as_json: bool, few: bool) -> int:
             show("\t".join(SHOWN))
         for lead in leads:
             unreadable += UNREADABLE in lead.values()
-            show(lead if as_json else "\t".join(_cell(value) for value in lead.values()))
+            show(lead if as_json else "\t".join(map(cell, lead.values())))
     return unreadable
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else " ".join(str(value).split())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from service.cli.command import (
     AsJson,
     DryRun,
     ProgressLine,
+    echo,
     end_interrupted,
     print_json,
     stop_requested,
@@ -32,6 +33,7 @@ from service.importing.reports import Report, ReportError, Result
 from service.importing.source import ImportRefusedError, Kind, kind_of
 from service.importing.workers import pool
 from service.keys.encryption import EncryptionService
+from service.printable import printable
 from service.storage.database.database import Database
 from service.storage.keys.canary import confirm_canary, plan_of
 
@@ -149,7 +151,7 @@ async def _import_one(
     else:
         report = Report(results, source.rejects)
     if rows is not None and rows.ignored:
-        typer.echo(f"{path}: these columns are not imported: {', '.join(rows.ignored)}", err=True)
+        echo(f"{path}: these columns are not imported: {', '.join(map(printable, rows.ignored))}", err=True)
     began = time.monotonic()
     try:
         with closing(report):
@@ -190,7 +192,7 @@ def _require_whole(path: Path, encryption: EncryptionService) -> None:
 def _print_summary(summary: dict[str, Any]) -> None:
     counted = ", ".join(f"{summary[result]} {result}" for result in Result if summary[result])
     would = " (dry run: nothing was changed)" if summary["dry_run"] else ""
-    typer.echo(f"{summary['file']}: {summary['rows']} rows{': ' if counted else ''}{counted}{would}")
-    typer.echo(f"  each row: {summary['results']}")
+    echo(f"{summary['file']}: {summary['rows']} rows{': ' if counted else ''}{counted}{would}")
+    echo(f"  each row: {summary['results']}")
     if summary["rejects"]:
-        typer.echo(f"  to correct and import again: {summary['rejects']}")
+        echo(f"  to correct and import again: {summary['rejects']}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from service.cli.command import FAULT_FOUND, AsJson, ProgressLine, duration, end_interrupted, report
+from service.cli.command import FAULT_FOUND, AsJson, ProgressLine, duration, echo, end_interrupted, report
 from service.cli.database import with_database
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
@@ -66,7 +66,7 @@ def init(output: Output = None) -> None:
     if not made:
         raise StartRefusedError(f"there is a keyring at {path} already; it stays as it is")
     there = "" if source.path and not output else f" Put it where {source.name} comes from."
-    typer.echo(
+    echo(
         f"Made {path} (mode 0600).{there} Without it no stored lead can be opened: "
         "keep a copy in a safe place, apart from the database's backups."
     )
@@ -159,17 +159,17 @@ def promote(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, o
         key = usable_key(keyring, key_id)
         _run(settings, lambda keys: keys.prepare_promotion(key), timeout=timeout, forget=forget)
         if key.state is KeyState.PRIMARY:
-            typer.echo(f"The {key.purpose} key {key.id} is the primary one already.")
+            echo(f"The {key.purpose} key {key.id} is the primary one already.")
             return
         where = write(keyring.with_primary(key.id))
-    typer.echo(f"The {key.purpose} key {key.id} is the primary one now, in {where}.")
+    echo(f"The {key.purpose} key {key.id} is the primary one now, in {where}.")
     then = {
         Purpose.ENCRYPTION: ", then run: leadkeep keys reseal",
         Purpose.INDEX: ", then run: leadkeep keys reindex",
         Purpose.SPOOL: "; the key before may be retired when no spool needs it",
         Purpose.AUDIT: "; leave the key before in the keyring: it verifies what it signed, active or retired",
     }[key.purpose]
-    typer.echo(f"{_first_step(settings, output)}send SIGHUP to every service{then}")
+    echo(f"{_first_step(settings, output)}send SIGHUP to every service{then}")
 
 
 def reseal(
@@ -184,9 +184,9 @@ def reseal(
     report(asdict(done), [line], as_json=as_json)
     if done.unreadable:
         named = ", ".join(done.unreadable[:10])
-        typer.echo(f"leadkeep: {len(done.unreadable)} rows do not open and stay as they are: {named}", err=True)
+        echo(f"leadkeep: {len(done.unreadable)} rows do not open and stay as they are: {named}", err=True)
     if (others := done.left - len(done.unreadable)) > 0:
-        typer.echo(
+        echo(
             f"leadkeep: {others} rows are still sealed with another key: send SIGHUP to every service and run it again",
             err=True,
         )
@@ -231,8 +231,8 @@ def retire(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, ou
             forget=forget,
         )
         where = write(keyring.with_retired(key.id))
-    typer.echo(f"The {key.purpose} key {key.id} is retired, in {where}. Copies of the keyring from before are now old.")
-    typer.echo(f"{_first_step(settings, output)}send SIGHUP to every service.")
+    echo(f"The {key.purpose} key {key.id} is retired, in {where}. Copies of the keyring from before are now old.")
+    echo(f"{_first_step(settings, output)}send SIGHUP to every service.")
 
 
 def verify(as_json: AsJson = False) -> None:
@@ -261,7 +261,7 @@ def _run(
 
     def print_event(what: str) -> None:
         progress.end()
-        typer.echo(what, err=True)
+        echo(what, err=True)
 
     async def run(url: str, database: Database, encryption: EncryptionService) -> T:
         async with rekeying(url) as tables:

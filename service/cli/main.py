@@ -16,6 +16,7 @@ from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
 from service.errors import LeadkeepError, LeadValidationError, StartRefusedError
+from service.printable import printable
 
 REFUSED = 1
 
@@ -154,7 +155,8 @@ class Commands(TyperGroup):
             why = error.text
         except StartRefusedError as refused:
             why = str(refused)
-        typer.echo(f"leadkeep: {why}", err=True)
+        # Line ends stay: several faults stand below each other.
+        typer.echo("leadkeep: " + printable(why, kept="\n"), err=True)
         raise typer.Exit(REFUSED)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from service.access import ROLES, is_subject
-from service.cli.command import AsJson, duration, print_json
+from service.cli.command import AsJson, cell, duration, print_json
 from service.config import load_settings
 from service.errors import StartRefusedError
 
@@ -27,6 +27,7 @@ def config(as_json: AsJson = False) -> None:
     # Imported here: rich takes 100 ms, which `token` should not pay.
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
@@ -34,7 +35,8 @@ def config(as_json: AsJson = False) -> None:
     table = Table("variable", "value", "from", "default", "meaning", box=None)
     table.columns[0].no_wrap = True
     for row in rows:
-        table.add_row(row.name, row.value, row.source, row.default, row.meaning)
+        # Text: a value is no markup.
+        table.add_row(*(Text(cell(each)) for each in (row.name, row.value, row.source, row.default, row.meaning)))
     console.print(table)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.command import AsJson, ProgressLine, report
+from service.cli.command import AsJson, ProgressLine, echo, report
 from service.cli.database import database_url
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
@@ -74,12 +74,12 @@ def drain(
     if retry:
         take_back(settings.spool_path)
     if peek(settings.spool_path)[0].waiting and not _drained_here(settings):
-        typer.echo("A service uses this spool and drains it by itself; waiting for its end.")
+        echo("A service uses this spool and drains it by itself; waiting for its end.")
         asyncio.run(_follow(lambda: peek(settings.spool_path)[0].waiting))
     size, _ = peek(settings.spool_path)
     if size.waiting:
         raise StartRefusedError(f"{size.waiting} leads wait still, and nothing is lost: see leadkeep doctor")
-    typer.echo(f"The spool is empty.{f' {size.damaged} leads are set aside.' if size.damaged else ''}")
+    echo(f"The spool is empty.{f' {size.damaged} leads are set aside.' if size.damaged else ''}")
 
 
 def _drained_here(settings: Settings) -> bool:

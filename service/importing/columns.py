@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from service.importing.source import ImportRefusedError
 from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
+from service.printable import printable
 
 REASON_COLUMN = "leadkeep_reason"
 """The first column of a file of rejects; ignored when that is imported again."""
@@ -90,7 +91,7 @@ def resolve(headers: Sequence[str], mapping: Mapping[str, str]) -> list[str | No
         fields.append(field or (known if known not in mapped else None))
     for field in dict.fromkeys(fields):
         if field is not None and fields.count(field) > 1:
-            names = ", ".join(header for header, each in zip(headers, fields, strict=True) if each == field)
+            names = ", ".join(printable(header) for header, each in zip(headers, fields, strict=True) if each == field)
             raise ImportRefusedError(f'several columns are {field} ({names}): choose one with --map "header={field}"')
     return fields
 
@@ -99,7 +100,7 @@ def require_all(fields: Sequence[str | None], headers: Sequence[str]) -> None:
     """Raise ImportRefusedError unless every required field has its column."""
     if missing := [field for field in CUSTOMER_FIELDS if field in REQUIRED_FIELDS and field not in fields]:
         raise ImportRefusedError(
-            f"the file has no column for {', '.join(missing)}; its columns are: {', '.join(headers)}. "
+            f"the file has no column for {', '.join(missing)}; its columns are: {', '.join(map(printable, headers))}. "
             f'Name it with --map "Their header={missing[0]}"'
         )
 

@@ -58,7 +58,7 @@ class CsvFile:
         cells = _cells(header.text, self.delimiter)
         if cells is None:
             raise ImportRefusedError(f"{path}: the quotes of its header are not closed")
-        self.headers = [cell.strip() for cell in cells]
+        self.headers = [restored(cell.strip()) for cell in cells]
         self._fields = resolve(self.headers, mapping)
         require_all(self._fields, self.headers)
         self.ignored = ignored(self._fields, self.headers)

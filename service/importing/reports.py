@@ -1,7 +1,8 @@
 """Reports of an import, written row by row: the result of each row (FILE.results.csv), and the rejected rows.
 
 The file of rejects holds the rows as they came, with the reason in the first column; corrected, it can be imported
-again. Both may be read by their owner only (mode 0600): a reject holds values in clear.
+again. It is made to be opened in a spreadsheet, so its cells are neutralised like those of an export. Both may be read
+by their owner only (mode 0600): a reject holds values in clear.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.importing.columns import REASON_COLUMN
+from service.importing.csv_file import neutralised, restored
 from service.importing.source import ImportRefusedError, Row
 
 
@@ -107,16 +109,21 @@ class Report:
             self._rejects.write(json.dumps(kept) + "\n")
             return
         if self._rejects is None:
-            self._rejects = _created(path, REASON_COLUMN.encode())
+            self._rejects = _created(path, b'"' + REASON_COLUMN.encode())
             self._write_cells(self._rejects, self._headers, REASON_COLUMN, self._headers)
         self._write_cells(self._rejects, self._headers, reason, list(row.original))
 
     def _write_cells(self, file: IO[str], headers: list[str], reason: str, cells: list[str]) -> None:
-        """Write the cells of a row, or of the header, behind `reason`, which takes the place of an earlier one."""
+        """Write the cells of a row, or of the header, behind `reason`, which takes the place of an earlier one.
+
+        Every cell is in quotes: a spreadsheet that takes another separator finds no cell within one of ours.
+        """
         kept = [
             cell for number, cell in enumerate(cells) if len(cells) != len(headers) or headers[number] != REASON_COLUMN
         ]
-        csv.writer(file, delimiter=self._delimiter).writerow([reason, *kept])
+        # A cell that was neutralised before it came here stays so, once.
+        row = [neutralised(restored(cell)) for cell in (reason, *kept)]
+        csv.writer(file, delimiter=self._delimiter, quoting=csv.QUOTE_ALL).writerow(row)
 
 
 def _created(path: Path, begins: bytes) -> IO[str]:

@@ -133,11 +133,49 @@ def test_rejects_can_be_corrected_and_imported_again(
     operator.leadkeep_here("import", str(path))
     rejects = path.with_name("leads.csv.rejects.csv")
     assert stat.S_IMODE(rejects.stat().st_mode) == 0o600
-    assert rejects.read_text().startswith("leadkeep_reason,")
-    rejects.write_text(rejects.read_text().replace(",12,", ",+8801700000002,"))
+    assert rejects.read_text().startswith('"leadkeep_reason",')
+    rejects.write_text(rejects.read_text().replace('"12"', '"+8801700000002"'))
     done = operator.leadkeep_here("import", str(rejects))
     assert done.returncode == 0, done.stdout + done.stderr
     assert count(database) == 2
+
+
+def test_rejects_hold_no_formula_and_come_back_as_they_were(
+    operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    rows = [person(1, phone="12", notes="=HYPERLINK(1)", address="x;=1+1"), person(2, phone="12", notes="'=2+2")]
+    path = csv_file(tmp_path, rows)
+    path.write_text(path.read_text().replace("notes", "notes,=cmd").replace("(1)", "(1),@x").replace("2+2", "2+2,y"))
+    assert operator.leadkeep_here("import", str(path)).returncode == NOT_ALL_IMPORTED
+    rejects = path.with_name("leads.csv.rejects.csv")
+    with rejects.open(newline="", encoding="utf-8") as file:
+        found = list(csv.reader(file))
+    assert [cell for row in found for cell in row if cell.startswith(("=", "+", "-", "@"))] == []
+    assert '"x;=1+1"' in rejects.read_text()
+    rejects.write_text(rejects.read_text().replace('"12"', '"+8801700000001"', 1).replace('"12"', '"+8801700000002"'))
+    done = operator.leadkeep_here("import", str(rejects))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "columns are not imported: =cmd" in done.stderr
+    operator.start()
+    with operator.channel() as channel:
+        request = pb.ListLeadsRequest(view=pb.LEAD_VIEW_FULL)
+        leads = operator.stub(channel).ListLeads(request, metadata=operator.metadata(), timeout=10).leads
+    operator.stop()
+    assert {lead.notes for lead in leads} == {"=HYPERLINK(1)", "=2+2"}
+
+
+def test_headers_of_a_file_command_no_terminal(operator: RunningService, tmp_path: Path) -> None:
+    path = tmp_path / "leads.csv"
+    path.write_text('name,"\x1b[2J\nleadkeep: all is well"\nx,y\n')
+    done = operator.leadkeep_here("import", str(path))
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    path.write_text(",".join([*COLUMNS, '"\x9b2J\nleadkeep: all is well"']) + "\n")
+    done = operator.leadkeep_here("import", str(path))
+    assert done.returncode == 0
+    assert "\x9b" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_json_rejects_can_be_imported_again(operator: RunningService, database: TestDatabase, tmp_path: Path) -> None:
