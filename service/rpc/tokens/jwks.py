@@ -11,8 +11,10 @@ restart the service. (The third source, the local signing key, is in `local_key.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +26,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 
@@ -43,12 +46,25 @@ FIRST_KEYS_PAUSE_SECONDS = 5.0
 """The same while there are no keys at all: then every call waits for the issuer to come back."""
 
 FETCH_TIMEOUT_SECONDS = 5.0
+"""For the whole fetch: connection, head and body."""
+
+MOST_WAITING = 64
+"""Calls that wait for a fetch at the same time; further ones are asked to retry. Each takes one of
+LEADKEEP_MAX_CONCURRENT_CALLS, and anyone can make calls wait by inventing key ids."""
+
+RETRY_SECONDS = 1.0
+"""Within which a fetch commonly ends."""
 
 MAX_JWKS_BYTES = 256 * 1024
 """Large issuers publish about 20 KiB; what is far beyond is not a key set."""
 
 MIN_RSA_BITS = 2048
 """RFC 7518, 3.3 and 3.5."""
+
+_P25519 = 2**255 - 19
+_Y_OF_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+SMALL_ORDER_Y = frozenset({0, 1, _P25519 - 1, _Y_OF_ORDER_8, _P25519 - _Y_OF_ORDER_8})
+"""The y coordinates of Ed25519's points of small order. Anyone can sign for such a key, without a private half."""
 
 _log = structlog.get_logger("leadkeep.tokens")
 
@@ -124,7 +140,15 @@ def _read_key(entry: Any) -> PublicKey:
         raise JwksError("it is damaged") from None
     if isinstance(material, RSAPublicKey) and material.key_size < MIN_RSA_BITS:
         raise JwksError(f"RSA below {MIN_RSA_BITS} bits")
+    if isinstance(material, Ed25519PublicKey) and _is_of_small_order(material):
+        raise JwksError("a point of small order: anyone could sign for it")
     return PublicKey(kid, material, algorithms)
+
+
+def _is_of_small_order(key: Ed25519PublicKey) -> bool:
+    # The highest bit is the sign of x. The rest may be written beyond p, so that one point has two encodings.
+    y = int.from_bytes(key.public_bytes_raw(), "little") % 2**255
+    return y % _P25519 in SMALL_ORDER_Y
 
 
 class _LastGoodKeys:
@@ -196,8 +220,8 @@ class JwksUrl:
     """The keys that an issuer publishes, fetched when first needed and refreshed behind the calls.
 
     An unknown key id fetches them once more, within one fetch a minute for all; calls that need the same fetch
-    wait for it together. The settings refuse a URL that others on the way could forge. `clock` gives monotonic
-    seconds.
+    wait for it together, MOST_WAITING at most. A token whose key is known never waits. The settings refuse a URL that
+    others on the way could forge. `clock` gives monotonic seconds.
 
     PyJWT's own client does not do: it forgets its keys when the issuer fails, fetches for every unknown key id, and
     follows redirects.
@@ -208,23 +232,34 @@ class JwksUrl:
         self._name = urlsplit(url).hostname or ""  # for the log: the rest of a URL may hold a secret
         # The environment's proxy cannot reach this machine's own addresses.
         direct = [urllib.request.ProxyHandler({})] if self._name in {"localhost", "127.0.0.1", "::1"} else []
-        self._opener = urllib.request.build_opener(_NoRedirects(), *direct)
+        self._connections = _Connections()
+        self._opener = urllib.request.build_opener(_NoRedirects(), self._connections, *direct)
         self._clock = clock
         self._keys = _LastGoodKeys(self._name, "key_set_unreachable")
         self._fetched_at = 0.0
         self._fetch_at = clock()
         self._fetching: asyncio.Task[None] | None = None
+        self._waiting = 0
 
     async def key(self, kid: str | None) -> PublicKey:
         """See KeySource."""
         if self._keys.set is None or self._keys.set.find(kid) is None:
             fetch = self._begin_fetch()
             if fetch is not None:
-                # A caller that hangs up must not take the fetch away from the others.
-                await asyncio.shield(fetch)
+                await self._wait_for(fetch)
         elif self._clock() >= self._fetched_at + REFRESH_SECONDS:
             self._begin_fetch()
         return self._keys.key(kid)
+
+    async def _wait_for(self, fetch: asyncio.Task[None]) -> None:
+        if self._waiting >= MOST_WAITING:
+            raise KeysUnavailableError(retry_after=RETRY_SECONDS)
+        self._waiting += 1
+        try:
+            # A caller that hangs up does not take the fetch away from the others.
+            await asyncio.wait({fetch}, timeout=FETCH_TIMEOUT_SECONDS)
+        finally:
+            self._waiting -= 1
 
     def _begin_fetch(self) -> asyncio.Task[None] | None:
         """The fetch that is under way or may begin now; None when the issuer was asked too recently."""
@@ -234,8 +269,12 @@ class JwksUrl:
 
     async def _fetch(self) -> None:
         before = self._keys.set
+        refresh = asyncio.ensure_future(asyncio.to_thread(self._keys.refresh, self._download))
         try:
-            await asyncio.to_thread(self._keys.refresh, self._download)
+            await asyncio.wait({refresh}, timeout=FETCH_TIMEOUT_SECONDS)
+            if not refresh.done():
+                self._connections.cut()
+            await refresh
         finally:
             if self._keys.set is not before:
                 self._fetched_at = self._clock()
@@ -253,6 +292,39 @@ class JwksUrl:
                 if len(body) > MAX_JWKS_BYTES or time.monotonic() > give_up_at:
                     raise JwksError("the answer is too large or too slow")
         return bytes(body)
+
+
+class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens the connection of a fetch. urllib bounds each read of it, and never an answer's whole head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: http.client.HTTPConnection | None = None
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """Send a request over http."""
+        return self._open(http.client.HTTPConnection, request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """Send a request over https."""
+        return self._open(http.client.HTTPSConnection, request)
+
+    def cut(self) -> None:
+        """End the connection whose answer's head is still awaited."""
+        waiting = self._last.sock if self._last is not None else None
+        if waiting is not None:
+            with contextlib.suppress(OSError):
+                # Not SSLSocket's own: it takes the TLS state away from the thread that reads.
+                socket.socket.shutdown(waiting, socket.SHUT_RDWR)
+
+    def _open(
+        self, kind: type[http.client.HTTPConnection], request: urllib.request.Request
+    ) -> http.client.HTTPResponse:
+        def connection(*arguments: Any, **options: Any) -> http.client.HTTPConnection:
+            self._last = kind(*arguments, **options)
+            return self._last
+
+        return self.do_open(connection, request)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -15,7 +15,13 @@ from structlog.testing import capture_logs
 
 from service.errors import KeysUnavailableError, TokenInvalidError
 from service.rpc.tokens import jwks
-from service.rpc.tokens.jwks import FETCH_PAUSE_SECONDS, FIRST_KEYS_PAUSE_SECONDS, REFRESH_SECONDS, JwksUrl
+from service.rpc.tokens.jwks import (
+    FETCH_PAUSE_SECONDS,
+    FIRST_KEYS_PAUSE_SECONDS,
+    MOST_WAITING,
+    REFRESH_SECONDS,
+    JwksUrl,
+)
 from service.rpc.tokens.verifier import TokenRules, TokenVerifier
 from tests.harness.processes import until
 from tests.rpc.tokens.signing import (
@@ -44,6 +50,7 @@ class Issuer(ThreadingHTTPServer):
         self.tail_was_read = False
         self.may_answer = threading.Event()
         self.may_answer.set()
+        self.head_never_ends = False
         super().__init__(("127.0.0.1", 0), _Answer)
 
     @property
@@ -57,6 +64,13 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
         self.server.may_answer.wait(10)
+        if self.server.head_never_ends:
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while self.server.head_never_ends:
+                    self.wfile.write(b"a")
+                    time.sleep(0.01)
+            return
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
@@ -80,6 +94,7 @@ def issuer() -> Iterator[Issuer]:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
         server.may_answer.set()
+        server.head_never_ends = False
         server.shutdown()
 
 
@@ -122,7 +137,7 @@ async def test_10000_unknown_kids_make_one_fetch_a_minute(issuer: Issuer, clock:
         answers = await asyncio.gather(
             *(source.key(f"invented-{minute}-{number}") for number in range(5000)), return_exceptions=True
         )
-        assert {type(answer) for answer in answers} == {TokenInvalidError}
+        assert {type(answer) for answer in answers} == {TokenInvalidError, KeysUnavailableError}
         assert len(issuer.requests) == minute + 2
 
 
@@ -237,6 +252,50 @@ async def test_issuer_that_does_not_answer_is_given_up(
     issuer.may_answer.clear()
     with pytest.raises(KeysUnavailableError):
         await JwksUrl(issuer.url, clock=clock).key("ed")
+
+
+async def test_head_that_trickles_in_is_given_up_and_the_issuer_is_asked_again(
+    issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_SECONDS", 0.2)
+    issuer.head_never_ends = True
+    source = JwksUrl(issuer.url, clock=clock)
+    with pytest.raises(KeysUnavailableError):
+        await asyncio.wait_for(source.key("ed"), 20)
+    issuer.head_never_ends = False
+    # The pause begins when the fetch has ended.
+    await until(lambda: not any(task.get_name() == "jwks-fetch" for task in asyncio.all_tasks()))
+    clock.now += FIRST_KEYS_PAUSE_SECONDS
+    assert (await source.key("ed")).kid == "ed"
+
+
+async def test_good_key_is_answered_at_once_and_few_wait_while_a_fetch_for_invented_ones_hangs(
+    issuer: Issuer, clock: Clock
+) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    await source.key("ed")
+    clock.now += FETCH_PAUSE_SECONDS
+    issuer.may_answer.clear()
+    invented = [asyncio.create_task(source.key(f"invented-{number}")) for number in range(700)]
+    await asked(issuer, 2)
+    assert (await source.key("ed")).kid == "ed"
+    answered = [task for task in invented if task.done()]
+    assert len(answered) == 700 - MOST_WAITING
+    assert {type(task.exception()) for task in answered} == {KeysUnavailableError}
+    issuer.may_answer.set()
+    waited = await asyncio.gather(*(task for task in invented if task not in answered), return_exceptions=True)
+    assert {type(answer) for answer in waited} == {TokenInvalidError}
+    assert len(issuer.requests) == 2
+
+
+async def test_invented_key_ids_are_refused_at_once_while_the_keys_are_fresh(issuer: Issuer, clock: Clock) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    await source.key("ed")
+    issuer.may_answer.clear()
+    for number in range(100):
+        with pytest.raises(TokenInvalidError):
+            await asyncio.wait_for(source.key(f"invented-{number}"), 5)
+    assert len(issuer.requests) == 1
 
 
 async def test_proxy_of_the_environment_is_not_asked_for_this_machine(
