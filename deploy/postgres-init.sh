@@ -20,6 +20,18 @@ SET log_min_duration_statement = -1;
 CREATE ROLE leadkeep_app NOLOGIN;
 CREATE ROLE leadkeep_admin LOGIN PASSWORD :'admin_password';
 CREATE ROLE leadkeep_serve LOGIN PASSWORD :'serve_password' IN ROLE leadkeep_app;
+-- Leadkeep sets these for its own sessions; behind a pooler it cannot, and refuses to start without them.
+ALTER ROLE leadkeep_serve SET synchronous_commit = 'on';
+ALTER ROLE leadkeep_serve SET lock_timeout = '200ms';
+ALTER ROLE leadkeep_serve SET idle_in_transaction_session_timeout = '10s';
+ALTER ROLE leadkeep_serve SET client_encoding = 'UTF8';
+ALTER ROLE leadkeep_serve SET DateStyle = 'ISO', 'MDY';
+ALTER ROLE leadkeep_serve SET IntervalStyle = 'postgres';
+ALTER ROLE leadkeep_serve SET TimeZone = 'UTC';
+ALTER ROLE leadkeep_serve SET bytea_output = 'hex';
+ALTER ROLE leadkeep_serve SET standard_conforming_strings = 'on';
+ALTER ROLE leadkeep_serve SET default_transaction_isolation = 'read committed';
+ALTER ROLE leadkeep_serve SET search_path = 'public';
 CREATE DATABASE leadkeep OWNER leadkeep_admin ENCODING 'UTF8' TEMPLATE template0;
 -- By default every role of the server may connect to every database.
 REVOKE ALL ON DATABASE leadkeep FROM PUBLIC;

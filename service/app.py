@@ -116,7 +116,8 @@ async def _serve(
                 return condition_of(
                     spool,
                     database_answers=database_answers,
-                    database_refusal=parts.admission.refusal or parts.fence.refusal,
+                    database_refusal=parts.admission.refusal,
+                    session_refusal=database.refusal or parts.confirming.refusal,
                     restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
                     longest_wait=settings.spool_alarm_age,
                     files_alarm=files.alarm,

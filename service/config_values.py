@@ -160,6 +160,13 @@ def database_url(text: str) -> str:
     """Read a PostgreSQL URL. libpq reads its parts: several hosts and every parameter of its own are allowed."""
     if not _DATABASE_URL.fullmatch(text):
         raise ValueError("not a PostgreSQL URL; write postgresql://user:password@host:5432/database")
+    from service.storage.database.session import url_is_valid  # takes 100 ms: only who sets a URL pays for it
+
+    if not url_is_valid(text):
+        raise ValueError(
+            "libpq cannot read this URL; write postgresql://user:password@host:5432/database?parameter=value with "
+            "parameters and ports that libpq knows, and %XX for special characters in each part (%40 for @, %3D for =)"
+        )
     return text
 
 

@@ -117,6 +117,9 @@ def test_every_fault_is_named_at_once_one_a_line(monkeypatch: pytest.MonkeyPatch
         ({"DATABASE_URL": "postgresql+psycopg://h/db"}, "DATABASE_URL", "write postgresql://"),
         ({"DATABASE_URL": "postgresql://"}, "DATABASE_URL", "write postgresql://"),
         ({"DATABASE_URL": "postgresql://h/a b"}, "DATABASE_URL", "write postgresql://"),
+        ({"DATABASE_URL": "postgresql://u:p@h:99999/db"}, "DATABASE_URL", "write postgresql://"),
+        ({"DATABASE_URL": "postgresql://u:p%@h/db"}, "DATABASE_URL", "%40 for @"),
+        ({"DATABASE_URL": "postgresql://h/db?sslmode=on"}, "DATABASE_URL", "parameters and ports that libpq knows"),
         ({"ADMIN_DATABASE_URL": "postgresql://h/db"}, "ADMIN_DATABASE_URL", "only beside LEADKEEP_DATABASE_URL"),
         ({"TLS_CERT": "absent.pem"}, "TLS_CERT", "no file"),
         ({"TLS_CLIENT_CA": "here"}, "TLS_CLIENT_CA", "only beside"),
@@ -201,6 +204,11 @@ def test_a_postgresql_url_is_accepted_as_it_is(url: str, monkeypatch: pytest.Mon
 
     assert not settings.embedded
     assert (settings.database_url, settings.migration_url) == (url, url)
+
+
+def test_the_password_of_a_url_that_cannot_be_read_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (f"postgresql://u:{SECRET}@h:port/db", f"postgresql://u:{SECRET}%@h/db", f"postgresql://h:{SECRET}/db"):
+        assert not any(SECRET in fault for fault in faults(monkeypatch, {"DATABASE_URL": url}))
 
 
 def test_migrations_may_use_a_role_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,10 +81,9 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
     database = Database(url, fence=fence)
     try:
         if not await database.answers():
-            if fence.refusal is not None:
-                return [Finding("database", False, fence.refusal)]
             kept = "; a running service is degraded: it keeps new leads in its spool"
-            return [Finding("database", False, f"cannot be reached, or takes no writes{kept}")]
+            refused = await database.why_refused()
+            return [Finding("database", False, f"{refused or 'cannot be reached, or takes no writes'}{kept}")]
         findings = [Finding("database", True, "embedded" if settings.embedded else "reachable, takes writes")]
         try:
             revision = await revision_of(database)

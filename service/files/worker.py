@@ -183,6 +183,8 @@ class FileWorker:
             identity = self._known.get(today) if self._renders else None
             if identity is not None and identity[2] < LAST_BYTES and today in self._leads.touched():
                 self._files.render(today, settles=True)
+        with contextlib.suppress(DailyLeadsError):
+            self._leads.give_turn()
         self._leads.close()
 
     def _try(self, work: Callable[[], None]) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from service.storage.database.session import SessionRefusedError
 from service.storage.spool.rows import SpoolSize
 from service.storage.spool.spool import Spool
 
@@ -44,9 +45,14 @@ class ReadinessReason(StrEnum):
     DATABASE_AWAY = "database_away", "The database cannot be reached or takes no writes."
     DATABASE_REFUSED = (
         "database_refused",
-        "The database that was found must not be used: another keyring, normaliser or schema, missing "
-        "grants, or a standby was promoted in its place.",
+        "The database that was found must not be used: it has another keyring, normaliser, schema or encoding, lacks "
+        "grants, is not the one that was confirmed, or a standby was promoted in its place.",
     )
+    SETTINGS_LOST = (
+        "settings_lost",
+        "PostgreSQL, or a pooler in front of it, dropped settings of the session that SAVED relies on.",
+    )
+    CONNECTION_REFUSED = "connection_refused", "PostgreSQL, or a pooler in front of it, refuses the connection."
     POSTGRES_RESTARTING = "postgres_restarting", "The embedded PostgreSQL ended and is being started again."
     KEYRING_NOT_CONFIRMED = (
         "keyring_not_confirmed",
@@ -82,6 +88,7 @@ def condition_of(
     *,
     database_answers: bool,
     database_refusal: str | None,
+    session_refusal: SessionRefusedError | None,
     restarting_log: Path | None,
     longest_wait: float,
     files_alarm: str | None,
@@ -97,8 +104,11 @@ def condition_of(
     details: dict[ReadinessReason, str | None] = {
         ReadinessReason.DATABASE_REFUSED: database_refusal if away else None,
         ReadinessReason.DATABASE_AWAY: (
-            "the database cannot be reached or takes no writes" if away and database_refusal is None else None
+            "the database cannot be reached or takes no writes"
+            if away and database_refusal is None and session_refusal is None
+            else None
         ),
+        **({ReadinessReason[session_refusal.word.upper()]: str(session_refusal)} if away and session_refusal else {}),
         ReadinessReason.POSTGRES_RESTARTING: (
             f"PostgreSQL ended and is being restarted, see {restarting_log}" if away and restarting_log else None
         ),

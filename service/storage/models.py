@@ -325,6 +325,17 @@ daily_file = Table(
 )
 """The newest daily file that any replica rendered for a day, so that another one knows whether its own is old."""
 
+file_turn = Table(
+    "file_turn",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    # A number that each renderer makes up when it starts.
+    Column("holder", Uuid, nullable=False),
+    Column("expires_at", TIME, nullable=False),
+    CheckConstraint("id = 1", name="single"),
+)
+"""The lease of the one replica that renders daily files. A render holds the row locked to its end."""
+
 access_record = Table(
     "access_record",
     metadata,

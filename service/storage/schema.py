@@ -19,9 +19,10 @@ from sqlalchemy.pool import NullPool
 from service.errors import StartRefusedError
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError, cause_of, is_transient
+from service.storage.database.session import SETTINGS, encoding_refusal, open_unproven, shown
 from service.storage.postgres.embedded import EmbeddedPostgres
 
-REVISION = "0007"
+REVISION = "0009"
 """The schema that this release works with: the newest file in migrations/versions."""
 
 APPLICATION_ROLE = "leadkeep_app"
@@ -47,8 +48,16 @@ UNREACHABLE_AT_START = (
     "LEADKEEP_ADMIN_DATABASE_URL), its user and its password are right"
 )
 
+_CONNECT_SECONDS = 10
+
 _MIGRATION_LOCK = 0x4C4B_4D49  # "LKMI": two operators who migrate at once take turns
 _UNDEFINED_TABLE = "42P01"
+_INSUFFICIENT_PRIVILEGE = "42501"
+
+_SERVING_ROLES = text(
+    "SELECT quote_ident(rolname) FROM pg_roles WHERE rolcanlogin AND NOT rolsuper"
+    " AND pg_has_role(oid, CAST(:group AS name), 'USAGE')"
+)
 
 _HOLDS_SOMETHING = (
     "SELECT EXISTS (SELECT FROM lead) OR EXISTS (SELECT FROM lead_conflict) OR EXISTS (SELECT FROM access_record)"
@@ -71,7 +80,7 @@ _EXCESS_RIGHTS = text("""
 
 def engine_of(url: str) -> Engine:
     """An engine without a pool. The URL is libpq's own, which names no driver and may list several hosts."""
-    creator = partial(psycopg.connect, url)
+    creator = partial(open_unproven, url, "leadkeep-migrate", connect_timeout=_CONNECT_SECONDS)
     return create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool, hide_parameters=True)
 
 
@@ -85,17 +94,17 @@ def migrate(url: str) -> str | None:
 
     engine = engine_of(url)
     try:
-        with engine.connect() as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        # In one transaction: a pooler would keep the lock of a session for others.
+        with engine.begin() as connection:
+            _begin_migration(connection)
             before = _revision(connection)
-            connection.commit()
             if before is not None and before > REVISION:
                 raise StartRefusedError(_newer(before))
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            connection.commit()
+            _set_role_settings(connection)
             return before
     except DBAPIError as error:
         if is_transient(error):
@@ -106,6 +115,31 @@ def migrate(url: str) -> str | None:
         ) from None
     finally:
         engine.dispose()
+
+
+def _begin_migration(connection: Connection) -> None:
+    """Take the turn, with the settings of a session that decide what a migration makes. Raises StartRefusedError."""
+    connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
+    for name in SETTINGS:
+        if not name.endswith("_timeout"):
+            connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": SETTINGS[name]})
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
+    encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+    if encoding != "UTF8":
+        raise StartRefusedError(encoding_refusal(encoding))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+
+
+def _set_role_settings(connection: Connection) -> None:
+    """Give the logins of `serve` the settings of a session, which they need behind a pooler, where this role may."""
+    for (role,) in connection.execute(_SERVING_ROLES, {"group": APPLICATION_ROLE}).all():
+        try:
+            with connection.begin_nested():
+                for name in SETTINGS:
+                    connection.execute(text(f"ALTER ROLE {role} SET {name} = {shown(name)}"))
+        except DBAPIError as error:
+            if cause_of(error) != _INSUFFICIENT_PRIVILEGE:
+                raise
 
 
 def _revision(connection: Connection) -> str | None:

@@ -364,6 +364,36 @@ def test_a_replica_that_takes_over_renders_what_its_own_folder_lacks(
     assert soon_in(file_of(second), created)
 
 
+def test_a_turn_that_is_not_renewed_ends_and_what_was_its_holder_settles_nothing(database: TestDatabase) -> None:
+    store_lead(database, "2026-03-29T10:00:00Z")
+    first, second = (DailyLeads(database.serve_url, Days("UTC")) for _ in range(2))
+    assert first.take_turn()
+    assert not second.take_turn()
+    execute(database.admin_url, "UPDATE file_turn SET expires_at = clock_timestamp() - interval '1 s'")
+    assert second.take_turn()
+    with pytest.raises(DailyLeadsError, match="turn_lost"), first.snapshot(date(2026, 3, 29), settles=True):
+        pass
+    assert second.touched() == {date(2026, 3, 29)}
+    assert not first.take_turn()
+
+
+def test_a_render_keeps_the_turn_however_long_it_takes(database: TestDatabase) -> None:
+    store_lead(database, "2026-03-29T10:00:00Z")
+    first, second = (DailyLeads(database.serve_url, Days("UTC")) for _ in range(2))
+    assert first.take_turn()
+    execute(database.admin_url, "UPDATE file_turn SET expires_at = clock_timestamp() - interval '1 s'")
+    with first.snapshot(date(2026, 3, 29), settles=True):
+        assert not second.take_turn()
+    assert not second.take_turn()
+
+
+def test_a_turn_that_is_given_is_free_at_once(database: TestDatabase) -> None:
+    first, second = (DailyLeads(database.serve_url, Days("UTC")) for _ in range(2))
+    assert first.take_turn()
+    first.give_turn()
+    assert second.take_turn()
+
+
 def test_the_renderer_reads_no_other_database(database: TestDatabase) -> None:
     identity = uuid4()
     execute(
@@ -371,7 +401,7 @@ def test_the_renderer_reads_no_other_database(database: TestDatabase) -> None:
         f"INSERT INTO key_canary (id, sealed, digest, normaliser, database) VALUES (1, 'a', 'd', 'n', '{identity}')",
     )
     assert DailyLeads(database.serve_url, Days("UTC"), identity=identity).touched() == set()
-    with pytest.raises(DailyLeadsError, match="not_confirmed"):
+    with pytest.raises(DailyLeadsError, match="database_refused"):
         DailyLeads(database.serve_url, Days("UTC"), identity=uuid4()).touched()
 
 

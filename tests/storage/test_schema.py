@@ -14,6 +14,8 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 from psycopg import errors
 
+from service.errors import StartRefusedError
+from service.storage.database.session import SETTINGS
 from service.storage.schema import REVISION, migrate
 from tests.conftest import StartService
 from tests.harness.disguises import disguises
@@ -29,6 +31,7 @@ TABLES = {
     "alembic_version",
     "assignment_change",
     "daily_file",
+    "file_turn",
     "key_canary",
     "lead",
     "lead_alias",
@@ -78,6 +81,43 @@ def test_two_operators_who_migrate_at_once_both_succeed(postgres_server: TestSer
         done = list(threads.map(lambda _: operator.leadkeep("migrate"), range(2)))
     assert [each.returncode for each in done] == [0, 0], done
     assert tables(empty) == TABLES
+
+
+def test_migrate_gives_the_logins_of_the_service_the_settings_of_a_session(postgres_server: TestServer) -> None:
+    empty = postgres_server.empty_database()
+    with psycopg.connect(empty.admin_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE given_settings LOGIN IN ROLE leadkeep_app")
+    assert migrate(empty.admin_url) is None
+    with psycopg.connect(empty.admin_url.replace("postgres@", "given_settings@")) as connection:
+        for name, value in SETTINGS.items():
+            row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
+            assert row == (value,)
+
+
+def test_migrate_by_a_role_that_may_alter_no_other_role_goes_on(postgres_server: TestServer) -> None:
+    empty = postgres_server.empty_database()
+    name = empty.admin_url.partition("?")[0].rpartition("/")[2]
+    with psycopg.connect(empty.admin_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE migrates_only LOGIN")
+        connection.execute("CREATE ROLE keeps_settings LOGIN IN ROLE leadkeep_app")
+        connection.execute("ALTER ROLE migrates_only SET search_path = elsewhere")
+        connection.execute(f"ALTER DATABASE {name} OWNER TO migrates_only".encode())
+    assert migrate(empty.admin_url.replace("postgres@", "migrates_only@")) is None
+    assert tables(empty) == TABLES
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_migrate_refuses_a_database_that_is_not_utf8(postgres_server: TestServer, encoding: str) -> None:
+    admin = postgres_server.postgres.url(user="postgres", database="postgres")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE in_{encoding} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0".encode()
+        )
+    url = postgres_server.postgres.url(user="postgres", database=f"in_{encoding}".lower())
+    with pytest.raises(StartRefusedError, match=f"encoding is {encoding}.*ENCODING 'UTF8'"):
+        migrate(url)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
 
 
 def test_migrate_refuses_a_database_of_a_later_release(database: TestDatabase, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from service.storage.access.chain import (
     recorded_access,
     registration_payload,
 )
+from service.storage.database import session
 from service.storage.database.failures import StorageFaultError, cause_of
 
 FAULTS_NAMED = 1000
@@ -99,9 +100,8 @@ class _CheckedChain:
 def check(url: str, encryption: EncryptionService, logged: Iterable[Chain] = ()) -> Findings:
     """Check the record in one snapshot of the database. Raises StorageFaultError."""
     try:
-        with psycopg.connect(
-            url, connect_timeout=_CONNECT_SECONDS, application_name="leadkeep-audit", options="-c timezone=UTC"
-        ) as connection:
+        with session.connect(url, "leadkeep-audit", connect_timeout=_CONNECT_SECONDS) as connection:
+            connection.autocommit = False
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
             return AccessCheck(connection, encryption).run(logged)

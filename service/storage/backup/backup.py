@@ -25,7 +25,6 @@ from service.keys.encryption import EncryptionService, KeyCanary
 from service.keys.secret_file import sync_folder
 from service.storage.backup.backup_manifest import (
     DUMP,
-    SESSION,
     Manifest,
     canary_of,
     contents,
@@ -33,6 +32,7 @@ from service.storage.backup.backup_manifest import (
     key_ids,
 )
 from service.storage.backup.restoring_role import restoring_role
+from service.storage.database.session import open_unproven
 from service.storage.postgres.process import ProgramFailedError, program, run_program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 
@@ -117,9 +117,12 @@ def verify_backup(url: str, dump: IO[bytes], manifest: Manifest) -> list[str]:
 
     That database has the same name every time, so that one that a killed verification left is removed by the next.
     """
-    with _failures_as_refusals("verification"), _connected(url) as connection:
+    with _failures_as_refusals("verification"), _connected(url) as turn, _connected(url) as connection:
+        # In a transaction of its own, which ends with it: a pooler would keep the lock of a session for others.
+        turn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        turn.execute("SET LOCAL lock_timeout = 0")
+        turn.execute("SELECT pg_advisory_xact_lock(%s)", [_VERIFY_LOCK])
         connection.autocommit = True
-        connection.execute("SELECT pg_advisory_lock(%s)", [_VERIFY_LOCK])
         (number,) = _row(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
         scratch = f"leadkeep_verify_{number}"
         drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(scratch))
@@ -297,8 +300,7 @@ def _row(connection: psycopg.Connection, query: str, parameters: dict[str, str] 
 
 @contextmanager
 def _connected(url: str) -> Iterator[psycopg.Connection]:
-    options = {"connect_timeout": 10, "application_name": "leadkeep-backup", "options": SESSION}
-    with psycopg.connect(url, **options) as connection:  # type: ignore[arg-type] # libpq's own options
+    with open_unproven(url, "leadkeep-backup", connect_timeout=10) as connection:
         yield connection
 
 

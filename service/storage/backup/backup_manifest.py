@@ -36,8 +36,11 @@ _LARGEST_MANIFEST = 1_000_000
 
 _PIECE_BYTES = 1 << 20
 
-SESSION = "-c timezone=UTC -c datestyle=ISO -c bytea_output=hex -c extra_float_digits=1 -c intervalstyle=postgres"
-"""Rows are compared as text, so whatever decides how they are written is set."""
+_AS_TEXT: LiteralString = (
+    "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL bytea_output = 'hex';"
+    " SET LOCAL extra_float_digits = 1; SET LOCAL intervalstyle = 'postgres'; SET LOCAL search_path = public"
+)
+"""Rows are compared as text, so whatever decides how they are written is set. Takes no snapshot."""
 
 _KEY_IDS: LiteralString = """
     SELECT DISTINCT split_part(token, '.', 1) FROM (
@@ -201,7 +204,8 @@ def whole_dump(folder: Path, manifest: Manifest) -> Iterator[IO[bytes]]:
 
 
 def contents(connection: psycopg.Connection) -> dict[str, TableContent]:
-    """What every table holds, in the connection's snapshot. Rows are compared in an order of their own digests."""
+    """What every table holds, in the connection's transaction. Rows are compared in an order of their own digests."""
+    connection.execute(_AS_TEXT)
     names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").fetchall()
     return {name: _content(connection, name) for (name,) in names}
 

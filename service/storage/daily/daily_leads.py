@@ -8,32 +8,54 @@ It is used in a process of its own that should stay small, so it talks to psycop
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, LiteralString
-from uuid import UUID
+from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import psycopg
 from psycopg import IsolationLevel, sql
 
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
+from service.storage.database import session
 
 UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "3D000")
 """Beginnings of the SQLSTATEs of a server that is away, full, or no primary any more; see failures.py."""
 
-_RENDERING_LOCK = 0x4C4B_4446  # "LKDF": one replica renders
 _CONNECT_SECONDS = 5
-_SESSION = (
-    "-c timezone=UTC -c jit=off -c lock_timeout=5000"
+_SNAPSHOT_SETTINGS: LiteralString = (
+    "SET LOCAL jit = off; SET LOCAL lock_timeout = '5s';"
     # A settled touch that a crash brings back is rendered again, and nothing else is written here.
-    " -c synchronous_commit=off"
+    " SET LOCAL synchronous_commit = off;"
     # Leads are read in the order of their index: sorting 100,000 of them would write 130 MB of temporary files, and
     # nothing would arrive before all is sorted, so that no pause of the reader could hold the server back.
-    " -c enable_sort=off -c enable_bitmapscan=off"
+    " SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off"
 )
+"""Of the transaction alone, because a pooler lends the server connection to others. They take no snapshot."""
+
+LEASE_SECONDS = 5.0
+"""How long a replica keeps its turn without renewing it: a renderer that was killed is replaced after as long."""
+
+RENEWAL_SECONDS = 1.0
+"""How often the turn is renewed: often enough that a busy machine does not lose it between two renders."""
+
+# A render holds the row locked to its end, so that no render, however long, loses the turn or runs beside another.
+_TAKE_TURN: LiteralString = """
+    WITH free AS (
+        SELECT id FROM file_turn WHERE holder = %(me)s OR expires_at < clock_timestamp() FOR UPDATE SKIP LOCKED
+    )
+    UPDATE file_turn SET holder = %(me)s, expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+    FROM free WHERE file_turn.id = free.id RETURNING true
+"""
+_KEEP_TURN: LiteralString = """
+    UPDATE file_turn SET expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+    WHERE holder = %(me)s RETURNING true
+"""
+_GIVE_TURN: LiteralString = "UPDATE file_turn SET expires_at = '-infinity' WHERE holder = %(me)s"
 
 _LINE: LiteralString = """
 SELECT row_to_json(line)::text FROM (
@@ -132,8 +154,8 @@ class Snapshot:
         self.day = day
         start, end = days.bounds(day)
         self._bounds = {"start": start, "end": end}
-        # The first statement takes the snapshot, after its own timestamp: what was committed by then is in it.
-        self.snapshot_at: datetime = self._value("SELECT statement_timestamp()")
+        # The first statement takes the snapshot, after BEGIN, whose time this is: what was committed by then is in it.
+        self.snapshot_at: datetime = self._value("SELECT transaction_timestamp()")
         if settles:
             connection.execute("DELETE FROM lead_touch WHERE quarter >= %(start)s AND quarter < %(end)s", self._bounds)
         self.lead_count: int = self._value(
@@ -185,15 +207,18 @@ class DailyLeads:
         self._days = days
         self._identity = identity
         self._connection: psycopg.Connection | None = None
+        self._lease = {"me": uuid4(), "seconds": LEASE_SECONDS}
         self._has_turn = False
+        self._renewed_at = float("-inf")
 
     def take_turn(self) -> bool:
-        """Whether this replica is the one that renders, until its connection ends."""
+        """Take the lease, or renew it: whether this replica is the one that renders, for at most LEASE_SECONDS."""
+        now = time.monotonic()
+        if self._has_turn and now - self._renewed_at < RENEWAL_SECONDS:
+            return True
         with self._translated_failures():
-            connection = self._connected()
-            if not self._has_turn:
-                row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_RENDERING_LOCK]).fetchone()
-                self._has_turn = row is not None and row[0]
+            self._has_turn = self._connected().execute(_TAKE_TURN, self._lease).fetchone() is not None
+            self._renewed_at = now
             return self._has_turn
 
     def touched(self) -> set[date]:
@@ -225,15 +250,40 @@ class DailyLeads:
 
     @contextmanager
     def snapshot(self, day: date, *, settles: bool) -> Iterator[Snapshot]:
-        """One snapshot of a day. With `settles` its touches are settled when the block ends well."""
+        """One snapshot of a day. With `settles` its touches are settled when the block ends well.
+
+        What settles while this replica has the turn keeps it, or fails with `turn_lost`.
+        """
         with self._translated_failures():
             connection = self._connected()
             connection.read_only = not settles
+            holds_turn = settles and self._has_turn
             with connection.transaction():
+                connection.execute(_SNAPSHOT_SETTINGS)
+                if holds_turn:
+                    self._keep_turn(connection)
                 yield Snapshot(connection, self._days, day, settles=settles)
+                if holds_turn:
+                    self._keep_turn(connection)
+
+    def _keep_turn(self, connection: psycopg.Connection) -> None:
+        try:
+            kept = connection.execute(_KEEP_TURN, self._lease).fetchone()
+        except psycopg.errors.SerializationFailure:  # another one took it as this transaction began
+            kept = None
+        if kept is None:
+            raise DailyLeadsError("turn_lost", away=True)
+        self._renewed_at = time.monotonic()
+
+    def give_turn(self) -> None:
+        """Let another replica render at once. Raises DailyLeadsError."""
+        if self._has_turn:
+            self._has_turn = False
+            with self._translated_failures():
+                self._connected().execute(_GIVE_TURN, self._lease)
 
     def close(self) -> None:
-        """End the connection, and with it the turn."""
+        """End the connection; the turn ends with its lease."""
         self._has_turn = False
         if self._connection is not None:
             self._connection.close()
@@ -242,23 +292,10 @@ class DailyLeads:
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             self.close()
-            self._connection = connection = psycopg.connect(
-                self._url,
-                autocommit=True,
-                connect_timeout=_CONNECT_SECONDS,
-                application_name="leadkeep-files",
-                options=_SESSION,
-                keepalives_idle=5,
-                keepalives_interval=5,
-                keepalives_count=2,
-                tcp_user_timeout=15_000,
+            self._connection = session.connect(
+                self._url, "leadkeep-files", identity=self._identity, connect_timeout=_CONNECT_SECONDS
             )
-            connection.isolation_level = IsolationLevel.REPEATABLE_READ  # of each transaction: the snapshots
-            if self._identity is not None:
-                row = connection.execute("SELECT database FROM key_canary").fetchone()
-                if row is None or row[0] != self._identity:
-                    self.close()
-                    raise DailyLeadsError("not_confirmed", away=True)
+            self._connection.isolation_level = IsolationLevel.REPEATABLE_READ  # of each transaction: the snapshots
         return self._connection
 
     @contextmanager
@@ -266,6 +303,9 @@ class DailyLeads:
         """Drivers print values into their errors, so that none gets beyond this module."""
         try:
             yield
+        except session.SessionRefusedError as refused:
+            self.close()
+            raise DailyLeadsError(refused.word, away=True) from None
         except psycopg.Error as error:
             sqlstate = error.sqlstate
             self.close()

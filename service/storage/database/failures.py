@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.errors import LeadkeepError
+from service.storage.database.session import SessionRefusedError
 
 BUSY = frozenset(
     {
@@ -54,10 +55,6 @@ class NotConfirmedError(Exception):
     """The database has not been confirmed as the one that this keyring and this normaliser belong to."""
 
 
-class OldTimelineError(NotConfirmedError):
-    """The server was superseded: a standby of it was promoted in its place (see fence.py)."""
-
-
 class StorageFaultError(Exception):
     """The database refused a statement for a reason that no caller can mend; `cause` is its SQLSTATE."""
 
@@ -79,7 +76,6 @@ _OWN_FAILURES: dict[type[BaseException], str] = {
     DatabaseHungError: "hung",
     LeftBehindError: "left_behind",
     NotConfirmedError: "not_confirmed",
-    OldTimelineError: "old_timeline",
 }
 
 
@@ -87,6 +83,8 @@ def cause_of(error: BaseException) -> str:
     """The SQLSTATE behind an error, or a fixed word where there is none. Holds no value, so it may be logged."""
     if (word := _OWN_FAILURES.get(type(error))) is not None:
         return word
+    if isinstance(error, SessionRefusedError):
+        return error.word
     if isinstance(error, PoolTimeoutError):
         return "pool_timeout"
     return _sqlstate(error) or "connection"
@@ -104,7 +102,7 @@ def is_driver_error(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later: nothing was stored, or what was stored is found by its id."""
-    if type(error) in _OWN_FAILURES or isinstance(error, PoolTimeoutError | OSError):
+    if type(error) in _OWN_FAILURES or isinstance(error, SessionRefusedError | PoolTimeoutError | OSError):
         return True
     driver_error = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(driver_error, psycopg.Error):
@@ -125,7 +123,7 @@ def leaves_nothing(error: BaseException) -> bool:
 
     False when that is unknown: the server did not answer, or may have answered after its commit.
     """
-    if isinstance(error, NotConfirmedError | LeftBehindError | PoolTimeoutError):
+    if isinstance(error, SessionRefusedError | NotConfirmedError | LeftBehindError | PoolTimeoutError):
         return True
     sqlstate = _sqlstate(error)
     return bool(sqlstate) and sqlstate != "40003" and str(sqlstate)[:2] not in UNREACHABLE_CLASSES

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from service.keys.secret_file import replace_secret_file
-from service.storage.database.failures import OldTimelineError
+from service.storage.database.session import Driver, SessionRefusedError, parameters_of, shut_down
 
 LOOK_SECONDS = 2.0
 """Seconds between two looks at all hosts: for so long at most may an old primary that was never frozen be used."""
@@ -44,8 +41,6 @@ _TIMELINE = (
     " ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END"
     " FROM pg_control_system(), pg_control_checkpoint()"
 )
-
-Driver = psycopg.AsyncConnection[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +62,6 @@ async def timeline_of(driver: Driver) -> Timeline | None:
     return None if row is None or row[1] is None else Timeline(str(row[0]), row[1])
 
 
-def shut_down(driver: Driver) -> None:
-    """End what waits for the server on this connection: it reads the end of the stream, as if the server had gone."""
-    if not driver.closed:
-        with socket.socket(fileno=os.dup(driver.fileno())) as ours:
-            ours.shutdown(socket.SHUT_RDWR)
-
-
 class Fence:
     """Refuses superseded servers. With `remembers`, the timelines that it has seen outlive the process."""
 
@@ -86,8 +74,6 @@ class Fence:
         self._watched: dict[str, Driver] = {}
         self._look: asyncio.Task[None] | None = None
         self._seen: dict[str, int] | None = None
-        self.refusal: str | None = None
-        """Why the server that was reached last is refused, for operators."""
 
     @property
     def several_hosts(self) -> bool:
@@ -95,20 +81,19 @@ class Fence:
         return len(self._hosts) > 1
 
     async def check(self, driver: Driver) -> None:
-        """Raise OldTimelineError if a connection leads to a superseded server."""
+        """Raise SessionRefusedError if a connection leads to a superseded server."""
         own = await timeline_of(driver)
         await self.look()
         if own is None:
             return
         newest = (await self._memory()).get(own.cluster, own.number)
         if own.number < newest:
-            self.refusal = (
+            raise SessionRefusedError(
+                "database_refused",
                 f"the server {driver.info.host}:{driver.info.port} writes timeline {own.number} of its log, and "
                 f"timeline {newest} of the same cluster was seen: a standby was promoted in its place. Stop that "
-                f"server. If it is meant to be used again, remove {self._path}"
+                f"server. If it is meant to be used again, remove {self._path}",
             )
-            raise OldTimelineError
-        self.refusal = None
         await self._note(own)
 
     async def look(self) -> None:
@@ -181,15 +166,14 @@ class Fence:
 
 def _hosts_of(url: str) -> list[str]:
     """A connection string for each host of the URL, to whatever server is there."""
-    given: dict[str, Any] = conninfo_to_dict(url)
+    given = parameters_of(url, "leadkeep-fence")
     lists = {name: str(given.get(name) or "").split(",") for name in ("host", "hostaddr", "port")}
     count = max(map(len, lists.values()))
     one_each = [
         {name: (values * count if len(values) == 1 else values)[number] or None for name, values in lists.items()}
         for number in range(count)
     ]
-    fixed = {"target_session_attrs": "any", "application_name": "leadkeep fence", "connect_timeout": 2}
-    return [make_conninfo("", **(given | each | fixed)) for each in one_each]
+    return [make_conninfo("", **(given | each | {"target_session_attrs": "any"})) for each in one_each]
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -59,7 +59,11 @@ class Admission:
         try:
             await self._confirm()
         except StorageUnavailableError:
-            structlog.get_logger("leadkeep").warning("started without the database", what=UNREACHABLE_AT_START)
+            refused = await self._confirming.why_refused()
+            if refused is not None and refused.word != "connection_refused":
+                raise refused from None
+            what = UNREACHABLE_AT_START if refused is None else str(refused)
+            structlog.get_logger("leadkeep").warning("started without the database", what=what)
             await self._recall()
 
     async def _confirm(self) -> None:

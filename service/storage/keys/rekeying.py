@@ -18,17 +18,19 @@ from uuid import UUID
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from service.errors import StartRefusedError
 from service.lead import SENSITIVE_FIELDS
+from service.storage.database import session
 
 BATCH_ROWS = 125
 """Rows a transaction: about 10 ms of PostgreSQL's time, which a live call that wants one of them waits for at most."""
 
 _CONNECT_SECONDS = 10
-_SESSION = "-c synchronous_commit=off -c lock_timeout=2000 -c jit=off -c timezone=UTC"
-# synchronous_commit: a batch that is lost is done again, and the change of keys that relies on it commits with `on`,
-# behind it in the same log.
+_SESSION: LiteralString = "SET synchronous_commit = off; SET lock_timeout = '2s'; SET jit = off"
+# Not behind a pooler, which would keep them for others. synchronous_commit: a batch that is lost is done again, and the
+# change of keys that relies on it commits with `on`, behind it in the same log.
 
 _SEALED_COUNTS: LiteralString = """
     SELECT split_part(token, '.', 1), holder, count(*) FROM (
@@ -85,13 +87,10 @@ class Stored:
 async def rekeying(url: str) -> AsyncIterator[Rekeying]:
     """The tables of one database, on a connection of their own. Raises StartRefusedError."""
     try:
-        async with await psycopg.AsyncConnection.connect(
-            url,
-            autocommit=True,
-            connect_timeout=_CONNECT_SECONDS,
-            application_name="leadkeep-keys",
-            options=_SESSION,
-        ) as connection:
+        parameters = session.parameters_of(url, "leadkeep-keys", connect_timeout=_CONNECT_SECONDS)
+        async with await psycopg.AsyncConnection.connect(make_conninfo(**parameters), autocommit=True) as connection:
+            if not (await session.prove(connection, None)).behind_pooler:
+                await connection.execute(_SESSION)
             yield Rekeying(connection)
     except psycopg.Error as error:
         # The driver prints values into its errors, so that none gets beyond this module.

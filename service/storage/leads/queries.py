@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadStatus, SealedLead, SealedSubmission
 from service.storage import models
+from service.storage.database import session
 from service.storage.database.database import Database, Statement
 from service.storage.database.failures import StorageFaultError, cause_of, violated_constraint
 from service.storage.leads.parameters import LeadFilter
@@ -233,9 +234,8 @@ def count_leads(url: str, start: datetime, end: datetime) -> int:
 @contextmanager
 def _snapshot(url: str) -> Iterator[psycopg.Connection]:
     try:
-        with psycopg.connect(
-            url, connect_timeout=5, application_name="leadkeep-export", options="-c timezone=UTC"
-        ) as connection:
+        with session.connect(url, "leadkeep-export", connect_timeout=5) as connection:
+            connection.autocommit = False
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
             yield connection

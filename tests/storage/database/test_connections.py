@@ -18,9 +18,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.storage.database import database as storage
-from service.storage.database.database import CONNECTIONS, ConnectionPool, Database
+from service.storage.database import pool as storage
+from service.storage.database.database import Database
 from service.storage.database.failures import DatabaseHungError
+from service.storage.database.pool import CONNECTIONS, ConnectionPool
+from service.storage.database.session import Session
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import until
 
@@ -201,10 +203,11 @@ async def test_a_server_that_freezes_while_a_connection_is_set_up_is_not_waited_
 ) -> None:
     monkeypatch.setattr(storage, "OPENING_SECONDS", 0.3)
 
-    async def hang(driver: psycopg.AsyncConnection[Any]) -> None:
+    async def hang(driver: psycopg.AsyncConnection[Any]) -> Session:
         await driver.execute("SELECT pg_sleep(60)")
+        raise AssertionError("it was not ended")
 
-    pool = ConnectionPool(database.serve_url, hang)
+    pool = ConnectionPool(database.serve_url, hang, lambda _error, _conninfo: None)
     for _ in range(CONNECTIONS + 1):  # none of them keeps its place
         async with asyncio.timeout(5):
             with pytest.raises(psycopg.OperationalError):

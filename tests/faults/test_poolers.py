@@ -1,0 +1,238 @@
+"""The service behind PgBouncer: what is SAVED survives kill -9 of PostgreSQL, and nothing goes to another database."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import httpx
+import psycopg
+import pytest
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from tests.conftest import StartService
+from tests.faults import times
+from tests.harness.daily_files import create, file_of, soon_in
+from tests.harness.faults import execute, value_of
+from tests.harness.leads import somebody
+from tests.harness.pooler import pooler, reset_role, set_role
+from tests.harness.postgres import TestDatabase, TestServer, own_postgres
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
+
+MODES = pytest.mark.parametrize("mode", ["session", "transaction"])
+
+SAVED = times(200, whole=1000)
+CALLERS = 8
+
+
+@pytest.fixture
+def lazy_server() -> Iterator[TestServer]:
+    """A PostgreSQL that writes what was committed without waiting only after ten seconds, the longest there is."""
+    with own_postgres() as server:
+        execute(server.postgres.url(user="postgres", database="postgres"), "ALTER SYSTEM SET wal_writer_delay = '10s'")
+        server.postgres.stop()
+        server.postgres.start()
+        yield server
+
+
+def kill_postgres(server: TestServer) -> None:
+    """kill -9 of the server and of every process of it, and its start, with a recovery."""
+    admin = server.postgres.url(user="postgres", database="postgres")
+    with psycopg.connect(admin) as connection:
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        assert row is not None
+        children = Path(f"/proc/{row[0]}/status").read_text()
+    parent = int(next(line for line in children.splitlines() if line.startswith("PPid:")).split()[1])
+    os.kill(parent, signal.SIGSTOP)  # it must not let its processes end in order
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
+    for pid in [*map(int, listed.stdout.split()), parent]:
+        os.kill(pid, signal.SIGKILL)
+    server.postgres.stop()
+    server.postgres.start()
+
+
+def saved_ids(service: RunningService, count: int) -> list[str]:
+    """Submit until so many are answered SAVED; their ids."""
+    with service.channel() as channel, ThreadPoolExecutor(CALLERS) as callers:
+        stub, metadata = service.stub(channel), service.metadata()
+
+        def submit(_: int) -> str | None:
+            answer = stub.CreateLead(pb.CreateLeadRequest(lead=somebody()), metadata=metadata, timeout=20)
+            return str(answer.id) if answer.state == pb.SAVE_STATE_SAVED else None
+
+        answered = list(callers.map(submit, range(count)))
+    found = [lead_id for lead_id in answered if lead_id is not None]
+    assert len(found) > count / 2
+    return found
+
+
+def missing(database: TestDatabase, ids: list[str]) -> int:
+    with psycopg.connect(database.admin_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM unnest(%s::uuid[]) AS wanted WHERE NOT EXISTS (SELECT FROM lead WHERE id = wanted)",
+            [ids],
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def reasons(service: RunningService) -> list[str]:
+    found: list[str] = httpx.get(f"{service.http_url}/readyz").json()["reasons"]
+    return found
+
+
+@MODES
+def test_what_is_saved_behind_a_pooler_survives_kill_9_of_postgresql(
+    lazy_server: TestServer, start_service: StartService, mode: str
+) -> None:
+    database = lazy_server.fresh_database()
+    name = database.serve_url.partition("?")[0].rpartition("/")[2]
+    execute(database.admin_url, f"ALTER DATABASE {name} SET synchronous_commit = off")
+    set_role(database.admin_url)
+    with pooler(database.serve_url, mode) as front:
+        service = start_service(database_url=front.url)
+        ids = saved_ids(service, SAVED)
+        kill_postgres(lazy_server)
+        assert missing(database, ids) == 0
+        assert eventually(lambda: reasons(service) == [], within=30)
+        assert create(service)
+        service.stop()
+
+
+@MODES
+def test_a_start_behind_a_pooler_is_refused_without_the_settings_of_the_role(
+    server: TestServer, start_service: StartService, mode: str
+) -> None:
+    database = server.fresh_database()
+    reset_role(database.admin_url, synchronous_commit="off")
+    with pooler(database.serve_url, mode, drops=["options"]) as front:
+        service = start_service(database_url=front.url, wait=False)
+        assert service.process is not None
+        assert service.process.wait(timeout=60) == 1
+        for name in ("synchronous_commit", "lock_timeout"):
+            assert f"ALTER ROLE … SET {name} = " in service.log()
+        told = service.leadkeep("doctor")
+        assert told.returncode == 3
+        assert "settings that Leadkeep relies on are lost (synchronous_commit, " in told.stdout
+
+
+@MODES
+def test_a_role_that_loses_a_setting_while_the_service_runs_is_noticed(
+    server: TestServer, start_service: StartService, mode: str
+) -> None:
+    database = server.fresh_database()
+    set_role(database.admin_url)
+    with pooler(database.serve_url, mode) as front:
+        service = start_service(database_url=front.url)
+        assert create(service)
+        set_role(database.admin_url, synchronous_commit="off")
+        front.reconnect()
+        lost(service, database, mode)
+        set_role(database.admin_url)
+        front.reconnect()
+        assert eventually(lambda: reasons(service) == [], within=30)
+        assert eventually(lambda: service.metric("leadkeep_spool_entries") == 0, within=30)
+
+
+def lost(service: RunningService, database: TestDatabase, mode: str) -> None:
+    if mode == "session":  # a server connection lasts as long as the client's
+        execute(
+            database.admin_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'leadkeep_serve'"
+            " AND datname = current_database()",
+        )
+    assert eventually(lambda: reasons(service) == ["settings_lost"], within=20)
+    assert "lost (synchronous_commit)" in service.log()
+    with service.channel() as channel:
+        request = pb.CreateLeadRequest(lead=somebody())
+        answer = service.stub(channel).CreateLead(request, metadata=service.metadata(), timeout=20)
+    assert answer.state == pb.SAVE_STATE_DELAYED
+
+
+def test_an_exchange_of_the_database_behind_a_pooler_stores_no_lead_in_the_wrong_one(
+    server: TestServer, start_service: StartService
+) -> None:
+    right, wrong = server.fresh_database(), server.fresh_database()
+    set_role(right.admin_url)
+    other = start_service("other", database_url=wrong.serve_url)
+    other.stop()
+    with pooler(right.serve_url, "transaction") as front:
+        service = start_service(database_url=front.url)
+        ids = saved_ids(service, 20)
+        front.lead_to(wrong.serve_url)
+        with service.channel() as channel:
+            stub, metadata = service.stub(channel), service.metadata()
+            requests = [pb.CreateLeadRequest(lead=somebody()) for _ in range(20)]
+            answers = [stub.CreateLead(request, metadata=metadata, timeout=20) for request in requests]
+            change = pb.UpdateStatusRequest(id=ids[0], status=pb.LEAD_STATUS_CONTACTED)
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.UpdateStatus(change, metadata=metadata, timeout=5)
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert eventually(lambda: reasons(service) == ["database_refused"], within=10)
+        assert value_of(wrong.admin_url, "SELECT count(*) FROM lead") == 0
+        front.lead_to(right.serve_url)
+        ids += [answer.id for answer in answers]
+        assert eventually(lambda: missing(right, ids) == 0, within=30)
+        assert value_of(wrong.admin_url, "SELECT count(*) FROM lead") == 0
+
+
+@MODES
+def test_every_use_of_the_database_works_behind_a_pooler(
+    server: TestServer, start_service: StartService, mode: str, tmp_path: Path
+) -> None:
+    database = server.fresh_database()
+    set_role(database.admin_url)
+    with pooler(database.serve_url, mode) as front:
+        both = {"LEADKEEP_KEYRING": str(tmp_path / "keyring.json"), "LEADKEEP_ADMIN_DATABASE_URL": front.admin_url}
+        service = start_service(database_url=front.url, settings=both)
+        second = start_service("second", database_url=front.url, settings=both)
+        with service.channel() as channel:
+            use(service, channel)
+        assert soon_in(file_of(service), create(second))
+        assert "renders the daily files" not in second.log()
+        for command in COMMANDS:
+            run = service.leadkeep if command[0] == "backup" else service.leadkeep_here  # that one starts programs
+            done = run(*(part.format(tmp=tmp_path) for part in command))
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+        service.kill()
+        assert soon_in(file_of(second), create(second), within=20)
+        for front_service in (service, second):
+            assert "SQLSTATE" not in front_service.log()
+
+
+COMMANDS = (
+    ("migrate",),
+    ("doctor",),
+    ("export", "--format", "json"),
+    ("files", "verify"),
+    ("keys", "verify"),
+    ("audit", "verify"),
+    ("backup", "{tmp}/backup", "--verify"),
+    ("backup", "{tmp}/backup", "--verify"),
+)
+
+
+def use(service: RunningService, channel: grpc.Channel) -> None:
+    """Create, read, find, correct, move; many at once, so that the pooler mixes its servers."""
+    stub, metadata = service.stub(channel), service.metadata()
+
+    def life(_: int) -> None:
+        lead = somebody()
+        lead_id = stub.CreateLead(pb.CreateLeadRequest(lead=lead), metadata=metadata, timeout=20).id
+        with pytest.raises(grpc.RpcError) as twice:
+            stub.CreateLead(pb.CreateLeadRequest(lead=lead), metadata=metadata, timeout=20)
+        assert twice.value.code() == grpc.StatusCode.ALREADY_EXISTS
+        stub.GetLead(pb.GetLeadRequest(id=lead_id), metadata=metadata, timeout=20)
+        stub.UpdateStatus(
+            pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONTACTED), metadata=metadata, timeout=20
+        )
+        stub.ListLeads(pb.ListLeadsRequest(page_size=5), metadata=metadata, timeout=20)
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        list(callers.map(life, range(80)))
