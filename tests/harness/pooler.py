@@ -25,6 +25,22 @@ from tests.harness.processes import eventually
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
+ODD = {
+    "synchronous_commit": "'off'",
+    "lock_timeout": "'0'",
+    "idle_in_transaction_session_timeout": "'0'",
+    "client_encoding": "'LATIN1'",
+    "DateStyle": "'SQL', 'DMY'",
+    "IntervalStyle": "'iso_8601'",
+    "TimeZone": "'Asia/Dhaka'",
+    "bytea_output": "'escape'",
+    "standard_conforming_strings": "'off'",
+    "default_transaction_isolation": "'serializable'",
+    "search_path": "'elsewhere'",
+}
+"""A value of each setting, as ALTER ROLE takes it, with which the code would fail or break a promise."""
+
+
 class PgBouncer:
     """PgBouncer on a port of this machine; `url` leads through it to `database`.
 
@@ -129,15 +145,12 @@ def pooler(serve_url: str, mode: str, *, drops: Sequence[str] = ()) -> Iterator[
 
 def set_role(admin_url: str, **changed: str) -> None:
     """Give the role of `serve` the settings of a session, as deploy/postgres-init.sh does, some of them changed."""
-    with psycopg.connect(admin_url, autocommit=True) as connection:
-        connection.execute(f"ALTER ROLE {OWN_LOGIN} RESET ALL".encode())
-        for name in SETTINGS:
-            connection.execute(f"ALTER ROLE {OWN_LOGIN} SET {name} = {changed.get(name, shown(name))}".encode())
+    reset_role(admin_url, **{name: changed.get(name, shown(name)) for name in SETTINGS})
 
 
-def reset_role(admin_url: str, **chosen: str) -> None:
-    """Take the settings from the role of `serve` again, and give it those that are chosen."""
+def reset_role(admin_url: str, *, role: str = OWN_LOGIN, **chosen: str) -> None:
+    """Take the settings from a role again, and give it those that are chosen."""
     with psycopg.connect(admin_url, autocommit=True) as connection:
-        connection.execute(f"ALTER ROLE {OWN_LOGIN} RESET ALL".encode())
+        connection.execute(f"ALTER ROLE {role} RESET ALL".encode())
         for name, value in chosen.items():
-            connection.execute(f"ALTER ROLE {OWN_LOGIN} SET {name} = {value}".encode())
+            connection.execute(f"ALTER ROLE {role} SET {name} = {value}".encode())

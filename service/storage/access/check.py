@@ -36,7 +36,6 @@ FAULTS_NAMED = 1000
 """Beyond so many, faults are counted and no longer named."""
 
 _ROWS_AHEAD = 2000
-_CONNECT_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +99,7 @@ class _CheckedChain:
 def check(url: str, encryption: EncryptionService, logged: Iterable[Chain] = ()) -> Findings:
     """Check the record in one snapshot of the database. Raises StorageFaultError."""
     try:
-        with session.connect(url, "leadkeep-audit", connect_timeout=_CONNECT_SECONDS) as connection:
-            connection.autocommit = False
-            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            connection.read_only = True
+        with session.snapshot(url, "leadkeep-audit") as connection:
             return AccessCheck(connection, encryption).run(logged)
     except psycopg.Error as error:
         raise StorageFaultError(cause_of(error)) from None

@@ -25,6 +25,7 @@ from service.keys.encryption import EncryptionService, KeyCanary
 from service.keys.secret_file import sync_folder
 from service.storage.backup.backup_manifest import (
     DUMP,
+    TRANSACTION,
     Manifest,
     canary_of,
     contents,
@@ -82,6 +83,7 @@ def require_own_folder(folder: Path) -> None:
 def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
+    connection.execute(TRANSACTION)
     snapshot, version = _row(
         connection, "SELECT pg_export_snapshot(), current_setting('server_version_num')::int / 10000"
     )
@@ -119,8 +121,7 @@ def verify_backup(url: str, dump: IO[bytes], manifest: Manifest) -> list[str]:
     """
     with _failures_as_refusals("verification"), _connected(url) as turn, _connected(url) as connection:
         # In a transaction of its own, which ends with it: a pooler would keep the lock of a session for others.
-        turn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        turn.execute("SET LOCAL lock_timeout = 0")
+        turn.execute(TRANSACTION)
         turn.execute("SELECT pg_advisory_xact_lock(%s)", [_VERIFY_LOCK])
         connection.autocommit = True
         (number,) = _row(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
@@ -246,6 +247,7 @@ def _require_equal(url: str, manifest: Manifest) -> None:
 
 def _begin_anew(url: str) -> None:
     with _connected(url) as connection:
+        connection.execute(TRANSACTION)
         connection.execute("DELETE FROM daily_file")
         # The backed-up service's replicas are none of this one's: nobody needs to wait for them.
         connection.execute("DELETE FROM replica")
@@ -283,6 +285,7 @@ def _restore_dump(url: str, dump: IO[bytes]) -> None:
 
 def _differences(url: str, manifest: Manifest) -> list[str]:
     with _connected(url) as connection:
+        connection.execute(TRANSACTION)
         return differences(manifest.tables, contents(connection))
 
 

@@ -36,11 +36,13 @@ _LARGEST_MANIFEST = 1_000_000
 
 _PIECE_BYTES = 1 << 20
 
-_AS_TEXT: LiteralString = (
-    "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL bytea_output = 'hex';"
+TRANSACTION: LiteralString = (
+    "SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = 0;"
+    " SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL bytea_output = 'hex';"
     " SET LOCAL extra_float_digits = 1; SET LOCAL intervalstyle = 'postgres'; SET LOCAL search_path = public"
 )
-"""Rows are compared as text, so whatever decides how they are written is set. Takes no snapshot."""
+"""Rows are compared as text, so whatever decides how they are written is set, and a dump takes its time. Takes no
+snapshot."""
 
 _KEY_IDS: LiteralString = """
     SELECT DISTINCT split_part(token, '.', 1) FROM (
@@ -204,8 +206,7 @@ def whole_dump(folder: Path, manifest: Manifest) -> Iterator[IO[bytes]]:
 
 
 def contents(connection: psycopg.Connection) -> dict[str, TableContent]:
-    """What every table holds, in the connection's transaction. Rows are compared in an order of their own digests."""
-    connection.execute(_AS_TEXT)
+    """What every table holds, in the transaction, which began with TRANSACTION; rows in an order of their digests."""
     names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").fetchall()
     return {name: _content(connection, name) for (name,) in names}
 

@@ -29,6 +29,8 @@ UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "3D000")
 _CONNECT_SECONDS = 5
 _SNAPSHOT_SETTINGS: LiteralString = (
     "SET LOCAL jit = off; SET LOCAL lock_timeout = '5s';"
+    # As long as the service waits for a sign of life: a slow disk may take its time to sync a file.
+    " SET LOCAL idle_in_transaction_session_timeout = '60s';"
     # A settled touch that a crash brings back is rendered again, and nothing else is written here.
     " SET LOCAL synchronous_commit = off;"
     # Leads are read in the order of their index: sorting 100,000 of them would write 130 MB of temporary files, and

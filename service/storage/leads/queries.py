@@ -234,10 +234,7 @@ def count_leads(url: str, start: datetime, end: datetime) -> int:
 @contextmanager
 def _snapshot(url: str) -> Iterator[psycopg.Connection]:
     try:
-        with session.connect(url, "leadkeep-export", connect_timeout=5) as connection:
-            connection.autocommit = False
-            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            connection.read_only = True
+        with session.snapshot(url, "leadkeep-export") as connection:
             yield connection
     except psycopg.Error as error:
         # A driver's text may hold values, so that it does not leave this module.

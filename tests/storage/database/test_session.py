@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,25 +12,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.storage.database.database import Database
-from service.storage.database.session import SETTINGS, SessionRefusedError, connect, shown, url_is_valid
-from tests.harness.pooler import pooler, reset_role, set_role
+from service.storage.database.database import Database, Work
+from service.storage.database.failures import DatabaseHungError, LeftBehindError
+from service.storage.database.session import SETTINGS, SessionRefusedError, connect, shown, snapshot, url_is_valid
+from tests.harness.pooler import ODD, pooler, reset_role, set_role
 from tests.harness.postgres import REPO, TestDatabase, TestServer
-
-ODD = {
-    "synchronous_commit": "off",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "client_encoding": "LATIN1",
-    "DateStyle": "SQL, DMY",
-    "IntervalStyle": "iso_8601",
-    "TimeZone": "Asia/Dhaka",
-    "bytea_output": "escape",
-    "standard_conforming_strings": "off",
-    "default_transaction_isolation": "serializable",
-    "search_path": "elsewhere",
-}
-"""A value of each setting that the code would fail with, or break a promise."""
 
 
 def test_every_setting_has_an_odd_value_here() -> None:
@@ -55,9 +42,7 @@ async def settings_of(url: str) -> dict[str, str]:
 def odd_role(server: TestServer) -> TestDatabase:
     """A database whose role has every setting wrong."""
     database = server.fresh_database()
-    reset_role(database.admin_url, **{name: f"'{value}'" for name, value in ODD.items() if name != "DateStyle"})
-    with psycopg.connect(database.admin_url, autocommit=True) as connection:
-        connection.execute("ALTER ROLE leadkeep_serve SET DateStyle = 'SQL', 'DMY'")
+    reset_role(database.admin_url, **ODD)
     return database
 
 
@@ -69,15 +54,16 @@ async def test_a_role_with_other_settings_changes_nothing(odd_role: TestDatabase
 @pytest.mark.parametrize("name", SETTINGS)
 async def test_a_database_with_another_setting_changes_nothing(database: TestDatabase, name: str) -> None:
     dbname = database.serve_url.partition("?")[0].rpartition("/")[2]
-    value = "'SQL', 'DMY'" if name == "DateStyle" else f"'{ODD[name]}'"
     with psycopg.connect(database.admin_url, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {dbname} SET {name} = {value}".encode())
+        connection.execute(f"ALTER DATABASE {dbname} SET {name} = {ODD[name]}".encode())
     assert (await settings_of(database.serve_url))[name] == SETTINGS[name]
 
 
 async def test_options_of_the_url_are_kept_but_for_ours(database: TestDatabase) -> None:
     options = " ".join(
-        f"-c {name}={value.replace(' ', '')}" for name, value in ODD.items() if name != "client_encoding"
+        f"-c {name}={value.replace(' ', '').replace(chr(39), '')}"
+        for name, value in ODD.items()
+        if name != "client_encoding"
     )
     chosen = quote(f"{options} -c statement_timeout=7s")
     found = await settings_of(
@@ -118,8 +104,7 @@ def test_the_role_of_postgres_init_has_the_same_settings() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 async def test_a_pooler_before_a_role_with_another_setting_is_refused(server: TestServer, mode: str, name: str) -> None:
     database = server.fresh_database()
-    value = "'SQL', 'DMY'" if name == "DateStyle" else f"'{ODD[name]}'"
-    set_role(database.admin_url, **{name: value})
+    set_role(database.admin_url, **{name: ODD[name]})
     with pooler(database.serve_url, mode) as front:
         if name in ("client_encoding",):  # PgBouncer passes this one on
             assert (await settings_of(front.url))[name] == SETTINGS[name]
@@ -243,3 +228,60 @@ async def test_an_exchange_of_the_database_behind_a_pooler_is_noticed_by_the_nex
         await service.close()
     with psycopg.connect(wrong.admin_url) as connection:
         assert connection.execute("SELECT count(*) FROM lead_touch").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_an_attempt_that_was_left_behind_is_found_by_the_process_id_of_the_server(
+    server: TestServer, mode: str
+) -> None:
+    database = server.fresh_database()
+    set_role(database.admin_url)
+
+    async def hang(connection: AsyncConnection) -> None:
+        await connection.execute(text("SELECT pg_sleep(30)"))
+
+    async def nothing(connection: AsyncConnection) -> None:
+        await connection.execute(text("SELECT 1"))
+
+    with pooler(database.serve_url, mode) as front:
+        service = Database(front.url, attempt_seconds=2)
+        with pytest.raises(DatabaseHungError):
+            await service.write_once(hang, alone=True)
+        with pytest.raises(LeftBehindError):
+            await service.write_once(nothing)
+        with psycopg.connect(database.admin_url) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+        await until_written(service, nothing)
+        await service.close()
+
+
+async def until_written(service: Database, work: Work[None]) -> None:
+    """Write once what was left behind has ended."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await service.write_once(work)
+            except LeftBehindError:
+                await asyncio.sleep(0.05)
+
+
+async def test_nothing_is_prepared_on_the_server_behind_a_pooler(server: TestServer) -> None:
+    database = server.fresh_database()
+    set_role(database.admin_url)
+
+    async def often(connection: AsyncConnection) -> int:
+        for _ in range(10):
+            await connection.execute(text("SELECT 1"))
+        return int((await connection.execute(text("SELECT count(*) FROM pg_prepared_statements"))).scalar_one())
+
+    with pooler(database.serve_url, "session") as front:
+        behind, direct = Database(front.url), Database(database.serve_url)
+        assert await behind.read(often) == 0
+        assert await direct.read(often) > 0
+        await behind.close()
+        await direct.close()
+
+
+def test_a_snapshot_waits_for_a_reader_that_pauses(database: TestDatabase) -> None:
+    with snapshot(database.serve_url, "test") as connection:
+        assert connection.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("0",)
