@@ -20,7 +20,10 @@ from uuid import UUID
 import structlog
 
 SILENCE_SECONDS = 60.0
-"""The process writes an event once a second, during a render too; a database that hangs makes it silent."""
+"""The process writes an event once a second, during a render too; what hangs longer is ended and started again."""
+
+USUAL_SILENCE_SECONDS = 3.0
+"""Longer without an event, on a busy machine too, means that nothing is rendered: that counts as lag."""
 
 
 class RendererEndedError(Exception):
@@ -52,14 +55,21 @@ class FileRendering:
         self._finishing = False
         self._renders = False
         self._waiting_since: float | None = None
+        self._reported_at = time.monotonic()
         self._log = structlog.get_logger("leadkeep.files")
         self.alarm: str | None = None
         """Why the files do not follow; None while they do. Holds no value."""
 
     @property
     def lag(self) -> float:
-        """Seconds for which the oldest change has waited for its file; 0 while another replica renders."""
-        return 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+        """Seconds for which the oldest change has waited for its file; 0 while another replica renders.
+
+        Of a process that hangs nobody knows what waits: its silence is the lag.
+        """
+        now = time.monotonic()
+        waiting = 0.0 if self._waiting_since is None else now - self._waiting_since
+        silence = now - self._reported_at
+        return max(waiting, silence) if self._renders and silence > USUAL_SILENCE_SECONDS else waiting
 
     def finish(self) -> None:
         """Let the process render a small file once more, and end; `run` returns then."""
@@ -109,6 +119,7 @@ class FileRendering:
             await process.wait()
 
     def _apply(self, event: dict[str, Any]) -> None:
+        self._reported_at = time.monotonic()
         if event["event"] == "rendered":
             self._on_render(event["bytes"], event["seconds"])
             return

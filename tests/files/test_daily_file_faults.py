@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from service.files.daily_file import FileStorageService, Render
-from service.files.renderer_process import FileRendering
+from service.files.renderer_process import USUAL_SILENCE_SECONDS, FileRendering
 from service.files.worker import FileWorker
 from service.storage.daily.daily_leads import DailyLeads, Days
 from service.supervisor import Component, Supervisor
@@ -195,6 +195,18 @@ def test_a_renderer_that_is_killed_is_started_again(database: TestDatabase, star
     os.kill(killed, signal.SIGKILL)
     assert soon_in(file_of(service), create(service), within=20)
     assert renderers(service) != [killed]
+
+
+def test_a_frozen_renderer_shows_as_lag(database: TestDatabase, start_service: StartService) -> None:
+    service = start_service(database_url=database.serve_url)
+    assert soon_in(file_of(service), create(service))
+    (renderer,) = children_running(service.pid, "service.files.worker")
+    os.kill(renderer, signal.SIGSTOP)
+    try:
+        assert eventually(lambda: service.metric("leadkeep_files_lag_seconds") > USUAL_SILENCE_SECONDS, within=15)
+    finally:
+        os.kill(renderer, signal.SIGCONT)
+    assert eventually(lambda: service.metric("leadkeep_files_lag_seconds") == 0, within=15)
 
 
 def test_the_renderer_ends_with_a_service_that_is_killed(database: TestDatabase, start_service: StartService) -> None:

@@ -21,6 +21,7 @@ import psycopg
 from psycopg import IsolationLevel, sql
 
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
+from service.storage.daily.frozen_server import leave_when_frozen
 from service.storage.database import session
 
 UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "3D000")
@@ -297,6 +298,7 @@ class DailyLeads:
             self._connection = session.connect(
                 self._url, "leadkeep-files", identity=self._identity, connect_timeout=_CONNECT_SECONDS
             )
+            leave_when_frozen(self._url, self._connection)
             self._connection.isolation_level = IsolationLevel.REPEATABLE_READ  # of each transaction: the snapshots
         return self._connection
 

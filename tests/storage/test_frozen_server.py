@@ -1,0 +1,44 @@
+"""The file worker's connection to a server that is frozen, and to one that is only slow."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psycopg
+import pytest
+
+from service.storage.daily.daily_leads import DailyLeads, DailyLeadsError, Days
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import frozen
+
+
+@pytest.fixture
+def frozen_database(server: TestServer) -> TestDatabase:
+    return server.fresh_database()
+
+
+def test_a_frozen_server_is_left_within_seconds(server: TestServer, frozen_database: TestDatabase) -> None:
+    leads = DailyLeads(frozen_database.serve_url, Days("UTC"))
+    assert leads.touched() == set()
+    assert server.postgres.pid is not None
+    with frozen(server.postgres.pid):
+        began = time.monotonic()
+        with pytest.raises(DailyLeadsError) as left:
+            leads.touched()
+        took = time.monotonic() - began
+    assert left.value.away
+    # Four, on an idle machine. Without the look at the server it is as long as that is frozen.
+    assert took < 15
+    assert leads.touched() == set()
+    leads.close()
+
+
+def test_a_statement_that_is_only_slow_is_waited_for(server: TestServer, frozen_database: TestDatabase) -> None:
+    leads = DailyLeads(frozen_database.serve_url, Days("UTC"))
+    leads.touched()
+    with psycopg.connect(frozen_database.admin_url) as blocking:
+        blocking.execute("LOCK TABLE lead_touch")
+        threading.Timer(3.5, blocking.rollback).start()
+        assert leads.touched() == set()
+    leads.close()
