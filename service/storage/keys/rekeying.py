@@ -199,13 +199,25 @@ class Rekeying:
                 half = len(rows) // 2
                 filled = await self.fill_indexes(pair, epoch, rows[:half])
                 return filled + await self.fill_indexes(pair, epoch, rows[half:])
-            shared = sql.Identifier("phone_shared" if violation.diag.constraint_name in _PHONES else "nid_shared")
-            # Its row changes by that, so the next pass gives it its indexes.
-            await self._connection.execute(
-                sql.SQL("UPDATE lead SET {} = true WHERE id = %s AND NOT {}").format(shared, shared),
-                [rows[0][0].key[0]],
-            )
+            is_phone = violation.diag.constraint_name in _PHONES
+            await self._share(rows[0], phone if is_phone else nid, is_phone=is_phone)
             return 0
+
+    async def _share(self, row: tuple[Stored, tuple[bytes, bytes]], column: str, *, is_phone: bool) -> None:
+        """Let a lead share its phone or nid with the lead that has the index of it, unless that gave it up meanwhile.
+
+        Its row changes by that, so the next pass gives it its indexes. The other lead is locked, because whoever
+        frees an index hands it over to those that share it.
+        """
+        await self._connection.execute(
+            sql.SQL(
+                "WITH holder AS (SELECT id FROM lead WHERE {column} = %s AND NOT {shared} FOR KEY SHARE)"
+                " UPDATE lead SET {shared} = true FROM holder WHERE lead.id = %s AND NOT lead.{shared}"
+            ).format(
+                column=sql.Identifier(column), shared=sql.Identifier("phone_shared" if is_phone else "nid_shared")
+            ),
+            [row[1][0 if is_phone else 1], row[0].key[0]],
+        )
 
     async def sharing_leads(self, pair: int) -> list[dict[str, str]]:
         """Leads that may share another lead's phone or nid: the `lead`, the other one (`beside`), and the `field`."""

@@ -32,6 +32,7 @@ from service.storage.leads.queries import (
     write_anew_if_taken,
 )
 from service.storage.leads.repository import correct_locked
+from service.storage.leads.submissions import find_duplicates
 
 _LEAD = models.lead
 _CONFLICT = models.lead_conflict
@@ -168,13 +169,9 @@ class ConflictRepository:
     async def _insert(
         self, connection: AsyncConnection, conflict: SealedConflict, submission: SealedSubmission
     ) -> SealedLead:
-        held = {
-            name: exists().where(
-                or_(_LEAD.c[f"{name}_index"].in_(indexes), _LEAD.c[f"{name}_index_2"].in_(indexes)),
-                ~_LEAD.c[f"{name}_shared"],
-            )
-            for name, indexes in (("phone", submission.indexes.phones), ("nid", submission.indexes.nids))
-        }
+        # Locked until the commit: a lead that gives its phone or nid up meanwhile would not know of this one.
+        indexes = submission.indexes
+        held = await find_duplicates(connection, indexes.phones, indexes.nids, other_than=submission.id)
         requested = exists().where(
             _LEAD.c.created_by == submission.created_by, _LEAD.c.request_id == submission.request_id
         )
@@ -183,8 +180,8 @@ class ConflictRepository:
             "id": submission.id,
             "created_by": submission.created_by,
             "created_at": conflict.accepted_at,
-            "phone_shared": select(held["phone"]).scalar_subquery(),
-            "nid_shared": select(held["nid"]).scalar_subquery(),
+            "phone_shared": held is not None and held.phone is not None,
+            "nid_shared": held is not None and held.nid is not None,
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
         }
         lead = await returned_lead(connection, insert(_LEAD).values(values).returning(_LEAD))

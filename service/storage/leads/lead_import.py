@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.lead import CUSTOMER_FIELDS, SealedSubmission
 from service.storage.database.database import Database
 from service.storage.leads.decision import Outcome
+from service.storage.leads.erasing import wait_for_erasures
 from service.storage.leads.submissions import store
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ _MATCHED = text(f"""
                AS request
     FROM {_LEADS}
 """)
+
+_HAND_OVER = text("SELECT claim_index_entries(ARRAY(SELECT id FROM lead WHERE phone_shared OR nid_shared))")
 
 _DETAILS = tuple(
     text(statement)
@@ -165,6 +168,14 @@ async def restore_leads(database: Database, leads: Sequence[dict[str, Any]], *, 
     return await _in_transaction(database, partial(_restore, leads), dry_run=dry_run)
 
 
+async def hand_over_indexes(database: Database) -> None:
+    """Let leads that share a phone or nid take it over where no lead has it: the one that had it was erased since.
+
+    To be called when a whole file is restored: its leads are not in the order in which they came to share something.
+    """
+    await database.write(lambda connection: connection.execute(_HAND_OVER))
+
+
 async def _in_transaction(
     database: Database, work: Callable[[AsyncConnection], Awaitable[dict[UUID, T]]], *, dry_run: bool
 ) -> dict[UUID, T]:
@@ -178,6 +189,7 @@ async def _in_transaction(
 
 
 async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection) -> dict[UUID, Restored]:
+    await wait_for_erasures(connection)
     by_id = {UUID(lead["id"]): lead for lead in leads}
     found = {
         row.id: Restored(inserted=False, present_version=row.version or 0, present_resubmissions=row.resubmissions or 0)

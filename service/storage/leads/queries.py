@@ -141,13 +141,20 @@ LEADS_OF_CONVERSATION = Statement(
 
 
 async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
-    """The lead that an id leads to, locked. With `key_share` others may still refer to it. Raises LeadNotFoundError."""
+    """The lead that an id leads to, locked. With `key_share` others may still refer to it. Raises LeadNotFoundError.
+
+    Without it, the leads that would take over its phone or nid are locked too: all in the order of ids.
+    """
     leads_to = select(_ALIAS.c.lead_id).where(_ALIAS.c.id == lead_id).scalar_subquery()
-    locked = select(LEAD).where(LEAD.c.id == func.coalesce(leads_to, lead_id)).with_for_update(key_share=key_share)
-    row = (await connection.execute(locked)).one_or_none()
-    if row is None:
-        raise LeadNotFoundError
-    return lead_of_row(row)
+    wanted = func.coalesce(leads_to, lead_id)
+    condition = LEAD.c.id == wanted
+    if not key_share:
+        condition = LEAD.c.id.in_(select(wanted).union_all(select(func.leads_sharing_with(wanted))))
+    locked = select(LEAD, (LEAD.c.id == wanted).label("is_wanted")).where(condition).order_by(LEAD.c.id)
+    for row in await connection.execute(locked.with_for_update(key_share=key_share, of=LEAD)):
+        if row.is_wanted:
+            return lead_of_row(row)
+    raise LeadNotFoundError
 
 
 async def update_lead(connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]) -> SealedLead:
