@@ -241,6 +241,8 @@ class SealedSubmission(StoredFields):
     """The content's digests with other index keys, one of which an earlier submission may have been kept with."""
     accepted_at: datetime | None = None
     """When it was acknowledged, if that was before the database had it; None: it is not acknowledged yet."""
+    accepted_between: tuple[datetime, datetime] | None = None
+    """That moment by the database's clock, at the earliest and at the latest; None: unknown."""
     refused: bool = False
     """Whether its caller got the answer that it duplicates another submission in the spool."""
 

@@ -15,7 +15,8 @@ from service.access import Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.storage.intake.outage import RecentRequests
 from service.storage.leads.erasing import Reseal
-from service.storage.leads.erasures import Erasures
+from service.storage.leads.erasures import Erasures, PersonMovedError
+from service.storage.leads.queries import ATTEMPTS
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool, Spooled
 from service.validation import ValidationService
@@ -45,15 +46,13 @@ class ErasureService:
         Raises LeadValidationError, LeadNotFoundError, StorageUnavailableError.
         """
         why = self._validation.reason(reason)
-        spooled = Spooled()
-        try:
-            if not self._spool.empty:
-                person = await self._erasures.person(lead_id)
-                spooled = await self._spool.of_person(lead_id, person, self._reseal)
-        except SpoolError:
-            # Once the lead is gone, nothing would find what waits there of the person.
-            raise StorageUnavailableError from None
-        erased = await self._erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled)
+        for _ in range(ATTEMPTS):
+            with suppress(PersonMovedError):
+                spooled = await self._spooled(lead_id)
+                erased = await self._erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled)
+                break
+        else:
+            raise StorageUnavailableError
         if erased is None:
             raise LeadNotFoundError
         self._recent.forget(erased.gone)
@@ -61,3 +60,13 @@ class ErasureService:
             with suppress(SpoolError):  # the drain finds the tombstones and the conflicts
                 await self._spool.remove(settled)
         return erased.kept
+
+    async def _spooled(self, lead_id: UUID) -> Spooled:
+        try:
+            if self._spool.empty:
+                return Spooled()
+            person = await self._erasures.person(lead_id)
+            return await self._spool.of_person(lead_id, person, self._reseal)
+        except SpoolError:
+            # Once the lead is gone, nothing would find what waits there of the person.
+            raise StorageUnavailableError from None

@@ -71,6 +71,7 @@ def submit(sealer: LeadSealer) -> Submit:
 def spool(tmp_path: Path, encryption: EncryptionService) -> Iterator[Spool]:
     spool = Spool(tmp_path / "spool", encryption, max_bytes=100_000_000)
     spool.identified = True
+    spool.clock.measured(spool.clock.read(), datetime.now(UTC))  # as a heartbeat does it
     yield spool
     spool.close()
 

@@ -117,8 +117,9 @@ class LeadServiceServicer:
 
         A caller who sets no deadline waits 10 seconds at most for the database, as does one who sets a longer one.
 
-        Phone and nid are unique among all leads. A submission that matches an existing lead is refused and kept, sealed, as a
-        resubmission of that lead; when phone and nid both match one lead, its conversation is linked to that lead too.
+        Phone and nid are unique among all leads, but for those that OWN_LEAD lets share them. A submission that matches an
+        existing lead is refused and kept, sealed, as a resubmission of that lead; when phone and nid both match one lead,
+        its conversation is linked to that lead too.
 
         Scope: `leads:create`. Safe to repeat with the same `request_id`. Errors in addition to the general ones:
         ALREADY_EXISTS    DUPLICATE_PHONE, DUPLICATE_NID (metadata `fields`: what matched a lead, phone's reason first when both;
@@ -245,9 +246,11 @@ class LeadServiceServicer:
         is NOT_FOUND from then on and is never used again: a copy that still waits in a spool is dropped when it is drained,
         and a daily file does not bring it back. The daily files follow within their pace.
 
-        `id` may be an id that leads to another lead, or one of a submission that still waits in the spool or for a decision.
-        The same again succeeds. The phone and nid are free: the person can come back as a new lead, and a repeat of the
-        erased submission's request_id is a new submission.
+        `id` may be an id that leads to another lead, or one of a submission that still waits in the spool or for a decision:
+        then a lead with both its phone and its nid is erased too. The same again succeeds. The phone and nid are free: the
+        person can come back as a new lead, and a repeat of the erased submission's request_id is a new submission. Where a
+        repeat was answered DELAYED, and the clocks do not show whether that was before the erasure, it becomes a conflict
+        (`met_fields` holds `erased`).
 
         Scope: `leads:erase`. Errors: NOT_FOUND LEAD_NOT_FOUND (no lead of this id is known here; if it waits in the spool
         of another replica, it is dropped there all the same).

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from uuid import UUID
 
@@ -50,9 +50,6 @@ ERASURES_EVERY_SECONDS = 5.0
 
 ERASURES_WAIT_SECONDS = 1.0
 """How long the drain waits for the database when it looks for erasures."""
-
-ERASURES_OVERLAP = timedelta(minutes=1)
-"""By which looks for erasures overlap: one is dated when its transaction begins, and clocks differ."""
 
 
 FIRST_HOLD = 5.0
@@ -97,7 +94,7 @@ class Drain:
         self._outage = outage
         self._recent = recent
         self._erasures = erasures
-        self._erased_until = datetime.now(UTC)
+        self._erased_until: datetime | None = None
         self._reseal = reseal
         self._busy = busy
         self._on_drained = on_drained
@@ -141,9 +138,8 @@ class Drain:
                 await self._forget_erased()
 
     async def _forget_erased(self) -> None:
-        until = datetime.now(UTC)
-        self._recent.forget(await self._erasures.erased_since(self._erased_until - ERASURES_OVERLAP))
-        self._erased_until = until
+        erased, self._erased_until = await self._erasures.erased_since(self._erased_until)
+        self._recent.forget(erased)
         set_aside = await self._spool.ids_set_aside() if self._spool.size.damaged else []
         if set_aside and (erased := await self._erasures.erased_among(set_aside)):
             await self._spool.remove(erased)

@@ -201,7 +201,9 @@ class ReplicaReport:
         upsert = upsert.on_conflict_do_update(index_elements=["name"], set_=values)
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(upsert)
+            began = self._spool.clock.read()
+            found = await connection.execute(upsert.returning(func.clock_timestamp()))
+            self._spool.clock.measured(began, found.scalar_one())
 
         try:
             await database.write_once(work)

@@ -82,6 +82,8 @@ class InConflict:
     """The lead that has its request_id with other content."""
     repeats: UUID | None = None
     """The conflict of the same request, whose resolution is its own too."""
+    erased_lead_id: UUID | None = None
+    """A lead that was erased, whose request it may be a copy of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ class Found:
     """The lead that the submission's own id leads to."""
     erased_created_at: datetime | None = None
     """The tombstone's: when the submission was acknowledged that was erased, of this id or of this request."""
+    perhaps_erased_with: UUID | None = None
+    """The lead whose request was erased, when the clocks do not show whether the submission was accepted before."""
 
     @property
     def match(self) -> DuplicateMatch | None:
@@ -170,13 +174,14 @@ def _decide_drained(submission: SealedSubmission, found: Found) -> Outcome | Non
     request, conflict, match = found.request, found.conflict, found.match
     if request is not None and submission.has_content(request.content_digest):
         return Aliased(request.id)
-    if submission.refused and match is not None:
-        return match
-    if request is None and match is None:
-        return None
+    if found.perhaps_erased_with is None:
+        if submission.refused and match is not None:
+            return match
+        if request is None and match is None:
+            return None
     repeats = None
     if conflict is not None and submission.has_content(conflict.content_digest):
         if conflict.decided:
             return Aliased(conflict.id)
         repeats = conflict.repeats or conflict.id
-    return InConflict(match, request.id if request else None, repeats)
+    return InConflict(match, request.id if request else None, repeats, found.perhaps_erased_with)

@@ -3,15 +3,15 @@
 Promises: a tombstone stays in place of each id that goes, and nothing that is another person's goes with them (but with
 retention, see `keeps_others`). An id that has a tombstone never becomes a lead again, wherever a copy of it still lies,
 and neither does a copy of the same request that was accepted before the erasure. The function `erase_lead` of the
-database does it with rights that the service's role does not have; see its migration (0007) for the locks by
-which erasing and storing exclude each other.
+database does it with rights that the service's role does not have; see migrations 0007 and 0008 for the locks by which
+erasing and storing exclude each other, and docs/architecture.md for their order.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -53,16 +53,28 @@ _CONFLICT = Statement(text("SELECT * FROM lead_conflict WHERE id = CAST(:wanted 
 # NULL equals nothing here: a submission without request_id has no copies.
 _SAVED_COPIES = Statement(
     text("""
-    SELECT id FROM lead WHERE created_by = :created_by AND request_id = CAST(:request_id AS text)
+    SELECT id FROM lead WHERE created_by = CAST(:created_by AS text) AND request_id = CAST(:request_id AS text)
         AND (CAST(:until AS timestamptz) IS NULL OR created_at <= :until)
+""")
+)
+# In the order of ids, as everything that locks leads does it, and with those that would take over a phone or nid.
+_LOCK_LEADS = Statement(
+    text("""
+    SELECT FROM lead WHERE id IN (
+        SELECT locked.id FROM unnest(CAST(:ids AS uuid[])) AS wanted (id)
+        LEFT JOIN lead_alias a ON a.id = wanted.id,
+        LATERAL (SELECT coalesce(a.lead_id, wanted.id)
+                 UNION ALL SELECT leads_sharing_with(coalesce(a.lead_id, wanted.id))) AS locked (id)
+    ) ORDER BY id FOR UPDATE
 """)
 )
 # One branch for each partial index, so that each is used.
 _NEIGHBOURS = Statement(
     text(
         " UNION ".join(
-            f"SELECT id FROM lead WHERE {field}_index{pair} = ANY(CAST(:{field}s AS bytea[])) AND {only} {field}_shared"  # noqa: S608 # our own names
-            for field in ("phone", "nid")
+            f"SELECT id, created_at, '{name}' AS field FROM lead"  # noqa: S608 # our own names
+            f" WHERE {name}_index{pair} = ANY(CAST(:{name}s AS bytea[])) AND {only} {name}_shared"
+            for name in ("phone", "nid")
             for pair in ("", "_2")
             for only in ("", "NOT")
         )
@@ -149,6 +161,20 @@ async def wait_for_erasures(connection: AsyncConnection) -> None:
     await _SHARED.rows(connection, {})
 
 
+async def lock_leads(connection: AsyncConnection, ids: Iterable[UUID]) -> None:
+    """Lock the leads that ids lead to, together: one after the other they might wait for each other in a circle."""
+    await _LOCK_LEADS.rows(connection, {"ids": list(ids)})
+
+
+async def lock_person(
+    connection: AsyncConnection, wanted: UUID, others: Iterable[UUID], reseal: Reseal | None
+) -> Person:
+    """What is known of the person that an id stands for, with its leads and those of other ids locked."""
+    person = await person_of(connection, wanted, reseal)
+    await lock_leads(connection, {wanted, *others, *await _leads_with_both(connection, person, until=None)})
+    return await person_of(connection, wanted, reseal)
+
+
 async def person_of(connection: AsyncConnection, wanted: UUID, reseal: Reseal | None) -> Person:
     """What is known here of the person that an id stands for: of its lead, or of its conflict."""
     person = Person(frozenset({wanted}))
@@ -187,12 +213,15 @@ async def erase_within(
         gone = await erase(target=None, known=known)
         if itself is None:
             return gone
-        buried = KnownTombstone(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
-        request = {"created_by": itself.created_by, "request_id": itself.request_id, "until": known.erased_at}
-        for (copy,) in await _SAVED_COPIES.rows(connection, request):
-            gone |= await erase_within(connection, copy, actor=actor, reason=reason, reseal=reseal, known=buried)
     person = await person_of(connection, wanted, reseal)
     person = person.extended_by(itself) if itself is not None else person
+    if not await _LEAD.rows(connection, {"wanted": wanted}):
+        # The lead that another replica made of the request, and those that the submission repeats.
+        request = {"created_by": itself and itself.created_by, "request_id": itself and itself.request_id}
+        copies = await _SAVED_COPIES.rows(connection, request | {"until": known.erased_at})
+        buried = KnownTombstone(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
+        for copy in {row.id for row in copies} | await _leads_with_both(connection, person, until=known.erased_at):
+            gone |= await erase_within(connection, copy, actor=actor, reason=reason, reseal=reseal, known=buried)
     conflicts, submissions = await _rows_of(connection, person, target or wanted, reseal, until=known.erased_at)
     if target is not None or conflicts or submissions:
         gone |= await erase(target=target or wanted, own_conflicts=conflicts, own_submissions=submissions, known=known)
@@ -214,11 +243,21 @@ async def drop_within(
     )
 
 
-async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubmission]) -> dict[UUID, datetime]:
-    """Those of the submissions that must not be stored any more, with the moment of their acceptance.
+@dataclass(frozen=True, slots=True)
+class ErasedAmong:
+    """Those of some submissions that were erased."""
 
-    Each has a tombstone of its own afterwards, which names its request too, so that a copy of the request in yet
-    another spool is known. Writing that makes the commit, and so the answer, wait for the synchronous standby.
+    accepted_at: Mapping[UUID, datetime] = field(default_factory=dict)
+    """Of each that must not be stored any more, the moment of its acceptance."""
+    perhaps_with: Mapping[UUID, UUID] = field(default_factory=dict)
+    """Of each that the clocks leave open, whether it was accepted before its request was erased: the erased lead."""
+
+
+async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubmission]) -> ErasedAmong:
+    """Those of the submissions that were erased, or may have been.
+
+    Each that was has a tombstone of its own afterwards, which names its request too, so that a copy of the request in
+    yet another spool is known. Writing that makes the commit, and so the answer, wait for the synchronous standby.
     """
     digests = {entry.id: digest for entry in entries if entry.accepted_at and (digest := request_digest(entry))}
     found = select(_STONE).where(
@@ -229,13 +268,18 @@ async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubm
     # The latest of one request. Most tombstones name none.
     by_request = {row.request_digest: row for row in rows if row.request_digest is not None}
     erased: dict[UUID, dict[str, Any]] = {}
+    perhaps: dict[UUID, UUID] = {}
     for entry in entries:
         digest = digests.get(entry.id)
         stone = by_id.get(entry.id)
         of_request = by_request.get(digest) if digest else None
-        # One that was accepted after the erasure of its request is a new request.
-        if stone is None and of_request and entry.accepted_at and entry.accepted_at <= of_request.erased_at:
-            stone = of_request
+        if stone is None and of_request is not None:
+            earliest, latest = entry.accepted_between or (None, None)
+            # One that was accepted after the erasure of its request is a new request.
+            if latest is not None and latest <= of_request.erased_at:
+                stone = of_request
+            elif earliest is None or earliest <= of_request.erased_at:
+                perhaps[entry.id] = of_request.lead_id
         if stone is not None:
             erased[entry.id] = {
                 **{name: getattr(stone, name) for name in ("lead_id", "erased_at", "erased_by", "reason")},
@@ -248,7 +292,7 @@ async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubm
         filled = {name: func.coalesce(_STONE.c[name], put.excluded[name]) for name in ("created_at", "request_digest")}
         rows_in_order = [erased[each] for each in sorted(erased)]
         await connection.execute(put.on_conflict_do_update(index_elements=[_STONE.c.id], set_=filled), rows_in_order)
-    return {each: row["created_at"] for each, row in erased.items()}
+    return ErasedAmong({each: row["created_at"] for each, row in erased.items()}, perhaps)
 
 
 def request_digest(submission: SealedSubmission) -> bytes | None:
@@ -287,6 +331,16 @@ async def _erase(
     return frozenset(gone or ())
 
 
+async def _neighbours(connection: AsyncConnection, person: Person) -> list[Any]:
+    return await _NEIGHBOURS.rows(connection, {"phones": list(person.phones), "nids": list(person.nids)})
+
+
+async def _leads_with_both(connection: AsyncConnection, person: Person, *, until: datetime | None) -> set[UUID]:
+    """The leads with both a phone and a nid of a person; of those created `until` a moment."""
+    rows = [row for row in await _neighbours(connection, person) if until is None or row.created_at <= until]
+    return {row.id for row in rows if row.field == "phone"} & {row.id for row in rows if row.field == "nid"}
+
+
 async def _rows_of(
     connection: AsyncConnection, person: Person, target: UUID, reseal: Reseal | None, *, until: datetime | None
 ) -> tuple[list[UUID], list[UUID]]:
@@ -306,9 +360,8 @@ async def _rows_of(
     def is_own_submission(row: Any) -> bool:
         return (row.verified and row.lead_id == target) or is_own(row, row.submission_id, row.actor)
 
-    indexes = {"phones": list(person.phones), "nids": list(person.nids)}
     # What is the person's may be kept with another lead that has its phone or nid; opening shows whether it is.
-    neighbours = await _NEIGHBOURS.rows(connection, indexes) if reseal else []
+    neighbours = await _neighbours(connection, person) if reseal else []
     keys = {"leads": [target, *(row.id for row in neighbours)], "until": until}
     requests = {
         "ids": list(person.ids),

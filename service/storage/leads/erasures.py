@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -22,7 +22,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.lead import LeadStatus, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Database
-from service.storage.leads.erasing import KnownTombstone, Person, Reseal, erase_within, person_of, wait_for_drains
+from service.storage.leads.erasing import (
+    KnownTombstone,
+    Person,
+    Reseal,
+    erase_within,
+    lock_leads,
+    lock_person,
+    person_of,
+    wait_for_drains,
+)
 from service.storage.leads.parameters import Position
 from service.storage.leads.submissions import store
 from service.storage.spool.spool import Spooled
@@ -31,6 +40,9 @@ _STONE = models.tombstone
 _CONFLICT = models.lead_conflict
 
 LISTED_AT_ONCE = 1000
+
+ERASURES_OVERLAP = timedelta(minutes=1)
+"""By which looks for erasures overlap: one is dated when its transaction begins."""
 
 # `created_at` adds no condition to `updated_at`, but the index of a status is ordered by it.
 # A person who came back, or about whom a decision is pending, is not forgotten.
@@ -46,8 +58,11 @@ _NEXT = text(f"""
     WHERE {_DUE} AND (created_at, id) > (CAST(:created_at AS timestamptz), CAST(:id AS uuid))
     ORDER BY created_at, id LIMIT :limit
 """)  # noqa: S608 # our own text
-_LOCK = text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
 _STILL = text(f"SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) AND {_DUE} ORDER BY id")  # noqa: S608 # our own text
+
+
+class PersonMovedError(Exception):
+    """An id began to stand for another lead, or its lead was corrected, while the person's submissions were sought."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +114,15 @@ class Erasures:
         """Erase what an id stands for, here and in the spool; None when there never was such a lead here.
 
         The same again answers the same. Even for None a tombstone stays: the lead may lie in another replica's spool.
+        Raises PersonMovedError when the spool was searched for what the id no longer stands for.
         """
 
         async def work(connection: AsyncConnection) -> Erasure | None:
             erase_one = partial(erase_within, connection, actor=actor, reason=reason, reseal=self._reseal)
             await wait_for_drains(connection)
+            person = await lock_person(connection, lead_id, spooled.own, self._reseal)
+            if spooled.sought not in (None, person):
+                raise PersonMovedError
             gone: set[UUID] = set()
             # What waits in the spool first: putting up a tombstone of an id without a row waits for every writer, which
             # must not wait for the lead's row, locked by us.
@@ -145,6 +164,7 @@ class Erasures:
 
         async def work(connection: AsyncConnection) -> None:
             await wait_for_drains(connection)
+            await lock_leads(connection, [each.id for each in tombstones])
             for each in tombstones:
                 known = KnownTombstone(
                     created_at=each.created_at,
@@ -163,9 +183,16 @@ class Erasures:
 
         await self._database.write(work)
 
-    async def erased_since(self, moment: datetime) -> list[UUID]:
-        """The ids that were erased at or after a moment."""
-        return [row.id for row in await self._database.rows(select(_STONE.c.id).where(_STONE.c.erased_at >= moment))]
+    async def erased_since(self, moment: datetime | None) -> tuple[list[UUID], datetime]:
+        """The ids that were erased at or after a moment (None: now), and the present moment by the database's clock."""
+
+        async def work(connection: AsyncConnection) -> tuple[list[UUID], datetime]:
+            now = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+            since = (moment or now) - ERASURES_OVERLAP
+            found = await connection.execute(select(_STONE.c.id).where(_STONE.c.erased_at >= since))
+            return list(found.scalars()), now
+
+        return await self._database.read(work)
 
     async def erased_among(self, ids: Sequence[UUID]) -> list[UUID]:
         """Those of the ids that were erased."""
@@ -212,7 +239,7 @@ async def erase_due(
     async def work(connection: AsyncConnection) -> int:
         await wait_for_drains(connection)
         # Locked first, looked at afterwards: whoever held one has committed what counts for the rule.
-        await connection.execute(_LOCK, {"ids": list(ids)})
+        await lock_leads(connection, ids)
         due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()
         for lead_id in due:
             # What came back to a lead that is due is as old as the lead, whoever sent it.

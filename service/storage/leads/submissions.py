@@ -9,15 +9,13 @@ the same way.
 
 The look-up locks what it finds FOR KEY SHARE. That keeps the row while we answer for it, and it writes to the log: the
 commit of every answer that rests on an existing row therefore waits for the synchronous standby. A plain look-up would
-not, and could confirm a row that a failover then loses.
-
-A refused duplicate is kept sealed with the leads that it matches: the newest few of each lead, and a count of all.
+not, and could confirm a row that a failover then loses. A refused duplicate is kept sealed with the leads that it
+matches: the newest few of each lead, and a count of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -43,7 +41,7 @@ from service.storage.leads.decision import (
     Outcome,
     decide,
 )
-from service.storage.leads.erasing import erased_among, wait_for_erasures
+from service.storage.leads.erasing import ErasedAmong, erased_among, wait_for_erasures
 from service.storage.leads.queries import ATTEMPTS, columns_of, lead_of_row
 
 _COLUMN_TYPES = {
@@ -68,13 +66,13 @@ _INSERT = Statement(
     WITH inserted AS (
         INSERT INTO lead ({_COLUMNS}, created_at)
         SELECT {_VALUES}, coalesce(accepted_at, now())
-        FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, accepted_at timestamptz))
-            WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, place)
+        FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, accepted_at timestamptz,
+            accepted_from timestamptz)) WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, accepted_from, place)
         WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
           AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
           AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = entry.id)
           AND (accepted_at IS NULL OR entry.request_id IS NULL OR NOT EXISTS (
-              SELECT FROM tombstone t WHERE t.erased_at >= entry.accepted_at
+              SELECT FROM tombstone t WHERE t.erased_at >= entry.accepted_from
                  AND t.request_digest = sha256(convert_to(entry.created_by || E'\\n' || entry.request_id, 'UTF8'))))
           AND (accepted_at IS NOT NULL OR NOT EXISTS (
               SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
@@ -134,9 +132,7 @@ _KEPT_COLUMNS = tuple(column.name for column in models.resubmission.c if column.
 _LISTED = ", ".join(_KEPT_COLUMNS)
 
 # In the order of ids, as everything that locks leads does it.
-_LOCK_MATCHED = Statement(
-    text("SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE")
-)
+_LOCK_MATCHED = Statement(text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"))
 
 # With the leads locked, a repeat of a submission is visible here, and is neither kept nor counted twice.
 _KEEP = Statement(
@@ -258,7 +254,7 @@ async def _look_up(connection: AsyncConnection, entries: Sequence[SealedSubmissi
     aliases = dict(await _ALIASES.rows(connection, keys)) if drained else {}
     # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
     # inserted are duplicates; it is asked when nothing else explains it.
-    erased = await erased_among(connection, entries) if drained or again else {}
+    erased = await erased_among(connection, entries) if drained or again else ErasedAmong()
     return _Rows(leads, conflicts, aliases, erased)
 
 
@@ -270,7 +266,7 @@ class _Rows:
         leads: Sequence[Any],
         conflicts: Sequence[Any] = (),
         aliases: Mapping[UUID, UUID] | None = None,
-        erased: Mapping[UUID, datetime] | None = None,
+        erased: ErasedAmong | None = None,
     ) -> None:
         self._leads = {row.id: row for row in leads}
         self._requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
@@ -284,7 +280,7 @@ class _Rows:
             (row.created_by, row.request_id): row for row in reversed(conflicts) if row.request_id is not None
         }
         self._aliases = aliases or {}
-        self._erased = erased or {}
+        self._erased = erased or ErasedAmong()
 
     def found(self, entry: SealedSubmission) -> Found:
         """What there is of one submission."""
@@ -296,7 +292,8 @@ class _Rows:
             phone=self.with_phone(entry.indexes.phones),
             nid=self.with_nid(entry.indexes.nids),
             alias=self._aliases.get(entry.id),
-            erased_created_at=self._erased.get(entry.id),
+            erased_created_at=self._erased.accepted_at.get(entry.id),
+            perhaps_erased_with=self._erased.perhaps_with.get(entry.id),
         )
 
     def with_phone(self, indexes: Sequence[bytes]) -> MatchedLead | None:
@@ -340,7 +337,7 @@ async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubm
                 lead_id = func.coalesce(leads_to, target_id)
                 alias = {"id": entry.id, "lead_id": lead_id, "created_by": entry.created_by}
                 await connection.execute(insert(aliases).values(alias).on_conflict_do_nothing())
-            case InConflict(match, request_lead_id, repeats) if match or request_lead_id:
+            case InConflict(match, request_lead_id, repeats, erased) if match or request_lead_id or erased:
                 conflict = columns_of(entry) | {
                     "id": entry.id,
                     "created_by": entry.created_by,
@@ -349,6 +346,7 @@ async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubm
                     "nid_lead_id": match.nid.id if match and match.nid else None,
                     "request_lead_id": request_lead_id,
                     "repeats": repeats,
+                    "erased_lead_id": erased,
                 }
                 await connection.execute(insert(models.lead_conflict).values(conflict).on_conflict_do_nothing())
     await _keep([(entry, outcome) for entry, outcome in decided if isinstance(outcome, DuplicateMatch)], connection)
@@ -395,5 +393,7 @@ def _entry(entry: SealedSubmission) -> dict[str, Any]:
         "request_id": entry.request_id,
         "content_digest": entry.content_digest.hex(),
         "accepted_at": entry.accepted_at and entry.accepted_at.isoformat(),
+        # Only an acknowledged submission can have been erased before; when it was accepted may be unknown.
+        "accepted_from": entry.accepted_between[0].isoformat() if entry.accepted_between else "-infinity",
         **entry.fields,
     }

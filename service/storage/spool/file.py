@@ -33,7 +33,7 @@ from service.storage.spool.rows import (
     size_of,
 )
 
-SCHEMA = 2
+SCHEMA = 3
 
 SYNCHRONOUS = "FULL"
 """An fsync of the log with each commit: the promise of this module."""
@@ -66,7 +66,9 @@ _TABLES = """
         refused INTEGER NOT NULL,
         damage TEXT,
         payload TEXT NOT NULL,
-        key_ids TEXT
+        key_ids TEXT,
+        clock_ahead INTEGER,
+        clock_error INTEGER
     );
     CREATE INDEX entry_phone ON entry (phone);
     CREATE INDEX entry_nid ON entry (nid);
@@ -78,13 +80,16 @@ _TABLES = """
 """
 
 
-_UPGRADES = {
-    0: _TABLES,
-    1: """
-        ALTER TABLE entry ADD COLUMN key_ids TEXT;
-        CREATE INDEX entry_key_ids ON entry (key_ids);
-    """,
-}
+_KEY_IDS = """
+    ALTER TABLE entry ADD COLUMN key_ids TEXT;
+    CREATE INDEX entry_key_ids ON entry (key_ids);
+"""
+# Microseconds; see ClockOffset.
+_CLOCK = """
+    ALTER TABLE entry ADD COLUMN clock_ahead INTEGER;
+    ALTER TABLE entry ADD COLUMN clock_error INTEGER;
+"""
+_UPGRADES = {0: _TABLES, 1: _KEY_IDS + _CLOCK, 2: _CLOCK}
 """What makes this release's format of an older one; 0 is an empty file."""
 
 _TRIAL = SpoolRow(
@@ -165,8 +170,8 @@ class SpoolFile:
         self._growth += len(row.payload) // PAGE_BYTES + 2
         self._load_ballast(CHECKPOINT_PAGES + self._growth + self._growth // INDEX_ROWS + INDEX_ROWS)
         self._connection.execute(
-            "INSERT INTO entry (id, accepted_at, request, content, phone, nid, conversation, refused, payload, key_ids)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO entry (id, accepted_at, request, content, phone, nid, conversation, refused, payload, key_ids,"
+            " clock_ahead, clock_error) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 row.id.bytes,
                 (row.accepted_at - EPOCH) // MICROSECOND,
@@ -178,6 +183,9 @@ class SpoolFile:
                 row.refused,
                 row.payload,
                 row.key_ids,
+                row.clock and row.clock.ahead // MICROSECOND,
+                # One more for what the division cut off.
+                row.clock and row.clock.error // MICROSECOND + 1,
             ),
         )
 

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from service.errors import StartRefusedError
 from service.keys.secret_file import make_private_folder
+from service.storage.database.clock import ClockOffset
 
 OWNER_WAIT_SECONDS = 3.0
 """How long a start waits for the process that owns the spool: one that is stopping releases it last."""
@@ -42,6 +43,8 @@ class SpoolRow:
     key_ids: str | None = None
     """The ids of the keys that it is sealed with, the spool's own and those of the fields inside, with spaces between;
     None: written by a release that did not note them."""
+    clock: ClockOffset | None = None
+    """The offset of the database's clock when it was accepted; None: it was not known."""
     damage: str | None = None
     """Why it was set aside; None: it is to be drained."""
 
@@ -96,10 +99,25 @@ def key_ids_of(connection: sqlite3.Connection) -> set[str]:
 def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object) -> Generator[SpoolRow, None, None]:
     """The rows that match an SQL condition."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    noted = "key_ids" if version > 1 else "NULL"  # an operator may look before this release's first start
-    columns = f"id, accepted_at, request, content, phone, nid, conversation, refused, payload, {noted}, damage"
+    # An operator may look before this release's first start.
+    noted = "key_ids" if version > 1 else "NULL"
+    clock = "clock_ahead, clock_error" if version > 2 else "NULL, NULL"
+    columns = f"id, accepted_at, request, content, phone, nid, conversation, refused, payload, {noted}, damage, {clock}"
     found = connection.execute(f"SELECT {columns} FROM entry {condition}", parameters)  # noqa: S608 # our own names
-    for row_id, accepted_at, request, content, phone, nid, conversation, refused, payload, key_ids, damage in found:
+    for (
+        row_id,
+        accepted_at,
+        request,
+        content,
+        phone,
+        nid,
+        conversation,
+        refused,
+        payload,
+        key_ids,
+        damage,
+        *of,
+    ) in found:
         yield SpoolRow(
             id=UUID(bytes=row_id),
             accepted_at=EPOCH + accepted_at * MICROSECOND,
@@ -111,6 +129,7 @@ def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object)
             refused=bool(refused),
             payload=payload,
             key_ids=key_ids,
+            clock=None if None in of else ClockOffset(*(each * MICROSECOND for each in of)),
             damage=damage,
         )
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from uuid import UUID
 from service.errors import FieldUnreadableError
 from service.keys.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_id_of
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
+from service.storage.database.clock import ClockOffset, DatabaseClock
 from service.storage.leads.decision import Delayed, DuplicateMatch, Earlier, Found, MatchedLead, Outcome, decide
 from service.storage.leads.erasing import KnownTombstone, Person, Reseal, request_digest
 from service.storage.spool.file import SpoolError, SpoolFile
@@ -56,6 +57,8 @@ class Spooled:
     """Those that share only the phone or only the nid; not what was set aside, which is not drained either."""
     itself: SealedSubmission | None = None
     """The submission whose id was asked for."""
+    sought: Person | None = None
+    """The person as the database knew it; None: the spool was not searched, because it is empty."""
 
 
 @dataclass(slots=True)
@@ -71,7 +74,9 @@ class Opened:
 class Spool:
     """The spool of one folder, in a thread of its own. Must be closed."""
 
-    def __init__(self, folder: Path, encryption: EncryptionService, *, max_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, encryption: EncryptionService, *, max_bytes: int, clock: DatabaseClock | None = None
+    ) -> None:
         """Raises StartRefusedError when the folder cannot be used, or another process owns it."""
         self.folder = folder
         self.max_bytes = max_bytes
@@ -81,6 +86,8 @@ class Spool:
         """Why it took nothing when it was last asked to; None: it did."""
         self.identified = False
         """Whether keyring and normaliser were confirmed: by the database, or by what the spool remembers of it."""
+        self.clock = clock or DatabaseClock()
+        """By which submissions are dated. Whoever asks the database for its time lets this know."""
         self._encryption = encryption
         self._lock = become_owner(folder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
@@ -105,7 +112,7 @@ class Spool:
         """Make submissions durable with one fsync; the outcome of each. Raises SpoolError: nothing is confirmed."""
         if not self.identified:
             raise SpoolError("it is not known yet which database these leads belong to")
-        kept = await self._call(partial(self._put, submissions, datetime.now(UTC)))
+        kept = await self._call(partial(self._put, submissions, *self.clock.now()))
         self.fault = None
         return kept
 
@@ -205,16 +212,18 @@ class Spool:
             self._file = SpoolFile(self.folder, max_bytes=self.max_bytes)
         return self._file
 
-    def _put(self, submissions: Sequence[SealedSubmission], now: datetime, file: SpoolFile) -> dict[UUID, Outcome]:
+    def _put(
+        self, submissions: Sequence[SealedSubmission], now: datetime, clock: ClockOffset | None, file: SpoolFile
+    ) -> dict[UUID, Outcome]:
         try:
             with file.transaction():
-                return {entry.id: self._keep(entry, now, file) for entry in submissions}
+                return {entry.id: self._keep(entry, now, clock, file) for entry in submissions}
         except SpoolError as error:
             if error.full:
                 file.regain_room()  # so that fewer may still fit
             raise
 
-    def _keep(self, entry: SealedSubmission, now: datetime, file: SpoolFile) -> Outcome:
+    def _keep(self, entry: SealedSubmission, now: datetime, clock: ClockOffset | None, file: SpoolFile) -> Outcome:
         requests = self._request_indexes(entry)
         own = next(iter(file.find("id", [entry.id.bytes])), None)
         request = next(iter(file.find("request", requests)), None)
@@ -230,7 +239,7 @@ class Spool:
         is_kept = request is not None or any(row.refused and entry.has_content(row.content) for row in with_phone)
         if outcome is None or (is_refused and not is_kept):
             entry = replace(entry, accepted_at=now, refused=is_refused)
-            file.insert(self._row(entry, requests[0] if requests else None, now))
+            file.insert(replace(self._row(entry, requests[0] if requests else None, now), clock=clock))
         return outcome or Delayed(entry.id, now)
 
     def _matched(self, rows: Sequence[SpoolRow]) -> MatchedLead | None:
@@ -281,7 +290,7 @@ class Spool:
             except Exception:  # noqa: BLE001 # whatever it is, the closed row suffices here, and the drain reports it
                 return None
 
-        itself = None
+        sought, itself = person, None
         for row in file.find("id", [wanted.bytes]):
             itself = opened(row)
             # Both: as it lies there, by which others are looked for, and as it is compared.
@@ -301,7 +310,7 @@ class Spool:
                 own[row.id] = KnownTombstone(created_at=row.accepted_at, request_digest=digest)
             elif entry is not None and row.damage is None:
                 others.append(entry)
-        return Spooled(own, tuple(others), itself)
+        return Spooled(own, tuple(others), itself, sought)
 
     def _key_ids(self, file: SpoolFile) -> set[str]:
         for row in file.rows("WHERE key_ids IS NULL ORDER BY seq"):
@@ -366,7 +375,8 @@ def submission_of(row: SpoolRow, encryption: EncryptionService) -> SealedSubmiss
             created_by=held["created_by"],
             request_id=held["request_id"],
             refused=held["refused"],
-            accepted_at=datetime.fromisoformat(held["accepted_at"]),
+            accepted_at=(accepted_at := datetime.fromisoformat(held["accepted_at"])),
+            accepted_between=row.clock.bounds(accepted_at) if row.clock else None,
             content_digest=row.content,
             indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
         )

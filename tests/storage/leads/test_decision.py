@@ -52,6 +52,8 @@ class Draft:
     request: str | None = None
     subject: str = "bot"
     drained_from: datetime | None = None
+    clock_known: bool = True
+    """Whether its replica knew the offset of the database's clock."""
     refused: bool = False
     """Whether the spool that it was drained from had refused it."""
     id_of: str = ""
@@ -345,6 +347,30 @@ DRAINED = [
         *("created B new", "1 0 0 0"),
     ),
     Case(
+        "its request was erased, and nobody knows whether it was accepted before",
+        (A_REQUEST, Erase("A")),
+        drained(SAME_REQUEST, clock_known=False),
+        *("conflict erased A", "0 1 0 0"),
+    ),
+    Case(
+        "it is refused, its request was erased, and nobody knows whether it was accepted before",
+        (A_REQUEST, Erase("A"), Draft("C", phone=PHONE)),
+        drained(SAME_REQUEST, clock_known=False, refused=True),
+        *("conflict phone C erased A", "1 1 0 0"),
+    ),
+    Case(
+        "its request was erased and is saved again, and nobody knows which it is a copy of",
+        (A_REQUEST, Erase("A"), replace(SAME_REQUEST, label="C")),
+        drained(SAME_REQUEST, clock_known=False),
+        *("alias C", "1 0 1 0"),
+    ),
+    Case(
+        "two copies of an erased request, and nobody knows whether they were accepted before",
+        (A_REQUEST, Erase("A"), drained(SAME_REQUEST, label="C", clock_known=False)),
+        drained(SAME_REQUEST, clock_known=False),
+        *("conflict erased A repeats C", "0 2 0 0"),
+    ),
+    Case(
         "another subject's request was erased",
         (A_REQUEST, Erase("A")),
         drained(SAME_REQUEST, subject="other"),
@@ -437,7 +463,9 @@ class Submissions:
         )
         lead_id = self.id(draft.id_of or draft.label)
         sealed = self._sealer.seal(lead_id, details, created_by=draft.subject, request_id=draft.request)
-        return replace(sealed, accepted_at=draft.drained_from, refused=draft.refused)
+        moment = draft.drained_from
+        known = (moment, moment) if moment and draft.clock_known else None
+        return replace(sealed, accepted_at=moment, accepted_between=known, refused=draft.refused)
 
     def text(self, outcome: Outcome | None) -> str:
         """An outcome in the words of the cases."""
@@ -457,8 +485,9 @@ class Submissions:
                 return "erased"
             case DuplicateMatch():
                 return f"duplicate{_matched(outcome, labels)}"
-            case InConflict(match, request_lead_id, repeats):
+            case InConflict(match, request_lead_id, repeats, erased):
                 request = f" request {labels[request_lead_id]}" if request_lead_id else ""
+                request += f" erased {labels[erased]}" if erased else ""
                 return f"conflict{_matched(match, labels)}{request}{f' repeats {labels[repeats]}' if repeats else ''}"
 
 

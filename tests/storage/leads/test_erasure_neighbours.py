@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -20,7 +21,7 @@ from service.keys.encryption import EncryptionService
 from service.lead import ConflictResolution, LeadStatus, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
-from service.storage.leads.conflicts import ConflictRepository, Decision, OwnLead
+from service.storage.leads.conflicts import ConflictRepository, Decision, KeepFirst, OwnLead
 from service.storage.leads.decision import Erased, InConflict, Outcome
 from service.storage.leads.erasing import drop_within
 from service.storage.leads.erasures import RetentionRule, erase_due
@@ -73,7 +74,8 @@ def erased_with(database: TestDatabase, submission: SealedSubmission) -> tuple[o
 
 def late(submission: SealedSubmission) -> SealedSubmission:
     """The submission, acknowledged before the database had it."""
-    return replace(submission, accepted_at=datetime.now(UTC))
+    now = datetime.now(UTC)
+    return replace(submission, accepted_at=now, accepted_between=(now, now))
 
 
 def again(submission: SealedSubmission, **changes: object) -> SealedSubmission:
@@ -543,3 +545,64 @@ class TestSpool:
         await asyncio.gather(drain(elsewhere), *(erase_soon(each) for each in late_ones))
 
         assert [where(database, each) for each in late_ones] == [{"tombstone"}] * len(late_ones)
+
+
+async def keep_first(world: World, conflict: SealedSubmission, lead: SealedSubmission) -> None:
+    """Decide that a conflict's id leads to the lead that it matches."""
+    conflicts = ConflictRepository(world.database)
+
+    def decide(_: object) -> Decision:
+        return KeepFirst(lead.id)
+
+    await conflicts.resolve(conflict.id, ConflictResolution.KEEP_FIRST, decide, actor="boss", reason=None)
+
+
+class TestIdsThatMove:
+    """An id is followed to what it stands for when the erasure holds its locks."""
+
+    async def test_what_waits_of_a_lead_goes_when_the_id_begins_to_lead_to_it_meanwhile(
+        self, world: World, submit: Submit, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lead, conflict, waiting = submit(phone=PHONE, nid=NID), submit(phone=PHONE), submit(phone=PHONE, nid=NID)
+        await world.create(lead)
+        await stored_late(world, conflict)
+        await world.spool.put([waiting])
+        search = world.spool.of_person
+
+        async def decided_meanwhile(*about: Any) -> Spooled:
+            found = await search(*about)
+            if where(database, conflict) == {"lead_conflict"}:
+                await keep_first(world, conflict, lead)
+            return found
+
+        monkeypatch.setattr(world.spool, "of_person", decided_meanwhile)
+        await erase(world, conflict.id)
+
+        assert [where(database, each) for each in (lead, conflict, waiting)] == [{"tombstone"}] * 3
+        assert world.spool.empty
+
+    @pytest.mark.parametrize("spooled", [False, True])
+    async def test_a_submission_with_phone_and_nid_of_a_lead_takes_the_lead_with_it(
+        self, world: World, submit: Submit, database: TestDatabase, spooled: bool
+    ) -> None:
+        lead, same, relative = submit(phone=PHONE, nid=NID), submit(phone=PHONE, nid=NID), submit(phone=PHONE)
+        await world.create(lead)
+        await world.create(relative)
+        if spooled:
+            await world.spool.put([same])
+        else:
+            await stored_late(world, same)
+
+        assert await erase(world, same.id) == (relative.id,)
+
+        assert [where(database, each) for each in (lead, same)] == [{"tombstone"}] * 2
+        assert where(database, relative) == {"lead_conflict"}
+
+    async def test_a_conflict_that_shares_only_the_phone_leaves_the_lead(
+        self, world: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        lead, conflict = submit(phone=PHONE, nid=NID), submit(phone=PHONE)
+        await world.create(lead)
+        await stored_late(world, conflict)
+        await erase(world, conflict.id)
+        assert (where(database, lead), where(database, conflict)) == ({"lead"}, {"tombstone"})

@@ -43,6 +43,7 @@ async def replica(
     """A replica on a database, with a spool of its own."""
     spool = Spool(folder, encryption, max_bytes=10_000_000)
     spool.identified = True
+    spool.clock.measured(spool.clock.read(), datetime.now(UTC))  # as a heartbeat does it
     world = World(database, spool, sealer)
     world.start()
     yield world
