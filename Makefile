@@ -55,9 +55,10 @@ test-rest:
 test-fast: install
 	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/storage/postgres/test_embedded.py
 
-# Kills and freezes the service and PostgreSQL for twenty minutes, and writes docs/faults.md and docs/faults.svg.
+# Races, kills and freezes the service and PostgreSQL for about an hour, and writes docs/faults.md and docs/faults.svg.
 faults: install
-	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py poolers.py)
+	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py \
+	  poolers.py races.py)
 	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
 
 # Never part of a test run: it takes an hour and a half, and only its ratios mean anything. `BENCH_ARGS` go to it.

@@ -15,11 +15,12 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from psycopg import errors
 
 from service.errors import StartRefusedError
+from service.storage.database.database import Database
 from service.storage.database.session import SETTINGS
-from service.storage.schema import REVISION, migrate
+from service.storage.schema import APPLICATION_ROLE, REVISION, excess_rights, migrate
 from tests.conftest import StartService
 from tests.harness.disguises import disguises
-from tests.harness.faults import value_of
+from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
@@ -45,6 +46,9 @@ TABLES = {
 }
 NOTES = {"lead_touch", "replica"}
 """What is removed again: by renders of the daily files, and when a replica is gone for good."""
+
+UNGUARDED = {"alembic_version", "key_canary"}
+"""Of which a row that is gone stops the start."""
 
 
 def tables(database: TestDatabase) -> set[str]:
@@ -323,3 +327,22 @@ def test_the_search_finds_a_value_that_hides(value: str, before: str) -> None:
     hidden = f"{before}{value} and more".encode()
     for found in (hidden, base64.b64encode(hidden), hidden.hex().encode(), hidden[::-1]):
         assert any(disguise in found for disguise in disguises(value))
+
+
+@pytest.mark.parametrize(
+    ("right", "may"),
+    [
+        *(
+            (f"UPDATE ({column}) ON {table}", f"change {table}")
+            for table, column in (("access_record", "reason"), ("access_chain", "writer"), ("access_head", "ended"))
+        ),
+        *((f"DELETE ON {table}", f"delete from {table}") for table in sorted(TABLES - NOTES - UNGUARDED)),
+        ("CREATE ON SCHEMA public", "create tables"),
+    ],
+)
+async def test_a_right_that_serve_does_not_need_is_named(
+    database: TestDatabase, connected: Database, right: str, may: str
+) -> None:
+    assert await excess_rights(connected) == []
+    execute(database.admin_url, f"GRANT {right} TO {APPLICATION_ROLE}")
+    assert await excess_rights(connected) == [may]

@@ -9,22 +9,19 @@ erasing and storing exclude each other, and docs/architecture.md for their order
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import FieldUnreadableError
 from service.keys.encryption import NOT_CONFIRMED
 from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
-from service.storage import models
 from service.storage.database.database import Statement
 from service.storage.leads.queries import fields_of
 
@@ -101,7 +98,6 @@ _RESUBMISSIONS = Statement(
         AND (CAST(:until AS timestamptz) IS NULL OR submitted_at <= :until)
 """)
 )
-_STONE = models.tombstone
 NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
 """Of a submission whose indexes are computed from its opened fields before they are used."""
 
@@ -126,6 +122,15 @@ class Person:
         # A submission without request_id is in no request: `requests` never holds None.
         has_request = (submission.created_by, submission.request_id) in self.requests
         return submission.id in self.ids or has_request or (has_phone and has_nid)
+
+    def within(self, other: Person) -> bool:
+        """Whether nothing is known of it but what is known of another one."""
+        return (
+            self.ids <= other.ids
+            and self.requests <= other.requests
+            and self.phones <= other.phones
+            and self.nids <= other.nids
+        )
 
     def extended_by(self, submission: SealedSubmission) -> Person:
         """The same person, known by a submission of its own too."""
@@ -241,65 +246,6 @@ async def drop_within(
         own_conflicts=[conflict_id],
         known=KnownTombstone(lead_id=erased_with),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ErasedAmong:
-    """Those of some submissions that were erased."""
-
-    accepted_at: Mapping[UUID, datetime] = field(default_factory=dict)
-    """Of each that must not be stored any more, the moment of its acceptance."""
-    perhaps_with: Mapping[UUID, UUID] = field(default_factory=dict)
-    """Of each that the clocks leave open, whether it was accepted before its request was erased: the erased lead."""
-
-
-async def erased_among(connection: AsyncConnection, entries: Sequence[SealedSubmission]) -> ErasedAmong:
-    """Those of the submissions that were erased, or may have been.
-
-    Each that was has a tombstone of its own afterwards, which names its request too, so that a copy of the request in
-    yet another spool is known. Writing that makes the commit, and so the answer, wait for the synchronous standby.
-    """
-    digests = {entry.id: digest for entry in entries if entry.accepted_at and (digest := request_digest(entry))}
-    found = select(_STONE).where(
-        _STONE.c.id.in_([entry.id for entry in entries]) | _STONE.c.request_digest.in_(list(digests.values()))
-    )
-    rows = (await connection.execute(found.order_by(_STONE.c.erased_at))).all()
-    by_id = {row.id: row for row in rows}
-    # The latest of one request. Most tombstones name none.
-    by_request = {row.request_digest: row for row in rows if row.request_digest is not None}
-    erased: dict[UUID, dict[str, Any]] = {}
-    perhaps: dict[UUID, UUID] = {}
-    for entry in entries:
-        digest = digests.get(entry.id)
-        stone = by_id.get(entry.id)
-        of_request = by_request.get(digest) if digest else None
-        if stone is None and of_request is not None:
-            earliest, latest = entry.accepted_between or (None, None)
-            # One that was accepted after the erasure of its request is a new request.
-            if latest is not None and latest <= of_request.erased_at:
-                stone = of_request
-            elif earliest is None or earliest <= of_request.erased_at:
-                perhaps[entry.id] = of_request.lead_id
-        if stone is not None:
-            erased[entry.id] = {
-                **{name: getattr(stone, name) for name in ("lead_id", "erased_at", "erased_by", "reason")},
-                "id": entry.id,
-                "created_at": entry.accepted_at or stone.created_at or stone.erased_at,
-                "request_digest": digest,
-            }
-    if erased:
-        put = insert(_STONE)
-        filled = {name: func.coalesce(_STONE.c[name], put.excluded[name]) for name in ("created_at", "request_digest")}
-        rows_in_order = [erased[each] for each in sorted(erased)]
-        await connection.execute(put.on_conflict_do_update(index_elements=[_STONE.c.id], set_=filled), rows_in_order)
-    return ErasedAmong({each: row["created_at"] for each, row in erased.items()}, perhaps)
-
-
-def request_digest(submission: SealedSubmission) -> bytes | None:
-    """By what a tombstone knows a copy of the request; None for a submission without request_id."""
-    if submission.request_id is None:
-        return None
-    return hashlib.sha256(f"{submission.created_by}\n{submission.request_id}".encode()).digest()
 
 
 async def _erase(

@@ -4,8 +4,7 @@ First an insert with ON CONFLICT DO NOTHING and no target, so that whichever uni
 waits for that rival and then does nothing. For new submissions it commits by itself: most need no more than that. For
 those for which it did nothing, a READ COMMITTED transaction looks for their own ids, request_ids, phones and nids;
 `decide` names the outcome of each, which is applied in the same transaction. The look-up is a statement of its own
-because one statement cannot see a rival that committed while it waited. Submissions of one batch match each other in
-the same way.
+because one statement cannot see a rival that committed while it waited. Those of one batch match each other likewise.
 
 The look-up locks what it finds FOR KEY SHARE. That keeps the row while we answer for it, and it writes to the log: the
 commit of every answer that rests on an existing row therefore waits for the synchronous standby. A plain look-up would
@@ -41,8 +40,9 @@ from service.storage.leads.decision import (
     Outcome,
     decide,
 )
-from service.storage.leads.erasing import ErasedAmong, erased_among, wait_for_erasures
+from service.storage.leads.erasing import wait_for_erasures
 from service.storage.leads.queries import ATTEMPTS, columns_of, lead_of_row
+from service.storage.leads.tombstones import ErasedAmong, erased_among
 
 _COLUMN_TYPES = {
     "id": "uuid",

@@ -24,7 +24,8 @@ from service.keys.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary,
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
 from service.storage.database.clock import ClockOffset, DatabaseClock
 from service.storage.leads.decision import Delayed, DuplicateMatch, Earlier, Found, MatchedLead, Outcome, decide
-from service.storage.leads.erasing import KnownTombstone, Person, Reseal, request_digest
+from service.storage.leads.erasing import KnownTombstone, Person, Reseal
+from service.storage.leads.tombstones import request_digest
 from service.storage.spool.file import SpoolError, SpoolFile
 from service.storage.spool.rows import SpoolRow, SpoolSize, become_owner
 
