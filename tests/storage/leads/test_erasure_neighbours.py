@@ -563,7 +563,9 @@ class TestIdsThatMove:
     async def test_what_waits_of_a_lead_goes_when_the_id_begins_to_lead_to_it_meanwhile(
         self, world: World, submit: Submit, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        lead, conflict, waiting = submit(phone=PHONE, nid=NID), submit(phone=PHONE), submit(phone=PHONE, nid=NID)
+        # The conflict shares nothing with what waits, so that the first search of the spool does not find that.
+        lead, conflict = submit(phone=PHONE, nid=NID, request_id="r"), submit(request_id="r")
+        waiting = submit(phone=PHONE, nid=NID)
         await world.create(lead)
         await stored_late(world, conflict)
         await world.spool.put([waiting])
