@@ -34,6 +34,9 @@ LARGEST_RESPONSE = 4 * 1024 * 1024
 LARGEST_METADATA = 16 * 1024
 """Bytes. A token is at most 8 kB."""
 
+MOST_PENDING = 2**31 - 1
+"""Calls: no limit."""
+
 OPTIONS = (
     # Two servers on one port would share it silently; a clash must raise.
     ("grpc.so_reuseport", 0),
@@ -45,6 +48,14 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # Calls at once on a connection: clients queue the others themselves. No less is advised (RFC 9113, 6.5.2).
+    ("grpc.max_concurrent_streams", 100),
+    # gRPC would count a stream until Python has let go of its call, and reset calls of clients that keep to the limit.
+    ("grpc.http.overload_protection", 0),
+    # Of more than 1,000 calls that Python has not taken yet, gRPC would reset some at random, and their callers get
+    # CANCELLED, which no policy retries. Connections and their streams bound them.
+    ("grpc.server.max_pending_requests", MOST_PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
 )
 
 STATUS_DETAILS = "grpc-status-details-bin"
