@@ -31,8 +31,8 @@ demo: install
 # What mostly waits (for outages, stops and restarts of real services) runs beside the rest, which computes. What
 # measures, or holds the service to its deadlines, runs after both and alone. With PYTEST_ARGS only what they name runs.
 WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py embedded_outage.py full_spool_disk.py \
-  key_rotation.py kill.py poolers.py sentinel.py start_without_database.py stop.py superseded_primary.py \
-  synchronous_standby.py task_death.py)
+  key_rotation.py kill.py poolers.py sentinel.py start_without_database.py stop.py stop_under_load.py \
+  superseded_primary.py synchronous_standby.py task_death.py)
 MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
 # Else every worker of every run rewrites the assertions of all modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
@@ -58,7 +58,7 @@ test-fast: install
 # Races, kills and freezes the service and PostgreSQL for about an hour, and writes docs/faults.md and docs/faults.svg.
 faults: install
 	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py \
-	  poolers.py races.py)
+	  poolers.py races.py stop_under_load.py)
 	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
 
 # Never part of a test run: it takes an hour and a half, and only its ratios mean anything. `BENCH_ARGS` go to it.

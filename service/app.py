@@ -1,7 +1,8 @@
 """`serve`: builds the service, starts it, and stops it in order.
 
 Start: PostgreSQL (embedded) → keyring → spool → schema and canary → endpoints → the tasks in their order → ready.
-Stop: not ready → endpoints take nothing new and finish what runs → the tasks in the reverse order → database
+Stop: not ready → calls are taken for a while → endpoints take nothing new and finish what runs → the tasks in the
+reverse order → database
 connections → spool → PostgreSQL.
 """
 
@@ -42,7 +43,18 @@ from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
 
 KEPT_SECONDS = 1.0
-"""Seconds of the grace that running calls do not get, for the stop of everything else; at most a quarter of it."""
+"""Seconds of the grace that running calls do not get, for the stop of everything else; at most a quarter of it. When
+callers who do not read have used it up, the rest gets as much once more."""
+
+
+DRAIN_SECONDS = 2.0
+"""For callers to notice that the service stops: each that waits for one answer before its next call does so sooner."""
+
+ANSWERING_SHARE = 0.9
+"""Of the time for running calls; in the rest, those that are not done are answered that the service stops."""
+
+SHUTDOWN_DELAY = 2.0
+"""Seconds: what a load balancer that asks once a second, or a watcher of health, needs to send calls elsewhere."""
 
 
 def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
@@ -168,17 +180,33 @@ async def _serve(
             await stop.wait()
 
             structlog.get_logger("leadkeep").info("stopping")
+            await readiness.stop()
+            if supervisor.died is None:
+                # Load balancers and clients notice, and go elsewhere.
+                await asyncio.sleep(_shutdown_delay(settings))
             end = time.monotonic() + settings.shutdown_grace
             calls_end = end - min(KEPT_SECONDS, settings.shutdown_grace / 4)
-            await readiness.stop()
             if supervisor.died is not None:
                 # Callers are answered at once: leads that wait for the database are spooled, accesses are refused.
                 await supervisor.stop(_left(calls_end), in_order=False, vital_only=True)
-            await asyncio.gather(grpc_endpoint.stop(_left(calls_end)), http_endpoint.stop(_left(calls_end)))
+            await work.drain(min(DRAIN_SECONDS, _left(calls_end)))
+            stops = [asyncio.create_task(each.stop(_left(calls_end))) for each in (grpc_endpoint, http_endpoint)]
+            # They have begun now: clients know that this server goes.
+            await asyncio.sleep(0)
+            work.release()
+            await asyncio.wait(stops, timeout=_left(calls_end) * ANSWERING_SHARE)
+            work.give_up()
+            await asyncio.gather(*stops)
             # A call whose caller has left is finished too: its lead may be half-way into the database.
             await work.finish(_left(calls_end))
-            await stop_tasks(supervisor, database, _left(end))
+            await stop_tasks(supervisor, database, max(_left(end), KEPT_SECONDS))
     return supervisor.died is None
+
+
+def _shutdown_delay(settings: Settings) -> float:
+    if settings.shutdown_delay is not None:
+        return settings.shutdown_delay
+    return 0 if os.isatty(0) else SHUTDOWN_DELAY
 
 
 def _left(end: float) -> float:

@@ -210,6 +210,10 @@ class Settings(BaseModel):
         10, "seconds that running calls get to finish on SIGTERM"
     )
 
+    shutdown_delay: Annotated[float, _read_by(values.number(float, 0, 3600))] | None = _setting(
+        None, "seconds after SIGTERM in which calls are still taken", shown="unset: 2, and 0 at a terminal"
+    )
+
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
 
     @property

@@ -34,6 +34,7 @@ Reason = Literal[
     "UNMASK_LIMIT",
     "DEADLINE_TOO_SHORT",
     "STORAGE_UNAVAILABLE",
+    "SERVICE_STOPPING",
     "KEYS_UNAVAILABLE",
     "FIELD_UNREADABLE",
     "INTERNAL",
@@ -260,6 +261,14 @@ class StorageUnavailableError(RetryableError):
     reason = "STORAGE_UNAVAILABLE"
     text = "the storage is not available now; nothing was confirmed, try again"
     retry_after = 2.0
+
+
+class ServiceStoppingError(RetryableError):
+    """The service ends: it takes no new calls, and what it has begun it can no longer wait for."""
+
+    reason = "SERVICE_STOPPING"
+    text = "the service is stopping; repeat, with the same request_id, and another replica or the next process answers"
+    retry_after = 0.5
 
 
 class KeysUnavailableError(RetryableError):

@@ -58,6 +58,7 @@ def test_without_any_setting_the_defaults_hold(working_folder: Path) -> None:
     assert str(settings.http_address) == "127.0.0.1:8080"
     assert (settings.phone_rule, settings.nid_rule, settings.default_region) == ("e164", "any", None)
     assert (settings.max_concurrent_calls, settings.log_level, settings.shutdown_grace) == (512, "info", 10)
+    assert settings.shutdown_delay is None
 
 
 def test_the_environment_wins_over_the_file(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,9 @@ BACKLOG = 1024
 MOST_CONNECTIONS = 1000
 """Beyond it requests are refused with 503, so that slow bodies cannot take more than 256 MB of memory."""
 
+CUT_SECONDS = 1.0
+"""For requests whose connection was cut to end."""
+
 KEEP_ALIVE = 30
 """Seconds for which a quiet connection stays open: chatbots keep a pool of them."""
 
@@ -112,9 +115,15 @@ class HttpEndpoint:
         if self._serving is None:
             self._socket.close()
             return
-        self._config.timeout_graceful_shutdown = math.ceil(grace)
+        self._config.timeout_graceful_shutdown = grace  # type: ignore[assignment] # asyncio takes fractions
         self._server.should_exit = True
         await asyncio.wait({self._serving})
+        # uvicorn has cancelled what still ran, and waits in it for callers that do not read.
+        left = self._server.server_state
+        for connection in list(left.connections):
+            connection.transport.abort()
+        if left.tasks:
+            await asyncio.wait(left.tasks, timeout=CUT_SECONDS)
 
 
 class UvicornServer(Server):

@@ -171,8 +171,8 @@ ERRORS: dict[int, str] = {
     "`Retry-After` says when to try again.",
     431: "The request's line and headers are longer than 16 KiB.",
     500: "INTERNAL (metadata `incident_id`: quote it to the operator) or FIELD_UNREADABLE (metadata `fields`).",
-    503: "STORAGE_UNAVAILABLE (nothing was confirmed, or an unmasked look cannot be recorded) or KEYS_UNAVAILABLE (no "
-    "token can be verified). `Retry-After` says when to try again.",
+    503: "STORAGE_UNAVAILABLE (nothing was confirmed, or an unmasked look cannot be recorded), SERVICE_STOPPING (the "
+    "service ends) or KEYS_UNAVAILABLE (no token can be verified). `Retry-After` says when to try again.",
     504: "DEADLINE_TOO_SHORT: what was begun may still complete; repeat with the same Idempotency-Key.",
 }
 

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -58,6 +58,9 @@ OPTIONS = (
     ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
 )
 
+CUT_SECONDS = 1.0
+"""For calls that were cancelled to end."""
+
 STATUS_DETAILS = "grpc-status-details-bin"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -98,15 +101,14 @@ class GrpcServer:
 
     async def set_serving(self, serving: bool) -> None:
         """Set the health of the whole server and of LeadService."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE.full_name):
-            await self._health.set(name, status)
+        self._health.set(("", SERVICE.full_name), serving=serving)
 
     async def stop(self, grace: float) -> None:
         """Take no new calls and wait at most `grace` seconds for those that run."""
-        await self._health.enter_graceful_shutdown()
-        self._health.stopping.set()
-        await self._server.stop(grace)
+        self._health.stop()
+        stopping = asyncio.ensure_future(self._server.stop(grace))
+        # After the grace gRPC cancels the calls, and waits for their end without a bound.
+        await asyncio.wait({stopping}, timeout=grace + CUT_SECONDS)
 
 
 def _grpc_handler(methods: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
@@ -181,29 +183,53 @@ def _probe(address: str) -> None:
         raise OSError(errno.EADDRNOTAVAIL, "no address of the host can be bound")
 
 
-class _Health(health.aio.HealthServicer):
-    """Health whose watchers are let go when the service stops: their streams never end by themselves, and each one
-    would hold the stop up for its whole grace."""
+class _Health(health_pb2_grpc.HealthServicer):
+    """Health of the server and its services, without a token.
+
+    In place of grpcio-health-checking's, which holds a lock while it writes: one watcher that does not read would keep
+    the health from being set. Watchers are let go when the service stops, because their streams never end by
+    themselves.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.stopping = asyncio.Event()
-        """Once it is set, every stream ends with NOT_SERVING."""
+        self._statuses: dict[str, Any] = {}
+        self._changed = asyncio.Event()
+        self._stopping = False
+
+    def set(self, names: Iterable[str], *, serving: bool) -> None:
+        """Set the health of some services."""
+        responses = health_pb2.HealthCheckResponse
+        self._statuses |= dict.fromkeys(names, responses.SERVING if serving else responses.NOT_SERVING)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def stop(self) -> None:
+        """End every stream with NOT_SERVING."""
+        self._stopping = True
+        self.set(self._statuses, serving=False)
+
+    async def Check(  # noqa: N802 # the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        """The health of one service."""
+        if request.service not in self._statuses:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no service of this name")
+        return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
 
     async def Watch(  # noqa: N802 # the contract's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """Send every change until the watcher hangs up or the service stops."""
-        watching = asyncio.create_task(super().Watch(request, context))
-        stopping = asyncio.create_task(self.stopping.wait())
-        try:
-            await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-            watching.cancel()
-            await asyncio.wait({watching})
-        if self.stopping.is_set():
-            await context.write(health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING))
+        last = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != last:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                last = status
+            if self._stopping:
+                return
+            await changed.wait()
 
 
 def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:

@@ -20,6 +20,7 @@ from service.storage.spool.rows import peek
 from tests.conftest import StartService
 from tests.faults.chaos.background import Background
 from tests.faults.chaos.proxy import Mode, PostgresProxy
+from tests.harness.answers import failure_of
 from tests.harness.daily_files import file_of, today
 from tests.harness.faults import value_of
 from tests.harness.leads import somebody
@@ -142,8 +143,8 @@ def test_calls_that_wait_for_the_database_are_spooled_within_the_grace(
             states = threads.map(state, range(20))
             assert eventually(lambda: arrived(service) == 20, within=15)
             assert seconds_to_stop(service) < 10
-            # Answered, or cut off at the end of the grace: each lead is on the disk.
-            assert set(states) <= {"SAVE_STATE_DELAYED", "StatusCode.CANCELLED", "StatusCode.UNAVAILABLE"}
+            # Answered, or refused at the end of the grace: each lead is on the disk.
+            assert set(states) <= {"SAVE_STATE_DELAYED", "StatusCode.UNAVAILABLE"}
             assert peek(service.data_dir / "spool")[0].waiting == 20
 
 
@@ -157,7 +158,8 @@ def test_reads_that_wait_for_the_database_hold_up_no_stop_beyond_the_grace(
         calls = [read.future(request, timeout=20, metadata=metadata) for _ in range(20)]
         assert eventually(lambda: service.metric("leadkeep_calls_in_flight") == 20, within=10)
         assert seconds_to_stop(service) < 10
-        assert all(call.exception() is not None for call in calls)
+        reasons = {failure_of(call.exception()).reason for call in calls}
+        assert reasons == {"SERVICE_STOPPING"}
 
 
 def test_with_the_database_everything_is_finished_in_order(database: TestDatabase, start_service: StartService) -> None:

@@ -52,6 +52,8 @@ class RunningService:
             "LEADKEEP_DATA_DIR": str(data_dir),
             "LEADKEEP_GRPC_ADDRESS": "127.0.0.1:0",
             "LEADKEEP_HTTP_ADDRESS": "127.0.0.1:0",
+            # Nobody is to notice the stop of most tests' services.
+            "LEADKEEP_SHUTDOWN_DELAY": "0",
         }
         if database_url is not None:
             self.environment["LEADKEEP_DATABASE_URL"] = database_url

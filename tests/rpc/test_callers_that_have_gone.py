@@ -70,7 +70,7 @@ async def test_work_counts_until_it_has_ended() -> None:
         return pb.CreateLeadResponse()
 
     work = Work()
-    task = work.begin(goes_on())
+    task, _ = work.begin(goes_on())
     await work.finish(0.01)
     assert not task.done()
     going_on.set()

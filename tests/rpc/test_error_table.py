@@ -327,8 +327,10 @@ TABLE = {
     "INTERNAL": Row(internal, grpc.StatusCode.INTERNAL, 500, frozenset({"incident_id"})),
 }
 
-NOT_IN_TABLE: dict[Reason, str] = {}
-"""Reasons that no call can answer in this release, each with why."""
+NOT_IN_TABLE: dict[Reason, str] = {
+    "SERVICE_STOPPING": "only a service that ends answers it: tests/faults/test_stop_under_load.py",
+}
+"""Reasons that no call to these services can answer, each with why."""
 
 GRPC_ONLY = {
     "CONFLICT_NOT_FOUND": "ResolveConflict has no path at the JSON endpoint",
