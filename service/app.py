@@ -25,11 +25,12 @@ from prometheus_client import CollectorRegistry
 from service.config import Settings
 from service.factories import keyring_source, new_id, token_verifier
 from service.files.renderer_process import FileRendering
-from service.http.endpoint import HttpEndpoint
+from service.http.endpoint import OPS_LIMITS, HttpEndpoint
 from service.keys.source import follow_keyring
 from service.replica import ServiceParts, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
 from service.rpc.call import Work, chained
 from service.rpc.interceptors import standard_chain
+from service.rpc.limits import Limits, Refusals, limits_within, raise_open_files
 from service.rpc.masking import unmasking
 from service.rpc.metrics import Metrics
 from service.rpc.readiness import Condition, Readiness, condition_of
@@ -57,11 +58,16 @@ SHUTDOWN_DELAY = 2.0
 """Seconds: what a load balancer that asks once a second, or a watcher of health, needs to send calls elsewhere."""
 
 
-def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
-    """Run the service until SIGTERM or SIGINT. `on_ready` gets the gRPC and the HTTP port.
+OnReady = Callable[[int, int, int | None], None]
+
+
+def serve(settings: Settings, *, on_ready: OnReady) -> None:
+    """Run the service until SIGTERM or SIGINT. `on_ready` gets the ports: gRPC, HTTP, operators' (if set).
 
     Raises StartRefusedError when the service must not start like this, SystemExit when a vital task ended.
     """
+    wanted = Limits(connections=settings.max_connections, connections_of_peer=settings.max_connections_per_peer)
+    limits = limits_within(wanted, raise_open_files())
     with ExitStack() as stack:
         url, postgres = settings.database_url, None
         if url is None:
@@ -69,14 +75,14 @@ def serve(settings: Settings, *, on_ready: Callable[[int, int], None]) -> None:
             url = postgres.url(user=OWN_LOGIN, database=OWN_DATABASE)
         # Every turn of the loop costs, and a call takes some twenty: docs/performance.md.
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        if runner.run(_serve(settings, url, postgres, on_ready)):
+        if runner.run(_serve(settings, limits, url, postgres, on_ready)):
             return
     # The log names the task.
     raise SystemExit(1)
 
 
 async def _serve(
-    settings: Settings, url: str, postgres: EmbeddedPostgres | None, on_ready: Callable[[int, int], None]
+    settings: Settings, limits: Limits, url: str, postgres: EmbeddedPostgres | None, on_ready: OnReady
 ) -> bool:
     """Serve until a signal. False when a vital task ended."""
     stop, reload = asyncio.Event(), asyncio.Event()
@@ -137,7 +143,10 @@ async def _serve(
                     tls_alarm=tls.alarm if tls is not None else None,
                 )
 
-            grpc_endpoint = GrpcServer(methods, address=str(settings.grpc_address), tls=tls)
+            refusals = Refusals(lambda door, reason: metrics.refusals.labels(door, reason).inc())
+            grpc_endpoint = GrpcServer(
+                methods, address=str(settings.grpc_address), tls=tls, limits=limits, refusals=refusals
+            )
             readiness = Readiness(database.answers, assess, grpc_endpoint.set_serving, metrics.set_readiness)
             http_endpoint = HttpEndpoint(
                 methods,
@@ -146,12 +155,28 @@ async def _serve(
                 tls=tls,
                 readiness=readiness,
                 registry=registry,
+                limits=limits,
+                refusals=refusals,
             )
+            ops_endpoint = None
+            if settings.ops_address is not None:
+                ops_endpoint = HttpEndpoint(
+                    None,
+                    host=settings.ops_address.host,
+                    port=settings.ops_address.port,
+                    tls=tls,
+                    readiness=readiness,
+                    registry=registry,
+                    setting="LEADKEEP_OPS_ADDRESS",
+                    limits=OPS_LIMITS,
+                )
             metrics.watch_tasks(asyncio.get_running_loop())
             metrics.watch(spool, files)
 
             await grpc_endpoint.start()
             await http_endpoint.start()
+            if ops_endpoint is not None:
+                await ops_endpoint.start()
             supervisor.start(
                 [
                     # Stopped from the end: the writer spools what still waits, the access record ends its chain.
@@ -168,7 +193,9 @@ async def _serve(
                     Component(name="spool upkeep", run=spool.run_upkeep),
                     Component(name="drain", run=parts.drain.run),
                     Component(name="erasures", run=parts.drain.run_erasures),
+                    Component(name="limits", run=grpc_endpoint.run),
                     Component(name="HTTP endpoint", run=http_endpoint.run),
+                    *([Component(name="operators' endpoint", run=ops_endpoint.run)] if ops_endpoint else []),
                     Component(name="readiness", run=readiness.run),
                 ]
             )
@@ -176,7 +203,7 @@ async def _serve(
             # What was loaded by now stays: looking at it again and again takes a tenth of a busy service's time.
             gc.collect()
             gc.freeze()
-            on_ready(grpc_endpoint.port, http_endpoint.port)
+            on_ready(grpc_endpoint.port, http_endpoint.port, ops_endpoint.port if ops_endpoint else None)
             await stop.wait()
 
             structlog.get_logger("leadkeep").info("stopping")
@@ -199,6 +226,9 @@ async def _serve(
             await asyncio.gather(*stops)
             # A call whose caller has left is finished too: its lead may be half-way into the database.
             await work.finish(_left(calls_end))
+            if ops_endpoint is not None:
+                # Probes are answered as long as calls are.
+                await ops_endpoint.stop(0)
             await stop_tasks(supervisor, database, max(_left(end), KEPT_SECONDS))
     return supervisor.died is None
 

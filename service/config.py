@@ -122,6 +122,17 @@ class Settings(BaseModel):
     )
     grpc_address: _Address = _setting("127.0.0.1:50051", "where the gRPC endpoint listens")
     http_address: _Address = _setting("127.0.0.1:8080", "where the JSON endpoint listens")
+    ops_address: _Address | None = _setting(
+        None,
+        "an additional address for /healthz, /readyz and /metrics, which callers cannot fill",
+        shown="unset: only LEADKEEP_HTTP_ADDRESS has them",
+    )
+    max_connections: Annotated[int, _read_by(values.number(int, 64, 100_000))] = _setting(
+        1000, "open connections at each endpoint; beyond it those that never had a token accepted are closed first"
+    )
+    max_connections_per_peer: Annotated[int, _read_by(values.number(int, 1, 100_000))] = _setting(
+        800, "the same, of one address; a proxy is one address"
+    )
     keyring: Annotated[Path | None, _read_by(values.absolute)] = _setting(
         None,
         "the keyring, file mode 0600; made on first start only when embedded",
@@ -304,22 +315,23 @@ class Settings(BaseModel):
             raise ValueError("certificate and key go together; set LEADKEEP_TLS_CERT and this one, or neither")
         return value
 
-    @field_validator("grpc_address", "http_address")
+    @field_validator("grpc_address", "http_address", "ops_address")
     @classmethod
-    def _no_plaintext_beyond_loopback(cls, value: Address, info: ValidationInfo) -> Address:
+    def _no_plaintext_beyond_loopback(cls, value: Address | None, info: ValidationInfo) -> Address | None:
         protected = info.data.get("tls_cert", value) or info.data.get("allow_plaintext", True)
-        if not protected and not value.is_loopback:
+        if value is not None and not protected and not value.is_loopback:
             raise ValueError(
                 "reachable beyond this machine without TLS; set LEADKEEP_TLS_CERT and LEADKEEP_TLS_KEY, "
                 "or LEADKEEP_ALLOW_PLAINTEXT=1 where the network itself is trusted"
             )
         return value
 
-    @field_validator("http_address")
+    @field_validator("http_address", "ops_address")
     @classmethod
-    def _each_endpoint_has_its_port(cls, value: Address, info: ValidationInfo) -> Address:
-        if "grpc_address" in info.data and value.clashes_with(info.data["grpc_address"]):
-            raise ValueError("LEADKEEP_GRPC_ADDRESS listens there already; write another port")
+    def _each_endpoint_has_its_port(cls, value: Address | None, info: ValidationInfo) -> Address | None:
+        for other in ("grpc_address", "http_address"):
+            if value is not None and other in info.data and value.clashes_with(info.data[other]):
+                raise ValueError(f"{_variable(other)} listens there already; write another port")
         return value
 
     @field_validator("auth_jwks")

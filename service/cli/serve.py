@@ -40,20 +40,24 @@ def serve() -> None:
     configure_logging(settings.log_level)
     first = settings.auth_jwks is None and not settings.signing_key_path.exists()
 
-    def on_ready(grpc_port: int, http_port: int) -> None:
-        typer.echo(_welcome(settings, grpc_port, http_port, first=first))
+    def on_ready(grpc_port: int, http_port: int, ops_port: int | None) -> None:
+        typer.echo(_welcome(settings, grpc_port, http_port, ops_port, first=first))
         sys.stdout.flush()
 
     app.serve(settings, on_ready=on_ready)
 
 
-def _welcome(settings: Settings, grpc_port: int, http_port: int, *, first: bool) -> str:
+def _welcome(settings: Settings, grpc_port: int, http_port: int, ops_port: int | None, *, first: bool) -> str:
     """The addresses of the endpoints; on the first start, calls that can be pasted, with a token."""
     grpc = settings.grpc_address.reachable(grpc_port)
     http = settings.http_address.reachable(http_port)
     secure = settings.tls_cert is not None
     scheme = "https" if secure else "http"
     lines = [f"Leadkeep is ready: gRPC on {grpc}, JSON on {scheme}://{http}"]
+    if settings.ops_address is not None and ops_port is not None:
+        lines.append(
+            f"Health and metrics, apart from callers, on {scheme}://{settings.ops_address.reachable(ops_port)}"
+        )
     if not first:
         return "\n".join(lines)
     key = LocalSigningKey.load_or_create(settings.signing_key_path)

@@ -33,6 +33,9 @@ ERASURE_FIELDS = ("reason",)
 
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
 
+PROVEN = "leadkeep.proven"
+"""In a request's state: whether a token was accepted."""
+
 HttpHandler = Callable[[Request], Awaitable[Response]]
 
 
@@ -95,6 +98,8 @@ def http_handler_of(operation: Operation, handle: Handler) -> HttpHandler:
             response = await handle(call, message)
         except LeadkeepError as error:
             return failure_response(error, call.trailers())
+        finally:
+            request.scope["state"][PROVEN] = call.caller is not None
         status, headers = operation.status_and_headers(response)
         return json_response(to_json(response), status, {**call.trailers(), **headers})
 

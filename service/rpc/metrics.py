@@ -56,6 +56,12 @@ class Metrics:
         self.task_failures = Counter(
             "leadkeep_task_failures", "Failures of background tasks by task.", ["task"], registry=registry
         )
+        self.refusals = Counter(
+            "leadkeep_refusals",
+            "Connections, messages, streams and answers closed at a limit of what callers hold.",
+            ["door", "reason"],
+            registry=registry,
+        )
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         self._registry = registry

@@ -1,7 +1,7 @@
 """The gRPC endpoint: the contract's methods, health and reflection on one port.
 
 Requests arrive as bytes: a message that cannot be decoded gets an answer like any other fault, after the caller has
-been identified, instead of grpc's bare INTERNAL. This is the one place where a gRPC call is aborted.
+been identified, instead of grpc's bare INTERNAL.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, Violation
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
-from service.rpc.status import pushback, status_of
+from service.rpc.connections import GrpcConnections
+from service.rpc.held_calls import HeldCalls
+from service.rpc.limits import DEFAULT, HEADROOM, Limits, Refusals
+from service.rpc.status import pushback
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_REQUEST = 256 * 1024
@@ -56,14 +59,18 @@ OPTIONS = (
     # CANCELLED, which no policy retries. Connections and their streams bound them.
     ("grpc.server.max_pending_requests", MOST_PENDING),
     ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
+    # Bytes of a message that are taken before anybody asks for it: the longest valid lead. By itself gRPC would take
+    # 4 MB and more.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 32 * 1024),
+    # For TLS and the preface of HTTP/2, in place of two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # A peer that is gone without a word is noticed.
+    ("grpc.keepalive_time_ms", 60_000),
 )
 
 CUT_SECONDS = 1.0
 """For calls that were cancelled to end."""
-
-STATUS_DETAILS = "grpc-status-details-bin"
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 RENEWAL_SECONDS = 0.1
 """Seconds that the first connection after a renewal waits before it makes gRPC free the old certificate. A connection
@@ -74,14 +81,19 @@ that was accepted just before may be about to use that one, and gRPC would crash
 class GrpcServer:
     """The gRPC endpoint. Health is SERVING only after `set_serving(True)`."""
 
-    def __init__(self, methods: Mapping[str, Handler], *, address: str, tls: TlsFiles | None) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, Handler],
+        *,
+        address: str,
+        tls: TlsFiles | None,
+        limits: Limits = DEFAULT,
+        refusals: Refusals | None = None,
+    ) -> None:
         """Raises StartRefusedError when the address is in use or is not of this machine."""
-        self._server = grpc.aio.server(options=OPTIONS)
-        self._server.add_generic_rpc_handlers((_grpc_handler(methods),))
+        most = ("grpc.max_allowed_incoming_connections", int(limits.connections * HEADROOM))
+        self._server = grpc.aio.server(options=(*OPTIONS, most))
         self._health = _Health()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
         try:
             _probe(address)
             if tls is None:
@@ -93,6 +105,34 @@ class GrpcServer:
                 f"{address} cannot be used for gRPC: another program has it, or it is not an address of this machine. "
                 "Set LEADKEEP_GRPC_ADDRESS"
             ) from None
+        refusals = refusals or Refusals()
+        self._connections = GrpcConnections(self.port, limits, refusals)
+        self._held = HeldCalls(self._connections, limits, refusals)
+        self._add_services(methods)
+
+    def _add_services(self, methods: Mapping[str, Handler]) -> None:
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        handlers: dict[str, Any] = {
+            method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name], self._held))
+            for method in SERVICE.methods
+        }
+        collected = _Services({SERVICE.full_name: handlers})
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, collected)  # type: ignore[arg-type] # all that it uses
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+            reflection.aio.ReflectionServicer(names), collected
+        )
+        self._server.add_generic_rpc_handlers(
+            tuple(
+                grpc.method_handlers_generic_handler(name, self._held.bounded(handlers))
+                for name, handlers in collected.by_name.items()
+            )
+        )
+
+    async def run(self) -> None:
+        """Hold callers to the limits."""
+        async with asyncio.TaskGroup() as limits:
+            limits.create_task(self._connections.run())
+            limits.create_task(self._held.run())
 
     async def start(self) -> None:
         """Begin to answer; health is NOT_SERVING."""
@@ -111,15 +151,21 @@ class GrpcServer:
         await asyncio.wait({stopping}, timeout=grace + CUT_SECONDS)
 
 
-def _grpc_handler(methods: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name]))
-        for method in SERVICE.methods
-    }
-    return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+class _Services:
+    """Takes what generated code registers with a server, so that it can be bounded first."""
+
+    def __init__(self, by_name: dict[str, dict[str, Any]]) -> None:
+        self.by_name = by_name
+
+    def add_generic_rpc_handlers(self, _handlers: object) -> None:
+        """Ignore the second form of the same methods."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Keep the methods of a service."""
+        self.by_name[service] = handlers
 
 
-def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any], Any]:
+def _adapted(method: MethodDescriptor, handle: Handler, held: HeldCalls) -> Callable[[bytes, Any], Any]:
     request_class = message_factory.GetMessageClass(method.input_type)
 
     async def answer(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
@@ -143,10 +189,10 @@ def _adapted(method: MethodDescriptor, handle: Handler) -> Callable[[bytes, Any]
         else:
             context.set_trailing_metadata(tuple(call.trailers().items()))
             return answered
-        status = status_of(error)
-        trailers = call.trailers() | pushback(error, call.deadline - time.monotonic())
-        details = (STATUS_DETAILS, status.SerializeToString())
-        await context.abort(_CODES[status.code], status.message, (*trailers.items(), details))
+        finally:
+            if call.caller is not None:
+                held.prove(call.peer)
+        await held.abort(context, error, call.trailers() | pushback(error, call.deadline - time.monotonic()))
         raise AssertionError("abort returned")
 
     return answer

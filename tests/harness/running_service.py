@@ -26,7 +26,8 @@ from service.keys.keyring import create_keyring
 from service.rpc.tokens.local_key import LocalSigningKey
 from tests.harness.forking import ForkedProcess, fork
 
-READY = re.compile(r"gRPC on (\S+), JSON on (https?)://(\S+)")
+READY = re.compile(r"gRPC on (\S+), JSON on (https?)://(\S+)\n")
+OPS = re.compile(r"apart from callers, on (\S+)\n")
 START_SECONDS = 120
 
 
@@ -139,6 +140,13 @@ class RunningService:
         """The value of a sample of /metrics, by its name with its labels; 0 while there is none."""
         lines = httpx.get(f"{self.http_url}/metrics", timeout=10).text.splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{sample} ")), 0.0)
+
+    @property
+    def ops_url(self) -> str:
+        """The base of the endpoint for probes; only with LEADKEEP_OPS_ADDRESS."""
+        found = OPS.search(self.out_path.read_text())
+        assert found is not None
+        return found[1]
 
     @property
     def operators_environment(self) -> dict[str, str]:

@@ -1,0 +1,84 @@
+"""Strangers of each kind beside an honest caller, where the service may open 1,024 files: it lives, and serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import StartService
+from tests.faults.strangers import Target, strangers
+from tests.harness.nginx import INSTALLED, Nginx
+from tests.harness.postgres import TestDatabase
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
+from tests.harness.strangers import kinds
+
+REFUSED = {
+    "half-sent messages": "messages_arriving",
+    "watches": "streams",
+    "half-closed calls": "message_missing",
+    "idle": "connections_of_peer",
+    "mute": "connections_of_peer",
+    "slow heads": "connections_of_peer",
+    "slow bodies": "messages_arriving",
+    "idle at HTTP": "connections_of_peer",
+    "pipelines nobody reads": "connections_of_peer",
+}
+"""Why each kind is refused within seconds. Unread lists are small here, and gRPC itself closes what is garbage."""
+
+
+@pytest.fixture(scope="module")
+def besieged(service_database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    running = RunningService(
+        tmp_path_factory.mktemp("service") / "leadkeep",
+        database_url=service_database.serve_url,
+        settings={"LEADKEEP_OPS_ADDRESS": "127.0.0.1:0"},
+        module="tests.faults.few_files",
+    )
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("kind", kinds())
+async def test_a_kind_of_stranger_takes_nothing_from_others(besieged: RunningService, kind: str) -> None:
+    target = Target(besieged, besieged.grpc_address, besieged.http_address, probe_seconds=20)
+    async with strangers(kind, target, 4):
+        seen = await target.watch(2)
+    assert set(seen.probes) == {"200"}
+    assert not seen.failures
+    assert seen.megabytes < 300
+    if (reason := REFUSED.get(kind)) is not None:
+        assert f'reason="{reason}"' in _refusals(besieged)
+        assert reason in besieged.log()
+
+
+def test_few_open_files_bound_the_connections_with_a_word(besieged: RunningService) -> None:
+    assert '"connections":337' in besieged.log().replace(" ", "")
+
+
+@pytest.mark.skipif(INSTALLED is None, reason="nginx is not installed")
+async def test_through_one_nginx_half_sent_messages_take_nothing_from_others(
+    start_service: StartService, database: TestDatabase, tmp_path: Path
+) -> None:
+    service = start_service(database_url=database.serve_url, settings={"LEADKEEP_OPS_ADDRESS": "127.0.0.1:0"})
+    with Nginx(tmp_path, service.grpc_address, service.http_address) as nginx:
+        target = Target(service, nginx.grpc_address, nginx.http_address, probe_seconds=20)
+        async with strangers("half-sent messages", target, 4):
+            seen = await target.watch(2)
+    assert set(seen.probes) == {"200"}
+    assert not seen.failures
+    assert seen.megabytes < 300
+
+
+def test_the_service_is_quiet_again_when_the_strangers_have_gone(besieged: RunningService) -> None:
+    assert eventually(lambda: besieged.metric("leadkeep_tasks") < 100, within=30)
+    assert eventually(lambda: besieged.metric("process_open_fds") < 150, within=30)
+
+
+def _refusals(service: RunningService) -> str:
+    lines = httpx.get(f"{service.ops_url}/metrics", timeout=20).text.splitlines()
+    return "\n".join(line for line in lines if line.startswith("leadkeep_refusals_total"))

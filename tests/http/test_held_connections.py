@@ -1,0 +1,185 @@
+"""What callers hold at the HTTP endpoint is bounded in number, bytes and time; a newcomer gets in."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from leadkeep.v1 import lead_service_pb2 as pb
+from prometheus_client import CollectorRegistry
+
+from service.http.endpoint import HttpEndpoint
+from service.rpc.call import Handler
+from service.rpc.limits import Limits, Refusals
+from tests.harness.processes import until
+from tests.http.conftest import FixedReadiness, Servicer, lead
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+HALF_A_BODY = (
+    b"POST /api/leads HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 200000\r\n\r\n{"
+)
+PIPELINE = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 200
+BOTH_LENGTHS = b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{} \r\n0\r\n\r\n"
+
+
+@dataclass
+class Running:
+    """An endpoint with small limits, and what it refused."""
+
+    port: int
+    refused: Counter[str] = field(default_factory=Counter)
+
+    async def connect(self, sent: bytes = b"") -> Connection:
+        """A connection on which this was sent. It reads no more than it must."""
+        connection = socket.socket()
+        # Else the kernel takes megabytes in the caller's place.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
+        writer.write(sent)
+        await asyncio.sleep(0)
+        return reader, writer
+
+    async def status(self, path: str = "/healthz") -> int:
+        """What a newcomer is answered."""
+        async with httpx.AsyncClient(headers={"authorization": "Bearer admin"}, timeout=10) as client:
+            return (await client.get(f"http://127.0.0.1:{self.port}{path}")).status_code
+
+
+@asynccontextmanager
+async def running(methods: Mapping[str, Handler] | None, limits: Limits) -> AsyncIterator[Running]:
+    run = Running(0)
+    endpoint = HttpEndpoint(
+        methods,
+        host="127.0.0.1",
+        port=0,
+        tls=None,
+        readiness=FixedReadiness(),
+        registry=CollectorRegistry(),
+        limits=limits,
+        refusals=Refusals(lambda _door, reason: run.refused.update([reason])),
+    )
+    run.port = endpoint.port
+    await endpoint.start()
+    try:
+        yield run
+    finally:
+        await endpoint.stop(0)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTT", HALF_A_BODY], ids=["idle", "half a head", "half a body"])
+async def test_a_newcomer_gets_in_when_all_connections_are_taken(methods: Mapping[str, Handler], sent: bytes) -> None:
+    async with running(methods, Limits(connections=20, connections_of_peer=20)) as run:
+        held = [await run.connect(sent) for _ in range(20)]
+        for _ in range(3):
+            assert await run.status() == 200
+        assert run.refused["connections_of_peer"] + run.refused["connections"] >= 2
+        # The oldest made room.
+        assert await _ends(held[0][0])
+        for _, writer in held:
+            writer.close()
+
+
+async def test_pipelines_that_nobody_reads_keep_nobody_out(methods: Mapping[str, Handler]) -> None:
+    async with running(methods, Limits(connections=10, connections_of_peer=10)) as run:
+        held = [await run.connect(PIPELINE) for _ in range(10)]
+        for _ in range(5):
+            assert await run.status() == 200
+        for _, writer in held:
+            writer.close()
+
+
+async def test_a_connection_with_a_token_and_a_request_at_work_stays(
+    methods: Mapping[str, Handler], servicer: Servicer
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        begun.set()
+        await go_on.wait()
+
+    servicer.before = hold
+    servicer.answers["GetLead"] = lead()
+    async with running(methods, Limits(connections=5, connections_of_peer=5)) as run:
+        async with httpx.AsyncClient(headers={"authorization": "Bearer admin"}, timeout=10) as client:
+            path = f"http://127.0.0.1:{run.port}/api/leads/01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"
+            go_on.set()
+            assert (await client.get(path)).status_code == 200
+            go_on.clear()
+            begun.clear()
+            at_work = asyncio.create_task(client.get(path))
+            await begun.wait()
+            held = [await run.connect() for _ in range(30)]
+            await until(lambda: sum(run.refused.values()) >= 26)
+            go_on.set()
+            assert (await at_work).status_code == 200
+        for _, writer in held:
+            writer.close()
+
+
+async def test_bodies_that_are_half_received_are_bounded(methods: Mapping[str, Handler]) -> None:
+    async with running(methods, Limits(messages_arriving=3)) as run:
+        held = [await run.connect(HALF_A_BODY) for _ in range(5)]
+        await until(lambda: run.refused["messages_arriving"] == 2)
+        assert await _ends(held[0][0])
+        for _, writer in held:
+            writer.close()
+
+
+async def test_answers_that_are_not_taken_are_bounded_in_bytes(
+    methods: Mapping[str, Handler], servicer: Servicer
+) -> None:
+    servicer.answers["ListLeads"] = pb.ListLeadsResponse(leads=[lead(notes="x" * 4000)] * 1000)
+    async with running(methods, Limits(untaken_bytes=8_000_000)) as run:
+        listing = b"GET /api/leads HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\n\r\n"
+        held = [await run.connect(listing) for _ in range(6)]
+        await until(lambda: run.refused["answers_not_taken"] >= 1)
+        assert await run.status() == 200
+        for _, writer in held:
+            writer.close()
+
+
+async def test_an_answer_that_is_not_taken_in_time_ends_the_connection(methods: Mapping[str, Handler]) -> None:
+    async with running(methods, Limits(answer_seconds=0.2, arrival_seconds=0.1)) as run:
+        _, writer = await run.connect(PIPELINE)
+        await until(lambda: run.refused["answer_late"] == 1)
+        writer.close()
+
+
+async def test_content_length_and_transfer_encoding_together_close_the_connection(
+    methods: Mapping[str, Handler], servicer: Servicer
+) -> None:
+    async with running(methods, Limits()) as run:
+        reader, writer = await run.connect(
+            b"POST /api/leads HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\n"
+            b"content-type: application/json\r\n" + BOTH_LENGTHS + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+        )
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert not servicer.calls
+        writer.close()
+
+
+async def test_the_operators_endpoint_has_health_and_metrics_and_nothing_else() -> None:
+    async with running(None, Limits()) as run:
+        paths = ("/healthz", "/readyz", "/metrics", "/openapi.json", "/api/leads")
+        assert [await run.status(path) for path in paths] == [200, 200, 200, 404, 404]
+
+
+async def _ends(reader: asyncio.StreamReader) -> bool:
+    try:
+        async with asyncio.timeout(10):
+            while await reader.read(65_536):
+                pass
+    except ConnectionError:
+        pass
+    return True
