@@ -30,8 +30,8 @@ demo: install
 
 # What mostly waits (for outages, stops and restarts of real services) runs beside the rest, which computes. What
 # measures, or holds the service to its deadlines, runs after both and alone. With PYTEST_ARGS only what they name runs.
-WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py embedded_outage.py full_spool_disk.py \
-  key_rotation.py kill.py poolers.py sentinel.py start_without_database.py stop.py stop_under_load.py \
+WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py database_refuses.py embedded_outage.py \
+  full_spool_disk.py key_rotation.py kill.py poolers.py sentinel.py start_without_database.py stop.py stop_under_load.py \
   strangers.py superseded_primary.py synchronous_standby.py task_death.py)
 MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
 # Else every worker of every run rewrites the assertions of all modules.
@@ -55,11 +55,11 @@ test-rest:
 test-fast: install
 	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/storage/postgres/test_embedded.py
 
-# Races, kills and freezes the service and PostgreSQL for about an hour, and writes docs/faults.md and docs/faults.svg.
+# Races, kills and freezes the service and PostgreSQL, and makes it refuse, for about an hour, and writes docs/faults.md and docs/faults.svg.
 # Before that strangers besiege it for forty minutes.
 faults: install
 	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py \
-	  poolers.py races.py stop_under_load.py)
+	  database_refuses.py poolers.py races.py stop_under_load.py)
 	@$(BIN)/python -m tests.faults.strangers
 	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
 

@@ -18,6 +18,8 @@ SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 SET log_min_duration_statement = -1;
 CREATE ROLE leadkeep_app NOLOGIN;
+-- So that the service sees whether its synchronous standbys are there.
+GRANT pg_monitor TO leadkeep_app;
 CREATE ROLE leadkeep_admin LOGIN PASSWORD :'admin_password';
 CREATE ROLE leadkeep_serve LOGIN PASSWORD :'serve_password' IN ROLE leadkeep_app;
 -- Leadkeep sets these for its own sessions; behind a pooler it cannot, and refuses to start without them.

@@ -38,6 +38,7 @@ from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.storage.access.chain import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
+from service.storage.diagnosis import Diagnosis, diagnose
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool
@@ -113,6 +114,7 @@ async def _serve(
             heads = AccessHeads(records, accesses)
             chain = standard_chain(
                 verify=token_verifier(settings).verify,
+                database_away=lambda: readiness.database_away,
                 unmasking=unmasking(
                     accesses.record, check_reason=parts.validation.reason, reason_required=settings.reason_required
                 ),
@@ -130,10 +132,15 @@ async def _serve(
                 on_render=metrics.on_render,
             )
 
-            def assess(database_answers: bool) -> Condition:
+            def assess(diagnosis: Diagnosis) -> Condition:
+                if diagnosis.reachable and diagnosis.refused is None:
+                    metrics.commits_wait_for.set(diagnosis.commits_wait_for)
                 return condition_of(
                     spool,
-                    database_answers=database_answers,
+                    diagnosis=diagnosis,
+                    outage=parts.outage,
+                    drain_refused=parts.drain.refused,
+                    require_standby=settings.require_standby,
                     database_refusal=parts.admission.refusal,
                     session_refusal=database.refusal or parts.confirming.refusal,
                     restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
@@ -147,7 +154,7 @@ async def _serve(
             grpc_endpoint = GrpcServer(
                 methods, address=str(settings.grpc_address), tls=tls, limits=limits, refusals=refusals
             )
-            readiness = Readiness(database.answers, assess, grpc_endpoint.set_serving, metrics.set_readiness)
+            readiness = Readiness(partial(diagnose, database), assess, grpc_endpoint.set_serving, metrics.set_readiness)
             http_endpoint = HttpEndpoint(
                 methods,
                 host=settings.http_address.host,

@@ -208,6 +208,9 @@ class Settings(BaseModel):
     max_concurrent_calls: Annotated[int, _read_by(values.number(int, 1, 100_000))] = _setting(
         512, "calls at work at once; more are refused with QUEUE_FULL"
     )
+    require_standby: Annotated[bool, _read_by(values.switch)] = _setting(
+        False, "1: new leads wait in the spool while the database's commits wait for no standby", shown="0"
+    )
     reason_required: Annotated[bool, _read_by(values.switch)] = _setting(
         False, "1: values are shown unmasked only to those who say why (leadkeep-reason, --reason)", shown="0"
     )

@@ -24,6 +24,7 @@ from service.storage.access.queries import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.database.database import Database
 from service.storage.database.fence import Fence
+from service.storage.diagnosis import diagnose
 from service.storage.intake.drain import Drain
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.intake.writer import LeadWriter
@@ -60,21 +61,20 @@ class ServiceParts:
         normaliser = self.validation.normaliser_identity
         self.report = ReplicaReport(replica_name(settings.spool_path), self.database, spool, encryption)
         self.admission = Admission(self.database, self.confirming, spool, encryption, normaliser, self.report)
-        submissions = SubmissionStore(self.database)
+        submissions = SubmissionStore(self.database, require_standby=settings.require_standby)
         self.sealer = LeadSealer(encryption, self.validation, transcript_url=settings.transcript_url)
         self.erasures = Erasures(self.database, self.sealer.resealed_and_reindexed)
         self.records = AccessRecords(self.database, encryption)
-        self.recent, outage = RecentRequests(), Outage()
+        self.recent, self.outage = RecentRequests(), Outage()
         self.writer = LeadWriter(
-            *(submissions, spool, outage, self.recent),
+            *(submissions, spool, self.outage, self.recent),
             on_batch=metrics.batches.observe,
             on_delayed=metrics.delayed.inc,
         )
         self.drain = Drain(
-            database=self.database,
             submissions=submissions,
             spool=spool,
-            outage=outage,
+            outage=self.outage,
             recent=self.recent,
             erasures=self.erasures,
             reseal=self.sealer.resealed_and_reindexed,
@@ -145,7 +145,7 @@ async def stop_tasks(supervisor: Supervisor, database: Database, seconds: float)
     answers = False
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(min(ANSWER_SECONDS, seconds)):
-            answers = await database.answers()
+            answers = (await diagnose(database)).reachable
     await supervisor.stop(seconds, in_order=answers)
 
 

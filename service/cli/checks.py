@@ -9,7 +9,8 @@ import asyncio
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated
@@ -26,11 +27,27 @@ from service.rpc.tokens.local_key import LocalSigningKey
 from service.storage.access.chain import logged_heads
 from service.storage.access.check import Findings, check
 from service.storage.database.database import Database
-from service.storage.database.failures import StorageFaultError
+from service.storage.database.failures import NoStandbyError, StorageFaultError, cause_of
 from service.storage.database.fence import Fence
+from service.storage.diagnosis import Diagnosis, diagnose, foreign_triggers, lacks_group
 from service.storage.keys.canary import compare_canary
-from service.storage.schema import excess_rights, require_current, revision_of
+from service.storage.leads.submissions import SubmissionStore
+from service.storage.schema import APPLICATION_ROLE, excess_rights, require_current, revision_of
 from service.storage.spool.rows import peek
+
+STATEMENTS = "statements of the service"
+"""The check whether the database takes what the service asks of it."""
+
+KEPT = "; a running service is degraded: it keeps new leads in its spool"
+
+MENDS = {
+    "25006": "the server takes no writes",
+    "42501": "a right is missing that was granted otherwise, such as EXECUTE on a function: run leadkeep migrate",
+    "42P01": "the schema is missing, or a table that another one's trigger names: run leadkeep migrate, or restore",
+    "53100": "the disk of the server is full: free space on it",
+    "53300": "the server has no connection left: raise max_connections, or end other clients",
+}
+"""What to do about an SQLSTATE whose cause the catalogue does not show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +97,107 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
     fence = Fence(url, settings.spool_path, remembers=False)
     database = Database(url, fence=fence)
     try:
-        if not await database.answers():
-            kept = "; a running service is degraded: it keeps new leads in its spool"
+        diagnosis = await diagnose(database)
+        if not diagnosis.reachable:
             refused = await database.why_refused()
-            return [Finding("database", False, f"{refused or 'cannot be reached, or takes no writes'}{kept}")]
-        findings = [Finding("database", True, "embedded" if settings.embedded else "reachable, takes writes")]
+            return [Finding("database", False, f"{refused or 'cannot be reached'}{KEPT}")]
+        findings = [_writes(diagnosis, embedded=settings.embedded)]
         try:
             revision = await revision_of(database)
             require_current(revision)
-        except (StartRefusedError, LeadkeepError, StorageFaultError) as error:
-            return [*findings, Finding("schema", False, str(error))]
-        findings.append(Finding("schema", True, f"revision {revision}"))
-        excess = await excess_rights(database)
-        detail = f"more than needed: may {', '.join(excess)}" if excess else "no DDL, no DELETE"
-        findings.append(Finding("rights of serve", not excess, detail))
-        try:
-            encryption = factories.encryption_of(settings)
-            found = await compare_canary(database, encryption, factories.validation_of(settings).normaliser_identity)
-            detail = "keyring and normaliser are those of the stored leads" if found else "no service has started yet"
-            if found and (found.next_digest or found.clearing):
-                detail += "; the blind indexes are being changed: leadkeep keys reindex goes on with it"
-            findings.append(Finding("canary", True, detail))
+            findings.append(Finding("schema", True, f"revision {revision}"))
         except StartRefusedError as refused:
-            findings.append(Finding("canary", False, str(refused)))
+            # A schema that is gone or shut as a whole; an older one lacks this and that, which says nothing.
+            why = _lacking(diagnosis) if len(diagnosis.lacking) == 1 else []
+            return [*findings, Finding("schema", False, str(refused)), *why]
+        except (LeadkeepError, StorageFaultError) as error:
+            findings.append(Finding("schema", False, str(error)))
+        findings += await _statements(database, diagnosis, settings)
+        findings.append(_standbys(diagnosis, required=settings.require_standby))
+        findings.append(await _asked("rights of serve", _excess(database)))
+        findings.append(await _asked("canary", _canary(database, settings)))
         return findings
     finally:
         await database.close()
         await fence.close()
+
+
+async def _asked(check: str, look: Awaitable[str]) -> Finding:
+    try:
+        return Finding(check, True, await look)
+    except (StartRefusedError, LeadkeepError, StorageFaultError) as error:
+        return Finding(check, False, str(error))
+
+
+async def _excess(database: Database) -> str:
+    if excess := await excess_rights(database):
+        raise StartRefusedError(f"more than needed: may {', '.join(excess)}")
+    return "no DDL, no DELETE"
+
+
+async def _canary(database: Database, settings: Settings) -> str:
+    encryption = factories.encryption_of(settings)
+    found = await compare_canary(database, encryption, factories.validation_of(settings).normaliser_identity)
+    if found is None:
+        return "no service has started yet"
+    changing = found.next_digest or found.clearing
+    more = "; the blind indexes are being changed: leadkeep keys reindex goes on with it" if changing else ""
+    return f"keyring and normaliser are those of the stored leads{more}"
+
+
+def _writes(diagnosis: Diagnosis, *, embedded: bool) -> Finding:
+    if diagnosis.read_only:
+        mend = (
+            "takes no writes: it is a standby (name every host in LEADKEEP_DATABASE_URL, with "
+            "target_session_attrs=read-write), or default_transaction_read_only is on for the server, the database or "
+            "the role (managed servers set it when a disk is full)"
+        )
+        return Finding("database", False, f"{mend}{KEPT}")
+    return Finding("database", True, "embedded" if embedded else "reachable, takes writes")
+
+
+async def _statements(database: Database, diagnosis: Diagnosis, settings: Settings) -> list[Finding]:
+    """Whether the database takes what the service asks of it: by its catalogue, then by submissions that are undone."""
+    if diagnosis.lacking:
+        with suppress(LeadkeepError, StorageFaultError):
+            if login := await lacks_group(database):
+                mend = f"the login has none of the rights; run: GRANT {APPLICATION_ROLE} TO {login}"
+                return [Finding(STATEMENTS, False, f"{mend}{KEPT}")]
+        return _lacking(diagnosis)
+    refused = diagnosis.refused or await _trial(database, settings)
+    if refused is None:
+        return [Finding(STATEMENTS, True, "every right is there, and a submission passes")]
+    detail = f"a submission that was undone again is refused (SQLSTATE {refused})"
+    mends = [MENDS[refused]] if refused in MENDS else []
+    with suppress(LeadkeepError, StorageFaultError):
+        mends += [f"a trigger that is not Leadkeep's, {each}" for each in await foreign_triggers(database)]
+    return [Finding(STATEMENTS, False, f"{'; '.join((detail, *mends))}{KEPT}")]
+
+
+def _lacking(diagnosis: Diagnosis) -> list[Finding]:
+    return [Finding(STATEMENTS, False, f"{each}{KEPT}") for each in diagnosis.lacking]
+
+
+async def _trial(database: Database, settings: Settings) -> str | None:
+    error = await SubmissionStore(database, require_standby=settings.require_standby).trial()
+    return cause_of(error) if error is not None and not isinstance(error, NoStandbyError) else None
+
+
+def _standbys(diagnosis: Diagnosis, *, required: bool) -> Finding:
+    wanted, there = diagnosis.commits_wait_for, diagnosis.standbys
+    if diagnosis.commits_hang:
+        what = f"{there} of {wanted} are there" if there is not None else f"{diagnosis.hanging} commits wait"
+        return Finding("standbys", False, f"commits do not end: is a synchronous standby away? ({what}){KEPT}")
+    if required and wanted == 0:
+        return Finding(
+            "standbys", False, f"LEADKEEP_REQUIRE_STANDBY is set and synchronous_standby_names is empty{KEPT}"
+        )
+    unseen = (
+        f"; whether they are there cannot be seen, run as a superuser: GRANT pg_monitor TO {APPLICATION_ROLE}"
+        if there is None
+        else ""
+    )
+    return Finding("standbys", True, f"a commit waits for {wanted}{unseen}")
 
 
 def _finding(check: str, look: Callable[[], str]) -> Finding:

@@ -27,6 +27,7 @@ from service.errors import (
     Reason,
     ScopeMissingError,
     ServiceStoppingError,
+    StorageUnavailableError,
 )
 from service.rpc.call import Call, Handler, Interceptor, Work, end_wait
 from service.rpc.metrics import Metrics
@@ -51,13 +52,15 @@ Verify = Callable[[str], Awaitable[Caller]]
 def standard_chain(
     *,
     verify: Verify,
+    database_away: Callable[[], bool],
     unmasking: Interceptor,
     metrics: Metrics,
     max_concurrent_calls: int,
     work: Work,
     new_id: Callable[[], UUID],
 ) -> Sequence[Interceptor]:
-    """Every interceptor, outermost first. `unmasking` is what masking.py makes."""
+    """Every interceptor, outermost first. `unmasking` is what masking.py makes; `database_away` is what readiness says
+    of the database."""
     return (
         # First, so that everything behind it can name the call.
         request_ids(new_id),
@@ -71,6 +74,8 @@ def standard_chain(
         concurrency(max_concurrent_calls),
         # Before anything reads the request.
         authentication(verify),
+        # Behind authentication: what is wrong here concerns no stranger.
+        availability(database_away),
         # Around the servicer and nothing else: no unmasked message gets past it before it is recorded.
         unmasking,
         # Innermost: counts the retries of storage calls, the servicer's and the record's.
@@ -137,6 +142,9 @@ def errors(new_id: Callable[[], UUID]) -> Interceptor:
         try:
             return await proceed(call, request)
         except StorageFaultError as error:
+            if error.is_refusal:
+                log.error("the database refuses", rpc=call.rpc, cause=error.cause, request_id=call.id)
+                raise StorageUnavailableError from None
             incident_id = str(new_id())
             log.error("storage fault", rpc=call.rpc, incident_id=incident_id, cause=error.cause, request_id=call.id)
             raise InternalError(incident_id) from None
@@ -234,6 +242,17 @@ def authentication(verify: Verify) -> Interceptor:
             raise ScopeMissingError(scopes[0])
         if call.fault is not None:
             raise call.fault
+        return await proceed(call, request)
+
+    return intercept
+
+
+def availability(database_away: Callable[[], bool]) -> Interceptor:
+    """While the database is away, refuse at once what cannot do without it: all but CreateLead, which has the spool."""
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        if call.rpc != "CreateLead" and database_away():
+            raise StorageUnavailableError(retry_within_call=False)
         return await proceed(call, request)
 
     return intercept

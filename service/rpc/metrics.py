@@ -41,6 +41,11 @@ class Metrics:
         )
         self.ready = Gauge("leadkeep_ready", "1 while the service can be used.", registry=registry)
         self.degraded = Gauge("leadkeep_degraded", "1 while it can be used but all is not well.", registry=registry)
+        self.commits_wait_for = Gauge(
+            "leadkeep_commits_wait_for",
+            "Standbys that a commit waits for, when the database was last asked; 0: its own disk only.",
+            registry=registry,
+        )
         self.batches = Histogram(
             "leadkeep_batch_leads", "Leads a transaction.", buckets=BATCH_BUCKETS, registry=registry
         )

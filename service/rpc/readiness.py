@@ -1,6 +1,6 @@
 """Readiness: whether leads can be made durable now, and the alarms; what `/readyz`, grpc health and `doctor` report.
 
-Checked every second and published to every endpoint.
+Checked every second, more often while the database is away, and published to every endpoint.
 """
 
 from __future__ import annotations
@@ -14,14 +14,27 @@ from pathlib import Path
 import structlog
 
 from service.storage.database.session import SessionRefusedError
+from service.storage.diagnosis import AWAY, Diagnosis
+from service.storage.intake.outage import Outage
 from service.storage.spool.rows import SpoolSize
 from service.storage.spool.spool import Spool
 
 CHECK_SECONDS = 1.0
-"""How often the database is asked, and how long it may take to answer. A load balancer asks about as often."""
+"""How often the database is asked. A load balancer asks about as often."""
+
+ANSWER_SECONDS = 1.5
+"""How long it may take to answer before it counts as away: a busy machine takes a second at times, and then every read
+and change would be refused."""
+
+CHECK_AWAY_SECONDS = 0.25
+"""How often a database is asked that is away: reads and changes are refused until it answers."""
 
 FULL_SHARE = 0.8
 """Of the spool's limit; beyond it there is little time left to bring the database back."""
+
+
+HANGING = frozenset({"hung", "left_behind", "not_durable"})
+"""Causes of an outage in which the database answers, and what is stored does not end."""
 
 
 class ReadinessReason(StrEnum):
@@ -53,6 +66,16 @@ class ReadinessReason(StrEnum):
         "PostgreSQL, or a pooler in front of it, dropped settings of the session that SAVED relies on.",
     )
     CONNECTION_REFUSED = "connection_refused", "PostgreSQL, or a pooler in front of it, refuses the connection."
+    STATEMENTS_REFUSED = (
+        "statements_refused",
+        "The database answers and refuses what the service asks: a right, a table or a column is missing, or a trigger "
+        "raises. New leads wait in the spool.",
+    )
+    COMMITS_HANG = "commits_hang", "Commits do not end: is a synchronous standby away? New leads wait in the spool."
+    STANDBY_MISSING = (
+        "standby_missing",
+        "Leads must reach a synchronous standby, and the database's commits wait for none. They wait in the spool.",
+    )
     POSTGRES_RESTARTING = "postgres_restarting", "The embedded PostgreSQL ended and is being started again."
     KEYRING_NOT_CONFIRMED = (
         "keyring_not_confirmed",
@@ -86,7 +109,10 @@ class Condition:
 def condition_of(
     spool: Spool,
     *,
-    database_answers: bool,
+    diagnosis: Diagnosis,
+    outage: Outage,
+    drain_refused: str | None,
+    require_standby: bool,
     database_refusal: str | None,
     session_refusal: SessionRefusedError | None,
     restarting_log: Path | None,
@@ -97,10 +123,15 @@ def condition_of(
 ) -> Condition:
     """The condition of the service now.
 
-    `restarting_log`: the log of the embedded PostgreSQL while that is being restarted, else None. `longest_wait`: the
-    age in seconds from which a spooled lead is an alarm.
+    `drain_refused`: the SQLSTATE with which the database refuses a lead that waits. `restarting_log`: the log of the
+    embedded PostgreSQL while that is being restarted, else None. `longest_wait`: the age in seconds from which a
+    spooled lead is an alarm.
     """
-    away = not database_answers
+    failing = outage.cause if outage.lasting else None
+    no_standby = require_standby and diagnosis.reachable and diagnosis.commits_wait_for == 0
+    hangs = diagnosis.commits_hang or failing in HANGING
+    refusals = [*diagnosis.lacking, *({diagnosis.refused, failing if outage.refused else None, drain_refused} - {None})]
+    away = not diagnosis.reachable or diagnosis.read_only or (failing is not None and not (outage.refused or hangs))
     details: dict[ReadinessReason, str | None] = {
         ReadinessReason.DATABASE_REFUSED: database_refusal if away else None,
         ReadinessReason.DATABASE_AWAY: (
@@ -109,6 +140,17 @@ def condition_of(
             else None
         ),
         **({ReadinessReason[session_refusal.word.upper()]: str(session_refusal)} if away and session_refusal else {}),
+        ReadinessReason.STATEMENTS_REFUSED: (
+            f"the database refuses: {'; '.join(map(str, refusals))}; see leadkeep doctor" if refusals else None
+        ),
+        ReadinessReason.COMMITS_HANG: (
+            "commits do not end: is a synchronous standby away?" if hangs and diagnosis.reachable else None
+        ),
+        ReadinessReason.STANDBY_MISSING: (
+            "LEADKEEP_REQUIRE_STANDBY is set, and commits wait for no standby: synchronous_standby_names is empty"
+            if no_standby
+            else None
+        ),
         ReadinessReason.POSTGRES_RESTARTING: (
             f"PostgreSQL ended and is being restarted, see {restarting_log}" if away and restarting_log else None
         ),
@@ -123,7 +165,8 @@ def condition_of(
         ReadinessReason.TLS_FILES_REFUSED: tls_alarm,
         **(tasks_fail(failing_tasks) if failing_tasks else {}),
     }
-    return Condition(database_answers or spool.usable, _without_none(details))
+    stores = diagnosis.reachable and not (diagnosis.read_only or failing or no_standby)
+    return Condition(stores or spool.usable, _without_none(details))
 
 
 def _without_none(details: Mapping[ReadinessReason, str | None]) -> dict[ReadinessReason, str]:
@@ -164,8 +207,8 @@ class Readiness:
 
     def __init__(
         self,
-        probe: Callable[[], Awaitable[bool]],
-        assess: Callable[[bool], Condition],
+        probe: Callable[[], Awaitable[Diagnosis]],
+        assess: Callable[[Diagnosis], Condition],
         listener: Callable[[bool], Awaitable[None]],
         on_change: Callable[[bool, bool], None],
     ) -> None:
@@ -174,15 +217,22 @@ class Readiness:
         self._listener = listener
         self._on_change = on_change
         self._stopping = False
-        self._asking: asyncio.Task[bool] | None = None
+        self._asking: asyncio.Future[Diagnosis] | None = None
+        self.diagnosis: Diagnosis | None = None
+        """The state of the database at the last check."""
         self.ready = False
         self.degraded = False
         self.reasons: tuple[ReadinessReason, ...] = (ReadinessReason.STARTING,)
 
+    @property
+    def database_away(self) -> bool:
+        """Whether the database could not be reached at the last check."""
+        return self.diagnosis is not None and not self.diagnosis.reachable
+
     async def run(self) -> None:
         """Check every second."""
         while True:
-            await asyncio.sleep(CHECK_SECONDS)
+            await asyncio.sleep(CHECK_AWAY_SECONDS if self.database_away else CHECK_SECONDS)
             await self.check()
 
     async def stop(self) -> None:
@@ -196,11 +246,12 @@ class Readiness:
         # left where it is, and not asked again before it ends.
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._probe())
-        await asyncio.wait({self._asking}, timeout=CHECK_SECONDS)
+        await asyncio.wait({self._asking}, timeout=ANSWER_SECONDS)
         if self._stopping:
             return
         try:
-            condition = self._assess(self._asking.done() and self._asking.result())
+            self.diagnosis = self._asking.result() if self._asking.done() else AWAY
+            condition = self._assess(self.diagnosis)
         except Exception:
             # The last condition may have changed meanwhile.
             await self._set(Condition(self.ready, tasks_fail(["readiness"])))

@@ -104,7 +104,7 @@ def migrate(url: str) -> str | None:
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            _set_role_settings(connection)
+            _grant_where_allowed(connection)
             return before
     except DBAPIError as error:
         if is_transient(error):
@@ -130,13 +130,18 @@ def _begin_migration(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
 
 
-def _set_role_settings(connection: Connection) -> None:
-    """Give the logins of `serve` the settings of a session, which they need behind a pooler, where this role may."""
-    for (role,) in connection.execute(_SERVING_ROLES, {"group": APPLICATION_ROLE}).all():
+def _grant_where_allowed(connection: Connection) -> None:
+    """Give the service what the role that migrates may be unable to give; `doctor` reports what is missing.
+
+    The logins of `serve` need the settings of a session behind a pooler, and the group role sees the standbys.
+    """
+    roles = connection.execute(_SERVING_ROLES, {"group": APPLICATION_ROLE}).scalars().all()
+    settings = [[f"ALTER ROLE {role} SET {name} = {shown(name)}" for name in SETTINGS] for role in roles]
+    for statements in (*settings, [f"GRANT pg_monitor TO {APPLICATION_ROLE}"]):
         try:
             with connection.begin_nested():
-                for name in SETTINGS:
-                    connection.execute(text(f"ALTER ROLE {role} SET {name} = {shown(name)}"))
+                for statement in statements:
+                    connection.execute(text(statement))
         except DBAPIError as error:
             if cause_of(error) != _INSUFFICIENT_PRIVILEGE:
                 raise

@@ -305,7 +305,10 @@ def checks(done: subprocess.CompletedProcess[str]) -> dict[str, bool]:
 
 
 ALL_WELL = dict.fromkeys(
-    ["data folder", "keyring", "tokens", "spool", "daily files", "database", "schema", "rights of serve", "canary"],
+    [
+        *("data folder", "keyring", "tokens", "spool", "daily files", "database", "schema"),
+        *("statements of the service", "standbys", "rights of serve", "canary"),
+    ],
     True,
 )
 

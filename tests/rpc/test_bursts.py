@@ -55,6 +55,7 @@ def send(port: int) -> list[Any]:
 async def test_no_call_of_a_burst_is_reset() -> None:
     chain = interceptors.standard_chain(
         verify=anybody,
+        database_away=lambda: False,
         unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),
         max_concurrent_calls=10_000,

@@ -317,6 +317,7 @@ def a_call(**fields: object) -> Call:
 def standard(work: Work | None = None, limit: int = 10) -> list[Interceptor]:
     chain = interceptors.standard_chain(
         verify=anybody,
+        database_away=lambda: False,
         unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),
         max_concurrent_calls=limit,
@@ -348,6 +349,7 @@ def test_order_of_the_chain() -> None:
         "deadline",
         "concurrency",
         "authentication",
+        "availability",
         "unmasking",
         "retry_log",
     ]

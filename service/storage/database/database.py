@@ -178,17 +178,6 @@ class Database:
 
         return await self.read(work)
 
-    async def answers(self) -> bool:
-        """Whether the database can be reached and takes writes now. Tries once."""
-
-        async def ask(connection: AsyncConnection) -> bool:
-            return not (await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
-
-        try:
-            return await self.read_once(ask)
-        except Exception:  # noqa: BLE001 # whatever the cause, the answer is no
-            return False
-
     async def why_refused(self) -> SessionRefusedError | None:
         """Why the last new session was refused, once that is found out; None when the database is only away."""
         if self._diagnosis is not None:

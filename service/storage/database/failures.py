@@ -43,6 +43,16 @@ UNREACHABLE = frozenset(
 )
 
 
+CONTENT_CLASSES = frozenset(
+    {
+        "22",  # data exceptions
+        "23",  # violated constraints
+    }
+)
+"""What PostgreSQL may refuse for what a caller entered. In a broken environment it refuses everything like this, too:
+see leads/trial.py."""
+
+
 class DatabaseHungError(Exception):
     """The database did not finish an attempt in time. The attempt was left behind; its outcome is not known."""
 
@@ -55,12 +65,20 @@ class NotConfirmedError(Exception):
     """The database has not been confirmed as the one that this keyring and this normaliser belong to."""
 
 
-class StorageFaultError(Exception):
-    """The database refused a statement for a reason that no caller can mend; `cause` is its SQLSTATE."""
+class NoStandbyError(Exception):
+    """Leads must reach a synchronous standby (LEADKEEP_REQUIRE_STANDBY), and the server's commits wait for none."""
 
-    def __init__(self, cause: str) -> None:
+
+class StorageFaultError(Exception):
+    """The database refused a statement for a reason that no caller can mend; `cause` is its SQLSTATE.
+
+    `is_refusal`: whether it is the environment's: a right, a table or a setting, which an operator mends.
+    """
+
+    def __init__(self, cause: str, *, is_refusal: bool = False) -> None:
         super().__init__(f"the database refused a statement (SQLSTATE {cause})")
         self.cause = cause
+        self.is_refusal = is_refusal
 
 
 class CommitNotDurableError(Exception):
@@ -75,6 +93,7 @@ _OWN_FAILURES: dict[type[BaseException], str] = {
     CommitNotDurableError: "not_durable",
     DatabaseHungError: "hung",
     LeftBehindError: "left_behind",
+    NoStandbyError: "no_standby",
     NotConfirmedError: "not_confirmed",
 }
 
@@ -118,12 +137,27 @@ def is_fault_of_ours(error: BaseException) -> bool:
     return not is_transient(error) and not isinstance(error, LeadkeepError) and _sqlstate(error) is None
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether PostgreSQL answered and refused, neither because of another transaction nor because it is going away."""
+    return _sqlstate(error) is not None and not is_transient(error)
+
+
+def may_concern_content(error: BaseException) -> bool:
+    """Whether PostgreSQL may have refused the values of a statement, and not the statement itself."""
+    return (_sqlstate(error) or "")[:2] in CONTENT_CLASSES
+
+
+def storage_fault(error: BaseException) -> StorageFaultError:
+    """The fault that an error of the database or its driver is, which may be raised to callers."""
+    return StorageFaultError(cause_of(error), is_refusal=is_refused(error) and not may_concern_content(error))
+
+
 def leaves_nothing(error: BaseException) -> bool:
     """Whether a transaction that ended with this error is known to have stored nothing.
 
     False when that is unknown: the server did not answer, or may have answered after its commit.
     """
-    if isinstance(error, SessionRefusedError | NotConfirmedError | LeftBehindError | PoolTimeoutError):
+    if isinstance(error, SessionRefusedError | NotConfirmedError | LeftBehindError | NoStandbyError | PoolTimeoutError):
         return True
     sqlstate = _sqlstate(error)
     return bool(sqlstate) and sqlstate != "40003" and str(sqlstate)[:2] not in UNREACHABLE_CLASSES

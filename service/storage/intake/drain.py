@@ -1,8 +1,11 @@
 """Drain: moves spooled submissions to the database, oldest first, behind live traffic, exactly once.
 
 A submission is removed from the spool only after the commit that has it. A crash in between changes nothing: the same
-submission again is found by its id. What cannot be opened, or is refused by the database whatever we do, is set aside
+submission again is found by its id. What cannot be opened, or is refused by the database for its content, is set aside
 in the spool and reported; the rest goes on. What was erased, here or by another replica, is dropped.
+
+While the database refuses made-up submissions too, nothing is wrong with those that wait: the drain stands still, and
+goes on by itself when the database is mended. One that is refused alone, and not for its content, stays and is held.
 
 A fault of ours sets nothing aside. A submission that fails by one stays where it is, is held together with what came
 after it of the same person, and is tried again later. Two in a row are a fault of the drain, not of a submission: it
@@ -25,8 +28,15 @@ import structlog
 from service.backoff_wait import jittered_wait, longest_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
-from service.storage.database.database import Database
-from service.storage.database.failures import cause_of, is_busy, is_fault_of_ours, is_transient
+from service.storage.database.failures import (
+    StorageFaultError,
+    cause_of,
+    is_busy,
+    is_fault_of_ours,
+    is_refused,
+    is_transient,
+    may_concern_content,
+)
 from service.storage.database.retry import FIRST_WAIT, LONGEST_WAIT, RetryScope, retry_scope
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.leads.decision import Aliased, Created, DuplicateMatch, Erased, InConflict, Outcome
@@ -56,11 +66,16 @@ FIRST_HOLD = 5.0
 LONGEST_HOLD = 300.0
 """Seconds for which a submission is held that failed by a fault of ours: after the first failure, and at most."""
 
+LONGEST_HOLD_REFUSED = 30.0
+"""Seconds for which one is held at most that the database refuses: how soon it is drained once that is mended."""
+
 
 @dataclass(slots=True)
 class _Held:
     failures: int = 0
     until: float = 0.0
+    refused: str | None = None
+    """The SQLSTATE with which the database refused it; None: it failed by a fault of ours."""
 
 
 class DrainRound(Enum):
@@ -77,7 +92,6 @@ class Drain:
     def __init__(
         self,
         *,
-        database: Database,
         submissions: SubmissionStore,
         spool: Spool,
         outage: Outage,
@@ -88,7 +102,6 @@ class Drain:
         on_drained: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._database = database
         self._submissions = submissions
         self._spool = spool
         self._outage = outage
@@ -103,6 +116,12 @@ class Drain:
         self._held: dict[UUID, _Held] = {}
         self._failed_last: UUID | None = None
         """The submission that failed by a fault of ours when none was drained since."""
+
+    @property
+    def refused(self) -> str | None:
+        """The SQLSTATE with which the database refuses one that waits, and not for its content; None: none is."""
+        causes = (held.refused for held in self._held.values() if held.refused)
+        return next(causes, None) if self._spool.size.waiting else None
 
     async def run(self) -> None:
         """Drain whenever there is something to drain. What is not drained when this ends stays in the spool."""
@@ -134,7 +153,7 @@ class Drain:
         while True:
             await asyncio.sleep(ERASURES_EVERY_SECONDS)
             retry_scope.set(RetryScope(time.monotonic() + ERASURES_WAIT_SECONDS, lambda _: None))
-            with suppress(StorageUnavailableError, SpoolError):  # the next look makes up for it
+            with suppress(StorageUnavailableError, StorageFaultError, SpoolError):  # the next look makes up for it
                 await self._forget_erased()
 
     async def _forget_erased(self) -> None:
@@ -171,10 +190,9 @@ class Drain:
         except Exception as error:  # noqa: BLE001 # classified below
             if is_fault_of_ours(error):
                 self._log.error("a batch failed by a fault of ours", error=type(error).__qualname__)
-            if _concerns_an_entry(error):
-                return await self._one_by_one(submissions)
-            self._outage.began(cause_of(error), since=began)
-            return DrainRound.UNREACHABLE
+            if not await self._concerns_an_entry(error, since=began):
+                return DrainRound.UNREACHABLE
+            return await self._one_by_one(submissions)
         return DrainRound.DRAINED
 
     async def _one_by_one(self, submissions: list[SealedSubmission]) -> DrainRound:
@@ -190,10 +208,12 @@ class Drain:
                 if is_fault_of_ours(error):
                     self._hold(submission.id, error)
                     break  # what is behind it may be the same person's: the spool knows
-                if not _concerns_an_entry(error):
-                    self._outage.began(cause_of(error))
+                if not await self._concerns_an_entry(error):
                     return DrainRound.UNREACHABLE
-                if not is_busy(error) and not isinstance(error, StorageUnavailableError):
+                if is_refused(error) and not may_concern_content(error):
+                    self._hold_refused(submission.id, cause_of(error))
+                    return DrainRound.DRAINED  # what is behind it may be the same person's
+                if is_refused(error):
                     await self._spool.set_aside(submission.id, f"refused by the database ({cause_of(error)})")
                     self._log.error("a spooled submission was set aside", id=str(submission.id), cause=cause_of(error))
                     self._on_drained("set_aside")
@@ -201,11 +221,34 @@ class Drain:
                 moved = True
         return DrainRound.DRAINED if moved else DrainRound.IDLE
 
+    async def _concerns_an_entry(self, error: Exception, *, since: float | None = None) -> bool:
+        """Whether an error has to do with one of the submissions; else the outage is noted.
+
+        `since`: when the attempt began.
+        """
+        if is_refused(error):
+            found = await self._submissions.trial()
+            if found is None:
+                self._outage.over()
+                return True
+            self._outage.began(cause_of(found), since=since, refused=is_refused(found))
+            return False
+        if is_transient(error) and not is_busy(error):
+            self._outage.began(cause_of(error), since=since)
+            return False
+        return True
+
+    def _hold_refused(self, lead_id: UUID, cause: str) -> None:
+        held = self._held.setdefault(lead_id, _Held())
+        held.until = self._clock() + longest_wait(held.failures, first=FIRST_HOLD, longest=LONGEST_HOLD_REFUSED)
+        held.failures, held.refused = held.failures + 1, cause
+        self._log.error("a spooled submission is refused by the database and stays", id=str(lead_id), cause=cause)
+
     def _hold(self, lead_id: UUID, error: Exception) -> None:
         """Leave a submission where it is for a while. Raises the error when another one failed just before it."""
         held = self._held.setdefault(lead_id, _Held())
         held.until = self._clock() + longest_wait(held.failures, first=FIRST_HOLD, longest=LONGEST_HOLD)
-        held.failures += 1
+        held.failures, held.refused = held.failures + 1, None
         self._log.error(
             "a spooled submission fails by a fault of ours and stays", id=str(lead_id), error=type(error).__qualname__
         )
@@ -230,7 +273,8 @@ class Drain:
     async def _look_for_end_of_outage(self) -> DrainRound:
         if not self._outage.lasting:
             return DrainRound.IDLE
-        if not await self._database.answers():
+        # Rolled back, so it proves everything but that commits end; what was left behind is looked for there, too.
+        if await self._submissions.trial() is not None:
             return DrainRound.UNREACHABLE
         self._outage.over()
         return DrainRound.IDLE
@@ -244,7 +288,3 @@ _NAMES: dict[type, str] = {
     Erased: "erased",
 }
 """What became of a drained submission, as it is counted."""
-
-
-def _concerns_an_entry(error: Exception) -> bool:
-    return is_busy(error) or isinstance(error, StorageUnavailableError) or not is_transient(error)

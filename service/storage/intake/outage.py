@@ -1,4 +1,4 @@
-"""Memory for outages: since when the database is unavailable, and the requests that were acknowledged lately."""
+"""Memory for outages: since when the database takes no submissions, and the requests that were acknowledged lately."""
 
 from __future__ import annotations
 
@@ -21,28 +21,42 @@ REQUESTS_KEPT = 50_000
 
 
 class Outage:
-    """Begins with a failure to reach the database and ends with a transaction that was committed."""
+    """Begins when the database takes no submissions and ends with a transaction that was committed."""
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._refused = False
+        self.cause: str | None = None
+        """Why the last attempt failed: an SQLSTATE, or a word of failures.py. None: there is no outage."""
 
     @property
     def lasting(self) -> bool:
-        """Whether it has gone on for so long that waiting for its end is no use."""
-        return self._since is not None and time.monotonic() - self._since >= BLIP_SECONDS
+        """Whether waiting for its end is no use."""
+        return self._refused or (self._since is not None and time.monotonic() - self._since >= BLIP_SECONDS)
 
-    def began(self, cause: str, *, since: float | None = None) -> None:
-        """The database was not reached by an attempt that began at `since` (on the monotonic clock; None: now)."""
+    @property
+    def refused(self) -> bool:
+        """Whether the database answers and refuses whatever is submitted."""
+        return self._refused
+
+    def began(self, cause: str, *, since: float | None = None, refused: bool = False) -> None:
+        """An attempt that began at `since` (on the monotonic clock; None: now) stored nothing.
+
+        `refused`: the database answered, and refused a made-up submission too. That is no blip, and lasts until
+        somebody mends it.
+        """
+        if self.cause != cause:
+            structlog.get_logger("leadkeep.storage").warning("the database takes no leads", cause=cause)
         if self._since is None:
             self._since = time.monotonic() if since is None else since
-            structlog.get_logger("leadkeep.storage").warning("the database cannot be reached", cause=cause)
+        self._refused, self.cause = refused, cause
 
     def over(self) -> None:
         """The database has committed."""
         if self._since is not None:
             seconds = round(time.monotonic() - self._since, 1)
-            self._since = None
-            structlog.get_logger("leadkeep.storage").info("the database is back", seconds=seconds)
+            self._since, self._refused, self.cause = None, False, None
+            structlog.get_logger("leadkeep.storage").info("the database takes leads again", seconds=seconds)
 
 
 class RecentRequests:

@@ -2,9 +2,10 @@
 
 Promises: an answer reports what is durable, in the database or in the spool. A batch that fails because of one of its
 leads, or because of a concurrent transaction, is split and costs only that lead. A lead whose caller's time is over
-goes to the spool alone and the others go on. While the database is away for longer than a blip, everything goes to the
-spool at once. No caller cancels a write. A submission is sealed when it is taken for a batch: sealing one after the
-other costs less than sealing each between other work (docs/performance.md).
+goes to the spool alone and the others go on. While the database is away for longer than a blip, or refuses whatever is
+submitted, everything goes to the spool at once. Only what it refuses for its content is answered with an error, after
+made-up submissions have passed the same statements. No caller cancels a write. A submission is sealed when it is taken
+for a batch: sealing one after the other costs less than sealing each between other work (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from service.backoff_wait import jittered_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database.batcher import Batcher, Entry, OnDemandBatcher
-from service.storage.database.failures import StorageFaultError, cause_of, is_busy, is_driver_error, is_transient
+from service.storage.database.failures import (
+    cause_of,
+    is_busy,
+    is_driver_error,
+    is_refused,
+    is_transient,
+    may_concern_content,
+    storage_fault,
+)
 from service.storage.database.retry import FIRST_WAIT, LONGEST_RETRY, LONGEST_WAIT, Retry, RetryScope, retry_scope
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.leads.decision import Created, Delayed, Outcome
@@ -48,6 +57,8 @@ ANSWER_SECONDS = 0.5
 class _Lead:
     seal: Callable[[], SealedSubmission]
     on_retry: Callable[[Retry], None]
+    gives_up_at: float
+    """When its caller's time to wait for the database is over, on the monotonic clock."""
     attempts: int = 0
 
     def note_retry(self, wait: float, cause: str) -> None:
@@ -96,7 +107,7 @@ class LeadWriter:
         """Make a submission durable, or find out which lead it duplicates. Safe to repeat.
 
         `seal` makes the submission, the same one each time. Raises what `seal` raises, StorageUnavailableError when
-        the submission cannot be made durable anywhere, StorageFaultError for what the database always refuses.
+        the submission cannot be made durable anywhere, StorageFaultError when the database refuses its content.
         """
         if self._stopped:
             raise StorageUnavailableError
@@ -104,7 +115,7 @@ class LeadWriter:
         scope = retry_scope.get() or RetryScope(now + LONGEST_RETRY, lambda _: None)
         time_left = scope.deadline - now
         gives_up_in = min(LONGEST_RETRY, time_left - min(ANSWER_SECONDS, time_left / 4))
-        entry = _Entry(_Lead(seal, scope.on_retry), loop.create_future())
+        entry = _Entry(_Lead(seal, scope.on_retry, now + gives_up_in), loop.create_future())
         timer = loop.call_later(gives_up_in, self._to_spool.add, [entry])
         self._unanswered.add(entry)
         self._batches.add([entry])
@@ -178,6 +189,13 @@ class LeadWriter:
             entry.resolve(outcome)
 
     async def _write_again(self, batch: list[_Entry], error: Exception, began: float) -> None:
+        if is_refused(error) and (found := await self._submissions.trial()) is not None:
+            # The environment's fault, or it could not be found out whose.
+            error = found
+            if is_refused(found):
+                self._outage.began(cause_of(found), refused=True)
+                self._to_spool.add(batch)
+                return
         cause = cause_of(error)
         if is_transient(error):
             wait = jittered_wait(max(entry.item.attempts for entry in batch), first=FIRST_WAIT, longest=LONGEST_WAIT)
@@ -191,10 +209,10 @@ class LeadWriter:
                 await asyncio.sleep(wait)
         elif len(batch) > 1:
             self._split(batch)
-        elif isinstance(error, StorageUnavailableError):
+        elif isinstance(error, StorageUnavailableError) or (is_refused(error) and not may_concern_content(error)):
             self._to_spool.add(batch)
         else:
-            batch[0].fail(StorageFaultError(cause) if is_driver_error(error) else error)
+            batch[0].fail(storage_fault(error) if is_driver_error(error) else error)
 
     def _split(self, batch: list[_Entry]) -> None:
         """Write each lead of a batch alone, beside the batches: one that waits for a lock must not hold those up."""
@@ -218,13 +236,19 @@ class LeadWriter:
         for entry in batch:
             if known := self._recent.answer(entry.item.seal()):
                 entry.resolve(known)
+        back: set[_Entry] = set()
         if not self._outage.lasting:
             overlap = await self._overlap(batch)
             for entry in batch:
-                if entry.item.seal().id in overlap.rivals - overlap.repeats:
-                    # The spool would refuse a repeat of an older lead; the database is there to decide.
+                if entry.item.seal().id not in overlap.rivals - overlap.repeats:
+                    continue
+                # The spool would refuse a repeat of an older lead; the database is there to decide.
+                if time.monotonic() < entry.item.gives_up_at:
+                    back.add(entry)  # it was to be spooled because of an outage that is over by now
+                else:
                     entry.fail(StorageUnavailableError())
-        await self._keep([entry for entry in batch if not entry.answer.done()], had_room=had_room)
+        self._batches.add(back)
+        await self._keep([each for each in batch if each not in back and not each.answer.done()], had_room=had_room)
 
     async def _keep(self, batch: list[_Entry], *, had_room: bool) -> None:
         if not batch:

@@ -29,7 +29,7 @@ from service.keys.keyring import Keyring, Purpose
 from service.keys.secret_file import replace_secret_file
 from service.storage import models
 from service.storage.database.database import Database
-from service.storage.database.failures import cause_of, is_transient
+from service.storage.database.failures import StorageFaultError, cause_of, is_transient
 from service.storage.keys.canary import DatabaseKeys, compare_canary, plan_of, read_key_state
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
@@ -137,7 +137,7 @@ class ReplicaReport:
         candidate = EncryptionService(keyring)
         compared: DatabaseKeys | None = None
         if self._database.admitted:
-            with contextlib.suppress(StorageUnavailableError):
+            with contextlib.suppress(StorageUnavailableError, StorageFaultError):
                 compared = await compare_canary(self._database, candidate, None)
         indexed_with = {scheme.key_id for scheme in self._encryption.plan.schemes} if self._encryption.plan else set()
         lacks = indexed_with - {key.id for key in keyring.usable(Purpose.INDEX)}
@@ -151,8 +151,8 @@ class ReplicaReport:
     async def heartbeat(self) -> None:
         """Apply the database's state and publish the own one. Never raises for a database that is unavailable."""
         async with self._lock:
-            # The writer reports an unavailable database; the status that was published last stands until then.
-            with contextlib.suppress(StorageUnavailableError):
+            # Readiness reports a database that is unavailable or refuses; the status that was published last stands.
+            with contextlib.suppress(StorageUnavailableError, StorageFaultError):
                 state = await self._database.read(read_key_state)
                 if state is not None:
                     await self._apply(state)

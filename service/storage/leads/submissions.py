@@ -8,13 +8,12 @@ because one statement cannot see a rival that committed while it waited. Those o
 
 The look-up locks what it finds FOR KEY SHARE. That keeps the row while we answer for it, and it writes to the log: the
 commit of every answer that rests on an existing row therefore waits for the synchronous standby. A plain look-up would
-not, and could confirm a row that a failover then loses. A refused duplicate is kept sealed with the leads that it
-matches: the newest few of each lead, and a count of all.
+not, and could confirm a row that a failover then loses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -27,7 +26,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import StorageUnavailableError
 from service.lead import CUSTOMER_FIELDS, SealedSubmission
 from service.storage import models
-from service.storage.database.database import Database, Statement
+from service.storage.database.database import Database, Statement, Work
+from service.storage.database.failures import NoStandbyError
 from service.storage.database.retry import with_retries
 from service.storage.leads.decision import (
     Aliased,
@@ -42,7 +42,9 @@ from service.storage.leads.decision import (
 )
 from service.storage.leads.erasing import wait_for_erasures
 from service.storage.leads.queries import ATTEMPTS, columns_of, lead_of_row
+from service.storage.leads.resubmissions import keep_refused
 from service.storage.leads.tombstones import ErasedAmong, erased_among
+from service.storage.leads.trial import made_up_submissions
 
 _COLUMN_TYPES = {
     "id": "uuid",
@@ -61,14 +63,13 @@ _DIGESTS = tuple(name for name, kind in _COLUMN_TYPES.items() if kind == "bytea"
 _GIVEN = ", ".join(f"{name} {'text' if name in _DIGESTS else kind}" for name, kind in _COLUMN_TYPES.items())
 _VALUES = ", ".join(f"decode({name}, 'hex')" if name in _DIGESTS else name for name in _COLUMN_TYPES)
 
-_INSERT = Statement(
-    text(f"""
+_INSERT_SQL = f"""
     WITH inserted AS (
         INSERT INTO lead ({_COLUMNS}, created_at)
         SELECT {_VALUES}, coalesce(accepted_at, now())
         FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, accepted_at timestamptz,
             accepted_from timestamptz)) WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, accepted_from, place)
-        WHERE NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
+        WHERE true AND NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
           AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
           AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = entry.id)
           AND (accepted_at IS NULL OR entry.request_id IS NULL OR NOT EXISTS (
@@ -85,11 +86,21 @@ _INSERT = Statement(
         ON CONFLICT DO NOTHING
     )
     SELECT id, created_at FROM inserted
-""")  # noqa: S608 # our own names
-)
+"""  # noqa: S608 # our own names
+_INSERT = Statement(text(_INSERT_SQL))
 """One parameter, `entries`, so that the statement is the same for every size of a batch: it is prepared once a
 connection. JSON is written by compiled code; psycopg builds arrays of text in Python, which took a third of a large
 batch's time."""
+
+_STANDBYS = "current_setting('synchronous_standby_names')"
+_INSERT_WITH_STANDBY = Statement(
+    text(
+        _INSERT_SQL.replace("WHERE true", f"WHERE {_STANDBYS} <> ''")
+        + f"UNION ALL SELECT CAST(NULL AS uuid), now() WHERE {_STANDBYS} = ''"  # our own names
+    )
+)
+"""The same, for a server whose commits wait for a synchronous standby. Where they do not, nothing is inserted and a row
+without an id comes back: no other statement could know what holds when this one runs."""
 
 # Locked in the order of ids, so that two batches which match the same leads lock them in the same order.
 _LOOK_UP = Statement(
@@ -127,51 +138,16 @@ _ALIASES = Statement(
 """)
 )
 
-_COUNTED = ("lead_id", "slot", "submitted_at")
-_KEPT_COLUMNS = tuple(column.name for column in models.resubmission.c if column.name not in _COUNTED)
-_LISTED = ", ".join(_KEPT_COLUMNS)
-
-# In the order of ids, as everything that locks leads does it.
-_LOCK_MATCHED = Statement(text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"))
-
-# With the leads locked, a repeat of a submission is visible here, and is neither kept nor counted twice.
-_KEEP = Statement(
-    text(f"""
-    WITH given AS (
-        SELECT kept.*, ordinality, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests
-        FROM json_array_elements(CAST(:refused AS json)) WITH ORDINALITY AS list (entry, ordinality),
-            json_populate_record(CAST(NULL AS resubmission), entry) AS kept
-    ), linked AS (
-        INSERT INTO lead_conversation (conversation_id, lead_id)
-        SELECT DISTINCT conversation_id, lead_id FROM given WHERE verified AND conversation_id IS NOT NULL
-        ON CONFLICT DO NOTHING
-    ), fresh AS (
-        SELECT given.*, row_number() OVER (PARTITION BY lead_id ORDER BY ordinality) AS nth,
-               count(*) OVER (PARTITION BY lead_id) AS added
-        FROM given WHERE NOT EXISTS (
-            SELECT FROM resubmission kept WHERE kept.lead_id = given.lead_id AND (
-                kept.submission_id = given.submission_id
-                OR (kept.actor, kept.request_id) = (given.actor, given.request_id)
-                    AND (kept.content_digest = given.content_digest
-                         OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests))))
-    ), counted AS (
-        UPDATE lead SET resubmissions = resubmissions + fresh.added FROM fresh WHERE lead.id = lead_id AND nth = 1
-        RETURNING lead.id, resubmissions - added AS before
-    )
-    INSERT INTO resubmission (lead_id, slot, submitted_at, {_LISTED})
-    SELECT lead_id, (before + nth - 1) % {models.RESUBMISSIONS_KEPT}, coalesce(submitted_at, now()), {_LISTED}
-    FROM fresh JOIN counted ON counted.id = lead_id WHERE added - nth < {models.RESUBMISSIONS_KEPT}
-    ON CONFLICT (lead_id, slot) DO UPDATE SET submitted_at = excluded.submitted_at,
-        {", ".join(f"{name} = excluded.{name}" for name in _KEPT_COLUMNS)}
-""")  # noqa: S608 # our own names
-)
-
 
 class SubmissionStore:
-    """The submissions of one database, each stored in a transaction of its own or together with others."""
+    """The submissions of one database, each stored in a transaction of its own or together with others.
 
-    def __init__(self, database: Database) -> None:
+    With `require_standby`, only where commits wait for a synchronous standby: else NoStandbyError is raised.
+    """
+
+    def __init__(self, database: Database, *, require_standby: bool = False) -> None:
         self._database = database
+        self._require_standby = require_standby
 
     async def create(self, submission: SealedSubmission) -> Outcome:
         """Store a submission, or find out what became of it or what it duplicates. Safe to repeat."""
@@ -183,20 +159,55 @@ class SubmissionStore:
         Some may be stored then. They are found by their ids when it is done again.
         """
         if any(submission.accepted_at for submission in batch):
-            return await self._database.write_once(partial(store, batch))
-        outcomes = await self._database.write_once(partial(_insert_new, batch), alone=True)
+            return await self._database.write_once(self._work(store, batch))
+        outcomes = await self._database.write_once(self._work(_insert_new, batch), alone=True)
         left = [submission for submission in batch if submission.id not in outcomes]
         if left:
-            outcomes |= await self._database.write_once(partial(store, left, insert_first=False))
+            outcomes |= await self._database.write_once(self._work(store, left, insert_first=False))
         return outcomes
+
+    async def trial(self) -> Exception | None:
+        """Store made-up submissions by the same statements and roll them back; what the database raised, None: nothing.
+
+        None proves that the database accepts submissions now, so that one which it has just refused was refused for
+        its own sake.
+        """
+        new, drained = made_up_submissions()
+
+        async def work(connection: AsyncConnection) -> None:
+            await store(new, connection, require_standby=self._require_standby)
+            await store(drained, connection)
+            raise _PassedError  # ends the transaction without a commit
+
+        try:
+            await self._database.write_once(work)
+        except _PassedError:
+            return None
+        except Exception as error:  # noqa: BLE001 # it is the result
+            return error
+        raise AssertionError("a trial was committed")
+
+    def _work(
+        self, work: Callable[..., Awaitable[dict[UUID, Outcome]]], batch: Sequence[SealedSubmission], **options: bool
+    ) -> Work[dict[UUID, Outcome]]:
+        return partial(work, batch, require_standby=self._require_standby, **options)
+
+
+class _PassedError(Exception):
+    """A trial got to its end."""
 
 
 async def store(
-    submissions: Sequence[SealedSubmission], connection: AsyncConnection, *, insert_first: bool = True
+    submissions: Sequence[SealedSubmission],
+    connection: AsyncConnection,
+    *,
+    insert_first: bool = True,
+    require_standby: bool = False,
 ) -> dict[UUID, Outcome]:
     """The outcome of each submission, applied in a transaction of the caller's; by id.
 
-    `insert_first` is False for those that an insert has just left. Raises StorageUnavailableError.
+    `insert_first` is False for those that an insert has just left. Raises StorageUnavailableError, and NoStandbyError
+    with `require_standby`.
     """
     if any(submission.accepted_at for submission in submissions):
         # Before the insert: its snapshot must hold what an erasure has made of them, or they are stored twice.
@@ -205,7 +216,7 @@ async def store(
     left = list(submissions)
     for attempt in range(ATTEMPTS):
         if insert_first or attempt > 0:
-            outcomes |= await _insert_new(left, connection)
+            outcomes |= await _insert_new(left, connection, require_standby=require_standby)
             left = [entry for entry in left if entry.id not in outcomes]
         if left:
             rows = await _look_up(connection, left, again=attempt > 0)
@@ -228,13 +239,18 @@ async def find_duplicates(
     return Found(phone=rows.with_phone(phones), nid=rows.with_nid(nids)).match
 
 
-async def _insert_new(submissions: Sequence[SealedSubmission], connection: AsyncConnection) -> dict[UUID, Outcome]:
+async def _insert_new(
+    submissions: Sequence[SealedSubmission], connection: AsyncConnection, *, require_standby: bool = False
+) -> dict[UUID, Outcome]:
     """Store in one statement the submissions that nothing stands in the way of; by id."""
     # By phone, so that rival batches wait for each other in one direction; of two that match the earlier one is first,
     # and what was refused already makes way.
     ordered = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
     entries = to_json([_entry(entry) for entry in ordered]).decode()
-    created_at = dict(await _INSERT.rows(connection, {"entries": entries}))
+    statement = _INSERT_WITH_STANDBY if require_standby else _INSERT
+    created_at = dict(await statement.rows(connection, {"entries": entries}))
+    if None in created_at:
+        raise NoStandbyError
     return {
         entry.id: Created(entry.as_lead(created_at[entry.id]), is_new=True)
         for entry in ordered
@@ -349,34 +365,9 @@ async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubm
                     "erased_lead_id": erased,
                 }
                 await connection.execute(insert(models.lead_conflict).values(conflict).on_conflict_do_nothing())
-    await _keep([(entry, outcome) for entry, outcome in decided if isinstance(outcome, DuplicateMatch)], connection)
-
-
-async def _keep(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]], connection: AsyncConnection) -> None:
-    """Keep each submission with every lead that it matches; link its conversation if it is verified.
-
-    Two statements, however many there are: a file that is imported may hold hundreds in one transaction.
-    """
-    rows: dict[tuple[UUID, object], dict[str, Any]] = {}
-    for submission, match in refused:
-        digest = submission.content_digest
-        row = columns_of(submission) | {
-            "content_digest": f"\\x{digest.hex()}",
-            "submission_id": str(submission.id),
-            "actor": submission.created_by,
-            # Of one that waited in a spool: an erasure takes what was submitted before it, whenever that was drained.
-            "submitted_at": submission.accepted_at and submission.accepted_at.isoformat(),
-            "verified": match.verified,
-            "earlier_digests": [each.hex() for each in submission.earlier_digests],
-        }
-        same = (
-            submission.id if submission.request_id is None else (submission.created_by, submission.request_id, digest)
-        )
-        for lead in match.leads:
-            rows.setdefault((lead.id, same), row | {"lead_id": str(lead.id)})
-    if rows:
-        await _LOCK_MATCHED.rows(connection, {"ids": list({lead_id for lead_id, _ in rows})})
-        await _KEEP.rows(connection, {"refused": to_json(list(rows.values())).decode()})
+    await keep_refused(
+        [(entry, outcome) for entry, outcome in decided if isinstance(outcome, DuplicateMatch)], connection
+    )
 
 
 def _entry(entry: SealedSubmission) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from service.errors import StorageUnavailableError
 from service.storage.database.database import Database, Work
 from service.storage.database.failures import DatabaseHungError, LeftBehindError
 from service.storage.database.session import SETTINGS, SessionRefusedError, connect, shown, snapshot, url_is_valid
+from service.storage.diagnosis import diagnose
 from tests.harness.pooler import ODD, pooler, reset_role, set_role
 from tests.harness.postgres import REPO, TestDatabase, TestServer
 
@@ -133,7 +134,7 @@ async def test_a_server_that_refuses_the_connection_is_not_called_away(
     database: TestDatabase, query: str, sqlstate: str
 ) -> None:
     service = Database(f"{database.serve_url}&{query}")
-    assert not await service.answers()
+    assert not (await diagnose(service)).reachable
     refused = await service.why_refused()
     assert refused is not None
     assert refused.word == "connection_refused"
@@ -146,7 +147,7 @@ async def test_a_pooler_that_does_not_take_the_options_of_the_url_is_not_called_
     set_role(database.admin_url)
     with pooler(database.serve_url, "session") as front:
         service = Database(f"{front.url}?options=-c%20statement_timeout%3D7s")
-        assert not await service.answers()
+        assert not (await diagnose(service)).reachable
         refused = await service.why_refused()
         assert refused is not None
         assert "SQLSTATE 08P01" in str(refused)
@@ -156,7 +157,7 @@ async def test_a_pooler_that_does_not_take_the_options_of_the_url_is_not_called_
 
 async def test_a_server_that_is_away_is_called_away(tmp_path: Path) -> None:
     service = Database(f"postgresql://someone@/leads?host={tmp_path}")
-    assert not await service.answers()
+    assert not (await diagnose(service)).reachable
     assert await service.why_refused() is None
     await service.close()
 
@@ -222,7 +223,7 @@ async def test_an_exchange_of_the_database_behind_a_pooler_is_noticed_by_the_nex
                 await service.write_once(write, alone=alone)
         with pytest.raises(StorageUnavailableError):
             await service.read(write)
-        assert not await service.answers()
+        assert not (await diagnose(service)).reachable
         front.lead_to(right.serve_url)
         await service.write(write, alone=True)
         await service.close()

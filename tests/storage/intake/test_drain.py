@@ -27,6 +27,8 @@ from service.storage.spool.spool import Spool
 from service.supervisor import Component
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.harness.refusals import REFUSALS, Refusal
+from tests.harness.refusals import refusing as database_refusing
 from tests.harness.supervision import running
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import POISONED, World, refusing, stored
@@ -81,14 +83,47 @@ async def test_a_crash_between_the_commit_and_the_removal_changes_nothing(
     assert faults.value_of(database.admin_url, counts) == "1 0"
 
 
-async def test_what_the_database_refuses_for_good_is_set_aside_and_the_rest_drains(
-    world: World, submit: Submit, database: TestDatabase
+@pytest.mark.parametrize("sqlstate", ["22001", "23514"])
+async def test_what_the_database_refuses_for_its_content_is_set_aside_and_the_rest_drains(
+    world: World, submit: Submit, database: TestDatabase, sqlstate: str
 ) -> None:
     await world.spool.put([submit(), submit(name=POISONED), submit()])
-    with refusing(database, "P0001"):
+    with refusing(database, sqlstate):
         await world.drain.step()
     assert stored(database) == 2
-    assert [row.damage for row in peek(world.spool.folder)[1]] == ["refused by the database (P0001)"]
+    assert [row.damage for row in peek(world.spool.folder)[1]] == [f"refused by the database ({sqlstate})"]
+
+
+async def test_one_that_the_database_refuses_for_another_reason_stays_and_is_drained_when_it_is_mended(
+    world: World, submit: Submit, database: TestDatabase, drain_with: Callable[..., Drain], clock: Clock
+) -> None:
+    drain = drain_with()
+    await world.spool.put([submit(), submit(name=POISONED), submit()])
+    with refusing(database, "P0001"):
+        await drained(drain)
+        assert (stored(database), world.spool.size.waiting, world.spool.size.damaged) == (2, 1, 0)
+        assert drain.refused == "P0001"
+        assert not world.outage.lasting
+    clock.now += 30
+    await drained(drain)
+    assert (stored(database), world.spool.size.waiting) == (3, 0)
+    assert drain.refused is None
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+async def test_while_the_database_refuses_everything_the_drain_stands_still_and_sets_nothing_aside(
+    world: World, submit: Submit, database: TestDatabase, refusal: Refusal
+) -> None:
+    await world.drain.step()
+    await world.spool.put([submit(conversation_id="c", phone="+1234567"), submit(), submit(phone="+1234567")])
+    with database_refusing(database, refusal):
+        for _ in range(3):
+            assert await world.drain.step() is DrainRound.UNREACHABLE
+        assert (world.spool.size.waiting, world.spool.size.damaged) == (3, 0)
+        assert world.outage.cause is not None
+    await drained(world.drain)
+    assert (stored(database), world.spool.size.waiting) == (2, 0)
+    assert not world.outage.lasting
 
 
 async def test_what_is_locked_stays_and_the_rest_drains(world: World, submit: Submit, database: TestDatabase) -> None:
@@ -174,7 +209,6 @@ def clock() -> Clock:
 def drain_with(world: World, sealer: LeadSealer, clock: Clock) -> Callable[..., Drain]:
     def make(store: SubmissionStore | None = None, reseal: Reseal = sealer.resealed_and_reindexed) -> Drain:
         return Drain(
-            database=world.database,
             submissions=store or world.store,
             spool=world.spool,
             outage=world.outage,

@@ -33,6 +33,8 @@ from service.storage.spool.spool import Spool, SpoolOverlap
 from service.supervisor import Supervisor
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.harness.refusals import REFUSALS, Refusal
+from tests.harness.refusals import refusing as database_refusing
 from tests.storage.conftest import Submit, everyone
 
 POISONED = "Poisoned"
@@ -52,7 +54,6 @@ class World:
         self.erasures = Erasures(database, sealer.resealed_and_reindexed)
         self.writer = LeadWriter(self.store, spool, self.outage, self.recent, on_batch=self.batches.append)
         self.drain = Drain(
-            database=database,
             submissions=self.store,
             spool=spool,
             outage=self.outage,
@@ -146,7 +147,7 @@ async def test_a_repeat_in_one_batch_answers_the_first(world: World, submit: Sub
     assert [outcome.lead.id for outcome in outcomes if isinstance(outcome, Created)] == [first.id, first.id]
 
 
-@pytest.mark.parametrize("sqlstate", ["23514", "P0001"])
+@pytest.mark.parametrize("sqlstate", ["22001", "23514"])
 async def test_a_poisoned_entry_costs_only_itself(
     world: World, submit: Submit, database: TestDatabase, sqlstate: str
 ) -> None:
@@ -157,6 +158,47 @@ async def test_a_poisoned_entry_costs_only_itself(
             await world.create(submit(name=POISONED))
         assert saved(await healthy)
     assert stored(database) == 21
+
+
+async def test_an_entry_that_is_refused_for_another_reason_than_its_content_is_spooled_alone(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    await world.create(submit())
+    with refusing(database, "P0001"):
+        healthy = asyncio.gather(*(world.create(submit()) for _ in range(20)))
+        assert isinstance(await world.create(submit(name=POISONED)), Delayed)
+        assert saved(await healthy)
+    assert (stored(database), world.spool.size.waiting, world.outage.lasting) == (21, 1, False)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+async def test_while_the_database_refuses_everything_every_lead_is_spooled(
+    world: World, submit: Submit, database: TestDatabase, refusal: Refusal
+) -> None:
+    known = submit()
+    await world.create(known)
+    with database_refusing(database, refusal):
+        duplicate = replace(submit(), indexes=known.indexes)
+        outcomes = await world.create_all([*(submit(conversation_id="c") for _ in range(20)), duplicate])
+        later = await world.create(submit())
+    assert not any(isinstance(outcome, Exception) for outcome in outcomes)
+    assert isinstance(outcomes[-1], Delayed | DuplicateMatch)
+    assert isinstance(later, Delayed | Created)
+
+
+async def test_what_a_database_refuses_for_its_content_is_no_fault_of_content_while_made_up_ones_are_refused_too(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    with database_refusing(database, REFUSALS["a trigger raises as for content"]):
+        assert {type(outcome) for outcome in await world.create_all([submit() for _ in range(20)])} == {Delayed}
+    assert world.outage.refused
+
+
+async def test_a_trial_leaves_nothing_in_the_database(world: World, database: TestDatabase) -> None:
+    assert await world.store.trial() is None
+    tables = ("lead", "lead_conversation", "resubmission", "lead_alias", "lead_conflict", "tombstone", "lead_touch")
+    counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
+    assert faults.value_of(database.admin_url, f"SELECT {counts}") == 0
 
 
 class CannotBeSealedError(Exception):

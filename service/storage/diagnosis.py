@@ -1,0 +1,167 @@
+"""Diagnosis of the database: whether it can serve now, and what stands in the way, by looking at its catalogue alone.
+
+Readiness asks every second, `doctor` when it is run. What only shows when something is stored, such as a trigger that
+raises, the trial of leads/trial.py finds.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.storage import models
+from service.storage.database.database import Database, Statement
+from service.storage.database.failures import cause_of, is_refused
+from service.storage.schema import APPLICATION_ROLE
+
+_RIGHTS = {
+    "SELECT": (
+        "lead status_change assignment_change lead_conversation resubmission lead_alias lead_conflict tombstone "
+        "key_canary replica lead_touch daily_file file_turn access_record access_chain access_head alembic_version"
+    ),
+    "INSERT": (
+        "lead status_change assignment_change lead_conversation resubmission lead_alias lead_conflict tombstone "
+        "replica lead_touch daily_file access_record access_chain access_head"
+    ),
+    "UPDATE": "lead resubmission lead_conflict tombstone replica daily_file file_turn",
+    "DELETE": "replica lead_touch",
+}
+"""What the service needs while it runs; the first start and a rotation need more on key_canary."""
+
+# By the catalogue and not by names: looking up a name fails where its schema or table is missing. Our own rows of
+# pg_stat_activity can be seen without pg_monitor; those of pg_stat_replication cannot.
+_STATE = Statement(
+    text("""
+    SELECT current_setting('transaction_read_only') = 'on' AS read_only,
+        current_setting('synchronous_standby_names') AS standby_names,
+        pg_has_role(current_user, 'pg_monitor', 'USAGE') AS monitors,
+        (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')) AS standbys,
+        (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user AND wait_event = 'SyncRep'
+            AND query_start < clock_timestamp() - interval '1 s') AS hanging,
+        has_schema_privilege(current_user, (SELECT oid FROM pg_namespace WHERE nspname = 'public'), 'USAGE') AS schema
+""")
+)
+_TABLES = Statement(
+    text("""
+    SELECT c.relname AS name,
+        ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped) AS columns,
+        has_table_privilege(c.oid, 'SELECT') AS may_select, has_table_privilege(c.oid, 'INSERT') AS may_insert,
+        has_any_column_privilege(c.oid, 'UPDATE') AS may_update, has_table_privilege(c.oid, 'DELETE') AS may_delete
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
+""")
+)
+_MEMBER = text(
+    "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :role AND pg_has_role(current_user, oid, 'USAGE')) AS member,"
+    " current_user AS login"
+)
+_FOREIGN_TRIGGERS = text("""
+    SELECT t.tgname AS name, c.relname AS table_name
+    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_proc f ON f.oid = t.tgfoid
+    WHERE n.nspname = 'public' AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND f.proname <> ALL (ARRAY[
+        'note_touched_leads', 'note_touched_aliases', 'refuse_old_leads', 'refuse_retired_keys', 'refuse_erased_leads',
+        'hand_over_index_entries'])
+    ORDER BY 2, 1
+""")
+
+_COUNTED_LIST = re.compile(r"\s*(?:(?:ANY|FIRST)\s*)?(\d+)\s*\(", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The state of a database at one moment.
+
+    `reachable`: it answered. `refused`: the SQLSTATE with which it refused even to be looked at. `lacking`: rights,
+    tables and columns that are missing, each as what an operator has to do. `standbys`: synchronous standbys that are
+    there, None without pg_monitor. `hanging`: commits of this role that have waited for one for more than a second.
+    """
+
+    reachable: bool = True
+    refused: str | None = None
+    read_only: bool = False
+    lacking: tuple[str, ...] = ()
+    commits_wait_for: int = 0
+    """How many standbys a commit waits for; 0: this server's disk only."""
+    standbys: int | None = None
+    hanging: int = 0
+
+    @property
+    def commits_hang(self) -> bool:
+        """Whether commits do not end, or would not."""
+        return self.hanging > 0 or (self.standbys is not None and self.standbys < self.commits_wait_for)
+
+
+AWAY = Diagnosis(reachable=False)
+
+
+async def diagnose(database: Database) -> Diagnosis:
+    """Look at the database once. Never raises for what the database does."""
+    try:
+        return await database.read_once(_look)
+    except Exception as error:  # noqa: BLE001 # classified here
+        return Diagnosis(refused=cause_of(error)) if is_refused(error) else AWAY
+
+
+async def _look(connection: AsyncConnection) -> Diagnosis:
+    (state,) = await _STATE.rows(connection, {})
+    tables = await _TABLES.rows(connection, {}) if state.schema else []
+    return Diagnosis(
+        read_only=state.read_only,
+        lacking=_mends(state.schema, {table.name: table for table in tables}),
+        commits_wait_for=standbys_waited_for(state.standby_names),
+        standbys=state.standbys if state.monitors else None,
+        hanging=state.hanging,
+    )
+
+
+def _mends(schema: bool | None, found: dict[str, Any]) -> tuple[str, ...]:
+    if schema is None:
+        return ("the schema public is missing: rename it back, or restore a backup",)
+    if not schema:
+        return (f"a right is missing; run: GRANT USAGE ON SCHEMA public TO {APPLICATION_ROLE}",)
+    if not found.keys() & models.metadata.tables.keys():
+        return ("the tables of Leadkeep are missing; run: leadkeep migrate, or restore a backup",)
+    there = [table for name, table in models.metadata.tables.items() if name in found]
+    return (
+        *(
+            f"the table {name} is missing: rename it back, or restore a backup"
+            for name in sorted({*_RIGHTS["SELECT"].split()} - found.keys())
+        ),
+        *(
+            f"the column {table.name}.{column.name} is missing: rename it back, or restore a backup"
+            for table in there
+            for column in table.columns
+            if column.name not in found[table.name].columns
+        ),
+        *(
+            f"a right is missing; run: GRANT {right} ON {name} TO {APPLICATION_ROLE}"
+            for right, names in _RIGHTS.items()
+            for name in names.split()
+            if name in found and not getattr(found[name], f"may_{right.lower()}")
+        ),
+    )
+
+
+def standbys_waited_for(standby_names: str) -> int:
+    """How many standbys a commit waits for, by the value of synchronous_standby_names."""
+    if not standby_names.strip():
+        return 0
+    counted = _COUNTED_LIST.match(standby_names)
+    return int(counted[1]) if counted else 1
+
+
+async def lacks_group(database: Database) -> str | None:
+    """The login of the service if it does not have the rights of the group role, and so none at all."""
+    (row,) = await database.rows(_MEMBER, {"role": APPLICATION_ROLE})
+    return None if row.member else str(row.login)
+
+
+async def foreign_triggers(database: Database) -> list[str]:
+    """What disables each trigger on the tables that no migration has made."""
+    return [
+        f"ALTER TABLE {row.table_name} DISABLE TRIGGER {row.name}" for row in await database.rows(_FOREIGN_TRIGGERS)
+    ]

@@ -1,0 +1,98 @@
+"""Ways in which a database refuses what the service asks of it, each with what mends it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.harness import faults
+from tests.harness.postgres import TestDatabase
+
+RAISE = "CREATE FUNCTION raise_on_purpose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'on purpose'"
+END_SESSIONS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND application_name = 'leadkeep'"
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A fault of the environment, as SQL that a superuser runs."""
+
+    begin: Sequence[str]
+    end: Sequence[str]
+    named: str
+    """What `leadkeep doctor` prints about it."""
+
+
+def _revoked(right: str, table: str) -> Refusal:
+    return Refusal(
+        [f"REVOKE {right} ON {table} FROM leadkeep_app"],
+        [f"GRANT {right} ON {table} TO leadkeep_app"],
+        f"GRANT {right} ON {table} TO leadkeep_app",
+    )
+
+
+def _renamed(table: str) -> Refusal:
+    return Refusal([f"ALTER TABLE {table} RENAME TO gone"], [f"ALTER TABLE gone RENAME TO {table}"], f"table {table} ")
+
+
+def _raising(sqlstate: str) -> Refusal:
+    return Refusal(
+        [
+            f"{RAISE} USING ERRCODE = '{sqlstate}'; END $$",
+            "CREATE TRIGGER auditor BEFORE INSERT ON lead FOR EACH ROW EXECUTE FUNCTION raise_on_purpose()",
+        ],
+        ["DROP TRIGGER auditor ON lead", "DROP FUNCTION raise_on_purpose"],
+        "ALTER TABLE lead DISABLE TRIGGER auditor",
+    )
+
+
+def _read_only() -> Refusal:
+    setting = "SET default_transaction_read_only = on', current_database()"
+    reset = "RESET default_transaction_read_only', current_database()"
+    alter = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I {}); END $$"
+    return Refusal(
+        [alter.format(setting), END_SESSIONS],
+        ["SET default_transaction_read_only = off", alter.format(reset), END_SESSIONS],
+        "default_transaction_read_only",
+    )
+
+
+REFUSALS = {
+    **{f"no INSERT on {table}": _revoked("INSERT", table) for table in ("lead", "lead_conversation", "lead_touch")},
+    "no INSERT on resubmission": _revoked("INSERT", "resubmission"),
+    **{f"no SELECT on {table}": _revoked("SELECT", table) for table in ("tombstone", "key_canary", "lead_conflict")},
+    "no UPDATE on lead": _revoked("UPDATE", "lead"),
+    "a trigger raises": _raising("P0001"),
+    "a trigger raises as for content": _raising("23514"),
+    **{f"{table} renamed": _renamed(table) for table in ("lead", "lead_touch")},
+    "a column renamed": Refusal(
+        ["ALTER TABLE lead RENAME COLUMN notes TO remarks"],
+        ["ALTER TABLE lead RENAME COLUMN remarks TO notes"],
+        "column lead.notes ",
+    ),
+    "the schema renamed": Refusal(
+        ["ALTER SCHEMA public RENAME TO aside", END_SESSIONS],
+        ["ALTER SCHEMA aside RENAME TO public"],
+        "no Leadkeep schema",
+    ),
+    "no USAGE on the schema": Refusal(
+        ["REVOKE USAGE ON SCHEMA public FROM leadkeep_app, PUBLIC"],
+        ["GRANT USAGE ON SCHEMA public TO leadkeep_app, PUBLIC"],
+        "GRANT USAGE ON SCHEMA public TO leadkeep_app",
+    ),
+    "read-only": _read_only(),
+}
+"""By name."""
+
+
+@contextmanager
+def refusing(database: TestDatabase, refusal: Refusal) -> Iterator[None]:
+    """The database is like this until the block ends."""
+    faults.execute(database.admin_url, *refusal.begin)
+    try:
+        yield
+    finally:
+        faults.execute(database.admin_url, *refusal.end)
