@@ -45,7 +45,7 @@ class LeadSealer:
         self._validation = validation
         self._transcript_url = transcript_url
         # What this process normalises is canonical by its own rules already.
-        self._rules = {validation.normaliser_identity: IndexRule(lambda phone: phone, validation.nid_identity)}
+        self._rules = validation.index_rules
 
     def phone_indexes(self, phone: str) -> tuple[bytes, ...]:
         """The blind indexes by which leads with a normalised phone are found."""

@@ -136,13 +136,16 @@ async def _excess(database: Database) -> str:
 
 
 async def _canary(database: Database, settings: Settings) -> str:
-    encryption = factories.encryption_of(settings)
-    found = await compare_canary(database, encryption, factories.validation_of(settings).normaliser_identity)
+    encryption, normaliser = factories.encryption_of(settings), factories.validation_of(settings).normaliser_identity
+    found = await compare_canary(database, encryption, normaliser)
     if found is None:
         return "no service has started yet"
-    changing = found.next_digest or found.clearing
-    more = "; the blind indexes are being changed: leadkeep keys reindex goes on with it" if changing else ""
-    return f"keyring and normaliser are those of the stored leads{more}"
+    detail = "keyring and normaliser are those of the stored leads"
+    if found.next_digest or found.clearing:
+        return f"{detail}; the blind indexes are being changed: leadkeep keys reindex goes on with it"
+    if found.normaliser != normaliser:
+        return f"{detail}; an earlier index rule: leadkeep keys reindex moves the leads to this release's"
+    return detail
 
 
 def _writes(diagnosis: Diagnosis, *, embedded: bool) -> Finding:

@@ -42,12 +42,17 @@ FIELDS: dict[str, dict[str, str]] = {
         "reference": "A short reference that can be read out, such as `LK-7F3K-9QXM`.",
         "locale": "The locale of the texts, a BCP 47 tag.",
     },
+    "CreateLeadRequest": {
+        "phone_region": "The region of a phone number without +: the ISO code of a country (`BD`), or `001` when its "
+        "digits begin with the country code, as in WhatsApp's `wa_id`.",
+    },
     "CreateLeadResponse": {
         "id": "The lead's identifier.",
         "message": '"Lead created successfully".',
         "state": "Where the lead lies: SAVED in the database, or DELAYED in the service's durable queue.",
         "confirmation": "What to tell the customer.",
         "lead": "The lead as it was stored.",
+        "ignored_fields": "Optional fields that could not be read and were left out.",
     },
     "GetLeadResponse": {"lead": "The lead."},
     "UpdateStatusResponse": {"lead": "The lead after the change."},
@@ -216,4 +221,5 @@ EXAMPLE_CREATED = {
         "locale": "en",
     },
     "lead": EXAMPLE_LEAD,
+    "ignored_fields": [],
 }

@@ -55,7 +55,7 @@ class Pipeline:
         async def store(ready: Sequence[Ready]) -> list[RowResult]:
             entries: list[SealedSubmission] = [each.lead for each in ready]
             outcomes = await import_leads(self.database, entries, dry_run=self.dry_run)
-            return [_result_of(each.number, each.lead, outcomes[each.lead.id]) for each in ready]
+            return [_result_of(each, outcomes[each.lead.id]) for each in ready]
 
         await self._pump(((row.number, row) for row in rows), begin, store, report)
 
@@ -122,10 +122,13 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _result_of(number: int, entry: SealedSubmission, outcome: Outcome) -> RowResult:
+def _result_of(ready: Ready, outcome: Outcome) -> RowResult:
+    number = ready.number
     match outcome:
         case Created(lead):
-            return RowResult(number, Result.SAVED if lead.id == entry.id else Result.SAVED_BEFORE, str(lead.id))
+            left_out = f"left out, because it cannot be read: {', '.join(ready.ignored)}" if ready.ignored else ""
+            result = Result.SAVED if lead.id == ready.lead.id else Result.SAVED_BEFORE
+            return RowResult(number, result, str(lead.id), left_out)
         case DuplicateMatch(phone, nid) if phone and nid and phone != nid:
             return RowResult(number, Result.DUPLICATE, str(phone.id), f"phone of {phone.id}, nid of {nid.id}")
         case DuplicateMatch() as match:

@@ -58,6 +58,8 @@ class Ready:
     lead: Any
     known_id: str = ""
     """Its id, when the file names it."""
+    ignored: tuple[str, ...] = ()
+    """The optional fields that could not be read and were left out."""
 
 
 def sealed_rows(rows: Sequence[tuple[int, dict[str, str], str | None, UUID]]) -> list[Ready | RowResult]:
@@ -71,15 +73,14 @@ def _sealed(
     if fault is not None:
         return RowResult(number, Result.INVALID, detail=fault)
     try:
-        entered = worker.validation.submission(fields)
+        entered, ignored = worker.validation.submission(fields)
     except LeadValidationError as invalid:
         faults = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
         return RowResult(number, Result.INVALID, detail=faults)
     # The last one is the oldest key's: a file that is imported again finds its leads also after a rotation.
     *_, digest = worker.encryption.content_digests(entered.values().values())
-    return Ready(
-        number, worker.sealer.seal(lead_id, entered, created_by=IMPORTER, request_id=f"{IMPORTER}:{digest.hex()}")
-    )
+    lead = worker.sealer.seal(lead_id, entered, created_by=IMPORTER, request_id=f"{IMPORTER}:{digest.hex()}")
+    return Ready(number, lead, ignored=ignored)
 
 
 def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | RowResult]:

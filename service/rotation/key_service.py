@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -46,6 +46,7 @@ from service.storage.keys.rekeying import (
 )
 from service.storage.keys.replicas import ReplicaStatus, forget, known_name, replicas
 from service.storage.spool.rows import has_owner, peek_key_ids
+from service.validation.index_rule import KNOWS_INDEX_RULE, have_same_settings
 
 MOST_PASSES = 20
 """Each pass works on what was changed during the one before. More than a few happen only if a replica goes on sealing
@@ -157,6 +158,9 @@ class KeyService:
         wanted = IndexScheme(self.encryption.index_primary_id, normaliser)
         state = await self._state()
         current, following = schemes_of(state, self.encryption)
+        if following is not None and have_same_settings(following.normaliser, normaliser):
+            # A rotation that began under an earlier index rule ends under it; the next reindex moves on.
+            wanted = replace(wanted, normaliser=following.normaliser)
         if following is not None and following != wanted:
             raise StartRefusedError(
                 f"another rotation is under way, to the index key {following.key_id} and '{following.normaliser}': "
@@ -170,6 +174,10 @@ class KeyService:
                 state = await self._clear(state)
             if following is None:
                 await self._wait_until_opens(wanted.key_id)
+                await self._wait_for_replicas(
+                    lambda each: KNOWS_INDEX_RULE in each.opens,
+                    f"to be replaced: its release does not know {KNOWS_INDEX_RULE}",
+                )
                 canary = self.encryption.make_canary(wanted.key_id)
                 state = await write_both_pairs(self.database, state, canary, wanted.normaliser)
             await self._wait_until_followed(state)

@@ -43,7 +43,11 @@ class LeadServicer:
     async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
         """Make a new lead durable."""
         created = await self._leads.create_lead(
-            _caller(call), wire.customer_fields(request.lead), request_id=request.request_id, locale=request.locale
+            _caller(call),
+            wire.customer_fields(request.lead),
+            request_id=request.request_id,
+            locale=request.locale,
+            phone_region=request.phone_region,
         )
         return pb.CreateLeadResponse(
             id=str(created.lead.id),
@@ -51,6 +55,7 @@ class LeadServicer:
             state=pb.SAVE_STATE_DELAYED if created.delayed else pb.SAVE_STATE_SAVED,
             confirmation=wire.confirmation_message(created.confirmation),
             lead=wire.lead_message(created.lead),
+            ignored_fields=created.ignored,
         )
 
     async def GetLead(self, call: Call, request: pb.GetLeadRequest) -> pb.GetLeadResponse:  # noqa: N802
@@ -82,6 +87,7 @@ class LeadServicer:
             _caller(call),
             wire.lead_id_of(request.lead.id, "lead.id"),
             fields,
+            phone_region=request.phone_region,
             expected_version=wire.expected_version_of(request.expected_version),
             compared=compared if call.may_compare else None,
         )

@@ -288,7 +288,7 @@ replica = Table(
     Column("state", Text, nullable=False),
     # The plan that it writes blind indexes by.
     Column("epoch", BigInteger, nullable=False),
-    # The ids of the keys that it can open with, of every purpose.
+    # The ids of the keys that it can open with, of every purpose, and the newest index rule that it knows.
     Column("opens", ARRAY(Text), nullable=False),
     # The ids of the keys that it seals with, one for each purpose.
     Column("seals", ARRAY(Text), nullable=False),

@@ -25,7 +25,6 @@ from service.errors import (
 )
 from service.lead import (
     AssignmentChange,
-    CustomerFields,
     Lead,
     LeadStatus,
     Resubmission,
@@ -46,7 +45,7 @@ from service.storage.leads.parameters import AssignmentStep, Correction, LeadFil
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.confirmation import Confirmation, ConfirmationService
 from service.use_cases.page_token import Tags, read_page
-from service.validation import ValidationService
+from service.validation import Submission, ValidationService
 
 V = TypeVar("V")
 R = TypeVar("R")
@@ -60,6 +59,8 @@ class CreatedLead:
     confirmation: Confirmation
     delayed: bool
     """Whether it waits in the spool and reaches the database later."""
+    ignored: tuple[str, ...]
+    """The optional fields that could not be read and were left out."""
 
 
 class LeadService:
@@ -83,13 +84,19 @@ class LeadService:
         self._new_id = new_id
 
     async def create_lead(
-        self, caller: Caller, fields: Mapping[str, str], *, request_id: str = "", locale: str = ""
+        self,
+        caller: Caller,
+        fields: Mapping[str, str],
+        *,
+        request_id: str = "",
+        locale: str = "",
+        phone_region: str = "",
     ) -> CreatedLead:
-        """Make a new lead durable.
+        """Make a new lead durable; `phone_region` stands in for the default region.
 
         Raises LeadValidationError, DuplicateLeadError, RequestIdReusedError, StorageUnavailableError.
         """
-        details, request = self._validated(fields, request_id)
+        (details, ignored), request = self._validated(fields, request_id, phone_region)
         lead_id = self._new_id()
         seal = cache(partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request))
         outcome = await self._repository.create(seal)
@@ -101,14 +108,15 @@ class LeadService:
                     if is_new
                     else self._sealer.open(sealed)
                 )
-                return self._created(lead, locale, delayed=False)
+                return self._created(lead, ignored, locale, delayed=False)
             case Delayed(delayed_id, accepted_at, decided):
                 lead = self._sealer.acknowledged(delayed_id, details, accepted_at)
-                return self._created(lead, locale, delayed=not decided)
+                return self._created(lead, ignored, locale, delayed=not decided)
             case Erased(created_at):
                 # Stored by an attempt whose answer was lost, and erased before this one. An error would be repeated,
                 # and the repeat would bring the person back.
-                return self._created(self._sealer.acknowledged(lead_id, details, created_at), locale, delayed=False)
+                lead = self._sealer.acknowledged(lead_id, details, created_at)
+                return self._created(lead, ignored, locale, delayed=False)
             case RequestIdReused():
                 raise RequestIdReusedError
             case DuplicateMatch():
@@ -116,7 +124,7 @@ class LeadService:
             case Aliased() | InConflict():
                 raise AssertionError("only what was acknowledged before becomes an alias or a conflict")
 
-    def _created(self, lead: Lead, locale: str, *, delayed: bool) -> CreatedLead:
+    def _created(self, lead: Lead, ignored: tuple[str, ...], locale: str, *, delayed: bool) -> CreatedLead:
         confirmation = self._confirmation.confirm(
             lead_id=lead.id,
             name=lead.name,
@@ -124,7 +132,7 @@ class LeadService:
             preferred_contact_time=lead.preferred_contact_time,
             delayed=delayed,
         )
-        return CreatedLead(lead, confirmation, delayed)
+        return CreatedLead(lead, confirmation, delayed, ignored)
 
     async def get_lead(self, caller: Caller, lead_id: UUID, *, hidden: Collection[str] = ()) -> Lead:
         """One lead; `hidden` fields are not opened. Raises LeadNotFoundError, FieldUnreadableError."""
@@ -262,10 +270,11 @@ class LeadService:
         lead_id: UUID,
         fields: Mapping[str, str],
         *,
+        phone_region: str = "",
         expected_version: int = 0,
         compared: Callable[[UUID | None], None] | None = None,
     ) -> Lead:
-        """Set customer fields; an empty value removes an optional one.
+        """Set customer fields; an empty value removes an optional one. `phone_region` stands in for the default region.
 
         With `compared`, a correction to the values that the lead holds changes nothing and succeeds at any version;
         `compared` gets the lead's id when its values decided the answer, else None. Without it the answer is the same
@@ -273,7 +282,7 @@ class LeadService:
 
         Raises LeadValidationError, LeadNotFoundError, VersionMismatchError, DuplicateLeadError.
         """
-        accepted = self._validation.correction(fields)
+        accepted = self._validation.correction(fields, phone_region=phone_region)
 
         def decide(current: SealedLead) -> Correction | None:
             if compared is None:
@@ -308,13 +317,16 @@ class LeadService:
         kept = await self._repository.resubmissions(lead.id)
         return lead.id, [self._sealer.open_resubmission(sealed) for sealed in kept]
 
-    def _validated(self, fields: Mapping[str, str], request_id: str) -> tuple[CustomerFields, str | None]:
+    def _validated(
+        self, fields: Mapping[str, str], request_id: str, phone_region: str
+    ) -> tuple[Submission, str | None]:
         violations: list[Violation] = []
-        details = _checked(self._validation.submission, fields, violations)
+        check = partial(self._validation.submission, phone_region=phone_region)
+        submission = _checked(check, fields, violations)
         request = _checked(self._validation.request_id, request_id, violations)
-        if details is None or violations:
+        if submission is None or violations:
             raise LeadValidationError(violations)
-        return details, request
+        return submission, request
 
 
 def _checked(check: Callable[[V], R | None], value: V, violations: list[Violation]) -> R | None:

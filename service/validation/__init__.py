@@ -2,24 +2,25 @@
 
 A description of a violation is fixed text: it never holds the value or a part of it, so it may be shown and logged.
 Equal people must give equal values here, because duplicates are found by the normalised phone and NID; whoever
-changes what counts as equal raises NORMALISER_VERSION.
+changes what counts as equal adds an index rule (index_rule.py).
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from service.errors import LeadValidationError, Violation
 from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS, CustomerFields
 from service.validation.email import normalise_email
-from service.validation.index_rule import NORMALISER_VERSION, identity_of
+from service.validation.index_rule import NORMALISER_VERSION, IndexRule, identity_of, rules_of_normalised
 from service.validation.nid import NidNormaliser, NidRule
-from service.validation.phone import PhoneNormaliser, PhoneRule
-from service.validation.text import MASK, TextRule, ValueRefusedError
+from service.validation.phone import PhoneNormaliser, PhoneRule, region_of
+from service.validation.text import MASK, MaskedValueError, PlaceholderError, TextRule, ValueRefusedError
 
-__all__ = ["MASK", "NORMALISER_VERSION", "NidRule", "PhoneRule", "ValidationService"]
+__all__ = ["MASK", "NORMALISER_VERSION", "NidRule", "PhoneRule", "Submission", "ValidationService"]
 
 
 _TEXTS = {
@@ -38,11 +39,19 @@ _POLICIES_NAMED = 10
 _Rule = Callable[[str], str | None]
 
 
+class Submission(NamedTuple):
+    """What is kept of a submission, and the names of the optional fields that cannot be read and were left out."""
+
+    fields: CustomerFields
+    ignored: tuple[str, ...]
+
+
 class ValidationService:
     """Checks and normalises what callers send. Immutable, and safe to share between threads.
 
     default_region: ISO country code (BD) of phone numbers without `+`; None refuses such numbers.
     policies: the policies on offer; empty accepts any.
+    required: the fields without which there is no lead.
     Raises ValueError for a region, rule or policy that it cannot work with.
     """
 
@@ -53,10 +62,12 @@ class ValidationService:
         phone_rule: PhoneRule | str = PhoneRule.E164,
         nid_rule: NidRule | str = NidRule.ANY,
         policies: Collection[str] = (),
+        required: Collection[str] = REQUIRED_FIELDS,
     ) -> None:
         self._phone = PhoneNormaliser(default_region, PhoneRule(phone_rule))
         self._nid = NidNormaliser(NidRule(nid_rule))
         self._policies = _catalogue(policies)
+        self._required = frozenset(required)
         self._identity = identity_of(default_region, PhoneRule(phone_rule), NidRule(nid_rule))
         self._rules: dict[str, _Rule] = {
             **_TEXTS,
@@ -68,40 +79,68 @@ class ValidationService:
 
     @property
     def normaliser_identity(self) -> str:
-        """What decides which values count as equal, such as `1;region=BD;phone=e164;nid=BD`.
+        """What decides which values count as equal in a new database, such as `2;region=BD;phone=e164;nid=BD`.
 
         Blind indexes that were computed under another identity do not match those of this one.
         """
         return self._identity
 
-    def submission(self, fields: Mapping[str, str]) -> CustomerFields:
+    @property
+    def index_rules(self) -> dict[str, IndexRule]:
+        """The index rules for values that were normalised here, by the identities that name them in a database."""
+        return rules_of_normalised(self._identity, self._nid.identity)
+
+    def submission(self, fields: Mapping[str, str], *, phone_region: str = "") -> Submission:
         """The normalised details of a new lead. A field that is missing or empty was not given.
 
-        Raises LeadValidationError with every violation, and ValueError for a name that no customer field has.
+        An optional field that cannot be read is left out and named. `phone_region` stands in for the default region.
+        Raises LeadValidationError with every violation when the rest is no lead, and ValueError for a name that no
+        customer field has.
         """
         self._refuse_unknown(fields)
         violations: list[Violation] = []
-        # Any: which fields may be None is known to REQUIRED_FIELDS, not to the type checker.
-        accepted: dict[str, Any] = {
-            name: self._field(name, fields.get(name, ""), "is required", violations) for name in CUSTOMER_FIELDS
-        }
-        if violations:
+        ignored: list[str] = []
+        rules = self._rules_for(phone_region, violations)
+        # Any: which fields may be None is known to the settings, not to the type checker.
+        accepted: dict[str, Any] = {}
+        for name in CUSTOMER_FIELDS:
+            value = fields.get(name)
+            try:
+                normal = rules[name](value) if value else None
+            except ValueRefusedError as refused:
+                violations.append(Violation(f"lead.{name}", refused.description))
+                if self._may_be_left_out(name, refused):
+                    ignored.append(name)
+                normal = None
+            else:
+                if normal is None and name in self._required:
+                    violations.append(Violation(f"lead.{name}", "is required"))
+            accepted[name] = normal
+        if len(violations) > len(ignored):
             raise LeadValidationError(violations)
-        return CustomerFields(**accepted)
+        return Submission(CustomerFields(**accepted), tuple(ignored))
 
-    def correction(self, fields: Mapping[str, str]) -> dict[str, str | None]:
+    def correction(self, fields: Mapping[str, str], *, phone_region: str = "") -> dict[str, str | None]:
         """The normalised values of the fields that a correction names; None empties an optional one.
 
-        Raises LeadValidationError with every violation, and ValueError for a name that no customer field has.
+        `phone_region` stands in for the default region. Raises LeadValidationError with every violation, and ValueError
+        for a name that no customer field has.
         """
         self._refuse_unknown(fields)
         violations: list[Violation] = []
+        rules = self._rules_for(phone_region, violations)
         accepted: dict[str, str | None] = {}
         for name, value in fields.items():
-            if name in CORRECTABLE_FIELDS:
-                accepted[name] = self._field(name, value, "is required and cannot be emptied", violations)
-            else:
+            if name not in CORRECTABLE_FIELDS:
                 violations.append(Violation(f"lead.{name}", "is set with the new lead and cannot be changed"))
+                continue
+            try:
+                accepted[name] = rules[name](value) if value else None
+            except ValueRefusedError as refused:
+                violations.append(Violation(f"lead.{name}", refused.description))
+                continue
+            if accepted[name] is None and name in self._required:
+                violations.append(Violation(f"lead.{name}", "is required and cannot be emptied"))
         if violations:
             raise LeadValidationError(violations)
         return accepted
@@ -147,15 +186,26 @@ class ValidationService:
         if not fields.keys() <= self._rules.keys():
             raise ValueError("the caller of ValidationService passed a field that customers do not have")
 
-    def _field(self, name: str, value: str, missing: str, violations: list[Violation]) -> str | None:
+    def _rules_for(self, phone_region: str, violations: list[Violation]) -> Mapping[str, _Rule]:
+        if not phone_region:
+            return self._rules
         try:
-            normal = self._rules[name](value) if value else None
+            region = region_of(phone_region)
         except ValueRefusedError as refused:
-            violations.append(Violation(f"lead.{name}", refused.description))
-            return None
-        if normal is None and name in REQUIRED_FIELDS:
-            violations.append(Violation(f"lead.{name}", missing))
-        return normal
+            violations.append(Violation("phone_region", refused.description))
+            # Without it nobody can tell what is wrong with the phone.
+            return {**self._rules, "phone": str}
+        return {**self._rules, "phone": partial(self._phone.canonical, region=region)}
+
+    def _may_be_left_out(self, name: str, refused: ValueRefusedError) -> bool:
+        """Whether a lead is taken without a field that cannot be read.
+
+        Never without one that the caller masked, which is a fault of its program; nor without a national ID that is
+        only misspelt, because then duplicates would not be found.
+        """
+        if name in self._required or isinstance(refused, MaskedValueError):
+            return False
+        return name != "nid" or isinstance(refused, PlaceholderError)
 
     def _policy_on_offer(self, value: str) -> str | None:
         policy = _POLICY(value)

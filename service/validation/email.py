@@ -23,6 +23,8 @@ _ATOM = r"[a-z0-9_!#$%&'*+\-/=?^`{|}~]+"
 # Without capitals, because the library writes some names in lower case (Info@, Sales@): such addresses it sees whole.
 # The domain has no second @, so that nothing of a name is remembered with it.
 _PLAIN = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@([A-Za-z0-9.\-]+)")
+# Japanese carriers handed out names with dots at the end and in a row. The standard has none, mail reaches them.
+_DOTTED = re.compile(rf"({_ATOM}(?:\.+{_ATOM})*\.*)@([A-Za-z0-9.\-]+)", re.IGNORECASE)
 
 
 def normalise_email(value: str) -> str | None:
@@ -48,6 +50,8 @@ def normalise_email(value: str) -> str | None:
 def _accepted(text: str) -> str | None:
     """The normal form of an address; None, or EmailNotValidError, when it is none."""
     plain = _PLAIN.fullmatch(text)
+    if plain is None and (".." in text or ".@" in text):
+        plain = _DOTTED.fullmatch(text)
     if plain is None:
         checked = _judged(text)
         return checked.normalized if "." in checked.ascii_domain else None

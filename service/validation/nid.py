@@ -2,6 +2,8 @@
 
 Without a country's rule an NID is 4 to 32 letters or digits. Letters of any script pass as they are: a Cyrillic
 letter is not the Latin one that looks like it, because some countries print the one and some the other.
+
+By a placeholder or a damaged number strangers would become one person, so both are refused, each with its reason.
 """
 
 from __future__ import annotations
@@ -10,7 +12,15 @@ import re
 import unicodedata
 from enum import StrEnum
 
-from service.validation.text import ValueRefusedError, ascii_form, is_blank, raw_limit, refuse_mask
+from service.validation.text import (
+    REWRITTEN,
+    PlaceholderError,
+    ValueRefusedError,
+    ascii_form,
+    is_blank,
+    raw_limit,
+    refuse_mask,
+)
 
 
 class NidRule(StrEnum):
@@ -31,6 +41,23 @@ _ASCII = re.compile(r"[0-9A-Z]+")
 # Minus sign and hyphen bullet; NFKC has made ASCII of the full-width forms.
 _SEPARATORS = "−⁃-./_:()"  # noqa: RUF001 # that they look alike is why they are read alike
 
+_PLACEHOLDER = re.compile(r"[^1-9]*|(.)\1*")
+"""No digit between 1 and 9, or one character only. Every national ID has such a digit, and no word of any language."""
+
+# A decimal mark or a sign distinguishes 1.2E12 from an NID that has an E between digits, as Finland's do.
+_REWRITTEN = re.compile(
+    r"[+-]?(?:[0-9][.,][0-9]+E[+-]?[0-9]+|[0-9]+E[+-][0-9]+"
+    r"|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[^.,]*[0-9]{3}[.,]0+)",
+    re.IGNORECASE,
+)
+_WHOLE_NUMBER = 9
+"""Digits that are a whole NID. Fewer may have another part, as Macau's 1234567(8) or a Czech 850730/123."""
+_FOLLOWED = re.compile(
+    rf"(?:[^0-9A-Z]*[0-9]){{{_WHOLE_NUMBER},}}"
+    r"(?:[^0-9A-Z]*\(\s*[0-9]{1,3}\s*\)|\s*/\s*[0-9]{1,2}|\s+/\s+[0-9]{1,3}|\s*(?:X|EXT\.?)\s*[0-9]+)",
+    re.IGNORECASE,
+)
+
 _BD = re.compile(r"[0-9]{10}|[0-9]{13}|[0-9]{17}")
 _BD_BIRTH_YEAR_DIGITS = 4
 _BD_WITH_BIRTH_YEAR = 17
@@ -47,13 +74,19 @@ class NidNormaliser:
     def canonical(self, value: str) -> str | None:
         """The NID in upper case without separators, or None when there is nothing to see in `value`.
 
-        Raises ValueRefusedError. The canonical form of a canonical form is itself.
+        Raises ValueRefusedError, and PlaceholderError for what stands for no NID. The canonical form of a canonical
+        form is itself.
         """
         if len(value) > _MAX_RAW:
             raise ValueRefusedError(_LENGTH)
-        nid = value.translate(_ASCII_SEPARATORS).upper() if value.isascii() else _from_unicode(value)
+        written = value if value.isascii() else _with_ascii_digits(value)
+        nid = written.translate(_ASCII_SEPARATORS).upper() if value.isascii() else _without_separators(written)
         if not nid and is_blank(value):
             return None
+        if _PLACEHOLDER.fullmatch(nid) is not None:
+            raise PlaceholderError("is a placeholder, not a national ID: ask the customer for the number itself")
+        if not (written.isascii() and written.isdigit()):
+            _refuse_what_is_no_part(written.strip())
         if _ASCII.fullmatch(nid) is None and not all(map(_belongs, nid)):
             raise ValueRefusedError("must hold letters and digits only")
         if not _MIN_CHARACTERS <= len(nid) <= _MAX_CHARACTERS:
@@ -73,11 +106,24 @@ class NidNormaliser:
         return nid
 
 
-def _from_unicode(value: str) -> str:
+def _with_ascii_digits(value: str) -> str:
     refuse_mask(value)
-    kept = "".join(ascii_form(each, _SEPARATORS) for each in unicodedata.normalize("NFKC", value))
+    normal = unicodedata.normalize("NFKC", value)
+    return "".join(str(unicodedata.decimal(each, each)) for each in normal)
+
+
+def _without_separators(written: str) -> str:
+    kept = "".join(ascii_form(each, _SEPARATORS) for each in written)
     # Once more: a mark may have come beside its letter, and upper case may be written in another way.
     return unicodedata.normalize("NFKC", kept.upper())
+
+
+def _refuse_what_is_no_part(written: str) -> None:
+    """Raise ValueRefusedError when a separator does not separate parts of one NID."""
+    if _REWRITTEN.fullmatch(written) is not None:
+        raise ValueRefusedError(REWRITTEN)
+    if _FOLLOWED.fullmatch(written) is not None:
+        raise ValueRefusedError("holds more than a national ID: send the number alone, without what follows it")
 
 
 def _belongs(character: str) -> bool:

@@ -12,7 +12,8 @@ from functools import lru_cache
 
 import phonenumbers
 
-from service.validation.text import ValueRefusedError, ascii_form, is_blank, raw_limit, refuse_mask
+from service.validation.text import PlaceholderError, ValueRefusedError, raw_limit
+from service.validation.written_phone import MORE_THAN_A_NUMBER, PLACEHOLDER, Dialled, dialled
 
 
 class PhoneRule(StrEnum):
@@ -24,25 +25,36 @@ class PhoneRule(StrEnum):
     """A number that phonenumbers calls valid: its country hands out such numbers."""
 
 
+ANY_COUNTRY = "001"
+"""In place of a region: digits begin with the country code, as in WhatsApp's wa_id."""
+
 _MAX_DIGITS = 15
 # An exit code (up to 5 digits, "00880…") and a trunk prefix ("(0)") may stand before what is kept.
 _MAX_DIALLED = _MAX_DIGITS + 8
 _MAX_RAW = raw_limit(_MAX_DIGITS)
-
 _CANONICAL = re.compile(r"\+[1-9][0-9]{6,14}")
-_DIALLED = re.compile("[0-9+]*")
 _ZERO = re.compile("0")
 _ENDS_OF_COUNTRY_CODES = (2, 3, 4)
 """Where the digits behind the + and a country code begin: it has one to three digits, and none begins another."""
-_ASCII_SEPARATORS = str.maketrans("", "", "\t\n\v\f\r\x1c\x1d\x1e\x1f -.()/")
-_PLUS_SIGNS = "+＋﹢"  # noqa: RUF001 # full-width and small: keyboards of East Asia type them
-# Minus sign, hyphen bullet, Katakana long mark (typed as a dash), and the full-width forms of the ASCII ones.
-_SEPARATORS = "−⁃ー．（）／-.()/"  # noqa: RUF001 # that they look alike is why they are read alike
+_SHORTEST_WHOLE = 6
+"""Characters of what is dialled that can be a whole number. Few of the small countries' numbers are as short."""
+_FEWEST_REPEATED = 7
+"""How often a digit is repeated in a placeholder at least. Small countries have numbers of four digits."""
 
 _PASSES = 16
 """More than the trunk zeros that fit into a number: of millions of random numbers none needed more than seven."""
 
 _DIGIT_COUNT = "must have 7 to 15 digits, country code included"
+
+
+def region_of(value: str) -> str:
+    """The region of a request: an ISO country code with phone numbers, or ANY_COUNTRY. Raises ValueRefusedError."""
+    region = value.strip().upper()
+    if region != ANY_COUNTRY and region not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueRefusedError(
+            f"must be the ISO code of a country, such as BD, or {ANY_COUNTRY}: digits begin with the country code"
+        )
+    return region
 
 
 class PhoneNormaliser:
@@ -53,65 +65,136 @@ class PhoneNormaliser:
             raise ValueError("the default region must be the ISO code of a country that has phone numbers, such as BD")
         self._region = region
         self._rule = rule
-        self._exit_code: re.Pattern[str] | None = None
-        if region is not None:
-            metadata = phonenumbers.PhoneMetadata.metadata_for_region(region, None)
-            if metadata is not None and metadata.international_prefix is not None:
-                self._exit_code = re.compile(metadata.international_prefix)
 
-    def canonical(self, value: str) -> str | None:
-        """`+` and 7 to 15 digits, or None when there is nothing to see in `value`. Raises ValueRefusedError.
+    def canonical(self, value: str, region: str | None = None) -> str | None:
+        """`+` and 7 to 15 digits, or None when there is nothing to see in `value`.
 
-        The canonical form of a canonical form is itself.
+        Args:
+            value: the number as it is written.
+            region: the region of digits without +, in place of the own one; ANY_COUNTRY for none.
+
+        Raises ValueRefusedError. The canonical form of a canonical form is itself.
         """
         if len(value) > _MAX_RAW:
             raise ValueRefusedError(_DIGIT_COUNT)
-        dialled = _dialled(value)
-        if not dialled:
-            if is_blank(value):
+        if _is_settled(value):
+            number = value
+        else:
+            written = dialled(value)
+            if written is None:
                 return None
-            raise ValueRefusedError(_DIGIT_COUNT)
-        if "+" in dialled[1:]:
-            raise ValueRefusedError("has a + that is not at the start")
-        if len(dialled) > _MAX_DIALLED:
-            raise ValueRefusedError(_DIGIT_COUNT)
-        number = _settled(self._with_country_code(dialled))
-        if _CANONICAL.fullmatch(number) is None:
-            if number.startswith("+0"):
-                raise ValueRefusedError("has no country code after the + or 00: no country code begins with 0")
-            raise ValueRefusedError(_DIGIT_COUNT)
+            number = self._read(written, ANY_COUNTRY if written.is_international else region or self._region)
+        _refuse_repeated_digit(number)
         if self._rule is PhoneRule.VALID and not _is_valid(number):
             raise ValueRefusedError("is not a phone number that exists in its country's numbering plan")
         return number
 
-    def _with_country_code(self, dialled: str) -> str:
-        if dialled.startswith("+"):
-            return dialled
-        if self._region is None:
-            raise ValueRefusedError("has no country code: write the number with + and the country code")
-        # The region's own exit code comes first: 0011 in Australia is not 00 and the country code 11.
-        exit_code = self._exit_code.match(dialled) if self._exit_code is not None else None
-        if exit_code is not None and not dialled.startswith("0", exit_code.end()):
-            return "+" + dialled[exit_code.end() :]
-        if dialled.startswith("00"):
-            return "+" + dialled[2:]
-        number = _parsed(dialled, self._region)
-        if number is None:
-            raise ValueRefusedError(
-                f"cannot be read as a number of the region {self._region}: write it with + and the country code"
-            )
-        return _e164(number)
+    def _read(self, written: Dialled, region: str | None) -> str:
+        digits = written.digits
+        if len(digits) > _MAX_DIALLED:
+            raise ValueRefusedError(_DIGIT_COUNT)
+        # Before trunk zeros go, which may be all of it.
+        _refuse_repeated_digit(digits)
+        number = _with_country_code(digits, region)
+        if _CANONICAL.fullmatch(number) is None:
+            if number.startswith("+0"):
+                raise ValueRefusedError("has no country code after the + or 00: no country code begins with 0")
+            raise ValueRefusedError(_DIGIT_COUNT)
+        _refuse_second_number(written, number, region)
+        return number
 
 
-def _dialled(value: str) -> str:
-    """The digits in ASCII and the plus signs of `value`, without separators."""
-    kept = value.translate(_ASCII_SEPARATORS)
-    if not kept.isascii():
-        refuse_mask(value)
-        kept = "".join("+" if each in _PLUS_SIGNS else ascii_form(each, _SEPARATORS) for each in kept)
-    if _DIALLED.fullmatch(kept) is None:
-        raise ValueRefusedError("must hold digits only, after an optional +; extensions are not accepted")
-    return kept
+def _with_country_code(digits: str, region: str | None) -> str:
+    """`+`, country code and number, without trunk prefixes. Raises ValueRefusedError."""
+    if digits.startswith("+"):
+        return _settled(digits)
+    if region is None:
+        raise ValueRefusedError("has no country code: write the number with + and the country code")
+    # The region's own exit code comes first: 0011 in Australia is not 00 and the country code 11.
+    exit_code = _exit_code(region)
+    leaves = exit_code.match(digits) if exit_code is not None else None
+    if leaves is not None and not digits.startswith("0", leaves.end()):
+        return _settled("+" + digits[leaves.end() :])
+    if digits.startswith("00"):
+        return _settled("+" + digits[2:])
+    if region == ANY_COUNTRY:
+        return _settled("+" + digits)
+    number = _parsed(digits, region)
+    if number is not None and phonenumbers.is_valid_number(number):
+        return _settled(_e164(number))
+    if _is_valid("+" + digits):
+        raise ValueRefusedError(
+            f"is no number of the region {region}, and would be one of another country behind a +: write it with +, or "
+            f"send phone_region {ANY_COUNTRY} if its digits begin with the country code"
+        )
+    raise ValueRefusedError(f"cannot be read as a number of the region {region}: write it with + and the country code")
+
+
+@lru_cache
+def _exit_code(region: str) -> re.Pattern[str] | None:
+    metadata = None if region == ANY_COUNTRY else phonenumbers.PhoneMetadata.metadata_for_region(region, None)
+    if metadata is None or metadata.international_prefix is None:
+        return None
+    return re.compile(metadata.international_prefix)
+
+
+def _refuse_second_number(written: Dialled, number: str, region: str | None) -> None:
+    """Raise ValueRefusedError when digits before a separator are a valid number already, and all of them are none."""
+    is_valid: bool | None = None
+    for joint in written.joints:
+        before = _number_of(written.digits[: joint.before], region) if joint.before >= _SHORTEST_WHOLE else None
+        if before is None or not _has_possible_length(before):
+            continue
+        if is_valid is None and not joint.divides:
+            is_valid = _is_valid(number)
+        if (joint.divides or not is_valid) and _is_valid(before):
+            raise ValueRefusedError(MORE_THAN_A_NUMBER)
+
+
+def _number_of(digits: str, region: str | None) -> str | None:
+    """The number of digits before a separator; None when they are none."""
+    if not digits.startswith("+") and region is not None and region != ANY_COUNTRY:
+        number = _parsed(digits, region)
+        return None if number is None else _e164(number)
+    try:
+        return _with_country_code(digits, region)
+    except ValueRefusedError:
+        return None
+
+
+def _has_possible_length(number: str) -> bool:
+    """Whether a number of its country can be as long. A hundredth of the time of asking whether it is valid."""
+    for end in _ENDS_OF_COUNTRY_CODES:
+        lengths = _possible_lengths(number[1:end])
+        if lengths:
+            return len(number) - end in lengths
+    return False
+
+
+@lru_cache(maxsize=1110)
+def _possible_lengths(country_code: str) -> frozenset[int]:
+    """How many digits the numbers of a country code have behind it; empty: the library knows no such country code."""
+    regions = phonenumbers.COUNTRY_CODE_TO_REGION_CODE.get(int(country_code or "0"), ())
+    lengths: set[int] = set()
+    for region in regions:
+        metadata = phonenumbers.PhoneMetadata.metadata_for_region_or_calling_code(int(country_code), region)
+        if metadata is not None and metadata.general_desc is not None:
+            lengths.update(metadata.general_desc.possible_length)
+    return frozenset(lengths)
+
+
+def _refuse_repeated_digit(number: str) -> None:
+    """Raise PlaceholderError when a number, or all behind its country code, is one digit.
+
+    Some are in service, and their owners are far fewer than those who press one key until a form is content.
+    """
+    if not number.endswith(number[-1] * _FEWEST_REPEATED):
+        return
+    before = number.rstrip(number[-1]).removeprefix("+")
+    # The last digit of the country code may be the repeated one, too.
+    codes = {int(before or "0"), int(before + number[-1])} & phonenumbers.COUNTRY_CODE_TO_REGION_CODE.keys()
+    if codes or not before.strip("0"):
+        raise PlaceholderError(PLACEHOLDER)
 
 
 def _settled(number: str) -> str:

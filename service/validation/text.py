@@ -1,8 +1,9 @@
 """What text is accepted, and in which form it is kept.
 
-Text is kept in Unicode NFC, trimmed. Letters of every script, emoji, private use characters and the joiners and
-direction marks that real scripts need pass. What is refused can damage a store or make a screen show something else
-than what is stored: control characters, lone surrogates, noncharacters, and the controls that reorder text.
+Text is kept in Unicode NFC, trimmed. Letters of every script, emoji, private use characters and the joiners that real
+scripts need pass. Marks that only set the direction of text are removed: contact apps and chats copy them along, and
+they can make a screen show something else than what is stored. What is refused can damage a store: control characters,
+lone surrogates, noncharacters.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ _WHITESPACE = (
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-_TRIMMED = _WHITESPACE + "\u200b\u2060\ufeff"
-"""Whitespace, and the blanks without width that copy and paste leaves at the ends (ZWSP, word joiner, BOM)."""
+_JOINERS = "\u200c\u200d"
+_DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_TRIMMED = _WHITESPACE + "\u200b\u2060\ufeff" + _JOINERS + _DIRECTION_MARKS
+"""Whitespace, and the marks without width that copy and paste leaves at the ends."""
+_DIRECTING = re.compile(f"[{_DIRECTION_MARKS}]+")
+_VIRAMA = 9
+"""Unicode's combining class of the signs behind which a joiner is spelling: Malayalam ends words with one."""
 
-_LINE_BREAK = re.compile("\r\n|[\r\u2028\u2029]")
+# The vertical tab is FileMaker's line break, the form feed and U+0085 are those of old systems.
+_LINE_BREAK = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 
 _SURROGATES = "\ud800-\udfff"
-_REORDERING = "\u202a-\u202e\u2066-\u2069"
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | 0xFFFE) + chr(plane << 16 | 0xFFFF) for plane in range(17))
 # Unassigned code points are not refused: the next Unicode version makes letters of some of them.
-_NEVER = f"{_SURROGATES}{_REORDERING}{_NONCHARACTERS}"
+_NEVER = f"{_SURROGATES}{_NONCHARACTERS}"
 _REFUSED_IN_A_LINE = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029{_NEVER}]")
 _REFUSED_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_NEVER}]")
 
@@ -53,6 +59,23 @@ class ValueRefusedError(Exception):
         self.description = description
 
 
+class MaskedValueError(ValueRefusedError):
+    """The value is a mask of the service's own: a fault of the caller, not of the customer."""
+
+    def __init__(self) -> None:
+        super().__init__("looks like a masked value; send the real one")
+
+
+class PlaceholderError(ValueRefusedError):
+    """The value stands for one that was not given, such as `none` or `0000000000`."""
+
+
+REWRITTEN = (
+    "was rewritten by a spreadsheet, as in 1.2E+12 or 123.0, and digits may be lost: format the column as text and "
+    "send what was entered"
+)
+
+
 def is_blank(value: str) -> bool:
     """Whether nothing in `value` can be seen: it is empty, or holds only whitespace and invisible characters."""
     return _VISIBLE_CHARACTER.search(value) is None
@@ -69,9 +92,9 @@ def ascii_form(character: str, separators: str) -> str:
 
 
 def refuse_mask(value: str) -> None:
-    """Raises ValueRefusedError when `value` contains the mask."""
+    """Raises MaskedValueError when `value` contains the mask."""
     if MASK in value:
-        raise ValueRefusedError("looks like a masked value; send the real one")
+        raise MaskedValueError
 
 
 def raw_limit(limit: int) -> int:
@@ -107,8 +130,10 @@ class TextRule:
         return text or None
 
     def _normalise_unicode(self, value: str) -> str:
-        refuse_mask(value)
-        text = value.strip(_TRIMMED)
+        # Inside an identifier such a mark is a fault: without it the identifier would be another one.
+        text = _DIRECTING.sub("", value) if self.spaces else value
+        refuse_mask(text)
+        text = _trimmed(text)
         if self.lines:
             text = _LINE_BREAK.sub("\n", text)
         refused = (_REFUSED_IN_LINES if self.lines else _REFUSED_IN_A_LINE).search(text)
@@ -124,20 +149,25 @@ class TextRule:
         return ValueRefusedError(f"is too long: at most {self.limit} characters")
 
 
+def _trimmed(text: str) -> str:
+    trimmed = text.strip(_TRIMMED)
+    if trimmed and unicodedata.combining(trimmed[-1]) == _VIRAMA:
+        end = len(text) - len(text.lstrip(_TRIMMED)) + len(trimmed)
+        return trimmed + (text[end] if text[end : end + 1] in (*_JOINERS,) else "")
+    return trimmed
+
+
 def _why_refused(character: str) -> str:
     """The reason for a refusal. Such characters are no part of what the customer wrote, so it may name them."""
-    if character in "\n\r\u2028\u2029":
+    if character in "\n\r\v\f\x85\u2028\u2029":
         return "must be one line, without line breaks"
     if character == "\t":
         return "must not contain a tab"
     if "\ud800" <= character <= "\udfff":
         return "is not valid Unicode: it contains half of a surrogate pair"
     code_point = f"U+{ord(character):04X}"
-    category = unicodedata.category(character)
-    if category == "Cc":
+    if unicodedata.category(character) == "Cc":
         return f"contains the control character {code_point}"
-    if category == "Cf":
-        return f"contains {code_point}, which reorders the text around it when it is shown"
     return f"contains {code_point}, which is not a character"
 
 

@@ -674,3 +674,34 @@ def test_a_daily_file_that_was_cut_off_is_refused(
     assert done.returncode == 1
     assert "not a whole daily file" in done.stderr
     assert count(target) == 0
+
+
+def test_an_optional_value_that_cannot_be_read_costs_no_row_and_is_named(
+    operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    path = csv_file(tmp_path, [person(1, email="N/A"), person(2, email="\\N", notes="a\x01b"), person(3)])
+
+    done = operator.leadkeep("import", str(path))
+
+    assert done.returncode == 0, done.stderr
+    assert [(each["result"], each["detail"]) for each in results_of(path)] == [
+        ("saved", "left out, because it cannot be read: email"),
+        ("saved", "left out, because it cannot be read: email, notes"),
+        ("saved", ""),
+    ]
+
+
+def test_placeholders_and_rewritten_numbers_of_a_file_are_refused_row_by_row(
+    operator: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    rows = [person(n, nid="unknown") for n in range(30)]
+    rows += [person(30, phone="+8801811000011.0"), person(31, nid="8123456701.0"), person(32)]
+
+    done = operator.leadkeep("import", str(csv_file(tmp_path, rows)))
+
+    assert done.returncode == NOT_ALL_IMPORTED
+    details = [each["detail"] for each in results_of(tmp_path / "leads.csv")]
+    assert all(detail.startswith("nid is a placeholder") for detail in details[:30])
+    assert details[30].startswith("phone was rewritten by a spreadsheet")
+    assert details[31].startswith("nid was rewritten by a spreadsheet")
+    assert count(database) == 1

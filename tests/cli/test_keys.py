@@ -17,6 +17,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, KeyState, Purpose
+from service.validation.index_rule import KNOWS_INDEX_RULE
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.daily_files import file_of, today
@@ -107,7 +108,8 @@ def test_status_tells_every_key_its_state_and_who_has_it(life: Life) -> None:
     assert [(key["purpose"], key["state"]) for key in told["keys"]] == [(each.value, "primary") for each in Purpose]
     assert told["keys"][0]["sealed"] == {"canary": 1, "leads": 5}
     [replica] = told["replicas"]
-    assert set(replica["opens"]) == set(replica["seals"]) == {key["id"] for key in told["keys"]}
+    assert set(replica["seals"]) == {key["id"] for key in told["keys"]}
+    assert set(replica["opens"]) == {*replica["seals"], KNOWS_INDEX_RULE}
     assert told["index"]["state"] == "steady"
 
 
@@ -305,8 +307,8 @@ def test_the_database_takes_no_lead_of_an_older_plan(life: Life) -> None:
 
 
 def test_new_rules_let_a_second_lead_of_one_person_stand_beside_the_first(life: Life, tmp_path: Path) -> None:
-    one = life.create(somebody(nid="1111111111111")).id
-    other = life.create(somebody(nid="19901111111111111")).id
+    one = life.create(somebody(nid="1234567890123")).id
+    other = life.create(somebody(nid="19901234567890123")).id
     rules = {"LEADKEEP_NID_RULE": "BD", "LEADKEEP_SPOOL_DIR": str(tmp_path / "spool")}
     refused = life.service.leadkeep("serve", env=rules)
     assert "leadkeep keys reindex" in refused.stderr
@@ -314,9 +316,9 @@ def test_new_rules_let_a_second_lead_of_one_person_stand_beside_the_first(life: 
     done = life.keys("reindex", LEADKEEP_NID_RULE="BD")
 
     assert done["beside"] == [{"lead": other, "beside": one, "field": "nid"}]
-    assert {life.get(one).nid, life.get(other).nid} == {"1111111111111", "19901111111111111"}
+    assert {life.get(one).nid, life.get(other).nid} == {"1234567890123", "19901234567890123"}
     # The running service still has the old rules, and refuses by the new ones all the same.
-    assert life.refusal(somebody(nid="19951111111111111")) == "ALREADY_EXISTS"
+    assert life.refusal(somebody(nid="19951234567890123")) == "ALREADY_EXISTS"
     assert not life.keys("reindex", LEADKEEP_NID_RULE="BD")["needed"]
 
 

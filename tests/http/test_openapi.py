@@ -70,8 +70,7 @@ def test_a_described_limit_is_the_limit(name: str) -> None:
     for length, accepted in ((longest, True), (longest + 1, False)):
         value = "x" * length if name != "email" else domain.rjust(length, "j")
         try:
-            validation.submission({**STORY, name: value})
-            refused: list[str] = []
+            refused = [f"lead.{left_out}" for left_out in validation.submission({**STORY, name: value}).ignored]
         except LeadValidationError as error:
             refused = [violation.field for violation in error.violations]
         assert refused == ([] if accepted else [f"lead.{name}"])

@@ -10,7 +10,9 @@ import pytest
 
 from service.errors import LeadValidationError
 from service.validation import NORMALISER_VERSION, NidRule, ValidationService
+from service.validation.index_rule import IndexRule
 from service.validation.nid import NidNormaliser
+from service.validation.phone import ANY_COUNTRY
 from service.validation.text import ValueRefusedError
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors/normalisation.json").read_text())
@@ -26,12 +28,27 @@ def test_the_vectors_belong_to_this_version() -> None:
 
 @pytest.mark.parametrize("vector", named(VECTORS["phone"]))
 def test_a_phone_number_has_the_canonical_form_of_its_vector(vector: dict[str, Any]) -> None:
-    service = ValidationService(default_region=vector["region"], phone_rule=vector["rule"])
-    if vector["canonical"] is None:
-        with pytest.raises(LeadValidationError):
-            service.phone_key(vector["input"])
-    else:
-        assert service.phone_key(vector["input"]) == vector["canonical"]
+    own = None if vector["region"] == ANY_COUNTRY else vector["region"]
+    service = ValidationService(default_region=own, phone_rule=vector["rule"])
+    for region in ("", vector["region"] or "") if own == vector["region"] else (vector["region"],):
+        if vector["canonical"] is None:
+            with pytest.raises(LeadValidationError):
+                service.correction({"phone": vector["input"]}, phone_region=region)
+        else:
+            assert service.correction({"phone": vector["input"]}, phone_region=region)["phone"] == vector["canonical"]
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["phone_index_keys"]))
+@pytest.mark.parametrize("rule", ["1", "2"])
+def test_a_phone_number_has_the_index_key_of_its_vector(vector: dict[str, Any], rule: str) -> None:
+    service = ValidationService()
+    identity = f"{rule};region=-;phone=e164;nid=any"
+
+    assert service.phone_key(vector["canonical"]) == vector["canonical"]
+    for index_rule in (service.index_rules[identity], IndexRule.of(identity)):
+        key = index_rule.phone_key(vector["canonical"])
+        assert key == vector[f"rule_{rule}"]
+        assert index_rule.phone_key(key) == key
 
 
 @pytest.mark.parametrize("vector", named(VECTORS["nid"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
 import phonenumbers
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from service.validation import email
 from service.validation.email import EMAIL_LIMIT, normalise_email
 from service.validation.phone import PhoneNormaliser, PhoneRule
-from service.validation.text import TextRule, ValueRefusedError
+from service.validation.text import PlaceholderError, TextRule, ValueRefusedError
 
 LOCALS = st.one_of(
     st.text("abzAZ019._!#$%&'*+-/=?^`{|}~", max_size=70),
@@ -66,10 +67,18 @@ LONGER_IN_UTF8 = ("ü" * 30).encode("idna").decode() + ".com"
 ADDRESSES = st.builds("{}@{}".format, LOCALS, DOMAINS) | st.emails() | st.builds("{}{}".format, LOCALS, DOMAINS)
 
 
+DOTTED = re.compile(r"(?!\.)[A-Za-z0-9._!#$%&'*+\-/=?^`{|}~]+")
+"""Names that Japanese carriers handed out are judged as if their dots at the end and in a row were other characters."""
+
+
 def by_the_library(text: str) -> str:
     """What `normalise_email` gives for text that needs no cleaning, without its short cut."""
     if "@" not in text:
         return "has no @: it must be of the form name@example.com"
+    local, _, domain = text.rpartition("@")
+    if DOTTED.fullmatch(local) and (".." in local or local.endswith(".")) and domain.isascii():
+        judged = by_the_library(f"x{'_' * (len(local) - 1)}@{domain}")
+        return f"{local}@{judged.rpartition('@')[2]}" if "_@" in judged or judged.startswith("x@") else judged
     try:
         checked = validate_email(text, check_deliverability=False, test_environment=True)
     except EmailNotValidError:
@@ -186,6 +195,8 @@ def test_a_phone_number_is_settled_as_the_library_settles_it() -> None:
         expected = settled_by_the_library(number)
         try:
             canonical = normaliser.canonical(number)
+        except PlaceholderError:
+            assert len(set(number[-7:])) == 1
         except ValueRefusedError:
             assert expected is None or not 8 <= len(expected) <= 16
         else:

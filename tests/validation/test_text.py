@@ -47,7 +47,6 @@ def test_input_that_composing_and_line_ends_shrink_most_still_fits() -> None:
     "text",
     [
         "রহিম উদ্দিন",
-        "محمد\u200eعلي",
         "क्\u200dष",
         "می\u200cخواهم",  # noqa: RUF001 # Persian, where the non-joiner is spelling
         "👩\u200d👩\u200d👧",
@@ -61,7 +60,7 @@ def test_real_names_of_every_script_pass(text: str) -> None:
     assert LINE.normalise(text) == text
 
 
-@pytest.mark.parametrize("line_break", ["\r\n", "\r", "\n", "\u2028", "\u2029"])
+@pytest.mark.parametrize("line_break", ["\r\n", "\r", "\n", "\v", "\f", "\x85", "\u2028", "\u2029"])
 def test_every_line_break_becomes_a_newline_where_lines_belong(line_break: str) -> None:
     assert LINES.normalise(f"a{line_break}b\tc") == "a\nb\tc"
     assert refusal(LINE, f"a{line_break}b") == "must be one line, without line breaks"
@@ -72,9 +71,7 @@ def test_every_line_break_becomes_a_newline_where_lines_belong(line_break: str) 
     [
         ("\x00", "contains the control character U+0000"),
         ("\x1b", "contains the control character U+001B"),
-        ("\x85", "contains the control character U+0085"),
-        ("\u202e", "contains U+202E, which reorders the text around it when it is shown"),
-        ("\u2066", "contains U+2066, which reorders the text around it when it is shown"),
+        ("\x84", "contains the control character U+0084"),
         ("\ud800", "is not valid Unicode: it contains half of a surrogate pair"),
         ("\ufffe", "contains U+FFFE, which is not a character"),
         ("\U0010ffff", "contains U+10FFFF, which is not a character"),

@@ -108,28 +108,32 @@ class Confirmation(_message.Message):
     def __init__(self, text: _Optional[str] = ..., next_steps: _Optional[_Iterable[str]] = ..., reference: _Optional[str] = ..., locale: _Optional[str] = ...) -> None: ...
 
 class CreateLeadRequest(_message.Message):
-    __slots__ = ("lead", "request_id", "locale")
+    __slots__ = ("lead", "request_id", "locale", "phone_region")
     LEAD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LOCALE_FIELD_NUMBER: _ClassVar[int]
+    PHONE_REGION_FIELD_NUMBER: _ClassVar[int]
     lead: Lead
     request_id: str
     locale: str
-    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., request_id: _Optional[str] = ..., locale: _Optional[str] = ...) -> None: ...
+    phone_region: str
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., request_id: _Optional[str] = ..., locale: _Optional[str] = ..., phone_region: _Optional[str] = ...) -> None: ...
 
 class CreateLeadResponse(_message.Message):
-    __slots__ = ("id", "message", "state", "confirmation", "lead")
+    __slots__ = ("id", "message", "state", "confirmation", "lead", "ignored_fields")
     ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CONFIRMATION_FIELD_NUMBER: _ClassVar[int]
     LEAD_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_FIELDS_FIELD_NUMBER: _ClassVar[int]
     id: str
     message: str
     state: SaveState
     confirmation: Confirmation
     lead: Lead
-    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[SaveState, str]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
+    ignored_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[SaveState, str]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ..., ignored_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetLeadRequest(_message.Message):
     __slots__ = ("id", "view")
@@ -164,14 +168,16 @@ class UpdateStatusResponse(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
 
 class UpdateLeadRequest(_message.Message):
-    __slots__ = ("lead", "update_mask", "expected_version")
+    __slots__ = ("lead", "update_mask", "expected_version", "phone_region")
     LEAD_FIELD_NUMBER: _ClassVar[int]
     UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PHONE_REGION_FIELD_NUMBER: _ClassVar[int]
     lead: Lead
     update_mask: _field_mask_pb2.FieldMask
     expected_version: int
-    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., expected_version: _Optional[int] = ...) -> None: ...
+    phone_region: str
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., expected_version: _Optional[int] = ..., phone_region: _Optional[str] = ...) -> None: ...
 
 class UpdateLeadResponse(_message.Message):
     __slots__ = ("lead",)

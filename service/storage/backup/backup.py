@@ -36,6 +36,7 @@ from service.storage.backup.restoring_role import restoring_role
 from service.storage.database.session import open_unproven
 from service.storage.postgres.process import ProgramFailedError, program, run_program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
+from service.validation.index_rule import have_same_settings
 
 _VERIFY_LOCK = 0x4C4B_5646  # "LKVF": two verifications of backups of one database take turns
 
@@ -150,7 +151,7 @@ def require_keyring(manifest: Manifest, encryption: EncryptionService, normalise
             "the keyring is not the one that this backup's leads were sealed with: point LEADKEEP_KEYRING to that "
             "one. Nothing was changed"
         )
-    if manifest.canary.normaliser != normaliser:
+    if not have_same_settings(manifest.canary.normaliser, normaliser):
         raise StartRefusedError(
             f"the backup's phone numbers and national IDs were normalised as '{manifest.canary.normaliser}', these "
             f"settings mean '{normaliser}': set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE "

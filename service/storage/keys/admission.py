@@ -22,6 +22,7 @@ from service.storage.keys.replicas import ReplicaReport
 from service.storage.schema import UNREACHABLE_AT_START, require_current, revision_of
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
+from service.validation.index_rule import have_same_settings
 
 START_WAIT_SECONDS = 3.0
 """How long a start waits for the database before it goes on without it: about what a restart of it takes."""
@@ -111,7 +112,7 @@ class Admission:
         remembered = await self._remembered()
         if remembered is None:
             return
-        if remembered[1] != self._normaliser:
+        if not have_same_settings(remembered[1], self._normaliser):
             raise StartRefusedError(
                 f"phone numbers and national IDs were normalised as '{remembered[1]}', these settings mean "
                 f"'{self._normaliser}'. Set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE "

@@ -23,7 +23,7 @@ from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme, K
 from service.keys.keyring import Purpose
 from service.storage import models
 from service.storage.database.database import Database
-from service.validation.index_rule import IndexRule
+from service.validation.index_rule import IndexRule, have_same_settings
 
 _CANARY = models.key_canary
 
@@ -90,7 +90,8 @@ async def compare_canary(
             "to the keyring that leadkeep keys retire wrote"
         )
     plan_of(state, encryption)  # refuses a keyring that cannot make the blind indexes
-    if normaliser is not None and normaliser not in (state.normaliser, state.next_normaliser):
+    stored = [each for each in (state.normaliser, state.next_normaliser) if each is not None]
+    if normaliser is not None and not any(have_same_settings(normaliser, each) for each in stored):
         raise StartRefusedError(
             f"phone numbers and national IDs were normalised as '{state.normaliser}', these settings mean "
             f"'{normaliser}': duplicates would be let in. Set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and "

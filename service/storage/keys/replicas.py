@@ -33,6 +33,7 @@ from service.storage.database.failures import StorageFaultError, cause_of, is_tr
 from service.storage.keys.canary import DatabaseKeys, compare_canary, plan_of, read_key_state
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
+from service.validation.index_rule import KNOWS_INDEX_RULE
 
 HEARTBEAT_SECONDS = 1.0
 """How often a replica publishes its status. An operator who rotates keys waits for a few of them; the database sees two
@@ -190,7 +191,7 @@ class ReplicaReport:
         values: dict[str, Any] = {
             "state": state,
             "epoch": epoch,
-            "opens": sorted(key.id for purpose in Purpose for key in keyring.usable(purpose)),
+            "opens": sorted([KNOWS_INDEX_RULE, *(key.id for purpose in Purpose for key in keyring.usable(purpose))]),
             "seals": sorted({*seals, *used[1]}),
             "spool_keys": sorted(spool_keys),
             "seen_at": func.now(),
