@@ -18,6 +18,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service.errors import LeadValidationError, Violation
+from service.validation.json_value import UNREADABLE, text_of
+from service.validation.text import ValueRefusedError
 
 UNKNOWN_NAMED = 20
 """How many unknown fields are named. A body holds thousands, and the answer must not grow with it."""
@@ -28,12 +30,10 @@ MOST_PARAMETERS = 100
 _FIELD_NAME = re.compile("[A-Za-z_]{1,40}")
 """What is repeated when it names no field. Without digits: a NID in the place of a name must not be repeated."""
 
+_LOST_PLUS = re.compile(r"(\(?) +(?=[1-9])")
+
 _INTEGER = re.compile("-?[0-9]{1,19}")
 _BITS = {FieldDescriptor.TYPE_INT32: 32, FieldDescriptor.TYPE_INT64: 64}
-
-
-class _RefusedError(Exception):
-    """A value cannot be read; the text names what is wanted and holds nothing of the value."""
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     try:
         # A byte order mark is no JSON, but some clients write one (RFC 8259 lets a reader skip it).
         parsed = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_no_constant)
-    except _RefusedError as refused:
-        description = str(refused)
+    except ValueRefusedError as refused:
+        description = refused.description
     except ValueError:
         # Not UTF-8, not JSON, or a number of thousands of digits.
         description = "is not JSON in UTF-8 (RFC 8259)"
@@ -72,16 +72,19 @@ def fill(
     *,
     names: Collection[str],
     ignored: Collection[str] = (),
+    may_be_left_out: Collection[str] = (),
     path: str = "",
     whole: str,
 ) -> None:
     """Set the fields of a message that are given; null counts as not given.
 
     Names are the contract's or their lowerCamelCase, as in protobuf's JSON. `names` may be given, `ignored` are passed
-    over whatever they hold, and every other name is a fault. `path` precedes a field's name in a violation;
+    over whatever they hold, and every other name is a fault. Of those that `may_be_left_out` one that cannot be read is
+    set to what validation leaves out and names. `path` precedes a field's name in a violation;
     `whole` is what holds the fields, for faults that belong to no field. Raises LeadValidationError with all faults.
     """
     violations: list[Violation] = []
+    left_out: list[str] = []
     seen: set[str] = set()
     unknown: set[str] = set()
     for key, value in given:
@@ -96,16 +99,27 @@ def fill(
             seen.add(field.name)
             try:
                 _set(message, field, value)
-            except _RefusedError as refused:
-                violations.append(Violation(path + field.name, str(refused)))
+            except ValueRefusedError as refused:
+                violations.append(Violation(path + field.name, refused.description))
+                if field.name in may_be_left_out:
+                    setattr(message, field.name, UNREADABLE)
+                    left_out.append(field.name)
     violations += _unknown_fields(unknown, path, whole)
-    if violations:
+    if len(violations) > len(left_out):
         raise LeadValidationError(list(dict.fromkeys(violations)))
 
 
 def comma_separated(given: Iterable[tuple[str, str]], name: str) -> list[tuple[str, str]]:
     """The parameters, with those called `name` split at their commas."""
     return [(key, part) for key, value in given for part in (value.split(",") if key == name else [value]) if part]
+
+
+def with_plus(phone: str) -> str:
+    """A phone number of a query string with the + that arrived as a space, because it was not percent-encoded.
+
+    No country code begins with 0, so a space before a 0 is a space.
+    """
+    return _LOST_PLUS.sub(r"\1+", phone, count=1) if _LOST_PLUS.match(phone) else phone
 
 
 def to_json(message: Message) -> bytes:
@@ -130,12 +144,12 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         # Readers differ in which of two they take; nobody should have to guess which one was checked.
-        raise _RefusedError("has a name twice in one object")
+        raise ValueRefusedError("has a name twice in one object")
     return members
 
 
 def _no_constant(_name: str) -> NoReturn:
-    raise _RefusedError("holds NaN or Infinity, which JSON does not have")
+    raise ValueRefusedError("holds NaN or Infinity, which JSON does not have")
 
 
 def _field_called(message: Message, key: str) -> FieldDescriptor | None:
@@ -171,15 +185,14 @@ def _read(field: FieldDescriptor, value: object) -> str | int | Timestamp:
         return _enum_number(field.enum_type, value)
     if field.type in _BITS:
         return _integer(value, _BITS[field.type])
-    if not isinstance(value, str):
-        raise _RefusedError("must be a string")
+    text = text_of(field.name, value)
     if field.message_type is not None:
-        return _moment(value)
+        return _moment(text)
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise _RefusedError("is not valid Unicode: it contains half of a surrogate pair") from None
-    return value
+        raise ValueRefusedError("is not valid Unicode: it contains half of a surrogate pair") from None
+    return text
 
 
 def _integer(value: object, bits: int) -> int:
@@ -187,7 +200,7 @@ def _integer(value: object, bits: int) -> int:
         value = int(value)
     # True is an int to Python and none to JSON.
     if not isinstance(value, int) or isinstance(value, bool) or not -(1 << bits - 1) <= value < 1 << bits - 1:
-        raise _RefusedError(f"must be a whole number of {bits} bits")
+        raise ValueRefusedError(f"must be a whole number of {bits} bits")
     return value
 
 
@@ -198,7 +211,7 @@ def _enum_number(enum: EnumDescriptor, value: object) -> int:
     else:
         found = enum.values_by_number.get(value) if type(value) is int else None
     if found is None:
-        raise _RefusedError(f"must be one of: {', '.join(short_enum_names(enum))}")
+        raise ValueRefusedError(f"must be one of: {', '.join(short_enum_names(enum))}")
     return int(found.number)
 
 
@@ -212,7 +225,7 @@ def _moment(text: str) -> Timestamp:
         # A `+` that is not percent-encoded arrives as a space; an RFC 3339 time has no other place for one.
         moment.FromJsonString(text.replace(" ", "+"))
     except (ValueError, OverflowError):
-        raise _RefusedError("must be an RFC 3339 time, such as 2026-01-31T09:00:00Z") from None
+        raise ValueRefusedError("must be an RFC 3339 time, such as 2026-01-31T09:00:00Z") from None
     return moment
 
 

@@ -18,14 +18,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import LeadkeepError, LeadValidationError, Violation
-from service.http.json_codec import comma_separated, fill, parse_object, parse_query, to_json
+from service.http.json_codec import comma_separated, fill, parse_object, parse_query, to_json, with_plus
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
-from service.lead import CUSTOMER_FIELDS
+from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
 from service.rpc.server import LARGEST_REQUEST
 
 OUTPUT_FIELDS = tuple(name for name in pb.Lead.DESCRIPTOR.fields_by_name if name not in CUSTOMER_FIELDS)
 """Fields of a lead that a request may carry, as a copy of an answer does, and that are ignored."""
+
+OPTIONAL_FIELDS = tuple(name for name in CUSTOMER_FIELDS if name not in REQUIRED_FIELDS)
 
 STATUS_FIELDS = ("status", "reason", "expected_version")
 
@@ -60,7 +62,7 @@ class Operation:
 
 
 OPERATIONS = (
-    Operation("POST", "/api/leads", "CreateLead"),
+    Operation("POST", "/api/leads", "CreateLead", query=("phone_region",)),
     Operation("GET", "/api/leads", "ListLeads", query=tuple(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)),
     Operation("GET", "/api/leads/{id}", "GetLead", query=("view",)),
     # A client that can send no body with DELETE gives the reason in the query, which then counts.
@@ -138,12 +140,21 @@ def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | N
 def _read(operation: Operation, request: Request, body: bytes) -> Message:
     """The request in the contract's words. Raises LeadValidationError."""
     query = comma_separated(parse_query(request.scope["query_string"]), "statuses")
+    query = [(name, with_plus(value) if name == "phone" else value) for name, value in query]
     message = _message_class(operation)(**request.path_params)
     if isinstance(message, pb.CreateLeadRequest):
         message.request_id = _unquoted(request.headers.get("idempotency-key", ""))
         message.locale = request.headers.get("accept-language", "")
         lead = parse_object(body).items()
-        fill(message.lead, lead, names=CUSTOMER_FIELDS, ignored=OUTPUT_FIELDS, path="lead.", whole="body")
+        fill(
+            message.lead,
+            lead,
+            names=CUSTOMER_FIELDS,
+            ignored=OUTPUT_FIELDS,
+            may_be_left_out=OPTIONAL_FIELDS,
+            path="lead.",
+            whole="body",
+        )
     elif body or operation.method == "POST":
         fill(message, parse_object(body).items(), names=operation.body, whole="body")
     fill(message, query, names=operation.query, whole="query")

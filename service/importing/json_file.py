@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, TextIO
 
 from service.importing.columns import field_of, ignored, plain, resolve
 from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
+from service.lead import REQUIRED_FIELDS
+from service.validation.json_value import UNREADABLE, text_of
+from service.validation.text import ValueRefusedError
 
 LONGEST_OBJECT = 200_000
 """Characters. The longest lead has 6,000, and escapes make six of one."""
@@ -78,10 +81,12 @@ class JsonFile:
             return Row(number, {}, value, str(refused))
         row = {field: each for field, each in zip(fields, value.values(), strict=True) if field and each is not None}
         for field, each in row.items():
-            if isinstance(each, int) and not isinstance(each, bool):
-                row[field] = str(each)  # a phone number or national ID without quotes
-            elif not isinstance(each, str):
-                return Row(number, {}, value, f"{field} must be text")
+            try:
+                row[field] = text_of(field, each)
+            except ValueRefusedError as refused:
+                if field in REQUIRED_FIELDS:
+                    return Row(number, {}, value, f"{field} {refused.description}")
+                row[field] = UNREADABLE
         return Row(number, row, value) if all(map(is_unicode, row.values())) else Row(number, {}, value, NOT_UNICODE)
 
     def _fields_of(self, keys: tuple[str, ...]) -> list[str | None]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -7,7 +8,11 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.lead import CUSTOMER_FIELDS
+from service.rpc.wire import customer_fields
+from service.validation import ValidationService
 from tests.http.conftest import LEAD_ID, STORY, Servicer, created, submission
+
+JSON = {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize("path", ["/api/leads/", "/api/leads"])
@@ -95,3 +100,43 @@ async def test_answers_name_the_call_and_its_retries_and_are_not_cached(
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert "server" not in response.headers
+
+
+async def test_the_region_of_a_phone_number_is_a_parameter(client: httpx.AsyncClient, servicer: Servicer) -> None:
+    await client.post("/api/leads/?phone_region=001", json=STORY)
+    (request,) = servicer.requests
+    assert isinstance(request, pb.CreateLeadRequest)
+    assert request.phone_region == "001"
+
+
+@pytest.mark.parametrize("name", ["phone", "nid"])
+@pytest.mark.parametrize("number", [1990123456789, 1.0, 1.2e12])
+async def test_a_number_in_the_place_of_digits_is_refused_with_its_reason(
+    client: httpx.AsyncClient, servicer: Servicer, name: str, number: float
+) -> None:
+    response = await client.post("/api/leads/", json={**STORY, name: number})
+    [violation] = response.json()["violations"]
+    assert violation["field"] == f"lead.{name}"
+    assert "must be a string, in quotes" in violation["description"]
+    assert servicer.requests == []
+
+
+async def test_an_integer_is_read_as_the_text_of_other_fields(client: httpx.AsyncClient, servicer: Servicer) -> None:
+    await client.post("/api/leads/", json={**STORY, "conversation_id": 4711, "address": 12})
+    assert servicer.requests == [submission(**{**STORY, "conversation_id": "4711", "address": "12"})]
+
+
+@pytest.mark.parametrize("value", [["x"], {"a": 1}, True, 2**53, 1.5, "half of a pair \ud83d"])
+@pytest.mark.parametrize("name", ["email", "preferred_contact_time", "notes", "conversation_id"])
+async def test_an_optional_value_that_is_no_text_costs_no_lead(
+    client: httpx.AsyncClient, servicer: Servicer, name: str, value: object
+) -> None:
+    await client.post("/api/leads/", content=json.dumps({**STORY, name: value}), headers=JSON)
+    (request,) = servicer.requests
+    assert isinstance(request, pb.CreateLeadRequest)
+    assert ValidationService().submission(customer_fields(request.lead)).ignored == (name,)
+
+
+async def test_an_optional_value_that_is_no_text_is_named_where_the_lead_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/api/leads/", json={**STORY, "name": [], "notes": []})
+    assert [violation["field"] for violation in response.json()["violations"]] == ["lead.name", "lead.notes"]

@@ -149,3 +149,23 @@ async def test_a_header_does_not_say_who_the_peer_is(client: httpx.AsyncClient, 
     await client.get("/api/leads", headers={"x-forwarded-for": "192.0.2.1"})
     (call,) = servicer.calls
     assert call.peer.startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("query", "read"),
+    [
+        ("+8801712345678", "+8801712345678"),
+        ("%2B8801712345678", "+8801712345678"),
+        ("(+880)+1712", "(+880) 1712"),
+        ("++880+1712", "+880 1712"),
+        ("+01712345678", " 01712345678"),
+        ("01712+345678", "01712 345678"),
+    ],
+)
+async def test_a_plus_that_arrived_as_a_space_is_read_in_a_phone_number(
+    client: httpx.AsyncClient, servicer: Servicer, query: str, read: str
+) -> None:
+    await client.get(f"/api/leads?phone={query}&assignee=+8")
+    (request,) = servicer.requests
+    assert isinstance(request, pb.ListLeadsRequest)
+    assert (request.phone, request.assignee) == (read, " 8")

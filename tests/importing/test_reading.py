@@ -11,6 +11,7 @@ from service.importing.columns import explicit_mapping, resolve
 from service.importing.csv_file import LONGEST_RECORD, CsvFile
 from service.importing.json_file import DEEPEST, MOST_UNREADABLE, JsonFile
 from service.importing.source import ImportRefusedError, Kind, Row, kind_of
+from service.validation import ValidationService
 
 HEADER = "name,phone,nid,address,interested_policy"
 GOOD = "Rahima,+8801712345678,1990,1 Lake Road,Term"
@@ -216,10 +217,24 @@ def test_a_long_file_is_read_to_its_end(tmp_path: Path) -> None:
     assert [len(row.fields["notes"]) for row in rows] == [number % 3000 for number in range(1000)]
 
 
-def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
-    (row,) = json_rows(tmp_path, json.dumps([LEAD | {"nid": 1990123456789, "email": None}]))
-    assert row.fields["nid"] == "1990123456789"
+def test_an_integer_is_read_as_it_is_written_and_null_is_not_given(tmp_path: Path) -> None:
+    (row,) = json_rows(tmp_path, json.dumps([LEAD | {"conversation_id": 1990123456789, "email": None}]))
+    assert row.fields["conversation_id"] == "1990123456789"
     assert "email" not in row.fields
+
+
+@pytest.mark.parametrize("name", ["phone", "nid"])
+@pytest.mark.parametrize("number", ["1990123456789", "1.2e12", "123.0"])
+def test_a_number_in_the_place_of_digits_is_refused(name: str, number: str, tmp_path: Path) -> None:
+    (row,) = json_rows(tmp_path, json.dumps([LEAD | {name: "?"}]).replace('"?"', number))
+    assert row.fault is not None
+    assert "must be a string, in quotes" in row.fault
+
+
+def test_an_optional_value_that_is_no_text_costs_no_lead(tmp_path: Path) -> None:
+    (row,) = json_rows(tmp_path, json.dumps([LEAD | {"notes": ["x"]}]))
+    fields, ignored = ValidationService().submission(row.fields)
+    assert (fields.notes, ignored) == (None, ("notes",))
 
 
 @pytest.mark.parametrize("bad", ["[1, 2]", "17", '"text"', '{"name": ["x"]}', '{"name": 1.5}', '{"name": "\\ud800"}'])
