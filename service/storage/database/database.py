@@ -33,6 +33,7 @@ from service.storage.database.failures import (
     DatabaseHungError,
     LeftBehindError,
     NotConfirmedError,
+    cause_of,
     spoils_connection,
 )
 from service.storage.database.fence import Fence
@@ -56,6 +57,9 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 ATTEMPT_SECONDS = 2.0
 """How long an attempt may take once it has its connection: hundreds of times what a transaction takes, and short
 enough for an answer within the deadlines that callers set."""
+
+PROTOCOL_VIOLATION = "08P01"
+"""SQLSTATE with which PgBouncer refuses most things."""
 
 STILL_AT_WORK = text(
     "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(CAST(:pids AS int[])) AND state = 'active'"
@@ -201,13 +205,18 @@ class Database:
         return await asyncio.shield(attempt)
 
     async def _attempt(self, work: Callable[[PooledConnection], Awaitable[T]]) -> T:
-        pooled = await self._pool.acquire()
+        try:
+            pooled = await self._pool.acquire()
+        except Exception as error:
+            self._note_violation(error)
+            raise
         timer = asyncio.get_running_loop().call_later(self._attempt_seconds, self._leave_behind, pooled)
         self._in_use.add(pooled)
         try:
             return await work(pooled)
         except Exception as error:
             pooled.suspect = spoils_connection(error)
+            self._note_violation(error)
             raise
         finally:
             await self._pool.release(pooled)
@@ -238,9 +247,9 @@ class Database:
             return
         pooled.server_pid = None
         query = f"BEGIN; {proof(None, identity=self._identity is not None)}"
-        cursor = await pooled.driver.execute(query.encode())
-        cursor.nextset()
         with self._noting_refusal():
+            cursor = await pooled.driver.execute(query.encode())
+            cursor.nextset()
             session = session_of(await cursor.fetchone(), pooled.driver.info.backend_pid, self._identity)
         pooled.server_pid = session.server_pid
 
@@ -258,6 +267,11 @@ class Database:
             self.refusal = refused
             raise
         self.refusal = None
+
+    def _note_violation(self, error: Exception) -> None:
+        """Note that a pooler which took the connection refuses what is sent on it, or has no server for it."""
+        if cause_of(error) == PROTOCOL_VIOLATION:
+            self.refusal = connection_refusal(PROTOCOL_VIOLATION)
 
     def _on_failure(self, error: psycopg.Error, conninfo: str) -> None:
         # Without a connection object no server was found to ask.

@@ -155,6 +155,16 @@ async def test_a_pooler_that_does_not_take_the_options_of_the_url_is_not_called_
         await service.close()
 
 
+async def test_a_pooler_that_pools_single_statements_is_refused(server: TestServer) -> None:
+    database = server.fresh_database()
+    set_role(database.admin_url)
+    with pooler(database.serve_url, "statement") as front:
+        service = Database(front.url)
+        assert not await service.answers()
+        assert "SQLSTATE 08P01" in str(await service.why_refused())
+        await service.close()
+
+
 async def test_a_server_that_is_away_is_called_away(tmp_path: Path) -> None:
     service = Database(f"postgresql://someone@/leads?host={tmp_path}")
     assert not (await diagnose(service)).reachable
