@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -110,6 +111,7 @@ def parameters_of(url: str, name: str, **more: Any) -> dict[str, Any]:
     return chosen | {"client_encoding": SETTINGS["client_encoding"]}
 
 
+@lru_cache(maxsize=8)  # that of every transaction behind a pooler is one of two
 def proof(protocol_pid: int | None, *, identity: bool) -> str:
     """The query that returns what `session_of` reads. With the protocol's pid it sets what is not behind a pooler."""
     own = sql.SQL("false") if protocol_pid is None else sql.SQL("pg_backend_pid() = {}").format(protocol_pid)
