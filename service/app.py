@@ -39,6 +39,7 @@ from service.rpc.tls_files import TlsFiles
 from service.storage.access.chain import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
 from service.storage.diagnosis import Diagnosis, diagnose
+from service.storage.keys.replicas import replica_name
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool
@@ -126,6 +127,7 @@ async def _serve(
             methods = chained(chain, parts.servicer(settings))
             files = FileRendering(
                 url=url,
+                replica=replica_name(settings.spool_path),
                 folder=settings.files_path,
                 timezone=settings.files_timezone,
                 identity=lambda: database.identity,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import structlog
 
@@ -31,7 +31,7 @@ class RendererEndedError(Exception):
 
 
 class FileRendering:
-    """The process that renders the files of `folder`, and the state that it reports.
+    """The process of `replica` that renders the files of `folder`, and the state that it reports.
 
     `identity` answers which database was confirmed, None as long as there is none. `on_render` gets the bytes and
     seconds of each render.
@@ -41,12 +41,14 @@ class FileRendering:
         self,
         *,
         url: str,
+        replica: str,
         folder: Path,
         timezone: str,
         identity: Callable[[], UUID | None],
         on_render: Callable[[int, float], None],
     ) -> None:
         self._url = url
+        self._replica = replica
         self._folder = folder
         self._timezone = timezone
         self._identity = identity
@@ -106,6 +108,7 @@ class FileRendering:
         assert process.stdin is not None  # noqa: S101 # both are pipes
         assert process.stdout is not None  # noqa: S101
         order = {"url": self._url, "folder": str(self._folder), "timezone": self._timezone, "database": str(identity)}
+        order["holder"] = str(uuid5(identity, self._replica))
         try:
             process.stdin.write(json.dumps(order).encode() + b"\n")
             await process.stdin.drain()

@@ -240,7 +240,7 @@ def main() -> None:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     days = Days(order["timezone"])
-    leads = DailyLeads(order["url"], days, identity=UUID(order["database"]))
+    leads = DailyLeads(order["url"], days, identity=UUID(order["database"]), holder=UUID(order["holder"]))
     files = FileStorageService(Path(order["folder"]), days, leads)
     FileWorker(files, leads, days, report=report, stopped=stopped).run()
 

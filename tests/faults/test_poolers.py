@@ -209,14 +209,14 @@ def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_
     second = start_service("second", database_url=url, settings=both)
     with service.channel() as channel:
         use(service, channel)
-    assert soon_in(file_of(service), create(second))
+    assert soon_in(file_of(service), create(second), within=30)
     assert "renders the daily files" not in second.log()
     for command in COMMANDS:
         run = service.leadkeep if command[0] == "backup" else service.leadkeep_here  # that one starts programs
         done = run(*(part.format(tmp=tmp_path) for part in command))
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     service.kill()
-    assert soon_in(file_of(second), create(second), within=20)
+    assert soon_in(file_of(second), create(second), within=40)
     for replica in (service, second):
         assert "SQLSTATE" not in replica.log()
 

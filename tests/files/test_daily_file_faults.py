@@ -37,7 +37,12 @@ async def test_a_process_that_cannot_be_started_is_an_alarm_and_a_fault_of_its_t
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", cannot_start)
     rendering = FileRendering(
-        url="", folder=tmp_path, timezone="UTC", identity=lambda: UUID(int=1), on_render=lambda _size, _seconds: None
+        url="",
+        replica="a",
+        folder=tmp_path,
+        timezone="UTC",
+        identity=lambda: UUID(int=1),
+        on_render=lambda _size, _seconds: None,
     )
     with pytest.raises(OSError, match="no memory"):
         await rendering.run()
@@ -55,7 +60,12 @@ async def test_a_process_that_cannot_be_started_for_many_hours_is_still_tried(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", cannot_start)
     rendering = FileRendering(
-        url="", folder=tmp_path, timezone="UTC", identity=lambda: UUID(int=1), on_render=lambda _size, _seconds: None
+        url="",
+        replica="a",
+        folder=tmp_path,
+        timezone="UTC",
+        identity=lambda: UUID(int=1),
+        on_render=lambda _size, _seconds: None,
     )
     supervisor = Supervisor(on_death=lambda: None, first_wait=0.0)
     supervisor.start([Component(name="daily files", run=rendering.run, finish=rendering.finish)])

@@ -348,7 +348,7 @@ def test_one_of_two_replicas_renders_and_the_other_takes_over(
     assert "renders the daily files" in first.log()
     assert "renders the daily files" not in second.log()
     first.kill()
-    assert soon_in(path, create(second))
+    assert soon_in(path, create(second), within=40)
     assert eventually(lambda: "renders the daily files" in second.log(), within=10)
 
 

@@ -40,8 +40,9 @@ _SNAPSHOT_SETTINGS: LiteralString = (
 )
 """Of the transaction alone, because a pooler lends the server connection to others. They take no snapshot."""
 
-LEASE_SECONDS = 5.0
-"""How long a replica keeps its turn without renewing it: a renderer that was killed is replaced after as long."""
+LEASE_SECONDS = 10.0
+"""How long a replica keeps its turn without renewing it: one that was killed is replaced after as long. On a busy host
+a process of low priority may not run for seconds, and must not lose its turn by that."""
 
 RENEWAL_SECONDS = 1.0
 """How often the turn is renewed: often enough that a busy machine does not lose it between two renders."""
@@ -202,15 +203,16 @@ class Snapshot:
 class DailyLeads:
     """The days of one database. Connects when first used, and again after a failure.
 
-    With `identity`, only the database of this identity is read: no failover can bring another one's leads in.
+    With `identity`, only the database of this identity is read: no failover can bring another one's leads in. `holder`
+    holds the turn: with the same one a replica that is started again has its turn at once.
     """
 
-    def __init__(self, url: str, days: Days, *, identity: UUID | None = None) -> None:
+    def __init__(self, url: str, days: Days, *, identity: UUID | None = None, holder: UUID | None = None) -> None:
         self._url = url
         self._days = days
         self._identity = identity
         self._connection: psycopg.Connection | None = None
-        self._lease = {"me": uuid4(), "seconds": LEASE_SECONDS}
+        self._lease = {"me": holder or uuid4(), "seconds": LEASE_SECONDS}
         self._has_turn = False
         self._renewed_at = float("-inf")
 
