@@ -179,7 +179,8 @@ async def trial(kind: str, target: Target, seconds: float) -> bool:
     _print(
         f"{'kept' if kept else 'BROKEN':7}{kind:24}{printed[0] if printed else '':40}"
         f"p99 {alone.p99:.0f} -> {seen.p99:.0f} ms, {len(seen.milliseconds)} calls, failed "
-        f"{dict(seen.failures) or 0}, healthz {dict(seen.probes)}, {seen.megabytes:.0f} MB{'' if lives else ', DEAD'}"
+        f"{dict(seen.failures) or 0}, "
+        f"healthz {dict(alone.probes)} -> {dict(seen.probes)}, {seen.megabytes:.0f} MB{'' if lives else ', DEAD'}"
     )
     return kept
 
