@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ from uuid import UUID
 import typer
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service import factories
+from service import factories, strict_json
 from service.access import Scope
 from service.cli.client import connected
 from service.cli.command import (
@@ -141,7 +140,7 @@ def _read(path: Path) -> list[Tombstone]:
                 reason=row["reason"],
                 request_digest=bytes.fromhex(row["request_digest"]) if row["request_digest"] else None,
             )
-            for row in json.loads(path.read_bytes())
+            for row in strict_json.parse(path.read_bytes())
         ]
     except OSError as error:
         raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None

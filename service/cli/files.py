@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service import factories
+from service import factories, strict_json
 from service.cli.command import (
     SOME_UNREADABLE,
     AsJson,
@@ -149,7 +148,7 @@ def show(
 
 
 def _leads_to_show(encryption: EncryptionService, lines: Iterator[bytes], release: Release) -> Iterator[dict[str, Any]]:
-    while some := [json.loads(line) for line in islice(lines, LEADS_AHEAD)]:
+    while some := [strict_json.parse(line) for line in islice(lines, LEADS_AHEAD)]:
         opened = [_opened_lead(encryption, lead) for lead in some]
         release(opened)
         for lead, message in zip(some, opened, strict=True):
@@ -158,13 +157,16 @@ def _leads_to_show(encryption: EncryptionService, lines: Iterator[bytes], releas
             yield shown | dict.fromkeys(message.unreadable_fields, UNREADABLE)
 
 
-def _opened_lead(encryption: EncryptionService, lead: dict[str, Any]) -> pb.Lead:
-    """The sensitive fields of a lead; those that cannot be opened are in `unreadable_fields`."""
-    message = pb.Lead(id=lead["id"])
+def _opened_lead(encryption: EncryptionService, lead: Any) -> pb.Lead:
+    """The sensitive fields of a lead; those that cannot be opened are in `unreadable_fields`. Raises ValueError."""
+    if not isinstance(lead, dict):
+        raise ValueError("it is not a lead")
+    lead_id = str(lead["id"])
+    message = pb.Lead(id=lead_id)
     for name in SENSITIVE_FIELDS:
         if lead[name] is not None:
             try:
-                setattr(message, name, encryption.open(UUID(lead["id"]), name, lead[name]))
+                setattr(message, name, encryption.open(UUID(lead_id), name, str(lead[name])))
             except FieldUnreadableError:
                 message.unreadable_fields.append(name)
     return message

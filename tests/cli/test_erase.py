@@ -91,9 +91,10 @@ class TestErase:
     def test_what_it_should_do_is_said_once(self, arguments: list[str], service: RunningService) -> None:
         run(service, "erase", *arguments, code=2)
 
-    def test_a_file_that_is_no_list_is_refused(self, service: RunningService, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("content", ['[{"id": "x"}]', "[" * 100_000])
+    def test_a_file_that_is_no_list_is_refused(self, content: str, service: RunningService, tmp_path: Path) -> None:
         path = tmp_path / "list.json"
-        path.write_text('[{"id": "x"}]')
+        path.write_text(content)
         assert "is not a list of tombstones" in run(service, "erase", "--from", str(path), code=1)
 
 

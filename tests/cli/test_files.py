@@ -206,3 +206,25 @@ def test_a_day_without_a_file_is_told(service: RunningService) -> None:
     done = service.leadkeep_here("files", "show", "--day", "2020-01-01")
     assert done.returncode == 1
     assert "leads_2020-01-01.json" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["7", "[" * 100_000, '{"id": 7}', '{"id": "x", "phone": {}}', '{"a": 1, "a": 2}'])
+def test_a_line_that_is_no_lead_is_damage(line: str, stopped: Stopped) -> None:
+    service, _ = stopped
+    path = old_file(service)
+    first, second, *_ = path.read_text().split("\n")
+    path.write_text("\n".join((first, second, line, "]}", "")))
+    done = service.leadkeep_here("files", "show", "--day", DAY)
+    assert done.returncode == 1
+    assert "is damaged" in done.stderr
+
+
+def test_a_terminal_is_not_commanded_by_a_file(stopped: Stopped) -> None:
+    service, _ = stopped
+    path = old_file(service)
+    first, second, line, *rest = path.read_text().split("\n")
+    lead = json.loads(line) | {"name": "a\x1b[2J\x9b\nforged"}
+    path.write_text("\n".join((first, second, json.dumps(lead), *rest)))
+    shown = service.leadkeep_here("files", "show", "--day", DAY).stdout
+    assert not {"\x1b", "\x9b"} & set(shown)
+    assert shown.count("\n") == 2

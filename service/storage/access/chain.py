@@ -15,7 +15,6 @@ lines with the record.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from service import strict_json
 from service.keys.encryption import EncryptionService
 from service.log import log_whatever_the_level
 
@@ -190,7 +190,7 @@ def logged_heads(lines: Iterable[str]) -> Iterator[Chain]:
         if _EVENT not in line:
             continue
         try:
-            logged = json.loads(line[line.index("{") :])
+            logged = strict_json.parse(line[line.index("{") :])
         except ValueError:
             continue  # a line of somebody else, or one that was cut by the end of the file
         if not isinstance(logged, dict) or logged.get("event") != _EVENT:
