@@ -7,6 +7,7 @@ error its status.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -245,7 +246,10 @@ class QueueFullError(RetryableError):
 
     reason = "QUEUE_FULL"
     text = "the service is at its limit of concurrent calls; try again shortly"
-    retry_after = 1.0
+
+    def __init__(self, retry_after: float | None = None) -> None:
+        # gRPC libraries wait exactly as long, in place of their own jittered backoff: not all may come back at once.
+        super().__init__(retry_after or random.uniform(0.5, 1.5))  # noqa: S311 # no secret
 
 
 class DeadlineTooShortError(LeadkeepError):

@@ -23,7 +23,6 @@ from service.errors import (
     DeadlineTooShortError,
     InternalError,
     LeadkeepError,
-    QueueFullError,
     Reason,
     ScopeMissingError,
     ServiceStoppingError,
@@ -31,6 +30,7 @@ from service.errors import (
 )
 from service.rpc.call import Call, Handler, Interceptor, Work, end_wait
 from service.rpc.metrics import Metrics
+from service.rpc.shares import Places, strangers
 from service.rpc.status import CODES
 from service.rpc.tokens.verifier import bearer_token
 from service.storage.database.failures import StorageFaultError
@@ -61,6 +61,7 @@ def standard_chain(
 ) -> Sequence[Interceptor]:
     """Every interceptor, outermost first. `unmasking` is what masking.py makes; `database_away` is what readiness says
     of the database."""
+    places = Places(max_concurrent_calls)
     return (
         # First, so that everything behind it can name the call.
         request_ids(new_id),
@@ -68,12 +69,14 @@ def standard_chain(
         access_log(metrics),
         # Outside of everything that may fail.
         errors(new_id),
+        # Outside of deadline and places: a refusal that it holds back takes none.
+        strangers(),
         # Outside of the work, which it leaves running when the caller's time is over or the caller is gone.
         deadline(work),
         # Inside of deadline, so that work which was left running still counts.
-        concurrency(max_concurrent_calls),
-        # Before anything reads the request.
-        authentication(verify),
+        concurrency(places),
+        # Before anything reads the request; claims the place for the subject.
+        authentication(verify, places),
         # Behind authentication: what is wrong here concerns no stranger.
         availability(database_away),
         # Around the servicer and nothing else: no unmasked message gets past it before it is recorded.
@@ -215,28 +218,25 @@ def _log_late_failure(call: Call, task: asyncio.Task[Message]) -> None:
     )
 
 
-def concurrency(limit: int) -> Interceptor:
-    """Refuse at once what is beyond `limit` calls at a time, so that memory and waiting stay bounded."""
-    active = 0
+def concurrency(places: Places) -> Interceptor:
+    """Refuse at once what is beyond the places, so that memory and waiting stay bounded."""
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
-        nonlocal active
-        if active >= limit:
-            raise QueueFullError
-        active += 1
+        places.take()
         try:
             return await proceed(call, request)
         finally:
-            active -= 1
+            places.leave(call.caller.subject if call.caller else None)
 
     return intercept
 
 
-def authentication(verify: Verify) -> Interceptor:
+def authentication(verify: Verify, places: Places) -> Interceptor:
     """No token, no access; no scope, no call. A request that could not be read is refused only here."""
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         call.caller = caller = await verify(bearer_token(call.metadata.get("authorization")))
+        places.claim(caller.subject)
         scopes = SCOPES[call.rpc]
         if not any(caller.may(scope) for scope in scopes):
             raise ScopeMissingError(scopes[0])

@@ -29,6 +29,7 @@ from service.rpc import interceptors
 from service.rpc.call import SERVICE, Call, Handler, Interceptor, Work, answer_by, chained, compose
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
+from service.rpc.shares import Places
 from tests.harness import faults
 from tests.harness.answers import fails
 from tests.harness.leads import somebody
@@ -346,6 +347,7 @@ def test_order_of_the_chain() -> None:
         "request_ids",
         "access_log",
         "errors",
+        "strangers",
         "deadline",
         "concurrency",
         "authentication",
@@ -433,7 +435,7 @@ async def test_call_that_was_refused_gives_no_place_free() -> None:
         await finish.wait()
         return request
 
-    handle = compose([interceptors.concurrency(1)], handler)
+    handle = compose([interceptors.concurrency(Places(1))], handler)
     running = asyncio.create_task(handle(a_call(), pb.GetLeadRequest()))
     await begun.wait()
     for _ in range(3):

@@ -1,0 +1,145 @@
+"""What one caller may take of what all need."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import Caller, Scope
+from service.errors import LeadkeepError, QueueFullError, TokenMissingError
+from service.rpc.call import Call
+from service.rpc.shares import FAILURES, HOLD_SECONDS, MOST_HELD, Places, strangers
+from tests.harness.answers import Failure, failure_of
+from tests.harness.leads import somebody
+from tests.harness.running_service import RunningService
+
+
+def taken(places: Places, subject: str, wanted: int) -> int:
+    """How many places a subject gets that wants so many."""
+    got = 0
+    for _ in range(wanted):
+        try:
+            places.take()
+        except QueueFullError:
+            break
+        try:
+            places.claim(subject)
+            got += 1
+        except QueueFullError:
+            places.leave(subject)
+    return got
+
+
+@pytest.mark.parametrize(("limit", "share"), [(1, 1), (2, 2), (3, 3), (4, 3), (512, 384)])
+def test_a_subject_alone_gets_three_quarters_of_the_places(limit: int, share: int) -> None:
+    assert taken(Places(limit), "greedy", 10_000) == share
+
+
+def test_each_further_subject_finds_a_place() -> None:
+    places = Places(512)
+    shares = [taken(places, f"subject {number}", 10_000) for number in range(4)]
+    assert all(shares)
+    assert sum(shares) < 512
+
+
+def test_a_place_that_is_left_can_be_taken_again() -> None:
+    places = Places(4)
+    for _ in range(3):
+        assert taken(places, "one", 10) == 3
+        for _ in range(3):
+            places.leave("one")
+
+
+def a_call(peer: str = "ipv4:127.0.0.1:4711") -> Call:
+    return Call(rpc="GetLead", transport="grpc", peer=peer, metadata={}, deadline=time.monotonic() + 5)
+
+
+async def tokenless(_call: Call, _request: Message) -> Message:
+    raise TokenMissingError
+
+
+async def with_token(call: Call, request: Message) -> Message:
+    call.caller = Caller("anybody", frozenset(Scope))
+    return request
+
+
+async def reasons(intercept: object, number: int, **call: str) -> Counter[str]:
+    """The reasons that so many calls without a token get, one after the other."""
+    counted: Counter[str] = Counter()
+    for _ in range(number):
+        try:
+            await intercept(a_call(**call), pb.GetLeadRequest(), tokenless)  # type: ignore[operator]
+        except LeadkeepError as error:
+            counted[error.reason] += 1
+    return counted
+
+
+async def test_connection_without_good_tokens_is_slowed_down_and_refused() -> None:
+    intercept = strangers()
+    assert await reasons(intercept, FAILURES) == {"TOKEN_MISSING": FAILURES}
+    began = time.monotonic()
+    assert await reasons(intercept, 1) == {"QUEUE_FULL": 1}
+    assert time.monotonic() - began >= HOLD_SECONDS * 0.9
+    assert await reasons(intercept, 1, peer="ipv4:127.0.0.1:4712") == {"TOKEN_MISSING": 1}
+
+
+async def test_good_tokens_are_looked_at_on_a_connection_that_also_floods() -> None:
+    intercept = strangers()
+    await intercept(a_call(), pb.GetLeadRequest(), with_token)
+    assert await reasons(intercept, FAILURES) == {"TOKEN_MISSING": FAILURES}
+    began = time.monotonic()
+    assert await intercept(a_call(), pb.GetLeadRequest(), with_token) == pb.GetLeadRequest()
+    assert time.monotonic() - began < HOLD_SECONDS / 2
+    assert await reasons(intercept, 1) == {"TOKEN_MISSING": 1}
+    assert time.monotonic() - began >= HOLD_SECONDS * 0.9
+
+
+async def test_refused_connection_is_tried_again_a_second_later() -> None:
+    intercept = strangers()
+    await reasons(intercept, FAILURES)
+    await asyncio.sleep(1.1)
+    assert await reasons(intercept, 1) == {"TOKEN_MISSING": 1}
+
+
+async def test_refusals_that_are_held_are_bounded() -> None:
+    intercept = strangers()
+    await reasons(intercept, FAILURES)
+    held = [asyncio.create_task(reasons(intercept, 1)) for _ in range(MOST_HELD + 50)]
+    done, _ = await asyncio.wait(held, timeout=HOLD_SECONDS / 5)
+    assert len(done) == 50
+    await asyncio.gather(*held)
+
+
+def test_callers_beside_a_flood_without_tokens_are_answered(service: RunningService) -> None:
+    def refusal(call: grpc.Future[object]) -> Failure:
+        error = call.exception()
+        assert isinstance(error, grpc.RpcError)
+        return failure_of(error)
+
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        grpc.insecure_channel(service.grpc_address, options=own) as flooding,
+        service.channel() as channel,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        flood = [
+            service.stub(flooding).CreateLead.future(pb.CreateLeadRequest(lead=somebody()), timeout=60)
+            for _ in range(1000)
+        ]
+        create, metadata = service.stub(channel).CreateLead, service.metadata("chatbot")
+
+        def state(_: int) -> int:
+            answer: pb.CreateLeadResponse = create(pb.CreateLeadRequest(lead=somebody()), timeout=15, metadata=metadata)
+            return answer.state
+
+        assert set(threads.map(state, range(100))) == {pb.SAVE_STATE_SAVED}
+        refused = Counter(refusal(call).reason for call in flood)
+    assert refused.keys() == {"TOKEN_MISSING", "QUEUE_FULL"}
+    assert refused["QUEUE_FULL"] > 500
