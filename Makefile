@@ -31,8 +31,8 @@ demo: install
 # What mostly waits (for outages, stops and restarts of real services) runs beside the rest, which computes. What
 # measures, or holds the service to its deadlines, runs after both and alone. With PYTEST_ARGS only what they name runs.
 WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py database_refuses.py embedded_outage.py \
-  full_spool_disk.py key_rotation.py kill.py poolers.py sentinel.py start_without_database.py stop.py stop_under_load.py \
-  strangers.py superseded_primary.py synchronous_standby.py task_death.py)
+  full_spool_disk.py key_rotation.py kill.py poolers.py sentinel.py standby_away.py start_without_database.py stop.py \
+  stop_under_load.py strangers.py superseded_primary.py synchronous_standby.py task_death.py)
 MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
 # Else every worker of every run rewrites the assertions of all modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest

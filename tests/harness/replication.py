@@ -114,6 +114,12 @@ class Standby:
         """Make it a primary of its own; it takes writes, on a new timeline, when this returns."""
         assert _ask(self._url, "SELECT pg_promote(true, 30)")
 
+    @property
+    def pid(self) -> int:
+        """Its process id while it is attached."""
+        assert self._process is not None
+        return self._process.pid
+
     def ask(self, sql: str, *parameters: object, database: str) -> Any:
         """One value, asked on the standby, which has only what was replicated."""
         return _ask(self._url.replace("/postgres?", f"/{database}?"), sql, *parameters)

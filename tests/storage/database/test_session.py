@@ -160,7 +160,7 @@ async def test_a_pooler_that_pools_single_statements_is_refused(server: TestServ
     set_role(database.admin_url)
     with pooler(database.serve_url, "statement") as front:
         service = Database(front.url)
-        assert not await service.answers()
+        assert not (await diagnose(service)).reachable
         assert "SQLSTATE 08P01" in str(await service.why_refused())
         await service.close()
 

@@ -194,6 +194,16 @@ async def test_what_a_database_refuses_for_its_content_is_no_fault_of_content_wh
     assert world.outage.refused
 
 
+async def test_a_name_that_the_encoding_lacks_is_spooled(world: World, submit: Submit, database: TestDatabase) -> None:
+    await world.create(submit())
+    lacks = [
+        statement.replace("FOR EACH ROW", "FOR EACH ROW WHEN (NEW.name ~ '[^ -~]')")
+        for statement in REFUSALS["a trigger raises as for content"].begin
+    ]
+    with database_refusing(database, replace(REFUSALS["a trigger raises as for content"], begin=lacks)):
+        assert isinstance(await world.create(submit(name="রহিমা")), Delayed)
+
+
 async def test_a_trial_leaves_nothing_in_the_database(world: World, database: TestDatabase) -> None:
     assert await world.store.trial() is None
     tables = ("lead", "lead_conversation", "resubmission", "lead_alias", "lead_conflict", "tombstone", "lead_touch")
