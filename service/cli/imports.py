@@ -36,6 +36,7 @@ from service.keys.encryption import EncryptionService
 from service.printable import printable
 from service.storage.database.database import Database
 from service.storage.keys.canary import confirm_canary, plan_of
+from service.storage.leads.lead_import import hand_over_indexes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,8 @@ async def _import_all(
                 _print_summary(summary)
             if stopped.is_set():
                 break
+        if not dry_run and not stopped.is_set():
+            await hand_over_indexes(database)
     finally:
         workers.shutdown(cancel_futures=True)
     return done, stopped.is_set()

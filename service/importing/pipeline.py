@@ -23,7 +23,7 @@ from service.lead import SealedSubmission
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch, Erased, Outcome
-from service.storage.leads.lead_import import Restored, hand_over_indexes, import_leads, restore_leads
+from service.storage.leads.lead_import import Restored, import_leads, restore_leads
 
 BATCH_ROWS = 500
 """Rows a transaction: one fsync for all of them, and at most this many are undone when it fails."""
@@ -69,8 +69,6 @@ class Pipeline:
         await self._pump(
             enumerate(lines, start=1), lambda batch: self.workers.submit(opened_lines, batch), store, report
         )
-        if not self.dry_run:
-            await hand_over_indexes(self.database)
 
     async def _pump(
         self,

@@ -657,6 +657,16 @@ def test_a_lead_of_a_daily_file_that_meets_another_is_a_duplicate(
     assert {each["result"] for each in results_of(path)} == {"duplicate"}
 
 
+def test_leads_that_share_with_one_that_is_not_restored_keep_duplicates_out(
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
+) -> None:
+    path = source.files(tmp_path)[0]
+    changed_file(path, lambda lead: lead.update(phone_shared=True, nid_shared=True))
+    done = elsewhere.leadkeep_here("import", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert value_of(target.admin_url, "SELECT count(*) FROM lead WHERE phone_shared OR nid_shared") == 0
+
+
 def test_a_file_of_another_keyring_is_refused(source: Source, target: TestDatabase, tmp_path: Path) -> None:
     stranger = RunningService(tmp_path / "stranger", database_url=target.serve_url)
     done = stranger.leadkeep_here("import", *map(str, source.files(tmp_path)))

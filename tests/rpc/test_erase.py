@@ -373,7 +373,7 @@ def test_an_erasure_waits_for_who_holds_the_lead_and_then_succeeds(
     with locked_lead(database_url, lead_id) as holder, ThreadPoolExecutor(1) as threads:
         erasing = threads.submit(erase, admin, lead_id)
         waits = (
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%lock_for_erasure%'"
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%leads_sharing_with%'"
         )
         assert eventually(lambda: bool(value_of(database_url, waits)), within=5)
         holder.execute("UPDATE lead SET version = version + 1 WHERE id = %s", [lead_id])

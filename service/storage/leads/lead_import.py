@@ -171,7 +171,7 @@ async def restore_leads(database: Database, leads: Sequence[dict[str, Any]], *, 
 async def hand_over_indexes(database: Database) -> None:
     """Let leads that share a phone or nid take it over where no lead has it: the one that had it was erased since.
 
-    To be called when a whole file is restored: its leads are not in the order in which they came to share something.
+    To be called when all files are restored: leads are not in the order in which they came to share something.
     """
     await database.write(lambda connection: connection.execute(_HAND_OVER))
 
