@@ -176,7 +176,8 @@ async def test_a_spool_of_an_earlier_release_is_taken_over_and_its_keys_are_foun
     spool.close()
     with sqlite3.connect(folder / "spool.sqlite") as connection:
         connection.execute("DROP INDEX entry_key_ids")
-        connection.execute("ALTER TABLE entry DROP COLUMN key_ids")
+        for column in ("key_ids", "clock_ahead", "clock_error"):
+            connection.execute(f"ALTER TABLE entry DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     spool = Spool(folder, encryption, max_bytes=10_000_000)
