@@ -36,8 +36,8 @@ _CANONICAL = re.compile(r"\+[1-9][0-9]{6,14}")
 _ZERO = re.compile("0")
 _ENDS_OF_COUNTRY_CODES = (2, 3, 4)
 """Where the digits behind the + and a country code begin: it has one to three digits, and none begins another."""
-_SHORTEST_WHOLE = 6
-"""Characters of what is dialled that can be a whole number. Few of the small countries' numbers are as short."""
+_SHORTEST_WHOLE = 8
+"""Characters of what is dialled that can be a whole number: the + and 7 digits, or a trunk prefix and a number."""
 _FEWEST_REPEATED = 7
 """How often a digit is repeated in a placeholder at least. Small countries have numbers of four digits."""
 
@@ -153,7 +153,7 @@ def _refuse_second_number(written: Dialled, number: str, region: str | None) -> 
 
 def _number_of(digits: str, region: str | None) -> str | None:
     """The number of digits before a separator; None when they are none."""
-    if not digits.startswith("+") and region is not None and region != ANY_COUNTRY:
+    if not digits.startswith(("+", "00")) and region is not None and region != ANY_COUNTRY:
         number = _parsed(digits, region)
         return None if number is None else _e164(number)
     try:

@@ -37,8 +37,10 @@ class Client:
     def call(self, rpc: str, request: Message) -> Any:
         return getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=10)
 
-    def create(self, lead: pb.Lead, *, request_id: str = "", locale: str = "") -> pb.CreateLeadResponse:
-        request = pb.CreateLeadRequest(lead=lead, request_id=request_id, locale=locale)
+    def create(
+        self, lead: pb.Lead, *, request_id: str = "", locale: str = "", phone_region: str = ""
+    ) -> pb.CreateLeadResponse:
+        request = pb.CreateLeadRequest(lead=lead, request_id=request_id, locale=locale, phone_region=phone_region)
         response: pb.CreateLeadResponse = self.call("CreateLead", request)
         return response
 
@@ -68,12 +70,19 @@ class Client:
         return lead
 
     def correct(
-        self, lead_id: str, mask: list[str] | None = None, *, expected_version: int = 0, **fields: str
+        self,
+        lead_id: str,
+        mask: list[str] | None = None,
+        *,
+        expected_version: int = 0,
+        phone_region: str = "",
+        **fields: str,
     ) -> pb.Lead:
         request = pb.UpdateLeadRequest(
             lead=pb.Lead(id=lead_id, **fields),  # type: ignore[arg-type] # texts only
             update_mask=FieldMask(paths=mask) if mask is not None else None,
             expected_version=expected_version,
+            phone_region=phone_region,
         )
         lead: pb.Lead = self.call("UpdateLead", request).lead
         return lead

@@ -382,3 +382,19 @@ class TestCorrection:
         admin.correct(lead_id, name="New Name")
 
         assert chatbot.create(person, request_id=request_id).id == lead_id
+
+
+def test_a_correction_refuses_an_optional_field_that_cannot_be_read_and_keeps_the_stored_one(admin: Client) -> None:
+    lead = admin.create(somebody(email="kept@example.com")).lead
+
+    with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+        admin.correct(lead.id, email="N/A")
+
+    assert set(refusal.violations) == {"lead.email"}
+    assert admin.get(lead.id).email == "kept@example.com"
+
+
+def test_the_region_of_a_correction_reads_digits_without_a_plus(admin: Client) -> None:
+    lead = admin.create(somebody()).lead
+
+    assert admin.correct(lead.id, phone="447911123457", phone_region="001").phone == "+447911123457"

@@ -94,6 +94,30 @@ def test_fields_that_were_not_given_stay_unset(admin: Client) -> None:
     assert [lead.email, lead.notes, lead.preferred_contact_time, lead.conversation_id] == [""] * 4
 
 
+def test_an_optional_field_that_cannot_be_read_is_left_out_and_named(admin: Client) -> None:
+    made = admin.create(somebody(email="N/A", conversation_id="a b"))
+
+    assert made.ignored_fields == ["email", "conversation_id"]
+    assert (made.lead.email, made.lead.conversation_id) == ("", "")
+    assert admin.get(made.id).email == ""
+
+
+def test_the_region_of_a_call_reads_digits_without_a_plus(admin: Client) -> None:
+    made = admin.create(somebody(phone="447911123456"), phone_region="001")
+
+    assert made.lead.phone == "+447911123456"
+    with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+        admin.create(somebody(phone="01712345678"), phone_region="XX")
+    assert set(refusal.violations) == {"phone_region"}
+
+
+def test_people_who_give_a_placeholder_for_a_national_id_are_refused_one_by_one(chatbot: Client) -> None:
+    for _ in range(26):
+        with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+            chatbot.create(somebody(nid="not provided"))
+        assert "placeholder" in refusal.violations["lead.nid"]
+
+
 def test_all_violations_are_told_at_once(chatbot: Client) -> None:
     lead = pb.Lead(
         name="  ", phone="12", nid="1", address="x" * 501, email="nobody", notes="\x00", conversation_id="a b"
