@@ -529,7 +529,7 @@ def test_imported_leads_come_into_the_daily_files(
 def test_a_database_that_has_other_histories_keeps_them(
     source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
 ) -> None:
-    path = csv_file(tmp_path, [person(77, phone="+8801600000077", nid="another")])
+    path = csv_file(tmp_path, [person(77, phone="+8801600000077", nid="another 77")])
     assert elsewhere.leadkeep_here("import", str(path)).returncode == 0
     execute(
         target.admin_url,
