@@ -59,11 +59,15 @@ class ReadinessReason(StrEnum):
     DATABASE_REFUSED = (
         "database_refused",
         "The database that was found must not be used: it has another keyring, normaliser, schema or encoding, lacks "
-        "grants, is not the one that was confirmed, or a standby was promoted in its place.",
+        "grants, or is not the one that was confirmed.",
     )
     SETTINGS_LOST = (
         "settings_lost",
         "PostgreSQL, or a pooler in front of it, dropped settings of the session that SAVED relies on.",
+    )
+    SERVER_SUPERSEDED = (
+        "server_superseded",
+        "The server that was found is not used: a standby was promoted in its place.",
     )
     CONNECTION_REFUSED = "connection_refused", "PostgreSQL, or a pooler in front of it, refuses the connection."
     STATEMENTS_REFUSED = (

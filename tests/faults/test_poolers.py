@@ -189,7 +189,7 @@ def test_every_use_of_the_database_works_behind_a_pooler(
     database = server.fresh_database()
     set_role(database.admin_url)
     with pooler(database.serve_url, mode) as front:
-        use_everything(start_service, tmp_path, front.url, front.admin_url)
+        use_everything(start_service, tmp_path, front.url, front.admin_url, direct=database.admin_url)
 
 
 def test_every_use_of_the_database_works_with_roles_that_have_every_setting_wrong(
@@ -199,11 +199,14 @@ def test_every_use_of_the_database_works_with_roles_that_have_every_setting_wron
         database = server.fresh_database()
         reset_role(database.admin_url, **ODD, statement_timeout="'9s'")
         reset_role(database.admin_url, role="postgres", **ODD)
-        use_everything(start_service, tmp_path, database.serve_url, database.admin_url)
+        use_everything(start_service, tmp_path, database.serve_url, database.admin_url, direct=database.admin_url)
 
 
-def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_url: str) -> None:
-    """Two replicas and every command, then a takeover of the daily files."""
+def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_url: str, *, direct: str) -> None:
+    """Two replicas and every command, then a takeover of the daily files.
+
+    Backups go to the server itself: the role that they are restored with is made on the way, and no pooler knows it.
+    """
     both = {"LEADKEEP_KEYRING": str(tmp_path / "keyring.json"), "LEADKEEP_ADMIN_DATABASE_URL": admin_url}
     service = start_service(database_url=url, settings=both)
     second = start_service("second", database_url=url, settings=both)
@@ -212,8 +215,11 @@ def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_
     assert soon_in(file_of(service), create(second), within=30)
     assert "renders the daily files" not in second.log()
     for command in COMMANDS:
-        run = service.leadkeep if command[0] == "backup" else service.leadkeep_here  # that one starts programs
-        done = run(*(part.format(tmp=tmp_path) for part in command))
+        arguments = [part.format(tmp=tmp_path) for part in command]
+        if command[0] == "backup":  # starts programs
+            done = service.leadkeep(*arguments, env={"LEADKEEP_ADMIN_DATABASE_URL": direct})
+        else:
+            done = service.leadkeep_here(*arguments)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     service.kill()
     assert soon_in(file_of(second), create(second), within=40)

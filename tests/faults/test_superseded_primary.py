@@ -107,5 +107,5 @@ def test_with_the_old_primary_alone_leads_wait_in_the_spool_and_it_is_reported(c
     service.stop()
     only_old = cluster.service("service", url=cluster.database.serve_url)
     assert created(only_old, 3) == []
-    assert httpx.get(f"{only_old.http_url}/readyz").json()["reasons"] == ["database_refused"]
+    assert httpx.get(f"{only_old.http_url}/readyz").json()["reasons"] == ["server_superseded"]
     assert "a standby was promoted in its place" in only_old.leadkeep("doctor").stdout

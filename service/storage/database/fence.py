@@ -89,7 +89,7 @@ class Fence:
         newest = (await self._memory()).get(own.cluster, own.number)
         if own.number < newest:
             raise SessionRefusedError(
-                "database_refused",
+                "server_superseded",
                 f"the server {driver.info.host}:{driver.info.port} writes timeline {own.number} of its log, and "
                 f"timeline {newest} of the same cluster was seen: a standby was promoted in its place. Stop that "
                 f"server. If it is meant to be used again, remove {self._path}",

@@ -30,6 +30,10 @@ START_WAIT_SECONDS = 3.0
 RETRY_SECONDS = 1.0
 """Seconds between attempts to confirm the database after a start without it."""
 
+PASSING = ("connection_refused", "server_superseded")
+"""Refusals that do not stop a start: PgBouncer also refuses while PostgreSQL is down, and of a superseded server the
+right one is only away."""
+
 
 class Admission:
     """Confirms and admits `database`. `confirming` connects to the same one and is not guarded."""
@@ -61,7 +65,7 @@ class Admission:
             await self._confirm()
         except StorageUnavailableError:
             refused = await self._confirming.why_refused()
-            if refused is not None and refused.word != "connection_refused":
+            if refused is not None and refused.word not in PASSING:
                 raise refused from None
             what = UNREACHABLE_AT_START if refused is None else str(refused)
             structlog.get_logger("leadkeep").warning("started without the database", what=what)
