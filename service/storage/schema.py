@@ -70,7 +70,7 @@ _EXCESS_RIGHTS = text("""
     UNION ALL
     SELECT 'delete from ' || name FROM unnest(ARRAY['lead', 'status_change', 'assignment_change', 'lead_conversation',
         'resubmission', 'lead_alias', 'lead_conflict', 'daily_file', 'access_record', 'access_chain', 'access_head',
-        'tombstone']) AS name
+        'file_turn', 'tombstone']) AS name
     WHERE has_table_privilege(current_user, name, 'DELETE')
     UNION ALL
     SELECT 'change ' || name FROM unnest(ARRAY['access_record', 'access_chain', 'access_head']) AS name

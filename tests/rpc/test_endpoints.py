@@ -388,9 +388,9 @@ def test_oversize_message_is_refused_and_the_connection_goes_on(service: Running
 
 def test_message_below_the_limit_hears_which_text_is_too_long(service: RunningService) -> None:
     with service.channel() as channel:
-        large = pb.CreateLeadRequest(lead=somebody(notes="n" * (LARGEST_REQUEST - 10_000)))
+        large = pb.CreateLeadRequest(lead=somebody(address="n" * (LARGEST_REQUEST - 10_000)))
         failure = fails(lambda: service.stub(channel).CreateLead(large, metadata=service.metadata(), timeout=10))
-    assert failure.violations.keys() == {"lead.notes"}
+    assert failure.violations.keys() == {"lead.address"}
 
 
 def test_oversize_metadata_is_refused(service: RunningService) -> None:

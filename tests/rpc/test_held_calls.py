@@ -162,7 +162,7 @@ async def test_calls_of_a_connection_are_bounded() -> None:
         head = await reader.readexactly(9)
         body = await reader.readexactly(int.from_bytes(head[:3], "big"))
         settings = dict(struct.unpack_from(">HL", body, at) for at in range(0, len(body), 6))
-        assert settings[3] == 1024
+        assert settings[3] == 100
         # Nothing of a message beyond it is taken before somebody reads it.
         assert settings[4] == 32 * 1024
         writer.close()

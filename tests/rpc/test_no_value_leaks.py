@@ -27,6 +27,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.lead import REQUIRED_FIELDS
 from tests.harness import faults
 from tests.harness.answers import Failure, failure_of
 from tests.harness.leads import somebody
@@ -199,9 +200,12 @@ def go_through_everything(world: World, caller: Caller) -> None:
     # What is not accepted.
     for name, value in {**SENT, **NAMES}.items():
         # The value itself, made unacceptable.
-        worse = value + ("\u202e" if name not in ("phone", "nid", "email") else "\u202e@@")
-        caller.both_fail(f"invalid {name}", canary(**{name: worse}), reason="LEAD_INVALID", status=400)
-        caller.both_fail(f"long {name}", canary(**{name: value * 200}), reason="LEAD_INVALID", status=400)
+        for how, worse in (("invalid", value + "\x00@@"), ("long", value * 200)):
+            if name in REQUIRED_FIELDS:
+                caller.both_fail(f"{how} {name}", canary(**{name: worse}), reason="LEAD_INVALID", status=400)
+            else:  # in a submission it is left out
+                changed = pb.UpdateLeadRequest(lead=pb.Lead(id=lead_id, **{name: worse}))  # type: ignore[arg-type]
+                caller.fails(f"{how} {name}", "UpdateLead", changed, reason="LEAD_INVALID")
     masked = pb.UpdateLeadRequest(
         lead=pb.Lead(id=lead_id, notes=SENSITIVE["notes"]), update_mask=FieldMask(paths=[SENSITIVE["notes"]])
     )
@@ -265,13 +269,20 @@ def go_through_everything(world: World, caller: Caller) -> None:
         "missing right": ("REVOKE INSERT ON lead FROM leadkeep_app", "GRANT INSERT ON lead TO leadkeep_app"),
     }
     fresh = canary(phone="+8801731597247", nid="QZX7793156821")
-    for what, (fault, undo) in columns.items():
-        with changed_schema(admin, fault, undo):
-            caller.both_fail(what, fresh, reason="INTERNAL", status=500)
-    with faults.failing_inserts(admin, "P0001", times=1000):
-        caller.both_fail("exception that holds the row", fresh, reason="INTERNAL", status=500)
+    # Made-up submissions pass, so that the refusal counts as one of this lead's content.
+    only_trial = "ALTER TABLE lead ADD CONSTRAINT ck_test CHECK (created_by = 'leadkeep-trial') NOT VALID"
+    with changed_schema(admin, only_trial, "ALTER TABLE lead DROP CONSTRAINT ck_test"):
+        caller.both_fail("violation by the row", fresh, reason="INTERNAL", status=500)
+    # First what leaves the database in use: after the others it is only tried again and again.
     with faults.failing_inserts(admin, "40P01", times=1000):
         caller.fails("endless deadlocks", "CreateLead", pb.CreateLeadRequest(lead=fresh), reason="", seconds=DEADLINE)
+    for what, (fault, undo) in columns.items():
+        with changed_schema(admin, fault, undo):
+            caller.both_fail(what, fresh, reason="STORAGE_UNAVAILABLE", status=503, seconds=DEADLINE)
+    with faults.failing_inserts(admin, "P0001", times=1000):
+        caller.both_fail(
+            "exception that holds the row", fresh, reason="STORAGE_UNAVAILABLE", status=503, seconds=DEADLINE
+        )
 
     # Damage at rest.
     swapped = f"UPDATE lead SET phone = nid, address = email WHERE id = '{lead_id}'"

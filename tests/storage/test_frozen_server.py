@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
-import psycopg
 import pytest
 
 from service.storage.daily.daily_leads import DailyLeads, DailyLeadsError, Days
+from service.storage.daily.frozen_server import leave_when_frozen
+from service.storage.database.session import connect
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import frozen
 
@@ -34,11 +34,7 @@ def test_a_frozen_server_is_left_within_seconds(server: TestServer, frozen_datab
     leads.close()
 
 
-def test_a_statement_that_is_only_slow_is_waited_for(server: TestServer, frozen_database: TestDatabase) -> None:
-    leads = DailyLeads(frozen_database.serve_url, Days("UTC"))
-    leads.touched()
-    with psycopg.connect(frozen_database.admin_url) as blocking:
-        blocking.execute("LOCK TABLE lead_touch")
-        threading.Timer(3.5, blocking.rollback).start()
-        assert leads.touched() == set()
-    leads.close()
+def test_a_statement_that_is_only_slow_is_waited_for(frozen_database: TestDatabase) -> None:
+    with connect(frozen_database.serve_url, "test") as connection:
+        leave_when_frozen(frozen_database.serve_url, connection)
+        assert connection.execute("SELECT 1 FROM pg_sleep(3.5)").fetchone() == (1,)

@@ -216,5 +216,6 @@ def test_10000_unknown_key_ids_make_no_more_than_one_fetch_a_minute(service: Run
             await asyncio.gather(*(caller() for _ in range(CALLERS)))
 
     asyncio.run(send())
-    assert told == {grpc.StatusCode.UNAUTHENTICATED}
+    # Who sends so many on a connection is also slowed down and refused.
+    assert told <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert len(issuer.requests) - fetched <= 1 + (time.monotonic() - began) // 60
