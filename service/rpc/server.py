@@ -37,8 +37,8 @@ LARGEST_RESPONSE = 4 * 1024 * 1024
 LARGEST_METADATA = 16 * 1024
 """Bytes. A token is at most 8 kB."""
 
-MOST_PENDING = 2**31 - 1
-"""Calls: no limit."""
+MOST_PENDING = 4000
+"""Calls that Python has not taken yet: all that 40 busy connections may send, and 128 MB of half a message each."""
 
 OPTIONS = (
     # Two servers on one port would share it silently; a clash must raise.
@@ -55,8 +55,7 @@ OPTIONS = (
     ("grpc.max_concurrent_streams", 100),
     # gRPC would count a stream until Python has let go of its call, and reset calls of clients that keep to the limit.
     ("grpc.http.overload_protection", 0),
-    # Of more than 1,000 calls that Python has not taken yet, gRPC would reset some at random, and their callers get
-    # CANCELLED, which no policy retries. Connections and their streams bound them.
+    # gRPC would reset some of more than 1,000 at random, and their callers get CANCELLED, which no policy retries.
     ("grpc.server.max_pending_requests", MOST_PENDING),
     ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
     # Bytes of a message that are taken before anybody asks for it: the longest valid lead. By itself gRPC would take
