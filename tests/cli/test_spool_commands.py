@@ -49,7 +49,8 @@ def entries(service: RunningService) -> list[dict[str, str]]:
 def damage_one(service: RunningService) -> None:
     with sqlite3.connect(service.data_dir / "spool" / "spool.sqlite") as connection:
         connection.execute(
-            "UPDATE entry SET payload = substr(payload, 1, 200) || 'x' || substr(payload, 202) WHERE seq = 2"
+            "UPDATE entry SET payload = substr(payload, 1, 200) || iif(substr(payload, 201, 1) = 'x', 'y', 'x')"
+            " || substr(payload, 202) WHERE seq = 2"
         )
     connection.close()
 

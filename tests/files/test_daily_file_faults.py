@@ -210,6 +210,8 @@ def test_a_renderer_that_is_killed_is_started_again(database: TestDatabase, star
 def test_a_frozen_renderer_shows_as_lag(database: TestDatabase, start_service: StartService) -> None:
     service = start_service(database_url=database.serve_url)
     assert soon_in(file_of(service), create(service))
+    # The file is there a moment before the renderer reports that it has the turn.
+    assert eventually(lambda: "this replica renders the daily files" in service.log(), within=15)
     (renderer,) = children_running(service.pid, "service.files.worker")
     os.kill(renderer, signal.SIGSTOP)
     try:
