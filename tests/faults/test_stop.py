@@ -98,8 +98,9 @@ def arrived(service: RunningService) -> float:
     return service.metric("leadkeep_calls_in_flight") + service.metric("leadkeep_delayed_total")
 
 
-HALF_OF_THE_GRACE = 4
-"""Seconds, nearly: what a stop takes that waits for a database which does not answer. It takes 0.3 s otherwise."""
+GRACE = "60"
+AT_ONCE = 10
+"""Seconds: a stop takes 0.3 s, more on a busy machine; one that waits for a database which does not answer, 15 s."""
 
 AWAY = ["refused", "frozen", "black hole"]
 
@@ -109,11 +110,11 @@ AWAY = ["refused", "frozen", "black hole"]
 def test_without_the_database_and_with_nothing_in_flight_a_stop_waits_for_nothing(
     network: Network, start_service: StartService, how: str, noticed: bool
 ) -> None:
-    service = used(start_service, network.url)
+    service = used(start_service, network.url, LEADKEEP_SHUTDOWN_GRACE=GRACE)
     with network.cut(how):
         if noticed:
             assert eventually(lambda: '"event":"degraded"' in service.log(), within=10)
-        assert seconds_to_stop(service) < HALF_OF_THE_GRACE
+        assert seconds_to_stop(service) < AT_ONCE
 
 
 def test_a_stop_without_the_database_leaves_the_last_head_of_the_access_record_in_the_log(
@@ -176,5 +177,5 @@ def test_with_the_database_everything_is_finished_in_order(database: TestDatabas
 
 def test_a_service_that_never_reached_its_database_stops_at_once(network: Network, start_service: StartService) -> None:
     with network.cut("black hole"):
-        service = start_service(database_url=network.url)
-        assert seconds_to_stop(service) < HALF_OF_THE_GRACE
+        service = start_service(database_url=network.url, settings={"LEADKEEP_SHUTDOWN_GRACE": GRACE})
+        assert seconds_to_stop(service) < AT_ONCE

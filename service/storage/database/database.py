@@ -274,8 +274,9 @@ class Database:
             self.refusal = connection_refusal(PROTOCOL_VIOLATION)
 
     def _on_failure(self, error: psycopg.Error, conninfo: str) -> None:
-        # Without a connection object no server was found to ask.
-        if error.pgconn is not None and (self._diagnosis is None or self._diagnosis.done()):
+        # Without a connection object no server was found to ask, and one that did not answer in time would not again.
+        asks = error.pgconn is not None and not isinstance(error, psycopg.errors.ConnectionTimeout)
+        if asks and (self._diagnosis is None or self._diagnosis.done()):
             self._diagnosis = asyncio.create_task(self._diagnose(conninfo))
 
     async def _diagnose(self, conninfo: str) -> None:
