@@ -7,15 +7,14 @@ not be cut off. What tells both apart is whether the same server lets another co
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import threading
 import time
 
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
+
+from service.storage.database.session import shut_down
 
 _LOOK_SECONDS = 0.5
 _PATIENCE_LOOKS = 2
@@ -45,7 +44,7 @@ def _watch(same_server: str, connection: pq.abc.PGconn) -> None:
         if looks > _PATIENCE_LOOKS:
             looks = 0
             if not _answers(same_server):
-                _shut(connection)
+                shut_down(connection)
                 return
 
 
@@ -58,9 +57,3 @@ def _answers(url: str) -> bool:
     except psycopg.Error:
         pass
     return True
-
-
-def _shut(connection: pq.abc.PGconn) -> None:
-    # A descriptor of our own, for the connection may be closed at this moment.
-    with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.socket)) as shared:
-        shared.shutdown(socket.SHUT_RDWR)

@@ -232,7 +232,7 @@ class Database:
             if pooled.server_pid is not None:
                 self._left_behind.add(pooled.server_pid)
             self._pool.try_last(info.host, info.port)
-            shut_down(pooled.driver)
+            shut_down(pooled.driver.pgconn)
 
     async def _see_what_was_left_behind(self, connection: AsyncConnection) -> None:
         pids = list(self._left_behind)

@@ -131,7 +131,7 @@ class Fence:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     driver = self._watched[host] = await Driver.connect(host, autocommit=True)
             # Not a timeout: a cancelled psycopg would wait for a frozen server.
-            timer = asyncio.get_running_loop().call_later(ANSWER_SECONDS, shut_down, driver)
+            timer = asyncio.get_running_loop().call_later(ANSWER_SECONDS, shut_down, driver.pgconn)
             try:
                 return await timeline_of(driver)
             finally:

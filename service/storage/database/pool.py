@@ -157,7 +157,7 @@ class ConnectionPool:
         except psycopg.Error as error:
             self._on_failure(error, conninfo)
             raise
-        timer = asyncio.get_running_loop().call_later(self._opening_seconds, shut_down, driver)
+        timer = asyncio.get_running_loop().call_later(self._opening_seconds, shut_down, driver.pgconn)
         try:
             session = await self._prove(driver)
             self._opened.append(driver)

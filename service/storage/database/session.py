@@ -18,7 +18,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -231,11 +231,13 @@ async def prove(connection: Driver, identity: UUID | None) -> Session:
     return session
 
 
-def shut_down(driver: Driver) -> None:
-    """End what waits for the server on this connection: it reads the end of the stream, as if the server had gone."""
-    if not driver.closed:
-        with socket.socket(fileno=os.dup(driver.fileno())) as ours:
-            ours.shutdown(socket.SHUT_RDWR)
+def shut_down(connection: pq.abc.PGconn) -> None:
+    """End what waits for the server on this connection: it reads the end of the stream, as if the server had gone.
+
+    May be called from another thread. Nothing happens to a connection that is closed.
+    """
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.socket)) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
 
 
 def url_is_valid(url: str) -> bool:
