@@ -111,7 +111,7 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
             if call.compared:
                 # Not recorded, it still reveals nothing: without a record the right guess is refused in the same way.
                 with suppress(StorageUnavailableError, UnmaskLimitError):
-                    await record([_comparison(call, caller, call.compared, reason)], patience=_patience(call))
+                    await record([_access(call, caller, *call.compared, reason)], patience=_patience(call))
             raise
         accesses = _accesses(call, caller, request, response, asked=asked, shows=shows, reason=reason)
         if accesses:
@@ -167,20 +167,11 @@ def _accesses(
     # A caller who filters by a value learns whether somebody has it, also from a masked answer or an empty one.
     found = [(access.lead_id, tuple(access.fields) if shows else ()) for access in accesses] or [(None, ())]
     return [
-        Access(
-            subject=caller.subject,
-            operation=call.rpc,
-            fields=tuple(dict.fromkeys((*asked, *fields))),
-            lead_id=found_id,
-            reason=reason,
-            request_id=call.id,
-        )
-        for found_id, fields in found
+        _access(call, caller, found_id, tuple(dict.fromkeys((*asked, *fields))), reason) for found_id, fields in found
     ]
 
 
-def _comparison(call: Call, caller: Caller, compared: tuple[UUID, tuple[str, ...]], reason: str | None) -> Access:
-    lead_id, fields = compared
+def _access(call: Call, caller: Caller, lead_id: UUID | None, fields: tuple[str, ...], reason: str | None) -> Access:
     return Access(
         subject=caller.subject,
         operation=call.rpc,
