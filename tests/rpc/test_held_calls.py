@@ -205,14 +205,29 @@ async def test_ended_calls_that_cannot_be_closed_end_their_connection() -> None:
     async with endpoint(Limits(streams=1, unclosed_calls=3)) as running, running.channel() as honest:
         stub = _health(honest)
         await stub.Check(health_pb2.HealthCheckRequest())
-        # Each ends the one before, whose end waits behind a status that nobody reads.
-        reader, writer = await _unread(running, WATCH, 8)
-        async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(preface(window=0))
+        async with asyncio.timeout(30):
+            # Each ends the one before, whose end waits behind a status that nobody reads. One that is ended before
+            # its status was written would be closed at once.
+            for stream in range(1, 16, 2):
+                writer.write(frame(1, 0x4, stream, call_headers(WATCH, "x")) + frame(0, 0x1, stream, EMPTY_MESSAGE))
+                while await _answered_stream(reader) != stream:
+                    pass
             while await reader.read(65_536):
                 pass
         await until(lambda: running.refused["answers_not_taken"] == 1)
         await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=False)
         writer.close()
+
+
+async def _answered_stream(reader: asyncio.StreamReader) -> int:
+    """The stream whose headers come next; other frames are passed over."""
+    while True:
+        head = await reader.readexactly(9)
+        await reader.readexactly(int.from_bytes(head[:3]))
+        if head[3] == 1:
+            return int.from_bytes(head[5:])
 
 
 async def test_an_answer_that_is_taken_slowly_is_not_cut() -> None:
