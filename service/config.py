@@ -391,7 +391,8 @@ def _variables_in(env_file: Path) -> Mapping[str, str | None]:
             elif stat.S_IMODE(found.st_mode) & 0o022:
                 fault = "may be written by others, who could have any command run; run: chmod go-w .env"
             else:
-                return dotenv_values(stream=file)
+                # Without interpolation: a password with ${…} in it is that password.
+                return dotenv_values(stream=file, interpolate=False)
     except (FileNotFoundError, IsADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError):

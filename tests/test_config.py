@@ -83,6 +83,17 @@ def test_an_empty_variable_leaves_the_file_its_word(working_folder: Path, monkey
     assert load(monkeypatch, {"LOG_LEVEL": ""}).log_level == "error"
 
 
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+@pytest.mark.parametrize("value", ["pa$$w0rd${X}y", "${HOME}", "$HOME", "${X:-other}", "a$", "$(id)", "a#b", "a=b"])
+def test_a_value_of_the_file_is_kept_as_it_stands(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, value: str, quote: str
+) -> None:
+    monkeypatch.setenv("X", "taken from elsewhere")
+    (working_folder / ".env").write_text(f"X=taken from the file\nLEADKEEP_POLICIES={quote}{value}{quote}\n")
+
+    assert load_settings().policies == (value,)
+
+
 def test_a_file_that_is_not_utf_8_is_a_fault(working_folder: Path) -> None:
     (working_folder / ".env").write_bytes(b"LEADKEEP_LOG_LEVEL=\xff")
 

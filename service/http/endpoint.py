@@ -18,18 +18,18 @@ from uuid import UUID, uuid4
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn import Config, Server
 
 from service.errors import DeadlineTooShortError, LeadkeepError, StartRefusedError
 from service.http.connections import LARGEST_HEAD, HttpConnection, HttpConnections
 from service.http.json_codec import encoded
 from service.http.openapi import document
+from service.http.paths import HttpHandler, Paths
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
-from service.http.routes import OPERATIONS, HttpHandler, Resource, http_handler_of, json_response
+from service.http.routes import OPERATIONS, http_handler_of, json_response
 from service.rpc.call import Call, Handler
 from service.rpc.interceptors import errors
 from service.rpc.limits import DEFAULT, Limits, Refusals
@@ -132,27 +132,23 @@ class UvicornServer(Server):
 class _Guard:
     """Outermost: no exception leaves it, so that no text of one reaches a caller or uvicorn's log."""
 
-    def __init__(self, app: ASGIApp, new_id: Callable[[], UUID]) -> None:
-        self._app = app
+    def __init__(self, paths: Paths, new_id: Callable[[], UUID]) -> None:
+        self._paths = paths
         self._errors = errors(new_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def serve(_call: Call, request: Message) -> Message:
-            await self._app(scope, receive, send)
-            return request
+        async def serve(_call: Call, message: Message) -> Message:
+            try:
+                _check_head(scope)
+                response = await self._paths.answer(Request(scope, receive))
+            except HttpProblemError as problem:
+                response = problem.response()
+            except ClientDisconnect:
+                # Gone before the body was there: nothing was begun, and nobody receives an answer.
+                return message
+            await response(scope, receive, send)
+            return message
 
-        # h11 bounds only what it waits for: a longer head that arrives at once passes it.
-        if _head_size(scope) > LARGEST_HEAD:
-            response = HttpProblemError(431, f"the head is longer than {LARGEST_HEAD} bytes").response()
-            await response(scope, receive, send)
-            return
-        if _has_two_lengths(scope):
-            # What stands between caller and service may have read another length (RFC 9112, 6.1).
-            response = HttpProblemError(
-                400, "send Content-Length or Transfer-Encoding, not both", {"connection": "close"}
-            ).response()
-            await response(scope, receive, send)
-            return
         call = Call(rpc="(outside of a call)", transport="http", peer="", metadata={}, deadline=math.inf)
         try:
             # The chain's own interceptor: an incident is logged and answered in one way only.
@@ -164,17 +160,18 @@ class _Guard:
             await failure_response(DeadlineTooShortError(), {})(scope, receive, send)
 
 
-def _has_two_lengths(scope: Scope) -> bool:
-    names = {name for name, _ in scope["headers"]}
-    return {b"content-length", b"transfer-encoding"} <= names
-
-
-def _head_size(scope: Scope) -> int:
+def _check_head(scope: Scope) -> None:
+    """Refuse a head that h11 lets pass. Raises HttpProblemError."""
     fields = sum(len(name) + len(value) for name, value in scope["headers"])
-    return fields + len(scope["raw_path"]) + len(scope["query_string"])
+    # h11 bounds only what it waits for: a longer head that arrives at once passes it.
+    if fields + len(scope["raw_path"]) + len(scope["query_string"]) > LARGEST_HEAD:
+        raise HttpProblemError(431, f"the head is longer than {LARGEST_HEAD} bytes")
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        # What stands between caller and service may have read another length (RFC 9112, 6.1).
+        raise HttpProblemError(400, "send Content-Length or Transfer-Encoding, not both", {"connection": "close"})
 
 
-def _paths(methods: Mapping[str, Handler] | None, readiness: Readiness, registry: CollectorRegistry) -> Router:
+def _paths(methods: Mapping[str, Handler] | None, readiness: Readiness, registry: CollectorRegistry) -> Paths:
     paths = _operators_paths(readiness, registry)
     if methods is not None:
         described = encoded(document())
@@ -184,14 +181,8 @@ def _paths(methods: Mapping[str, Handler] | None, readiness: Readiness, registry
 
         paths["/openapi.json"] = {"GET": openapi}
         for operation in OPERATIONS:
-            # The story's path ends with a slash. No path means something else with or without one.
-            for path in (operation.path, f"{operation.path}/"):
-                paths.setdefault(path, {})[operation.method] = http_handler_of(operation, methods[operation.rpc])
-    return Router(
-        [Route(path, Resource(by_method)) for path, by_method in paths.items()],
-        redirect_slashes=False,
-        default=_not_found,
-    )
+            paths.setdefault(operation.path, {})[operation.method] = http_handler_of(operation, methods[operation.rpc])
+    return Paths(paths)
 
 
 def _operators_paths(readiness: Readiness, registry: CollectorRegistry) -> dict[str, dict[str, HttpHandler]]:
@@ -206,10 +197,6 @@ def _operators_paths(readiness: Readiness, registry: CollectorRegistry) -> dict[
         return Response(generate_latest(registry), headers={**SAFE_HEADERS, "content-type": CONTENT_TYPE_LATEST})
 
     return {"/healthz": {"GET": alive}, "/readyz": {"GET": ready}, "/metrics": {"GET": metrics}}
-
-
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    await HttpProblemError(404, "there is nothing at this path; see /openapi.json").response()(scope, receive, send)
 
 
 def _bound(host: str, port: int, setting: str) -> socket.socket:

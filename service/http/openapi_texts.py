@@ -171,7 +171,7 @@ ERRORS: dict[int, str] = {
     409: "DUPLICATE_PHONE or DUPLICATE_NID (metadata `fields`), REQUEST_ID_REUSED, or VERSION_MISMATCH (metadata "
     "`current_version`).",
     413: "The body is longer than 256 KiB.",
-    415: "The body is not `application/json`.",
+    415: "The body is not `application/json` (`Accept`), or has a Content-Encoding (`Accept-Encoding`).",
     429: "QUEUE_FULL, or UNMASK_LIMIT (metadata `limit`: how many leads a subject is shown unmasked within an hour). "
     "`Retry-After` says when to try again.",
     431: "The request's line and headers are longer than 16 KiB.",

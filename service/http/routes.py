@@ -6,19 +6,19 @@ What cannot be read becomes the call's `fault`, which is shown only to callers w
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message as Header
 
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from service.errors import LeadkeepError, LeadValidationError, Violation
 from service.http.json_codec import comma_separated, fill, parse_object, parse_query, to_json, with_plus
+from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
@@ -37,8 +37,6 @@ _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
 
 PROVEN = "leadkeep.proven"
 """In a request's state: whether a token was accepted."""
-
-HttpHandler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,30 +106,6 @@ def http_handler_of(operation: Operation, handle: Handler) -> HttpHandler:
     return answer
 
 
-class Resource:
-    """What answers at one path, by HTTP method; other methods are refused and the right ones named."""
-
-    def __init__(self, by_method: Mapping[str, HttpHandler]) -> None:
-        self._by_method = by_method
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        # uvicorn sends the head of a GET's answer to HEAD.
-        answer = self._by_method.get("GET" if scope["method"] == "HEAD" else scope["method"], self._refuse)
-        try:
-            response = await answer(Request(scope, receive))
-        except HttpProblemError as problem:
-            response = problem.response()
-        except ClientDisconnect:
-            # Gone before the body was there: nothing was begun, and nobody receives an answer.
-            return
-        await response(scope, receive, send)
-
-    async def _refuse(self, _request: Request) -> Response:
-        allowed = ", ".join([*self._by_method, *(["HEAD"] if "GET" in self._by_method else [])])
-        raise HttpProblemError(405, f"this path answers only: {allowed}", {"allow": allowed})
-
-
 def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer in JSON."""
     return Response(body, status, {**SAFE_HEADERS, **(headers or {})}, "application/json")
@@ -167,6 +141,9 @@ def _message_class(operation: Operation) -> type[Message]:
 
 async def _body(request: Request) -> bytes:
     """The body of a request in JSON, read no further than its limit."""
+    if _codings(request.headers.get("content-encoding", "")) - {"identity"}:
+        # RFC 9110, 12.5.3: the header names what would have been taken.
+        raise HttpProblemError(415, "send the body as it is, without Content-Encoding", {"accept-encoding": "identity"})
     too_large = HttpProblemError(413, f"the body is longer than {LARGEST_REQUEST} bytes")
     announced = request.headers.get("content-length", "0")
     # h11 has checked that it is a number of at most 20 digits.
@@ -182,12 +159,18 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
+def _codings(content_encoding: str) -> set[str]:
+    return {coding.strip().lower() for coding in content_encoding.split(",")} - {""}
+
+
 def _require_json(content_type: str) -> None:
     header = Header()
     header["content-type"] = content_type
     if header.get_content_type() != "application/json" or header.get_content_charset("utf-8") not in ("utf-8", "utf8"):
         # Also keeps other sites' forms out: a browser sends this type across sites only after asking.
-        raise HttpProblemError(415, "send the body as Content-Type: application/json, in UTF-8")
+        raise HttpProblemError(
+            415, "send the body as Content-Type: application/json, in UTF-8", {"accept": "application/json"}
+        )
 
 
 def _timeout(request: Request) -> tuple[float | None, LeadkeepError | None]:

@@ -139,7 +139,7 @@ async def test_faults_of_a_request_are_told_only_to_those_who_may_call(client: h
         assert ("lead.phone" in response.text) == (status == 400)
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/api/lead", f"/api/leads/{LEAD_ID}/notes", "/docs", "/healthz/"])
+@pytest.mark.parametrize("path", ["/", "/api", "/api/lead", f"/api/leads/{LEAD_ID}/notes", "/docs", "/healthz//"])
 async def test_an_unknown_path_is_a_problem(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)
     assert (response.status_code, response.json()["type"]) == (404, "about:blank")
@@ -149,11 +149,11 @@ async def test_an_unknown_path_is_a_problem(client: httpx.AsyncClient, path: str
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/api/leads", "POST, GET, HEAD"),
-        ("PUT", f"/api/leads/{LEAD_ID}", "GET, DELETE, HEAD"),
-        ("GET", f"/api/leads/{LEAD_ID}/status", "POST"),
-        ("HEAD", f"/api/leads/{LEAD_ID}/status", "POST"),
-        ("POST", "/healthz", "GET, HEAD"),
+        ("DELETE", "/api/leads", "POST, GET, HEAD, OPTIONS"),
+        ("PUT", f"/api/leads/{LEAD_ID}", "GET, DELETE, HEAD, OPTIONS"),
+        ("GET", f"/api/leads/{LEAD_ID}/status", "POST, OPTIONS"),
+        ("HEAD", f"/api/leads/{LEAD_ID}/status", "POST, OPTIONS"),
+        ("POST", "/healthz", "GET, HEAD, OPTIONS"),
     ],
 )
 async def test_another_method_is_refused_and_the_right_ones_named(
