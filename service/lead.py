@@ -143,6 +143,14 @@ class CustomerFields:
             correctable=False,
         ),
     ] = None
+    source: Annotated[
+        str | None,
+        FieldRule(
+            description="Where the lead came from, such as a channel or a campaign. Shown to all who may see the lead.",
+            meaning="where the lead came from",
+            limit=100,
+        ),
+    ] = None
 
     def values(self) -> dict[str, Any]:
         """Every field's value, in the contract's order. Any: so that they can be passed on as keyword arguments."""
@@ -156,6 +164,22 @@ CUSTOMER_FIELDS = tuple(FIELD_RULES)
 REQUIRED_FIELDS = frozenset(name for name, rule in FIELD_RULES.items() if rule.required)
 SENSITIVE_FIELDS = tuple(name for name, rule in FIELD_RULES.items() if rule.sensitive)
 CORRECTABLE_FIELDS = tuple(name for name, rule in FIELD_RULES.items() if rule.correctable)
+
+# Those of the first edition, and those that came later.
+_DIGESTED_BY_PLACE, _DIGESTED_BY_NAME = CUSTOMER_FIELDS[:9], CUSTOMER_FIELDS[9:]
+
+
+def digested(values: Mapping[str, str | None]) -> list[str | None]:
+    """What the content digest of a submission covers.
+
+    A field that came later counts only where it is given, with its name before it: without it, a submission has the
+    digest that it had before there was such a field.
+    """
+    covered = [values[name] for name in _DIGESTED_BY_PLACE]
+    for name in _DIGESTED_BY_NAME:
+        if values[name] is not None:
+            covered += [name, values[name]]
+    return covered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

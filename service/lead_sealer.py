@@ -25,6 +25,7 @@ from service.lead import (
     SealedLead,
     SealedResubmission,
     SealedSubmission,
+    digested,
 )
 from service.storage.leads.parameters import Correction
 from service.validation import MASK, ValidationService
@@ -83,7 +84,7 @@ class LeadSealer:
     ) -> SealedSubmission:
         """A submission, ready to be stored as the lead `lead_id`."""
         values: dict[str, str | None] = entered.values()
-        digest, *earlier = self._encryption.content_digests(values.values())
+        digest, *earlier = self._encryption.content_digests(digested(values))
         return SealedSubmission(
             id=lead_id,
             fields={name: self._stored(lead_id, name, value) for name, value in values.items() if value is not None},
@@ -105,7 +106,7 @@ class LeadSealer:
         values, unreadable = self._opened(submission.id, submission.fields)
         if missing := unreadable or tuple(name for name in ("phone", "nid") if values[name] is None):
             raise FieldUnreadableError(missing)
-        digest, *earlier = self._encryption.content_digests(values.values())
+        digest, *earlier = self._encryption.content_digests(digested(values))
         anew = {
             name: self._encryption.seal(submission.id, name, values[name] or "")
             for name, token in submission.sealed.items()

@@ -81,6 +81,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "assignee": "Only leads assigned to exactly this person.",
         "interested_policy": "Only leads interested in exactly this policy.",
         "conversation_id": "Only leads linked to this conversation.",
+        "source": "Only leads that came from exactly here.",
         "phone": "Only the lead with this phone number. Needs `leads:unmask`. The service logs no query string, but "
         "proxies on the way may: where that matters, ask over gRPC.",
         "nid": "Only the lead with this national ID. Needs `leads:unmask`. The service logs no query string, but "

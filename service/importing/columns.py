@@ -48,6 +48,7 @@ _ALIASES = {
     "preferred_contact_time": ("contacttime", "preferredtime", "besttimetocall", "calltime"),
     "notes": ("note", "comment", "comments", "remarks", "remark"),
     "conversation_id": ("conversation", "chatid", "sessionid"),
+    "source": ("leadsource", "originalsource", "utmsource"),
 }
 """Other names by which a field is known, in the form of `plain`."""
 

@@ -17,7 +17,7 @@ from service.access import is_subject
 from service.errors import LeadValidationError
 from service.files.daily_file import MEANINGS
 from service.keys.encryption import EncryptionService
-from service.lead import CUSTOMER_FIELDS, FIELD_RULES, SENSITIVE_FIELDS, LeadStatus
+from service.lead import CUSTOMER_FIELDS, FIELD_RULES, SENSITIVE_FIELDS, LeadStatus, digested
 from service.validation import ValidationService
 from service.validation.text import TextRule, ValueRefusedError
 
@@ -196,8 +196,8 @@ def _open(row: Mapping[str, Any], sealed_for: UUID, encryption: EncryptionServic
 def _require_digest(
     row: Mapping[str, Any], values: Mapping[str, str], what: str, encryption: EncryptionService
 ) -> None:
-    submitted = [values.get(name) if name in SENSITIVE_FIELDS else row[name] for name in CUSTOMER_FIELDS]
-    if base64.b64decode(row["content_digest"]) not in encryption.content_digests(submitted):
+    submitted = {name: values.get(name) if name in SENSITIVE_FIELDS else row[name] for name in CUSTOMER_FIELDS}
+    if base64.b64decode(row["content_digest"]) not in encryption.content_digests(digested(submitted)):
         raise LeadRefusedError(
             f"{what} is not what was submitted: it was altered, or the index key of that time is not in the keyring"
         )

@@ -17,6 +17,7 @@ from service.importing.daily_lead import opened, require_form
 from service.importing.reports import Result, RowResult
 from service.keys.encryption import EncryptionService, IndexPlan
 from service.keys.keyring import Keyring
+from service.lead import digested
 from service.lead_sealer import LeadSealer
 from service.storage.leads.queries import index_columns
 from service.validation import ValidationService
@@ -78,7 +79,7 @@ def _sealed(
         faults = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
         return RowResult(number, Result.INVALID, detail=faults)
     # The last one is the oldest key's: a file that is imported again finds its leads also after a rotation.
-    *_, digest = worker.encryption.content_digests(entered.values().values())
+    *_, digest = worker.encryption.content_digests(digested(entered.values()))
     lead = worker.sealer.seal(lead_id, entered, created_by=IMPORTER, request_id=f"{IMPORTER}:{digest.hex()}")
     return Ready(number, lead, ignored=ignored)
 

@@ -116,6 +116,7 @@ class LeadServicer:
             assignee=request.assignee,
             interested_policy=request.interested_policy,
             conversation_id=request.conversation_id,
+            source=request.source,
             phone=request.phone,
             nid=request.nid,
             hidden=call.hidden,

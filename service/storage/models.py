@@ -76,6 +76,7 @@ def _submission_columns() -> list[Column[Any] | CheckConstraint]:
         Column("preferred_contact_time", Text),
         Column("notes", Text),
         Column("conversation_id", Text),
+        Column("source", Text),
         Column("request_id", Text),
         Column("content_digest", LargeBinary, nullable=False),
         CheckConstraint(
@@ -126,6 +127,7 @@ lead = Table(
     Index(None, "interested_policy", "created_at", "id"),
     Index(None, "created_by", "created_at", "id"),
     Index(None, "assignee", "created_at", "id", postgresql_where=text("assignee IS NOT NULL")),
+    Index(None, "source", "created_at", "id", postgresql_where=text("source IS NOT NULL")),
 )
 """One interested person a row."""
 

@@ -182,6 +182,10 @@ class ValidationService:
         """At most 200 visible characters; None if empty. Raises LeadValidationError."""
         return _optional(_TEXTS["conversation_id"], value, path)
 
+    def source(self, value: str, path: str = "source") -> str | None:
+        """Where leads came from, at most 100 characters in one line; None if empty. Raises LeadValidationError."""
+        return _optional(_TEXTS["source"], value, path)
+
     def _refuse_unknown(self, fields: Mapping[str, str]) -> None:
         if not fields.keys() <= self._rules.keys():
             raise ValueError("the caller of ValidationService passed a field that customers do not have")

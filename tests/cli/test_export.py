@@ -115,6 +115,7 @@ def unmasked(service: RunningService, *more: str, **token: Any) -> subprocess.Co
 
 def test_a_csv_is_read_back_whole(service: RunningService) -> None:
     sent = SECRET | {"name": NAME, "interested_policy": "Term", "preferred_contact_time": "9", "conversation_id": "c"}
+    sent["source"] = "=web"
     create(service, **sent)
     done = unmasked(service, "--format", "csv")
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from service.files.daily_file import MEANINGS
 from service.importing.daily_lead import LeadRefusedError, opened, require_form
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, Purpose
-from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
+from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS, digested
 
 NOW = datetime.now(UTC)
 KEYRING = Keyring.generate(now=NOW)
@@ -34,6 +34,7 @@ VALUES = {
     "preferred_contact_time": "mornings",
     "notes": "calls\tback",
     "conversation_id": "chat-1",
+    "source": "whatsapp",
 }
 
 
@@ -43,7 +44,7 @@ def submitted(submission: UUID) -> dict[str, Any]:
         name: ENCRYPTION.seal(submission, name, value) if name in SENSITIVE_FIELDS else value
         for name, value in VALUES.items()
     }
-    digest = ENCRYPTION.content_digests(VALUES[name] for name in CUSTOMER_FIELDS)[0]
+    digest = ENCRYPTION.content_digests(digested(VALUES))[0]
     return fields | {"content_digest": base64.b64encode(digest).decode()}
 
 

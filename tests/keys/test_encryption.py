@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from service.errors import FieldUnreadableError
 from service.keys.encryption import PADDED_BYTES, PADDED_FIELDS, EncryptionService, KeyCanary
 from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
-from service.lead import SENSITIVE_FIELDS
+from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS, CustomerFields, digested
 from service.storage.models import SEALED_FORM
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "encryption.json").read_text("utf-8"))
@@ -95,6 +96,13 @@ class TestVectors:
     @pytest.mark.parametrize("vector", VECTORS["content_digests"], ids=lambda vector: str(len(vector["values"])))
     def test_a_content_digest_frames_every_value(self, vector: dict[str, Any]) -> None:
         assert ENCRYPTION.content_digests(vector["values"])[0].hex() == vector["digest_hex"]
+
+    def test_a_field_that_came_later_is_digested_with_its_name_and_only_when_it_is_present(self) -> None:
+        before, with_source = (vector["values"] for vector in VECTORS["content_digests"][:2])
+        details = CustomerFields(**dict(zip(CUSTOMER_FIELDS, before, strict=False)))
+
+        assert digested(details.values()) == before
+        assert digested(replace(details, source="whatsapp").values()) == with_source
 
     @pytest.mark.parametrize("vector", VECTORS["page_token_tags"])
     def test_a_page_token_is_signed(self, vector: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ BEYOND_NEW = [number for number in STATUSES if number != pb.LEAD_STATUS_NEW]
 
 @pytest.fixture
 def person() -> pb.Lead:
-    return somebody(preferred_contact_time="evenings", conversation_id=f"talk-{uuid4()}")
+    return somebody(preferred_contact_time="evenings", conversation_id=f"talk-{uuid4()}", source="web")
 
 
 @pytest.fixture

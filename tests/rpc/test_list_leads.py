@@ -255,8 +255,8 @@ class TestFilters:
         assert admin.listed_ids(phone=old.phone) == []
 
     def test_all_filters_must_match(self, admin: Client) -> None:
-        policy, talk, sam = some_policy(), f"talk-{uuid4()}", f"Sam {uuid4()}"
-        person = somebody(interested_policy=policy, conversation_id=talk)
+        policy, talk, sam, source = some_policy(), f"talk-{uuid4()}", f"Sam {uuid4()}", f"ad {uuid4()}"
+        person = somebody(interested_policy=policy, conversation_id=talk, source=source)
         lead_id = admin.create(person).id
         people(admin, 2, interested_policy=policy)
         admin.assign(lead_id, sam)
@@ -267,6 +267,7 @@ class TestFilters:
             "assignee": sam,
             "interested_policy": policy,
             "conversation_id": talk,
+            "source": source,
             "phone": person.phone,
             "nid": person.nid,
         }
@@ -277,6 +278,7 @@ class TestFilters:
             "assignee": "somebody else",
             "interested_policy": "another policy",
             "conversation_id": "another-talk",
+            "source": "another ad",
             "phone": "+8801711000999",
             "nid": "nobody0001",
         }
@@ -295,6 +297,7 @@ class TestFilters:
             "assignee",
             "interested_policy",
             "conversation_id",
+            "source",
             "phone",
             "nid",
         }

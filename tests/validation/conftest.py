@@ -24,4 +24,5 @@ def fields() -> dict[str, str]:
         "preferred_contact_time": "Morning",
         "notes": "Interested in a family plan",
         "conversation_id": "conv-123",
+        "source": "facebook-ads / spring",
     }

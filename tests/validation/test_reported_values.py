@@ -145,6 +145,7 @@ def test_an_email_that_cannot_be_read_costs_no_lead_and_no_stored_email(value: s
 
 def test_every_optional_field_may_be_left_out_and_is_named() -> None:
     unreadable = {"email": "?", "preferred_contact_time": "a\x00b", "notes": "x" * 4001, "conversation_id": "a b"}
+    unreadable["source"] = "x" * 101
 
     fields, ignored = ValidationService().submission({**PERSON, **unreadable})
 

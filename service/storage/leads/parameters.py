@@ -61,6 +61,7 @@ class LeadFilter:
     created_before: datetime | None = None
     assignee: str | None = None
     interested_policy: str | None = None
+    source: str | None = None
     conversation_id: str | None = None
     phone_indexes: Sequence[bytes] | None = field(default=None, repr=False)
     """The blind indexes of one phone, one of which a lead must have; likewise `nid_indexes`."""

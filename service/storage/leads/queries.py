@@ -192,6 +192,7 @@ def filtered(wanted: LeadFilter) -> Select[Any]:
     equals = {
         LEAD.c.assignee: wanted.assignee,
         LEAD.c.interested_policy: wanted.interested_policy,
+        LEAD.c.source: wanted.source,
         LEAD.c.created_by: wanted.created_by,
     }
     for column, value in equals.items():

@@ -26,7 +26,7 @@ def made_up_submissions() -> tuple[list[SealedSubmission], list[SealedSubmission
 
     They share nothing with anybody, and their tokens name no key.
     """
-    clear = {"name": _NAME, "interested_policy": _NAME, "preferred_contact_time": _NAME}
+    clear = {"name": _NAME, "interested_policy": _NAME, "preferred_contact_time": _NAME, "source": _NAME}
     lead = SealedSubmission(
         id=uuid4(),
         fields={
