@@ -49,6 +49,8 @@ class Call:
     """Metadata or headers, keys in lower case."""
     deadline: float
     """When the service must have answered, on the monotonic clock: the caller's deadline less a margin."""
+    waited: float = 0.0
+    """Seconds for which it waited for this process to take it, by estimate."""
     fault: LeadkeepError | None = None
     """Why the request could not be read. Shown only to callers who may make the call; `request` is empty then."""
     id: str = ""

@@ -23,6 +23,7 @@ from service.errors import (
     DeadlineTooShortError,
     InternalError,
     LeadkeepError,
+    QueueFullError,
     Reason,
     ScopeMissingError,
     ServiceStoppingError,
@@ -42,6 +43,10 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 STORAGE_MARGIN = 0.05
 """Seconds before the service's own deadline at which storage retries end, so that the caller gets UNAVAILABLE, which
 names the cause, and not DEADLINE_EXCEEDED."""
+
+FEWEST_SECONDS = 0.5
+"""With which a call is begun that has lost more in the queue before this process: it would hardly be answered in time,
+and take the time of others."""
 
 OPERATORS_CONCERN: frozenset[Reason] = frozenset({"STORAGE_UNAVAILABLE", "KEYS_UNAVAILABLE", "FIELD_UNREADABLE"})
 """Failures that no caller can mend: they are logged as errors."""
@@ -182,6 +187,8 @@ def deadline(work: Work) -> Interceptor:
         if work.stopping:
             await work.refuse()
         remaining = call.deadline - time.monotonic()
+        if remaining < FEWEST_SECONDS and call.waited > max(remaining, 0):
+            raise QueueFullError
         if remaining <= 0:
             raise DeadlineTooShortError
         task, over = work.begin(proceed(call, request))

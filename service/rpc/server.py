@@ -25,6 +25,7 @@ from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
 from service.rpc.connections import GrpcConnections
 from service.rpc.held_calls import HeldCalls
 from service.rpc.limits import DEFAULT, HEADROOM, Limits, Refusals
+from service.rpc.queue_wait import QueueWait
 from service.rpc.status import pushback
 from service.rpc.tls_files import TlsFiles
 
@@ -111,8 +112,9 @@ class GrpcServer:
 
     def _add_services(self, methods: Mapping[str, Handler]) -> None:
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        wait = QueueWait()
         handlers: dict[str, Any] = {
-            method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name], self._held))
+            method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name], self._held, wait))
             for method in SERVICE.methods
         }
         collected = _Services({SERVICE.full_name: handlers})
@@ -164,17 +166,21 @@ class _Services:
         self.by_name[service] = handlers
 
 
-def _adapted(method: MethodDescriptor, handle: Handler, held: HeldCalls) -> Callable[[bytes, Any], Any]:
+def _adapted(
+    method: MethodDescriptor, handle: Handler, held: HeldCalls, wait: QueueWait
+) -> Callable[[bytes, Any], Any]:
     request_class = message_factory.GetMessageClass(method.input_type)
 
     async def answer(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         request, fault = _decoded(request_class, raw)
+        seconds = context.time_remaining()
         call = Call(
             rpc=method.name,
             transport="grpc",
             peer=context.peer(),
             metadata=joined((k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)),
-            deadline=answer_by(context.time_remaining()),
+            deadline=answer_by(seconds),
+            waited=0.0 if seconds is None else wait.seconds(seconds),
             fault=fault,
         )
         try:
