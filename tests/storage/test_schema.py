@@ -11,13 +11,16 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
 from leadkeep.v1 import lead_service_pb2 as pb
 from psycopg import errors
 
 from service.errors import StartRefusedError
+from service.storage import schema
 from service.storage.database.database import Database
 from service.storage.database.session import SETTINGS
-from service.storage.schema import APPLICATION_ROLE, REVISION, excess_rights, migrate
+from service.storage.schema import APPLICATION_ROLE, FIRST_REVISION, REVISION, engine_of, excess_rights, migrate
 from tests.conftest import StartService
 from tests.harness.disguises import disguises
 from tests.harness.faults import execute, value_of
@@ -71,6 +74,32 @@ def test_migrate_makes_every_table_in_an_empty_database(postgres_server: TestSer
     assert migrate(empty.admin_url) is None
     assert revision(empty) == REVISION
     assert tables(empty) == TABLES
+
+
+def test_what_erased_in_the_first_edition_goes_with_the_migration(postgres_server: TestServer) -> None:
+    database = postgres_server.empty_database()
+    engine = engine_of(database.admin_url)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, FIRST_REVISION)
+    engine.dispose()
+    former = (
+        "erase_lead(uuid, text, text, timestamptz, timestamptz, uuid, bytea)",
+        "conflicts_of_lead(uuid, uuid)",
+    )
+    for function in former:
+        execute(database.admin_url, f"CREATE FUNCTION {function} RETURNS uuid[] LANGUAGE sql AS 'SELECT NULL::uuid[]'")
+    assert migrate(database.admin_url) == FIRST_REVISION
+    found = [value_of(database.admin_url, f"SELECT to_regprocedure('{function}')") for function in former]
+    assert found == [None, None]
+
+
+def test_a_schema_from_before_the_first_edition_is_refused(database: TestDatabase) -> None:
+    set_revision(database, "0003")
+    with pytest.raises(StartRefusedError, match="schema 0003"):
+        migrate(database.admin_url)
 
 
 def test_migrate_again_changes_nothing(database: TestDatabase) -> None:

@@ -18,7 +18,7 @@ BUSY = frozenset(
         "40001",  # serialization_failure
         "40P01",  # deadlock_detected
         "55P03",  # lock_not_available: lock_timeout ran out
-        # Ours (migration 0004): sealed or indexed as it is no longer accepted. It goes to the spool, and the drain
+        # Ours (migration 0006): sealed or indexed as it is no longer accepted. It goes to the spool, and the drain
         # seals and indexes it anew.
         "LK001",
         "LK002",

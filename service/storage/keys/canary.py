@@ -28,7 +28,7 @@ from service.validation.index_rule import IndexRule, have_same_settings
 _CANARY = models.key_canary
 
 _REFUSING_LOCK = 0x4C4B_4B59
-"""Advisory lock that every transaction which stores a lead shares (migration 0004). A change of what is refused takes
+"""Advisory lock that every transaction which stores a lead shares (migration 0006). A change of what is refused takes
 it exclusively: when it is committed, all transactions that read the state before it are over."""
 
 

@@ -191,7 +191,7 @@ def upgrade() -> None:
         "num_nonnulls(phone_lead_id, nid_lead_id, request_lead_id, erased_lead_id) > 0",
     )
     for function in OLD_FUNCTIONS:
-        op.execute(f"DROP FUNCTION {function}")
+        op.execute(f"DROP FUNCTION IF EXISTS {function}")
     op.execute(TARGET)
     op.execute(ERASE)
     op.execute(REFUSE)
