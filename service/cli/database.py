@@ -15,6 +15,7 @@ from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService
 from service.storage import schema
 from service.storage.database.database import Database
+from service.storage.database.failures import StorageFaultError
 from service.storage.keys.canary import compare_canary, plan_of
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.postgres.folders import DataDirInUseError
@@ -103,8 +104,18 @@ async def _with_confirmed(
         if state is not None:
             encryption.plan = plan_of(state, encryption)
         return await work(url, database, encryption)
+    except StorageFaultError as fault:
+        raise StartRefusedError(refusal_of(fault)) from None
     finally:
         await database.close()
+
+
+def refusal_of(fault: StorageFaultError) -> str:
+    """What to tell the operator when the database refuses whatever is asked of it."""
+    return (
+        f"the database refuses this (SQLSTATE {fault.cause}): leadkeep doctor names the cause; mend it, and run the "
+        "same command again"
+    )
 
 
 async def _nothing(_url: str, _database: Database, _encryption: EncryptionService) -> None:

@@ -21,7 +21,7 @@ from service.cli.command import (
     print_json,
     stop_requested,
 )
-from service.cli.database import with_database
+from service.cli.database import refusal_of, with_database
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
 from service.files.daily_file import DailyFileError, content_of, read_header, read_lines
@@ -35,6 +35,7 @@ from service.importing.workers import pool
 from service.keys.encryption import EncryptionService
 from service.printable import printable
 from service.storage.database.database import Database
+from service.storage.database.failures import StorageFaultError
 from service.storage.keys.canary import confirm_canary, plan_of
 from service.storage.leads.lead_import import hand_over_indexes
 
@@ -164,6 +165,8 @@ async def _import_one(
                 await pipeline.import_rows(rows, report)
     except LeadkeepError as error:
         raise StartRefusedError(f"{error.text} ({report.rows} rows are done): run the same command again") from None
+    except StorageFaultError as fault:
+        raise StartRefusedError(f"{refusal_of(fault)} ({report.rows} rows are done)") from None
     except (OSError, DailyFileError) as error:
         raise StartRefusedError(f"{path} cannot be read on: {error} ({report.rows} rows are done)") from None
     except ReportError as error:

@@ -1,8 +1,8 @@
 """Import pipeline: reads a file, works on rows in other processes, stores batch by batch, reports each row.
 
 Promise: memory does not grow with the file; a row that cannot be imported costs only itself; what was reported as
-saved is committed; stopped at any moment and run again, nothing is there twice. Rows are stored in the file's order,
-so of two equal ones the first is the lead.
+saved is committed; stopped at any moment and run again, nothing is there twice. Rows are decided in the file's order,
+so of those that share a phone or a nid the first becomes the lead.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch, Erased, Outcome
 from service.storage.leads.lead_import import Restored, import_leads, restore_leads
+from service.storage.leads.submissions import SubmissionStore
 
 BATCH_ROWS = 500
 """Rows a transaction: one fsync for all of them, and at most this many are undone when it fails."""
@@ -46,7 +47,7 @@ class Pipeline:
     on_progress: Callable[[int], None]
 
     async def import_rows(self, rows: Iterable[Row], report: Report) -> None:
-        """Import the rows of a foreign file. Raises StorageUnavailableError."""
+        """Import the rows of a foreign file. Raises StorageUnavailableError, and StorageFaultError like `_stored`."""
 
         def begin(batch: list[tuple[int, Row]]) -> Future[list[Ready | RowResult]]:
             given = [(number, dict(row.fields), row.fault, self.new_id()) for number, row in batch]
@@ -60,7 +61,7 @@ class Pipeline:
         await self._pump(((row.number, row) for row in rows), begin, store, report)
 
     async def import_lines(self, lines: Iterable[bytes], report: Report) -> None:
-        """Import the lines of a daily file. Raises StorageUnavailableError."""
+        """Import the lines of a daily file. Raises like `import_rows`."""
 
         async def store(ready: Sequence[Ready]) -> list[RowResult]:
             found = await restore_leads(self.database, [each.lead for each in ready], dry_run=self.dry_run)
@@ -82,7 +83,7 @@ class Pipeline:
         async def finish_oldest() -> None:
             batch, future = in_flight.popleft()
             worked = await asyncio.wrap_future(future)
-            stored = await _stored([each for each in worked if isinstance(each, Ready)], store)
+            stored = await self._stored([each for each in worked if isinstance(each, Ready)], store)
             results = {each.number: each for each in (*worked, *stored) if isinstance(each, RowResult)}
             for number, item in batch:
                 report.add(results[number], item if isinstance(item, Row) else None)
@@ -97,21 +98,25 @@ class Pipeline:
         while in_flight and not self.stopped.is_set():
             await finish_oldest()
 
+    async def _stored(
+        self, ready: Sequence[Ready], store: Callable[[Sequence[Ready]], Awaitable[list[RowResult]]]
+    ) -> list[RowResult]:
+        """Store leads together; by halves where the database refuses one for its content, which costs only itself.
 
-async def _stored(
-    ready: Sequence[Ready], store: Callable[[Sequence[Ready]], Awaitable[list[RowResult]]]
-) -> list[RowResult]:
-    """Store leads together; by halves where the database refuses that, so that a refused one costs only itself."""
-    if not ready:
-        return []
-    try:
-        return await store(ready)
-    except StorageFaultError as fault:
-        if len(ready) == 1:
-            detail = f"the database refused it (SQLSTATE {fault.cause})"
-            return [RowResult(ready[0].number, Result.FAILED, ready[0].known_id, detail)]
+        A database that refuses made-up leads too refuses every row: that is raised.
+        """
+        if not ready:
+            return []
+        try:
+            return await store(ready)
+        except StorageFaultError as fault:
+            if fault.is_refusal or await SubmissionStore(self.database).trial() is not None:
+                raise
+            if len(ready) == 1:
+                detail = f"the database refused it (SQLSTATE {fault.cause})"
+                return [RowResult(ready[0].number, Result.FAILED, ready[0].known_id, detail)]
         half = len(ready) // 2
-        return await _stored(ready[:half], store) + await _stored(ready[half:], store)
+        return await self._stored(ready[:half], store) + await self._stored(ready[half:], store)
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import CUSTOMER_FIELDS, SealedSubmission
-from service.storage.database.database import Database
+from service.storage.database.database import Database, Statement
 from service.storage.leads.decision import Outcome
 from service.storage.leads.erasing import wait_for_erasures
 from service.storage.leads.submissions import store
@@ -78,6 +78,16 @@ _MATCHED = text(f"""
                AS request
     FROM {_LEADS}
 """)
+
+# Two imports of one file in another order would wait for each other in a circle, one for a phone and one for a nid. The
+# turn of another import takes longer than a foreign lock on a row may be waited for.
+_TAKE_TURN = Statement(
+    text(f"""
+    WITH before AS MATERIALIZED (SELECT current_setting('lock_timeout') AS value)
+    SELECT set_config('lock_timeout', '20s', true) AS longer, pg_advisory_xact_lock({0x4C4B_494D}) AS turn,
+        set_config('lock_timeout', value, true) AS again FROM before
+""")  # "LKIM"
+)
 
 _HAND_OVER = text("SELECT claim_index_entries(ARRAY(SELECT id FROM lead WHERE phone_shared OR nid_shared))")
 
@@ -160,7 +170,12 @@ async def import_leads(database: Database, batch: Sequence[SealedSubmission], *,
 
     Raises StorageUnavailableError, and StorageFaultError when the database refuses one of them.
     """
-    return await _in_transaction(database, partial(store, batch), dry_run=dry_run)
+
+    async def work(connection: AsyncConnection) -> dict[UUID, Outcome]:
+        await _TAKE_TURN.rows(connection, {})
+        return await store(batch, connection)
+
+    return await _in_transaction(database, work, dry_run=dry_run)
 
 
 async def restore_leads(database: Database, leads: Sequence[dict[str, Any]], *, dry_run: bool) -> dict[UUID, Restored]:

@@ -1,10 +1,12 @@
 """PostgreSQL as a store of submissions: how they become leads, conflicts or resubmissions, however many they are.
 
-First an insert with ON CONFLICT DO NOTHING and no target, so that whichever unique index a rival holds, the insert
-waits for that rival and then does nothing. For new submissions it commits by itself: most need no more than that. For
-those for which it did nothing, a READ COMMITTED transaction looks for their own ids, request_ids, phones and nids;
-`decide` names the outcome of each, which is applied in the same transaction. The look-up is a statement of its own
-because one statement cannot see a rival that committed while it waited. Those of one batch match each other likewise.
+The insert is one with ON CONFLICT DO NOTHING and no target, so that whichever unique index a rival holds, it waits for
+that rival and then does nothing. New submissions are inserted at once, by a statement that commits by itself: most need
+no more than that. For those for which it did nothing, and for what comes from the spool or from a file, a READ
+COMMITTED transaction looks for their own ids, request_ids, phones and nids. `decide` names the outcome of each, in
+their order and before any is inserted, so that of two that match the first becomes the lead; the inserts and the
+outcomes are applied in the same transaction. When a rival was faster than an insert, all are looked up and decided
+again. The look-up is a statement of its own because one statement cannot see a rival that committed while it waited.
 
 The look-up locks what it finds FOR KEY SHARE. That keeps the row while we answer for it, and it writes to the log: the
 commit of every answer that rests on an existing row therefore waits for the synchronous standby. A plain look-up would
@@ -14,8 +16,9 @@ not, and could confirm a row that a failover then loses.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic_core import to_json
@@ -45,6 +48,8 @@ from service.storage.leads.queries import ATTEMPTS, columns_of, lead_of_row
 from service.storage.leads.resubmissions import keep_refused
 from service.storage.leads.tombstones import ErasedAmong, erased_among
 from service.storage.leads.trial import made_up_submissions
+
+T = TypeVar("T")
 
 _COLUMN_TYPES = {
     "id": "uuid",
@@ -160,11 +165,9 @@ class SubmissionStore:
         """
         if any(submission.accepted_at for submission in batch):
             return await self._database.write_once(self._work(store, batch))
-        outcomes = await self._database.write_once(self._work(_insert_new, batch), alone=True)
-        left = [submission for submission in batch if submission.id not in outcomes]
-        if left:
-            outcomes |= await self._database.write_once(self._work(store, left, insert_first=False))
-        return outcomes
+        inserted = await self._database.write_once(self._work(_insert_new, batch), alone=True)
+        left = [submission for submission in batch if submission.id not in inserted]
+        return inserted | (await self._database.write_once(self._work(store, left)) if left else {})
 
     async def trial(self) -> Exception | None:
         """Store made-up submissions by the same statements and roll them back; what the database raised, None: nothing.
@@ -188,9 +191,9 @@ class SubmissionStore:
         raise AssertionError("a trial was committed")
 
     def _work(
-        self, work: Callable[..., Awaitable[dict[UUID, Outcome]]], batch: Sequence[SealedSubmission], **options: bool
-    ) -> Work[dict[UUID, Outcome]]:
-        return partial(work, batch, require_standby=self._require_standby, **options)
+        self, work: Callable[..., Awaitable[dict[UUID, T]]], batch: Sequence[SealedSubmission]
+    ) -> Work[dict[UUID, T]]:
+        return partial(work, batch, require_standby=self._require_standby)
 
 
 class _PassedError(Exception):
@@ -198,35 +201,39 @@ class _PassedError(Exception):
 
 
 async def store(
-    submissions: Sequence[SealedSubmission],
-    connection: AsyncConnection,
-    *,
-    insert_first: bool = True,
-    require_standby: bool = False,
+    submissions: Sequence[SealedSubmission], connection: AsyncConnection, *, require_standby: bool = False
 ) -> dict[UUID, Outcome]:
     """The outcome of each submission, applied in a transaction of the caller's; by id.
 
-    `insert_first` is False for those that an insert has just left. Raises StorageUnavailableError, and NoStandbyError
-    with `require_standby`.
+    Each counts before the next. Raises StorageUnavailableError, and NoStandbyError with `require_standby`.
     """
     if any(submission.accepted_at for submission in submissions):
-        # Before the insert: its snapshot must hold what an erasure has made of them, or they are stored twice.
+        # Before the look-up: its snapshot must hold what an erasure has made of them, or they are stored twice.
         await wait_for_erasures(connection)
-    outcomes: dict[UUID, Outcome] = {}
-    left = list(submissions)
+    # What was refused already makes way.
+    in_order = sorted(submissions, key=lambda entry: entry.refused)
     for attempt in range(ATTEMPTS):
-        if insert_first or attempt > 0:
-            outcomes |= await _insert_new(left, connection, require_standby=require_standby)
-            left = [entry for entry in left if entry.id not in outcomes]
-        if left:
-            rows = await _look_up(connection, left, again=attempt > 0)
-            decided = [(entry, outcome) for entry in left if (outcome := decide(entry, rows.found(entry))) is not None]
+        rows = await _look_up(connection, in_order, again=attempt > 0)
+        new: list[SealedSubmission] = []
+        decided: list[tuple[SealedSubmission, Outcome]] = []
+        for entry in in_order:
+            if (outcome := decide(entry, rows.found(entry))) is not None:
+                decided.append((entry, outcome))
+            else:
+                rows.add(entry)
+                new.append(entry)
+        created = await _insert_new(new, connection, require_standby=require_standby) if new else {}
+        if len(created) == len(new):
             await _apply(connection, decided)
-            outcomes |= {entry.id: outcome for entry, outcome in decided}
-            left = [entry for entry in left if entry.id not in outcomes]
-        if not left:
-            return outcomes
+            return created | {entry.id: _with_stored_time(outcome, created) for entry, outcome in decided}
     raise StorageUnavailableError
+
+
+def _with_stored_time(outcome: Outcome, created: Mapping[UUID, Created]) -> Outcome:
+    """The outcome with the moment at which the database stored the lead, if it is a repeat of one of the same batch."""
+    if isinstance(outcome, Created) and outcome.lead.id in created:
+        return Created(created[outcome.lead.id].lead, is_new=False)
+    return outcome
 
 
 async def find_duplicates(
@@ -241,11 +248,10 @@ async def find_duplicates(
 
 async def _insert_new(
     submissions: Sequence[SealedSubmission], connection: AsyncConnection, *, require_standby: bool = False
-) -> dict[UUID, Outcome]:
+) -> dict[UUID, Created]:
     """Store in one statement the submissions that nothing stands in the way of; by id."""
-    # By phone, so that rival batches wait for each other in one direction; of two that match the earlier one is first,
-    # and what was refused already makes way.
-    ordered = sorted(submissions, key=lambda entry: (entry.refused, entry.indexes.phones))
+    # By phone, so that rival batches wait for each other in one direction.
+    ordered = sorted(submissions, key=lambda entry: entry.indexes.phones)
     entries = to_json([_entry(entry) for entry in ordered]).decode()
     statement = _INSERT_WITH_STANDBY if require_standby else _INSERT
     created_at = dict(await statement.rows(connection, {"entries": entries}))
@@ -284,19 +290,29 @@ class _Rows:
         aliases: Mapping[UUID, UUID] | None = None,
         erased: ErasedAmong | None = None,
     ) -> None:
-        self._leads = {row.id: row for row in leads}
-        self._requests = {(row.created_by, row.request_id): row for row in leads if row.request_id is not None}
+        self._leads: dict[UUID, Any] = {row.id: row for row in leads}
+        self._requests: dict[Any, Any] = {
+            (row.created_by, row.request_id): row for row in leads if row.request_id is not None
+        }
         # `phone_shared` marks a lead that an operator allowed to reuse another lead's phone, `nid_shared` likewise. A
         # duplicate matches the original lead, never this one.
         self._phones = {i: r for r in leads if not r.phone_shared for i in (r.phone_index, r.phone_index_2) if i}
         self._nids = {i: r for r in leads if not r.nid_shared for i in (r.nid_index, r.nid_index_2) if i}
         self._conflicts = {row.id: row for row in conflicts}
         # In reverse: they come oldest first, and the oldest counts.
-        self._conflicts_of = {
+        self._conflicts_of: dict[Any, Any] = {
             (row.created_by, row.request_id): row for row in reversed(conflicts) if row.request_id is not None
         }
         self._aliases = aliases or {}
         self._erased = erased or ErasedAmong()
+
+    def add(self, entry: SealedSubmission) -> None:
+        """Let a submission that is about to be inserted count as the lead that it will be."""
+        self._leads[entry.id] = entry
+        if entry.request_id is not None:
+            self._requests[entry.created_by, entry.request_id] = entry
+        self._phones |= dict.fromkeys(entry.indexes.phones, entry)
+        self._nids |= dict.fromkeys(entry.indexes.nids, entry)
 
     def found(self, entry: SealedSubmission) -> Found:
         """What there is of one submission."""
@@ -329,6 +345,9 @@ def _matched_lead(leads: Mapping[bytes, Any], indexes: Sequence[bytes]) -> Match
 def _earlier_lead(row: Any | None) -> Earlier | None:
     if row is None:
         return None
+    if isinstance(row, SealedSubmission):
+        at = row.accepted_at or datetime.now(UTC)  # the insert will name the moment
+        return Earlier(id=row.id, accepted_at=at, content_digest=row.content_digest, lead=row.as_lead(at))
     return Earlier(id=row.id, accepted_at=row.created_at, content_digest=row.content_digest, lead=lead_of_row(row))
 
 
