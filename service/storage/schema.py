@@ -25,9 +25,6 @@ from service.storage.postgres.embedded import EmbeddedPostgres
 REVISION = "0010"
 """The schema that this release works with: the newest file in migrations/versions."""
 
-FIRST_REVISION = "0006"
-"""The schema of the first edition, which the oldest migration makes."""
-
 APPLICATION_ROLE = "leadkeep_app"
 """The group role that holds the rights of `serve`; the login role of `serve` is a member of it."""
 
@@ -90,11 +87,11 @@ def engine_of(url: str) -> Engine:
 def migrate(url: str) -> str | None:
     """Bring the schema to REVISION; the revision found before, None for an empty database. Safe to repeat.
 
-    Raises StartRefusedError when the database is newer than this release or older than the first edition, cannot be
-    reached, or refuses.
+    Raises StartRefusedError when the database is of a later release or of none, cannot be reached, or refuses.
     """
     from alembic import command  # costs 440 ms, which a start without migrations should not pay
     from alembic.config import Config
+    from alembic.util import CommandError
 
     engine = engine_of(url)
     try:
@@ -104,14 +101,14 @@ def migrate(url: str) -> str | None:
             before = _revision(connection)
             if before is not None and before > REVISION:
                 raise StartRefusedError(_newer(before))
-            if before is not None and before < FIRST_REVISION:
-                raise StartRefusedError(f"the database is at schema {before}, which no edition of Leadkeep ever had")
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             _grant_where_allowed(connection)
             return before
+    except CommandError:
+        raise StartRefusedError(f"the database is at schema {before}, which no release knows how to migrate") from None
     except DBAPIError as error:
         if is_transient(error):
             raise StartRefusedError(UNREACHABLE_AT_START) from None

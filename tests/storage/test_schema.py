@@ -20,7 +20,7 @@ from service.errors import StartRefusedError
 from service.storage import schema
 from service.storage.database.database import Database
 from service.storage.database.session import SETTINGS
-from service.storage.schema import APPLICATION_ROLE, FIRST_REVISION, REVISION, engine_of, excess_rights, migrate
+from service.storage.schema import APPLICATION_ROLE, REVISION, engine_of, excess_rights, migrate
 from tests.conftest import StartService
 from tests.harness.disguises import disguises
 from tests.harness.faults import execute, value_of
@@ -83,7 +83,7 @@ def test_what_erased_in_the_first_edition_goes_with_the_migration(postgres_serve
         config = Config()
         config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
         config.attributes["connection"] = connection
-        command.upgrade(config, FIRST_REVISION)
+        command.upgrade(config, "0006")
     engine.dispose()
     former = (
         "erase_lead(uuid, text, text, timestamptz, timestamptz, uuid, bytea)",
@@ -91,14 +91,15 @@ def test_what_erased_in_the_first_edition_goes_with_the_migration(postgres_serve
     )
     for function in former:
         execute(database.admin_url, f"CREATE FUNCTION {function} RETURNS uuid[] LANGUAGE sql AS 'SELECT NULL::uuid[]'")
-    assert migrate(database.admin_url) == FIRST_REVISION
+    assert migrate(database.admin_url) == "0006"
     found = [value_of(database.admin_url, f"SELECT to_regprocedure('{function}')") for function in former]
     assert found == [None, None]
 
 
-def test_a_schema_from_before_the_first_edition_is_refused(database: TestDatabase) -> None:
-    set_revision(database, "0003")
-    with pytest.raises(StartRefusedError, match="schema 0003"):
+@pytest.mark.parametrize("unknown", ["0003", "0008"])
+def test_a_schema_of_no_release_is_refused(unknown: str, database: TestDatabase) -> None:
+    set_revision(database, unknown)
+    with pytest.raises(StartRefusedError, match=f"schema {unknown}"):
         migrate(database.admin_url)
 
 

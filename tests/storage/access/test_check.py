@@ -323,7 +323,7 @@ def test_entries_of_the_release_before_survive_the_migration_and_are_unchanged(p
         config = Config()
         config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
         config.attributes["connection"] = connection
-        command.upgrade(config, schema.FIRST_REVISION)
+        command.upgrade(config, "0006")
         connection.commit()
     engine.dispose()
     execute(
