@@ -70,9 +70,9 @@ class NoStandbyError(Exception):
 
 
 class StorageFaultError(Exception):
-    """The database refused a statement for a reason that no caller can mend; `cause` is its SQLSTATE.
+    """A statement failed for a reason that no caller can mend; `cause` is its SQLSTATE.
 
-    `is_refusal`: whether it is the environment's: a right, a table or a setting, which an operator mends.
+    `is_refusal`: whether PostgreSQL refused it, and nothing proves that it did so for the statement's content.
     """
 
     def __init__(self, cause: str, *, is_refusal: bool = False) -> None:
@@ -145,11 +145,6 @@ def is_refused(error: BaseException) -> bool:
 def may_concern_content(error: BaseException) -> bool:
     """Whether PostgreSQL may have refused the values of a statement, and not the statement itself."""
     return (_sqlstate(error) or "")[:2] in CONTENT_CLASSES
-
-
-def storage_fault(error: BaseException) -> StorageFaultError:
-    """The fault that an error of the database or its driver is, which may be raised to callers."""
-    return StorageFaultError(cause_of(error), is_refusal=is_refused(error) and not may_concern_content(error))
 
 
 def leaves_nothing(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from service.backoff_wait import jittered_wait
 from service.errors import StorageUnavailableError
-from service.storage.database.failures import cause_of, is_driver_error, is_transient, storage_fault
+from service.storage.database.failures import StorageFaultError, cause_of, is_driver_error, is_refused, is_transient
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
         except Exception as error:
             if not is_transient(error):
                 if is_driver_error(error):
-                    raise storage_fault(error) from None
+                    raise StorageFaultError(cause_of(error), is_refusal=is_refused(error)) from None
                 raise
             cause = cause_of(error)
         now = time.monotonic()

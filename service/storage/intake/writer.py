@@ -24,13 +24,13 @@ from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database.batcher import Batcher, Entry, OnDemandBatcher
 from service.storage.database.failures import (
+    StorageFaultError,
     cause_of,
     is_busy,
     is_driver_error,
     is_refused,
     is_transient,
     may_concern_content,
-    storage_fault,
 )
 from service.storage.database.retry import FIRST_WAIT, LONGEST_RETRY, LONGEST_WAIT, Retry, RetryScope, retry_scope
 from service.storage.intake.outage import Outage, RecentRequests
@@ -212,7 +212,7 @@ class LeadWriter:
         elif isinstance(error, StorageUnavailableError) or (is_refused(error) and not may_concern_content(error)):
             self._to_spool.add(batch)
         else:
-            batch[0].fail(storage_fault(error) if is_driver_error(error) else error)
+            batch[0].fail(StorageFaultError(cause_of(error)) if is_driver_error(error) else error)
 
     def _split(self, batch: list[_Entry]) -> None:
         """Write each lead of a batch alone, beside the batches: one that waits for a lock must not hold those up."""
