@@ -45,7 +45,6 @@ MENDS = {
     "42501": "a right is missing that was granted otherwise, such as EXECUTE on a function: run leadkeep migrate",
     "42P01": "the schema is missing, or a table that another one's trigger names: run leadkeep migrate, or restore",
     "53100": "the disk of the server is full: free space on it",
-    "53300": "the server has no connection left: raise max_connections, or end other clients",
 }
 """What to do about an SQLSTATE whose cause the catalogue does not show."""
 

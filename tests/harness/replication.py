@@ -81,9 +81,13 @@ class Standby:
         self._process: subprocess.Popen[bytes] | None = None
         self._user: ServerUser | None = None
 
+    def url(self, *, user: str, database: str) -> str:
+        """How to reach it, and it alone."""
+        return f"postgresql://{user}@/{database}?host={self.folder}&port=5432"
+
     @property
     def _url(self) -> str:
-        return f"postgresql://postgres@/postgres?host={self.folder}&port=5432"
+        return self.url(user="postgres", database="postgres")
 
     def attach(self) -> None:
         """Follow the primary; when this returns the standby counts as synchronous."""
@@ -122,7 +126,7 @@ class Standby:
 
     def ask(self, sql: str, *parameters: object, database: str) -> Any:
         """One value, asked on the standby, which has only what was replicated."""
-        return _ask(self._url.replace("/postgres?", f"/{database}?"), sql, *parameters)
+        return _ask(self.url(user="postgres", database=database), sql, *parameters)
 
     def holds(self) -> bool:
         """Whether the standby has replayed all that the primary has written."""

@@ -283,11 +283,19 @@ def refusing_sqlstate(conninfo: str) -> str | None:
     return None if sqlstate is None or sqlstate.startswith(_AWAY) else sqlstate
 
 
+_NO_CONNECTION_LEFT = "53300"
+
+
 def connection_refusal(sqlstate: str) -> SessionRefusedError:
     """The refusal of a server or pooler that does not take the connection."""
+    mend = (
+        "it has no connection left: raise max_connections, or CONNECTION LIMIT of the role or the database, or end "
+        "other clients"
+        if sqlstate == _NO_CONNECTION_LEFT
+        else "see its log; user, password, database name and options of LEADKEEP_DATABASE_URL must be such that it "
+        "takes them (PgBouncer takes options with ignore_startup_parameters = options, and drops them)"
+    )
     return SessionRefusedError(
         "connection_refused",
-        f"PostgreSQL, or a pooler in front of it, refuses the connection (SQLSTATE {sqlstate}): see its log; user, "
-        "password, database name and options of LEADKEEP_DATABASE_URL must be such that it takes them (PgBouncer takes "
-        "options with ignore_startup_parameters = options, and drops them)",
+        f"PostgreSQL, or a pooler in front of it, refuses the connection (SQLSTATE {sqlstate}): {mend}",
     )
