@@ -203,6 +203,10 @@ class Settings(BaseModel):
         "what `leadkeep retention` erases: statuses and days without a change, such as not_interested=90d; new=730d",
         shown="unset: nothing",
     )
+    repeat_window: Annotated[float, _read_by(values.number(float, 0, 31_536_000))] = _setting(
+        86_400,
+        "seconds within which a subject that sends the same again without request_id gets the same lead; 0: never",
+    )
     confirmation_dir: _Folder | None = _setting(None, "folder with your own texts for customers, e.g. fr.toml")
     default_locale: str = _setting("en", "the language of the customer's texts when the wanted one is not there")
     max_concurrent_calls: Annotated[int, _read_by(values.number(int, 1, 100_000))] = _setting(

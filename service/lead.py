@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, get_type_hints
 from uuid import UUID
@@ -269,6 +269,8 @@ class SealedSubmission(StoredFields):
     """That moment by the database's clock, at the earliest and at the latest; None: unknown."""
     refused: bool = False
     """Whether its caller got the answer that it duplicates another submission in the spool."""
+    repeat_window: timedelta = timedelta(0)
+    """Without request_id: within which time of an earlier submission with the same content it is a repeat of that."""
 
     def has_content(self, digest: bytes) -> bool:
         """Whether a kept digest is of the same content."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -33,7 +33,12 @@ from service.validation.index_rule import IndexRule
 
 
 class LeadSealer:
-    """Seals and opens whole leads. `transcript_url` holds `{conversation_id}`; None: leads have no transcript."""
+    """Seals and opens whole leads.
+
+    Args:
+        transcript_url: holds `{conversation_id}`; None: leads have no transcript.
+        repeat_window: within which time the same content without request_id is a repeat; 0: never.
+    """
 
     def __init__(
         self,
@@ -41,10 +46,12 @@ class LeadSealer:
         validation: ValidationService,
         *,
         transcript_url: str | None,
+        repeat_window: timedelta = timedelta(0),
     ) -> None:
         self._encryption = encryption
         self._validation = validation
         self._transcript_url = transcript_url
+        self._repeat_window = repeat_window
         # What this process normalises is canonical by its own rules already.
         self._rules = validation.index_rules
 
@@ -93,6 +100,7 @@ class LeadSealer:
             content_digest=digest,
             earlier_digests=tuple(earlier),
             indexes=self.indexes(entered.phone, entered.nid),
+            repeat_window=self._repeat_window,
         )
 
     def _stored(self, lead_id: UUID, name: str, value: str) -> str:
@@ -117,6 +125,7 @@ class LeadSealer:
             content_digest=digest,
             earlier_digests=tuple(earlier),
             indexes=self.indexes(values["phone"], values["nid"]),
+            repeat_window=self._repeat_window,
             fields={**submission.fields, **anew},
         )
 

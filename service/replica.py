@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from service.config import Settings
@@ -62,7 +62,11 @@ class ServiceParts:
         self.report = ReplicaReport(replica_name(settings.spool_path), self.database, spool, encryption)
         self.admission = Admission(self.database, self.confirming, spool, encryption, normaliser, self.report)
         submissions = SubmissionStore(self.database, require_standby=settings.require_standby)
-        self.sealer = LeadSealer(encryption, self.validation, transcript_url=settings.transcript_url)
+        self.sealer = LeadSealer(
+            *(encryption, self.validation),
+            transcript_url=settings.transcript_url,
+            repeat_window=timedelta(seconds=settings.repeat_window),
+        )
         self.erasures = Erasures(self.database, self.sealer.resealed_and_reindexed)
         self.records = AccessRecords(self.database, encryption)
         self.recent, self.outage = RecentRequests(), Outage()

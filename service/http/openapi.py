@@ -272,7 +272,7 @@ _CREATE_PARAMETERS = [
     _header(
         "Idempotency-Key",
         "The request_id: unique per subject, so that the same again answers the same lead. A "
-        "UUID is a good choice. Recommended: without it a repeat after a lost answer is refused as a duplicate.",
+        "UUID is a good choice. Recommended: without it a repeat is recognised only by its content, for a day.",
         {"type": "string", "maxLength": texts.LONGEST_REQUEST_ID},
     ),
     _header("Accept-Language", "The customer's language, for the confirmation.", {"type": "string"}),

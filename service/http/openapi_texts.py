@@ -53,6 +53,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "confirmation": "What to tell the customer.",
         "lead": "The lead as it was stored.",
         "ignored_fields": "Optional fields that could not be read and were left out.",
+        "is_repeat": "Whether this repeats an earlier submission, whose lead is answered: the same Idempotency-Key, or "
+        "none and the same fields.",
     },
     "GetLeadResponse": {"lead": "The lead."},
     "UpdateStatusResponse": {"lead": "The lead after the change."},
@@ -223,4 +225,5 @@ EXAMPLE_CREATED = {
     },
     "lead": EXAMPLE_LEAD,
     "ignored_fields": [],
+    "is_repeat": False,
 }

@@ -56,6 +56,7 @@ class LeadServicer:
             confirmation=wire.confirmation_message(created.confirmation),
             lead=wire.lead_message(created.lead),
             ignored_fields=created.ignored,
+            is_repeat=created.is_repeat,
         )
 
     async def GetLead(self, call: Call, request: pb.GetLeadRequest) -> pb.GetLeadResponse:  # noqa: N802

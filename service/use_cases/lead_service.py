@@ -61,6 +61,8 @@ class CreatedLead:
     """Whether it waits in the spool and reaches the database later."""
     ignored: tuple[str, ...]
     """The optional fields that could not be read and were left out."""
+    is_repeat: bool
+    """Whether an earlier submission is acknowledged once more."""
 
 
 class LeadService:
@@ -108,10 +110,10 @@ class LeadService:
                     if is_new
                     else self._sealer.open(sealed)
                 )
-                return self._created(lead, ignored, locale, delayed=False)
+                return self._created(lead, ignored, locale, delayed=False, is_repeat=sealed.id != lead_id)
             case Delayed(delayed_id, accepted_at, decided):
                 lead = self._sealer.acknowledged(delayed_id, details, accepted_at)
-                return self._created(lead, ignored, locale, delayed=not decided)
+                return self._created(lead, ignored, locale, delayed=not decided, is_repeat=delayed_id != lead_id)
             case Erased(created_at):
                 # Stored by an attempt whose answer was lost, and erased before this one. An error would be repeated,
                 # and the repeat would bring the person back.
@@ -124,7 +126,9 @@ class LeadService:
             case Aliased() | InConflict():
                 raise AssertionError("only what was acknowledged before becomes an alias or a conflict")
 
-    def _created(self, lead: Lead, ignored: tuple[str, ...], locale: str, *, delayed: bool) -> CreatedLead:
+    def _created(
+        self, lead: Lead, ignored: tuple[str, ...], locale: str, *, delayed: bool, is_repeat: bool = False
+    ) -> CreatedLead:
         confirmation = self._confirmation.confirm(
             lead_id=lead.id,
             name=lead.name,
@@ -132,7 +136,7 @@ class LeadService:
             preferred_contact_time=lead.preferred_contact_time,
             delayed=delayed,
         )
-        return CreatedLead(lead, confirmation, delayed, ignored)
+        return CreatedLead(lead, confirmation, delayed, ignored, is_repeat)
 
     async def get_lead(self, caller: Caller, lead_id: UUID, *, hidden: Collection[str] = ()) -> Lead:
         """One lead; `hidden` fields are not opened. Raises LeadNotFoundError, FieldUnreadableError."""

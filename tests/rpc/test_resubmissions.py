@@ -117,6 +117,7 @@ def test_a_repeat_of_a_refused_duplicate_is_kept_once(
 def test_without_a_request_id_each_attempt_is_kept(
     chatbot: Client, admin: Client, person: pb.Lead, lead_id: str
 ) -> None:
+    person.notes = "once more"
     resubmit(chatbot, person)
     resubmit(chatbot, person)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,19 +43,19 @@ def encryption() -> EncryptionService:
 
 @pytest.fixture(scope="module")
 def sealer(encryption: EncryptionService) -> LeadSealer:
-    return LeadSealer(encryption, ValidationService(), transcript_url=None)
+    return LeadSealer(encryption, ValidationService(), transcript_url=None, repeat_window=timedelta(hours=24))
 
 
 @pytest.fixture(scope="module")
 def submit(sealer: LeadSealer) -> Submit:
-    """Seal a submission; phone and nid are somebody's of its own unless told."""
+    """Seal a submission; name, phone and nid are somebody's of its own unless told."""
 
     def make(
         *, created_by: str = "bot", request_id: str | None = None, lead_id: UUID | None = None, **fields: str | None
     ) -> SealedSubmission:
         number = next(_numbers)
         made_up: dict[str, Any] = {
-            "name": "Somebody",
+            "name": f"Somebody {number}",
             "phone": f"+88018{number:08d}",
             "nid": f"20{number:011d}",
             "address": "1 Lake Road",

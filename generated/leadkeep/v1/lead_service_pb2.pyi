@@ -122,20 +122,22 @@ class CreateLeadRequest(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., request_id: _Optional[str] = ..., locale: _Optional[str] = ..., phone_region: _Optional[str] = ...) -> None: ...
 
 class CreateLeadResponse(_message.Message):
-    __slots__ = ("id", "message", "state", "confirmation", "lead", "ignored_fields")
+    __slots__ = ("id", "message", "state", "confirmation", "lead", "ignored_fields", "is_repeat")
     ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CONFIRMATION_FIELD_NUMBER: _ClassVar[int]
     LEAD_FIELD_NUMBER: _ClassVar[int]
     IGNORED_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    IS_REPEAT_FIELD_NUMBER: _ClassVar[int]
     id: str
     message: str
     state: SaveState
     confirmation: Confirmation
     lead: Lead
     ignored_fields: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[SaveState, str]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ..., ignored_fields: _Optional[_Iterable[str]] = ...) -> None: ...
+    is_repeat: bool
+    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[SaveState, str]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ..., ignored_fields: _Optional[_Iterable[str]] = ..., is_repeat: _Optional[bool] = ...) -> None: ...
 
 class GetLeadRequest(_message.Message):
     __slots__ = ("id", "view")

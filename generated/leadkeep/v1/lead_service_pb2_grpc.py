@@ -121,7 +121,8 @@ class LeadServiceServicer:
         existing lead is refused and kept, sealed, as a resubmission of that lead; when phone and nid both match one lead,
         its conversation is linked to that lead too.
 
-        Scope: `leads:create`. Safe to repeat with the same `request_id`. Errors in addition to the general ones:
+        Scope: `leads:create`. Safe to repeat with the same `request_id`; without one, with the same fields within a day
+        (`is_repeat`). Errors in addition to the general ones:
         ALREADY_EXISTS    DUPLICATE_PHONE, DUPLICATE_NID (metadata `fields`: what matched a lead, phone's reason first when both;
         `lead_id`, `phone_lead_id`, `nid_lead_id` only for callers who may read that lead)
         ALREADY_EXISTS    REQUEST_ID_REUSED (the same request_id with other content; the first result stays)

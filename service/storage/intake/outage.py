@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Collection
+from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
@@ -60,20 +61,20 @@ class Outage:
 
 
 class RecentRequests:
-    """Requests that the database has, by subject and request_id: a repeat gets the same answer during an outage.
+    """Requests that the database has, by subject and request_id or else content: the answer to a repeat in an outage.
 
     The oldest are forgotten, and all of them with the process.
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], Earlier] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str | bytes], Earlier] = OrderedDict()
         self._erased: OrderedDict[UUID, None] = OrderedDict()
 
     def remember(self, submission: SealedSubmission, lead: SealedLead) -> None:
         """The submission was answered with this lead."""
-        if submission.request_id is None or lead.id in self._erased:
+        if lead.id in self._erased:
             return
-        self._known[submission.created_by, submission.request_id] = Earlier(
+        self._known[submission.created_by, submission.request_id or submission.content_digest] = Earlier(
             id=lead.id, accepted_at=lead.created_at, content_digest=submission.content_digest, decided=True
         )
         if len(self._known) > REQUESTS_KEPT:
@@ -92,6 +93,7 @@ class RecentRequests:
 
     def answer(self, submission: SealedSubmission) -> Outcome | None:
         """The outcome of a repeat; None when the request is not known."""
-        if submission.request_id is None:
-            return None
-        return decide(submission, Found(request=self._known.get((submission.created_by, submission.request_id))))
+        contents = (submission.content_digest, *submission.earlier_digests)
+        names = contents if submission.request_id is None else (submission.request_id,)
+        known = next((each for name in names if (each := self._known.get((submission.created_by, name)))), None)
+        return decide(submission, Found(request=known, person=known, now=datetime.now(UTC)))

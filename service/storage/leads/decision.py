@@ -127,6 +127,10 @@ class Found:
     """What holds the submission's own id: an earlier attempt succeeded, and its answer was lost."""
     request: Earlier | None = None
     """The lead, or the waiting submission, of the same subject and request_id."""
+    person: Earlier | None = None
+    """The lead, or the waiting submission, of the same subject with both its phone and its nid, or neither a nid."""
+    now: datetime | None = None
+    """The moment of the look, by the clock that dates what is new in the store."""
     conflict: Earlier | None = None
     """The oldest conflict of the same subject and request_id."""
     phone: MatchedLead | None = None
@@ -159,8 +163,19 @@ def decide(submission: SealedSubmission, found: Found) -> Outcome | None:
     return _decide_drained(submission, found) if is_drained else _decide_new(submission, found)
 
 
+def _repeated(submission: SealedSubmission, found: Found) -> Earlier | None:
+    """The earlier submission with its request_id. Without one, that of the same person, content and time."""
+    if submission.request_id is not None:
+        return found.request
+    person, moment = found.person, submission.accepted_at or found.now
+    if person is None or moment is None or not submission.has_content(person.content_digest):
+        return None
+    # Copies from two spools are drained in any order.
+    return person if abs(moment - person.accepted_at) < submission.repeat_window else None
+
+
 def _decide_new(submission: SealedSubmission, found: Found) -> Outcome | None:
-    earlier = found.request or found.conflict
+    earlier = _repeated(submission, found) or found.conflict
     if earlier is None:
         return found.match
     if not submission.has_content(earlier.content_digest):
@@ -171,7 +186,7 @@ def _decide_new(submission: SealedSubmission, found: Found) -> Outcome | None:
 
 def _decide_drained(submission: SealedSubmission, found: Found) -> Outcome | None:
     """It was acknowledged, so that it is never refused: an operator decides what else it could be."""
-    request, conflict, match = found.request, found.conflict, found.match
+    request, conflict, match = _repeated(submission, found), found.conflict, found.match
     if request is not None and submission.has_content(request.content_digest):
         return Aliased(request.id)
     if found.perhaps_erased_with is None:

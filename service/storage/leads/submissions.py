@@ -110,7 +110,7 @@ without an id comes back: no other statement could know what holds when this one
 # Locked in the order of ids, so that two batches which match the same leads lock them in the same order.
 _LOOK_UP = Statement(
     text("""
-    SELECT * FROM lead WHERE id IN (
+    SELECT *, now() AS looked_up_at FROM lead WHERE id IN (
         SELECT unnest(CAST(:id AS uuid[]))
         UNION
         SELECT l.id FROM lead l JOIN unnest(CAST(:created_by AS text[]), CAST(:request_id AS text[]))
@@ -317,12 +317,17 @@ class _Rows:
     def found(self, entry: SealedSubmission) -> Found:
         """What there is of one submission."""
         request = (entry.created_by, entry.request_id)
+        phone, nid = _row_of(self._phones, entry.indexes.phones), _row_of(self._nids, entry.indexes.nids)
+        has_both = phone is not None and (phone is nid if entry.indexes.nids else phone.nid is None)
+        person = phone if phone is not None and has_both and phone.created_by == entry.created_by else None
         return Found(
             own=_earlier_lead(self._leads.get(entry.id)) or _earlier_conflict(self._conflicts.get(entry.id)),
             request=_earlier_lead(self._requests.get(request)),
+            person=_earlier_lead(person),
+            now=None if person is None else person.looked_up_at,
             conflict=_earlier_conflict(self._conflicts_of.get(request)),
-            phone=self.with_phone(entry.indexes.phones),
-            nid=self.with_nid(entry.indexes.nids),
+            phone=_matched_lead(phone),
+            nid=_matched_lead(nid),
             alias=self._aliases.get(entry.id),
             erased_created_at=self._erased.accepted_at.get(entry.id),
             perhaps_erased_with=self._erased.perhaps_with.get(entry.id),
@@ -330,15 +335,18 @@ class _Rows:
 
     def with_phone(self, indexes: Sequence[bytes]) -> MatchedLead | None:
         """The lead with one of these blind indexes of a phone."""
-        return _matched_lead(self._phones, indexes)
+        return _matched_lead(_row_of(self._phones, indexes))
 
     def with_nid(self, indexes: Sequence[bytes]) -> MatchedLead | None:
         """The lead with one of these blind indexes of a nid."""
-        return _matched_lead(self._nids, indexes)
+        return _matched_lead(_row_of(self._nids, indexes))
 
 
-def _matched_lead(leads: Mapping[bytes, Any], indexes: Sequence[bytes]) -> MatchedLead | None:
-    row = next((leads[index] for index in indexes if index in leads), None)
+def _row_of(leads: Mapping[bytes, Any], indexes: Sequence[bytes]) -> Any | None:
+    return next((leads[index] for index in indexes if index in leads), None)
+
+
+def _matched_lead(row: Any | None) -> MatchedLead | None:
     return None if row is None else MatchedLead(row.id, row.created_by)
 
 

@@ -44,7 +44,7 @@ class SpoolOverlap:
     """Of some submissions, those that share something with one that waits here."""
 
     repeats: set[UUID] = field(default_factory=set)
-    """The same request waits here: the spool answers it."""
+    """The same request waits here, or the same submission without a request_id: the spool answers it."""
     rivals: set[UUID] = field(default_factory=set)
     """One with the same phone or nid waits here: that one was first, so it must reach the database first."""
 
@@ -70,6 +70,30 @@ class Opened:
     damaged: list[UUID]
     fault: tuple[UUID, Exception] | None = None
     """The submission behind these, if it could not be prepared by a fault of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """The rows that share something with a submission, oldest first."""
+
+    own: SpoolRow | None
+    request: SpoolRow | None
+    phone: Sequence[SpoolRow]
+    nid: Sequence[SpoolRow]
+
+    @classmethod
+    def of(cls, entry: SealedSubmission, requests: Sequence[bytes], file: SpoolFile) -> _Waiting:
+        """Those of a submission with these digests of its request."""
+        return cls(
+            own=next(iter(file.find("id", [entry.id.bytes])), None),
+            request=next(iter(file.find("request", requests)), None),
+            phone=file.find("phone", entry.indexes.phones),
+            nid=file.find("nid", entry.indexes.nids),
+        )
+
+    def keeps_refused(self, entry: SealedSubmission) -> bool:
+        """Whether the submission was refused and kept before."""
+        return self.request is not None or any(row.refused and entry.has_content(row.content) for row in self.phone)
 
 
 class Spool:
@@ -119,7 +143,9 @@ class Spool:
 
     async def overlap(self, submissions: Sequence[SealedSubmission]) -> SpoolOverlap:
         """Which of the submissions share something with one that waits here. Raises SpoolError."""
-        return SpoolOverlap() if self.empty else await self._call(partial(self._overlap, submissions))
+        if self.empty:
+            return SpoolOverlap()
+        return await self._call(partial(self._overlap, submissions, self.clock.now()[0]))
 
     async def holds(self, lead_id: UUID, may_read: Callable[[str], bool]) -> bool:
         """Whether an acknowledged lead waits here whose creator's leads the caller may read. Raises SpoolError."""
@@ -226,25 +252,32 @@ class Spool:
 
     def _keep(self, entry: SealedSubmission, now: datetime, clock: ClockOffset | None, file: SpoolFile) -> Outcome:
         requests = self._request_indexes(entry)
-        own = next(iter(file.find("id", [entry.id.bytes])), None)
-        request = next(iter(file.find("request", requests)), None)
-        with_phone, with_nid = file.find("phone", entry.indexes.phones), file.find("nid", entry.indexes.nids)
-        found = Found(
-            own=_earlier(own), request=_earlier(request), phone=self._matched(with_phone), nid=self._matched(with_nid)
-        )
-        outcome = decide(entry, found)
-        if outcome is None and request is not None:
+        waiting = _Waiting.of(entry, requests, file)
+        outcome = decide(entry, self._found(entry, waiting, now))
+        if outcome is None and waiting.request is not None:
             # What it duplicated is in the database by now: this time it waits like any other, in place of itself.
-            file.delete(request.id)
+            file.delete(waiting.request.id)
         is_refused = isinstance(outcome, DuplicateMatch)
-        is_kept = request is not None or any(row.refused and entry.has_content(row.content) for row in with_phone)
-        if outcome is None or (is_refused and not is_kept):
+        if outcome is None or (is_refused and not waiting.keeps_refused(entry)):
             entry = replace(entry, accepted_at=now, refused=is_refused)
             file.insert(replace(self._row(entry, requests[0] if requests else None, now), clock=clock))
         return outcome or Delayed(entry.id, now)
 
-    def _matched(self, rows: Sequence[SpoolRow]) -> MatchedLead | None:
-        row = next((row for row in rows if not row.refused), None)
+    def _found(self, entry: SealedSubmission, waiting: _Waiting, now: datetime) -> Found:
+        phone, nid = (next((row for row in rows if not row.refused), None) for rows in (waiting.phone, waiting.nid))
+        matched = self._matched(phone)
+        has_both = phone is not None and (phone == nid if entry.indexes.nids else phone.nid is None)
+        is_own = has_both and matched is not None and matched.created_by == entry.created_by
+        return Found(
+            own=_earlier(waiting.own),
+            request=_earlier(waiting.request),
+            person=_earlier(phone) if is_own else None,
+            now=now,
+            phone=matched,
+            nid=matched if phone == nid else self._matched(nid),
+        )
+
+    def _matched(self, row: SpoolRow | None) -> MatchedLead | None:
         if row is None:
             return None
         try:
@@ -252,12 +285,13 @@ class Spool:
         except FieldUnreadableError:
             return MatchedLead(row.id, "")
 
-    def _overlap(self, submissions: Sequence[SealedSubmission], file: SpoolFile) -> SpoolOverlap:
+    def _overlap(self, submissions: Sequence[SealedSubmission], now: datetime, file: SpoolFile) -> SpoolOverlap:
         overlap = SpoolOverlap()
         for entry in submissions:
-            if file.find("request", self._request_indexes(entry)):
+            waiting = _Waiting.of(entry, self._request_indexes(entry), file)
+            if waiting.request or isinstance(decide(entry, self._found(entry, waiting, now)), Delayed):
                 overlap.repeats.add(entry.id)
-            elif file.find("phone", entry.indexes.phones) or file.find("nid", entry.indexes.nids):
+            elif waiting.phone or waiting.nid:
                 overlap.rivals.add(entry.id)
         return overlap
 

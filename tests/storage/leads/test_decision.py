@@ -1,8 +1,8 @@
 """What becomes of a submission: one contract for every store that decides about one.
 
 A case says what was submitted before, what is submitted now, and what each store must answer. A store that cannot know
-something answers for what it knows: the recent requests know neither phones nor submissions without a request_id, and
-only PostgreSQL is asked about submissions that were drained from a spool.
+something answers for what it knows: the recent requests know only what repeats a lead, by its request_id or else by
+its content, and only PostgreSQL is asked about submissions that were drained from a spool.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool, Spooled
 from tests.harness.postgres import TestDatabase
 
+WINDOW = timedelta(hours=24)
+SOON = timedelta(microseconds=1)
+"""A window that is over when the next submission is stored."""
 BEFORE = datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=UTC)
 """When a drained submission was acknowledged, unless its case says otherwise."""
 
@@ -60,6 +63,8 @@ class Draft:
     """The earlier one whose attempt this repeats, under the same id."""
     stored: bool = True
     """Whether it becomes a lead; else no process remembers its request."""
+    name: str = "Rahima Begum"
+    window: timedelta = WINDOW
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,12 @@ LATER = datetime(2126, 1, 1, tzinfo=UTC)
 NEW = [
     Case("nothing is known", (), Draft("B"), "created B new", "1 0 0 0", "delayed B", "unknown"),
     Case("another person is known", (A,), Draft("B"), "created B new", "2 0 0 0", "delayed B", "unknown"),
-    Case("its own id is known", (A,), replace(A, id_of="A"), "created A", "1 0 0 0", "delayed A", "unknown"),
+    Case(
+        "its own id is known",
+        (A,),
+        replace(A, id_of="A"),
+        *("created A", "1 0 0 0", "delayed A", "delayed A decided"),
+    ),
     Case(
         "its own id and request are known",
         (A_REQUEST,),
@@ -119,10 +129,59 @@ NEW = [
     Case("its phone is known", (A,), B_PHONE, "duplicate phone A", "1 0 0 1", "duplicate phone A", "unknown"),
     Case("its nid is known", (A,), B_NID, "duplicate nid A", "1 0 0 1", "duplicate nid A", "unknown"),
     Case(
-        "its phone and nid are of one person",
+        "its phone and nid are of one person, with other content",
         (A,),
-        SAME,
+        replace(SAME, name="Rahima B."),
         *("duplicate phone A nid A", "1 0 0 1", "duplicate phone A nid A", "unknown"),
+    ),
+    Case("it has the same content", (A,), SAME, "created A", "1 0 0 0", "delayed A", "delayed A decided"),
+    Case(
+        "it has the same content as one that was repeated",
+        (A, replace(SAME, stored=False)),
+        replace(A, label="C"),
+        *("created A", "1 0 0 0", "delayed A", "delayed A decided"),
+    ),
+    Case(
+        "it has the same content as one with a request_id",
+        (A_REQUEST,),
+        SAME,
+        *("created A", "1 0 0 0", "delayed A", "unknown"),
+    ),
+    Case(
+        "it has the same content and a request_id",
+        (A,),
+        SAME_REQUEST,
+        *("duplicate phone A nid A", "1 0 0 1", "duplicate phone A nid A", "unknown"),
+    ),
+    Case(
+        "it has the same content and another request_id",
+        (A_REQUEST,),
+        replace(SAME, request="s"),
+        *("duplicate phone A nid A", "1 0 0 1", "duplicate phone A nid A", "unknown"),
+    ),
+    Case(
+        "it has the same content of another subject",
+        (A,),
+        replace(SAME, subject="other"),
+        *("duplicate phone A nid A", "1 0 0 1", "duplicate phone A nid A", "unknown"),
+    ),
+    Case(
+        "it has the same content as one of long ago",
+        (A,),
+        replace(SAME, window=SOON),
+        *("duplicate phone A nid A", "1 0 0 1", "duplicate phone A nid A", "unknown"),
+    ),
+    Case(
+        "it has the same content, and repeats are not recognised",
+        (A,),
+        replace(SAME, window=timedelta(0)),
+        *("duplicate phone A nid A", "1 0 0 1", "duplicate phone A nid A", "unknown"),
+    ),
+    Case(
+        "it has the same content as one in conflict",
+        (A, drained(B_PHONE)),
+        replace(B_PHONE, label="C", nid="2000000000066"),
+        *("duplicate phone A", "1 1 0 1", "duplicate phone A", "unknown"),
     ),
     Case(
         "its phone and nid are of two persons",
@@ -229,6 +288,61 @@ DRAINED = [
     Case("its phone is known", (A,), drained(B_PHONE), "conflict phone A", "1 1 0 0"),
     Case("its nid is known", (A,), drained(B_NID), "conflict nid A", "1 1 0 0"),
     Case("its phone and nid are of one person", (A,), drained(SAME), "conflict phone A nid A", "1 1 0 0"),
+    Case("it has the same content", (drained(A),), drained(SAME), "alias A", "1 0 1 0"),
+    Case(
+        "it has the same content and was accepted earlier",
+        (drained(A),),
+        replace(SAME, drained_from=BEFORE - timedelta(hours=1)),
+        *("alias A", "1 0 1 0"),
+    ),
+    Case(
+        "it has the same content, just within the window",
+        (drained(A),),
+        replace(SAME, drained_from=BEFORE + WINDOW - SOON),
+        *("alias A", "1 0 1 0"),
+    ),
+    Case(
+        "it has the same content, at the end of the window",
+        (drained(A),),
+        replace(SAME, drained_from=BEFORE + WINDOW),
+        *("conflict phone A nid A", "1 1 0 0"),
+    ),
+    Case(
+        "it has the same content as one with a request_id",
+        (drained(A_REQUEST),),
+        drained(SAME),
+        *("alias A", "1 0 1 0"),
+    ),
+    Case(
+        "it has the same content and a request_id",
+        (drained(A),),
+        drained(SAME_REQUEST),
+        *("conflict phone A nid A", "1 1 0 0"),
+    ),
+    Case(
+        "it has the same content of another subject",
+        (drained(A),),
+        drained(SAME, subject="other"),
+        *("conflict phone A nid A", "1 1 0 0"),
+    ),
+    Case(
+        "its phone and nid are of one person, with other content",
+        (drained(A),),
+        drained(SAME, name="Rahima B."),
+        *("conflict phone A nid A", "1 1 0 0"),
+    ),
+    Case(
+        "it has the same content, and was refused in its spool",
+        (drained(A),),
+        drained(SAME, refused=True),
+        *("alias A", "1 0 1 0"),
+    ),
+    Case(
+        "it has the same content as one that was erased",
+        (drained(A), Erase("A")),
+        drained(SAME),
+        *("created B new", "1 0 0 0"),
+    ),
     Case(
         "its phone and nid are of two persons",
         (Draft("A", phone=PHONE), B_NID),
@@ -242,16 +356,10 @@ DRAINED = [
         *("conflict", "1 1 0 0"),
     ),
     Case(
-        "another replica drained the same person, without request_ids",
-        (drained(A),),
-        drained(SAME),
-        *("conflict phone A nid A", "1 1 0 0"),
-    ),
-    Case(
-        "two other replicas drained the same person, without request_ids",
+        "two other replicas drained the same content",
         (drained(A), drained(SAME)),
         drained(A, label="C"),
-        *("conflict phone A nid A", "1 2 0 0"),
+        *("alias A", "1 0 2 0"),
     ),
     Case(
         "another replica drained another person of its subject, without request_ids",
@@ -432,7 +540,7 @@ class Recent:
     async def answer(self, submission: SealedSubmission, *, stored: bool) -> Outcome | None:
         outcome = self.requests.answer(submission)
         if stored and not submission.accepted_at:
-            self.requests.remember(submission, submission.as_lead(BEFORE))
+            self.requests.remember(submission, submission.as_lead(datetime.now(UTC)))
         return outcome
 
     async def erase(self, lead_id: UUID) -> None:
@@ -455,7 +563,7 @@ class Submissions:
     def sealed(self, draft: Draft) -> SealedSubmission:
         number = ord(draft.label)
         details = CustomerFields(
-            name="Rahima Begum",
+            name=draft.name,
             phone=draft.phone or f"+88018000000{number}",
             nid=draft.nid or f"20000000000{number}",
             address="1 Lake Road",
@@ -465,7 +573,13 @@ class Submissions:
         sealed = self._sealer.seal(lead_id, details, created_by=draft.subject, request_id=draft.request)
         moment = draft.drained_from
         known = (moment, moment) if moment and draft.clock_known else None
-        return replace(sealed, accepted_at=moment, accepted_between=known, refused=draft.refused)
+        return replace(
+            sealed,
+            accepted_at=moment,
+            accepted_between=known,
+            refused=draft.refused,
+            repeat_window=draft.window,
+        )
 
     def text(self, outcome: Outcome | None) -> str:
         """An outcome in the words of the cases."""
