@@ -121,6 +121,7 @@ async def _serve(
                 ),
                 metrics=metrics,
                 max_concurrent_calls=settings.max_concurrent_calls,
+                default_deadline=settings.default_deadline,
                 work=work,
                 new_id=new_id,
             )

@@ -209,6 +209,9 @@ class Settings(BaseModel):
     )
     confirmation_dir: _Folder | None = _setting(None, "folder with your own texts for customers, e.g. fr.toml")
     default_locale: str = _setting("en", "the language of the customer's texts when the wanted one is not there")
+    default_deadline: Annotated[float, _read_by(values.number(float, 1, 30))] = _setting(
+        10, "seconds within which a caller is answered who sets no deadline"
+    )
     max_concurrent_calls: Annotated[int, _read_by(values.number(int, 1, 100_000))] = _setting(
         512, "calls at work at once; more are refused with QUEUE_FULL"
     )

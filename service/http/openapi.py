@@ -251,7 +251,7 @@ _HEADERS: _Json = {
 _PARAMETERS = [
     _header(
         "Request-Timeout",
-        "How many seconds the caller waits, such as 2.5; 30 when not given.",
+        "How many seconds the caller waits, such as 2.5; when not given, 10 or what the operator has set.",
         {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1_000_000},
     ),
     _header(

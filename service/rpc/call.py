@@ -22,10 +22,6 @@ from service.errors import LeadkeepError, ServiceStoppingError
 
 SERVICE = pb.DESCRIPTOR.services_by_name["LeadService"]
 
-DEFAULT_DEADLINE = 30.0
-"""Seconds for the call of a caller who sets no deadline: longer than any healthy answer takes, and short enough that
-nobody waits for ever."""
-
 ANSWER_MARGIN = 0.15
 """Seconds before the caller's deadline at which the service answers, so that the answer arrives in time even from a
 busy process; never more than a tenth of the time that the caller gave."""
@@ -48,7 +44,8 @@ class Call:
     metadata: Mapping[str, str]
     """Metadata or headers, keys in lower case."""
     deadline: float
-    """When the service must have answered, on the monotonic clock: the caller's deadline less a margin."""
+    """When the service must have answered, on the monotonic clock: the caller's deadline less a margin. Infinite for a
+    caller who set none, until the chain sets it."""
     waited: float = 0.0
     """Seconds for which it waited for this process to take it, by estimate."""
     fault: LeadkeepError | None = None
@@ -96,9 +93,9 @@ def chained(interceptors: Sequence[Interceptor], servicer: object) -> dict[str, 
 
 
 def answer_by(seconds: float | None) -> float:
-    """When to answer, on the monotonic clock, given the seconds that the caller waits."""
+    """When to answer, on the monotonic clock, given the seconds that the caller waits; None: the caller did not say."""
     if seconds is None:
-        return time.monotonic() + DEFAULT_DEADLINE
+        return math.inf
     return time.monotonic() + seconds - min(ANSWER_MARGIN, seconds / 10)
 
 

@@ -7,6 +7,7 @@ request, a response or an error's text.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 import traceback
@@ -35,7 +36,7 @@ from service.rpc.shares import Places, strangers
 from service.rpc.status import CODES
 from service.rpc.tokens.verifier import bearer_token
 from service.storage.database.failures import StorageFaultError
-from service.storage.database.retry import Retry, RetryScope, retry_scope
+from service.storage.database.retry import LONGEST_RETRY, Retry, RetryScope, retry_scope
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """What a caller's own `x-request-id` may look like to be taken over into the log."""
@@ -61,11 +62,12 @@ def standard_chain(
     unmasking: Interceptor,
     metrics: Metrics,
     max_concurrent_calls: int,
+    default_deadline: float,
     work: Work,
     new_id: Callable[[], UUID],
 ) -> Sequence[Interceptor]:
     """Every interceptor, outermost first. `unmasking` is what masking.py makes; `database_away` is what readiness says
-    of the database."""
+    of the database; `default_deadline` is in seconds, for callers who set none."""
     places = Places(max_concurrent_calls)
     return (
         # First, so that everything behind it can name the call.
@@ -77,7 +79,7 @@ def standard_chain(
         # Outside of deadline and places: a refusal that it holds back takes none.
         strangers(),
         # Outside of the work, which it leaves running when the caller's time is over or the caller is gone.
-        deadline(work),
+        deadline(work, default_deadline),
         # Inside of deadline, so that work which was left running still counts.
         concurrency(places),
         # Before anything reads the request; claims the place for the subject.
@@ -87,7 +89,7 @@ def standard_chain(
         # Around the servicer and nothing else: no unmasked message gets past it before it is recorded.
         unmasking,
         # Innermost: counts the retries of storage calls, the servicer's and the record's.
-        retry_log(metrics),
+        retry_log(metrics, max(LONGEST_RETRY, default_deadline)),
     )
 
 
@@ -176,17 +178,21 @@ def errors(new_id: Callable[[], UUID]) -> Interceptor:
     return intercept
 
 
-def deadline(work: Work) -> Interceptor:
+def deadline(work: Work, default: float) -> Interceptor:
     """Answer before the caller's deadline and before the end of the service; let no caller cancel what was begun.
 
     The work runs in a task of its own. A caller that hangs up or runs out of time leaves it running to its end: a
-    cancelled database call could report a commit as done that a failover then loses.
+    cancelled database call could report a commit as done that a failover then loses. Who set no deadline waits for
+    `default` seconds.
     """
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         if work.stopping:
             await work.refuse()
-        remaining = call.deadline - time.monotonic()
+        now = time.monotonic()
+        if call.deadline == math.inf:
+            call.deadline = now + default
+        remaining = call.deadline - now
         if remaining < FEWEST_SECONDS and call.waited > max(remaining, 0):
             raise QueueFullError
         if remaining <= 0:
@@ -265,8 +271,8 @@ def availability(database_away: Callable[[], bool]) -> Interceptor:
     return intercept
 
 
-def retry_log(metrics: Metrics) -> Interceptor:
-    """Log and count the client's earlier attempts and every storage retry inside the call."""
+def retry_log(metrics: Metrics, longest: float) -> Interceptor:
+    """Log and count the client's earlier attempts and every storage retry inside the call, of `longest` seconds."""
     log = structlog.get_logger("leadkeep.retries")
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
@@ -289,7 +295,7 @@ def retry_log(metrics: Metrics) -> Interceptor:
             )
 
         # The work runs in a task of its own, so this is its context and nobody else's.
-        retry_scope.set(RetryScope(call.deadline - STORAGE_MARGIN, on_retry))
+        retry_scope.set(RetryScope(min(call.deadline - STORAGE_MARGIN, time.monotonic() + longest), on_retry))
         return await proceed(call, request)
 
     return intercept

@@ -18,7 +18,10 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.storage.database.retry import LONGEST_RETRY
+from tests.conftest import StartService
 from tests.harness.answers import fails
+from tests.harness.faults import locked_lead
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually, frozen
@@ -198,6 +201,31 @@ def test_without_a_database_a_read_or_a_change_fails_at_once_and_says_when_to_tr
     assert {(each.code, each.reason) for each in refused} == {(grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")}
     assert all(each.retry_after for each in refused)
     assert {each.trailing.get("grpc-retry-pushback-ms") for each in refused} == {"-1"}
+
+
+def test_with_three_seconds_left_and_the_database_frozen_a_create_is_delayed_in_time(
+    server: TestServer, service: RunningService, channel: grpc.Channel
+) -> None:
+    assert server.postgres.pid is not None
+    with frozen(server.postgres.pid):
+        delayed = create(service, channel, timeout=3)
+    assert delayed.state == pb.SAVE_STATE_DELAYED
+    assert delayed.lead.masked, "an access cannot have been recorded"
+
+
+def test_who_sets_no_deadline_waits_for_the_database_as_long_as_the_operator_says(
+    database: TestDatabase, start_service: StartService
+) -> None:
+    service = start_service(database_url=database.serve_url, settings={"LEADKEEP_DEFAULT_DEADLINE": "1"})
+    with service.channel() as channel:
+        lead_id = create(service, channel, timeout=20).id
+        move = partial(service.stub(channel).UpdateStatus, metadata=service.metadata("admin"))
+        with locked_lead(database.admin_url, lead_id):
+            began = time.monotonic()
+            failure = fails(lambda: move(pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONTACTED)))
+            took = time.monotonic() - began
+    assert failure.reason == "STORAGE_UNAVAILABLE"
+    assert took < LONGEST_RETRY - 2, "it waited as long as storage is retried without a deadline"
 
 
 def test_with_the_database_frozen_a_read_fails_at_once(

@@ -98,6 +98,7 @@ def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Han
         unmasking=unmasking_into(),
         metrics=Metrics(registry),
         max_concurrent_calls=64,
+        default_deadline=10,
         work=Work(),
         new_id=uuid4,
     )

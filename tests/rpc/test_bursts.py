@@ -59,6 +59,7 @@ async def test_no_call_of_a_burst_is_reset() -> None:
         unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),
         max_concurrent_calls=10_000,
+        default_deadline=10,
         work=Work(),
         new_id=uuid4,
     )

@@ -31,7 +31,7 @@ async def test_work_that_fails_after_its_callers_deadline_is_logged_without_its_
     )
     with capture_logs() as lines:
         with pytest.raises(DeadlineTooShortError):
-            await deadline(work)(call, pb.CreateLeadRequest(), fails_late)
+            await deadline(work, 10)(call, pb.CreateLeadRequest(), fails_late)
         gone.set()
         await work.finish(20)
     assert [(line["request_id"], line["error"]) for line in lines] == [("this-call", "RuntimeError")]
@@ -51,7 +51,7 @@ async def test_work_that_fails_in_the_moment_in_which_its_caller_goes_is_heard_o
         rpc="CreateLead", transport="grpc", peer="", metadata={}, deadline=time.monotonic() + 60, id="this-call"
     )
     with capture_logs() as lines:
-        caller = asyncio.create_task(deadline(work)(call, pb.CreateLeadRequest(), fails))
+        caller = asyncio.create_task(deadline(work, 10)(call, pb.CreateLeadRequest(), fails))
         await begun.wait()
         failing.set()
         caller.cancel()

@@ -30,6 +30,7 @@ from service.rpc.call import SERVICE, Call, Handler, Interceptor, Work, answer_b
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
 from service.rpc.shares import Places
+from service.storage.database.retry import retry_scope
 from tests.harness import faults
 from tests.harness.answers import fails
 from tests.harness.leads import somebody
@@ -315,13 +316,14 @@ def a_call(**fields: object) -> Call:
     return Call(**(known | fields))  # type: ignore[arg-type]
 
 
-def standard(work: Work | None = None, limit: int = 10) -> list[Interceptor]:
+def standard(work: Work | None = None, limit: int = 10, default_deadline: float = 10) -> list[Interceptor]:
     chain = interceptors.standard_chain(
         verify=anybody,
         database_away=lambda: False,
         unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),
         max_concurrent_calls=limit,
+        default_deadline=default_deadline,
         work=work or Work(),
         new_id=uuid4,
     )
@@ -391,9 +393,27 @@ def test_answer_is_due_before_the_callers_deadline(seconds: float, margin: float
     assert earliest <= due <= time.monotonic() + seconds - margin + ROUNDING
 
 
-def test_caller_without_a_deadline_does_not_wait_for_ever() -> None:
-    earliest = time.monotonic() + 30
-    assert earliest <= answer_by(None) <= time.monotonic() + 30
+@pytest.mark.parametrize(
+    ("seconds", "default", "answered", "retried"),
+    [(None, 10, 10, 9.95), (None, 2, 2, 1.95), (None, 30, 30, 29.95), (5, 2, 4.85, 4.8), (60, 2, 59.85, 10)],
+)
+async def test_who_sets_no_deadline_gets_the_operators(
+    seconds: float | None, default: float, answered: float, retried: float
+) -> None:
+    ends: list[float] = []
+
+    async def look(call: Call, _request: Message) -> Message:
+        scope = retry_scope.get()
+        assert scope is not None
+        ends.extend((call.deadline, scope.deadline))
+        return pb.GetLeadResponse()
+
+    began = time.monotonic()
+    handler = compose(standard(default_deadline=default), look)
+    await handler(a_call(deadline=answer_by(seconds)), pb.GetLeadRequest())
+    took = time.monotonic() - began
+    for end, wanted in zip(ends, (answered, retried), strict=True):
+        assert -ROUNDING <= end - began - wanted <= took
 
 
 async def test_deadline_that_is_over_begins_nothing() -> None:

@@ -117,6 +117,7 @@ def served(leads: Leads) -> dict[str, Handler]:
         unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),
         max_concurrent_calls=10_000,
+        default_deadline=10,
         work=Work(),
         new_id=lambda: pytest.fail("every call has an id"),
     )

@@ -115,7 +115,8 @@ class LeadServiceServicer:
         """CreateLead takes a new lead and answers only when it is on disk: in the database (SAVED), or, while the database
         is unavailable, in the service's own durable queue, from where it reaches the database later (DELAYED).
 
-        A caller who sets no deadline waits 10 seconds at most for the database, as does one who sets a longer one.
+        A caller who sets no deadline is answered within 10 seconds (unless the operator sets another time). One who sets a
+        longer deadline waits 10 seconds at most for the database.
 
         Phone and nid are unique among all leads, but for those that OWN_LEAD lets share them. A submission that matches an
         existing lead is refused and kept, sealed, as a resubmission of that lead; when phone and nid both match one lead,

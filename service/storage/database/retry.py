@@ -33,8 +33,8 @@ LONGEST_FORESEEN = 0.25
 hung on a server that has gone since, and does not predict the next one."""
 
 LONGEST_RETRY = 10.0
-"""Seconds that a storage call is retried at most, however long its caller would wait: a database that did not come
-back by then is in an outage, and its caller is better served by an error."""
+"""Seconds that storage is retried for one call, however long its caller would wait, unless callers who set no deadline
+wait longer: a database that did not come back by then is in an outage, and its caller is better served by an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
     """
     scope = retry_scope.get()
     began = time.monotonic()
-    deadline = began + LONGEST_RETRY if scope is None else min(began + LONGEST_RETRY, scope.deadline)
+    deadline = began + LONGEST_RETRY if scope is None else scope.deadline
     failures = 0
     while True:
         try:

@@ -114,7 +114,7 @@ class LeadWriter:
         loop, now = asyncio.get_running_loop(), time.monotonic()
         scope = retry_scope.get() or RetryScope(now + LONGEST_RETRY, lambda _: None)
         time_left = scope.deadline - now
-        gives_up_in = min(LONGEST_RETRY, time_left - min(ANSWER_SECONDS, time_left / 4))
+        gives_up_in = time_left - min(ANSWER_SECONDS, time_left / 4)
         entry = _Entry(_Lead(seal, scope.on_retry, now + gives_up_in), loop.create_future())
         timer = loop.call_later(gives_up_in, self._to_spool.add, [entry])
         self._unanswered.add(entry)
