@@ -214,8 +214,9 @@ def test_with_three_seconds_left_and_the_database_frozen_a_create_is_delayed_in_
 
 
 def test_who_sets_no_deadline_waits_for_the_database_as_long_as_the_operator_says(
-    database: TestDatabase, start_service: StartService
+    server: TestServer, start_service: StartService
 ) -> None:
+    database = server.fresh_database()
     service = start_service(database_url=database.serve_url, settings={"LEADKEEP_DEFAULT_DEADLINE": "1"})
     with service.channel() as channel:
         lead_id = create(service, channel, timeout=20).id

@@ -140,9 +140,11 @@ async def test_of_two_in_one_batch_that_match_the_first_is_saved(world: World, s
         assert outcomes[2 * number + 1] == DuplicateMatch(MatchedLead(first.id, "bot"), None)
 
 
-async def test_a_repeat_in_one_batch_answers_the_first(world: World, submit: Submit, sealer: LeadSealer) -> None:
+@pytest.mark.parametrize("request_id", ["r", None])
+async def test_a_repeat_in_one_batch_answers_the_first(world: World, submit: Submit, request_id: str | None) -> None:
     await world.create(submit())
-    first, repeat = (submit(request_id="r", phone="+8801899999999", nid="2099999999999") for _ in range(2))
+    content = {"name": "Rahima Begum", "phone": "+8801899999999", "nid": "2099999999999"}
+    first, repeat = (submit(request_id=request_id, **content) for _ in range(2))
     outcomes = await world.create_all([first, repeat])
     assert [outcome.lead.id for outcome in outcomes if isinstance(outcome, Created)] == [first.id, first.id]
 
