@@ -1,6 +1,6 @@
 """The tables, guards and rights of the first edition.
 
-Erasing is not in it: 0009 replaces the functions that erased in the first edition.
+Erasing is not in it: 0007 replaces the functions that erased in the first edition.
 """
 
 import sqlalchemy as sa

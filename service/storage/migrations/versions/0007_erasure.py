@@ -1,14 +1,9 @@
-"""An erasure takes one person; leads that share a phone or nid take its index entry over; the turn of the daily files.
-
-What shares only a phone or only a nid with the erased person stays, as an undecided conflict. A lead that shares
-another lead's phone or nid takes its index entry over when that lead goes or changes its own. The turn of the replica
-that renders the daily files is a lease, where the lock of a session was.
-"""
+"""An erasure takes one person. What shares only a phone or only a nid with it stays, as an undecided conflict."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009"
+revision = "0007"
 down_revision = "0006"
 branch_labels = None
 depends_on = None
@@ -19,84 +14,14 @@ OLD_FUNCTIONS = (
     "conflicts_of_lead(uuid, uuid)",
 )
 
-SHARING = """
-CREATE FUNCTION leads_sharing_with(holder uuid) RETURNS SETOF uuid
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT s.id FROM public.lead h JOIN public.lead s ON s.phone_index = h.phone_index AND s.phone_shared
-    WHERE h.id = holder AND NOT h.phone_shared
-    UNION
-    SELECT s.id FROM public.lead h JOIN public.lead s ON s.phone_index_2 = h.phone_index_2 AND s.phone_shared
-    WHERE h.id = holder AND NOT h.phone_shared
-    UNION
-    SELECT s.id FROM public.lead h JOIN public.lead s ON s.nid_index = h.nid_index AND s.nid_shared
-    WHERE h.id = holder AND NOT h.nid_shared
-    UNION
-    SELECT s.id FROM public.lead h JOIN public.lead s ON s.nid_index_2 = h.nid_index_2 AND s.nid_shared
-    WHERE h.id = holder AND NOT h.nid_shared
-$$
-"""
-# The unique index decides who gets the entry: each lead tries, the oldest first, and one that another lead keeps out
-# goes on sharing. To look first would be a guess: while an index key is rotated a lead has two entries of one value.
-CLAIM = """
-CREATE FUNCTION claim_index_entries(candidates uuid[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    sharing record;
-BEGIN
-    FOR sharing IN
-        SELECT l.id, l.phone_shared, l.nid_shared FROM public.lead l
-        WHERE l.id = ANY (candidates) AND (l.phone_shared OR l.nid_shared) ORDER BY l.created_at, l.id
-    LOOP
-        IF sharing.phone_shared THEN
-            BEGIN
-                UPDATE public.lead l SET phone_shared = false WHERE l.id = sharing.id AND l.phone_shared;
-            EXCEPTION WHEN unique_violation THEN
-                NULL;
-            END;
-        END IF;
-        IF sharing.nid_shared THEN
-            BEGIN
-                UPDATE public.lead l SET nid_shared = false WHERE l.id = sharing.id AND l.nid_shared;
-            EXCEPTION WHEN unique_violation THEN
-                NULL;
-            END;
-        END IF;
-    END LOOP;
-END $$
-"""
-# In the transaction that frees the entry, so that an insert which waits for it finds it taken. The row itself may have
-# shared a value by an old rule only, whose index it has just lost.
-HAND_OVER = """
-CREATE FUNCTION hand_over_index_entries() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    candidates uuid[];
-BEGIN
-    candidates := ARRAY(
-        SELECT s.id FROM public.lead s WHERE s.phone_shared AND s.phone_index = OLD.phone_index
-        UNION SELECT s.id FROM public.lead s WHERE s.phone_shared AND s.phone_index_2 = OLD.phone_index_2
-        UNION SELECT s.id FROM public.lead s WHERE s.nid_shared AND s.nid_index = OLD.nid_index
-        UNION SELECT s.id FROM public.lead s WHERE s.nid_shared AND s.nid_index_2 = OLD.nid_index_2
-        UNION SELECT OLD.id WHERE OLD.phone_shared OR OLD.nid_shared);
-    IF candidates <> '{}' THEN
-        PERFORM public.claim_index_entries(candidates);
-    END IF;
-    RETURN NULL;
-END $$
-"""
-# An index that was empty before frees nothing.
-FREES = " OR ".join(
-    f"OLD.{column} <> NEW.{column} OR (OLD.{column} IS NOT NULL AND NEW.{column} IS NULL)"
-    for column in ("phone_index", "nid_index", "phone_index_2", "nid_index_2")
-)
-# The functions that erase run with the rights of their owner, the role that migrates, because the role of the service
-# may delete nothing. What they can be made to do is bounded by their text: a tombstone stays for each id that goes.
-# Every name is qualified and the search path is fixed: no object of the caller's takes the place of one of ours.
+# Both functions run with the rights of their owner, the role that migrates, because the application's role may delete
+# nothing. What they can be made to do is bounded by their text: a tombstone stays for each id that goes. Every name is
+# qualified and the search path is fixed, so that no object of the caller's takes the place of one of ours.
 #
-# Locks (docs/architecture.md, "Which locks are taken, and in which order"): leads in the order of ids, together with
-# those that take an entry over; then conflicts. What the id leads to is looked up again with the locks held, because it
-# may have been decided, or erased, while this waited. With the lead locked nothing can refer to it any more, neither a
-# resubmission nor an alias nor a conflict, so what the caller reads after this is complete. An id without a row
-# cannot be locked: then all who write leads are waited for, and kept waiting, until the tombstone is up.
+# Locks: conflicts before leads, as ResolveConflict takes them. With the lead locked FOR UPDATE nothing can refer to it
+# any more, neither a resubmission nor an alias nor a conflict, so what the caller reads after this is complete. An id
+# that has no row cannot be locked: then every writer of leads is waited for, and kept waiting, for as long as it takes
+# to look once more and to put the tombstone up.
 TARGET = """
 CREATE FUNCTION lock_for_erasure(wanted uuid) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -105,17 +30,17 @@ DECLARE
     known boolean;
     writers_wait boolean := false;
 BEGIN
-    PERFORM pg_advisory_xact_lock(1280001362);  -- "LKER", see service/storage/leads/erasing.py
     LOOP
         target := coalesce((SELECT a.lead_id FROM public.lead_alias a WHERE a.id = wanted), wanted);
-        PERFORM FROM public.lead l
-            WHERE l.id IN (SELECT target UNION ALL SELECT public.leads_sharing_with(target)) ORDER BY l.id FOR UPDATE;
         PERFORM FROM public.lead_conflict c
             WHERE c.id IN (wanted, target) OR c.phone_lead_id = target OR c.nid_lead_id = target
                OR c.request_lead_id = target
                OR c.id IN (SELECT a.id FROM public.lead_alias a WHERE a.lead_id = target)
-            ORDER BY c.id FOR UPDATE;
-        known := FOUND OR EXISTS (SELECT FROM public.lead l WHERE l.id = target);
+            ORDER BY c.repeats IS NOT NULL, c.id FOR UPDATE;
+        known := FOUND;
+        PERFORM FROM public.lead l WHERE l.id = target FOR UPDATE;
+        known := known OR FOUND;
+        -- While this waited, the id may have been decided to lead to a lead, or its lead may have been erased.
         CONTINUE WHEN target <> coalesce((SELECT a.lead_id FROM public.lead_alias a WHERE a.id = wanted), wanted);
         IF known THEN
             RETURN target;
@@ -218,6 +143,32 @@ BEGIN
     RETURN nullif(gone, '{}');
 END $$
 """
+# As in 0006, and for a copy of an erased request, whose insert waited for the erased row: its id has no tombstone. A
+# submission that is new bears the time of its own transaction.
+REFUSE = """
+CREATE OR REPLACE FUNCTION refuse_erased_leads() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    erased boolean;
+    late boolean;
+BEGIN
+    SELECT bool_or(t.id IS NOT NULL), bool_or(touched.created_at < now()) INTO erased, late
+    FROM touched LEFT JOIN public.tombstone t USING (id);
+    -- Apart, so that an insert of new submissions alone does not pay for it.
+    IF late AND NOT erased THEN
+        erased := EXISTS (
+            SELECT FROM touched
+            JOIN public.tombstone t
+                ON t.request_digest = sha256(convert_to(touched.created_by || E'\\n' || touched.request_id, 'UTF8'))
+                AND t.erased_at >= touched.created_at
+            WHERE touched.created_at < now()
+        );
+    END IF;
+    IF erased THEN
+        RAISE EXCEPTION 'a lead was erased while it was stored' USING ERRCODE = 'serialization_failure';
+    END IF;
+    RETURN NULL;
+END $$
+"""
 FUNCTIONS = (
     "lock_for_erasure(uuid)",
     "erase_lead(uuid, uuid, text, text, uuid[], uuid[], boolean, timestamptz, timestamptz, uuid, bytea)",
@@ -225,7 +176,7 @@ FUNCTIONS = (
 
 
 def upgrade() -> None:
-    """Let leads take over what is free already, let a conflict outlive its lead, and replace what erases."""
+    """Let a conflict outlive the lead that it shared something with, and replace the function that erases."""
     op.add_column("lead_conflict", sa.Column("erased_lead_id", sa.Uuid(), nullable=True))
     op.create_index(
         op.f("ix_lead_conflict_erased_lead_id"),
@@ -241,25 +192,11 @@ def upgrade() -> None:
     )
     for function in OLD_FUNCTIONS:
         op.execute(f"DROP FUNCTION IF EXISTS {function}")
-    for definition in (SHARING, CLAIM, HAND_OVER, TARGET, ERASE):
-        op.execute(definition)
+    op.execute(TARGET)
+    op.execute(ERASE)
+    op.execute(REFUSE)
     for function in FUNCTIONS:
         op.execute(f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC")
         op.execute(f"GRANT EXECUTE ON FUNCTION {function} TO {APPLICATION_ROLE}")
     # A copy of an erased request may still wait in another replica's spool: the one that is drained first names it.
     op.execute(f"GRANT UPDATE (request_digest) ON tombstone TO {APPLICATION_ROLE}")
-    for event, condition in (
-        ("deleted", "AFTER DELETE ON lead FOR EACH ROW"),
-        (
-            "reindexed",
-            f"AFTER UPDATE OF phone_index, nid_index, phone_index_2, nid_index_2 ON lead FOR EACH ROW WHEN ({FREES})",
-        ),
-    ):
-        op.execute(f"CREATE TRIGGER lead_{event}_hands_over {condition} EXECUTE FUNCTION hand_over_index_entries()")
-    op.execute("SELECT claim_index_entries(ARRAY(SELECT id FROM lead WHERE phone_shared OR nid_shared))")
-    op.execute(
-        "CREATE TABLE file_turn (id smallint CONSTRAINT pk_file_turn PRIMARY KEY"
-        " CONSTRAINT ck_file_turn_single CHECK (id = 1), holder uuid NOT NULL, expires_at timestamptz NOT NULL)"
-    )
-    op.execute("INSERT INTO file_turn VALUES (1, '00000000-0000-0000-0000-000000000000', '-infinity')")
-    op.execute(f"GRANT SELECT, UPDATE ON file_turn TO {APPLICATION_ROLE}")
