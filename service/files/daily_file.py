@@ -49,7 +49,7 @@ MEANINGS = {
     "conversations": "all conversations that are linked to it",
     "status_changes": "its status history, oldest first",
     "assignment_changes": "its assignment history, oldest first",
-    "kept_resubmissions": "the newest resubmissions; their tokens are bound to submission_id",
+    "kept_resubmissions": "its resubmissions, oldest first; their tokens are bound to submission_id",
     "aliases": "other ids that lead to it",
 }
 """Every member of a lead in the file, in its order."""

@@ -119,6 +119,7 @@ def _schemas() -> _Json:
         "Lead": _message(_MESSAGES["Lead"]) | {"examples": [texts.EXAMPLE_LEAD]},
         "Confirmation": _message(_MESSAGES["Confirmation"]),
         "Access": _message(_MESSAGES["Access"]),
+        "Resubmission": _message(_MESSAGES["Resubmission"]),
         "LeadSubmission": _submission(),
         "StatusUpdate": _body_schema("UpdateStatusRequest", STATUS_FIELDS) | {"required": ["status"]},
         "Erasure": _body_schema("EraseLeadRequest", ERASURE_FIELDS),

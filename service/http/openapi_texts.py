@@ -33,7 +33,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "assignee": "Who of the sales team has the lead; empty for nobody. Output.",
         "masked": "Whether sensitive fields are masked in this answer. Output.",
         "transcript_uri": "Where the conversation's transcript is found, when the operator has configured it. Output.",
-        "resubmissions": "How many submissions were refused as duplicates of this lead. Output.",
+        "resubmissions": "How many submissions were refused as duplicates of this lead; erased ones are not counted. "
+        "Output.",
         "unreadable_fields": "Sensitive fields that cannot be opened and are left out; only in lists. Output.",
     },
     "Confirmation": {
@@ -91,6 +92,21 @@ FIELDS: dict[str, dict[str, str]] = {
         "view": "How sensitive fields are shown: `masked`, or `full` (403 without `leads:unmask`). Not given: as the "
         "caller may see them.",
     },
+    "Resubmission": {
+        "lead": "The submission as it was sent; output fields are not set, but for masked, transcript_uri and "
+        "unreadable_fields.",
+        "submitted_at": "When it was submitted.",
+        "actor": "Who sent it: the `sub` of the token.",
+        "verified": "Whether phone and nid both matched the lead that it is kept with.",
+    },
+    "ListResubmissionsRequest": {
+        "page_size": "How many resubmissions a page holds: 1 to 100, 20 when not given.",
+        "page_token": "`next_page_token` of the page before, of the same lead.",
+    },
+    "ListResubmissionsResponse": {
+        "resubmissions": "The resubmissions, newest first.",
+        "next_page_token": "Send it as `page_token` for the next page; empty on the last page.",
+    },
     "Access": {
         "lead_id": "Whose fields were shown; empty when a search by phone or nid met no lead.",
         "subject": "Who was shown them: the `sub` of the token.",
@@ -142,6 +158,11 @@ OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "Move a lead on",
         "Records the change in the lead's history. Scope: `leads:update`.",
         (404, 409, 413, 415),
+    ),
+    "ListResubmissions": (
+        "List what was refused as a duplicate of a lead, newest first",
+        "All that was submitted is kept. Scope: `leads:read`.",
+        (404,),
     ),
     "EraseLead": (
         "Forget a person",

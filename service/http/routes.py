@@ -66,6 +66,9 @@ OPERATIONS = (
     # A client that can send no body with DELETE gives the reason in the query, which then counts.
     Operation("DELETE", "/api/leads/{id}", "EraseLead", body=ERASURE_FIELDS, query=ERASURE_FIELDS),
     Operation("POST", "/api/leads/{id}/status", "UpdateStatus", body=STATUS_FIELDS),
+    Operation(
+        "GET", "/api/leads/{lead_id}/resubmissions", "ListResubmissions", query=("page_size", "page_token", "view")
+    ),
     # `path`: a conversation's id may hold a slash, as %2F.
     Operation("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation", query=("view",)),
     Operation("GET", "/api/accesses", "ListAccesses", query=tuple(pb.ListAccessesRequest.DESCRIPTOR.fields_by_name)),

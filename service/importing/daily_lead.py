@@ -133,7 +133,6 @@ _MEMBERS: dict[str, dict[str, _Check]] = {
     "status_changes": {**_STEP, "from_status": _status, "to_status": _status},
     "assignment_changes": {**_STEP, "from_assignee": _ASSIGNEE, "to_assignee": _ASSIGNEE},
     "kept_resubmissions": {
-        "slot": _number,
         "submission_id": _id,
         **_FIELDS,
         "actor": is_subject,
@@ -156,6 +155,8 @@ def require_form(lead: Any) -> None:
             if not isinstance(each, dict) or each.keys() != checks.keys():
                 raise LeadRefusedError(f"its {name} are not of this format")
             _require(each, checks, f"{name}: ")
+    if len(lead["kept_resubmissions"]) > lead["resubmissions"]:
+        raise LeadRefusedError("its resubmissions are more than it counts")
     for name in ("status_changes", "assignment_changes"):
         versions = [step["version"] for step in lead[name]]
         if len(set(versions)) < len(versions) or any(not 1 < version <= lead["version"] for version in versions):

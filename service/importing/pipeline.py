@@ -153,7 +153,7 @@ def _result_of_restored(number: int, lead: dict[str, Any], restored: Restored) -
         return RowResult(number, Result.FAILED, lead["id"], "an id of it belongs to another lead: it was altered")
     if restored.present_version is not None:
         here, in_file = restored.present_version, lead["version"]
-        if here == in_file and restored.present_resubmissions < lead["resubmissions"]:
+        if here == in_file and restored.lacks_resubmissions:
             detail = "the file has resubmissions that are not here; it stays as it is"
         elif here < in_file:
             detail = f"version {here} is here, {in_file} in the file; it stays as it is"

@@ -141,10 +141,17 @@ class LeadServicer:
     async def ListResubmissions(  # noqa: N802
         self, call: Call, request: pb.ListResubmissionsRequest
     ) -> pb.ListResubmissionsResponse:
-        """Show the refused duplicates of a lead."""
-        lead_id, kept = await self._leads.resubmissions(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        """Show a page of the refused duplicates of a lead."""
+        lead_id, kept, next_page_token = await self._leads.resubmissions(
+            _caller(call),
+            wire.lead_id_of(request.lead_id, "lead_id"),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
         call.shown_lead_id = str(lead_id)
-        return pb.ListResubmissionsResponse(resubmissions=wire.resubmission_messages(kept))
+        return pb.ListResubmissionsResponse(
+            resubmissions=wire.resubmission_messages(kept), next_page_token=next_page_token
+        )
 
     async def AssignLead(self, call: Call, request: pb.AssignLeadRequest) -> pb.AssignLeadResponse:  # noqa: N802
         """Assign a lead."""

@@ -33,9 +33,6 @@ from sqlalchemy import (
 
 from service.lead import SENSITIVE_FIELDS, ConflictResolution, LeadStatus
 
-RESUBMISSIONS_KEPT = 20
-"""How many resubmissions of a lead are kept; the count on the lead goes on."""
-
 NOW = text("now()")
 STATUSES = ", ".join(f"'{status.value}'" for status in LeadStatus)
 RESOLUTIONS = ", ".join(f"'{resolution.value}'" for resolution in ConflictResolution)
@@ -172,20 +169,18 @@ lead_conversation = Table(
 resubmission = Table(
     "resubmission",
     metadata,
+    Column("submission_id", Uuid, primary_key=True),
     Column("lead_id", Uuid, ForeignKey("lead.id"), primary_key=True),
-    Column("slot", SmallInteger, primary_key=True, autoincrement=False),
     *_submission_columns(),
-    Column("submission_id", Uuid, nullable=False),
     Column("actor", Text, nullable=False),
     Column("verified", Boolean, nullable=False),
     Column("submitted_at", TIME, server_default=NOW, nullable=False),
-    CheckConstraint(f"slot >= 0 AND slot < {RESUBMISSIONS_KEPT}", name="slot"),
-    Index(None, "submission_id"),
+    # In the order in which they are listed.
+    Index(None, "lead_id", "submitted_at", "submission_id"),
+    # By which a repeat of a request is recognised.
+    Index(None, "lead_id", "actor", "request_id", postgresql_where=text("request_id IS NOT NULL")),
 )
-"""Refused duplicates, kept with the leads that they match.
-
-The newest few are kept in a ring of slots, which a role without the right to DELETE can maintain.
-"""
+"""Refused duplicates, kept with the leads that they match. A trigger counts them on the lead."""
 
 lead_alias = Table(
     "lead_alias",

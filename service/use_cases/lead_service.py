@@ -29,6 +29,7 @@ from service.lead import (
     LeadStatus,
     Resubmission,
     SealedLead,
+    SealedResubmission,
     StatusChange,
 )
 from service.lead_sealer import LeadSealer
@@ -46,6 +47,9 @@ from service.storage.leads.repository import LeadRepository
 from service.use_cases.confirmation import Confirmation, ConfirmationService
 from service.use_cases.page_token import Tags, read_page
 from service.validation import Submission, ValidationService
+
+DEFAULT_RESUBMISSIONS = 20
+"""Resubmissions of a page when the caller names no size."""
 
 V = TypeVar("V")
 R = TypeVar("R")
@@ -317,11 +321,29 @@ class LeadService:
         lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
         return await self._repository.assignments(lead.id)
 
-    async def resubmissions(self, caller: Caller, lead_id: UUID) -> tuple[UUID, list[Resubmission]]:
-        """The lead's own id, and what was refused as a duplicate of it, newest first. Raises LeadNotFoundError."""
+    async def resubmissions(
+        self, caller: Caller, lead_id: UUID, *, page_size: int, page_token: str
+    ) -> tuple[UUID, list[Resubmission], str]:
+        """The lead's own id, a page of what was refused as a duplicate of it, newest first, and the next page's token.
+
+        Raises LeadNotFoundError, LeadValidationError, PageTokenInvalidError.
+        """
         lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
-        kept = await self._repository.resubmissions(lead.id)
-        return lead.id, [self._sealer.open_resubmission(sealed) for sealed in kept]
+
+        async def find(after: tuple[datetime, UUID] | None, limit: int) -> list[SealedResubmission]:
+            return await self._repository.resubmissions(lead.id, after=after, limit=limit)
+
+        page, token = await read_page(
+            find,
+            lambda sealed: (sealed.submitted_at, sealed.submission_id),
+            UUID,
+            size=page_size,
+            token=page_token,
+            list_identity=f"resubmissions/{lead.id}",
+            tags=self._page_token_tags,
+            default=DEFAULT_RESUBMISSIONS,
+        )
+        return lead.id, [self._sealer.open_resubmission(sealed) for sealed in page], token
 
     def _validated(
         self, fields: Mapping[str, str], request_id: str, phone_region: str

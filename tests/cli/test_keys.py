@@ -166,8 +166,8 @@ def test_reseal_leaves_nothing_on_the_old_key_and_every_version_and_time_as_it_w
     for table, columns, values, bound in (
         (
             "resubmission",
-            "lead_id, slot, submission_id, actor, verified",
-            f"'{life.lead_id}', 0, '{kept}', 'a', false",
+            "lead_id, submission_id, actor, verified",
+            f"'{life.lead_id}', '{kept}', 'a', false",
             kept,
         ),
         (

@@ -46,7 +46,7 @@ async def test_every_filter_is_a_parameter(client: httpx.AsyncClient, servicer: 
     query = (
         "?page_size=7&page_token=t&statuses=new,CONTACTED&statuses=LEAD_STATUS_CONVERTED&assignee=a%20b"
         "&created_after=2026-01-31T09:00:00%2B06:00&createdBefore=2026-02-01T00:00:00Z"
-        "&interested_policy=Term+Life&conversation_id=c%2F1&phone=%2B1234567890&nid=123&view=full"
+        "&interested_policy=Term+Life&conversation_id=c%2F1&phone=%2B1234567890&nid=123&view=full&source=ads"
     )
     response = await client.get(path + query)
     assert response.status_code == 200
@@ -62,6 +62,7 @@ async def test_every_filter_is_a_parameter(client: httpx.AsyncClient, servicer: 
         phone="+1234567890",
         nid="123",
         view="LEAD_VIEW_FULL",
+        source="ads",
     )
     assert servicer.requests == [expected]
     assert {field.name for field, _ in expected.ListFields()} == set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
@@ -169,3 +170,14 @@ async def test_a_plus_that_arrived_as_a_space_is_read_in_a_phone_number(
     (request,) = servicer.requests
     assert isinstance(request, pb.ListLeadsRequest)
     assert (request.phone, request.assignee) == (read, " 8")
+
+
+async def test_resubmissions_are_paged_under_their_lead(client: httpx.AsyncClient, servicer: Servicer) -> None:
+    servicer.answers["ListResubmissions"] = pb.ListResubmissionsResponse(
+        resubmissions=[pb.Resubmission(lead=lead())], next_page_token="next"
+    )
+    response = await client.get(f"/api/leads/{LEAD_ID}/resubmissions?page_size=1&page_token=t&view=masked")
+    assert (response.status_code, response.json()["next_page_token"]) == (200, "next")
+    assert response.json()["resubmissions"][0]["lead"]["masked"] is True
+    expected = pb.ListResubmissionsRequest(lead_id=LEAD_ID, page_size=1, page_token="t", view="LEAD_VIEW_MASKED")
+    assert servicer.requests == [expected]

@@ -66,7 +66,7 @@ def lead() -> dict[str, Any]:
         "status_changes": [{"id": 1, "from_status": "new", "to_status": "contacted", "version": 2, **step}],
         "assignment_changes": [{"id": 1, "from_assignee": None, "to_assignee": "rahima", "version": 3, **step}],
         "kept_resubmissions": [
-            {"slot": 0, "submission_id": str(AGAIN), "actor": "chatbot", "request_id": "r-2", "verified": True}
+            {"submission_id": str(AGAIN), "actor": "chatbot", "request_id": "r-2", "verified": True}
             | {"submitted_at": MOMENT}
             | submitted(AGAIN)
         ],

@@ -93,9 +93,20 @@ class Client:
     def assignments(self, lead_id: str) -> list[pb.Assignment]:
         return list(self.call("ListAssignments", pb.ListAssignmentsRequest(lead_id=lead_id)).assignments)
 
+    def resubmission_page(self, lead_id: str, **request: Any) -> pb.ListResubmissionsResponse:
+        response: pb.ListResubmissionsResponse = self.call(
+            "ListResubmissions", pb.ListResubmissionsRequest(lead_id=lead_id, **request)
+        )
+        return response
+
     def resubmissions(self, lead_id: str, view: pb.LeadView = pb.LEAD_VIEW_UNSPECIFIED) -> list[pb.Resubmission]:
-        request = pb.ListResubmissionsRequest(lead_id=lead_id, view=view)
-        return list(self.call("ListResubmissions", request).resubmissions)
+        """Those of all pages."""
+        page = self.resubmission_page(lead_id, view=view)
+        found = list(page.resubmissions)
+        while page.next_page_token:
+            page = self.resubmission_page(lead_id, view=view, page_token=page.next_page_token)
+            found += page.resubmissions
+        return found
 
 
 @dataclass

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import uuid4
 
 import pytest
@@ -11,8 +12,8 @@ from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, execute, refused
 from tests.rpc.conftest import Connect
 
-KEPT = 20
-"""As the contract says."""
+PAGE = 20
+"""As the contract says, when the caller names no size."""
 
 
 def resubmit(client: Client, lead: pb.Lead, *, request_id: str = "", reason: str = "DUPLICATE_PHONE") -> None:
@@ -90,17 +91,73 @@ def test_phone_of_one_and_nid_of_another_are_kept_with_both_and_verified_with_ne
         assert (kept.lead.name, kept.verified) == (crossed.name, False)
 
 
-def test_the_newest_20_are_kept_newest_first_and_the_count_goes_on(
+def names(resubmissions: Iterable[pb.Resubmission]) -> list[str]:
+    return [each.lead.name for each in resubmissions]
+
+
+def test_of_45_who_share_a_phone_one_is_the_lead_and_44_are_paged_newest_first(
     admin: Client, person: pb.Lead, lead_id: str
 ) -> None:
-    sent = [somebody(phone=person.phone) for _ in range(KEPT + 3)]
+    sent = [somebody(phone=person.phone) for _ in range(44)]
     for lead in sent:
         resubmit(admin, lead)
+    newest_first = [lead.name for lead in reversed(sent)]
 
-    kept = admin.resubmissions(lead_id)
+    first = admin.resubmission_page(lead_id)
+    second = admin.resubmission_page(lead_id, page_token=first.next_page_token)
+    third = admin.resubmission_page(lead_id, page_token=second.next_page_token)
 
-    assert [resubmission.lead.name for resubmission in kept] == [lead.name for lead in sent[:2:-1]]
-    assert admin.get(lead_id).resubmissions == KEPT + 3
+    assert [len(page.resubmissions) for page in (first, second, third)] == [PAGE, PAGE, 4]
+    assert names([*first.resubmissions, *second.resubmissions, *third.resubmissions]) == newest_first
+    assert third.next_page_token == ""
+    assert admin.get(lead_id).resubmissions == 44
+    assert names(admin.resubmission_page(lead_id, page_size=100).resubmissions) == newest_first
+
+
+def test_pages_stay_whole_while_new_ones_arrive(admin: Client, person: pb.Lead, lead_id: str) -> None:
+    sent = [somebody(phone=person.phone) for _ in range(6)]
+    for lead in sent:
+        resubmit(admin, lead)
+    page = admin.resubmission_page(lead_id, page_size=2)
+    found = list(page.resubmissions)
+    while page.next_page_token:
+        resubmit(admin, somebody(phone=person.phone))
+        page = admin.resubmission_page(lead_id, page_size=2, page_token=page.next_page_token)
+        found += page.resubmissions
+
+    assert names(found) == [lead.name for lead in reversed(sent)]
+
+
+@pytest.fixture
+def token(admin: Client, person: pb.Lead, lead_id: str) -> str:
+    """Of the second page of a lead's resubmissions."""
+    for _ in range(2):
+        resubmit(admin, person)
+    return admin.resubmission_page(lead_id, page_size=1).next_page_token
+
+
+def test_an_altered_page_token_is_refused(admin: Client, lead_id: str, token: str) -> None:
+    for place in (0, len(token) // 2, len(token) - 3):
+        altered = token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
+        with refused(StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"):
+            admin.resubmission_page(lead_id, page_token=altered)
+
+
+def test_a_page_token_of_another_lead_or_list_is_refused(admin: Client, lead_id: str, token: str) -> None:
+    another = admin.create(somebody()).id
+    with refused(StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"):
+        admin.resubmission_page(another, page_token=token)
+    of_leads = admin.list_leads(page_size=1).next_page_token
+    with refused(StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"):
+        admin.resubmission_page(lead_id, page_token=of_leads)
+    with refused(StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"):
+        admin.list_leads(page_token=token)
+
+
+def test_a_negative_page_size_is_refused(admin: Client, lead_id: str) -> None:
+    with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+        admin.resubmission_page(lead_id, page_size=-1)
+    assert list(refusal.violations) == ["page_size"]
 
 
 def test_a_repeat_of_a_refused_duplicate_is_kept_once(

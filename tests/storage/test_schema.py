@@ -207,8 +207,8 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         )
         connection.execute("INSERT INTO lead_conversation (conversation_id, lead_id) VALUES ('chat-1', %s)", [LEAD])
         connection.execute(
-            "INSERT INTO resubmission (lead_id, slot, submission_id, name, phone, nid, address, interested_policy,"
-            " actor, content_digest, verified) VALUES (%s, 0, %s, 'R', %s, %s, %s, 'Term', 'chatbot', %s, true)",
+            "INSERT INTO resubmission (lead_id, submission_id, name, phone, nid, address, interested_policy,"
+            " actor, content_digest, verified) VALUES (%s, %s, 'R', %s, %s, %s, 'Term', 'chatbot', %s, true)",
             [LEAD, LEAD, TOKEN, TOKEN, TOKEN, b"c" * 32],
         )
         connection.execute(
@@ -274,7 +274,6 @@ def test_the_role_of_serve_cannot_give_itself_rights(stored: psycopg.Connection)
         ("UPDATE lead SET notes = ''", "ck_lead_sealed"),
         ("UPDATE resubmission SET phone = '+8801712345678'", "ck_resubmission_sealed"),
         ("UPDATE resubmission SET notes = 'call me'", "ck_resubmission_sealed"),
-        ("UPDATE resubmission SET slot = 20", "ck_resubmission_slot"),
         (
             "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
             f" VALUES ('{LEAD}', 'new', 'lost', 'agent', 9)",

@@ -298,12 +298,16 @@ class ListAssignmentsResponse(_message.Message):
     def __init__(self, assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ...) -> None: ...
 
 class ListResubmissionsRequest(_message.Message):
-    __slots__ = ("lead_id", "view")
+    __slots__ = ("lead_id", "view", "page_size", "page_token")
     LEAD_ID_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     lead_id: str
     view: LeadView
-    def __init__(self, lead_id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, lead_id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class Resubmission(_message.Message):
     __slots__ = ("lead", "submitted_at", "actor", "verified")
@@ -318,10 +322,12 @@ class Resubmission(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., submitted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., verified: _Optional[bool] = ...) -> None: ...
 
 class ListResubmissionsResponse(_message.Message):
-    __slots__ = ("resubmissions",)
+    __slots__ = ("resubmissions", "next_page_token")
     RESUBMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     resubmissions: _containers.RepeatedCompositeFieldContainer[Resubmission]
-    def __init__(self, resubmissions: _Optional[_Iterable[_Union[Resubmission, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, resubmissions: _Optional[_Iterable[_Union[Resubmission, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class AssignLeadRequest(_message.Message):
     __slots__ = ("id", "assignee", "reason", "expected_version")

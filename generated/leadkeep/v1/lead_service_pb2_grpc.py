@@ -214,9 +214,9 @@ class LeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListResubmissions(self, request, context):
-        """ListResubmissions shows the newest 20 submissions that were refused as duplicates of a lead, newest first.
+        """ListResubmissions shows the submissions that were refused as duplicates of a lead, newest first. All are kept.
 
-        Scope: `leads:read`. Errors: NOT_FOUND LEAD_NOT_FOUND.
+        Scope: `leads:read`. Errors: NOT_FOUND LEAD_NOT_FOUND, INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -79,9 +79,10 @@ SELECT row_to_json(line)::text FROM (
                    WHERE lead_id = lead.id ORDER BY version) step)) END AS assignment_changes,
            CASE WHEN resubmissions = 0 THEN '[]' ELSE array_to_json(ARRAY(
                SELECT row_to_json(kept) FROM (
-                   SELECT slot, submission_id, {fields}, actor, request_id,
+                   SELECT submission_id, {fields}, actor, request_id,
                           encode(content_digest, 'base64') AS content_digest, verified, submitted_at
-                   FROM resubmission WHERE lead_id = lead.id ORDER BY slot) kept)) END AS kept_resubmissions,
+                   FROM resubmission WHERE lead_id = lead.id ORDER BY submitted_at, submission_id
+               ) kept)) END AS kept_resubmissions,
            array_to_json(ARRAY(
                SELECT row_to_json(alias) FROM (
                    SELECT id, created_by, created_at FROM lead_alias WHERE lead_id = lead.id ORDER BY id) alias

@@ -65,7 +65,7 @@ class SealedTable:
 
 TABLES = (
     SealedTable("lead", ("id",), ("uuid",), "id", "leads"),
-    SealedTable("resubmission", ("lead_id", "slot"), ("uuid", "smallint"), "submission_id", "resubmissions"),
+    SealedTable("resubmission", ("submission_id", "lead_id"), ("uuid", "uuid"), "submission_id", "resubmissions"),
     SealedTable("lead_conflict", ("id",), ("uuid",), "id", "conflicts"),
 )
 LEADS = TABLES[0]
@@ -174,7 +174,7 @@ class Rekeying:
                 await self._connection.execute(
                     "INSERT INTO lead_touch (quarter) SELECT DISTINCT date_bin('15 minutes', created_at,"
                     " TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead WHERE id = ANY(%s)",
-                    [[row.key[0] for row, _ in rows]],
+                    [[row.key[1] for row, _ in rows]],
                 )
         return done
 

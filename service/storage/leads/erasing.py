@@ -174,9 +174,12 @@ async def lock_leads(connection: AsyncConnection, ids: Iterable[UUID]) -> None:
 async def lock_person(
     connection: AsyncConnection, wanted: UUID, others: Iterable[UUID], reseal: Reseal | None
 ) -> Person:
-    """What is known of the person that an id stands for, with its leads and those of other ids locked."""
+    """What is known of the person that an id stands for, with its leads and those of other ids locked.
+
+    So are the leads that share its phone or nid: they may lose a resubmission, and count one less.
+    """
     person = await person_of(connection, wanted, reseal)
-    await lock_leads(connection, {wanted, *others, *await _leads_with_both(connection, person, until=None)})
+    await lock_leads(connection, {wanted, *others, *(row.id for row in await _neighbours(connection, person))})
     return await person_of(connection, wanted, reseal)
 
 

@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 _FIELDS = ", ".join(CUSTOMER_FIELDS)
 _TYPED_FIELDS = ", ".join(f"{name} text" for name in CUSTOMER_FIELDS)
-_LEAD_COLUMNS = f"""id, {_FIELDS}, status, created_at, updated_at, version, assignee, resubmissions, phone_shared,
-    nid_shared, created_by, request_id"""
+_LEAD_COLUMNS = f"""id, {_FIELDS}, status, created_at, updated_at, version, assignee, phone_shared, nid_shared,
+    created_by, request_id"""
 _LEADS = f"""json_to_recordset(CAST(:leads AS json)) AS given (
     id uuid, {_TYPED_FIELDS}, status text, created_at timestamptz,
     updated_at timestamptz, version bigint, assignee text, resubmissions integer, phone_shared boolean,
@@ -37,9 +37,13 @@ _LEADS = f"""json_to_recordset(CAST(:leads AS json)) AS given (
     phone_index_2 text, nid_index_2 text, index_epoch bigint,
     conversations json, status_changes json, assignment_changes json, kept_resubmissions json, aliases json)"""
 
-_PRESENT = text("""
-    SELECT id, version, resubmissions FROM lead WHERE id = ANY(CAST(:ids AS uuid[]))
-    UNION ALL SELECT id, NULL, NULL FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
+_PRESENT = text(f"""
+    SELECT given.id, lead.version, EXISTS (
+        SELECT FROM json_to_recordset(kept_resubmissions) AS kept (submission_id uuid)
+        WHERE NOT EXISTS (SELECT FROM resubmission here WHERE here.submission_id = kept.submission_id)
+          AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = kept.submission_id)) AS lacks_resubmissions
+    FROM {_LEADS} JOIN lead USING (id)
+    UNION ALL SELECT given.id, NULL, false FROM {_LEADS} JOIN lead_alias USING (id)
 """)
 # An id that shall lead to a lead, or was a resubmission's of it, and is something else here: whoever asked for that
 # would be shown, or would erase, this lead.
@@ -55,10 +59,13 @@ _TAKEN = text(f"""
        OR EXISTS (SELECT FROM resubmission here WHERE here.submission_id = other.id)
 """)
 _ERASED = text("SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[]))")
-# Oldest first, as they came to be; what another row stands in the way of is missing from the result.
+# Oldest first, as they came to be; what another row stands in the way of is missing from the result. What is kept of
+# the resubmissions is counted when it is stored.
 _INSERT = text(f"""
-    INSERT INTO lead ({_LEAD_COLUMNS}, index_epoch, content_digest, phone_index, nid_index, phone_index_2, nid_index_2)
-    SELECT {_LEAD_COLUMNS}, index_epoch, decode(content_digest, 'base64'),
+    INSERT INTO lead ({_LEAD_COLUMNS}, resubmissions, index_epoch, content_digest, phone_index, nid_index,
+        phone_index_2, nid_index_2)
+    SELECT {_LEAD_COLUMNS}, resubmissions - json_array_length(kept_resubmissions), index_epoch,
+           decode(content_digest, 'base64'),
            decode(phone_index, 'base64'), decode(nid_index, 'base64'),
            decode(phone_index_2, 'base64'), decode(nid_index_2, 'base64')
     FROM {_LEADS} ORDER BY created_at, id
@@ -98,11 +105,11 @@ _DETAILS = tuple(
             SELECT link.conversation_id, given.id, link.linked_at
             FROM {_LEADS}, json_to_recordset(conversations) AS link (conversation_id text, linked_at timestamptz)
             ON CONFLICT DO NOTHING""",
-        f"""INSERT INTO resubmission (lead_id, slot, submission_id, {_FIELDS}, actor, request_id, content_digest,
+        f"""INSERT INTO resubmission (lead_id, submission_id, {_FIELDS}, actor, request_id, content_digest,
                 verified, submitted_at)
-            SELECT given.id, kept.slot, kept.submission_id, {", ".join(f"kept.{name}" for name in CUSTOMER_FIELDS)},
+            SELECT given.id, kept.submission_id, {", ".join(f"kept.{name}" for name in CUSTOMER_FIELDS)},
                 kept.actor, kept.request_id, decode(kept.content_digest, 'base64'), kept.verified, kept.submitted_at
-            FROM {_LEADS}, json_to_recordset(kept_resubmissions) AS kept (slot smallint, submission_id uuid,
+            FROM {_LEADS}, json_to_recordset(kept_resubmissions) AS kept (submission_id uuid,
                 {_TYPED_FIELDS}, actor text, request_id text, content_digest text, verified boolean,
                 submitted_at timestamptz)
             WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = kept.submission_id)""",
@@ -158,7 +165,8 @@ class Restored:
     """An id that belongs to it is another lead's."""
     present_version: int | None = None
     """The version that the database has already; 0 when the id leads to another lead there."""
-    present_resubmissions: int = 0
+    lacks_resubmissions: bool = False
+    """The file has some that the database has not, though they were not erased."""
     phone_of: UUID | None = None
     nid_of: UUID | None = None
     request_of: UUID | None = None
@@ -207,8 +215,8 @@ async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection)
     await wait_for_erasures(connection)
     by_id = {UUID(lead["id"]): lead for lead in leads}
     found = {
-        row.id: Restored(inserted=False, present_version=row.version or 0, present_resubmissions=row.resubmissions or 0)
-        for row in await connection.execute(_PRESENT, {"ids": list(by_id)})
+        row.id: Restored(inserted=False, present_version=row.version or 0, lacks_resubmissions=row.lacks_resubmissions)
+        for row in await connection.execute(_PRESENT, _given(leads))
     }
     for lead_id in (await connection.execute(_ERASED, {"ids": list(by_id)})).scalars():
         found.setdefault(lead_id, Restored(inserted=False, erased=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -257,11 +258,15 @@ class LeadRepository:
             for row in await self._database.rows(query)
         ]
 
-    async def resubmissions(self, lead_id: UUID) -> list[SealedResubmission]:
-        """The resubmissions that are kept with a lead, newest first."""
+    async def resubmissions(
+        self, lead_id: UUID, *, after: tuple[datetime, UUID] | None, limit: int
+    ) -> list[SealedResubmission]:
+        """At most `limit` resubmissions of a lead behind the place `after`, newest first."""
         kept = models.resubmission
         query = select(kept).where(kept.c.lead_id == lead_id)
-        query = query.order_by(kept.c.submitted_at.desc(), kept.c.submission_id.desc())
+        if after is not None:
+            query = query.where(tuple_(kept.c.submitted_at, kept.c.submission_id) < tuple_(*after))
+        query = query.order_by(kept.c.submitted_at.desc(), kept.c.submission_id.desc()).limit(limit)
         return [
             SealedResubmission(
                 submission_id=row.submission_id,

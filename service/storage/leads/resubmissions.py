@@ -1,4 +1,4 @@
-"""Resubmissions: refused duplicates, kept sealed with the leads that they match, the newest few of each lead."""
+"""Resubmissions: refused duplicates, all of them kept sealed with the leads that they match."""
 
 from __future__ import annotations
 
@@ -16,42 +16,31 @@ from service.storage.database.database import Statement
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.queries import columns_of
 
-_COUNTED = ("lead_id", "slot", "submitted_at")
-_KEPT_COLUMNS = tuple(column.name for column in models.resubmission.c if column.name not in _COUNTED)
-_LISTED = ", ".join(_KEPT_COLUMNS)
+_DATED = "submitted_at"
+_KEPT_COLUMNS = ", ".join(column.name for column in models.resubmission.c if column.name != _DATED)
 
 # In the order of ids, as everything that locks leads does it.
 _LOCK_MATCHED = Statement(text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"))
 
-# With the leads locked, a repeat of a submission is visible here, and is neither kept nor counted twice.
+# With the leads locked, a repeat of a submission is visible here, and is not kept twice.
 _KEEP = Statement(
     text(f"""
     WITH given AS (
-        SELECT kept.*, ordinality, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests
-        FROM json_array_elements(CAST(:refused AS json)) WITH ORDINALITY AS list (entry, ordinality),
+        SELECT kept.*, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests
+        FROM json_array_elements(CAST(:refused AS json)) AS list (entry),
             json_populate_record(CAST(NULL AS resubmission), entry) AS kept
     ), linked AS (
         INSERT INTO lead_conversation (conversation_id, lead_id)
         SELECT DISTINCT conversation_id, lead_id FROM given WHERE verified AND conversation_id IS NOT NULL
         ON CONFLICT DO NOTHING
-    ), fresh AS (
-        SELECT given.*, row_number() OVER (PARTITION BY lead_id ORDER BY ordinality) AS nth,
-               count(*) OVER (PARTITION BY lead_id) AS added
-        FROM given WHERE NOT EXISTS (
-            SELECT FROM resubmission kept WHERE kept.lead_id = given.lead_id AND (
-                kept.submission_id = given.submission_id
-                OR (kept.actor, kept.request_id) = (given.actor, given.request_id)
-                    AND (kept.content_digest = given.content_digest
-                         OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests))))
-    ), counted AS (
-        UPDATE lead SET resubmissions = resubmissions + fresh.added FROM fresh WHERE lead.id = lead_id AND nth = 1
-        RETURNING lead.id, resubmissions - added AS before
     )
-    INSERT INTO resubmission (lead_id, slot, submitted_at, {_LISTED})
-    SELECT lead_id, (before + nth - 1) % {models.RESUBMISSIONS_KEPT}, coalesce(submitted_at, now()), {_LISTED}
-    FROM fresh JOIN counted ON counted.id = lead_id WHERE added - nth < {models.RESUBMISSIONS_KEPT}
-    ON CONFLICT (lead_id, slot) DO UPDATE SET submitted_at = excluded.submitted_at,
-        {", ".join(f"{name} = excluded.{name}" for name in _KEPT_COLUMNS)}
+    INSERT INTO resubmission ({_DATED}, {_KEPT_COLUMNS})
+    SELECT coalesce({_DATED}, now()), {_KEPT_COLUMNS} FROM given WHERE NOT EXISTS (
+        SELECT FROM resubmission kept
+        WHERE (kept.lead_id, kept.actor, kept.request_id) = (given.lead_id, given.actor, given.request_id)
+            AND (kept.content_digest = given.content_digest
+                 OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests)))
+    ON CONFLICT DO NOTHING
 """)  # noqa: S608 # our own names
 )
 
