@@ -1,4 +1,4 @@
-"""The settings, with default and meaning: reads them from the environment, checks and shows them.
+"""The settings, with default and meaning: reads them from the environment and checks them.
 
 Settings are environment variables named LEADKEEP_*, and the same names in a `.env` file of the working folder; the
 environment wins, and an empty value is unset. Wrong settings stop the start with every fault named at once. No
@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import difflib
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -31,6 +28,7 @@ from pydantic import (
 from service import config_values as values
 from service.access import Scope
 from service.config_values import Address
+from service.env_file import read_env_file
 from service.errors import StartRefusedError
 from service.lead import LeadStatus
 
@@ -45,17 +43,6 @@ class ConfigurationError(StartRefusedError):
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
         super().__init__("\n  ".join(("these settings are wrong:", *self.faults)))
-
-
-@dataclass(frozen=True, slots=True)
-class SettingRow:
-    """One setting as an operator sees it, secrets hidden, with the source of its value."""
-
-    name: str
-    value: str
-    default: str
-    meaning: str
-    source: Source
 
 
 def _read_by(reader: Callable[[str], object]) -> BeforeValidator:
@@ -284,24 +271,9 @@ class Settings(BaseModel):
         """The database as the role with DDL rights sees it; None when embedded."""
         return self.admin_database_url or self.database_url
 
-    def rows(self) -> list[SettingRow]:
-        """Return every setting for an operator's eyes, secrets hidden."""
-        effective = {
-            "keyring": self.keyring_path,
-            "spool_dir": self.spool_path,
-            "files_dir": self.files_path,
-            "admin_database_url": self.migration_url,
-        }
-        return [
-            SettingRow(
-                name=_variable(name),
-                value=_shown(name, effective.get(name, getattr(self, name))),
-                default=_default_shown(name),
-                meaning=field.description or "",
-                source=self._sources.get(name, "default"),
-            )
-            for name, field in type(self).model_fields.items()
-        ]
+    def source_of(self, field: str) -> Source:
+        """Where the value of a setting comes from."""
+        return self._sources.get(field, "default")
 
     @field_validator("keyring_content", "keyring_command")
     @classmethod
@@ -315,7 +287,7 @@ class Settings(BaseModel):
     def _needs_another_setting(cls, value: object, info: ValidationInfo) -> object:
         needed = _NEEDED[info.field_name or ""]
         if value and info.data.get(needed, value) is None:
-            raise ValueError(f"only beside {_variable(needed)}; set that, or remove this one")
+            raise ValueError(f"only beside {variable(needed)}; set that, or remove this one")
         return value
 
     @field_validator("tls_key")
@@ -341,7 +313,7 @@ class Settings(BaseModel):
     def _each_endpoint_has_its_port(cls, value: Address | None, info: ValidationInfo) -> Address | None:
         for other in ("grpc_address", "http_address"):
             if value is not None and other in info.data and value.clashes_with(info.data[other]):
-                raise ValueError(f"{_variable(other)} listens there already; write another port")
+                raise ValueError(f"{variable(other)} listens there already; write another port")
         return value
 
     @field_validator("auth_jwks")
@@ -360,7 +332,10 @@ class Settings(BaseModel):
 
 def load_settings(env_file: Path = Path(".env")) -> Settings:
     """Read the settings, or raise ConfigurationError with every fault."""
-    in_file = _variables_in(env_file)
+    try:
+        in_file = read_env_file(env_file)
+    except ValueError as fault:
+        raise ConfigurationError([f"{env_file}: {fault}"]) from None
     variables: tuple[tuple[Source, Mapping[str, str | None]], ...] = (("file", in_file), ("environment", os.environ))
     given = {
         name.upper(): (value.strip(), source)
@@ -368,13 +343,13 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         for name, value in values_by_name.items()
         if value and value.strip()
     }
-    found = {field: given[name] for field in Settings.model_fields if (name := _variable(field)) in given}
+    found = {field: given[name] for field in Settings.model_fields if (name := variable(field)) in given}
     faults = list(_misspelt(given))
     try:
         settings = Settings.model_validate({field: value for field, (value, _) in found.items()})
     except ValidationError as invalid:
         faults += [
-            f"{_variable(str(error['loc'][0]))}: {error['msg'].removeprefix('Value error, ')}"
+            f"{variable(str(error['loc'][0]))}: {error['msg'].removeprefix('Value error, ')}"
             for error in invalid.errors(include_url=False, include_input=False)
         ]
     if faults:
@@ -384,41 +359,12 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     return settings
 
 
-def _variables_in(env_file: Path) -> Mapping[str, str | None]:
-    """The variables of a file, which may name a command to run: only root and this user decide what is in it.
-
-    The folder is not looked at: what another user puts there belongs to that user, and so does a link.
-    """
-    try:
-        with env_file.open(encoding="utf-8") as file:
-            links = [link.lstat().st_uid for link in _links_of(env_file)]
-            found = os.fstat(file.fileno())
-            if {found.st_uid, *links} - {0, os.geteuid()}:
-                fault = "belongs to another user than root and you, who could have any command run; make it your own"
-            elif stat.S_IMODE(found.st_mode) & 0o022:
-                fault = "may be written by others, who could have any command run; run: chmod go-w .env"
-            else:
-                # Without interpolation: a password with ${…} in it is that password.
-                return dotenv_values(stream=file, interpolate=False)
-    except (FileNotFoundError, IsADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError):
-        fault = "cannot be read as UTF-8 text; correct or remove it"
-    raise ConfigurationError([f"{env_file}: {fault}"])
-
-
-def _links_of(path: Path) -> Iterator[Path]:
-    while path.is_symlink():
-        yield path
-        path = path.parent / path.readlink()
-
-
 def _misspelt(names: Iterable[str]) -> Iterator[str]:
     """Name each LEADKEEP_ variable that is none but nearly one: unnoticed, its setting would keep the default.
 
     Only near misses: Kubernetes sets LEADKEEP_SERVICE_HOST and the like for a service called leadkeep.
     """
-    known = [_variable(name).removeprefix(_PREFIX) for name in Settings.model_fields]
+    known = [variable(name).removeprefix(_PREFIX) for name in Settings.model_fields]
     for name in sorted(names):
         rest = name.removeprefix(_PREFIX)
         if name.startswith(_PREFIX) and rest not in known:
@@ -427,22 +373,6 @@ def _misspelt(names: Iterable[str]) -> Iterator[str]:
                 yield f"{name}: there is no such setting; write {_PREFIX}{near}"
 
 
-def _variable(field: str) -> str:
+def variable(field: str) -> str:
+    """The name of a setting's environment variable."""
     return _PREFIX + field.upper()
-
-
-def _default_shown(name: str) -> str:
-    return str(cast(dict[str, object], Settings.model_fields[name].json_schema_extra)["shown"])
-
-
-def _shown(name: str, value: object) -> str:
-    if value is None:
-        default = _default_shown(name)
-        return default if default.startswith("unset") else "unset"
-    if name in ("keyring_content", "keyring_command"):
-        return "***"  # secret as a whole; of the others only a URL's credentials are
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return values.without_secrets("; ".join(value) if isinstance(value, tuple) else str(value))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.access import Scope
-from service.config import ConfigurationError, SettingRow, Settings, load_settings
+from service.cli.settings import SettingRow, rows_of
+from service.config import ConfigurationError, Settings, load_settings
 from service.config_values import Address, without_secrets
 from service.errors import StartRefusedError
 
@@ -43,7 +44,7 @@ def faults(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> list[s
 
 
 def row(settings: Settings, name: str) -> SettingRow:
-    return next(row for row in settings.rows() if row.name == f"LEADKEEP_{name}")
+    return next(row for row in rows_of(settings) if row.name == f"LEADKEEP_{name}")
 
 
 def test_without_any_setting_the_defaults_hold(working_folder: Path) -> None:
@@ -371,7 +372,7 @@ def test_no_row_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
     settings = load(monkeypatch, {"DATABASE_URL": url, "ADMIN_DATABASE_URL": url})
 
-    assert SECRET not in repr(settings.rows())
+    assert SECRET not in repr(rows_of(settings))
     assert row(settings, "DATABASE_URL").value == "postgresql://u:***@h/db?sslpassword=***"
 
 
@@ -380,7 +381,7 @@ def test_the_settings_print_without_database_urls(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_setting_has_a_row_with_default_and_meaning() -> None:
-    rows = load_settings().rows()
+    rows = rows_of(load_settings())
 
     assert [row.name for row in rows] == [f"LEADKEEP_{name.upper()}" for name in Settings.model_fields]
     assert all(row.value and row.default and row.meaning for row in rows)
@@ -392,7 +393,7 @@ def test_the_operators_page_has_every_setting_and_no_other() -> None:
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| LEADKEEP_")]
 
     named = {name for cell in cells for name in re.findall(r"LEADKEEP_\w+", cell)}
-    assert named == {row.name for row in load_settings().rows()}
+    assert named == {row.name for row in rows_of(load_settings())}
 
 
 def test_a_row_says_where_its_value_comes_from(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from service.access import ROLES, is_subject
 from service.cli.command import AsJson, cell, duration, print_json
-from service.config import load_settings
+from service.config import Settings, Source, load_settings, variable
+from service.config_values import without_secrets
 from service.errors import StartRefusedError
 
 PIPE_COLUMNS = 240
 """Wide enough for a setting to stand in one line, so that grep finds all of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One setting as an operator sees it, secrets hidden, with the source of its value."""
+
+    name: str
+    value: str
+    default: str
+    meaning: str
+    source: Source
+
+
 def config(as_json: AsJson = False) -> None:
     """Print every setting with value, default and meaning; secrets hidden."""
-    rows = load_settings().rows()
+    rows = rows_of(load_settings())
     if as_json:
         print_json([asdict(row) for row in rows])
         return
@@ -61,3 +73,40 @@ def token(
         raise StartRefusedError("tokens come from the issuer of LEADKEEP_AUTH_JWKS; the local signing key is not used")
     key = LocalSigningKey.load_or_create(settings.signing_key_path)
     typer.echo(key.issue(subject or role, ROLES[role], ttl, now=time.time()))
+
+
+def rows_of(settings: Settings) -> list[SettingRow]:
+    """Every setting, secrets hidden."""
+    effective = {
+        "keyring": settings.keyring_path,
+        "spool_dir": settings.spool_path,
+        "files_dir": settings.files_path,
+        "admin_database_url": settings.migration_url,
+    }
+    return [
+        SettingRow(
+            name=variable(name),
+            value=_shown(name, effective.get(name, getattr(settings, name))),
+            default=_default_shown(name),
+            meaning=field.description or "",
+            source=settings.source_of(name),
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _default_shown(name: str) -> str:
+    return str(cast(dict[str, object], Settings.model_fields[name].json_schema_extra)["shown"])
+
+
+def _shown(name: str, value: object) -> str:
+    if value is None:
+        default = _default_shown(name)
+        return default if default.startswith("unset") else "unset"
+    if name in ("keyring_content", "keyring_command"):
+        return "***"  # secret as a whole; of the others only a URL's credentials are
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return without_secrets("; ".join(value) if isinstance(value, tuple) else str(value))
