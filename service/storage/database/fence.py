@@ -22,7 +22,7 @@ import structlog
 from psycopg.conninfo import make_conninfo
 
 from service.keys.secret_file import replace_secret_file
-from service.storage.database.session import Driver, SessionRefusedError, parameters_of, shut_down
+from service.storage.database.session import Driver, SessionRefusedError, hosts_of, parameters_of, shut_down
 
 LOOK_SECONDS = 2.0
 """Seconds between two looks at all hosts: for so long at most may an old primary that was never frozen be used."""
@@ -70,7 +70,7 @@ class Fence:
         self._remembers = remembers
         self.on_promotion: list[Callable[[], Awaitable[None]]] = []
         """Called when a look has found a newer timeline than was known."""
-        self._hosts = _hosts_of(url)
+        self._hosts = _one_each(url)
         self._watched: dict[str, Driver] = {}
         self._look: asyncio.Task[None] | None = None
         self._seen: dict[str, int] | None = None
@@ -164,16 +164,11 @@ class Fence:
         return known is not None
 
 
-def _hosts_of(url: str) -> list[str]:
+def _one_each(url: str) -> list[str]:
     """A connection string for each host of the URL, to whatever server is there."""
-    given = parameters_of(url, "leadkeep-fence")
-    lists = {name: str(given.get(name) or "").split(",") for name in ("host", "hostaddr", "port")}
-    count = max(map(len, lists.values()))
-    one_each = [
-        {name: (values * count if len(values) == 1 else values)[number] or None for name, values in lists.items()}
-        for number in range(count)
-    ]
-    return [make_conninfo("", **(given | each | {"target_session_attrs": "any"})) for each in one_each]
+    given = parameters_of(url, "leadkeep-fence") | {"target_session_attrs": "any"}
+    hosts = ({name: value or None for name, value in host.items()} for host in hosts_of(given))
+    return [make_conninfo("", **(given | host)) for host in hosts]
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from service.storage.database.failures import may_give_up_standby
-from service.storage.database.session import Driver, Session, parameters_of, shut_down
+from service.storage.database.session import Driver, Session, hosts_of, parameters_of, shut_down
 
 CONNECTIONS = 16
 """Per process. More would only queue inside PostgreSQL: a transaction takes about a millisecond."""
@@ -85,8 +85,8 @@ class ConnectionPool:
         self, url: str, prove: Callable[[Driver], Awaitable[Session]], on_failure: Callable[[psycopg.Error, str], None]
     ) -> None:
         self._parameters = parameters_of(url, "leadkeep")
-        hosts = str(self._parameters.get("host") or "").count(",") + 1
-        self._opening_seconds = max(OPENING_SECONDS, float(self._parameters["connect_timeout"]) * hosts)
+        seconds = float(self._parameters["connect_timeout"]) * len(hosts_of(self._parameters))
+        self._opening_seconds = max(OPENING_SECONDS, seconds)
         self._prove = prove
         self._on_failure = on_failure
         self._opened: list[Driver] = []
@@ -139,14 +139,10 @@ class ConnectionPool:
 
     def try_last(self, host: str, port: int) -> None:
         """Put one host of the URL behind the others: the next connections try it last."""
-        hosts, ports = (str(self._parameters.get(name) or "").split(",") for name in ("host", "port"))
-        pairs = list(zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=False))
-        pairs.sort(key=lambda pair: pair[0] == host and pair[1] in ("", str(port)))
-        if len(pairs) > 1:
-            self._parameters |= {
-                "host": ",".join(each[0] for each in pairs),
-                "port": ",".join(each[1] for each in pairs),
-            }
+        hosts = hosts_of(self._parameters)
+        if len(hosts) > 1:
+            hosts.sort(key=lambda each: (each["host"] or each["hostaddr"]) == host and each["port"] in ("", str(port)))
+            self._parameters |= {name: ",".join(each[name] for each in hosts) for name in hosts[0]}
 
     async def _open(self) -> PooledConnection:
         generation = self._generation

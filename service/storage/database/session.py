@@ -111,6 +111,13 @@ def parameters_of(url: str, name: str, **more: Any) -> dict[str, Any]:
     return chosen | {"client_encoding": SETTINGS["client_encoding"]}
 
 
+def hosts_of(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Host, address and port of each server that a URL names, as libpq pairs them: one value serves all servers."""
+    lists = {name: str(parameters.get(name) or "").split(",") for name in ("host", "hostaddr", "port")}
+    count = max(len(lists["host"]), len(lists["hostaddr"]))
+    return [{name: (given * count)[number] for name, given in lists.items()} for number in range(count)]
+
+
 @lru_cache(maxsize=8)  # that of every transaction behind a pooler is one of two
 def proof(protocol_pid: int | None, *, identity: bool) -> str:
     """The query that returns what `session_of` reads. With the protocol's pid it sets what is not behind a pooler."""
@@ -248,8 +255,8 @@ def url_is_valid(url: str) -> bool:
             int(parameters.get(name) or 0)
     except (psycopg.Error, ValueError):
         return False
-    hosts = str(parameters.get("host") or "").count(",") + 1
-    tried = make_conninfo(url, host=",".join([_NO_FOLDER] * hosts), hostaddr=None)
+    hosts = len(hosts_of(parameters))
+    tried = make_conninfo(url, host=",".join([_NO_FOLDER] * hosts), hostaddr="")
     connection = pq.PGconn.connect_start(tried.encode())
     try:
         # Once for each host that it tried; a fault of the URL is another message.

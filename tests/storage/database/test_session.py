@@ -14,7 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import StorageUnavailableError
 from service.storage.database.database import Database, Work
 from service.storage.database.failures import DatabaseHungError, LeftBehindError
-from service.storage.database.session import SETTINGS, SessionRefusedError, connect, shown, snapshot, url_is_valid
+from service.storage.database.session import (
+    SETTINGS,
+    SessionRefusedError,
+    connect,
+    hosts_of,
+    shown,
+    snapshot,
+    url_is_valid,
+)
 from service.storage.diagnosis import diagnose
 from tests.harness.pooler import ODD, pooler, reset_role, set_role
 from tests.harness.postgres import REPO, TestDatabase, TestServer
@@ -178,6 +186,8 @@ VALID = [
     "postgresql://h1,h2:1,h3/d?target_session_attrs=read-write",
     "postgresql://[::1]:5/d",
     "postgresql:///d?host=/tmp&hostaddr=",
+    "postgresql://h/d?hostaddr=127.0.0.1",
+    "postgresql:///d?hostaddr=127.0.0.1,127.0.0.2&port=1,2",
     "postgresql://a@h/d?options=-c%20statement_timeout%3D5s&connect_timeout=3&application_name=x",
 ]
 INVALID = [
@@ -185,6 +195,8 @@ INVALID = [
     "postgresql://a:b@h:x/d",
     "postgresql://h1:5,h2:0/d",
     "postgresql://h1,h2/d?port=1,2,3",
+    "postgresql://h1,h2,h3/d?port=1,2",
+    "postgresql:///d?port=1,2",
     "postgresql://a@h/d?sslmode=maybe",
     "postgresql://a@h/d?target_session_attrs=any-at-all",
     "postgresql://a@h/d?unknown=1",
@@ -204,6 +216,22 @@ def test_a_url_of_libpq_is_valid(url: str) -> None:
 @pytest.mark.parametrize("url", INVALID)
 def test_a_url_that_libpq_cannot_read_is_not_valid(url: str) -> None:
     assert not url_is_valid(url)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "hosts"),
+    [
+        ({}, [("", "", "")]),
+        ({"host": "a", "port": 5}, [("a", "", "5")]),
+        ({"host": "a,b", "port": "5"}, [("a", "", "5"), ("b", "", "5")]),
+        ({"host": "a,b", "hostaddr": "1.1.1.1,2.2.2.2", "port": "5,6"}, [("a", "1.1.1.1", "5"), ("b", "2.2.2.2", "6")]),
+        ({"hostaddr": "1.1.1.1,2.2.2.2"}, [("", "1.1.1.1", ""), ("", "2.2.2.2", "")]),
+    ],
+)
+def test_each_host_has_its_own_address_and_port(
+    parameters: dict[str, object], hosts: list[tuple[str, str, str]]
+) -> None:
+    assert [(each["host"], each["hostaddr"], each["port"]) for each in hosts_of(parameters)] == hosts
 
 
 async def test_an_exchange_of_the_database_behind_a_pooler_is_noticed_by_the_next_transaction(
