@@ -1,4 +1,4 @@
-"""Strict JSON reader for documents that somebody else may have written: files, keyrings, manifests."""
+"""Strict JSON reader for documents that somebody else may have written: requests, files, keyrings, manifests."""
 
 from __future__ import annotations
 
@@ -6,27 +6,38 @@ import json
 from typing import Any
 
 
+class _RefusedError(ValueError):
+    """JSON that readers understand differently, or that is none."""
+
+
 def parse(document: str | bytes) -> Any:
-    """The value of a JSON document. Raises ValueError, whose text holds nothing of the document.
+    """The value of a JSON document. Raises ValueError, whose text ("it …") holds nothing of the document.
 
     Also refused: a name that stands twice in one object, of which another reader may take the other value; NaN and
-    Infinity, which are no JSON; and nesting beyond what Python reads.
+    Infinity, which are no JSON; and nesting beyond what Python reads. A byte order mark is passed over (RFC 8259 allows
+    that), because some programs write one.
     """
     try:
         return _DECODER.decode(document if isinstance(document, str) else document.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON, or a name stands twice in it") from None
+    except _RefusedError as refused:
+        fault = str(refused)
+    except RecursionError:
+        fault = "it is nested too deeply"
+    except ValueError:
+        # Not UTF-8, not JSON, or a number of thousands of digits.
+        fault = "it is not JSON in UTF-8 (RFC 8259)"
+    raise ValueError(fault)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise ValueError
+        raise _RefusedError("it has a name twice in one object")
     return made
 
 
 def _no_constant(_name: str) -> Any:
-    raise ValueError
+    raise _RefusedError("it holds NaN or Infinity, which JSON does not have")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)

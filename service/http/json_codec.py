@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NoReturn, cast
+from collections.abc import Collection, Iterable
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -17,6 +17,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from service import strict_json
 from service.errors import LeadValidationError, Violation
 from service.validation.json_value import UNREADABLE, text_of
 from service.validation.text import ValueRefusedError
@@ -41,20 +42,12 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if not raw.strip():
         raise _invalid("body", "is required: a JSON object")
     try:
-        # A byte order mark is no JSON, but some clients write one (RFC 8259 lets a reader skip it).
-        parsed = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_no_constant)
-    except ValueRefusedError as refused:
-        description = refused.description
-    except ValueError:
-        # Not UTF-8, not JSON, or a number of thousands of digits.
-        description = "is not JSON in UTF-8 (RFC 8259)"
-    except RecursionError:
-        description = "is nested too deeply"
-    else:
-        if isinstance(parsed, dict):
-            return parsed
-        description = "must be a JSON object"
-    raise _invalid("body", description)
+        parsed = strict_json.parse(raw)
+    except ValueError as fault:
+        raise _invalid("body", str(fault).removeprefix("it ")) from None
+    if not isinstance(parsed, dict):
+        raise _invalid("body", "must be a JSON object")
+    return parsed
 
 
 def parse_query(raw: bytes) -> list[tuple[str, str]]:
@@ -138,18 +131,6 @@ def encoded(content: object) -> bytes:
 def short_enum_names(enum: EnumDescriptor) -> list[str]:
     """The values of an enum as people write them: `not_interested` for LEAD_STATUS_NOT_INTERESTED."""
     return [value.name.removeprefix(_enum_prefix(enum)).lower() for value in enum.values if value.number != 0]
-
-
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        # Readers differ in which of two they take; nobody should have to guess which one was checked.
-        raise ValueRefusedError("has a name twice in one object")
-    return members
-
-
-def _no_constant(_name: str) -> NoReturn:
-    raise ValueRefusedError("holds NaN or Infinity, which JSON does not have")
 
 
 def _field_called(message: Message, key: str) -> FieldDescriptor | None:
