@@ -29,10 +29,10 @@ from service.storage.access.check import Findings, check
 from service.storage.database.database import Database
 from service.storage.database.failures import NoStandbyError, StorageFaultError, cause_of
 from service.storage.database.fence import Fence
-from service.storage.diagnosis import Diagnosis, diagnose, foreign_triggers, lacks_group
+from service.storage.diagnosis import Diagnosis, diagnose, excess_rights, foreign_triggers, lacks_group
 from service.storage.keys.canary import compare_canary
 from service.storage.leads.submissions import SubmissionStore
-from service.storage.schema import APPLICATION_ROLE, excess_rights, require_current, revision_of
+from service.storage.schema import APPLICATION_ROLE, require_current, revision_of
 from service.storage.spool.rows import peek
 
 STATEMENTS = "statements of the service"

@@ -30,7 +30,8 @@ _RIGHTS = {
     "UPDATE": "lead resubmission lead_conflict tombstone replica daily_file file_turn",
     "DELETE": "replica lead_touch",
 }
-"""What the service needs while it runs; the first start and a rotation need more on key_canary."""
+"""What the service needs while it runs; the first start and a rotation need more on key_canary. Any other right to
+change or delete what is stored is one too many."""
 
 # By the catalogue and not by names: looking up a name fails where its schema or table is missing. Our own rows of
 # pg_stat_activity can be seen without pg_monitor; those of pg_stat_replication cannot.
@@ -58,6 +59,10 @@ _MEMBER = text(
     "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :role AND pg_has_role(current_user, oid, 'USAGE')) AS member,"
     " current_user AS login"
 )
+_BEYOND_TABLES = text("""
+    SELECT has_schema_privilege(current_user, 'public', 'CREATE') AS creates, rolsuper AS superuser
+    FROM pg_roles WHERE rolname = current_user
+""")
 _FOREIGN_TRIGGERS = text("""
     SELECT t.tgname AS name, c.relname AS table_name
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -158,6 +163,23 @@ async def lacks_group(database: Database) -> str | None:
     """The login of the service if it does not have the rights of the group role, and so none at all."""
     (row,) = await database.rows(_MEMBER, {"role": APPLICATION_ROLE})
     return None if row.member else str(row.login)
+
+
+async def excess_rights(database: Database) -> list[str]:
+    """What the role of `serve` may do and should not; empty when all is well."""
+    (role,) = await database.rows(_BEYOND_TABLES)
+    tables = await database.read(lambda connection: _TABLES.rows(connection, {}))
+    ours = sorted((table for table in tables if table.name in _RIGHTS["SELECT"].split()), key=lambda table: table.name)
+    return [
+        *(["create tables"] if role.creates else []),
+        *(["be a superuser"] if role.superuser else []),
+        *(
+            f"{verb} {table.name}"
+            for right, verb, needed in (("delete", "delete from", ""), ("update", "change", "key_canary"))
+            for table in ours
+            if getattr(table, f"may_{right}") and table.name not in f"{_RIGHTS[right.upper()]} {needed}".split()
+        ),
+    ]
 
 
 async def foreign_triggers(database: Database) -> list[str]:

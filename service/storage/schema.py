@@ -63,20 +63,6 @@ _HOLDS_SOMETHING = (
     "SELECT EXISTS (SELECT FROM lead) OR EXISTS (SELECT FROM lead_conflict) OR EXISTS (SELECT FROM access_record)"
 )
 
-_EXCESS_RIGHTS = text("""
-    SELECT 'create tables' AS may WHERE has_schema_privilege(current_user, 'public', 'CREATE')
-    UNION ALL
-    SELECT 'be a superuser' FROM pg_roles WHERE rolname = current_user AND rolsuper
-    UNION ALL
-    SELECT 'delete from ' || name FROM unnest(ARRAY['lead', 'status_change', 'assignment_change', 'lead_conversation',
-        'resubmission', 'lead_alias', 'lead_conflict', 'daily_file', 'access_record', 'access_chain', 'access_head',
-        'file_turn', 'tombstone']) AS name
-    WHERE has_table_privilege(current_user, name, 'DELETE')
-    UNION ALL
-    SELECT 'change ' || name FROM unnest(ARRAY['access_record', 'access_chain', 'access_head']) AS name
-    WHERE has_any_column_privilege(current_user, name, 'UPDATE')
-""")
-
 
 def engine_of(url: str) -> Engine:
     """An engine without a pool. The URL is libpq's own, which names no driver and may list several hosts."""
@@ -253,11 +239,6 @@ def embedded_database(data_dir: Path) -> Iterator[EmbeddedPostgres]:
         yield postgres
     finally:
         postgres.stop()
-
-
-async def excess_rights(database: Database) -> list[str]:
-    """What the role of `serve` may do and should not; empty when all is well."""
-    return [row.may for row in await database.rows(_EXCESS_RIGHTS)]
 
 
 async def revision_of(database: Database) -> str | None:
