@@ -17,7 +17,8 @@ INSTALLED = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/
 class Nginx:
     """nginx with the shipped configuration, on free ports."""
 
-    def __init__(self, folder: Path, grpc_address: str, http_address: str) -> None:
+    def __init__(self, folder: Path, grpc_address: str, http_address: str, *, calls: int = 384) -> None:
+        """`calls`: how many callers may have in flight together."""
         self._folder = folder
         self.grpc_address, self.http_address = (f"127.0.0.1:{_free_port()}" for _ in range(2))
         text = CONFIGURATION.read_text()
@@ -28,6 +29,7 @@ class Nginx:
             ("server 127.0.0.1:8081", f"server {http_address}"),
             ("listen 127.0.0.1:50050", f"listen {self.grpc_address}"),
             ("listen 127.0.0.1:8080", f"listen {self.http_address}"),
+            ("limit_conn calls 384;", f"limit_conn calls {calls};"),
         ):
             assert shipped in text
             text = text.replace(shipped, here)

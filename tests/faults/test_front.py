@@ -1,0 +1,157 @@
+"""What deploy/nginx.conf refuses in front of the service: with the words of the service itself, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import httpx
+import pytest
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.errors import QueueFullError
+from service.http.problems import failure_response
+from service.rpc.status import pushback, status_of
+from tests.conftest import StartService
+from tests.harness.answers import fails
+from tests.harness.failures import reason_of
+from tests.harness.faults import SLOW, closed_gate, gated_inserts, waits_at_gate
+from tests.harness.leads import somebody
+from tests.harness.nginx import CONFIGURATION, INSTALLED, Nginx
+from tests.harness.postgres import TestDatabase
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
+
+BURST = 1000
+CONNECTIONS = 16
+ALONE = [("grpc.use_local_subchannel_pool", 1)]
+POLICY = Path(__file__, "../../../docs/retry_policy.json").resolve().read_text()
+
+
+def rows(text: str, name: str) -> list[tuple[str, str]]:
+    """The rows of a block: what stands first, and what it becomes."""
+    block = re.search(rf"{re.escape(name)} \{{(.*?)\}}", text, re.DOTALL)
+    assert block is not None
+    return re.findall(r"^\s*(\S+)\s+(\S+);$", block[1], re.MULTILINE)
+
+
+def test_every_wait_is_one_that_the_service_asks_for() -> None:
+    text = CONFIGURATION.read_text()
+    waits = [wait for _, wait in rows(text, "split_clients $request_id $busy_milliseconds")]
+    assert len(set(waits)) > 1, "all would come back at once"
+    assert all(500 <= int(wait) <= 1500 for wait in waits)
+    statuses = rows(text, "map $busy_milliseconds $busy_status")
+    assert [wait for wait, _ in statuses] == waits
+    for wait, status in statuses:
+        sent = status_pb2.Status.FromString(base64.b64decode(status + "=" * (-len(status) % 4)))
+        assert sent == status_of(QueueFullError(int(wait) / 1000))
+
+
+def answer_of(call: Any) -> str:
+    """OK, or the reason of the service or of nginx, or the code of an answer that has none."""
+    error = call.exception()
+    return "OK" if error is None else reason_of(error) or call.code().name
+
+
+@pytest.fixture(scope="module")
+def front(
+    service: RunningService, service_database: TestDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Nginx]:
+    """nginx with a place for one call."""
+    if INSTALLED is None:
+        pytest.skip("nginx is not installed")
+    gated_inserts(service_database.admin_url)
+    with Nginx(tmp_path_factory.mktemp("nginx"), service.grpc_address, service.http_address, calls=1) as nginx:
+        yield nginx
+
+
+@pytest.fixture
+def busy(front: Nginx, service: RunningService, service_database: TestDatabase) -> Iterator[Callable[[], None]]:
+    """Somebody has the one place, until this is called."""
+    with grpc.insecure_channel(front.grpc_address) as channel, ExitStack() as gate:
+        gate.enter_context(closed_gate(service_database.admin_url))
+        request = pb.CreateLeadRequest(lead=somebody(name=SLOW))
+        holding = service.stub(channel).CreateLead.future(request, timeout=60, metadata=service.metadata())
+        assert eventually(lambda: waits_at_gate(service_database.admin_url), within=20)
+        yield gate.close
+        gate.close()
+        assert holding.result().state == pb.SAVE_STATE_SAVED
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_call_without_a_place_gets_what_the_service_sends(front: Nginx, service: RunningService) -> None:
+    with grpc.insecure_channel(front.grpc_address) as channel:
+        stub = service.stub(channel)
+        for _ in range(8):  # there are several waits
+            request = pb.CreateLeadRequest(lead=somebody())
+            failure = fails(lambda: stub.CreateLead(request, timeout=10, metadata=service.metadata()))  # noqa: B023
+            assert failure.retry_after is not None
+            expected = QueueFullError(failure.retry_after)
+            status = status_of(expected)
+            assert (failure.code.value[0], failure.text) == (status.code, status.message)
+            assert failure.trailing["grpc-status-details-bin"] == status.SerializeToString()
+            assert failure.trailing["grpc-retry-pushback-ms"] == pushback(expected, 10)["grpc-retry-pushback-ms"]
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_request_without_a_place_gets_what_the_service_sends(front: Nginx, service: RunningService) -> None:
+    answer = httpx.get(f"http://{front.http_address}/api/leads", headers=dict(service.metadata()), timeout=10)
+    wait = float(answer.headers["retry-after"])
+    expected = failure_response(QueueFullError(wait), {})
+    assert (answer.status_code, answer.content) == (expected.status_code, expected.body)
+    assert set(expected.headers.items()) <= set(answer.headers.items())
+
+
+@pytest.mark.usefixtures("busy")
+def test_health_needs_no_place(front: Nginx) -> None:
+    with grpc.insecure_channel(front.grpc_address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        assert (
+            health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        )
+    assert httpx.get(f"http://{front.http_address}/healthz", timeout=10).status_code == 200
+
+
+def test_the_retry_policy_repeats_what_had_no_place(
+    front: Nginx, service: RunningService, busy: Callable[[], None]
+) -> None:
+    options = [("grpc.service_config", POLICY), *ALONE]
+    with grpc.insecure_channel(front.grpc_address, options=options) as channel:
+        request = pb.CreateLeadRequest(lead=somebody(), request_id=str(uuid4()))
+        call = service.stub(channel).CreateLead.future(request, timeout=60, metadata=service.metadata())
+        time.sleep(0.3)
+        assert not call.done(), call.code()
+        busy()
+        assert call.result().state == pb.SAVE_STATE_SAVED
+        assert dict(call.trailing_metadata())["leadkeep-retries"] != "0"
+
+
+@pytest.mark.skipif(INSTALLED is None, reason="nginx is not installed")
+def test_each_call_of_a_burst_is_stored_or_refused_with_what_the_retry_policy_repeats(
+    database: TestDatabase, start_service: StartService, tmp_path: Path
+) -> None:
+    service = start_service(database_url=database.serve_url)
+    metadata = service.metadata("chatbot")
+    with Nginx(tmp_path, service.grpc_address, service.http_address) as nginx, ExitStack() as channels:
+        stubs = [
+            service.stub(channels.enter_context(grpc.insecure_channel(nginx.grpc_address, options=[*ALONE, ("n", n)])))
+            for n in range(CONNECTIONS)
+        ]
+        calls = [
+            stubs[n % CONNECTIONS].CreateLead.future(
+                pb.CreateLeadRequest(lead=somebody()), timeout=120, metadata=metadata
+            )
+            for n in range(BURST)
+        ]
+        answers = Counter(map(answer_of, calls))
+    assert answers.keys() == {"OK", "QUEUE_FULL"}, answers
