@@ -165,6 +165,7 @@ async def _serve(
                 tls=tls,
                 readiness=readiness,
                 registry=registry,
+                required=parts.validation.required,
                 limits=limits,
                 refusals=refusals,
             )

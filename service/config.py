@@ -182,6 +182,11 @@ class Settings(BaseModel):
     policies: Annotated[tuple[str, ...], _read_by(values.policies)] | None = _setting(
         None, "the policies on offer, separated by ; or one a line", shown="unset: any policy is accepted"
     )
+    optional_fields: Annotated[tuple[str, ...], _read_by(values.optional_fields)] | None = _setting(
+        None,
+        "what a lead need not have: nid, address, interested_policy, or several, separated by commas",
+        shown="unset: nothing",
+    )
     transcript_url: Annotated[str, _read_by(values.transcript_url)] | None = _setting(
         None, "e.g. https://chat.example/conversations/{conversation_id}, fills transcript_uri"
     )

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from service.access import Scope
-from service.lead import LeadStatus
+from service.lead import OPTIONAL_BY_SETTING, LeadStatus
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _DATABASE_URL = re.compile(r"postgres(?:ql)?://[^\s\x00-\x1f\x7f]+")
@@ -238,6 +238,14 @@ def words(text: str) -> tuple[str, ...]:
     if not all(found):
         raise ValueError("names nothing; write one word or several, separated by blanks")
     return found
+
+
+def optional_fields(text: str) -> tuple[str, ...]:
+    """Read the fields that a lead need not have."""
+    names = words(text)
+    if not set(names) <= set(OPTIONAL_BY_SETTING):
+        raise ValueError(f"names a field that every lead has; write one or several of {', '.join(OPTIONAL_BY_SETTING)}")
+    return names
 
 
 def scope_map(text: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import uuid_utils.compat
 from service.config import Settings
 from service.keys.encryption import EncryptionService
 from service.keys.source import KeyringSource, keyring_command, keyring_content, keyring_file
+from service.lead import REQUIRED_FIELDS
 from service.rpc.tokens.jwks import JwksFile, JwksUrl
 from service.rpc.tokens.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
 from service.rpc.tokens.verifier import KeySource, TokenRules, TokenVerifier
@@ -23,6 +24,7 @@ def validation_of(settings: Settings) -> ValidationService:
         phone_rule=settings.phone_rule,
         nid_rule=settings.nid_rule,
         policies=settings.policies or (),
+        required=REQUIRED_FIELDS.difference(settings.optional_fields or ()),
     )
 
 

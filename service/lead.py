@@ -49,6 +49,8 @@ class FieldRule:
     spaces: bool = True
     """False for identifiers."""
     required: bool = False
+    optional_by_setting: bool = False
+    """Whether an operator may do without it, though it is required: see LEADKEEP_OPTIONAL_FIELDS."""
     sensitive: bool = False
     """Sealed wherever it is stored, and masked for those who may not see it."""
     correctable: bool = True
@@ -81,6 +83,7 @@ class CustomerFields:
             "leads. Masked: last 2 characters.",
             meaning="the national ID",
             required=True,
+            optional_by_setting=True,
             sensitive=True,
         ),
     ]
@@ -92,16 +95,18 @@ class CustomerFields:
             limit=500,
             lines=True,
             required=True,
+            optional_by_setting=True,
             sensitive=True,
         ),
     ]
     interested_policy: Annotated[
-        str,
+        str | None,
         FieldRule(
             description="Policy of interest. An operator may restrict it to the policies on offer.",
             meaning="the policy that the customer asks for",
             limit=200,
             required=True,
+            optional_by_setting=True,
         ),
     ]
     email: Annotated[
@@ -162,6 +167,10 @@ FIELD_RULES: dict[str, FieldRule] = {
 }
 CUSTOMER_FIELDS = tuple(FIELD_RULES)
 REQUIRED_FIELDS = frozenset(name for name, rule in FIELD_RULES.items() if rule.required)
+OPTIONAL_BY_SETTING = tuple(name for name, rule in FIELD_RULES.items() if rule.optional_by_setting)
+IDENTIFIERS = ("phone", "nid")
+"""The fields that duplicates are found by. A misspelt one is never left out, also where it is optional: then duplicates
+would not be found."""
 SENSITIVE_FIELDS = tuple(name for name, rule in FIELD_RULES.items() if rule.sensitive)
 CORRECTABLE_FIELDS = tuple(name for name, rule in FIELD_RULES.items() if rule.correctable)
 
@@ -186,8 +195,8 @@ def digested(values: Mapping[str, str | None]) -> list[str | None]:
 class Lead(CustomerFields):
     """One interested person, with every field in clear.
 
-    A sensitive field that could not be opened is None and named in `unreadable_fields`. The required fields are
-    None only then.
+    A sensitive field that could not be opened is None and named in `unreadable_fields`. Name and phone are None only
+    then.
     """
 
     id: UUID

@@ -112,8 +112,8 @@ class LeadSealer:
         Fields that were sealed with another key than the primary one are sealed anew. Raises FieldUnreadableError.
         """
         values, unreadable = self._opened(submission.id, submission.fields)
-        if missing := unreadable or tuple(name for name in ("phone", "nid") if values[name] is None):
-            raise FieldUnreadableError(missing)
+        if unreadable:
+            raise FieldUnreadableError(unreadable)
         digest, *earlier = self._encryption.content_digests(digested(values))
         anew = {
             name: self._encryption.seal(submission.id, name, values[name] or "")
@@ -134,14 +134,12 @@ class LeadSealer:
         columns: dict[str, str | bytes | bool | int | None] = {
             name: None if value is None else self._stored(lead_id, name, value) for name, value in changed.items()
         }
-        phone, nid = changed.get("phone"), changed.get("nid")
-        if phone or nid:
-            indexes = self.indexes(phone, nid)
-            columns["index_epoch"] = indexes.epoch
-            for name, value, pair in (("phone", phone, indexes.phone), ("nid", nid, indexes.nid)):
-                if value:
-                    # A pair that the plan leaves empty loses what it had: it would refuse a stranger.
-                    columns |= {f"{name}_index": pair[0], f"{name}_index_2": pair[1], f"{name}_shared": False}
+        indexes = self.indexes(changed.get("phone"), changed.get("nid"))
+        for name, pair in (("phone", indexes.phone), ("nid", indexes.nid)):
+            if name in changed:
+                # What the plan leaves empty, or the lead has no more, loses what it had: it would refuse a stranger.
+                columns |= {f"{name}_index": pair[0], f"{name}_index_2": pair[1], f"{name}_shared": False}
+                columns["index_epoch"] = indexes.epoch
         return Correction(columns=columns)
 
     def acknowledged(self, lead_id: UUID, entered: CustomerFields, accepted_at: datetime) -> Lead:
@@ -157,10 +155,12 @@ class LeadSealer:
             resubmissions=0,
         )
 
-    def value_of(self, sealed: SealedLead, name: str) -> str | None:
-        """The present value of a customer field; None also for one that cannot be opened: a correction mends it."""
-        stored = {name: sealed.fields[name]} if name in sealed.fields else {}
-        return self._opened(sealed.id, stored)[0][name]
+    def holds(self, sealed: SealedLead, name: str, value: str | None) -> bool:
+        """Whether a customer field has this value now, None: none. One that cannot be opened has another one, so that
+        a correction mends it."""
+        if value is None or name not in sealed.fields:
+            return value is None and name not in sealed.fields
+        return self._opened(sealed.id, {name: sealed.fields[name]})[0][name] == value
 
     def open(self, sealed: SealedLead, *, hidden: Collection[str] = (), flag_unreadable: bool = False) -> Lead:
         """A lead in clear, but for the `hidden` fields: those are not opened, and hold a mask if they are set.

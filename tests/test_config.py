@@ -155,6 +155,8 @@ def test_every_fault_is_named_at_once_one_a_line(monkeypatch: pytest.MonkeyPatch
         ({"AUTH_ISSUER": "i"}, "AUTH_ISSUER", "only beside LEADKEEP_AUTH_JWKS"),
         ({"AUTH_AUDIENCE": "a"}, "AUTH_AUDIENCE", "only beside LEADKEEP_AUTH_JWKS"),
         ({"AUTH_CLIENT_IDS": "a"}, "AUTH_CLIENT_IDS", "only beside LEADKEEP_AUTH_JWKS"),
+        ({"OPTIONAL_FIELDS": "nid, phone"}, "OPTIONAL_FIELDS", "one or several of nid, address, interested_policy"),
+        ({"OPTIONAL_FIELDS": ","}, "OPTIONAL_FIELDS", "names nothing"),
         ({"AUTH_SCOPE_MAP": "Read=leads:read"}, "AUTH_SCOPE_MAP", "only beside LEADKEEP_AUTH_JWKS"),
         ({"AUTH_SCOPE_MAP": "Read=leads:reed"}, "AUTH_SCOPE_MAP", "leads:read-own"),
         ({"AUTH_SCOPE_MAP": "Read"}, "AUTH_SCOPE_MAP", "not a list of words"),

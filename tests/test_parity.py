@@ -23,6 +23,7 @@ from service.errors import LeadkeepError, Reason
 from service.lead import (
     CORRECTABLE_FIELDS,
     CUSTOMER_FIELDS,
+    OPTIONAL_BY_SETTING,
     REQUIRED_FIELDS,
     SENSITIVE_FIELDS,
     Lead,
@@ -98,7 +99,7 @@ class TestFields:
         columns = model.columns
 
         assert {name: columns[name].nullable for name in CUSTOMER_FIELDS} == {
-            name: name not in REQUIRED_FIELDS for name in CUSTOMER_FIELDS
+            name: name not in REQUIRED_FIELDS or name in OPTIONAL_BY_SETTING for name in CUSTOMER_FIELDS
         }
 
     def test_a_sealed_lead_holds_what_is_stored(self) -> None:

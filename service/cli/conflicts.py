@@ -71,4 +71,5 @@ def resolve(
 
 
 def _side(lead: pb.Lead) -> str:
-    return f"{lead.name}, phone {lead.phone}, nid {lead.nid}, {lead.interested_policy}"
+    nid = f"nid {lead.nid}" if lead.nid else ""
+    return ", ".join(part for part in (lead.name, f"phone {lead.phone}", nid, lead.interested_policy) if part)

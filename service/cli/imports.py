@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ def import_files(
     try:
         columns = explicit_mapping(mapping or [])
         # Every file is looked at before the database is: a wrong name must not leave half of an import.
-        sources = [_source(path, columns, results, rejects) for path in files]
+        required = factories.validation_of(settings).required
+        sources = [_source(path, columns, results, rejects, required) for path in files]
 
         async def work(_url: str, database: Database, encryption: EncryptionService) -> tuple[list[Any], bool]:
             return await _import_all(settings, database, encryption, sources, dry_run=dry_run, quiet=as_json)
@@ -129,7 +131,9 @@ async def _import_all(
     return done, stopped.is_set()
 
 
-def _source(path: Path, mapping: dict[str, str], results: Path | None, rejects: Path | None) -> _Source:
+def _source(
+    path: Path, mapping: dict[str, str], results: Path | None, rejects: Path | None, required: Collection[str]
+) -> _Source:
     """A file that can be imported. Raises ImportRefusedError."""
     kind = kind_of(path)
     suffix = ".rejects.csv" if kind is Kind.CSV else ".rejects.jsonl"
@@ -139,7 +143,9 @@ def _source(path: Path, mapping: dict[str, str], results: Path | None, rejects: 
         raise ImportRefusedError("--results and --rejects must be files of their own")
     if kind is Kind.DAILY and (mapping or rejects):
         raise ImportRefusedError(f"{path} is a daily file: it goes without --map and --rejects")
-    rows = None if kind is Kind.DAILY else CsvFile(path, mapping) if kind is Kind.CSV else JsonFile(path, mapping)
+    if kind is Kind.DAILY:
+        return _Source(path, results_path, rejects_path, None)
+    rows = CsvFile(path, mapping, required) if kind is Kind.CSV else JsonFile(path, mapping, required)
     return _Source(path, results_path, rejects_path, rows)
 
 

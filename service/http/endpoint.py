@@ -10,7 +10,7 @@ import contextlib
 import math
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -30,6 +30,7 @@ from service.http.openapi import document
 from service.http.paths import HttpHandler, Paths
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.http.routes import OPERATIONS, http_handler_of, json_response
+from service.lead import REQUIRED_FIELDS
 from service.rpc.call import Call, Handler
 from service.rpc.interceptors import errors
 from service.rpc.limits import DEFAULT, Limits, Refusals
@@ -64,17 +65,21 @@ class HttpEndpoint:
         tls: TlsFiles | None,
         readiness: Readiness,
         registry: CollectorRegistry,
+        required: Collection[str] = REQUIRED_FIELDS,
         setting: str = "LEADKEEP_HTTP_ADDRESS",
         limits: Limits = DEFAULT,
         refusals: Refusals | None = None,
         new_id: Callable[[], UUID] = uuid4,
     ) -> None:
-        """Raises StartRefusedError, which names `setting`, when the address cannot be used."""
+        """`required`: the fields without which there is no lead.
+
+        Raises StartRefusedError, which names `setting`, when the address cannot be used.
+        """
         context = _RenewedContext(ssl.PROTOCOL_TLS_SERVER, tls) if tls else None
         self._socket = _bound(host, port, setting)
         self.port: int = self._socket.getsockname()[1]
         self._config = Config(
-            _Guard(_paths(methods, readiness, registry), new_id),
+            _Guard(_paths(methods, readiness, registry, required), new_id),
             http=partial(HttpConnection, HttpConnections(limits, refusals or Refusals())),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
@@ -171,17 +176,20 @@ def _check_head(scope: Scope) -> None:
         raise HttpProblemError(400, "send Content-Length or Transfer-Encoding, not both", {"connection": "close"})
 
 
-def _paths(methods: Mapping[str, Handler] | None, readiness: Readiness, registry: CollectorRegistry) -> Paths:
+def _paths(
+    methods: Mapping[str, Handler] | None, readiness: Readiness, registry: CollectorRegistry, required: Collection[str]
+) -> Paths:
     paths = _operators_paths(readiness, registry)
     if methods is not None:
-        described = encoded(document())
+        described = encoded(document(required))
 
         async def openapi(_request: Request) -> Response:
             return json_response(described)
 
         paths["/openapi.json"] = {"GET": openapi}
         for operation in OPERATIONS:
-            paths.setdefault(operation.path, {})[operation.method] = http_handler_of(operation, methods[operation.rpc])
+            handler = http_handler_of(operation, methods[operation.rpc], required)
+            paths.setdefault(operation.path, {})[operation.method] = handler
     return Paths(paths)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from typing import Any, get_args
 
@@ -31,8 +31,8 @@ _SCALARS: dict[int, _Json] = {
 }
 
 
-def document() -> _Json:
-    """The document, ready for JSON."""
+def document(required: Collection[str] = REQUIRED_FIELDS) -> _Json:
+    """The document, ready for JSON. `required`: the fields without which there is no lead."""
     paths: _Json = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path.replace(":path}", "}"), {})[operation.method.lower()] = _operation(operation)
@@ -49,7 +49,7 @@ def document() -> _Json:
         "paths": {**paths, **_open_paths()},
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
-            "schemas": _schemas(),
+            "schemas": _schemas() | {"LeadSubmission": _submission(required)},
             "headers": _HEADERS,
             "responses": {f"Error{status}": _error(status) for status in texts.ERRORS},
         },
@@ -120,7 +120,6 @@ def _schemas() -> _Json:
         "Confirmation": _message(_MESSAGES["Confirmation"]),
         "Access": _message(_MESSAGES["Access"]),
         "Resubmission": _message(_MESSAGES["Resubmission"]),
-        "LeadSubmission": _submission(),
         "StatusUpdate": _body_schema("UpdateStatusRequest", STATUS_FIELDS) | {"required": ["status"]},
         "Erasure": _body_schema("EraseLeadRequest", ERASURE_FIELDS),
         "Problem": _PROBLEM,
@@ -155,7 +154,7 @@ def _request_schema(field: FieldDescriptor) -> _Json:
     return {"type": "array", "items": schema} if field.is_repeated else schema
 
 
-def _submission() -> _Json:
+def _submission(required: Collection[str]) -> _Json:
     return {
         "type": "object",
         "description": "What the customer told.",
@@ -163,12 +162,12 @@ def _submission() -> _Json:
             name: {
                 "type": "string",
                 "description": rule.description,
-                **({"minLength": 1} if rule.required else {}),
+                **({"minLength": 1} if name in required else {}),
                 **({"maxLength": rule.limit} if rule.limit is not None else {}),
             }
             for name, rule in FIELD_RULES.items()
         },
-        "required": [name for name in CUSTOMER_FIELDS if name in REQUIRED_FIELDS],
+        "required": [name for name in CUSTOMER_FIELDS if name in required],
         "examples": [texts.EXAMPLE_SUBMISSION],
     }
 

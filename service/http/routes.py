@@ -6,7 +6,7 @@ What cannot be read becomes the call's `fault`, which is shown only to callers w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from email.message import Message as Header
 
@@ -20,14 +20,12 @@ from service.errors import LeadkeepError, LeadValidationError, Violation
 from service.http.json_codec import comma_separated, fill, parse_object, parse_query, to_json, with_plus
 from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
-from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
+from service.lead import CUSTOMER_FIELDS, IDENTIFIERS
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
 from service.rpc.server import LARGEST_REQUEST
 
 OUTPUT_FIELDS = tuple(name for name in pb.Lead.DESCRIPTOR.fields_by_name if name not in CUSTOMER_FIELDS)
 """Fields of a lead that a request may carry, as a copy of an answer does, and that are ignored."""
-
-OPTIONAL_FIELDS = tuple(name for name in CUSTOMER_FIELDS if name not in REQUIRED_FIELDS)
 
 STATUS_FIELDS = ("status", "reason", "expected_version")
 
@@ -75,8 +73,9 @@ OPERATIONS = (
 )
 
 
-def http_handler_of(operation: Operation, handle: Handler) -> HttpHandler:
-    """The operation as a function of the HTTP request."""
+def http_handler_of(operation: Operation, handle: Handler, required: Collection[str]) -> HttpHandler:
+    """The operation as a function of the HTTP request. `required`: the fields without which there is no lead."""
+    may_be_left_out = frozenset(CUSTOMER_FIELDS).difference(required, IDENTIFIERS)
 
     async def answer(request: Request) -> Response:
         seconds, fault = _timeout(request)
@@ -86,7 +85,7 @@ def http_handler_of(operation: Operation, handle: Handler) -> HttpHandler:
         message = _message_class(operation)()
         try:
             if fault is None:
-                message = _read(operation, request, body)
+                message = _read(operation, request, body, may_be_left_out)
         except LeadValidationError as error:
             fault = error
         call = Call(
@@ -114,7 +113,7 @@ def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | N
     return Response(body, status, {**SAFE_HEADERS, **(headers or {})}, "application/json")
 
 
-def _read(operation: Operation, request: Request, body: bytes) -> Message:
+def _read(operation: Operation, request: Request, body: bytes, may_be_left_out: Collection[str]) -> Message:
     """The request in the contract's words. Raises LeadValidationError."""
     query = comma_separated(parse_query(request.scope["query_string"]), "statuses")
     query = [(name, with_plus(value) if name == "phone" else value) for name, value in query]
@@ -128,7 +127,7 @@ def _read(operation: Operation, request: Request, body: bytes) -> Message:
             lead,
             names=CUSTOMER_FIELDS,
             ignored=OUTPUT_FIELDS,
-            may_be_left_out=OPTIONAL_FIELDS,
+            may_be_left_out=may_be_left_out,
             path="lead.",
             whole="body",
         )

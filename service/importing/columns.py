@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from service.importing.source import ImportRefusedError
-from service.lead import CUSTOMER_FIELDS, REQUIRED_FIELDS
+from service.lead import CUSTOMER_FIELDS
 from service.printable import printable
 
 REASON_COLUMN = "leadkeep_reason"
@@ -97,9 +97,9 @@ def resolve(headers: Sequence[str], mapping: Mapping[str, str]) -> list[str | No
     return fields
 
 
-def require_all(fields: Sequence[str | None], headers: Sequence[str]) -> None:
+def require_all(required: Collection[str], fields: Sequence[str | None], headers: Sequence[str]) -> None:
     """Raise ImportRefusedError unless every required field has its column."""
-    if missing := [field for field in CUSTOMER_FIELDS if field in REQUIRED_FIELDS and field not in fields]:
+    if missing := [field for field in CUSTOMER_FIELDS if field in required and field not in fields]:
         raise ImportRefusedError(
             f"the file has no column for {', '.join(missing)}; its columns are: {', '.join(map(printable, headers))}. "
             f'Name it with --map "Their header={missing[0]}"'

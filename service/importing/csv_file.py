@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from service.importing.columns import ignored, require_all, resolve
 from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
+from service.lead import REQUIRED_FIELDS
 
 LONGEST_RECORD = 100_000
 """Characters. The longest lead has 6,000; a quote that is not closed must not swallow the file."""
@@ -47,7 +48,7 @@ def restored(cell: str) -> str:
 class CsvFile:
     """A CSV file with a header. Raises ImportRefusedError when it cannot be imported at all."""
 
-    def __init__(self, path: Path, mapping: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, mapping: Mapping[str, str], required: Collection[str] = REQUIRED_FIELDS) -> None:
         self._path = path
         with self._opened() as file:
             header = next((record for record in _records(file) if record.text.strip()), None)
@@ -60,7 +61,7 @@ class CsvFile:
             raise ImportRefusedError(f"{path}: the quotes of its header are not closed")
         self.headers = [restored(cell.strip()) for cell in cells]
         self._fields = resolve(self.headers, mapping)
-        require_all(self._fields, self.headers)
+        require_all(required, self._fields, self.headers)
         self.ignored = ignored(self._fields, self.headers)
 
     def __iter__(self) -> Iterator[Row]:

@@ -92,7 +92,7 @@ def _field(name: str) -> _Check:
     if not rule.sensitive:
         assert rule.limit is not None  # noqa: S101 # clear fields have one
         check = _kept_by(TextRule(limit=rule.limit, lines=rule.lines, spaces=rule.spaces).normalise)
-    return check if rule.required else _optional(check)
+    return check if rule.required and not rule.optional_by_setting else _optional(check)
 
 
 _VALIDATION = ValidationService()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from service.importing.columns import field_of, ignored, plain, resolve
 from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
-from service.lead import REQUIRED_FIELDS
+from service.lead import IDENTIFIERS, REQUIRED_FIELDS
 from service.validation.json_value import UNREADABLE, text_of
 from service.validation.text import ValueRefusedError
 
@@ -53,8 +53,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 class JsonFile:
     """A JSON file of objects. Raises ImportRefusedError when it cannot be imported at all."""
 
-    def __init__(self, path: Path, mapping: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, mapping: Mapping[str, str], required: Collection[str] = REQUIRED_FIELDS) -> None:
         self._path = path
+        self._never_left_out = {*required, *IDENTIFIERS}
         self._mapping = mapping
         self._resolved: dict[tuple[str, ...], list[str | None]] = {}
         self.ignored: list[str] = []
@@ -84,7 +85,7 @@ class JsonFile:
             try:
                 row[field] = text_of(field, each)
             except ValueRefusedError as refused:
-                if field in REQUIRED_FIELDS:
+                if field in self._never_left_out:
                     return Row(number, {}, value, f"{field} {refused.description}")
                 row[field] = UNREADABLE
         return Row(number, row, value) if all(map(is_unicode, row.values())) else Row(number, {}, value, NOT_UNICODE)

@@ -102,7 +102,7 @@ def _indexed(lead: dict[str, Any], worker: _Worker) -> dict[str, Any]:
     """The lead of a line with its blind indexes, in base64. Raises LeadRefusedError and FieldUnreadableError."""
     require_form(lead)
     values = opened(lead, worker.encryption)
-    columns = index_columns(worker.sealer.indexes(values["phone"], values["nid"]))
+    columns = index_columns(worker.sealer.indexes(values["phone"], values.get("nid")))
     return lead | {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in columns.items()
     }

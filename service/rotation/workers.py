@@ -17,7 +17,7 @@ from uuid import UUID
 from service.errors import FieldUnreadableError
 from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Keyring
-from service.storage.keys.rekeying import Stored
+from service.storage.keys.rekeying import Indexes, Stored
 from service.validation.index_rule import IndexRule
 from service.worker_processes import WorkerPool
 
@@ -55,15 +55,15 @@ def reseal(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> Tok
     }
 
 
-def index(scheme: IndexScheme, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> tuple[bytes, bytes]:
+def index(scheme: IndexScheme, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> Indexes:
     """The blind indexes of a lead's phone and nid."""
     rule = _rule_of(scheme.normaliser)
     phone = rule.phone_key(encryption.open(bound_to, "phone", tokens["phone"]))
+    phone_index = encryption.blind_index("phone", phone, key_id=scheme.key_id)
+    if "nid" not in tokens:
+        return phone_index, None
     nid = rule.nid_key(encryption.open(bound_to, "nid", tokens["nid"]))
-    return (
-        encryption.blind_index("phone", phone, key_id=scheme.key_id),
-        encryption.blind_index("nid", nid, key_id=scheme.key_id),
-    )
+    return phone_index, encryption.blind_index("nid", nid, key_id=scheme.key_id)
 
 
 def unreadable_fields(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> list[str]:

@@ -40,11 +40,12 @@ SEALED_FORM = ".gAAAAAAAAAAA"
 """What every sealed token contains: the dot behind the key id, then Fernet's version byte 0x80 and time 0 in base64."""
 
 BLIND_INDEXES_ARE_WHOLE = (
-    "num_nonnulls(phone_index, phone_index_2) > 0 AND num_nonnulls(nid_index, nid_index_2) > 0"
+    "num_nonnulls(phone_index, phone_index_2) > 0 AND (num_nonnulls(nid_index, nid_index_2) > 0) = (nid IS NOT NULL)"
     " AND octet_length(phone_index) = 32 AND octet_length(nid_index) = 32"
     " AND octet_length(phone_index_2) = 32 AND octet_length(nid_index_2) = 32"
 )
-"""Whatever pair is in use, a lead can be found by its phone and its nid; an empty pair is NULL and passes."""
+"""Whatever pair is in use, a lead can be found by its phone, and by its nid if it has one; an empty pair is NULL and
+passes."""
 
 
 TIME = DateTime(timezone=True)
@@ -66,9 +67,9 @@ def _submission_columns() -> list[Column[Any] | CheckConstraint]:
     return [
         Column("name", Text, nullable=False),
         Column("phone", Text, nullable=False),
-        Column("nid", Text, nullable=False),
-        Column("address", Text, nullable=False),
-        Column("interested_policy", Text, nullable=False),
+        Column("nid", Text),
+        Column("address", Text),
+        Column("interested_policy", Text),
         Column("email", Text),
         Column("preferred_contact_time", Text),
         Column("notes", Text),

@@ -298,7 +298,7 @@ class LeadService:
             if compared is None:
                 _require_version(current, expected_version)
                 return self._sealer.correction(current.id, accepted)
-            changed = {name: value for name, value in accepted.items() if value != self._sealer.value_of(current, name)}
+            changed = {name: value for name, value in accepted.items() if not self._sealer.holds(current, name, value)}
             stale = expected_version not in (0, current.version)
             compared(current.id if stale or not changed else None)
             if not changed:

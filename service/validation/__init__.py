@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from service.errors import LeadValidationError, Violation
-from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS, CustomerFields
+from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, FIELD_RULES, IDENTIFIERS, REQUIRED_FIELDS, CustomerFields
 from service.validation.email import normalise_email
 from service.validation.index_rule import NORMALISER_VERSION, IndexRule, identity_of, rules_of_normalised
 from service.validation.nid import NidNormaliser, NidRule
@@ -67,7 +67,8 @@ class ValidationService:
         self._phone = PhoneNormaliser(default_region, PhoneRule(phone_rule))
         self._nid = NidNormaliser(NidRule(nid_rule))
         self._policies = _catalogue(policies)
-        self._required = frozenset(required)
+        self.required = frozenset(required)
+        """The fields without which there is no lead."""
         self._identity = identity_of(default_region, PhoneRule(phone_rule), NidRule(nid_rule))
         self._rules: dict[str, _Rule] = {
             **_TEXTS,
@@ -113,7 +114,7 @@ class ValidationService:
                     ignored.append(name)
                 normal = None
             else:
-                if normal is None and name in self._required:
+                if normal is None and name in self.required:
                     violations.append(Violation(f"lead.{name}", "is required"))
             accepted[name] = normal
         if len(violations) > len(ignored):
@@ -139,7 +140,7 @@ class ValidationService:
             except ValueRefusedError as refused:
                 violations.append(Violation(f"lead.{name}", refused.description))
                 continue
-            if accepted[name] is None and name in self._required:
+            if accepted[name] is None and name in self.required:
                 violations.append(Violation(f"lead.{name}", "is required and cannot be emptied"))
         if violations:
             raise LeadValidationError(violations)
@@ -204,12 +205,11 @@ class ValidationService:
     def _may_be_left_out(self, name: str, refused: ValueRefusedError) -> bool:
         """Whether a lead is taken without a field that cannot be read.
 
-        Never without one that the caller masked, which is a fault of its program; nor without a national ID that is
-        only misspelt, because then duplicates would not be found.
+        Never without one that the caller masked, which is a fault of its program.
         """
-        if name in self._required or isinstance(refused, MaskedValueError):
+        if name in self.required or isinstance(refused, MaskedValueError):
             return False
-        return name != "nid" or isinstance(refused, PlaceholderError)
+        return name not in IDENTIFIERS or isinstance(refused, PlaceholderError)
 
     def _policy_on_offer(self, value: str) -> str | None:
         policy = _POLICY(value)

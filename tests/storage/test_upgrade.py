@@ -18,7 +18,7 @@ from tests.harness.faults import value_of
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.storage.conftest import Submit
 
-FIRST_EDITION = "0009"
+FIRST_EDITION = "0006"
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def insert(database: TestDatabase, submission: SealedSubmission) -> None:
 
 
 async def test_a_request_of_before_is_repeated_after(old: TestDatabase, submit: Submit) -> None:
-    details = {"phone": "+8801799123456", "nid": "19991234567890123", "request_id": "r-1"}
+    details = {"name": "Rahima", "phone": "+8801799123456", "nid": "19991234567890123", "request_id": "r-1"}
     first = submit(**details)
     insert(old, first)
 

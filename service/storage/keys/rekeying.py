@@ -46,6 +46,9 @@ _LOCK_FAILURES = ("55P03", "40P01")
 
 _PHONES = ("uq_lead_phone_index", "uq_lead_phone_index_2")
 
+Indexes = tuple[bytes, bytes | None]
+"""The blind indexes of a lead's phone and nid; None: it has no nid."""
+
 RowFilter = sql.Composable
 """A condition on the rows of a table."""
 
@@ -178,7 +181,7 @@ class Rekeying:
                 )
         return done
 
-    async def fill_indexes(self, pair: int, epoch: int, rows: Sequence[tuple[Stored, tuple[bytes, bytes]]]) -> int:
+    async def fill_indexes(self, pair: int, epoch: int, rows: Sequence[tuple[Stored, Indexes]]) -> int:
         """Give leads their indexes of a pair; how many got them.
 
         Two leads that were different under the old rules may be one under the new ones. None of them is dropped: the
@@ -189,7 +192,7 @@ class Rekeying:
             sql.Identifier(phone), sql.Identifier(nid), sql.Literal(epoch)
         )
         given = [
-            {"id": row.key[0], "seen": row.seen, "p": phone_index.hex(), "n": nid_index.hex()}
+            {"id": row.key[0], "seen": row.seen, "p": phone_index.hex(), "n": nid_index and nid_index.hex()}
             for row, (phone_index, nid_index) in rows
         ]
         try:
@@ -203,7 +206,7 @@ class Rekeying:
             await self._share(rows[0], phone if is_phone else nid, is_phone=is_phone)
             return 0
 
-    async def _share(self, row: tuple[Stored, tuple[bytes, bytes]], column: str, *, is_phone: bool) -> None:
+    async def _share(self, row: tuple[Stored, Indexes], column: str, *, is_phone: bool) -> None:
         """Let a lead share its phone or nid with the lead that has the index of it, unless that gave it up meanwhile.
 
         Its row changes by that, so the next pass gives it its indexes. The other lead is locked, because whoever
@@ -276,7 +279,8 @@ def _columns(pair: int) -> tuple[str, str]:
 def lacks_index(pair: int) -> RowFilter:
     """The condition of leads that lack an index of a pair of columns."""
     phone, nid = _columns(pair)
-    return sql.SQL("({} IS NULL OR {} IS NULL)").format(sql.Identifier(phone), sql.Identifier(nid))
+    lacking = "({} IS NULL OR {} IS NULL AND nid IS NOT NULL)"
+    return sql.SQL(lacking).format(sql.Identifier(phone), sql.Identifier(nid))
 
 
 def sealed_otherwise(key_id: str) -> RowFilter:

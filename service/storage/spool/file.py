@@ -33,7 +33,7 @@ from service.storage.spool.rows import (
     size_of,
 )
 
-SCHEMA = 3
+SCHEMA = 4
 
 SYNCHRONOUS = "FULL"
 """An fsync of the log with each commit: the promise of this module."""
@@ -61,7 +61,7 @@ _TABLES = """
         request BLOB UNIQUE,
         content BLOB NOT NULL,
         phone BLOB NOT NULL,
-        nid BLOB NOT NULL,
+        nid BLOB,
         conversation BLOB,
         refused INTEGER NOT NULL,
         damage TEXT,
@@ -89,7 +89,14 @@ _CLOCK = """
     ALTER TABLE entry ADD COLUMN clock_ahead INTEGER;
     ALTER TABLE entry ADD COLUMN clock_error INTEGER;
 """
-_UPGRADES = {0: _TABLES, 1: _KEY_IDS + _CLOCK, 2: _CLOCK}
+# A table cannot be altered in this way, and a full disk has no room for a copy of it. SQLite's documentation has this
+# procedure for the removal of a NOT NULL, which changes nothing of what is stored.
+_NO_NID = """
+    PRAGMA writable_schema = ON;
+    UPDATE sqlite_schema SET sql = replace(sql, 'nid BLOB NOT NULL', 'nid BLOB') WHERE name = 'entry';
+    PRAGMA writable_schema = RESET;
+"""
+_UPGRADES = {0: _TABLES, 1: _KEY_IDS + _CLOCK + _NO_NID, 2: _CLOCK + _NO_NID, 3: _NO_NID}
 """What makes this release's format of an older one; 0 is an empty file."""
 
 _TRIAL = SpoolRow(
@@ -211,7 +218,7 @@ class SpoolFile:
         waiting = rows_of(self._connection, "WHERE damage IS NULL ORDER BY seq")
         with _translated_errors(self), contextlib.closing(waiting):  # open, it would keep the log from being moved
             for row in waiting:
-                person = {("phone", row.phone), ("nid", row.nid)}
+                person = {("phone", row.phone)} | ({("nid", row.nid)} if row.nid is not None else set())
                 if row.id in held or person & left_out:
                     left_out |= person
                 elif len(rows) < limit:

@@ -36,7 +36,7 @@ class SpoolRow:
     request: bytes | None
     content: bytes
     phone: bytes
-    nid: bytes
+    nid: bytes | None
     conversation: bytes | None
     refused: bool
     payload: str

@@ -384,7 +384,7 @@ class Spool:
             request=request,
             content=entry.content_digest,
             phone=entry.indexes.phones[0],
-            nid=entry.indexes.nids[0],
+            nid=next(iter(entry.indexes.nids), None),
             conversation=self._encryption.spool_indexes("conversation", conversation)[0] if conversation else None,
             refused=entry.refused,
             payload=(payload := self._encryption.seal_spooled(entry.id, _payload(entry, now))),
