@@ -108,6 +108,12 @@ class DuplicateLeadError(LeadkeepError):
                 metadata[f"{name}_lead_id"] = str(lead_id)
         super().__init__(f"a lead with this {' and this '.join(fields)} exists already", metadata)
         self.reason = "DUPLICATE_PHONE" if "phone" in fields else "DUPLICATE_NID"
+        # For the access record; none of it is shown.
+        self.matched = {
+            lead_id: tuple(name for name in fields if matched[name] == lead_id)
+            for lead_id in (phone_lead_id, nid_lead_id)
+            if lead_id is not None
+        }
 
 
 class RequestIdReusedError(LeadkeepError):

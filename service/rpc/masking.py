@@ -9,7 +9,8 @@ and must not be reported as failed: it answers masked instead. Methods that only
 
 A correction reveals a value when its answer depends on what the lead holds: a version that does not match, values that
 it has already. That is a look like any other. When it cannot be recorded, the correction is made again without
-comparing, so that right and wrong guesses get the same answer.
+comparing, so that right and wrong guesses get the same answer. One that is refused as a duplicate reveals that another
+lead has the value: an access of that lead is recorded, whoever asks and beyond the limit too, before the answer.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from phonenumbers import COUNTRY_CODE_TO_REGION_CODE
 
 from service.access import Caller, Scope
 from service.errors import (
+    DuplicateLeadError,
     LeadValidationError,
     ReasonRequiredError,
     ScopeMissingError,
@@ -62,10 +64,13 @@ COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
 class Record(Protocol):
     """How accesses are recorded."""
 
-    async def __call__(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
+    async def __call__(
+        self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY, limited: bool = True
+    ) -> None:
         """Must return only when all of them are committed, in `patience` seconds at most.
 
-        Must raise StorageUnavailableError when they cannot be, and UnmaskLimitError when they may not be.
+        Must raise StorageUnavailableError when they cannot be, and, if they are `limited`, UnmaskLimitError when they
+        may not be.
         """
 
 
@@ -85,6 +90,8 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
         if view not in VIEWS:
             raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
         caller = call.caller
+        if call.rpc == "UpdateLead" and caller is not None:
+            proceed = _recording_duplicates(proceed, caller, check_reason(_reason(call), REASON), record)
         may_unmask = caller is not None and caller.may(Scope.UNMASK)
         if view == pb.LEAD_VIEW_FULL and not may_unmask:
             raise ScopeMissingError(Scope.UNMASK)
@@ -129,6 +136,18 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
         return response
 
     return intercept
+
+
+def _recording_duplicates(proceed: Handler, caller: Caller, reason: str | None, record: Record) -> Handler:
+    async def correct(call: Call, request: Message) -> Message:
+        try:
+            return await proceed(call, request)
+        except DuplicateLeadError as duplicate:
+            found = duplicate.matched.items()
+            await record([_access(call, caller, *matched, reason) for matched in found], limited=False)
+            raise
+
+    return correct
 
 
 def accesses_to(

@@ -19,7 +19,9 @@ class KeptRecord:
         self.patience: float | None = None
         self.fault = fault
 
-    async def __call__(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
+    async def __call__(
+        self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY, limited: bool = True
+    ) -> None:
         self.patience = patience
         if self.fault is not None:
             raise self.fault

@@ -159,6 +159,39 @@ def test_a_search_by_value_is_on_record_though_the_answer_is_masked(
         searcher.list_leads(phone=person.phone, view=pb.LEAD_VIEW_MASKED)
 
 
+@pytest.mark.parametrize("role", ["agent", "admin"])
+def test_a_duplicate_of_a_correction_is_an_access_of_the_lead_that_it_matches(
+    role: str, admin: Client, connect: Connect
+) -> None:
+    theirs, others, own = (somebody() for _ in range(3))
+    phone_of, nid_of, corrected = (admin.create(lead).id for lead in (theirs, others, own))
+    guesser = connect(role, subject=f"guesser as {role}")
+    with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+        guesser.correct(corrected, ["phone", "nid"], phone=theirs.phone, nid=others.nid)
+    with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+        guesser.correct(corrected, ["phone", "nid"], phone=theirs.phone, nid=theirs.nid)
+    found = accesses(admin, subject=f"guesser as {role}")
+    assert {entry.operation for entry in found} == {"UpdateLead"}
+    both, *each = [(entry.lead_id, list(entry.fields)) for entry in found]
+    assert both == (phone_of, ["phone", "nid"])
+    assert sorted(each) == sorted([(phone_of, ["phone"]), (nid_of, ["nid"])])
+
+
+def test_a_duplicate_of_a_correction_that_cannot_be_recorded_is_not_answered(
+    admin: Client, agent: Client, owner: str, person: pb.Lead
+) -> None:
+    corrected = admin.create(somebody()).id
+    with insert_revoked(owner), refused(StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE"):
+        agent.correct(corrected, phone=person.phone)
+    assert admin.get(corrected).version == 1
+
+
+def test_a_duplicate_of_a_submission_is_no_access(admin: Client, connect: Connect, person: pb.Lead) -> None:
+    with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+        connect("admin", subject="submitter").create(somebody(phone=person.phone))
+    assert accesses(admin, subject="submitter") == []
+
+
 def read_with_reason(service: RunningService, lead_id: str, reason: str, subject: str) -> httpx.Response:
     headers = {"authorization": f"Bearer {service.token(subject=subject)}", "leadkeep-reason": reason.encode()}
     return httpx.get(f"{service.http_url}/api/leads/{lead_id}", headers=headers)  # type: ignore[arg-type]

@@ -224,3 +224,13 @@ class TestGuesses:
         with refused(StatusCode.ABORTED, "VERSION_MISMATCH"):
             caller().correct(guessed_id, name="Somebody Else", expected_version=10**9)
         assert self.looks(caller, guessed_id) == []
+
+    def test_a_duplicate_is_recorded_beyond_the_limit_and_without_a_reason_too(
+        self, caller: Any, guessed_id: str, lead_id: str, person: pb.Lead
+    ) -> None:
+        for _ in range(LIMIT):
+            caller().get(lead_id)
+        for guesser in (caller(), caller(reason=None)):
+            with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+                guesser.correct(lead_id, phone=person.phone)
+        assert self.looks(caller, guessed_id) == [("UpdateLead", ["phone"])] * 2

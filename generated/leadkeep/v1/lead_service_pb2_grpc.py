@@ -166,6 +166,9 @@ class LeadServiceServicer:
         access. For all others the values are not compared, so that nobody can test guesses of what is masked: each
         correction makes a new version, and with another expected version it is refused.
 
+        A duplicate is recorded as an access of the lead that it matches, whoever calls and beyond any limit, before it is
+        answered; when it cannot be, the answer is UNAVAILABLE STORAGE_UNAVAILABLE and nothing is changed.
+
         Scope: `leads:update`. Errors: NOT_FOUND LEAD_NOT_FOUND; ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID;
         ABORTED VERSION_MISMATCH (metadata `current_version`).
         """

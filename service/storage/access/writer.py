@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
@@ -42,8 +43,16 @@ HEAD_SECONDS = 60.0
 """Seconds between two heads in the log: so much of a tail can be cut unnoticed, when the tables of the database are cut
 alike."""
 
-_Call = Entry[Sequence[Access], None]
-"""The accesses of one call, which are recorded together or not at all."""
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The accesses of one call, which are recorded together or not at all."""
+
+    accesses: Sequence[Access]
+    limited: bool
+
+
+_Call = Entry[_Look, None]
 
 
 class AccessWriter:
@@ -76,7 +85,7 @@ class AccessWriter:
         self._now = now
         self.chain: Chain | None = None
         """The chain that is being written, or was when the writer ended."""
-        self._batches = Batcher[Sequence[Access], None](self._write, largest=LARGEST_BATCH, size=len)
+        self._batches = Batcher[_Look, None](self._write, largest=LARGEST_BATCH, size=lambda look: len(look.accesses))
         self._failed_at = float("-inf")
 
     async def run(self) -> None:
@@ -101,18 +110,21 @@ class AccessWriter:
             with contextlib.suppress(Exception):
                 self.chain = await self._records.end_chain(self.chain)
 
-    async def record(self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY) -> None:
+    async def record(
+        self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY, limited: bool = True
+    ) -> None:
         """Commit the entries before a value is shown; in `patience` seconds at most, or at once if the last attempt
         failed just now and `patience` is less than a storage call's.
 
-        Raises StorageUnavailableError and UnmaskLimitError.
+        Those that are not `limited` count for the limit and are recorded beyond it. Raises StorageUnavailableError and
+        UnmaskLimitError.
         """
         now, scope = time.monotonic(), retry_scope.get()
         if patience < LONGEST_RETRY and now < self._failed_at + FAILING_SECONDS:
             raise StorageUnavailableError
         try:
             async with asyncio.timeout(patience if scope is None else min(patience, scope.deadline - now)):
-                await with_retries(partial(self._batches.submit, accesses))
+                await with_retries(partial(self._batches.submit, _Look(accesses, limited)))
         except TimeoutError:
             raise StorageUnavailableError from None
 
@@ -153,10 +165,10 @@ class AccessWriter:
         now = self._now()
 
         async def work(connection: AsyncConnection) -> tuple[Chain | None, dict[_Call, UnmaskLimitError]]:
-            looks = [(call.item[0].subject, len(call.item)) for call in batch]
+            looks = [(call.item.accesses[0].subject, len(call.item.accesses)) for call in batch]
             errors = await self._limit_errors(connection, looks, now, alone=True)
-            refused = {call: error for call, error in zip(batch, errors, strict=True) if error is not None}
-            accesses = [access for call in batch if call not in refused for access in call.item]
+            refused = {call: error for call, error in zip(batch, errors, strict=True) if error and call.item.limited}
+            accesses = [access for call in batch if call not in refused for access in call.item.accesses]
             if not accesses:
                 return self.chain, refused
             chain = self.chain or await self._records.begin_chain(connection, self._new_id(), self._writer, now)
