@@ -21,6 +21,7 @@ from service.printable import printable
 FAULT_FOUND = 3
 NOT_ALL_IMPORTED = 4
 SOME_UNREADABLE = 5
+MANY_SHARING_ONE = 6
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 SHOW_SECONDS = 0.5

@@ -7,12 +7,13 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from service import factories
 from service.cli.command import (
+    MANY_SHARING_ONE,
     NOT_ALL_IMPORTED,
     AsJson,
     DryRun,
@@ -51,9 +52,36 @@ class _Source:
     rows: CsvFile | JsonFile | None
 
 
+class _Reading(NamedTuple):
+    """How the operator wants foreign files to be read."""
+
+    mapping: dict[str, str]
+    encoding: str | None
+    delimiter: str | None
+    required: Collection[str]
+    """The fields without which there is no lead."""
+
+
+def _delimiter(written: str) -> str:
+    """The parser of --delimiter. Raises typer.BadParameter."""
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(written.lower(), written)
+    if len(delimiter) != 1 or delimiter in "\"'\r\n " or delimiter.isalnum():
+        raise typer.BadParameter("is one character such as , ; | or tab")
+    return delimiter
+
+
 def import_files(
-    files: Annotated[list[Path], typer.Argument(help="Daily files, JSON or CSV (UTF-8).")],
-    mapping: Annotated[list[str] | None, typer.Option("--map", help='"Their header=field"; may be repeated.')] = None,
+    files: Annotated[list[Path], typer.Argument(help="Daily files, JSON or CSV.")],
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", help='"Their header=field", "A+B=field" to join two, "#2=field"; may be repeated.'),
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(parser=_delimiter, help="What separates cells, such as ';' or tab; else found.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Such as cp1252; UTF-8, and UTF-16 with a mark, are found.")
+    ] = None,
     results: Annotated[Path | None, typer.Option(help="Where the result of each row goes; FILE.results.csv.")] = None,
     rejects: Annotated[Path | None, typer.Option(help="Where invalid rows go; FILE.rejects.csv or .jsonl.")] = None,
     dry_run: DryRun = False,
@@ -61,16 +89,17 @@ def import_files(
 ) -> None:
     """Import leads: daily files as they were, foreign files by their headers. Repeating is harmless.
 
-    Exit code 4 if rows could not be imported, 130 if it was interrupted.
+    Exit code 4 if rows could not be imported, 6 if many rows of a file match one lead by its phone or nid alone, 130 if
+    it was interrupted.
     """
     settings = load_settings()
     if len(files) > 1 and (results or rejects):
         raise typer.BadParameter("with several files each has its own", param_hint="--results, --rejects")
     try:
-        columns = explicit_mapping(mapping or [])
         # Every file is looked at before the database is: a wrong name must not leave half of an import.
         required = factories.validation_of(settings).required
-        sources = [_source(path, columns, results, rejects, required) for path in files]
+        reading = _Reading(explicit_mapping(mapping or []), encoding, delimiter, required)
+        sources = [_source(path, reading, results, rejects) for path in files]
 
         async def work(_url: str, database: Database, encryption: EncryptionService) -> tuple[list[Any], bool]:
             return await _import_all(settings, database, encryption, sources, dry_run=dry_run, quiet=as_json)
@@ -84,6 +113,8 @@ def import_files(
         end_interrupted()
     if any(each["invalid"] + each["failed"] + each["older here"] for each in done):
         raise typer.Exit(NOT_ALL_IMPORTED)
+    if any(each["shared_by_many"] for each in done):
+        raise typer.Exit(MANY_SHARING_ONE)
 
 
 async def _import_all(
@@ -131,21 +162,25 @@ async def _import_all(
     return done, stopped.is_set()
 
 
-def _source(
-    path: Path, mapping: dict[str, str], results: Path | None, rejects: Path | None, required: Collection[str]
-) -> _Source:
+def _source(path: Path, reading: _Reading, results: Path | None, rejects: Path | None) -> _Source:
     """A file that can be imported. Raises ImportRefusedError."""
-    kind = kind_of(path)
+    kind = kind_of(path, reading.encoding)
     suffix = ".rejects.csv" if kind is Kind.CSV else ".rejects.jsonl"
     results_path = results or path.with_name(path.name + ".results.csv")
     rejects_path = rejects or path.with_name(path.name + suffix)
     if len({each.resolve() for each in (path, results_path, rejects_path)}) < 3:  # one of them is another one
         raise ImportRefusedError("--results and --rejects must be files of their own")
-    if kind is Kind.DAILY and (mapping or rejects):
-        raise ImportRefusedError(f"{path} is a daily file: it goes without --map and --rejects")
-    if kind is Kind.DAILY:
-        return _Source(path, results_path, rejects_path, None)
-    rows = CsvFile(path, mapping, required) if kind is Kind.CSV else JsonFile(path, mapping, required)
+    if kind is Kind.DAILY and (reading.mapping or reading.encoding or reading.delimiter or rejects):
+        raise ImportRefusedError(
+            f"{path} is a daily file: it goes without --map, --encoding, --delimiter and --rejects"
+        )
+    if kind is Kind.JSON and reading.delimiter:
+        raise ImportRefusedError(f"{path} is JSON: it goes without --delimiter")
+    rows: CsvFile | JsonFile | None = None
+    if kind is Kind.CSV:
+        rows = CsvFile(path, reading.mapping, reading.required, encoding=reading.encoding, delimiter=reading.delimiter)
+    elif kind is Kind.JSON:
+        rows = JsonFile(path, reading.mapping, reading.required, encoding=reading.encoding)
     return _Source(path, results_path, rejects_path, rows)
 
 
@@ -156,10 +191,10 @@ async def _import_one(
     if rows is None:
         _require_whole(path, encryption)
         report = Report(results, None)
-    elif isinstance(rows, CsvFile):
-        report = Report(results, source.rejects, headers=rows.headers, delimiter=rows.delimiter)
     else:
-        report = Report(results, source.rejects)
+        mark = rows.text.encoding != "utf-8"
+        headers, delimiter = (rows.headers, rows.delimiter) if isinstance(rows, CsvFile) else (None, ",")
+        report = Report(results, source.rejects, headers=headers, delimiter=delimiter, mark=mark)
     if rows is not None and rows.ignored:
         echo(f"{path}: these columns are not imported: {', '.join(map(printable, rows.ignored))}", err=True)
     began = time.monotonic()
@@ -181,6 +216,7 @@ async def _import_one(
         progress.end()
     summary: dict[str, Any] = {"file": str(path), "rows": report.rows}
     summary |= {result.value: report.counts[result] for result in Result}
+    summary |= {"shared_by_many": report.shared_by_many}
     summary |= {"seconds": round(time.monotonic() - began, 2), "results": str(results)}
     return summary | {"rejects": str(source.rejects) if rows is not None and report.counts[Result.INVALID] else None}
 
@@ -205,6 +241,11 @@ def _print_summary(summary: dict[str, Any]) -> None:
     counted = ", ".join(f"{summary[result]} {result}" for result in Result if summary[result])
     would = " (dry run: nothing was changed)" if summary["dry_run"] else ""
     echo(f"{summary['file']}: {summary['rows']} rows{': ' if counted else ''}{counted}{would}")
+    for lead, rows in summary["shared_by_many"].items():
+        echo(
+            f"  {rows} rows share only the phone or only the nid of lead {lead}: a placeholder, or somebody else's? "
+            "They are no leads; they are kept as its resubmissions"
+        )
     echo(f"  each row: {summary['results']}")
     if summary["rejects"]:
         echo(f"  to correct and import again: {summary['rejects']}")

@@ -11,13 +11,15 @@ begins with one of these characters may be executed), and restored when they are
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from service.importing.columns import ignored, require_all, resolve
-from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
+from service.importing.columns import ignored, recognised, require_all, resolve, value_of
+from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode, text_file
 from service.lead import REQUIRED_FIELDS
 
 LONGEST_RECORD = 100_000
@@ -29,6 +31,15 @@ DANGEROUS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d",
 """The full-width forms too: some spreadsheets read them as the plain ones."""
 
 _QUOTE = "'"
+_DIGITS = re.compile(r"'[0-9][0-9 ()./+-]*")
+_TEXT_FORMULA = re.compile(r'="((?:[^"]|"")*)" *')
+_GUARDS = frozenset("'=")
+
+DELIMITERS = (",", ";", "\t", "|")
+_FILLING = " \t\r\n\xa0\ufeff'\"" + "".join(DELIMITERS)
+"""What a row without values consists of."""
+_HINT = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+"""The first line by which Excel names its delimiter."""
 
 csv.field_size_limit(LONGEST_RECORD)
 
@@ -45,45 +56,82 @@ def restored(cell: str) -> str:
     return behind if neutralised(behind) == cell else cell
 
 
-class CsvFile:
-    """A CSV file with a header. Raises ImportRefusedError when it cannot be imported at all."""
+def unguarded(cell: str) -> str:
+    """A cell without what makes a spreadsheet leave it alone: an apostrophe before digits or a formula, or `="…"`."""
+    if cell.startswith(_QUOTE):
+        behind = restored(cell)
+        return behind if behind != cell or _DIGITS.fullmatch(cell) is None else cell[1:]
+    formula = _TEXT_FORMULA.fullmatch(cell)
+    return cell if formula is None else formula[1].replace('""', '"')
 
-    def __init__(self, path: Path, mapping: Mapping[str, str], required: Collection[str] = REQUIRED_FIELDS) -> None:
-        self._path = path
-        with self._opened() as file:
-            header = next((record for record in _records(file) if record.text.strip()), None)
-        if header is None:
+
+class CsvFile:
+    """A CSV file with a header. Raises ImportRefusedError when it cannot be imported at all.
+
+    `encoding` and `delimiter` are those that the operator insists on; None finds them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        mapping: Mapping[str, str],
+        required: Collection[str] = REQUIRED_FIELDS,
+        *,
+        encoding: str | None = None,
+        delimiter: str | None = None,
+    ) -> None:
+        self.text = text_file(path, encoding)
+        hint = _HINT.fullmatch(next((record.text for record in self._filled(",")), ""))
+        self._skipped = hint is not None
+        if hint is not None and delimiter is None:
+            delimiter = hint[1]
+        read = [self._header(each) for each in ((delimiter,) if delimiter else DELIMITERS)]
+        if not any(read):
             raise ImportRefusedError(f"{path} is empty")
-        self._header_line = header.number
-        self.delimiter = max((",", ";", "\t"), key=header.text.count)
-        cells = _cells(header.text, self.delimiter)
-        if cells is None:
+        # What is known counts, not what is frequent: a question in a header may have more commas than the file columns.
+        self.delimiter, self._header_line, self.headers = max(
+            filter(None, read), key=lambda each: (recognised(each[2], mapping), len(each[2]))
+        )
+        if not self.headers:
             raise ImportRefusedError(f"{path}: the quotes of its header are not closed")
-        self.headers = [restored(cell.strip()) for cell in cells]
-        self._fields = resolve(self.headers, mapping)
-        require_all(required, self._fields, self.headers)
-        self.ignored = ignored(self._fields, self.headers)
+        self._columns = resolve(self.headers, mapping)
+        require_all(required, self._columns, self.headers)
+        self.ignored = ignored(self._columns, self.headers)
 
     def __iter__(self) -> Iterator[Row]:
-        with self._opened() as file:
-            for record in _records(file, self.delimiter, columns=len(self.headers)):
-                if record.number > self._header_line and record.text.strip():
-                    yield self._row(record)
+        for record in self._filled(self.delimiter, columns=len(self.headers)):
+            if record.number > self._header_line:
+                yield self._row(record)
+
+    def _header(self, delimiter: str) -> tuple[str, int, list[str]] | None:
+        """A delimiter, the line of the header, and its cells by this delimiter; None in a file without a header."""
+        record = next(islice(self._filled(delimiter), int(self._skipped), None), None)
+        if record is None:
+            return None
+        cells = None if record.unclosed else _cells(record.text, delimiter)
+        return delimiter, record.number, [unguarded(cell.strip()) for cell in cells or ()]
 
     def _row(self, record: _Record) -> Row:
         cells = None if record.unclosed else _cells(record.text, self.delimiter)
         if cells is None:
             return Row(record.number, {}, [record.text.rstrip("\r\n")], "its quotes are not closed, or it is too long")
-        if len(cells) != len(self.headers):
-            fault = f"it has {len(cells)} cells, the header has {len(self.headers)}"
-            return Row(record.number, {}, cells, fault)
-        if not is_unicode(record.text):
+        cells = [unguarded(cell) if cell[:1] in _GUARDS else cell for cell in cells]
+        width = len(self.headers)
+        if any(cell.strip() for cell in cells[width:]):
+            return Row(record.number, {}, cells, f"it has {len(cells)} cells, the header has {width}")
+        # Some programs leave out empty cells at the end, others add some.
+        cells = cells[:width] + [""] * (width - len(cells))
+        if self.text.errors != "strict" and not is_unicode(record.text):
             return Row(record.number, {}, cells, NOT_UNICODE)
-        pairs = zip(self._fields, cells, strict=True)
-        return Row(record.number, {field: restored(cell) for field, cell in pairs if field is not None}, cells)
+        fields = {field: value_of(field, [cells[at] for at in columns]) for field, columns in self._columns.items()}
+        return Row(record.number, fields, cells)
 
-    def _opened(self) -> TextIO:
-        return self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    def _filled(self, delimiter: str, *, columns: int = 0) -> Iterator[_Record]:
+        """The records in which there is anything but separators."""
+        with self.text.open(newline="") as file:
+            for record in _records(file, delimiter, columns=columns):
+                if record.text.strip(_FILLING):
+                    yield record
 
 
 class _Record(NamedTuple):
@@ -106,7 +154,7 @@ def _records(file: TextIO, delimiter: str = ",", *, columns: int = 0) -> Iterato
 
     def is_row(text: str) -> bool:
         cells = _cells(text, delimiter)
-        return cells is not None and len(cells) == columns
+        return cells is not None and len(cells) >= columns and not any(cells[columns:])
 
     number = 1
     while line := next_line():
@@ -116,7 +164,7 @@ def _records(file: TextIO, delimiter: str = ",", *, columns: int = 0) -> Iterato
             while not part.endswith(("\n", "\r")) and (more := next_line()):
                 part = more
             yield _Record(number, line[:_SHOWN], unclosed=True)
-        elif quotes % 2 == 0 or _cells(line, delimiter) is not None:
+        elif quotes % 2 == 0 or _strict(line, delimiter, spaced=True) is not None:
             yield _Record(number, line)
         else:
             while quotes % 2 and size <= LONGEST_RECORD and (more := next_line()):
@@ -136,7 +184,18 @@ def _records(file: TextIO, delimiter: str = ",", *, columns: int = 0) -> Iterato
 
 
 def _cells(text: str, delimiter: str) -> list[str] | None:
+    """The cells of a record; None when its quotes are not closed."""
+    line = text.rstrip("\r\n")
+    cells = _strict(line, delimiter, spaced=True)
+    if cells is None and '"' in line:
+        # Blanks may stand around the quotes of a cell; or a cell begins with a blank and quotes of its own.
+        tightened = re.sub(f'" +(?={re.escape(delimiter)}|$)', '"', line)
+        cells = _strict(tightened, delimiter, spaced=True) or _strict(line, delimiter, spaced=False)
+    return cells
+
+
+def _strict(line: str, delimiter: str, *, spaced: bool) -> list[str] | None:
     try:
-        return next(csv.reader([text.rstrip("\r\n")], delimiter=delimiter, strict=True), None)
+        return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=spaced), None)
     except csv.Error:
         return None

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from service.importing.columns import field_of, ignored, plain, resolve
-from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode
+from service.importing.columns import Columns, field_of, ignored, plain, resolve, value_of
+from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode, text_file
 from service.lead import IDENTIFIERS, REQUIRED_FIELDS
 from service.validation.json_value import UNREADABLE, text_of
 from service.validation.text import ValueRefusedError
@@ -30,10 +30,10 @@ MOST_UNREADABLE = 1000
 _CHUNK = 65_536
 _SHOWN = 1000  # characters of what is not JSON, for the file of rejects
 _FILLING = " \t\r\n,"
-_LISTS = "leads|data|items|records|results|rows|contacts|customers"
-_PLAIN = r'"(?:[^"\\]|\\.)*"|[-+.\w]+'
-# Before the list there may be a description of it, such as a count or a date.
-_WRAPPED = re.compile(rf'\s*\{{(?:\s*"\w+"\s*:\s*(?:{_PLAIN})\s*,)*\s*"(?:{_LISTS})"\s*:\s*\[', re.IGNORECASE)
+_LISTS = frozenset({"leads", "data", "items", "records", "results", "rows", "contacts", "customers"})
+_PIECE = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[-+.\w]+|[][{}:,])')
+_OBJECTS = re.compile(r"\s*[{\]]")
+_ANOTHER = re.compile(rf'"(?:{"|".join(_LISTS)})"\s*:\s*\[\s*\{{', re.IGNORECASE)
 _NEXT = re.compile(r"(?:\n|\}\s*,)[ \t\r\n]*(?=\{)")
 _BRACKETS = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"|[][{}]')
 
@@ -53,15 +53,22 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 class JsonFile:
     """A JSON file of objects. Raises ImportRefusedError when it cannot be imported at all."""
 
-    def __init__(self, path: Path, mapping: Mapping[str, str], required: Collection[str] = REQUIRED_FIELDS) -> None:
-        self._path = path
-        self._never_left_out = {*required, *IDENTIFIERS}
+    def __init__(
+        self,
+        path: Path,
+        mapping: Mapping[str, str],
+        required: Collection[str] = REQUIRED_FIELDS,
+        *,
+        encoding: str | None = None,
+    ) -> None:
+        self.text = text_file(path, encoding)
         self._mapping = mapping
-        self._resolved: dict[tuple[str, ...], list[str | None]] = {}
+        self._never_left_out = {*required, *IDENTIFIERS}
+        self._resolved: dict[tuple[str, ...], Columns] = {}
         self.ignored: list[str] = []
         first = next((value for value in self._values() if isinstance(value, dict)), None)
         if first is not None:
-            self._fields_of(tuple(first))
+            self._columns_of(tuple(first))
         elif next(self._values(), None) is not None:
             raise ImportRefusedError(f"{path} has no object that could be a lead")
 
@@ -77,32 +84,34 @@ class JsonFile:
         if isinstance(value, _Repeating):
             return Row(number, {}, value, "a name stands twice in it")
         try:
-            fields = self._fields_of(tuple(value))
+            columns = self._columns_of(tuple(value))
         except ImportRefusedError as refused:
             return Row(number, {}, value, str(refused))
-        row = {field: each for field, each in zip(fields, value.values(), strict=True) if field and each is not None}
-        for field, each in row.items():
+        given = list(value.values())
+        row: dict[str, str] = {}
+        for field, places in columns.items():
             try:
-                row[field] = text_of(field, each)
+                parts = [text_of(field, given[place]) for place in places if given[place] is not None]
             except ValueRefusedError as refused:
                 if field in self._never_left_out:
                     return Row(number, {}, value, f"{field} {refused.description}")
-                row[field] = UNREADABLE
+                parts = [UNREADABLE]
+            if parts:
+                row[field] = value_of(field, parts)
         return Row(number, row, value) if all(map(is_unicode, row.values())) else Row(number, {}, value, NOT_UNICODE)
 
-    def _fields_of(self, keys: tuple[str, ...]) -> list[str | None]:
-        fields = self._resolved.get(keys)
-        if fields is None:
-            present = {plain(key) for key in keys}
-            fields = resolve(keys, {header: field for header, field in self._mapping.items() if header in present})
+    def _columns_of(self, keys: tuple[str, ...]) -> Columns:
+        columns = self._resolved.get(keys)
+        if columns is None:
+            columns = resolve(keys, self._mapping, partly=True)
             if len(self._resolved) < 1000:  # objects with ever new keys must not fill the memory
-                self._resolved[keys] = fields
-                self.ignored = list(dict.fromkeys([*self.ignored, *ignored(fields, keys)]))[:100]
-        return fields
+                self._resolved[keys] = columns
+                self.ignored = list(dict.fromkeys([*self.ignored, *ignored(columns, keys)]))[:100]
+        return columns
 
     def _values(self) -> Iterator[Any]:
         readable = 0
-        with self._path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        with self.text.open() as file:
             for value in _values(file):
                 yield value
                 readable += -1 if isinstance(value, _Unreadable) else 1
@@ -119,11 +128,32 @@ class _Unreadable(NamedTuple):
 
 
 def _begin_of_list(text: str) -> int | None:
-    """Where the leads begin in an object that wraps them; None when the first object is a lead, or has no such list."""
-    if (opening := _WRAPPED.match(text)) is None:
+    """Where the leads begin in an object that wraps them, at any depth; None when the first object is a lead.
+
+    Before the list there may be a description of it: values, objects, other lists.
+    """
+    if not text.lstrip(_FILLING).startswith("{"):
         return None
-    *keys_before, _ = json.loads(opening[0] + "]}")
-    return None if "phone" in [field_of(key) for key in keys_before] else opening.end()
+    opened: list[tuple[str, set[str | None]]] = []  # each bracket, and the fields that stand in it
+    before = here = key = ""
+    for match in _PIECE.finditer(text):
+        before, here = here, match[1]
+        in_objects = not any(bracket == "[" for bracket, _ in opened)
+        if here == ":" and opened:
+            key = plain(before.strip('"'))
+            opened[-1][1].add(field_of(key))
+        elif here in "[{":
+            is_list = here == "[" and before == ":" and key in _LISTS and _OBJECTS.match(text, match.end()) is not None
+            if is_list and in_objects and not any("phone" in fields for _, fields in opened):
+                return match.end()
+            opened.append((here, set()))
+            if len(opened) > DEEPEST:
+                return None
+        elif here in "]}":
+            opened.pop()
+            if not opened:
+                return None
+    return None
 
 
 def _is_too_deep(text: str, at: int) -> bool:
@@ -140,7 +170,7 @@ def _is_too_deep(text: str, at: int) -> bool:
 
 
 def _values(file: TextIO) -> Iterator[Any]:
-    text, ended = file.read(_CHUNK), False
+    text, ended = file.read(LONGEST_OBJECT), False
     begin = _begin_of_list(text)
     in_array = begin is not None or text.lstrip(_FILLING).startswith("[")
     at = begin or (text.index("[") + 1 if in_array else 0)
@@ -162,6 +192,8 @@ def _values(file: TextIO) -> Iterator[Any]:
             return
         elif in_array and text[at] == "]":
             if begin is not None:
+                if _ANOTHER.search(text[at:] + file.read(_CHUNK)) is not None:
+                    yield _Unreadable("", "another list follows, which was not read: import it as a file of its own")
                 return
             at, in_array = at + 1, False
         else:

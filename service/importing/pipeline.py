@@ -133,9 +133,12 @@ def _result_of(ready: Ready, outcome: Outcome) -> RowResult:
             result = Result.SAVED if lead.id == ready.lead.id else Result.SAVED_BEFORE
             return RowResult(number, result, str(lead.id), left_out)
         case DuplicateMatch(phone, nid) if phone and nid and phone != nid:
-            return RowResult(number, Result.DUPLICATE, str(phone.id), f"phone of {phone.id}, nid of {nid.id}")
+            both = (str(phone.id), str(nid.id))
+            return RowResult(number, Result.DUPLICATE, both[0], f"phone of {both[0]}, nid of {both[1]}", both)
         case DuplicateMatch() as match:
-            return RowResult(number, Result.DUPLICATE, str(match.leads[0].id), _shared_fields(match.phone, match.nid))
+            matched = str(match.leads[0].id)
+            sharing = () if match.verified else (matched,)
+            return RowResult(number, Result.DUPLICATE, matched, _shared_fields(match.phone, match.nid), sharing)
         case Delayed(lead_id):
             return RowResult(number, Result.SAVED_BEFORE, str(lead_id), "waits for a person: leadkeep conflicts list")
         case Erased():

@@ -7,6 +7,7 @@ by their owner only (mode 0600): a reject holds values in clear.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.importing.columns import REASON_COLUMN
-from service.importing.csv_file import neutralised, restored
+from service.importing.csv_file import neutralised
 from service.importing.source import ImportRefusedError, Row
 
 
@@ -37,14 +38,26 @@ class Result(StrEnum):
     """The database refused it for a reason that no value of the row can mend."""
 
 
+MANY_SHARING = 5
+"""Rows of one file that match one lead by its phone or nid alone. A family may share a phone; more of them share a
+placeholder or somebody else's number, and only one of them is a lead."""
+
+_COUNTED_LEADS = 10_000
+"""Leads whose matches are counted at a time, so that memory does not grow with the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """The result of one row. `detail` says why, without any value of the row."""
+    """The result of one row. `detail` says why, without any value of the row.
+
+    `sharing`: the leads that it matches by phone or nid alone.
+    """
 
     number: int
     result: Result
     lead_id: str = ""
     detail: str = ""
+    sharing: tuple[str, ...] = ()
 
 
 class ReportError(Exception):
@@ -52,7 +65,10 @@ class ReportError(Exception):
 
 
 class Report:
-    """The results of one file. `headers` None: rejects are written as JSON lines, else as CSV with these headers."""
+    """The results of one file. `headers` None: rejects are written as JSON lines, else as CSV with these headers.
+
+    Rejects are UTF-8; with `mark` they begin with a byte order mark, which counts before an `--encoding` of the source.
+    """
 
     def __init__(
         self,
@@ -61,12 +77,15 @@ class Report:
         *,
         headers: list[str] | None = None,
         delimiter: str = ",",
+        mark: bool = False,
     ) -> None:
         self._rejects_path = rejects
+        self._mark = "\ufeff" if mark else ""
         self._headers = headers
         self._delimiter = delimiter
         self._rejects: IO[str] | None = None
         self.counts: Counter[Result] = Counter()
+        self._sharing: Counter[str] = Counter()
         self._results = _created(results, b"row,result,")
         self._writer = csv.writer(self._results, lineterminator="\n")
         self._writer.writerow(("row", "result", "lead_id", "detail"))
@@ -76,10 +95,16 @@ class Report:
         """How many rows were reported."""
         return self.counts.total()
 
+    @property
+    def shared_by_many(self) -> dict[str, int]:
+        """The leads that many rows match by phone or nid alone, with how many do at least; the ten most matched."""
+        return {lead: rows for lead, rows in self._sharing.most_common(10) if rows >= MANY_SHARING}
+
     def add(self, done: RowResult, row: Row | None = None) -> None:
         """Note the result of a row; `row` is kept among the rejects when it is invalid. Raises ReportError."""
         try:
             self.counts[done.result] += 1
+            self._count_sharing(done.sharing)
             self._writer.writerow((done.number, done.result.value, done.lead_id, done.detail))
             if done.result is Result.INVALID and row is not None and self._rejects_path is not None:
                 self._reject(self._rejects_path, done.detail, row)
@@ -94,6 +119,15 @@ class Report:
         except OSError as error:
             raise self._lost(error) from None
 
+    def _count_sharing(self, leads: tuple[str, ...]) -> None:
+        """Count the matches of each lead; when there are too many leads, one match of each is forgotten.
+
+        So a lead that stands out stays, and its count lacks at most one in _COUNTED_LEADS of the rows (Misra, Gries).
+        """
+        self._sharing.update(leads)
+        if len(self._sharing) > _COUNTED_LEADS:
+            self._sharing = Counter({lead: rows - 1 for lead, rows in self._sharing.items() if rows > 1})
+
     def _lost(self, error: OSError) -> ReportError:
         return ReportError(
             f"the report of {self.rows} rows cannot be written ({error.strerror}); what was imported stays: make room, "
@@ -103,13 +137,13 @@ class Report:
     def _reject(self, path: Path, reason: str, row: Row) -> None:
         if self._headers is None:
             if self._rejects is None:
-                self._rejects = _created(path, b'{"' + REASON_COLUMN.encode())
+                self._rejects = _created(path, b'{"' + REASON_COLUMN.encode(), self._mark)
             original: Any = row.original if isinstance(row.original, dict) else {"cells": row.original}
             kept = {REASON_COLUMN: reason} | {k: v for k, v in original.items() if k != REASON_COLUMN}
             self._rejects.write(json.dumps(kept) + "\n")
             return
         if self._rejects is None:
-            self._rejects = _created(path, b'"' + REASON_COLUMN.encode())
+            self._rejects = _created(path, b'"' + REASON_COLUMN.encode(), self._mark)
             self._write_cells(self._rejects, self._headers, REASON_COLUMN, self._headers)
         self._write_cells(self._rejects, self._headers, reason, list(row.original))
 
@@ -121,12 +155,11 @@ class Report:
         kept = [
             cell for number, cell in enumerate(cells) if len(cells) != len(headers) or headers[number] != REASON_COLUMN
         ]
-        # A cell that was neutralised before it came here stays so, once.
-        row = [neutralised(restored(cell)) for cell in (reason, *kept)]
+        row = [neutralised(cell) for cell in (reason, *kept)]
         csv.writer(file, delimiter=self._delimiter, quoting=csv.QUOTE_ALL).writerow(row)
 
 
-def _created(path: Path, begins: bytes) -> IO[str]:
+def _created(path: Path, begins: bytes, mark: str = "") -> IO[str]:
     """A fresh file, in the place of an earlier report at most. Raises ImportRefusedError.
 
     The earlier one is unlinked, not overwritten: another import of the same file may be writing to it now.
@@ -134,7 +167,8 @@ def _created(path: Path, begins: bytes) -> IO[str]:
     try:
         if path.is_file():
             with path.open("rb") as earlier:
-                if earlier.read(len(begins)) not in (begins, b""):
+                text = earlier.read(len(begins) + len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
+                if text and not text.startswith(begins):
                     raise ImportRefusedError(
                         f"{path} is there already and is no report of an import: name another file"
                     )
@@ -146,4 +180,6 @@ def _created(path: Path, begins: bytes) -> IO[str]:
     except OSError as error:
         raise ImportRefusedError(f"{path} cannot be written: {error.strerror}") from None
     # Bytes that were no UTF-8 go back as they came.
-    return os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="")
+    file = os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="")
+    file.write(mark)
+    return file

@@ -1,16 +1,22 @@
-"""A file to import: its kind, by its content and not by its name, and a row of it."""
+"""A file to import: its encoding and its kind, by its content and not by its name, and a row of it."""
 
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TextIO
 
-_DAILY = re.compile(rb'\s*\{\s*"format"\s*:\s*"leadkeep-daily-file"')
+_DAILY = re.compile(r'\s*\{\s*"format"\s*:\s*"leadkeep-daily-file"')
+_BRACKETED_HEADER = re.compile(r"\s*\[[^\[\]{}\"]+\][,;|\t]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_BEGIN = 4096  # bytes by which encoding and kind are known
+_CHUNK = 1 << 20
 
 
 class ImportRefusedError(Exception):
@@ -46,20 +52,102 @@ class Kind(Enum):
     CSV = "CSV"
 
 
-def kind_of(path: Path) -> Kind:
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """A file, its encoding, and the byte at which its text begins, behind its byte order marks."""
+
+    path: Path
+    encoding: str
+    start: int
+    errors: str = "strict"
+
+    def open(self, newline: str | None = None) -> TextIO:
+        """The text, from its beginning; `newline` as for `open`."""
+        file = self.path.open("rb")
+        file.seek(self.start)
+        return io.TextIOWrapper(file, encoding=self.encoding, errors=self.errors, newline=newline)
+
+
+def kind_of(path: Path, encoding: str | None = None) -> Kind:
     """The kind of a file. Raises ImportRefusedError."""
+    _, begin = _looked_at(path, encoding)
+    if _DAILY.match(begin):
+        return Kind.DAILY
+    is_json = begin.lstrip().startswith(("{", "[")) and _BRACKETED_HEADER.match(begin) is None
+    return Kind.JSON if is_json else Kind.CSV
+
+
+def text_file(path: Path, encoding: str | None = None) -> TextFile:
+    """The text of a file, in the encoding that its byte order mark or else `encoding` names, or UTF-8.
+
+    A file with bytes that are no text is refused whole; where UTF-8 was asked for, they cost only their rows. Raises
+    ImportRefusedError.
+    """
+    text, _ = _looked_at(path, encoding)
+    if text.errors == "strict":
+        _require_text(text)
+    return text
+
+
+def _looked_at(path: Path, encoding: str | None) -> tuple[TextFile, str]:
+    """A file and the text that it begins with."""
     if path.exists() and not path.is_file():
         raise ImportRefusedError(f"{path} is no file: it is read more than once, so a pipe will not do")
     try:
         with path.open("rb") as file:
-            begin = file.read(4096)
+            begin = file.read(_BEGIN)
     except OSError as error:
         raise ImportRefusedError(f"{path} cannot be read: {error.strerror}") from None
-    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in begin:
-        raise ImportRefusedError(f"{path} is not UTF-8 text: save it as CSV (UTF-8) or JSON")
-    begin = begin.removeprefix(codecs.BOM_UTF8)
-    if not begin.strip():
+    text = TextFile(path, *_encoding_of(begin, encoding))
+    readable = begin[text.start :].decode(text.encoding, "ignore")
+    if "\0" in readable:
+        raise ImportRefusedError(
+            f"{path} is not UTF-8 text: save it as CSV (UTF-8) or JSON, or name its encoding, such as "
+            "--encoding utf-16-le"
+        )
+    if not readable.strip() and len(begin) < _BEGIN:
         raise ImportRefusedError(f"{path} is empty")
-    if _DAILY.match(begin):
-        return Kind.DAILY
-    return Kind.JSON if begin.lstrip()[:1] in (b"{", b"[") else Kind.CSV
+    return text, readable
+
+
+def _encoding_of(begin: bytes, named: str | None) -> tuple[str, int, str]:
+    """The encoding, where the text begins, and what is done with bytes that are no text."""
+    start, marked = 0, None
+    # Some programs write one mark before what begins with one.
+    while found := next((each for each in _MARKS if begin.startswith(each[0], start)), None):
+        start, marked = start + len(found[0]), found[1]
+    if named is None:
+        return marked or "utf-8", start, "strict"
+    try:
+        name = codecs.lookup(named).name
+        b"a,b".decode(name, "ignore")
+    except (LookupError, ValueError):
+        raise ImportRefusedError(
+            "--encoding names no encoding of text: it is one of Python's, such as cp1252, iso-8859-15, utf-16-le"
+        ) from None
+    return marked or name, start, "surrogateescape" if name == "utf-8" and marked in (None, name) else "strict"
+
+
+def _require_text(text: TextFile) -> None:
+    """Raise ImportRefusedError unless every byte of the file belongs to its text."""
+    decoder = codecs.getincrementaldecoder(text.encoding)()
+    line = 1
+    with text.path.open("rb") as file:
+        file.seek(text.start)
+        while True:
+            chunk = file.read(_CHUNK)
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                break
+            if not chunk:
+                return
+            line += chunk.count(b"\n")
+    advice = (
+        "name its encoding, such as --encoding cp1252 (Excel in Western Europe); with --encoding utf-8 only the rows "
+        "with such bytes are refused"
+        if text.encoding == "utf-8"
+        else "name another --encoding, or save it as UTF-8"
+    )
+    raise ImportRefusedError(f"{text.path} is not {text.encoding.upper()} text, first in line {line}: {advice}")
