@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic_core import to_json
@@ -280,6 +280,18 @@ async def _look_up(connection: AsyncConnection, entries: Sequence[SealedSubmissi
     return _Rows(leads, conflicts, aliases, erased)
 
 
+class _RowToBe(NamedTuple):
+    """A submission that is about to be inserted, with what a row of the look-up has."""
+
+    id: UUID
+    created_by: str
+    nid: str | None
+    content_digest: bytes
+    created_at: datetime
+    looked_up_at: datetime
+    submission: SealedSubmission
+
+
 class _Rows:
     """The rows that match a batch; those of leads are locked."""
 
@@ -308,11 +320,21 @@ class _Rows:
 
     def add(self, entry: SealedSubmission) -> None:
         """Let a submission that is about to be inserted count as the lead that it will be."""
-        self._leads[entry.id] = entry
+        now = datetime.now(UTC)  # the insert will name the moment
+        row = _RowToBe(
+            entry.id,
+            entry.created_by,
+            entry.fields.get("nid"),
+            entry.content_digest,
+            entry.accepted_at or now,
+            now,
+            entry,
+        )
+        self._leads[entry.id] = row
         if entry.request_id is not None:
-            self._requests[entry.created_by, entry.request_id] = entry
-        self._phones |= dict.fromkeys(entry.indexes.phones, entry)
-        self._nids |= dict.fromkeys(entry.indexes.nids, entry)
+            self._requests[entry.created_by, entry.request_id] = row
+        self._phones |= dict.fromkeys(entry.indexes.phones, row)
+        self._nids |= dict.fromkeys(entry.indexes.nids, row)
 
     def found(self, entry: SealedSubmission) -> Found:
         """What there is of one submission."""
@@ -358,10 +380,8 @@ def _matched_lead(row: Any | None) -> MatchedLead | None:
 def _earlier_lead(row: Any | None) -> Earlier | None:
     if row is None:
         return None
-    if isinstance(row, SealedSubmission):
-        at = row.accepted_at or datetime.now(UTC)  # the insert will name the moment
-        return Earlier(id=row.id, accepted_at=at, content_digest=row.content_digest, lead=row.as_lead(at))
-    return Earlier(id=row.id, accepted_at=row.created_at, content_digest=row.content_digest, lead=lead_of_row(row))
+    lead = row.submission.as_lead(row.created_at) if isinstance(row, _RowToBe) else lead_of_row(row)
+    return Earlier(id=row.id, accepted_at=row.created_at, content_digest=row.content_digest, lead=lead)
 
 
 def _earlier_conflict(row: Any | None) -> Earlier | None:

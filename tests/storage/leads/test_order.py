@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
+from service.factories import new_id
 from service.lead import SealedSubmission
 from service.storage.database.database import Database
 from service.storage.database.retry import Retry, RetryScope, retry_scope
@@ -81,7 +84,8 @@ async def test_a_long_chain_of_neighbours_is_decided_in_its_order(connected: Dat
 async def test_a_repeat_within_a_batch_is_answered_with_the_lead_as_it_is_stored(
     connected: Database, submit: Submit, database: TestDatabase
 ) -> None:
-    first, again = (submit(request_id="r", phone="+8801700000001", nid="1990000000001") for _ in range(2))
+    first = submit(request_id="r")
+    again = replace(first, id=new_id())
 
     repeated = (await import_leads(connected, [first, again], dry_run=False))[again.id]
 
@@ -112,3 +116,14 @@ async def test_imports_of_one_shuffled_file_at_once_wait_for_each_other_and_neve
     await asyncio.gather(*(imported() for _ in range(3)))
 
     assert repeated == []
+
+
+async def test_copies_without_a_request_id_in_one_batch_are_one_lead_and_its_repeats(
+    connected: Database, submit: Submit
+) -> None:
+    first = replace(submit(), repeat_window=timedelta(hours=1))
+    copies = [first, *(replace(first, id=new_id()) for _ in range(2))]
+
+    outcomes = await import_leads(connected, copies, dry_run=False)
+
+    assert [plain(outcomes[each.id]) for each in copies] == [("created", copies[0].id)] * 3
