@@ -20,7 +20,7 @@ from service.errors import StartRefusedError
 from service.storage import schema
 from service.storage.database.database import Database
 from service.storage.database.session import SETTINGS
-from service.storage.diagnosis import excess_rights
+from service.storage.diagnosis import excess_rights, foreign_triggers
 from service.storage.schema import APPLICATION_ROLE, REVISION, engine_of, migrate
 from tests.conftest import StartService
 from tests.harness.disguises import disguises
@@ -354,6 +354,10 @@ def test_the_search_finds_a_value_that_hides(value: str, before: str) -> None:
     hidden = f"{before}{value} and more".encode()
     for found in (hidden, base64.b64encode(hidden), hidden.hex().encode(), hidden[::-1]):
         assert any(disguise in found for disguise in disguises(value))
+
+
+async def test_no_trigger_of_the_migrations_is_called_foreign(connected: Database) -> None:
+    assert await foreign_triggers(connected) == []
 
 
 @pytest.mark.parametrize(
