@@ -2,19 +2,15 @@
 
 Start: PostgreSQL (embedded) → keyring → spool → schema and canary → endpoints → the tasks in their order → ready.
 Stop: not ready → calls are taken for a while → endpoints take nothing new and finish what runs → the tasks in the
-reverse order → database
-connections → spool → PostgreSQL.
+reverse order → database connections → spool → PostgreSQL.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import signal
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -36,6 +32,7 @@ from service.rpc.metrics import Metrics
 from service.rpc.readiness import Condition, Readiness, condition_of
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
+from service.stopping import KEPT_SECONDS, end_calls, handle_signals, shutdown_delay
 from service.storage.access.chain import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
 from service.storage.diagnosis import Diagnosis, diagnose
@@ -44,21 +41,6 @@ from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
-
-KEPT_SECONDS = 1.0
-"""Seconds of the grace that running calls do not get, for the stop of everything else; at most a quarter of it. When
-callers who do not read have used it up, the rest gets as much once more."""
-
-
-DRAIN_SECONDS = 2.0
-"""For callers to notice that the service stops: each that waits for one answer before its next call does so sooner."""
-
-ANSWERING_SHARE = 0.9
-"""Of the time for running calls; in the rest, those that are not done are answered that the service stops."""
-
-SHUTDOWN_DELAY = 2.0
-"""Seconds: what a load balancer that asks once a second, or a watcher of health, needs to send calls elsewhere."""
-
 
 OnReady = Callable[[int, int, int | None], None]
 
@@ -91,7 +73,7 @@ async def _serve(
     tls = None
     if settings.tls_cert is not None and settings.tls_key is not None:
         tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    _handle_signals(stop.set, [reload.set, tls.reload_now] if tls else [reload.set])
+    handle_signals(stop.set, [reload.set, tls.reload_now] if tls else [reload.set])
 
     registry, work = CollectorRegistry(), Work()
     metrics = Metrics(registry)
@@ -158,29 +140,14 @@ async def _serve(
                 methods, address=str(settings.grpc_address), tls=tls, limits=limits, refusals=refusals
             )
             readiness = Readiness(partial(diagnose, database), assess, grpc_endpoint.set_serving, metrics.set_readiness)
-            http_endpoint = HttpEndpoint(
-                methods,
-                host=settings.http_address.host,
-                port=settings.http_address.port,
-                tls=tls,
-                readiness=readiness,
-                registry=registry,
-                required=parts.validation.required,
-                limits=limits,
-                refusals=refusals,
-            )
+            required = parts.validation.required
+            http = partial(HttpEndpoint, tls=tls, readiness=readiness, registry=registry, required=required)
+            at, ops_at = settings.http_address, settings.ops_address
+            http_endpoint = http(methods, host=at.host, port=at.port, limits=limits, refusals=refusals)
             ops_endpoint = None
-            if settings.ops_address is not None:
-                ops_endpoint = HttpEndpoint(
-                    None,
-                    host=settings.ops_address.host,
-                    port=settings.ops_address.port,
-                    tls=tls,
-                    readiness=readiness,
-                    registry=registry,
-                    setting="LEADKEEP_OPS_ADDRESS",
-                    limits=OPS_LIMITS,
-                )
+            if ops_at is not None:
+                setting = "LEADKEEP_OPS_ADDRESS"
+                ops_endpoint = http(None, host=ops_at.host, port=ops_at.port, setting=setting, limits=OPS_LIMITS)
             metrics.watch_tasks(asyncio.get_running_loop())
             metrics.watch(spool, files)
 
@@ -221,48 +188,10 @@ async def _serve(
             await readiness.stop()
             if supervisor.died is None:
                 # Load balancers and clients notice, and go elsewhere.
-                await asyncio.sleep(_shutdown_delay(settings))
-            end = time.monotonic() + settings.shutdown_grace
-            calls_end = end - min(KEPT_SECONDS, settings.shutdown_grace / 4)
-            if supervisor.died is not None:
-                # Callers are answered at once: leads that wait for the database are spooled, accesses are refused.
-                await supervisor.stop(_left(calls_end), in_order=False, vital_only=True)
-            await work.drain(min(DRAIN_SECONDS, _left(calls_end)))
-            stops = [asyncio.create_task(each.stop(_left(calls_end))) for each in (grpc_endpoint, http_endpoint)]
-            # They have begun now: clients know that this server goes.
-            await asyncio.sleep(0)
-            work.release()
-            await asyncio.wait(stops, timeout=_left(calls_end) * ANSWERING_SHARE)
-            work.give_up()
-            await asyncio.gather(*stops)
-            # A call whose caller has left is finished too: its lead may be half-way into the database.
-            await work.finish(_left(calls_end))
+                await asyncio.sleep(shutdown_delay(settings.shutdown_delay))
+            left = await end_calls((grpc_endpoint, http_endpoint), work, supervisor, settings.shutdown_grace)
             if ops_endpoint is not None:
                 # Probes are answered as long as calls are.
                 await ops_endpoint.stop(0)
-            await stop_tasks(supervisor, database, max(_left(end), KEPT_SECONDS))
+            await stop_tasks(supervisor, database, max(left, KEPT_SECONDS))
     return supervisor.died is None
-
-
-def _shutdown_delay(settings: Settings) -> float:
-    if settings.shutdown_delay is not None:
-        return settings.shutdown_delay
-    return 0 if os.isatty(0) else SHUTDOWN_DELAY
-
-
-def _left(end: float) -> float:
-    return max(0.0, end - time.monotonic())
-
-
-def _handle_signals(stop: Callable[[], None], reload: Sequence[Callable[[], None]]) -> None:
-    """SIGTERM and SIGINT stop the service; SIGHUP makes it read keyring and TLS files again."""
-    at_terminal = os.isatty(0)
-
-    def on_hangup() -> None:
-        # A terminal that was closed sends it too: then the service ends, because nobody sees it any more.
-        for react in [stop] if at_terminal and not os.isatty(0) else reload:
-            react()
-
-    loop = asyncio.get_running_loop()
-    for number, react in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, on_hangup)):
-        loop.add_signal_handler(number, react)
