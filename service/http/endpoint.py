@@ -10,10 +10,10 @@ import contextlib
 import math
 import socket
 import ssl
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -69,7 +69,6 @@ class HttpEndpoint:
         setting: str = "LEADKEEP_HTTP_ADDRESS",
         limits: Limits = DEFAULT,
         refusals: Refusals | None = None,
-        new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         """`required`: the fields without which there is no lead.
 
@@ -79,7 +78,7 @@ class HttpEndpoint:
         self._socket = _bound(host, port, setting)
         self.port: int = self._socket.getsockname()[1]
         self._config = Config(
-            _Guard(_paths(methods, readiness, registry, required), new_id),
+            _Guard(_paths(methods, readiness, registry, required)),
             http=partial(HttpConnection, HttpConnections(limits, refusals or Refusals())),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
@@ -137,9 +136,9 @@ class UvicornServer(Server):
 class _Guard:
     """Outermost: no exception leaves it, so that no text of one reaches a caller or uvicorn's log."""
 
-    def __init__(self, paths: Paths, new_id: Callable[[], UUID]) -> None:
+    def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._errors = errors(new_id)
+        self._errors = errors(uuid4)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def serve(_call: Call, message: Message) -> Message:

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -38,12 +37,6 @@ STATUS_DETAILS = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-@dataclass(frozen=True, slots=True)
-class _Untaken:
-    since: float
-    size: int
-
-
 class HeldCalls:
     """The calls of the endpoint that wait for their caller. `run` keeps the limits of time."""
 
@@ -51,8 +44,8 @@ class HeldCalls:
         self._limits = limits
         self._connections, self._refusals = connections, refusals
         self._arriving: dict[Context, float] = {}
-        # In the order of time: the oldest first.
-        self._untaken: dict[Context, _Untaken] = {}
+        self._untaken: dict[Context, tuple[float, int]] = {}
+        """Since when, and how many bytes. In the order of time: the oldest first."""
         self._untaken_bytes = 0
         self._streams: dict[Context, tuple[float, asyncio.Task[Any] | None]] = {}
         self._ended: Counter[str] = Counter()
@@ -73,7 +66,7 @@ class HeldCalls:
             ]:
                 self._refuse(context, "message_late", DeadlineTooShortError())
             for context in [
-                each for each, answer in self._untaken.items() if now - answer.since > self._limits.answer_seconds
+                each for each, (since, _) in self._untaken.items() if now - since > self._limits.answer_seconds
             ]:
                 self._cut(context, "answer_late")
             self._end_unclosed()
@@ -143,15 +136,15 @@ class HeldCalls:
     def _hold_answer(self, context: Context, size: int) -> None:
         if context in self._untaken:
             return
-        self._untaken[context] = _Untaken(time.monotonic(), size + CALL_BYTES)
+        self._untaken[context] = time.monotonic(), size + CALL_BYTES
         self._untaken_bytes += size + CALL_BYTES
         context.add_done_callback(self._on_taken)  # type: ignore[arg-type] # the stubs' context is another one
         while self._untaken_bytes > self._limits.untaken_bytes:
             self._cut(next(iter(self._untaken)), "answers_not_taken")
 
     def _on_taken(self, context: Context) -> None:
-        if (answer := self._untaken.pop(context, None)) is not None:
-            self._untaken_bytes -= answer.size
+        _, size = self._untaken.pop(context, (0.0, 0))
+        self._untaken_bytes -= size
 
     def _cut(self, context: Context, reason: RefusalReason) -> None:
         # An answer that gRPC has cannot be taken back otherwise.
