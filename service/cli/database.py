@@ -11,11 +11,12 @@ from typing import TypeVar
 from service import factories
 from service.cli.command import echo
 from service.config import Settings, load_settings
-from service.errors import StartRefusedError
+from service.errors import StartRefusedError, StorageUnavailableError
 from service.keys.encryption import EncryptionService
 from service.storage import schema
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
+from service.storage.database.fence import Fence
 from service.storage.keys.canary import compare_canary, plan_of
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.postgres.folders import DataDirInUseError
@@ -95,7 +96,9 @@ async def _with_confirmed(
     *,
     any_normaliser: bool = False,
 ) -> T:
-    database = Database(url, attempt_seconds=ATTEMPT_SECONDS)
+    # What a look notes in the service's folder would belong to whoever runs the command.
+    fence = Fence(url, settings.spool_path, remembers=False)
+    database = Database(url, fence=fence, attempt_seconds=ATTEMPT_SECONDS)
     try:
         schema.require_current(await schema.revision_of(database))
         encryption = factories.encryption_of(settings)
@@ -106,8 +109,11 @@ async def _with_confirmed(
         return await work(url, database, encryption)
     except StorageFaultError as fault:
         raise StartRefusedError(refusal_of(fault)) from None
+    except StorageUnavailableError:
+        raise await database.why_refused() or StorageUnavailableError from None
     finally:
         await database.close()
+        await fence.close()
 
 
 def refusal_of(fault: StorageFaultError) -> str:
