@@ -41,6 +41,7 @@ from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
+from service.use_cases.confirmation import ConfirmationService
 
 OnReady = Callable[[int, int, int | None], None]
 
@@ -95,8 +96,12 @@ async def _serve(
                 ),
             )
             heads = AccessHeads(records, accesses)
+            confirmation = ConfirmationService(
+                override_dir=settings.confirmation_dir, default_locale=settings.default_locale
+            )
             chain = standard_chain(
                 verify=token_verifier(settings).verify,
+                explain=confirmation.explain,
                 database_away=lambda: readiness.database_away,
                 unmasking=unmasking(
                     accesses.record, check_reason=parts.validation.reason, reason_required=settings.reason_required
@@ -107,7 +112,7 @@ async def _serve(
                 work=work,
                 new_id=new_id,
             )
-            methods = chained(chain, parts.servicer(settings))
+            methods = chained(chain, parts.servicer(confirmation))
             files = FileRendering(
                 url=url,
                 replica=replica_name(settings.spool_path),

@@ -42,12 +42,40 @@ Reason = Literal[
 ]
 """The stable, machine-readable reasons of the contract."""
 
+ViolationReason = Literal[
+    "INVALID",
+    "REQUIRED",
+    "MASKED",
+    "PLACEHOLDER",
+    "REWRITTEN",
+    "TOO_LONG",
+    "WRONG_LENGTH",
+    "INVALID_CHARACTERS",
+    "NO_COUNTRY_CODE",
+    "AMBIGUOUS",
+    "UNKNOWN_NUMBER",
+    "MORE_THAN_ONE",
+    "NOT_AN_EMAIL",
+    "NOT_ON_OFFER",
+]
+"""The stable, machine-readable reasons of violations; INVALID: any other fault, mostly of the calling program."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalizedText:
+    """Words for a customer, and the locale that they are in."""
+
+    text: str
+    locale: str
+
 
 class LeadkeepError(Exception):
     """The root of every error that the domain raises on purpose. `text` is the class's own, or the given one."""
 
     reason: Reason
     text: str
+    localized: LocalizedText | None = None
+    """What a customer can be told; None: the call was not for a customer."""
 
     def __init__(self, text: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         self.text = text or self.text
@@ -78,6 +106,9 @@ class Violation:
 
     field: str
     description: str
+    reason: ViolationReason = "INVALID"
+    localized: LocalizedText | None = None
+    """What a customer can be told; None: the call was not for a customer."""
 
 
 class LeadValidationError(LeadkeepError):

@@ -86,16 +86,14 @@ class ServiceParts:
             on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
         )
 
-    def servicer(self, settings: Settings) -> LeadServicer:
+    def servicer(self, confirmation: ConfirmationService) -> LeadServicer:
         """The use cases on these parts, as the contract's methods."""
         return LeadServicer(
             LeadService(
                 repository=LeadRepository(self.database, self.spool, self.writer),
                 sealer=self.sealer,
                 validation=self.validation,
-                confirmation=ConfirmationService(
-                    override_dir=settings.confirmation_dir, default_locale=settings.default_locale
-                ),
+                confirmation=confirmation,
                 page_token_tags=self.page_token_tags,
                 new_id=new_id,
             ),

@@ -93,7 +93,7 @@ def fill(
             try:
                 _set(message, field, value)
             except ValueRefusedError as refused:
-                violations.append(Violation(path + field.name, refused.description))
+                violations.append(refused.at(path + field.name))
                 if field.name in may_be_left_out:
                     setattr(message, field.name, UNREADABLE)
                     left_out.append(field.name)
@@ -172,7 +172,9 @@ def _read(field: FieldDescriptor, value: object) -> str | int | Timestamp:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueRefusedError("is not valid Unicode: it contains half of a surrogate pair") from None
+        raise ValueRefusedError(
+            "is not valid Unicode: it contains half of a surrogate pair", "INVALID_CHARACTERS"
+        ) from None
     return text
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from service.errors import Reason
+from service.errors import Reason, ViolationReason
 from service.http import openapi_texts as texts
 from service.http.json_codec import short_enum_names
 from service.http.problems import MEDIA_TYPE
@@ -275,7 +275,7 @@ _CREATE_PARAMETERS = [
         "UUID is a good choice. Recommended: without it a repeat is recognised only by its content, for a day.",
         {"type": "string", "maxLength": texts.LONGEST_REQUEST_ID},
     ),
-    _header("Accept-Language", "The customer's language, for the confirmation.", {"type": "string"}),
+    _header("Accept-Language", "The customer's language, for the words to the customer.", {"type": "string"}),
 ]
 
 _READINESS: _Json = {
@@ -294,6 +294,13 @@ _READINESS: _Json = {
     "additionalProperties": False,
 }
 
+_LOCALIZED: _Json = {
+    "type": "object",
+    "description": "What the customer can be told, in the language of Accept-Language; only when a lead is created.",
+    "properties": {"locale": {"type": "string"}, "message": {"type": "string"}},
+    "required": ["locale", "message"],
+}
+
 _PROBLEM: _Json = {
     "type": "object",
     "description": "RFC 9457 problem details. What is wrong with the HTTP request itself has no reason.",
@@ -303,13 +310,19 @@ _PROBLEM: _Json = {
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "For people; holds no value of a field."},
         "reason": {"type": "string", "enum": list(get_args(Reason))},
+        "localized_message": _LOCALIZED,
         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
         "violations": {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"field": {"type": "string"}, "description": {"type": "string"}},
-                "required": ["field", "description"],
+                "properties": {
+                    "field": {"type": "string"},
+                    "description": {"type": "string"},
+                    "reason": {"type": "string", "enum": list(get_args(ViolationReason))},
+                    "localized_message": _LOCALIZED,
+                },
+                "required": ["field", "description", "reason"],
             },
         },
         "request_id": {"type": "string"},

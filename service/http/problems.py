@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
 from google.rpc import code_pb2
 from starlette.responses import Response
 
-from service.errors import LeadkeepError, LeadValidationError, RetryableError
+from service.errors import LeadkeepError, LeadValidationError, LocalizedText, RetryableError
 from service.http.json_codec import encoded
 from service.rpc.status import CODES
 
@@ -83,14 +82,22 @@ def failure_response(error: LeadkeepError, headers: Mapping[str, str]) -> Respon
         "status": status,
         "detail": error.text,
         "reason": error.reason,
+        **_localized(error.localized),
     }
     if error.metadata:
         problem["metadata"] = error.metadata
     if isinstance(error, LeadValidationError):
-        problem["violations"] = [asdict(violation) for violation in error.violations]
+        problem["violations"] = [
+            {"field": each.field, "description": each.description, "reason": each.reason, **_localized(each.localized)}
+            for each in error.violations
+        ]
     if "x-request-id" in headers:
         problem["request_id"] = headers["x-request-id"]
     return Response(encoded(problem), status, {**SAFE_HEADERS, **headers, **_headers_of(error)}, MEDIA_TYPE)
+
+
+def _localized(words: LocalizedText | None) -> dict[str, Any]:
+    return {} if words is None else {"localized_message": {"locale": words.locale, "message": words.text}}
 
 
 def _headers_of(error: LeadkeepError) -> dict[str, str]:

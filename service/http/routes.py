@@ -88,6 +88,9 @@ def http_handler_of(operation: Operation, handle: Handler, required: Collection[
                 message = _read(operation, request, body, may_be_left_out)
         except LeadValidationError as error:
             fault = error
+        if isinstance(message, pb.CreateLeadRequest):
+            # Also beside a fault: it is explained to the customer.
+            message.locale = request.headers.get("accept-language", "")
         call = Call(
             rpc=operation.rpc,
             transport="http",
@@ -120,7 +123,6 @@ def _read(operation: Operation, request: Request, body: bytes, may_be_left_out: 
     message = _message_class(operation)(**request.path_params)
     if isinstance(message, pb.CreateLeadRequest):
         message.request_id = _unquoted(request.headers.get("idempotency-key", ""))
-        message.locale = request.headers.get("accept-language", "")
         lead = parse_object(body).items()
         fill(
             message.lead,

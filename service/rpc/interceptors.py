@@ -18,6 +18,7 @@ from uuid import UUID
 import structlog
 from google.protobuf.message import Message
 from google.rpc import code_pb2
+from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import SCOPES, Caller
 from service.errors import (
@@ -53,11 +54,13 @@ OPERATORS_CONCERN: frozenset[Reason] = frozenset({"STORAGE_UNAVAILABLE", "KEYS_U
 """Failures that no caller can mend: they are logged as errors."""
 
 Verify = Callable[[str], Awaitable[Caller]]
+Explain = Callable[[LeadkeepError, str], None]
 
 
 def standard_chain(
     *,
     verify: Verify,
+    explain: Explain,
     database_away: Callable[[], bool],
     unmasking: Interceptor,
     metrics: Metrics,
@@ -66,8 +69,19 @@ def standard_chain(
     work: Work,
     new_id: Callable[[], UUID],
 ) -> Sequence[Interceptor]:
-    """Every interceptor, outermost first. `unmasking` is what masking.py makes; `database_away` is what readiness says
-    of the database; `default_deadline` is in seconds, for callers who set none."""
+    """Every interceptor, outermost first.
+
+    Args:
+        verify: the caller of a token.
+        explain: adds words for the customer to an error, in one of the locales.
+        database_away: what readiness says of the database.
+        unmasking: what masking.py makes.
+        metrics: what is counted and measured.
+        max_concurrent_calls: the places for calls at work.
+        default_deadline: seconds for callers who set no deadline.
+        work: what goes on when callers have gone.
+        new_id: makes ids of calls and incidents.
+    """
     places = Places(max_concurrent_calls)
     return (
         # First, so that everything behind it can name the call.
@@ -75,7 +89,7 @@ def standard_chain(
         # Outside of errors, so that it sees the status that the caller sees.
         access_log(metrics),
         # Outside of everything that may fail.
-        errors(new_id),
+        errors(new_id, explain),
         # Outside of deadline and places: a refusal that it holds back takes none.
         strangers(),
         # Outside of the work, which it leaves running when the caller's time is over or the caller is gone.
@@ -144,38 +158,46 @@ def access_log(metrics: Metrics) -> Interceptor:
     return intercept
 
 
-def errors(new_id: Callable[[], UUID]) -> Interceptor:
-    """Let only domain errors leave. Of an unforeseen error only its type and place are logged."""
-    log = structlog.get_logger("leadkeep.errors")
+def errors(new_id: Callable[[], UUID], explain: Explain | None = None) -> Interceptor:
+    """Let only domain errors leave, those of CreateLead with words for the customer in the request's locale."""
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         try:
             return await proceed(call, request)
-        except StorageFaultError as error:
-            if error.is_refusal:
-                log.error("the database refuses", rpc=call.rpc, cause=error.cause, request_id=call.id)
-                raise StorageUnavailableError from None
-            incident_id = str(new_id())
-            log.error("storage fault", rpc=call.rpc, incident_id=incident_id, cause=error.cause, request_id=call.id)
-            raise InternalError(incident_id) from None
-        except LeadkeepError as error:
-            if error.reason in OPERATORS_CONCERN:
-                log.error("call failed", rpc=call.rpc, reason=error.reason, request_id=call.id)
-            raise
         except Exception as error:  # noqa: BLE001 # the text of an unforeseen error must not reach a caller
-            incident_id = str(new_id())
-            frames = traceback.extract_tb(error.__traceback__)
-            log.error(
-                "unexpected error",
-                rpc=call.rpc,
-                incident_id=incident_id,
-                error=type(error).__qualname__,
-                at=[f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
-                request_id=call.id,
-            )
-            raise InternalError(incident_id) from None
+            failure = _domain_error(error, call, new_id)
+        if explain is not None and isinstance(request, pb.CreateLeadRequest):
+            explain(failure, request.locale)
+        raise failure
 
     return intercept
+
+
+def _domain_error(error: Exception, call: Call, new_id: Callable[[], UUID]) -> LeadkeepError:
+    """The error that leaves, and a line in the log if it concerns the operator. Only the type and place of an
+    unforeseen one are logged."""
+    log = structlog.get_logger("leadkeep.errors")
+    if isinstance(error, LeadkeepError):
+        if error.reason in OPERATORS_CONCERN:
+            log.error("call failed", rpc=call.rpc, reason=error.reason, request_id=call.id)
+        return error
+    if isinstance(error, StorageFaultError) and error.is_refusal:
+        log.error("the database refuses", rpc=call.rpc, cause=error.cause, request_id=call.id)
+        return StorageUnavailableError()
+    incident_id = str(new_id())
+    if isinstance(error, StorageFaultError):
+        log.error("storage fault", rpc=call.rpc, incident_id=incident_id, cause=error.cause, request_id=call.id)
+        return InternalError(incident_id)
+    frames = traceback.extract_tb(error.__traceback__)
+    log.error(
+        "unexpected error",
+        rpc=call.rpc,
+        incident_id=incident_id,
+        error=type(error).__qualname__,
+        at=[f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+        request_id=call.id,
+    )
+    return InternalError(incident_id)
 
 
 def deadline(work: Work, default: float) -> Interceptor:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from service.errors import LeadkeepError, LeadValidationError, Reason, RetryableError
+from service.errors import LeadkeepError, LeadValidationError, LocalizedText, Reason, RetryableError
 
 DOMAIN = "leadkeep.v1"
 
@@ -53,14 +53,25 @@ def status_of(error: LeadkeepError) -> status_pb2.Status:
     if isinstance(error, LeadValidationError):
         bad_request = error_details_pb2.BadRequest()
         for violation in error.violations:
-            bad_request.field_violations.add(field=violation.field, description=violation.description)
+            bad_request.field_violations.add(
+                field=violation.field,
+                description=violation.description,
+                reason=violation.reason,
+                localized_message=violation.localized and _localized_message(violation.localized),
+            )
         details.append(bad_request)
     if isinstance(error, RetryableError):
         details.append(error_details_pb2.RetryInfo(retry_delay=timedelta(seconds=error.retry_after)))
+    if error.localized is not None:
+        details.append(_localized_message(error.localized))
     status = status_pb2.Status(code=CODES[error.reason], message=error.text)
     for detail in details:
         status.details.add().Pack(detail)
     return status
+
+
+def _localized_message(words: LocalizedText) -> error_details_pb2.LocalizedMessage:
+    return error_details_pb2.LocalizedMessage(locale=words.locale, message=words.text)
 
 
 def pushback(error: LeadkeepError, seconds_left: float) -> dict[str, str]:

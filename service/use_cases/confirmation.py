@@ -1,4 +1,4 @@
-"""Confirmation for the customer of a saved or delayed lead: thanks, the next steps, a reference.
+"""Words for the customer: of a saved or delayed lead thanks, the next steps, a reference; else why it was not taken.
 
 Story AC-013.7.
 
@@ -12,15 +12,26 @@ from __future__ import annotations
 import re
 import string
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar, get_args
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import StartRefusedError
+from service.errors import (
+    DuplicateLeadError,
+    LeadkeepError,
+    LeadValidationError,
+    LocalizedText,
+    RequestIdReusedError,
+    StartRefusedError,
+    Violation,
+    ViolationReason,
+)
+
+T = TypeVar("T")
 
 _SHIPPED = Path(__file__).with_name("locales")
 
@@ -72,7 +83,7 @@ def _template(*, must: frozenset[str] = frozenset(), may: frozenset[str]) -> Aft
         fields = [(name, form, conversion) for _, name, form, conversion in parts if name is not None]
         # Exact names only: str.format would follow {name.attribute} into Python objects.
         if any(name not in may or form or conversion for name, form, conversion in fields):
-            raise ValueError(f"only {_braced(may)} can stand in braces here, without anything added")
+            raise ValueError(f"only {_braced(may) or 'nothing'} can stand in braces here, without anything added")
         if missing := must - {name for name, _, _ in fields}:
             raise ValueError(f"{_braced(missing)} must stand in this text")
         return text
@@ -104,6 +115,36 @@ class _Message(_Table):
     next_steps: list[_NextStep] = Field(min_length=1)
 
 
+_Label = Annotated[str, _template(may=frozenset())]
+_Fault = Annotated[str, _template(must=frozenset({"field"}), may=frozenset({"field"}))]
+
+
+def _all_reasons(faults: dict[ViolationReason, str]) -> dict[ViolationReason, str]:
+    if missing := sorted(set(get_args(ViolationReason)) - faults.keys()):
+        raise ValueError(f"a text is missing for: {', '.join(missing)}")
+    return faults
+
+
+class _Failed(_Table):
+    duplicate: _Label
+    invalid: _Label
+    """Also in place of the text of a fault whose field has no name here: the customer did not fill it in."""
+    unavailable: _Label
+    fields: dict[str, _Label]
+    violations: Annotated[dict[ViolationReason, _Fault], AfterValidator(_all_reasons)]
+
+    def text_of(self, error: LeadkeepError) -> str:
+        """Why a request was not taken."""
+        if isinstance(error, DuplicateLeadError | RequestIdReusedError):
+            return self.duplicate
+        return self.invalid if isinstance(error, LeadValidationError) else self.unavailable
+
+    def fault_of(self, violation: Violation) -> str:
+        """What is wrong with one field."""
+        label = self.fields.get(violation.field.removeprefix("lead."))
+        return self.invalid if label is None else self.violations[violation.reason].format(field=label)
+
+
 class _Texts(_Table):
     """One file. Each table is one occasion, so that another occasion is another table."""
 
@@ -111,10 +152,12 @@ class _Texts(_Table):
     delayed: _Message | None = None
     """For a lead that waits in the spool. A file without it leaves that to the shipped texts of its locale, and where
     there are none, to the shipped English: a delay is reported in a foreign language rather than not at all."""
+    failed: _Failed | None = None
+    """For a request that was not taken; a file without it leaves that to the shipped texts likewise."""
 
 
 class ConfirmationService:
-    """Words the confirmation in the customer's language.
+    """Words the confirmation in the customer's language, and what failed.
 
     `override_dir` holds the operator's own files (`fr.toml`, `pt-BR.toml`): new locales, or replacements of
     shipped ones. A text that cannot be used raises StartRefusedError with the file, the key and the fault.
@@ -124,7 +167,8 @@ class ConfirmationService:
         shipped = _read_folder(_SHIPPED)
         texts = shipped | (_read_folder(override_dir) if override_dir is not None else {})
         self._texts = {key: (locale, each.saved) for key, (locale, each) in texts.items()}
-        self._delayed = {key: _delayed(key, texts, shipped) for key in texts}
+        self._delayed = {key: _shipped_if_missing(lambda each: each.delayed, key, texts, shipped) for key in texts}
+        self._failed = {key: _shipped_if_missing(lambda each: each.failed, key, texts, shipped) for key in texts}
         default = _tag(default_locale).lower()
         if default not in texts:
             raise StartRefusedError(
@@ -156,6 +200,15 @@ class ConfirmationService:
             locale=locale,
         )
 
+    def explain(self, error: LeadkeepError, locales: str) -> None:
+        """Add to an error, and to each of its violations, what the customer can be told; `locales` as in `confirm`."""
+        locale, words = self._failed[self._look_up(locales)]
+        error.localized = LocalizedText(words.text_of(error), locale)
+        if isinstance(error, LeadValidationError):
+            error.violations = tuple(
+                replace(each, localized=LocalizedText(words.fault_of(each), locale)) for each in error.violations
+            )
+
     def _look_up(self, locales: str) -> str:
         """Return the key of the texts that suit best: the look-up of RFC 4647, section 3.4."""
         if len(locales) > _LONGEST_LOCALES:
@@ -164,11 +217,14 @@ class ConfirmationService:
         return next((candidate for candidate in candidates if candidate in self._texts), self._default)
 
 
-def _delayed(
-    key: str, texts: Mapping[str, tuple[str, _Texts]], shipped: Mapping[str, tuple[str, _Texts]]
-) -> tuple[str, _Message]:
+def _shipped_if_missing(
+    table_of: Callable[[_Texts], T | None],
+    key: str,
+    texts: Mapping[str, tuple[str, _Texts]],
+    shipped: Mapping[str, tuple[str, _Texts]],
+) -> tuple[str, T]:
     candidates = [texts.get(key), *(shipped.get(wider) for wider in _widening(key)), shipped["en"]]
-    return next((found[0], found[1].delayed) for found in candidates if found and found[1].delayed)
+    return next((found[0], table) for found in candidates if found and (table := table_of(found[1])))
 
 
 def _by_preference(locales: str) -> list[str]:

@@ -156,7 +156,7 @@ class LeadService:
         """
         wanted = self._validation.conversation_id(conversation_id)
         if wanted is None:
-            raise LeadValidationError([Violation("conversation_id", "is required")])
+            raise LeadValidationError([Violation("conversation_id", "is required", "REQUIRED")])
         newest, others = await self._repository.find_by_conversation(wanted, created_by=_own_only(caller))
         return self._sealer.open(newest, hidden=hidden), others
 

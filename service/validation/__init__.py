@@ -109,13 +109,13 @@ class ValidationService:
             try:
                 normal = rules[name](value) if value else None
             except ValueRefusedError as refused:
-                violations.append(Violation(f"lead.{name}", refused.description))
+                violations.append(refused.at(f"lead.{name}"))
                 if self._may_be_left_out(name, refused):
                     ignored.append(name)
                 normal = None
             else:
                 if normal is None and name in self.required:
-                    violations.append(Violation(f"lead.{name}", "is required"))
+                    violations.append(Violation(f"lead.{name}", "is required", "REQUIRED"))
             accepted[name] = normal
         if len(violations) > len(ignored):
             raise LeadValidationError(violations)
@@ -138,10 +138,10 @@ class ValidationService:
             try:
                 accepted[name] = rules[name](value) if value else None
             except ValueRefusedError as refused:
-                violations.append(Violation(f"lead.{name}", refused.description))
+                violations.append(refused.at(f"lead.{name}"))
                 continue
             if accepted[name] is None and name in self.required:
-                violations.append(Violation(f"lead.{name}", "is required and cannot be emptied"))
+                violations.append(Violation(f"lead.{name}", "is required and cannot be emptied", "REQUIRED"))
         if violations:
             raise LeadValidationError(violations)
         return accepted
@@ -197,7 +197,7 @@ class ValidationService:
         try:
             region = region_of(phone_region)
         except ValueRefusedError as refused:
-            violations.append(Violation("phone_region", refused.description))
+            violations.append(refused.at("phone_region"))
             # Without it nobody can tell what is wrong with the phone.
             return {**self._rules, "phone": str}
         return {**self._rules, "phone": partial(self._phone.canonical, region=region)}
@@ -219,7 +219,7 @@ class ValidationService:
         if spelling is None:
             named = ", ".join(list(self._policies.values())[:_POLICIES_NAMED])
             more = ", …" if len(self._policies) > _POLICIES_NAMED else ""
-            raise ValueRefusedError(f"is not one of the policies on offer: {named}{more}")
+            raise ValueRefusedError(f"is not one of the policies on offer: {named}{more}", "NOT_ON_OFFER")
         return spelling
 
 
@@ -227,14 +227,14 @@ def _optional(rule: _Rule, value: str, path: str) -> str | None:
     try:
         return rule(value)
     except ValueRefusedError as refused:
-        violation = Violation(path, refused.description)
+        violation = refused.at(path)
     raise LeadValidationError([violation])
 
 
 def _required(rule: _Rule, value: str, path: str) -> str:
     normal = _optional(rule, value, path)
     if normal is None:
-        raise LeadValidationError([Violation(path, "is required")])
+        raise LeadValidationError([Violation(path, "is required", "REQUIRED")])
     return normal
 
 

@@ -37,13 +37,13 @@ def normalise_email(value: str) -> str | None:
     if text is None:
         return None
     if "@" not in text:
-        raise ValueRefusedError("has no @: it must be of the form name@example.com")
+        raise ValueRefusedError("has no @: it must be of the form name@example.com", "NOT_AN_EMAIL")
     try:
         normal = _accepted(text)
     except EmailNotValidError:
         normal = None  # the library's text would show parts of the address
     if normal is None:
-        raise ValueRefusedError(_NOT_AN_ADDRESS)
+        raise ValueRefusedError(_NOT_AN_ADDRESS, "NOT_AN_EMAIL")
     return normal
 
 

@@ -78,7 +78,7 @@ class NidNormaliser:
         form is itself.
         """
         if len(value) > _MAX_RAW:
-            raise ValueRefusedError(_LENGTH)
+            raise ValueRefusedError(_LENGTH, "WRONG_LENGTH")
         written = value if value.isascii() else _with_ascii_digits(value)
         nid = written.translate(_ASCII_SEPARATORS).upper() if value.isascii() else _without_separators(written)
         if not nid and is_blank(value):
@@ -88,11 +88,11 @@ class NidNormaliser:
         if not (written.isascii() and written.isdigit()):
             _refuse_what_is_no_part(written.strip())
         if _ASCII.fullmatch(nid) is None and not all(map(_belongs, nid)):
-            raise ValueRefusedError("must hold letters and digits only")
+            raise ValueRefusedError("must hold letters and digits only", "INVALID_CHARACTERS")
         if not _MIN_CHARACTERS <= len(nid) <= _MAX_CHARACTERS:
-            raise ValueRefusedError(_LENGTH)
+            raise ValueRefusedError(_LENGTH, "WRONG_LENGTH")
         if self._rule is NidRule.BD and _BD.fullmatch(nid) is None:
-            raise ValueRefusedError("must have 10, 13 or 17 digits")
+            raise ValueRefusedError("must have 10, 13 or 17 digits", "WRONG_LENGTH")
         return nid
 
     def identity(self, nid: str) -> str:
@@ -121,9 +121,11 @@ def _without_separators(written: str) -> str:
 def _refuse_what_is_no_part(written: str) -> None:
     """Raise ValueRefusedError when a separator does not separate parts of one NID."""
     if _REWRITTEN.fullmatch(written) is not None:
-        raise ValueRefusedError(REWRITTEN)
+        raise ValueRefusedError(REWRITTEN, "REWRITTEN")
     if _FOLLOWED.fullmatch(written) is not None:
-        raise ValueRefusedError("holds more than a national ID: send the number alone, without what follows it")
+        raise ValueRefusedError(
+            "holds more than a national ID: send the number alone, without what follows it", "MORE_THAN_ONE"
+        )
 
 
 def _belongs(character: str) -> bool:

@@ -76,7 +76,7 @@ class PhoneNormaliser:
         Raises ValueRefusedError. The canonical form of a canonical form is itself.
         """
         if len(value) > _MAX_RAW:
-            raise ValueRefusedError(_DIGIT_COUNT)
+            raise ValueRefusedError(_DIGIT_COUNT, "WRONG_LENGTH")
         if _is_settled(value):
             number = value
         else:
@@ -86,20 +86,24 @@ class PhoneNormaliser:
             number = self._read(written, ANY_COUNTRY if written.is_international else region or self._region)
         _refuse_repeated_digit(number)
         if self._rule is PhoneRule.VALID and not _is_valid(number):
-            raise ValueRefusedError("is not a phone number that exists in its country's numbering plan")
+            raise ValueRefusedError(
+                "is not a phone number that exists in its country's numbering plan", "UNKNOWN_NUMBER"
+            )
         return number
 
     def _read(self, written: Dialled, region: str | None) -> str:
         digits = written.digits
         if len(digits) > _MAX_DIALLED:
-            raise ValueRefusedError(_DIGIT_COUNT)
+            raise ValueRefusedError(_DIGIT_COUNT, "WRONG_LENGTH")
         # Before trunk zeros go, which may be all of it.
         _refuse_repeated_digit(digits)
         number = _with_country_code(digits, region)
         if _CANONICAL.fullmatch(number) is None:
             if number.startswith("+0"):
-                raise ValueRefusedError("has no country code after the + or 00: no country code begins with 0")
-            raise ValueRefusedError(_DIGIT_COUNT)
+                raise ValueRefusedError(
+                    "has no country code after the + or 00: no country code begins with 0", "NO_COUNTRY_CODE"
+                )
+            raise ValueRefusedError(_DIGIT_COUNT, "WRONG_LENGTH")
         _refuse_second_number(written, number, region)
         return number
 
@@ -109,7 +113,7 @@ def _with_country_code(digits: str, region: str | None) -> str:
     if digits.startswith("+"):
         return _settled(digits)
     if region is None:
-        raise ValueRefusedError("has no country code: write the number with + and the country code")
+        raise ValueRefusedError("has no country code: write the number with + and the country code", "NO_COUNTRY_CODE")
     # The region's own exit code comes first: 0011 in Australia is not 00 and the country code 11.
     exit_code = _exit_code(region)
     leaves = exit_code.match(digits) if exit_code is not None else None
@@ -125,9 +129,12 @@ def _with_country_code(digits: str, region: str | None) -> str:
     if _is_valid("+" + digits):
         raise ValueRefusedError(
             f"is no number of the region {region}, and would be one of another country behind a +: write it with +, or "
-            f"send phone_region {ANY_COUNTRY} if its digits begin with the country code"
+            f"send phone_region {ANY_COUNTRY} if its digits begin with the country code",
+            "AMBIGUOUS",
         )
-    raise ValueRefusedError(f"cannot be read as a number of the region {region}: write it with + and the country code")
+    raise ValueRefusedError(
+        f"cannot be read as a number of the region {region}: write it with + and the country code", "NO_COUNTRY_CODE"
+    )
 
 
 @lru_cache
@@ -148,7 +155,7 @@ def _refuse_second_number(written: Dialled, number: str, region: str | None) -> 
         if is_valid is None and not joint.divides:
             is_valid = _is_valid(number)
         if (joint.divides or not is_valid) and _is_valid(before):
-            raise ValueRefusedError(MORE_THAN_A_NUMBER)
+            raise ValueRefusedError(MORE_THAN_A_NUMBER, "MORE_THAN_ONE")
 
 
 def _number_of(digits: str, region: str | None) -> str | None:
@@ -212,7 +219,9 @@ def _settled(number: str) -> str:
         if settled == number:
             return number
         number = settled
-    raise ValueRefusedError("cannot be read as one phone number: write it with + and the country code")
+    raise ValueRefusedError(
+        "cannot be read as one phone number: write it with + and the country code", "UNKNOWN_NUMBER"
+    )
 
 
 def _is_settled(number: str) -> bool:

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from service.errors import Violation, ViolationReason
+
 MASK = "•••"
 """Every masked value contains it, so a write that contains it would replace a real value by its mask."""
 
@@ -54,20 +56,28 @@ _PERHAPS_MARKS = re.compile(rf"[^\w\s\x00-\x7f]{{{_MARKS_IN_A_ROW + 1}}}")
 class ValueRefusedError(Exception):
     """One value is not accepted. `description` is fixed text: it never holds the value or a part of it."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, reason: ViolationReason = "INVALID") -> None:
         super().__init__(description)
         self.description = description
+        self.reason = reason
+
+    def at(self, path: str) -> Violation:
+        """The violation that it is in the field of a request."""
+        return Violation(path, self.description, self.reason)
 
 
 class MaskedValueError(ValueRefusedError):
     """The value is a mask of the service's own: a fault of the caller, not of the customer."""
 
     def __init__(self) -> None:
-        super().__init__("looks like a masked value; send the real one")
+        super().__init__("looks like a masked value; send the real one", "MASKED")
 
 
 class PlaceholderError(ValueRefusedError):
     """The value stands for one that was not given, such as `none` or `0000000000`."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description, "PLACEHOLDER")
 
 
 REWRITTEN = (
@@ -126,7 +136,7 @@ class TextRule:
         if len(text) > self.limit:
             raise self._too_long()
         if not self.spaces and not (text.isprintable() and " " not in text):
-            raise ValueRefusedError("must hold visible characters only, without spaces")
+            raise ValueRefusedError("must hold visible characters only, without spaces", "INVALID_CHARACTERS")
         return text or None
 
     def _normalise_unicode(self, value: str) -> str:
@@ -138,7 +148,7 @@ class TextRule:
             text = _LINE_BREAK.sub("\n", text)
         refused = (_REFUSED_IN_LINES if self.lines else _REFUSED_IN_A_LINE).search(text)
         if refused is not None:
-            raise ValueRefusedError(_why_refused(refused[0]))
+            raise ValueRefusedError(_why_refused(refused[0]), "INVALID_CHARACTERS")
         if is_blank(text):
             return ""
         if _PERHAPS_MARKS.search(text) is not None:
@@ -146,7 +156,7 @@ class TextRule:
         return unicodedata.normalize("NFC", text)
 
     def _too_long(self) -> ValueRefusedError:
-        return ValueRefusedError(f"is too long: at most {self.limit} characters")
+        return ValueRefusedError(f"is too long: at most {self.limit} characters", "TOO_LONG")
 
 
 def _trimmed(text: str) -> str:
@@ -176,4 +186,4 @@ def _refuse_piled_marks(text: str) -> None:
     for character in text:
         in_a_row = in_a_row + 1 if unicodedata.combining(character) else 0
         if in_a_row > _MARKS_IN_A_ROW:
-            raise ValueRefusedError(f"has more than {_MARKS_IN_A_ROW} combining marks in a row")
+            raise ValueRefusedError(f"has more than {_MARKS_IN_A_ROW} combining marks in a row", "INVALID_CHARACTERS")

@@ -67,12 +67,14 @@ def dialled(value: str) -> Dialled | None:
         raise PlaceholderError(PLACEHOLDER)
     if _WRITTEN.fullmatch(written) is None:
         if _REWRITTEN.fullmatch(written) is not None:
-            raise ValueRefusedError(REWRITTEN)
-        raise ValueRefusedError("must hold digits only, after an optional +; extensions are not accepted")
+            raise ValueRefusedError(REWRITTEN, "REWRITTEN")
+        raise ValueRefusedError(
+            "must hold digits only, after an optional +; extensions are not accepted", "INVALID_CHARACTERS"
+        )
     parts: list[tuple[str, str]] = _PART.findall(written)
     plus = "+" if "+" in parts[0][0] else ""
     if written.count("+") > len(plus):
-        raise ValueRefusedError("has a + that is not at the start")
+        raise ValueRefusedError("has a + that is not at the start", "MORE_THAN_ONE")
     has_decimals = _has_decimals(parts)
     _refuse_what_follows(written, parts, has_decimals=has_decimals)
     joints = tuple(_joints(parts, at=len(plus), has_decimals=has_decimals))
@@ -121,10 +123,10 @@ def _refuse_what_follows(written: str, parts: list[tuple[str, str]], *, has_deci
         and not last.strip("0")
         and (len(last) == 1 or (has_decimals and len(last) == _DECIMALS))
     ):
-        raise ValueRefusedError(REWRITTEN)
+        raise ValueRefusedError(REWRITTEN, "REWRITTEN")
     is_alone = len(last) == 1 < len(parts[-2][1]) and separator.strip() != ""
     if is_alone or (has_decimals and len(last) <= _DECIMALS) or _ends_with_remark(written):
-        raise ValueRefusedError(MORE_THAN_A_NUMBER)
+        raise ValueRefusedError(MORE_THAN_A_NUMBER, "MORE_THAN_ONE")
 
 
 def _ends_with_remark(written: str) -> bool:

@@ -20,6 +20,7 @@ from service.rpc.call import SERVICE, Call, Handler, Work, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
 from service.rpc.readiness import Readiness, ReadinessReason
+from service.use_cases.confirmation import ConfirmationService
 from tests.harness.masking import unmasking_into
 
 LEAD_ID = "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"
@@ -94,6 +95,7 @@ def registry() -> CollectorRegistry:
 def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Handler]:
     chain = standard_chain(
         verify=verify,
+        explain=ConfirmationService().explain,
         database_away=lambda: False,
         unmasking=unmasking_into(),
         metrics=Metrics(registry),

@@ -116,9 +116,12 @@ async def test_two_tokens_are_no_token(client: httpx.AsyncClient) -> None:
 async def test_violations_and_metadata_are_members_of_the_problem(
     client: httpx.AsyncClient, servicer: Servicer
 ) -> None:
-    servicer.answers["CreateLead"] = LeadValidationError([Violation("lead.phone", "is required")])
-    problem = (await client.post("/api/leads/", json=STORY)).json()
-    assert problem["violations"] == [{"field": "lead.phone", "description": "is required"}]
+    servicer.answers["CreateLead"] = LeadValidationError([Violation("lead.phone", "is required", "REQUIRED")])
+    problem = (await client.post("/api/leads/", json=STORY, headers={"accept-language": "es-MX"})).json()
+    words = {"locale": "es", "message": "Número de teléfono: rellene este dato, por favor."}
+    assert problem["violations"] == [
+        {"field": "lead.phone", "description": "is required", "reason": "REQUIRED", "localized_message": words}
+    ]
     servicer.answers["CreateLead"] = VersionMismatchError(4)
     problem = (await client.post("/api/leads/", json=STORY)).json()
     assert problem["metadata"] == {"current_version": "4"}

@@ -19,6 +19,7 @@ from service.rpc import interceptors
 from service.rpc.call import Call, Work, chained
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
+from service.use_cases.confirmation import ConfirmationService
 from tests.harness.masking import unmasking_into
 
 CONNECTIONS = 16
@@ -55,6 +56,7 @@ def send(port: int) -> list[Any]:
 async def test_no_call_of_a_burst_is_reset() -> None:
     chain = interceptors.standard_chain(
         verify=anybody,
+        explain=ConfirmationService().explain,
         database_away=lambda: False,
         unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),

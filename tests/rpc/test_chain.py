@@ -31,6 +31,7 @@ from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
 from service.rpc.shares import Places
 from service.storage.database.retry import retry_scope
+from service.use_cases.confirmation import ConfirmationService
 from tests.harness import faults
 from tests.harness.answers import fails
 from tests.harness.leads import somebody
@@ -319,6 +320,7 @@ def a_call(**fields: object) -> Call:
 def standard(work: Work | None = None, limit: int = 10, default_deadline: float = 10) -> list[Interceptor]:
     chain = interceptors.standard_chain(
         verify=anybody,
+        explain=ConfirmationService().explain,
         database_away=lambda: False,
         unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),

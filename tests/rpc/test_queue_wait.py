@@ -26,6 +26,7 @@ from service.rpc.interceptors import FEWEST_SECONDS
 from service.rpc.metrics import Metrics
 from service.rpc.queue_wait import MANY, QueueWait
 from service.rpc.server import GrpcServer
+from service.use_cases.confirmation import ConfirmationService
 from tests.harness.masking import unmasking_into
 
 
@@ -113,6 +114,7 @@ class Leads:
 def served(leads: Leads) -> dict[str, Handler]:
     chain = interceptors.standard_chain(
         verify=anybody,
+        explain=ConfirmationService().explain,
         database_away=lambda: False,
         unmasking=unmasking_into(),
         metrics=Metrics(CollectorRegistry()),

@@ -256,7 +256,8 @@ def test_a_missing_folder_stops_the_start(tmp_path: Path) -> None:
 
 def test_the_shipped_locales_use_the_same_placeholders() -> None:
     used = {
-        path.stem: placeholders(path.read_text(encoding="utf-8").split("[saved]")[1]) for path in SHIPPED.glob("*.toml")
+        path.stem: placeholders(path.read_text(encoding="utf-8").split("[saved]")[1].split("[failed]")[0])
+        for path in SHIPPED.glob("*.toml")
     }
 
     assert set(used) == {"en", "bn", "es"}

@@ -86,7 +86,7 @@ def test_a_correction_cannot_empty_a_required_field(service: ValidationService, 
     with pytest.raises(LeadValidationError) as refused:
         service.correction({name: " "})
 
-    assert refused.value.violations == (Violation(f"lead.{name}", "is required and cannot be emptied"),)
+    assert refused.value.violations == (Violation(f"lead.{name}", "is required and cannot be emptied", "REQUIRED"),)
 
 
 def test_a_correction_cannot_change_the_conversation(service: ValidationService) -> None:
@@ -143,7 +143,7 @@ def test_a_policy_no_longer_on_offer_can_still_be_looked_for() -> None:
 def test_a_filter_names_its_own_path(service: ValidationService) -> None:
     with pytest.raises(LeadValidationError) as refused:
         service.phone_key("", "phone")
-    assert refused.value.violations == (Violation("phone", "is required"),)
+    assert refused.value.violations == (Violation("phone", "is required", "REQUIRED"),)
 
     with pytest.raises(LeadValidationError) as refused:
         service.nid_key("1", "filter.nid")
@@ -166,7 +166,7 @@ def test_the_texts_of_a_request_have_limits(service: ValidationService, method: 
     assert check("") is None
     with pytest.raises(LeadValidationError) as refused:
         check("x" * (limit + 1))
-    assert refused.value.violations == (Violation(method, f"is too long: at most {limit} characters"),)
+    assert refused.value.violations == (Violation(method, f"is too long: at most {limit} characters", "TOO_LONG"),)
 
 
 @pytest.mark.parametrize("given", ["a b", "a\u00a0b", "a\u200bb", "a\u200db", "a\tb", "a\u2028b"])

@@ -122,6 +122,9 @@ class LeadServiceServicer:
         existing lead is refused and kept, sealed, as a resubmission of that lead; when phone and nid both match one lead,
         its conversation is linked to that lead too.
 
+        Each error carries `google.rpc.LocalizedMessage` in the request's locale, for the customer, and each violation a
+        `localized_message`.
+
         Scope: `leads:create`. Safe to repeat with the same `request_id`; without one, with the same fields within a day
         (`is_repeat`). Errors in addition to the general ones:
         ALREADY_EXISTS    DUPLICATE_PHONE, DUPLICATE_NID (metadata `fields`: what matched a lead, phone's reason first when both;
