@@ -96,6 +96,7 @@ class Case:
 
 
 PHONE, NID = "+8801711000001", "1985000000001"
+NO_NID = "-"
 A = Draft("A", phone=PHONE, nid=NID)
 A_REQUEST = replace(A, request="r")
 
@@ -135,6 +136,18 @@ NEW = [
         *("duplicate phone A nid A", "1 0 0 1", "duplicate phone A nid A", "unknown"),
     ),
     Case("it has the same content", (A,), SAME, "created A", "1 0 0 0", "delayed A", "delayed A decided"),
+    Case(
+        "it has the same content, without a nid",
+        (replace(A, nid=NO_NID),),
+        replace(SAME, nid=NO_NID),
+        *("created A", "1 0 0 0", "delayed A", "delayed A decided"),
+    ),
+    Case(
+        "it has the same content, but for a nid",
+        (replace(A, nid=NO_NID),),
+        SAME,
+        *("duplicate phone A", "1 0 0 1", "duplicate phone A", "unknown"),
+    ),
     Case(
         "it has the same content as one that was repeated",
         (A, replace(SAME, stored=False)),
@@ -289,6 +302,12 @@ DRAINED = [
     Case("its nid is known", (A,), drained(B_NID), "conflict nid A", "1 1 0 0"),
     Case("its phone and nid are of one person", (A,), drained(SAME), "conflict phone A nid A", "1 1 0 0"),
     Case("it has the same content", (drained(A),), drained(SAME), "alias A", "1 0 1 0"),
+    Case(
+        "it has the same content, without a nid",
+        (drained(A, nid=NO_NID),),
+        drained(SAME, nid=NO_NID),
+        *("alias A", "1 0 1 0"),
+    ),
     Case(
         "it has the same content and was accepted earlier",
         (drained(A),),
@@ -565,7 +584,7 @@ class Submissions:
         details = CustomerFields(
             name=draft.name,
             phone=draft.phone or f"+88018000000{number}",
-            nid=draft.nid or f"20000000000{number}",
+            nid=None if draft.nid == NO_NID else draft.nid or f"20000000000{number}",
             address="1 Lake Road",
             interested_policy="Term Life",
         )
@@ -625,6 +644,17 @@ async def play(case: Case, store: Store, sealer: LeadSealer) -> str:
             case KeepTheFirst(conflict, lead):
                 await store.keep_first(submissions.id(conflict), submissions.id(lead))
     return submissions.text(await store.answer(submissions.sealed(case.now), stored=False))
+
+
+async def test_copies_that_are_drained_together_become_one_lead(
+    connected: Database, sealer: LeadSealer, database: TestDatabase
+) -> None:
+    submissions = Submissions(sealer)
+    copies = [submissions.sealed(drained(A, label=label)) for label in "ABC"]
+    outcomes = await SubmissionStore(connected).create_all_once(copies)
+    assert [submissions.text(outcomes[copy.id]) for copy in copies] == ["created A new", "alias A", "alias A"]
+    with psycopg.connect(database.admin_url) as connection:
+        assert connection.execute("SELECT count(*) FROM lead_conflict").fetchall() == [(0,)]
 
 
 @pytest.mark.parametrize("case", NEW, ids=lambda case: case.name)
