@@ -56,11 +56,12 @@ test-fast: install
 	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/storage/postgres/test_embedded.py
 
 # Races, kills and freezes the service and PostgreSQL, and makes it refuse, for about an hour, and writes docs/faults.md and docs/faults.svg.
-# Before that strangers besiege it for forty minutes.
+# Before that strangers besiege it for forty minutes, and calls come at three times the capacity.
 faults: install
 	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py \
 	  database_refuses.py poolers.py races.py stop_under_load.py)
 	@$(BIN)/python -m tests.faults.strangers
+	@$(BIN)/python -m tests.faults.overload
 	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
 
 # Never part of a test run: it takes an hour and a half, and only its ratios mean anything. `BENCH_ARGS` go to it.
