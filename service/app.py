@@ -25,7 +25,7 @@ from service.http.endpoint import OPS_LIMITS, HttpEndpoint
 from service.keys.source import follow_keyring
 from service.replica import ServiceParts, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
 from service.rpc.call import Work, chained
-from service.rpc.interceptors import standard_chain
+from service.rpc.interceptors import duplicate_limit, standard_chain
 from service.rpc.limits import Limits, Refusals, limits_within, raise_open_files
 from service.rpc.masking import unmasking
 from service.rpc.metrics import Metrics
@@ -37,6 +37,7 @@ from service.storage.access.chain import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
 from service.storage.diagnosis import Diagnosis, diagnose
 from service.storage.keys.replicas import replica_name
+from service.storage.leads.duplicate_limit import DuplicateLimit
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool
@@ -105,6 +106,11 @@ async def _serve(
                 database_away=lambda: readiness.database_away,
                 unmasking=unmasking(
                     accesses.record, check_reason=parts.validation.reason, reason_required=settings.reason_required
+                ),
+                limiting=(
+                    [duplicate_limit(DuplicateLimit(database, settings.duplicate_limit).require_room)]
+                    if settings.duplicate_limit is not None
+                    else []
                 ),
                 metrics=metrics,
                 max_concurrent_calls=settings.max_concurrent_calls,

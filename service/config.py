@@ -216,6 +216,9 @@ class Settings(BaseModel):
     unmask_limit: Annotated[int, _read_by(values.number(int, 1, 1_000_000))] | None = _setting(
         None, "how many leads a subject may be shown unmasked within an hour", shown="unset: no limit"
     )
+    duplicate_limit: Annotated[int, _read_by(values.number(int, 1, 1_000_000))] | None = _setting(
+        None, "how many duplicates a subject may find within an hour", shown="unset: no limit"
+    )
     log_level: Annotated[str, _read_by(values.one_of("debug", "info", "warning", "error"))] = _setting(
         "info", "debug, info, warning or error"
     )

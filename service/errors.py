@@ -33,6 +33,7 @@ Reason = Literal[
     "REASON_REQUIRED",
     "QUEUE_FULL",
     "UNMASK_LIMIT",
+    "DUPLICATE_LIMIT",
     "DEADLINE_TOO_SHORT",
     "STORAGE_UNAVAILABLE",
     "SERVICE_STOPPING",
@@ -274,6 +275,20 @@ class UnmaskLimitError(RetryableError):
             retry_after,
             f"within an hour at most {limit} leads are shown unmasked to one subject, and this answer would go beyond; "
             "ask for fewer, ask masked, or come again later",
+        )
+        self.metadata["limit"] = str(limit)
+
+
+class DuplicateLimitError(RetryableError):
+    """The subject found as many duplicates within an hour as it may; nothing was looked up, and nothing is kept."""
+
+    reason = "DUPLICATE_LIMIT"
+
+    def __init__(self, limit: int, retry_after: float) -> None:
+        super().__init__(
+            retry_after,
+            f"within an hour one subject finds at most {limit} duplicates; nothing was stored, come again later",
+            retry_within_call=False,
         )
         self.metadata["limit"] = str(limit)
 

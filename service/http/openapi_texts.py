@@ -196,8 +196,9 @@ ERRORS: dict[int, str] = {
     "`current_version`).",
     413: "The body is longer than 256 KiB.",
     415: "The body is not `application/json` (`Accept`), or has a Content-Encoding (`Accept-Encoding`).",
-    429: "QUEUE_FULL, or UNMASK_LIMIT (metadata `limit`: how many leads a subject is shown unmasked within an hour). "
-    "`Retry-After` says when to try again.",
+    429: "QUEUE_FULL, DUPLICATE_LIMIT (metadata `limit`: how many duplicates a subject finds within an hour, where the "
+    "operator has set it), or UNMASK_LIMIT (metadata `limit`: how many leads a subject is shown unmasked within an "
+    "hour). `Retry-After` says when to try again.",
     431: "The request's line and headers are longer than 16 KiB.",
     500: "INTERNAL (metadata `incident_id`: quote it to the operator) or FIELD_UNREADABLE (metadata `fields`).",
     503: "STORAGE_UNAVAILABLE (nothing was confirmed, or an unmasked look cannot be recorded), SERVICE_STOPPING (the "

@@ -36,6 +36,7 @@ from service.rpc.metrics import Metrics
 from service.rpc.shares import Places, strangers
 from service.rpc.status import CODES
 from service.rpc.tokens.verifier import bearer_token
+from service.rpc.wire import corrected_fields
 from service.storage.database.failures import StorageFaultError
 from service.storage.database.retry import LONGEST_RETRY, Retry, RetryScope, retry_scope
 
@@ -68,6 +69,7 @@ def standard_chain(
     default_deadline: float,
     work: Work,
     new_id: Callable[[], UUID],
+    limiting: Sequence[Interceptor] = (),
 ) -> Sequence[Interceptor]:
     """Every interceptor, outermost first.
 
@@ -81,6 +83,7 @@ def standard_chain(
         default_deadline: seconds for callers who set no deadline.
         work: what goes on when callers have gone.
         new_id: makes ids of calls and incidents.
+        limiting: duplicate_limit, where a limit is set.
     """
     places = Places(max_concurrent_calls)
     return (
@@ -104,7 +107,25 @@ def standard_chain(
         unmasking,
         # Innermost: counts the retries of storage calls, the servicer's and the record's.
         retry_log(metrics, max(LONGEST_RETRY, default_deadline)),
+        # Directly before anything is looked up; none where no limit is set.
+        *limiting,
     )
+
+
+def duplicate_limit(require_room: Callable[[str], Awaitable[None]]) -> Interceptor:
+    """Refuse what could find a duplicate, before anything is looked up, to subjects that have found too many."""
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        if call.caller is not None and (
+            call.rpc == "CreateLead"
+            or (
+                isinstance(request, pb.UpdateLeadRequest) and not {"phone", "nid"}.isdisjoint(corrected_fields(request))
+            )
+        ):
+            await require_room(call.caller.subject)
+        return await proceed(call, request)
+
+    return intercept
 
 
 def request_ids(new_id: Callable[[], UUID]) -> Interceptor:

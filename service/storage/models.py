@@ -180,6 +180,8 @@ resubmission = Table(
     Index(None, "lead_id", "submitted_at", "submission_id"),
     # By which a repeat of a request is recognised.
     Index(None, "lead_id", "actor", "request_id", postgresql_where=text("request_id IS NOT NULL")),
+    # By which a subject's duplicates are counted.
+    Index(None, "actor", "submitted_at", postgresql_where=text("NOT verified")),
 )
 """Refused duplicates, kept with the leads that they match. A trigger counts them on the lead."""
 

@@ -178,7 +178,7 @@ def test_a_duplicate_of_a_correction_is_an_access_of_the_lead_that_it_matches(
 
 
 def test_a_duplicate_of_a_correction_that_cannot_be_recorded_is_not_answered(
-    admin: Client, agent: Client, owner: str, person: pb.Lead
+    admin: Client, agent: Client, owner: str, person: pb.Lead, lead_id: str
 ) -> None:
     corrected = admin.create(somebody()).id
     with insert_revoked(owner), refused(StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE"):
@@ -186,7 +186,9 @@ def test_a_duplicate_of_a_correction_that_cannot_be_recorded_is_not_answered(
     assert admin.get(corrected).version == 1
 
 
-def test_a_duplicate_of_a_submission_is_no_access(admin: Client, connect: Connect, person: pb.Lead) -> None:
+def test_a_duplicate_of_a_submission_is_no_access(
+    admin: Client, connect: Connect, person: pb.Lead, lead_id: str
+) -> None:
     with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
         connect("admin", subject="submitter").create(somebody(phone=person.phone))
     assert accesses(admin, subject="submitter") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, get_args
@@ -211,6 +211,14 @@ def unmask_limit(world: World) -> Iterator[Attempt]:
 
 
 @contextmanager
+def duplicate_limit(world: World) -> Iterator[Attempt]:
+    for _ in range(2):
+        with suppress(grpc.RpcError):
+            world.lead(somebody(phone="+8801712999999"))
+    yield create(somebody())
+
+
+@contextmanager
 def queue_full(world: World) -> Iterator[Attempt]:
     lead = world.lead()
     moved = pb.UpdateStatusRequest(id=lead.id, status=pb.LEAD_STATUS_CONTACTED)
@@ -312,6 +320,14 @@ TABLE = {
         retry=True,
         world="world_that_asks_why",
     ),
+    "DUPLICATE_LIMIT": Row(
+        duplicate_limit,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        429,
+        frozenset({"limit"}),
+        retry=True,
+        world="world_of_one_duplicate",
+    ),
     "QUEUE_FULL": Row(queue_full, grpc.StatusCode.RESOURCE_EXHAUSTED, 429, retry=True, world="world_of_one_call"),
     "DEADLINE_TOO_SHORT": Row(deadline_too_short, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     "STORAGE_UNAVAILABLE": Row(
@@ -345,6 +361,7 @@ VALUES = {
     "SCOPE_MISSING": {"scope": "leads:update"},
     "FIELD_UNREADABLE": {"fields": "phone"},
     "UNMASK_LIMIT": {"limit": "1"},
+    "DUPLICATE_LIMIT": {"limit": "1"},
 }
 """Metadata whose values are the same each time."""
 
@@ -373,6 +390,12 @@ def world_that_asks_why(postgres_server: TestServer, tmp_path_factory: pytest.Te
     """It shows one lead an hour."""
     settings = {"LEADKEEP_REASON_REQUIRED": "1", "LEADKEEP_UNMASK_LIMIT": "1"}
     yield from _running(tmp_path_factory, postgres_server.fresh_database(), **settings)
+
+
+@pytest.fixture(scope="module")
+def world_of_one_duplicate(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A subject finds one an hour."""
+    yield from _running(tmp_path_factory, postgres_server.fresh_database(), LEADKEEP_DUPLICATE_LIMIT="1")
 
 
 @pytest.fixture(scope="module")

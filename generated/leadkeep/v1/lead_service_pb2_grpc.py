@@ -130,6 +130,9 @@ class LeadServiceServicer:
         ALREADY_EXISTS    DUPLICATE_PHONE, DUPLICATE_NID (metadata `fields`: what matched a lead, phone's reason first when both;
         `lead_id`, `phone_lead_id`, `nid_lead_id` only for callers who may read that lead)
         ALREADY_EXISTS    REQUEST_ID_REUSED (the same request_id with other content; the first result stays)
+        RESOURCE_EXHAUSTED  DUPLICATE_LIMIT (only where the operator has set LEADKEEP_DUPLICATE_LIMIT: the subject has found
+        as many duplicates within an hour as it may; metadata `limit`, `google.rpc.RetryInfo`, pushback -1).
+        The one case in which a valid submission is not kept: nothing was looked up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +176,8 @@ class LeadServiceServicer:
         answered; when it cannot be, the answer is UNAVAILABLE STORAGE_UNAVAILABLE and nothing is changed.
 
         Scope: `leads:update`. Errors: NOT_FOUND LEAD_NOT_FOUND; ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID;
-        ABORTED VERSION_MISMATCH (metadata `current_version`).
+        ABORTED VERSION_MISMATCH (metadata `current_version`); RESOURCE_EXHAUSTED DUPLICATE_LIMIT, as of CreateLead, for a
+        correction of phone or nid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
