@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from operator import itemgetter
 from typing import Annotated, Any, get_type_hints
 from uuid import UUID
 
@@ -175,7 +176,7 @@ SENSITIVE_FIELDS = tuple(name for name, rule in FIELD_RULES.items() if rule.sens
 CORRECTABLE_FIELDS = tuple(name for name, rule in FIELD_RULES.items() if rule.correctable)
 
 # Those of the first edition, and those that came later.
-_DIGESTED_BY_PLACE, _DIGESTED_BY_NAME = CUSTOMER_FIELDS[:9], CUSTOMER_FIELDS[9:]
+_digested_by_place, _DIGESTED_BY_NAME = itemgetter(*CUSTOMER_FIELDS[:9]), CUSTOMER_FIELDS[9:]
 
 
 def digested(values: Mapping[str, str | None]) -> list[str | None]:
@@ -184,7 +185,7 @@ def digested(values: Mapping[str, str | None]) -> list[str | None]:
     A field that came later counts only where it is given, with its name before it: without it, a submission has the
     digest that it had before there was such a field.
     """
-    covered = [values[name] for name in _DIGESTED_BY_PLACE]
+    covered = list(_digested_by_place(values))
     for name in _DIGESTED_BY_NAME:
         if values[name] is not None:
             covered += [name, values[name]]

@@ -143,6 +143,17 @@ class TestAnswers:
         [kept] = caller.resubmissions(lead_id)
         assert (kept.lead.nid, kept.verified) == ("", False)
 
+    def test_the_same_again_without_a_request_id_is_a_repeat_until_the_lead_has_an_id(self, caller: Client) -> None:
+        lead = without("nid")
+        first = caller.create(lead)
+
+        again = caller.create(lead)
+        assert (again.id, again.is_repeat) == (first.id, True)
+
+        caller.correct(first.id, nid=somebody().nid)
+        with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+            caller.create(lead)
+
     def test_a_repeat_of_a_request_answers_its_lead(self, caller: Client) -> None:
         lead = without(*OPTIONAL_BY_SETTING)
         first = caller.create(lead, request_id="without-nid")

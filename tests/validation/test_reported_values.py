@@ -169,6 +169,14 @@ def test_a_placeholder_is_no_fault_where_a_national_id_is_optional(nid: str, ign
     assert (submission.fields.nid, submission.ignored) == (None, ignored)
 
 
+def test_a_policy_that_is_not_on_offer_costs_no_lead_where_it_is_optional() -> None:
+    offer = ValidationService(policies=["Term Life"], required=REQUIRED_FIELDS - {"interested_policy"})
+
+    submission = offer.submission({**PERSON, "interested_policy": "Whole Life"})
+
+    assert (submission.fields.interested_policy, submission.ignored) == (None, ("interested_policy",))
+
+
 @pytest.mark.parametrize("nid", ["123", "12#34", "1234567890.0", "1990•••"])
 def test_a_misspelt_national_id_is_refused_where_it_is_optional(nid: str) -> None:
     with pytest.raises(LeadValidationError):
