@@ -340,14 +340,13 @@ class _Rows:
         """What there is of one submission."""
         request = (entry.created_by, entry.request_id)
         phone, nid = _row_of(self._phones, entry.indexes.phones), _row_of(self._nids, entry.indexes.nids)
-        has_both = phone is not None and (phone is nid if entry.indexes.nids else not _has_nid(phone))
+        has_both = phone is not None and (phone is nid if entry.indexes.nids else phone.nid is None)
         person = phone if phone is not None and has_both and phone.created_by == entry.created_by else None
         return Found(
             own=_earlier_lead(self._leads.get(entry.id)) or _earlier_conflict(self._conflicts.get(entry.id)),
             request=_earlier_lead(self._requests.get(request)),
             person=_earlier_lead(person),
-            # What is inserted together with it was not looked up.
-            now=getattr(person, "looked_up_at", datetime.now(UTC)),
+            now=None if person is None else person.looked_up_at,
             conflict=_earlier_conflict(self._conflicts_of.get(request)),
             phone=_matched_lead(phone),
             nid=_matched_lead(nid),
@@ -367,10 +366,6 @@ class _Rows:
 
 def _row_of(leads: Mapping[bytes, Any], indexes: Sequence[bytes]) -> Any | None:
     return next((leads[index] for index in indexes if index in leads), None)
-
-
-def _has_nid(row: Any) -> bool:
-    return (row.fields.get("nid") if isinstance(row, SealedSubmission) else row.nid) is not None
 
 
 def _matched_lead(row: Any | None) -> MatchedLead | None:
