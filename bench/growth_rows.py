@@ -19,9 +19,8 @@ import psycopg
 
 from bench.samples import PERSON, numbered
 from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
-from service.lead import CustomerFields
+from service.lead import SEALED_FORM, CustomerFields
 from service.lead_sealer import LeadSealer
-from service.storage.models import SEALED_FORM
 from service.validation import ValidationService
 
 APART = timedelta(seconds=86)
@@ -32,10 +31,11 @@ WINDOW = 300
 """Real leads side by side, where a page is listed: the newest ones, and some in the middle."""
 
 _COLUMNS = (
-    "id, name, phone, nid, address, interested_policy, email, notes, conversation_id, status, created_at, updated_at, "
+    "id, name, interested_policy, phone, nid, address, email, notes, conversation_id, status, created_at, updated_at, "
     "version, phone_index, nid_index, index_epoch, created_by, content_digest"
 )
-_SEALED = ("phone", "nid", "address", "email", "notes")
+_LINK_COLUMNS = "lead_id, submission_id, conversation_id, conversation_index, linked_at"
+_SEALED = ("phone", "nid", "address", "email", "notes", "conversation_id")
 _EVERY_THIRD = 3
 """Such leads were contacted, and have a history."""
 
@@ -86,7 +86,7 @@ class Rows:
             connection.execute("SET session_replication_role = replica")
             for table, lines in (
                 (f"lead ({_COLUMNS})", self._leads()),
-                ("lead_conversation (conversation_id, lead_id, linked_at)", self._conversations()),
+                (f"lead_conversation ({_LINK_COLUMNS})", self._conversations()),
                 ("status_change (lead_id, from_status, to_status, actor, changed_at, version)", self._histories()),
             ):
                 with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
@@ -105,17 +105,24 @@ class Rows:
             else:
                 tokens = [self._token(name) for name in _SEALED]
                 digests = [os.urandom(32) for _ in range(3)]
-            phone, nid, address, email, notes = tokens
+            sealed = "\t".join(tokens)
             phone_index, nid_index, content = (f"\\\\x{(digest or b'').hex()}" for digest in digests)
             yield (
-                f"{lead_id}\tPerson {number:010}\t{phone}\t{nid}\t{address}\tTerm Life 20-Year\t{email}\t{notes}\t"
-                f"chat-{number:010}\t{'contacted' if moved else 'new'}\t{at}\t{at}\t{2 if moved else 1}\t"
+                f"{lead_id}\tPerson {number:010}\tTerm Life 20-Year\t{sealed}\t"
+                f"{'contacted' if moved else 'new'}\t{at}\t{at}\t{2 if moved else 1}\t"
                 f"{phone_index}\t{nid_index}\t{self._epoch}\tchatbot\t{content}\n"
             )
 
     def _conversations(self) -> Iterator[str]:
         for number in range(self.count):
-            yield f"chat-{number:010}\t{self.lead_id(number)}\t{self.created_at(number).isoformat()}\n"
+            lead_id = self.lead_id(number)
+            if self.is_real(number):
+                made = self._sealer.seal(lead_id, self._details(number), created_by="chatbot", request_id=None)
+                token, index = made.sealed["conversation_id"], made.indexes.conversation[0]
+            else:
+                token = self._token("conversation_id")
+                index = f"{self._key_id}.{base64.urlsafe_b64encode(os.urandom(32)).decode()}"
+            yield f"{lead_id}\t{lead_id}\t{token}\t{index}\t{self.created_at(number).isoformat()}\n"
 
     def _histories(self) -> Iterator[str]:
         for number in range(0, self.count, _EVERY_THIRD):

@@ -44,7 +44,8 @@ HISTORIES = (
     " SELECT id, 'new', 'contacted', 'agent', E'said \"yes\" \\\\ twice\\n', created_at + interval '1 h', 2 FROM lead",
     "INSERT INTO assignment_change (lead_id, to_assignee, actor, changed_at, version)"
     " SELECT id, 'rahima', 'agent', created_at + interval '2 h', 3 FROM lead",
-    "INSERT INTO lead_conversation (conversation_id, lead_id) SELECT 'later-' || id, id FROM lead",
+    "INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)"
+    " SELECT lead_id, submission_id, conversation_id, conversation_index FROM lead_conversation",
     "INSERT INTO lead_alias (id, lead_id, created_by) SELECT gen_random_uuid(), id, 'chatbot' FROM lead LIMIT 1000",
 )
 

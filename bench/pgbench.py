@@ -26,11 +26,13 @@ WITH made AS (
         phone_index, nid_index, index_epoch, created_by, content_digest)
     SELECT id, 'Person ' || id, {_SEALED.format(length=268)}, {_SEALED.format(length=268)},
         {_SEALED.format(length=152)}, 'Term Life 20-Year', {_SEALED.format(length=152)}, {_SEALED.format(length=130)},
-        'chat-' || id, sha256(uuid_send(id)), sha256(uuid_send(id) || 'n'), 1, 'chatbot', sha256(uuid_send(id))
+        {_SEALED.format(length=152)}, sha256(uuid_send(id)), sha256(uuid_send(id) || 'n'), 1, 'chatbot',
+        sha256(uuid_send(id))
     FROM (SELECT uuidv7() AS id FROM generate_series(1, {{rows}})) AS ids
     RETURNING id, conversation_id
 )
-INSERT INTO lead_conversation (conversation_id, lead_id) SELECT conversation_id, id FROM made;
+INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
+SELECT id, id, conversation_id, 'kkkkkkkk.' || encode(sha256(uuid_send(id)), 'base64') FROM made;
 """
 
 

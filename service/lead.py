@@ -142,10 +142,12 @@ class CustomerFields:
     conversation_id: Annotated[
         str | None,
         FieldRule(
-            description="The conversation that the lead came from: visible characters without spaces.",
+            description="The conversation that the lead came from: visible characters without spaces. Masked whole if "
+            "it contains the last 8 digits of the phone, else shown.",
             meaning="the conversation that the lead came from",
             limit=200,
             spaces=False,
+            sensitive=True,
             correctable=False,
         ),
     ] = None
@@ -192,6 +194,15 @@ def digested(values: Mapping[str, str | None]) -> list[str | None]:
     return covered
 
 
+SEALED_FORM = ".gAAAAAAAAAAA"
+"""What every sealed token contains: the dot behind the key id, then Fernet's version byte 0x80 and time 0 in base64."""
+
+
+def is_sealed(stored: str) -> bool:
+    """Whether a stored value is a token. A conversation id that was stored before they were sealed is in clear."""
+    return SEALED_FORM in stored
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lead(CustomerFields):
     """One interested person, with every field in clear.
@@ -221,7 +232,7 @@ class StoredFields:
     @property
     def sealed(self) -> dict[str, str]:
         """The sealed tokens, by field."""
-        return {name: self.fields[name] for name in SENSITIVE_FIELDS if name in self.fields}
+        return {name: token for name in SENSITIVE_FIELDS if (token := self.fields.get(name)) and is_sealed(token)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +260,8 @@ class BlindIndexes:
     epoch: int
     phone: tuple[bytes | None, bytes | None] = field(repr=False)
     nid: tuple[bytes | None, bytes | None] = field(repr=False)
+    conversation: tuple[str, ...] = field(default=(), repr=False)
+    """Those of the conversation id, made with each index key; the first one is stored. Outside of pairs and plans."""
 
     @property
     def phones(self) -> tuple[bytes, ...]:

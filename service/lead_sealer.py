@@ -63,12 +63,20 @@ class LeadSealer:
         """The blind indexes by which leads with a normalised nid are found: equal for two nids of one person."""
         return tuple(self._index("nid", nid, scheme) for scheme in self._plan().schemes)
 
-    def indexes(self, phone: str | None, nid: str | None) -> BlindIndexes:
-        """The blind indexes of a lead with this normalised phone and nid, as they are stored now."""
+    def conversation_indexes(self, conversation_id: str) -> tuple[str, ...]:
+        """The blind indexes by which a normalised conversation id is found; new links are stored with the first one.
+
+        The plan's key makes that one, so that no link is stored with the old key when a rotation is over.
+        """
+        return self._encryption.conversation_indexes(conversation_id, key_id=self._plan().schemes[0].key_id)
+
+    def indexes(self, phone: str | None, nid: str | None, conversation_id: str | None = None) -> BlindIndexes:
+        """The blind indexes of a lead with these normalised values, as they are stored now."""
         plan = self._plan()
         phone_1, phone_2 = (self._index("phone", phone, scheme) if scheme and phone else None for scheme in plan.pairs)
         nid_1, nid_2 = (self._index("nid", nid, scheme) if scheme and nid else None for scheme in plan.pairs)
-        return BlindIndexes(epoch=plan.epoch, phone=(phone_1, phone_2), nid=(nid_1, nid_2))
+        conversation = self.conversation_indexes(conversation_id) if conversation_id else ()
+        return BlindIndexes(epoch=plan.epoch, phone=(phone_1, phone_2), nid=(nid_1, nid_2), conversation=conversation)
 
     def _plan(self) -> IndexPlan:
         plan = self._encryption.plan
@@ -99,7 +107,7 @@ class LeadSealer:
             request_id=request_id,
             content_digest=digest,
             earlier_digests=tuple(earlier),
-            indexes=self.indexes(entered.phone, entered.nid),
+            indexes=self.indexes(entered.phone, entered.nid, entered.conversation_id),
             repeat_window=self._repeat_window,
         )
 
@@ -117,16 +125,28 @@ class LeadSealer:
         digest, *earlier = self._encryption.content_digests(digested(values))
         anew = {
             name: self._encryption.seal(submission.id, name, values[name] or "")
-            for name, token in submission.sealed.items()
-            if not self._encryption.is_sealed_with_primary(token)
+            for name in SENSITIVE_FIELDS
+            if name in submission.fields and not self._encryption.is_sealed_with_primary(submission.fields[name])
         }
         return replace(
             submission,
             content_digest=digest,
             earlier_digests=tuple(earlier),
-            indexes=self.indexes(values["phone"], values["nid"]),
+            indexes=self.indexes(values["phone"], values["nid"], values["conversation_id"]),
             repeat_window=self._repeat_window,
             fields={**submission.fields, **anew},
+        )
+
+    def with_conversation_index(self, submission: SealedSubmission) -> SealedSubmission:
+        """The submission with its conversation id sealed and indexed; as it is if that cannot be opened."""
+        values, _ = self._opened(submission.id, submission.fields)
+        if (conversation_id := values["conversation_id"]) is None:
+            return submission
+        token = self._encryption.seal(submission.id, "conversation_id", conversation_id)
+        return replace(
+            submission,
+            fields={**submission.fields, "conversation_id": token},
+            indexes=replace(submission.indexes, conversation=self.conversation_indexes(conversation_id)),
         )
 
     def correction(self, lead_id: UUID, changed: Mapping[str, str | None]) -> Correction:

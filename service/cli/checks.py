@@ -31,6 +31,7 @@ from service.storage.database.failures import NoStandbyError, StorageFaultError,
 from service.storage.database.fence import Fence
 from service.storage.diagnosis import Diagnosis, diagnose, excess_rights, foreign_triggers, lacks_group
 from service.storage.keys.canary import compare_canary
+from service.storage.keys.rekeying import rekeying
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.schema import APPLICATION_ROLE, require_current, revision_of
 from service.storage.spool.rows import peek
@@ -115,6 +116,7 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         findings.append(_standbys(diagnosis, required=settings.require_standby))
         findings.append(await _asked("rights of serve", _excess(database)))
         findings.append(await _asked("canary", _canary(database, settings)))
+        findings.append(await _asked("conversation ids", _conversation_ids(url)))
         return findings
     finally:
         await database.close()
@@ -145,6 +147,15 @@ async def _canary(database: Database, settings: Settings) -> str:
     if found.normaliser != normaliser:
         return f"{detail}; an earlier index rule: leadkeep keys reindex moves the leads to this release's"
     return detail
+
+
+async def _conversation_ids(url: str) -> str:
+    async with rekeying(url) as tables:
+        in_clear = await tables.in_clear()
+    if in_clear:
+        counted = ", ".join(f"{count} of {plural}" for plural, count in in_clear.items())
+        raise StartRefusedError(f"in clear, from before they were sealed: {counted}; run leadkeep keys reseal")
+    return "all are sealed"
 
 
 def _writes(diagnosis: Diagnosis, *, embedded: bool) -> Finding:

@@ -207,8 +207,8 @@ def reindex(
     settings = load_settings()
     normaliser = validation_of(settings).normaliser_identity
     done = _run(settings, lambda keys: keys.reindex(normaliser), timeout=timeout, rate=rate, forget=forget)
-    if done.needed:
-        lines = [f"Indexed {done.leads} leads anew, in {done.seconds:.1f} s."]
+    if done.needed or done.conversations:
+        lines = [f"Indexed {done.leads} leads and {done.conversations} conversations anew, in {done.seconds:.1f} s."]
     else:
         lines = ["The blind indexes are those of the primary index key and of these settings already."]
     lines += [f"  lead {each['lead']} has the same {each['field']} as lead {each['beside']}" for each in done.beside]

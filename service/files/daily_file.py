@@ -46,7 +46,7 @@ MEANINGS = {
     "created_by": "the subject that created it",
     "request_id": "the request that created it",
     "content_digest": "keyed digest of what was submitted, base64",
-    "conversations": "all conversations that are linked to it",
+    "conversations": "all conversations that are linked to it; their tokens are bound to submission_id",
     "status_changes": "its status history, oldest first",
     "assignment_changes": "its assignment history, oldest first",
     "kept_resubmissions": "its resubmissions, oldest first; their tokens are bound to submission_id",

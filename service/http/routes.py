@@ -6,7 +6,7 @@ What cannot be read becomes the call's `fault`, which is shown only to callers w
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from email.message import Message as Header
 
@@ -26,6 +26,13 @@ from service.rpc.server import LARGEST_REQUEST
 
 OUTPUT_FIELDS = tuple(name for name in pb.Lead.DESCRIPTOR.fields_by_name if name not in CUSTOMER_FIELDS)
 """Fields of a lead that a request may carry, as a copy of an answer does, and that are ignored."""
+
+_LOST_PLUS: dict[str, Callable[[str], str]] = {
+    "phone": with_plus,
+    # It holds no space.
+    **dict.fromkeys(("conversation_id", "conversationId"), lambda value: value.replace(" ", "+")),
+}
+"""What undoes, in a query string, that a + was not percent-encoded and arrived as a space."""
 
 STATUS_FIELDS = ("status", "reason", "expected_version")
 
@@ -119,7 +126,7 @@ def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | N
 def _read(operation: Operation, request: Request, body: bytes, may_be_left_out: Collection[str]) -> Message:
     """The request in the contract's words. Raises LeadValidationError."""
     query = comma_separated(parse_query(request.scope["query_string"]), "statuses")
-    query = [(name, with_plus(value) if name == "phone" else value) for name, value in query]
+    query = [(name, _LOST_PLUS[name](value) if name in _LOST_PLUS else value) for name, value in query]
     message = _message_class(operation)(**request.path_params)
     if isinstance(message, pb.CreateLeadRequest):
         message.request_id = _unquoted(request.headers.get("idempotency-key", ""))

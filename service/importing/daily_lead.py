@@ -17,7 +17,7 @@ from service.access import is_subject
 from service.errors import LeadValidationError
 from service.files.daily_file import MEANINGS
 from service.keys.encryption import EncryptionService
-from service.lead import CUSTOMER_FIELDS, FIELD_RULES, SENSITIVE_FIELDS, LeadStatus, digested
+from service.lead import CUSTOMER_FIELDS, FIELD_RULES, SENSITIVE_FIELDS, LeadStatus, digested, is_sealed
 from service.validation import ValidationService
 from service.validation.text import TextRule, ValueRefusedError
 
@@ -73,6 +73,11 @@ def _sealed(value: Any) -> bool:
     return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
+def _conversation(value: Any) -> bool:
+    """Sealed, or in clear as the database held it before `keys reseal`."""
+    return _sealed(value) and (is_sealed(value) or _VALIDATION.conversation_id(value) == value)
+
+
 def _list(value: Any) -> bool:
     return isinstance(value, list)
 
@@ -88,7 +93,7 @@ def _kept_by(rule: Callable[[str], str | None]) -> _Check:
 
 def _field(name: str) -> _Check:
     rule = FIELD_RULES[name]
-    check: _Check = _sealed
+    check: _Check = _conversation if name == "conversation_id" else _sealed
     if not rule.sensitive:
         assert rule.limit is not None  # noqa: S101 # clear fields have one
         check = _kept_by(TextRule(limit=rule.limit, lines=rule.lines, spaces=rule.spaces).normalise)
@@ -129,7 +134,7 @@ _STEP: dict[str, _Check] = {
     "version": _positive,
 }
 _MEMBERS: dict[str, dict[str, _Check]] = {
-    "conversations": {"conversation_id": _kept_by(_VALIDATION.conversation_id), "linked_at": _moment},
+    "conversations": {"submission_id": _id, "conversation_id": _conversation, "linked_at": _moment},
     "status_changes": {**_STEP, "from_status": _status, "to_status": _status},
     "assignment_changes": {**_STEP, "from_assignee": _ASSIGNEE, "to_assignee": _ASSIGNEE},
     "kept_resubmissions": {
@@ -173,8 +178,8 @@ def _require(row: Mapping[str, Any], checks: Mapping[str, _Check], where: str) -
             raise LeadRefusedError(f"{where}{name} is not in the form in which it is kept")
 
 
-def opened(lead: Mapping[str, Any], encryption: EncryptionService) -> dict[str, str]:
-    """The sensitive values of a lead, by field.
+def opened(lead: Mapping[str, Any], encryption: EncryptionService) -> tuple[dict[str, str], list[str]]:
+    """The sensitive values of a lead, by field, and the conversation ids that are linked to it, in their order.
 
     Each sealed field is opened, which proves that it belongs to this lead and this keyring, and what was not changed
     since it was submitted is compared with its keyed digest. Raises FieldUnreadableError and LeadRefusedError.
@@ -187,7 +192,11 @@ def opened(lead: Mapping[str, Any], encryption: EncryptionService) -> dict[str, 
     # Each version has its step in a history, but those that a correction made.
     if len(steps) == lead["version"] - 1:
         _require_digest(lead, values, "it", encryption)
-    return values
+    linked = [
+        encryption.open(UUID(link["submission_id"]), "conversation_id", link["conversation_id"])
+        for link in lead["conversations"]
+    ]
+    return values, linked
 
 
 def _open(row: Mapping[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:

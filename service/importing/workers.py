@@ -17,7 +17,7 @@ from service.importing.daily_lead import opened, require_form
 from service.importing.reports import Result, RowResult
 from service.keys.encryption import EncryptionService, IndexPlan
 from service.keys.keyring import Keyring
-from service.lead import digested
+from service.lead import digested, is_sealed
 from service.lead_sealer import LeadSealer
 from service.storage.leads.queries import index_columns
 from service.validation import ValidationService
@@ -101,8 +101,20 @@ def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | RowResult]:
 def _indexed(lead: dict[str, Any], worker: _Worker) -> dict[str, Any]:
     """The lead of a line with its blind indexes, in base64. Raises LeadRefusedError and FieldUnreadableError."""
     require_form(lead)
-    values = opened(lead, worker.encryption)
+    values, conversation_ids = opened(lead, worker.encryption)
+    for link, conversation_id in zip(lead["conversations"], conversation_ids, strict=True):
+        link["conversation_index"] = worker.sealer.conversation_indexes(conversation_id)[0]
+    _seal_conversations(lead, worker.encryption)
     columns = index_columns(worker.sealer.indexes(values["phone"], values.get("nid")))
     return lead | {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in columns.items()
     }
+
+
+def _seal_conversations(lead: dict[str, Any], encryption: EncryptionService) -> None:
+    """Seal what a file of a database holds whose conversation ids were in clear yet."""
+    for row in (lead, *lead["kept_resubmissions"], *lead["conversations"]):
+        value = row["conversation_id"]
+        if value is not None and not is_sealed(value):
+            bound_to = UUID(row.get("submission_id") or row["id"])
+            row["conversation_id"] = encryption.seal(bound_to, "conversation_id", value)

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from service.errors import FieldUnreadableError
 from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
+from service.lead import is_sealed
 
 LABEL = "leadkeep/v1/"
 DERIVED_BYTES = 32
@@ -119,16 +120,16 @@ class _Keys:
             key.id: _derive(key.secret, f"backup/{key.id}")
             for key in (*keyring.usable(Purpose.AUDIT), *keyring.retired(Purpose.AUDIT))
         }
-        # A retired index key finds no lead any more, but its digest still shows a repeat of an old request. Newest
-        # first behind the primary, so that the last one stays the same however many keys are added.
-        self.content_keys = [
-            _derive(key.secret, "content-digest")
-            for key in sorted(
-                (*keyring.usable(Purpose.INDEX), *keyring.retired(Purpose.INDEX)),
-                key=lambda key: (key.state is KeyState.PRIMARY, key.created_at),
-                reverse=True,
-            )
-        ]
+        # A retired index key finds no phone or nid any more, but its digest still shows a repeat of an old request, and
+        # finds a conversation that was linked while it was retired. Newest first behind the primary, so that the last
+        # one stays the same however many keys are added.
+        index_keys = sorted(
+            (*keyring.usable(Purpose.INDEX), *keyring.retired(Purpose.INDEX)),
+            key=lambda key: (key.state is KeyState.PRIMARY, key.created_at),
+            reverse=True,
+        )
+        self.content_keys = [_derive(key.secret, "content-digest") for key in index_keys]
+        self.conversation_keys = {key.id: _derive(key.secret, "index/conversation_id") for key in index_keys}
 
 
 def key_id_of(sealed: str) -> str:
@@ -186,6 +187,8 @@ class EncryptionService:
         Raises FieldUnreadableError when the token is damaged, was sealed with a key that is not in the keyring, or
         belongs to another lead or another field.
         """
+        if field == "conversation_id" and not is_sealed(sealed):
+            return sealed
         key_id, _, token = sealed.partition(".")
         cipher = self._keys.ciphers.get(key_id)
         if cipher is None:
@@ -215,6 +218,18 @@ class EncryptionService:
         """
         keys = self._keys
         return _digest(keys.index[key_id or keys.index_primary_id].fields[field], value.encode())
+
+    def conversation_indexes(self, conversation_id: str, *, key_id: str | None = None) -> tuple[str, ...]:
+        """The blind indexes `<key id>.<digest>` of a conversation id, one for each index key, retired ones too.
+
+        The first one is made with the key `key_id`; None: the primary one.
+        """
+        keys, message = self._keys.conversation_keys, conversation_id.encode()
+        first = key_id or self._keys.index_primary_id
+        return tuple(
+            f"{each}.{base64.urlsafe_b64encode(_digest(keys[each], message)).decode()}"
+            for each in (first, *(each for each in keys if each != first))
+        )
 
     def content_digests(self, values: Iterable[str | None]) -> tuple[bytes, ...]:
         """The keyed digest of a submission's normalised values, in the contract's order; absent differs from empty.

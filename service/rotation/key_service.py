@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,18 @@ from typing import TypeVar
 from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
-from service.rotation.workers import Task, index, map_batches, pace, reseal, unreadable_fields, workers_for
+from service.rotation.reports import Reindexed, Resealed, Verified
+from service.rotation.workers import (
+    Task,
+    conversation,
+    conversation_fault,
+    fault,
+    index,
+    map_batches,
+    pace,
+    reseal,
+    workers_for,
+)
 from service.storage.database.database import Database
 from service.storage.keys.canary import (
     DatabaseKeys,
@@ -34,6 +45,7 @@ from service.storage.keys.canary import (
     write_both_pairs,
 )
 from service.storage.keys.rekeying import (
+    CONVERSATIONS,
     EVERY_ROW,
     LEADS,
     TABLES,
@@ -41,6 +53,8 @@ from service.storage.keys.rekeying import (
     RowFilter,
     SealedTable,
     Stored,
+    indexed_otherwise,
+    indexed_with,
     lacks_index,
     sealed_otherwise,
 )
@@ -56,39 +70,6 @@ CHECK_SECONDS = 0.5
 """How often replicas and files are checked while they are waited for."""
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Resealed:
-    """Report of a reseal."""
-
-    key_id: str
-    sealed_anew: dict[str, int] = field(default_factory=dict)
-    """Rows by kind."""
-    unreadable: list[str] = field(default_factory=list)
-    """Rows that do not open, which stay as they are."""
-    left: int = 0
-    """Rows that still are sealed with other keys, the unreadable ones among them."""
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Reindexed:
-    """Report of a reindex. `needed` is False when the blind indexes were right already."""
-
-    needed: bool
-    leads: int = 0
-    beside: list[dict[str, str]] = field(default_factory=list)
-    """Leads that share a phone or nid with another one, see `Rekeying.sharing_leads`."""
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Verified:
-    """Report of a verification: rows checked, by kind, and faults found, in words without any value."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +119,14 @@ class KeyService:
         state = await self._state()
         if not self.encryption.is_sealed_with_primary(state.canary.sealed):
             await seal_canary(self.database, self.encryption, state)
-        old = sealed_otherwise(report.key_id)
+        index_key_id = schemes_of(state, self.encryption)[0].key_id
         with await self._workers() as workers:
             for table in TABLES:
-                store = partial(self.rekeying.replace_tokens, table)
-                report.sealed_anew[table.plural], unreadable = await self._repeat(table, old, reseal, store, workers)
+                old, store = sealed_otherwise(table, report.key_id), partial(self.rekeying.replace_tokens, table)
+                task = partial(conversation, index_key_id) if table is CONVERSATIONS else reseal
+                report.sealed_anew[table.plural], unreadable = await self._repeat(table, old, task, store, workers)
                 report.unreadable += unreadable
-        report.left = sum([await self.rekeying.count(table, old) for table in TABLES])
+                report.left += await self.rekeying.count(table, old)
         report.seconds = round(time.monotonic() - began, 3)
         return report
 
@@ -166,9 +148,7 @@ class KeyService:
                 f"another rotation is under way, to the index key {following.key_id} and '{following.normaliser}': "
                 "finish it first, with that key as the primary one and those settings"
             )
-        if current == wanted and not state.clearing:
-            return Reindexed(needed=False)
-        report = Reindexed(needed=True)
+        report = Reindexed(needed=current != wanted or state.clearing)
         if current != wanted:
             if state.clearing:
                 state = await self._clear(state)
@@ -183,10 +163,21 @@ class KeyService:
             await self._wait_until_followed(state)
             report.leads = await self._fill_and_check(state, wanted)
             state = await flip_pairs(self.database, state)
-        state = await self._clear(state)
-        report.beside = await self.rekeying.sharing_leads(state.pair)
+        if report.needed:
+            state = await self._clear(state)
+            report.beside = await self.rekeying.sharing_leads(state.pair)
+        # Last, when no replica links conversations with another key any more.
+        report.conversations = await self._index_conversations(wanted.key_id)
         report.seconds = round(time.monotonic() - began, 3)
         return report
+
+    async def _index_conversations(self, key_id: str) -> int:
+        """Give the conversations that are sealed blind indexes of a key; how many had another one's."""
+        other = indexed_otherwise(key_id)
+        store = partial(self.rekeying.replace_tokens, CONVERSATIONS)
+        with await self._workers() as workers:
+            done, _ = await self._repeat(CONVERSATIONS, other, partial(conversation, key_id), store, workers)
+        return done
 
     async def _fill_and_check(self, state: DatabaseKeys, scheme: IndexScheme) -> int:
         """Fill the pair of columns that is not in use; how many leads lacked its indexes."""
@@ -278,6 +269,8 @@ class KeyService:
             in_use = {scheme.key_id for scheme in schemes_of(state, self.encryption) if scheme}
             if key.id in in_use or state.clearing:
                 holders.append("the blind indexes of leads: run leadkeep keys reindex")
+            if count := await self.rekeying.count(CONVERSATIONS, indexed_with(key.id)):
+                holders.append(f"the blind indexes of {count} conversations: run leadkeep keys reindex")
         if key.purpose is not Purpose.ENCRYPTION:
             _require_unneeded(key, holders)
             return
@@ -328,13 +321,16 @@ class KeyService:
         with await self._workers() as workers:
             for table in TABLES:
                 report.rows[table.plural] = 0
-                async for batch in self._batches(table, EVERY_ROW, unreadable_fields, workers):
+                task = conversation_fault if table is CONVERSATIONS else fault
+                async for batch in self._batches(table, EVERY_ROW, task, workers):
                     report.rows[table.plural] += len(batch)
-                    report.faults += [
-                        f"{_named(table, row)}: does not open: {', '.join(fields)}" for row, fields in batch if fields
-                    ]
+                    report.faults += [f"{_named(table, row)}: {wrong}" for row, wrong in batch if wrong]
             wrong = await self._wrong_indexes(state.pair, current, workers)
         report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
+        report.faults += [
+            f"{count} conversation ids of {plural} are in clear: run leadkeep keys reseal"
+            for plural, count in (await self.rekeying.in_clear()).items()
+        ]
         for key_id, where in (await self.rekeying.sealed_counts()).items():
             if not self.encryption.opens_with(key_id):
                 held = ", ".join(f"{count} tokens of {holder}" for holder, count in where.items())

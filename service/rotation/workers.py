@@ -66,15 +66,32 @@ def index(scheme: IndexScheme, encryption: EncryptionService, bound_to: UUID, to
     return phone_index, encryption.blind_index("nid", nid, key_id=scheme.key_id)
 
 
-def unreadable_fields(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> list[str]:
-    """The fields that do not open."""
+def conversation(key_id: str, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> Tokens:
+    """The link of a conversation: its id sealed with the primary key, its blind index made with the key `key_id`."""
+    value = encryption.open(bound_to, "conversation_id", tokens["conversation_id"])
+    sealed = reseal(encryption, bound_to, {"conversation_id": tokens["conversation_id"]})
+    return sealed | {"conversation_index": encryption.conversation_indexes(value, key_id=key_id)[0]}
+
+
+def fault(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
+    """The fields that do not open, in words; empty when all do."""
     fields = []
     for name, token in tokens.items():
         try:
             encryption.open(bound_to, name, token)
         except FieldUnreadableError:
             fields.append(name)
-    return fields
+    return f"does not open: {', '.join(fields)}" if fields else ""
+
+
+def conversation_fault(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
+    """What is wrong with the link of a conversation, in words; empty when nothing is."""
+    token, stored = tokens["conversation_id"], tokens.get("conversation_index")
+    if unreadable := fault(encryption, bound_to, {"conversation_id": token}):
+        return unreadable
+    value = encryption.open(bound_to, "conversation_id", token)
+    wrong = stored is not None and stored not in encryption.conversation_indexes(value)
+    return "its blind index is not that of its conversation id" if wrong else ""
 
 
 def _load_keyring(keyring: str) -> None:

@@ -55,6 +55,8 @@ class Call:
     caller: Caller | None = None
     shown_lead_id: str = ""
     """Id of the lead in an answer whose messages do not name it; the request may have named an alias of it."""
+    phones: tuple[str, ...] = ()
+    """Phones that the answer does not hold, and that a conversation id in it may; "" for one that cannot be opened."""
     may_compare: bool = False
     """Whether the answer to a correction may depend on the values that the lead holds: its caller may see them, and the
     look is recorded."""

@@ -2,7 +2,8 @@
 
 Promise: no value of a sensitive field leaves unmasked before its access is committed, whatever the method and the
 endpoint. Which fields are sensitive is read from the contract (`debug_redact`), so that no method can forget it; one
-without a mask of its own is masked whole. Every mask contains `•••`, and no mask shows how long the value is.
+without a mask of its own is masked whole. Every mask contains `•••`, and no mask shows how long the value is. A
+conversation id follows the phone: it is shown unless it holds one that the answer masks, and showing it is no look.
 
 A method that only reads is refused when its access cannot be recorded. One that changes something has done so by then
 and must not be reported as failed: it answers masked instead. Methods that only read are called Get… or List….
@@ -15,7 +16,9 @@ lead has the value: an access of that lead is recorded, whoever asks and beyond 
 
 from __future__ import annotations
 
+import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ from phonenumbers import COUNTRY_CODE_TO_REGION_CODE
 
 from service.access import Caller, Scope
 from service.errors import (
+    ConversationNotFoundError,
     DuplicateLeadError,
     LeadValidationError,
     ReasonRequiredError,
@@ -57,6 +61,14 @@ VIEWS = frozenset(pb.LeadView.values())
 HIDDEN_AT_LEAST = 4
 """Characters that a partial mask must hide. A value too short for that is masked whole: with fewer hidden, the rest
 is quickly guessed."""
+
+FOLLOWS_PHONE = frozenset({"conversation_id", "transcript_uri"})
+"""Fields that may hold the phone, as `whatsapp:+880…` does. The address of a transcript holds the conversation id."""
+
+PHONE_END = 8
+"""Last digits of a phone by which it is recognised: the subscriber's number, however its beginning is written."""
+
+_LOOKS_LIKE_PHONE = re.compile(rf"\d{{{PHONE_END}}}")
 
 COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
 
@@ -97,16 +109,19 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
             raise ScopeMissingError(Scope.UNMASK)
         shows = may_unmask and view != pb.LEAD_VIEW_MASKED
         asked = asked_by_value(request) if may_unmask else ()
-        if caller is None or not (asked or shows):
+        # No scope and no reason is needed to look for a conversation, but who looks for a phone by it is on record.
+        searched = tuple(dict.fromkeys((*asked, "phone"))) if searches_phone(request) else asked
+        if not shows:
             call.hidden = HIDDEN_WHOLE
+        if caller is None or not (searched or shows):
             response = await proceed(call, request)
-            mask_message(response)
+            mask_message(response, *call.phones)
             return response
         reason = check_reason(_reason(call), REASON)
         if (
             reason is None
             and reason_required
-            and (asked or can_show_values(SERVICE.methods_by_name[call.rpc].output_type))
+            and (asked or (shows and can_show_values(SERVICE.methods_by_name[call.rpc].output_type)))
         ):
             if only_reads(call.rpc) or view == pb.LEAD_VIEW_FULL:
                 raise ReasonRequiredError
@@ -120,7 +135,12 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
                 with suppress(StorageUnavailableError, UnmaskLimitError):
                     await record([_access(call, caller, *call.compared, reason)], patience=_patience(call))
             raise
-        accesses = _accesses(call, caller, request, response, asked=asked, shows=shows, reason=reason)
+        except (ConversationNotFoundError, StorageUnavailableError):
+            # That there is none, or that one waits, says something about the phone, too.
+            if searched:
+                await record([_access(call, caller, None, searched, reason)], patience=_patience(call))
+            raise
+        accesses = _accesses(call, caller, request, response, asked=searched, shows=shows, reason=reason)
         if accesses:
             try:
                 await record(accesses, patience=_patience(call))
@@ -132,7 +152,7 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
                     call.may_compare = False
                     response = await proceed(call, request)
         if not shows:
-            mask_message(response)
+            mask_message(response, *call.phones)
         return response
 
     return intercept
@@ -241,23 +261,48 @@ def mask_email(email: str) -> str:
 
 MASKS: dict[str, Callable[[str], str]] = {"phone": mask_phone, "nid": mask_nid, "email": mask_email}
 
-HIDDEN_WHOLE = frozenset(SENSITIVE_FIELDS) - MASKS.keys()
+HIDDEN_WHOLE = frozenset(SENSITIVE_FIELDS) - MASKS.keys() - FOLLOWS_PHONE
 
 
-def mask_message(message: Message) -> None:
-    """Mask every sensitive field in a message and in the messages inside it, in place."""
+def mask_message(message: Message, *phones: str) -> None:
+    """Mask every sensitive field in a message and in the messages inside it, in place.
+
+    A conversation id is masked if it holds a phone that is in the message, or one of `phones`; "" stands for any.
+    """
+    _mask(message, [phone.removeprefix("+")[-PHONE_END:] for phone in (*phones, *_phones(message))])
+
+
+def _mask(message: Message, phone_ends: Sequence[str]) -> None:
     plan = _plan(message.DESCRIPTOR)
+    if plan.follows_phone and (conversation_id := message.conversation_id):  # type: ignore[attr-defined]
+        digits = "".join(str(unicodedata.decimal(each)) for each in conversation_id if each.isdecimal())
+        # Whether it holds a phone that cannot be opened, nobody knows.
+        if not getattr(message, "phone", "") or any(end in digits for end in phone_ends):
+            for name in plan.follows_phone:
+                if getattr(message, name):
+                    setattr(message, name, MASK)
     for name in plan.masked:
         if value := getattr(message, name):
             setattr(message, name, MASKS[name](value) if name in MASKS else MASK)
     if plan.says_masked:
         message.masked = True  # type: ignore[attr-defined]
-    for name in plan.single:
-        if message.HasField(name):
-            mask_message(getattr(message, name))
-    for name in plan.repeated:
-        for item in getattr(message, name):
-            mask_message(item)
+    for inner in _inside(message, plan):
+        _mask(inner, phone_ends)
+
+
+def _phones(message: Message) -> Iterator[str]:
+    plan = _plan(message.DESCRIPTOR)
+    if "phone" in plan.masked and (phone := message.phone):  # type: ignore[attr-defined]
+        yield phone
+    for inner in _inside(message, plan):
+        yield from _phones(inner)
+
+
+def searches_phone(request: Message) -> bool:
+    """Whether a request looks for a conversation whose id may be a phone: it has as many digits in a row as one."""
+    return "conversation_id" in _plan(request.DESCRIPTOR).follows_phone and bool(
+        _LOOKS_LIKE_PHONE.search(request.conversation_id)  # type: ignore[attr-defined]
+    )
 
 
 def asked_by_value(request: Message) -> tuple[str, ...]:
@@ -277,12 +322,17 @@ def shown_values(message: Message, inherited_id: str = "") -> Iterator[tuple[str
     lead_id = getattr(message, "id", "") or inherited_id
     if shown := tuple(name for name in plan.masked if getattr(message, name)):
         yield lead_id, shown
+    for inner in _inside(message, plan):
+        yield from shown_values(inner, lead_id)
+
+
+def _inside(message: Message, plan: _Plan) -> Iterator[Message]:
+    """The messages in a message that can hold values of sensitive fields."""
     for name in plan.single:
         if message.HasField(name):
-            yield from shown_values(getattr(message, name), lead_id)
+            yield getattr(message, name)
     for name in plan.repeated:
-        for item in getattr(message, name):
-            yield from shown_values(item, lead_id)
+        yield from getattr(message, name)
 
 
 def _sensitive(descriptor: Descriptor) -> tuple[str, ...]:
@@ -292,6 +342,7 @@ def _sensitive(descriptor: Descriptor) -> tuple[str, ...]:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     masked: tuple[str, ...]
+    follows_phone: tuple[str, ...]
     says_masked: bool
     single: tuple[str, ...]
     repeated: tuple[str, ...]
@@ -302,7 +353,8 @@ def _plan(descriptor: Descriptor) -> _Plan:
     names = _sensitive(descriptor)
     inner = [field for field in descriptor.fields if field.message_type and can_show_values(field.message_type)]
     return _Plan(
-        masked=names,
+        masked=tuple(name for name in names if name not in FOLLOWS_PHONE),
+        follows_phone=tuple(name for name in names if name in FOLLOWS_PHONE),
         says_masked=bool(names) and "masked" in descriptor.fields_by_name,
         single=tuple(field.name for field in inner if not field.is_repeated),
         repeated=tuple(field.name for field in inner if field.is_repeated),

@@ -142,13 +142,13 @@ class LeadServicer:
         self, call: Call, request: pb.ListResubmissionsRequest
     ) -> pb.ListResubmissionsResponse:
         """Show a page of the refused duplicates of a lead."""
-        lead_id, kept, next_page_token = await self._leads.resubmissions(
+        lead_id, phone, kept, next_page_token = await self._leads.resubmissions(
             _caller(call),
             wire.lead_id_of(request.lead_id, "lead_id"),
             page_size=request.page_size,
             page_token=request.page_token,
         )
-        call.shown_lead_id = str(lead_id)
+        call.shown_lead_id, call.phones = str(lead_id), (phone or "",)
         return pb.ListResubmissionsResponse(
             resubmissions=wire.resubmission_messages(kept), next_page_token=next_page_token
         )

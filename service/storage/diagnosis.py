@@ -30,8 +30,10 @@ _RIGHTS = {
     "UPDATE": "lead resubmission lead_conflict tombstone replica daily_file file_turn",
     "DELETE": "replica lead_touch",
 }
-"""What the service needs while it runs; the first start and a rotation need more on key_canary. Any other right to
-change or delete what is stored is one too many."""
+"""What the service needs while it runs. Any other right to change or delete what is stored is one too many."""
+
+_ROTATED = "key_canary lead_conversation"
+"""What the first start and a rotation of keys change too."""
 
 # By the catalogue and not by names: looking up a name fails where its schema or table is missing. Our own rows of
 # pg_stat_activity can be seen without pg_monitor; those of pg_stat_replication cannot.
@@ -175,7 +177,7 @@ async def excess_rights(database: Database) -> list[str]:
         *(["be a superuser"] if role.superuser else []),
         *(
             f"{verb} {table.name}"
-            for right, verb, needed in (("delete", "delete from", ""), ("update", "change", "key_canary"))
+            for right, verb, needed in (("delete", "delete from", ""), ("update", "change", _ROTATED))
             for table in ours
             if getattr(table, f"may_{right}") and table.name not in f"{_RIGHTS[right.upper()]} {needed}".split()
         ),

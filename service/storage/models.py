@@ -1,8 +1,10 @@
 """The stored shape: tables, constraints and indexes.
 
 Sensitive fields (phone, nid, address, email, notes) hold sealed tokens only; a CHECK refuses anything that does not
-look like one. Unique indexes on the blind indexes decide duplicates. Migrations create what is declared here, and a
-test holds both together. There are no mapped classes: the ORM's unit of work costs two to three times.
+look like one. conversation_id may hold what was stored in clear before migration 0013, until `keys reseal` seals it; a
+trigger refuses anything new in clear. Unique indexes on the blind indexes decide duplicates. Migrations create what is
+declared here, and a test holds both together. There are no mapped classes: the ORM's unit of work costs two to three
+times.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ from sqlalchemy import (
     text,
 )
 
-from service.lead import SENSITIVE_FIELDS, ConflictResolution, LeadStatus
+from service.lead import SEALED_FORM, SENSITIVE_FIELDS, ConflictResolution, LeadStatus
 
 NOW = text("now()")
 STATUSES = ", ".join(f"'{status.value}'" for status in LeadStatus)
 RESOLUTIONS = ", ".join(f"'{resolution.value}'" for resolution in ConflictResolution)
-SEALED_FORM = ".gAAAAAAAAAAA"
-"""What every sealed token contains: the dot behind the key id, then Fernet's version byte 0x80 and time 0 in base64."""
+IN_CLEAR = f"strpos(conversation_id, '{SEALED_FORM}') = 0"
+"""The condition of rows whose conversation id is not sealed yet."""
 
 BLIND_INDEXES_ARE_WHOLE = (
     "num_nonnulls(phone_index, phone_index_2) > 0 AND (num_nonnulls(nid_index, nid_index_2) > 0) = (nid IS NOT NULL)"
@@ -62,7 +64,7 @@ metadata = MetaData(
 )
 
 
-def _submission_columns() -> list[Column[Any] | CheckConstraint]:
+def _submission_columns() -> list[Column[Any] | CheckConstraint | Index]:
     """The columns of a submission, alike wherever one is stored, and the CHECK that its sensitive fields are sealed."""
     return [
         Column("name", Text, nullable=False),
@@ -78,8 +80,13 @@ def _submission_columns() -> list[Column[Any] | CheckConstraint]:
         Column("request_id", Text),
         Column("content_digest", LargeBinary, nullable=False),
         CheckConstraint(
-            " AND ".join(f"strpos({column}, '{SEALED_FORM}') > 0" for column in SENSITIVE_FIELDS), name="sealed"
+            " AND ".join(
+                f"strpos({column}, '{SEALED_FORM}') > 0" for column in SENSITIVE_FIELDS if column != "conversation_id"
+            ),
+            name="sealed",
         ),
+        # Empty once `keys reseal` has run: shows at once that nothing is left in clear.
+        Index(None, "conversation_id", postgresql_where=text(IN_CLEAR)),
     ]
 
 
@@ -160,12 +167,19 @@ assignment_change = Table(
 lead_conversation = Table(
     "lead_conversation",
     metadata,
-    Column("conversation_id", Text, primary_key=True),
     Column("lead_id", Uuid, ForeignKey("lead.id"), primary_key=True),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # The submission that it came with, to which its token is bound.
+    Column("submission_id", Uuid, nullable=False),
+    Column("conversation_id", Text, nullable=False),
+    # `<index key id>.<digest>`; NULL: the conversation id is in clear yet.
+    Column("conversation_index", Text),
     Column("linked_at", TIME, server_default=NOW, nullable=False),
-    Index(None, "lead_id"),
+    Index(None, "conversation_index"),
+    Index(None, "conversation_id", postgresql_where=text(IN_CLEAR)),
+    CheckConstraint(f"(conversation_index IS NULL) = ({IN_CLEAR})", name="sealed"),
 )
-"""Which conversation is linked to which lead."""
+"""Which conversation is linked to which lead. A blind index, not unique, finds it: a look-up tries every index key."""
 
 resubmission = Table(
     "resubmission",

@@ -93,9 +93,9 @@ class ConflictService:
                 return OwnLead(self._sealer.resealed_and_reindexed(conflict))
             if not conflict.lead_ids:
                 return _without_lead(conflict, resolution, lead_id)
-            target = _target(conflict, lead_id)
+            target, linked = _target(conflict, lead_id), self._sealer.with_conversation_index(conflict)
             if resolution is ConflictResolution.KEEP_FIRST:
-                return KeepFirst(target)
+                return KeepFirst(target, linked)
             submitted = self._sealer.open(conflict.as_lead(conflict.accepted_at))
             # A field that the customer left out this time is kept.
             values = {name: value for name in CORRECTABLE_FIELDS if (value := getattr(submitted, name)) is not None}
@@ -103,7 +103,7 @@ class ConflictService:
             def correction(current: SealedLead) -> Correction:
                 return self._sealer.correction(current.id, values)
 
-            return TakeNew(target, correction)
+            return TakeNew(target, linked, correction)
 
         sealed = await self._conflicts.resolve(conflict_id, resolution, decide, actor=caller.subject, reason=why)
         if isinstance(sealed, DuplicateMatch):

@@ -24,6 +24,7 @@ from service.errors import (
     Violation,
 )
 from service.lead import (
+    SENSITIVE_FIELDS,
     AssignmentChange,
     Lead,
     LeadStatus,
@@ -157,7 +158,8 @@ class LeadService:
         wanted = self._validation.conversation_id(conversation_id)
         if wanted is None:
             raise LeadValidationError([Violation("conversation_id", "is required", "REQUIRED")])
-        newest, others = await self._repository.find_by_conversation(wanted, created_by=_own_only(caller))
+        indexes = self._sealer.conversation_indexes(wanted)
+        newest, others = await self._repository.find_by_conversation(wanted, indexes, created_by=_own_only(caller))
         return self._sealer.open(newest, hidden=hidden), others
 
     async def list_leads(
@@ -191,14 +193,16 @@ class LeadService:
 
         phone_key = checked(self._validation.phone_key, phone)
         nid_key = checked(self._validation.nid_key, nid)
+        talk = checked(self._validation.conversation_id, conversation_id)
         wanted = LeadFilter(
             statuses=tuple(sorted(set(statuses))),
             created_after=created_after,
             created_before=created_before,
             assignee=checked(self._validation.assignee, assignee),
             interested_policy=checked(self._validation.policy_key, interested_policy),
-            conversation_id=checked(self._validation.conversation_id, conversation_id),
             source=checked(self._validation.source, source),
+            conversation_id=talk,
+            conversation_indexes=self._sealer.conversation_indexes(talk) if talk else (),
             phone_indexes=self._sealer.phone_indexes(phone_key) if phone_key else None,
             nid_indexes=self._sealer.nid_indexes(nid_key) if nid_key else None,
             created_by=_own_only(caller),
@@ -217,7 +221,7 @@ class LeadService:
             size=page_size,
             token=page_token,
             # A token holds a keyed digest of it only. Not the blind indexes: those change while a caller leafs through.
-            list_identity=f"{wanted!r}{phone_key or ''}/{nid_key or ''}",
+            list_identity=f"{wanted!r}{phone_key or ''}/{nid_key or ''}/{talk or ''}",
             tags=self._page_token_tags,
         )
         return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for sealed in page], token
@@ -323,10 +327,10 @@ class LeadService:
 
     async def resubmissions(
         self, caller: Caller, lead_id: UUID, *, page_size: int, page_token: str
-    ) -> tuple[UUID, list[Resubmission], str]:
-        """The lead's own id, a page of what was refused as a duplicate of it, newest first, and the next page's token.
+    ) -> tuple[UUID, str | None, list[Resubmission], str]:
+        """The lead's own id and phone, a page of what was refused as its duplicate, newest first, and the next token.
 
-        Raises LeadNotFoundError, LeadValidationError, PageTokenInvalidError.
+        The phone is None if it cannot be opened. Raises LeadNotFoundError, LeadValidationError, PageTokenInvalidError.
         """
         lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
 
@@ -343,7 +347,9 @@ class LeadService:
             tags=self._page_token_tags,
             default=DEFAULT_RESUBMISSIONS,
         )
-        return lead.id, [self._sealer.open_resubmission(sealed) for sealed in page], token
+        opened = [self._sealer.open_resubmission(sealed) for sealed in page]
+        phone = self._sealer.open(lead, hidden=frozenset(SENSITIVE_FIELDS) - {"phone"}, flag_unreadable=True).phone
+        return lead.id, phone, opened, token
 
     def _validated(
         self, fields: Mapping[str, str], request_id: str, phone_region: str

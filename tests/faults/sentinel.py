@@ -46,11 +46,13 @@ SENSITIVE = {
     "notes": "Wellensittich im Wohnzimmer, bitte nach sechs anrufen",
     "corrected address": "12 Rohrdommel Gasse, Reiherhausen 55512",
     "other phone": "+8801731597999",
+    "conversation_id": "whatsapp:+8801731597246",
+    "later conversation": "8801731597999@c.us",
+    "conversation of a duplicate": "kolibri-01731597246",
 }
 CLEAR = {
     "name": "Zephyrine Quibbleworth",
     "preferred_contact_time": "Montags beim Glockenschlag",
-    "conversation_id": "talk-kolibri-6d1f",
 }
 """What is kept in clear, by design, and must be in no log; and goes with an erasure."""
 
@@ -62,7 +64,7 @@ WHY = "Wiedehopf gerufen"
 
 
 def person(**changes: str) -> pb.Lead:
-    told = {name: SENSITIVE[name] for name in ("phone", "nid", "email", "address", "notes")}
+    told = {name: SENSITIVE[name] for name in ("phone", "nid", "email", "address", "notes", "conversation_id")}
     return pb.Lead(**(told | CLEAR | {"interested_policy": POLICY} | changes))  # type: ignore[arg-type] # texts only
 
 
@@ -142,7 +144,7 @@ def fail(on: Trial) -> None:
     with on.admin() as admin, httpx.Client(base_url=on.here.http_url) as http:
         headers = {"authorization": f"Bearer {on.here.token('chatbot')}"}
         for lead in (
-            person(conversation_id="talk-kolibri-again"),
+            person(conversation_id=SENSITIVE["conversation of a duplicate"]),
             person(phone=SENSITIVE["phone"] + "\u202e"),
             person(notes=SENSITIVE["notes"] * 100),
         ):
@@ -164,7 +166,7 @@ def spool_and_crash(on: Trial) -> None:
     on.server.postgres.stop()
     for service in (on.here, on.there):
         with service.channel() as channel:
-            again = person(phone=SENSITIVE["other phone"], conversation_id="talk-kolibri-late")
+            again = person(phone=SENSITIVE["other phone"], conversation_id=SENSITIVE["later conversation"])
             answer = on.client(service, channel).create(again, request_id=LATER_REQUEST)
             assert answer.state == pb.SAVE_STATE_DELAYED
         limits = Path(f"/proc/{service.pid}/limits").read_text()
@@ -282,6 +284,10 @@ def note_stored(on: Trial) -> None:
                 for (value,) in connection.execute(query.encode()):
                     forms = encodings(value) if isinstance(value, bytes) else (value.encode(), value.encode()[-60:])
                     on.traces.setdefault(f"{table}.{column}", set()).update(forms)
+        for (value,) in connection.execute("SELECT conversation_id FROM lead_conversation"):
+            on.traces.setdefault("lead_conversation.conversation_id", set()).update(
+                {value.encode(), value.encode()[-60:]}
+            )
     for name, value in {"request": REQUEST, "later request": LATER_REQUEST, "reason": WHY, **CLEAR}.items():
         on.traces[name] = set(disguises(value))
 

@@ -34,6 +34,7 @@ def test_the_same_search_finds_them_where_they_were_asked_for(gone_through: Tria
         "email",
         "notes",
         "corrected address",
+        "conversation_id",
     }
 
 

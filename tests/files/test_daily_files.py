@@ -62,7 +62,7 @@ def test_a_file_with_every_kind_of_history_matches_the_schema(service: RunningSe
     assert soon_in(file_of(service), created, assignee="rahima", status="contacted", resubmissions=1, version=3)
     validate(file_of(service))
     lead = leads_in(file_of(service))[created]
-    assert [each["conversation_id"] for each in lead["conversations"]] == ["chat-1"]
+    assert [each["conversation_id"] for each in lead["conversations"]] == [lead["conversation_id"]]
     assert [each["to_status"] for each in lead["status_changes"]] == ["contacted"]
     assert [each["to_assignee"] for each in lead["assignment_changes"]] == ["rahima"]
     assert len(lead["kept_resubmissions"]) == 1

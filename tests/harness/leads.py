@@ -16,8 +16,12 @@ STORY = {
 }
 """The request of US-013, word for word."""
 
-SENSITIVE = {"phone", "nid", "address", "email", "notes"}
-"""The story's sensitive fields: said once more here, so that nobody takes one away by editing the contract."""
+SENSITIVE = {"phone", "nid", "address", "email", "notes", "conversation_id"}
+"""The story's sensitive fields, and the conversation, which often is the phone: said once more here, so that nobody
+takes one away by editing the contract."""
+
+MARKED = SENSITIVE | {"transcript_uri"}
+"""What the contract marks: the transcript's address holds the conversation's id."""
 
 _numbers = itertools.count(1)
 

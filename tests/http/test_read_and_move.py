@@ -68,6 +68,14 @@ async def test_every_filter_is_a_parameter(client: httpx.AsyncClient, servicer: 
     assert {field.name for field, _ in expected.ListFields()} == set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
 
 
+@pytest.mark.parametrize("name", ["conversation_id", "conversationId"])
+async def test_a_plus_that_was_not_encoded_is_still_read_in_a_conversation(
+    client: httpx.AsyncClient, servicer: Servicer, name: str
+) -> None:
+    await client.get(f"/api/leads?{name}=whatsapp:+8801711223344")
+    assert servicer.requests == [pb.ListLeadsRequest(conversation_id="whatsapp:+8801711223344")]
+
+
 async def test_a_plus_that_was_not_encoded_is_still_read_in_a_time(
     client: httpx.AsyncClient, servicer: Servicer
 ) -> None:

@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 from service.errors import FieldUnreadableError
 from service.keys.encryption import PADDED_BYTES, PADDED_FIELDS, EncryptionService, KeyCanary
 from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
-from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS, CustomerFields, digested
-from service.storage.models import SEALED_FORM
+from service.lead import CUSTOMER_FIELDS, SEALED_FORM, SENSITIVE_FIELDS, CustomerFields, digested
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "encryption.json").read_text("utf-8"))
 KEYRING = Keyring.from_json(json.dumps(VECTORS["keyring"]))
@@ -92,6 +91,13 @@ class TestVectors:
 
         assert ENCRYPTION.blind_index(field, value).hex() == vector["index_hex"]
         assert hmac.digest(derived("i-1", f"index/{field}"), value.encode(), "sha256").hex() == vector["index_hex"]
+
+    @pytest.mark.parametrize("vector", VECTORS["conversation_indexes"], ids=lambda vector: vector["value"])
+    def test_a_conversations_index_names_its_key(self, vector: dict[str, str]) -> None:
+        digest = hmac.digest(derived(vector["key_id"], "index/conversation_id"), vector["value"].encode(), "sha256")
+
+        assert ENCRYPTION.conversation_indexes(vector["value"]) == (vector["index"],)
+        assert vector["index"] == f"{vector['key_id']}.{base64.urlsafe_b64encode(digest).decode()}"
 
     @pytest.mark.parametrize("vector", VECTORS["content_digests"], ids=lambda vector: str(len(vector["values"])))
     def test_a_content_digest_frames_every_value(self, vector: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ from service.rpc.call import SERVICE
 from tests.harness.leads import somebody
 from tests.rpc.calls import Client
 
-CANARY = "clear-canary"
+CANARY = "clear-canary-01711222333"
+"""Its last 8 digits are those of a phone, which a conversation id may hold."""
 
 
 def all_messages() -> list[Descriptor]:
@@ -57,7 +58,7 @@ def known_person() -> pb.Lead:
     person.address = f"Address canary {uuid4()}"
     person.notes = f"Notes canary {uuid4()}"
     person.email = f"canary-{uuid4()}@example.com"
-    person.conversation_id = f"talk-{uuid4()}"
+    person.conversation_id = f"whatsapp:{person.phone}"
     return person
 
 

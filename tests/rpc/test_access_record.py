@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from urllib.parse import quote
+from uuid import uuid4
 
 import grpc
 import httpx
@@ -112,7 +114,7 @@ def test_what_cannot_be_recorded_does_not_leave(
 def test_the_json_endpoint_lets_nothing_out_either(
     path: str, service: RunningService, owner: str, person: pb.Lead, lead_id: str
 ) -> None:
-    url = service.http_url + path.format(lead_id=lead_id, talk=person.conversation_id)
+    url = service.http_url + path.format(lead_id=lead_id, talk=quote(person.conversation_id))
     headers = {"authorization": f"Bearer {service.token()}"}
     assert person.address in httpx.get(url, headers=headers).text
     with insert_revoked(owner):
@@ -127,7 +129,51 @@ def test_masked_reads_go_on_without_the_record(
     with insert_revoked(owner):
         assert agent.get(lead_id).masked
         assert admin.get(lead_id, view=pb.LEAD_VIEW_MASKED).masked
-        assert agent.list_leads(conversation_id=person.conversation_id).leads
+        assert agent.list_leads(page_size=1).leads
+
+
+@pytest.mark.parametrize("by_conversation", ["GetLeadByConversation", "ListLeads"])
+def test_nobody_looks_for_a_phone_by_a_conversation_without_the_record(
+    admin: Client, agent: Client, owner: str, person: pb.Lead, lead_id: str, by_conversation: str
+) -> None:
+    del lead_id
+    request = requests_for(by_conversation, "", person)
+    with insert_revoked(owner):
+        for caller in (admin, agent):
+            assert "STORAGE_UNAVAILABLE" in answered(caller, by_conversation, request)
+
+
+def test_a_search_by_a_conversation_that_may_be_a_phone_is_on_record_whoever_asks(
+    admin: Client, connect: Connect, person: pb.Lead, lead_id: str
+) -> None:
+    searcher = connect("agent", subject="looks by conversation")
+    unknown = "whatsapp:+8801999999999"
+
+    assert searcher.by_conversation(person.conversation_id).lead.masked
+    assert searcher.listed_ids(conversation_id=person.conversation_id) == [lead_id]
+    with refused(StatusCode.NOT_FOUND, "CONVERSATION_NOT_FOUND"):
+        searcher.by_conversation(unknown)
+    assert searcher.listed_ids(conversation_id=unknown) == []
+
+    looks = [(each.lead_id, each.operation) for each in accesses(admin, subject="looks by conversation")][::-1]
+    assert looks == [
+        (lead_id, "GetLeadByConversation"),
+        (lead_id, "ListLeads"),
+        ("", "GetLeadByConversation"),
+        ("", "ListLeads"),
+    ]
+    assert {tuple(each.fields) for each in accesses(admin, subject="looks by conversation")} == {("phone",)}
+
+
+def test_a_search_by_another_conversation_is_no_look(admin: Client, connect: Connect) -> None:
+    sent = somebody(conversation_id=f"talk-1234567-{uuid4().hex[:4]}")
+    made = admin.create(sent)
+    searcher = connect("agent", subject="looks by name of a talk")
+
+    assert searcher.by_conversation(sent.conversation_id).lead.id == made.id
+    assert searcher.listed_ids(conversation_id=sent.conversation_id) == [made.id]
+
+    assert accesses(admin, subject="looks by name of a talk") == []
 
 
 def test_a_change_is_done_and_answered_masked_without_the_record(admin: Client, owner: str) -> None:

@@ -8,7 +8,7 @@ from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
-from service.rpc.masking import MASKS, mask_email, mask_message, mask_nid, mask_phone
+from service.rpc.masking import MASKS, mask_email, mask_message, mask_nid, mask_phone, shown_values
 from service.validation import MASK
 from tests.harness.leads import somebody
 from tests.rpc.calls import Client, refused
@@ -92,6 +92,64 @@ class TestMessages:
         mask_message(lead)
 
         assert lead == pb.Lead(name="Ada", phone="+880•••78", masked=True)
+
+
+PHONE = "+8801711223344"
+
+
+class TestConversations:
+    @pytest.mark.parametrize(
+        "talk",
+        [
+            *("whatsapp:+8801711223344", "8801711223344@c.us", "01711223344", "wa-01711-22-33-44", "tel:0171/1223344"),
+            *("11223344", "x11223344x", "whatsapp:+৮৮০১৭১১২২৩৩৪৪", "1711223344/1711223355"),
+        ],
+    )
+    def test_one_that_holds_the_end_of_the_phone_is_masked_with_its_transcript(self, talk: str) -> None:
+        lead = pb.Lead(phone=PHONE, conversation_id=talk, transcript_uri=f"https://chat.example/{talk}")
+
+        mask_message(lead)
+
+        assert lead == pb.Lead(phone="+880•••44", conversation_id=MASK, transcript_uri=MASK, masked=True)
+
+    @pytest.mark.parametrize(
+        "talk", ["chat-42", "1122334", "whatsapp:+8801711223345", "0190a5d2-1122-4334-8abc-0f1e2d3c4b5a", "x" * 200]
+    )
+    def test_any_other_one_is_shown_with_its_transcript(self, talk: str) -> None:
+        lead = pb.Lead(phone=PHONE, conversation_id=talk, transcript_uri=f"https://chat.example/{talk}")
+
+        mask_message(lead)
+
+        assert (lead.conversation_id, lead.transcript_uri) == (talk, f"https://chat.example/{talk}")
+
+    def test_one_beside_a_phone_that_cannot_be_opened_is_masked(self) -> None:
+        lead = pb.Lead(conversation_id="8801711223344@c.us", unreadable_fields=["phone"])
+
+        mask_message(lead)
+
+        assert lead.conversation_id == MASK
+
+    @pytest.mark.parametrize("length", [7, 8, 15])
+    def test_a_phone_of_any_length_is_recognised(self, length: int) -> None:
+        phone = "123456789012345"[:length]
+        lead = pb.Lead(phone=f"+{phone}", conversation_id=f"tel:{phone}")
+
+        mask_message(lead)
+
+        assert lead.conversation_id == MASK
+
+    def test_a_conflicts_submission_and_its_leads_hide_each_others_phones(self) -> None:
+        other = pb.Lead(phone="+8801999999999", conversation_id="8801711223344@c.us")
+        conflict = pb.Conflict(submission=pb.Lead(phone=PHONE, conversation_id="8801999999999@c.us"), leads=[other])
+
+        mask_message(conflict)
+
+        assert (conflict.submission.conversation_id, conflict.leads[0].conversation_id) == (MASK, MASK)
+
+    def test_showing_one_is_no_look_and_showing_the_phone_beside_it_is(self) -> None:
+        lead = pb.Lead(id="a", phone=PHONE, conversation_id=PHONE, transcript_uri=PHONE)
+
+        assert list(shown_values(lead)) == [("a", ("phone",))]
 
 
 class TestRpcs:

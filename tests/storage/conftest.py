@@ -25,6 +25,9 @@ from tests.harness.postgres import TestDatabase
 
 Submit = Callable[..., SealedSubmission]
 
+Talk = tuple[str, tuple[str, ...]]
+"""A conversation id and its blind indexes."""
+
 _numbers = count(1)
 
 
@@ -65,6 +68,12 @@ def submit(sealer: LeadSealer) -> Submit:
         return sealer.seal(lead_id or new_id(), details, created_by=created_by, request_id=request_id)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def talk(sealer: LeadSealer) -> Talk:
+    """The conversation `talk`."""
+    return "talk", sealer.conversation_indexes("talk")
 
 
 @pytest.fixture

@@ -203,7 +203,11 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
             "INSERT INTO assignment_change (lead_id, to_assignee, actor, version) VALUES (%s, 'rahima', 'agent', 3)",
             [LEAD],
         )
-        connection.execute("INSERT INTO lead_conversation (conversation_id, lead_id) VALUES ('chat-1', %s)", [LEAD])
+        connection.execute(
+            "INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)"
+            " VALUES (%s, %s, %s, 'i1.digest')",
+            [LEAD, LEAD, TOKEN],
+        )
         connection.execute(
             "INSERT INTO resubmission (lead_id, submission_id, name, phone, nid, address, interested_policy,"
             " actor, content_digest, verified) VALUES (%s, %s, 'R', %s, %s, %s, 'Term', 'chatbot', %s, true)",
@@ -222,7 +226,7 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         *(f"TRUNCATE {table} CASCADE" for table in sorted(TABLES)),
         "UPDATE status_change SET actor = 'nobody'",
         "UPDATE assignment_change SET actor = 'nobody'",
-        "UPDATE lead_conversation SET conversation_id = 'chat-2'",
+        "UPDATE lead_conversation SET submission_id = gen_random_uuid()",
         "UPDATE key_canary SET database = gen_random_uuid()",
         "UPDATE access_record SET subject = 'nobody'",
         "UPDATE access_chain SET writer = 'nobody'",

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 from psycopg import IsolationLevel, sql
 
-from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
+from service.lead import CUSTOMER_FIELDS, SEALED_FORM, SENSITIVE_FIELDS
 from service.storage.daily.frozen_server import leave_when_frozen
 from service.storage.database import session
 
@@ -67,8 +67,8 @@ SELECT row_to_json(line)::text FROM (
            created_by, request_id, encode(content_digest, 'base64') AS content_digest,
            array_to_json(ARRAY(
                SELECT row_to_json(link) FROM (
-                   SELECT conversation_id, linked_at FROM lead_conversation WHERE lead_id = lead.id
-                   ORDER BY linked_at, conversation_id) link)) AS conversations,
+                   SELECT submission_id, conversation_id, linked_at FROM lead_conversation WHERE lead_id = lead.id
+                   ORDER BY linked_at, submission_id, conversation_id) link)) AS conversations,
            CASE WHEN version = 1 THEN '[]' ELSE array_to_json(ARRAY(
                SELECT row_to_json(step) FROM (
                    SELECT id, from_status, to_status, actor, reason, changed_at, version FROM status_change
@@ -98,7 +98,10 @@ SELECT DISTINCT split_part(token, '.', 1) FROM (
     SELECT unnest(ARRAY[{kept_sealed}])
     FROM resubmission kept JOIN lead ON lead.id = kept.lead_id
     WHERE lead.created_at >= %(start)s AND lead.created_at < %(end)s AND lead.resubmissions > 0
-) tokens WHERE token IS NOT NULL
+    UNION ALL
+    SELECT link.conversation_id FROM lead_conversation link JOIN lead ON lead.id = link.lead_id
+    WHERE lead.created_at >= %(start)s AND lead.created_at < %(end)s
+) tokens WHERE strpos(token, {form}) > 0
 """
 
 
@@ -169,6 +172,7 @@ class Snapshot:
         key_ids = sql.SQL(_KEY_IDS).format(
             sealed=sql.SQL(", ").join(map(sql.Identifier, SENSITIVE_FIELDS)),
             kept_sealed=sql.SQL(", ").join(sql.Identifier("kept", name) for name in SENSITIVE_FIELDS),
+            form=sql.Literal(SEALED_FORM),
         )
         self.key_ids = sorted(str(row[0]) for row in connection.execute(key_ids, self._bounds))
 

@@ -21,7 +21,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from service.errors import StartRefusedError
-from service.lead import SENSITIVE_FIELDS
+from service.lead import SEALED_FORM, SENSITIVE_FIELDS
+from service.storage import models
 from service.storage.database import session
 
 BATCH_ROWS = 125
@@ -31,15 +32,6 @@ _CONNECT_SECONDS = 10
 _SESSION: LiteralString = "SET synchronous_commit = off; SET lock_timeout = '2s'; SET jit = off"
 # Not behind a pooler, which would keep them for others. synchronous_commit: a batch that is lost is done again, and the
 # change of keys that relies on it commits with `on`, behind it in the same log.
-
-_SEALED_COUNTS: LiteralString = """
-    SELECT split_part(token, '.', 1), holder, count(*) FROM (
-        SELECT 'leads' AS holder, unnest(ARRAY[phone, nid, address, email, notes]) AS token FROM lead
-        UNION ALL SELECT 'resubmissions', unnest(ARRAY[phone, nid, address, email, notes]) FROM resubmission
-        UNION ALL SELECT 'conflicts', unnest(ARRAY[phone, nid, address, email, notes]) FROM lead_conflict
-        UNION ALL SELECT 'canary', sealed FROM key_canary
-    ) tokens WHERE token IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2
-"""
 
 _LOCK_FAILURES = ("55P03", "40P01")
 """SQLSTATEs: a live call held a row for too long, or there was a deadlock. These rows are left to the next pass."""
@@ -64,14 +56,53 @@ class SealedTable:
     types: tuple[str, ...]
     bound_to: str
     plural: str
+    sealed: tuple[str, ...] = SENSITIVE_FIELDS
+    """Its columns that hold tokens."""
+    index: str | None = None
+    """Its column with a blind index that is not unique, and is replaced together with the token that it is of."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is read and replaced."""
+        return (*self.sealed, *([self.index] if self.index else ()))
 
 
 TABLES = (
     SealedTable("lead", ("id",), ("uuid",), "id", "leads"),
     SealedTable("resubmission", ("submission_id", "lead_id"), ("uuid", "uuid"), "submission_id", "resubmissions"),
     SealedTable("lead_conflict", ("id",), ("uuid",), "id", "conflicts"),
+    SealedTable(
+        "lead_conversation",
+        ("lead_id", "id"),
+        ("uuid", "bigint"),
+        "submission_id",
+        "conversations",
+        sealed=("conversation_id",),
+        index="conversation_index",
+    ),
 )
-LEADS = TABLES[0]
+LEADS, CONVERSATIONS = TABLES[0], TABLES[-1]
+
+# A conversation id that is not sealed yet has no key, and nothing of it may be taken for one.
+_SEALED_COUNTS = sql.SQL("""
+    SELECT split_part(token, '.', 1), holder, count(*) FROM ({}) tokens WHERE strpos(token, {}) > 0 GROUP BY 1, 2
+    ORDER BY 1, 2
+""").format(
+    sql.SQL(" UNION ALL ").join(
+        [
+            *(
+                sql.SQL("SELECT {} AS holder, unnest(ARRAY[{}]) AS token FROM {}").format(
+                    sql.Literal(table.plural),
+                    sql.SQL(", ").join(map(sql.Identifier, table.sealed)),
+                    sql.Identifier(table.name),
+                )
+                for table in TABLES
+            ),
+            sql.SQL("SELECT 'canary', sealed FROM key_canary"),
+        ]
+    ),
+    sql.Literal(SEALED_FORM),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +113,7 @@ class Stored:
     bound_to: UUID
     seen: str
     tokens: dict[str, str] = field(repr=False)
+    """By column; of a table with an `index` that one too."""
     indexes: tuple[bytes | None, bytes | None] = field(default=(None, None), repr=False)
     """The blind indexes of phone and nid in the pair of columns that was asked for; of leads only."""
 
@@ -115,6 +147,12 @@ class Rekeying:
         [[count]] = await (await self._connection.execute(query)).fetchall()
         return int(count)
 
+    async def in_clear(self) -> dict[str, int]:
+        """How many conversation ids are in clear yet, by where they are; only where there are some."""
+        where: RowFilter = sql.SQL(models.IN_CLEAR)
+        counts = {table.plural: await self.count(table, where) for table in TABLES}
+        return {plural: count for plural, count in counts.items() if count}
+
     async def sealed_counts(self) -> dict[str, dict[str, int]]:
         """How many tokens are sealed with each key, by where they are: {key id: {leads: 5, …}}."""
         counts: dict[str, dict[str, int]] = {}
@@ -142,7 +180,7 @@ class Rekeying:
         ).format(
             bound_to=sql.Identifier(table.bound_to),
             indexes=indexes,
-            tokens=sql.SQL(", ").join(map(sql.Identifier, SENSITIVE_FIELDS)),
+            tokens=sql.SQL(", ").join(map(sql.Identifier, table.columns)),
             key=key,
             table=sql.Identifier(table.name),
             behind=behind,
@@ -150,7 +188,7 @@ class Rekeying:
             limit=sql.Literal(BATCH_ROWS),
         )
         cursor = await self._connection.execute(query)
-        width = 4 + len(SENSITIVE_FIELDS)
+        width = 4 + len(table.columns)
         return [
             Stored(
                 key=row[width:],
@@ -158,7 +196,7 @@ class Rekeying:
                 seen=row[1],
                 indexes=(row[2], row[3]),
                 tokens={
-                    name: token for name, token in zip(SENSITIVE_FIELDS, row[4:width], strict=True) if token is not None
+                    name: token for name, token in zip(table.columns, row[4:width], strict=True) if token is not None
                 },
             )
             for row in await cursor.fetchall()
@@ -166,18 +204,16 @@ class Rekeying:
 
     async def replace_tokens(self, table: SealedTable, rows: Sequence[tuple[Stored, dict[str, str]]]) -> int:
         """Give rows new tokens; how many had not been changed meanwhile."""
-        assigned = sql.SQL(", ").join(
-            sql.SQL("{0} = given.{0}").format(sql.Identifier(name)) for name in SENSITIVE_FIELDS
-        )
+        assigned = sql.SQL(", ").join(sql.SQL("{0} = given.{0}").format(sql.Identifier(name)) for name in table.columns)
         given = [dict(zip(table.key, row.key, strict=True)) | {"seen": row.seen} | tokens for row, tokens in rows]
         async with self._connection.transaction():
-            done = await self._update(table, assigned, [f"{name} text" for name in SENSITIVE_FIELDS], given)
-            if table.name == "resubmission" and done:
-                # A lead's resubmissions are in its day's file, and only its own changes are noted by themselves.
+            done = await self._update(table, assigned, [f"{name} text" for name in table.columns], given)
+            if done and "lead_id" in table.key:
+                # What belongs to a lead is in its day's file, and only the lead's own changes are noted by themselves.
                 await self._connection.execute(
                     "INSERT INTO lead_touch (quarter) SELECT DISTINCT date_bin('15 minutes', created_at,"
                     " TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead WHERE id = ANY(%s)",
-                    [[row.key[1] for row, _ in rows]],
+                    [[row.key[table.key.index("lead_id")] for row, _ in rows]],
                 )
         return done
 
@@ -283,8 +319,18 @@ def lacks_index(pair: int) -> RowFilter:
     return sql.SQL(lacking).format(sql.Identifier(phone), sql.Identifier(nid))
 
 
-def sealed_otherwise(key_id: str) -> RowFilter:
-    """The condition of rows with a token of another key than this one."""
+def sealed_otherwise(table: SealedTable, key_id: str) -> RowFilter:
+    """The condition of rows of a table with a token of another key than this one, or with a value in clear."""
     begins: LiteralString = "coalesce(starts_with({}, {}), true)"
-    sealed = (sql.SQL(begins).format(sql.Identifier(name), sql.Literal(f"{key_id}.")) for name in SENSITIVE_FIELDS)
+    sealed = (sql.SQL(begins).format(sql.Identifier(name), sql.Literal(f"{key_id}.")) for name in table.sealed)
     return sql.SQL("NOT ({})").format(sql.SQL(" AND ").join(sealed))
+
+
+def indexed_with(key_id: str) -> RowFilter:
+    """The condition of conversations whose blind index is made with this key."""
+    return sql.SQL("starts_with(conversation_index, {})").format(sql.Literal(f"{key_id}."))
+
+
+def indexed_otherwise(key_id: str) -> RowFilter:
+    """The condition of conversations whose blind index is made with another key; not of those that have none yet."""
+    return sql.SQL("NOT {}").format(indexed_with(key_id))

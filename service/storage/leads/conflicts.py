@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Row, case, exists, func, insert, literal, or_, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert as insert_if_absent
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConflictNotFoundError, ConflictResolvedError
@@ -27,6 +26,7 @@ from service.storage.leads.queries import (
     fields_of,
     index_columns,
     lead_of_row,
+    link_conversation,
     lock_lead,
     returned_lead,
     write_anew_if_taken,
@@ -40,9 +40,10 @@ _CONFLICT = models.lead_conflict
 
 @dataclass(frozen=True, slots=True)
 class KeepFirst:
-    """The id of the submission leads to the lead `lead_id`, which stays as it is."""
+    """The id of the submission leads to the lead `lead_id`, which stays as it is, and so does its conversation."""
 
     lead_id: UUID
+    submission: SealedSubmission
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class TakeNew:
     """The same, and the lead takes the submission's values: `correction` of the lead, when it is shown that."""
 
     lead_id: UUID
+    submission: SealedSubmission
     correction: Callable[[SealedLead], Correction]
 
 
@@ -163,7 +165,7 @@ class ConflictRepository:
             lead = taken
         alias = {"id": conflict.id, "lead_id": lead.id, "created_by": conflict.created_by}
         await connection.execute(insert(models.lead_alias).values(alias))
-        await self._link(connection, conflict, lead.id)
+        await link_conversation(connection, decision.submission, lead.id)
         return lead
 
     async def _insert(
@@ -185,13 +187,8 @@ class ConflictRepository:
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
         }
         lead = await returned_lead(connection, insert(_LEAD).values(values).returning(_LEAD))
-        await self._link(connection, conflict, submission.id)
+        await link_conversation(connection, submission, submission.id)
         return lead
-
-    async def _link(self, connection: AsyncConnection, conflict: SealedConflict, lead_id: UUID) -> None:
-        if (conversation_id := conflict.fields.get("conversation_id")) is not None:
-            link = {"conversation_id": conversation_id, "lead_id": lead_id}
-            await connection.execute(insert_if_absent(models.lead_conversation).values(link).on_conflict_do_nothing())
 
     def _conflict(self, row: Row[Any] | None) -> SealedConflict:
         if row is None:

@@ -101,10 +101,10 @@ _HAND_OVER = text("SELECT claim_index_entries(ARRAY(SELECT id FROM lead WHERE ph
 _DETAILS = tuple(
     text(statement)
     for statement in (  # our own names
-        f"""INSERT INTO lead_conversation (conversation_id, lead_id, linked_at)
-            SELECT link.conversation_id, given.id, link.linked_at
-            FROM {_LEADS}, json_to_recordset(conversations) AS link (conversation_id text, linked_at timestamptz)
-            ON CONFLICT DO NOTHING""",
+        f"""INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index, linked_at)
+            SELECT given.id, link.submission_id, link.conversation_id, link.conversation_index, link.linked_at
+            FROM {_LEADS}, json_to_recordset(conversations) AS link (submission_id uuid, conversation_id text,
+                conversation_index text, linked_at timestamptz)""",
         f"""INSERT INTO resubmission (lead_id, submission_id, {_FIELDS}, actor, request_id, content_digest,
                 verified, submitted_at)
             SELECT given.id, kept.submission_id, {", ".join(f"kept.{name}" for name in CUSTOMER_FIELDS)},

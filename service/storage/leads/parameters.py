@@ -62,7 +62,8 @@ class LeadFilter:
     assignee: str | None = None
     interested_policy: str | None = None
     source: str | None = None
-    conversation_id: str | None = None
+    conversation_id: str | None = field(default=None, repr=False)
+    conversation_indexes: Sequence[str] = field(default=(), repr=False)
     phone_indexes: Sequence[bytes] | None = field(default=None, repr=False)
     """The blind indexes of one phone, one of which a lead must have; likewise `nid_indexes`."""
     nid_indexes: Sequence[bytes] | None = field(default=None, repr=False)

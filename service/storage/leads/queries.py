@@ -22,6 +22,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     union_all,
     update,
 )
@@ -129,15 +130,41 @@ LEADS_OF_IDS = Statement(
 )
 """Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
 
+
+def _linked_to(conversation: Any, indexes: Any) -> Any:
+    """The condition of leads that a conversation is linked to, also where its id is in clear yet."""
+    in_clear = and_(literal_column(models.IN_CLEAR), _LINK.c.conversation_id == conversation)
+    return LEAD.c.id.in_(select(_LINK.c.lead_id).where(or_(_LINK.c.conversation_index == any_(indexes), in_clear)))
+
+
 LEADS_OF_CONVERSATION = Statement(
     select(*COLUMNS)
-    .join(_LINK, _LINK.c.lead_id == LEAD.c.id)
-    .where(_LINK.c.conversation_id == bindparam("conversation", type_=Text))
+    .where(_linked_to(bindparam("conversation", type_=Text), bindparam("indexes", type_=ARRAY(Text))))
     .where(or_(_CREATOR.is_(None), LEAD.c.created_by == _CREATOR))
     .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
     .limit(literal_column(str(OTHER_LEADS_SHOWN + 1)))
 )
-"""The leads that are linked to a `conversation`, newest first; `created_by` restricts them unless it is NULL."""
+"""The leads that a `conversation` with these `indexes` is linked to, newest first; `created_by` restricts them unless
+it is NULL."""
+
+_LINK_CONVERSATION = text("""
+    INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
+    SELECT :lead_id, :submission_id, :conversation_id, :conversation_index
+    WHERE NOT EXISTS (SELECT FROM lead_conversation WHERE lead_id = :lead_id AND conversation_index = ANY(:indexes))
+""")
+
+
+async def link_conversation(connection: AsyncConnection, submission: SealedSubmission, lead_id: UUID) -> None:
+    """Link a submission's conversation, if it has one, to a lead, which is locked."""
+    if indexes := submission.indexes.conversation:
+        link = {
+            "lead_id": lead_id,
+            "submission_id": submission.id,
+            "conversation_id": submission.fields["conversation_id"],
+            "conversation_index": indexes[0],
+            "indexes": list(indexes),
+        }
+        await connection.execute(_LINK_CONVERSATION, link)
 
 
 async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
@@ -213,9 +240,8 @@ def filtered(wanted: LeadFilter) -> Select[Any]:
     if wanted.created_before is not None:
         query = query.where(LEAD.c.created_at < wanted.created_before)
     if wanted.conversation_id is not None:
-        links = models.lead_conversation.c
-        linked = select(links.lead_id).where(links.conversation_id == wanted.conversation_id)
-        query = query.where(LEAD.c.id.in_(linked))
+        given = bindparam("indexes", list(wanted.conversation_indexes), type_=ARRAY(Text))
+        query = query.where(_linked_to(wanted.conversation_id, given))
     return query
 
 

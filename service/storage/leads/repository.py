@@ -7,7 +7,7 @@ and submissions.py for how a submission becomes a lead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -148,13 +148,13 @@ class LeadRepository:
         return None
 
     async def find_by_conversation(
-        self, conversation_id: str, *, created_by: str | None
+        self, conversation_id: str, indexes: Sequence[str], *, created_by: str | None
     ) -> tuple[SealedLead, list[UUID]]:
         """The newest lead that is linked to a conversation, and the ids of the others, newest first.
 
-        Raises ConversationNotFoundError, StorageUnavailableError.
+        `indexes` are the blind indexes of its id. Raises ConversationNotFoundError, StorageUnavailableError.
         """
-        wanted = {"conversation": conversation_id, "created_by": created_by}
+        wanted = {"conversation": conversation_id, "indexes": list(indexes), "created_by": created_by}
         try:
             waits = await self._spool.holds_conversation(conversation_id, lambda subject: created_by in (None, subject))
         except SpoolError:

@@ -26,13 +26,17 @@ _LOCK_MATCHED = Statement(text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uui
 _KEEP = Statement(
     text(f"""
     WITH given AS (
-        SELECT kept.*, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests
+        SELECT kept.*, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests,
+            ARRAY(SELECT json_array_elements_text(entry -> 'conversation_indexes')) AS conversation_indexes
         FROM json_array_elements(CAST(:refused AS json)) AS list (entry),
             json_populate_record(CAST(NULL AS resubmission), entry) AS kept
     ), linked AS (
-        INSERT INTO lead_conversation (conversation_id, lead_id)
-        SELECT DISTINCT conversation_id, lead_id FROM given WHERE verified AND conversation_id IS NOT NULL
-        ON CONFLICT DO NOTHING
+        INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
+        SELECT DISTINCT ON (lead_id, conversation_indexes[1])
+            lead_id, submission_id, conversation_id, conversation_indexes[1]
+        FROM given WHERE verified AND conversation_indexes <> '{{}}' AND NOT EXISTS (
+            SELECT FROM lead_conversation known
+            WHERE known.lead_id = given.lead_id AND known.conversation_index = ANY (given.conversation_indexes))
     )
     INSERT INTO resubmission ({_DATED}, {_KEPT_COLUMNS})
     SELECT coalesce({_DATED}, now()), {_KEPT_COLUMNS} FROM given WHERE NOT EXISTS (
@@ -61,6 +65,7 @@ async def keep_refused(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]
             "submitted_at": submission.accepted_at and submission.accepted_at.isoformat(),
             "verified": match.verified,
             "earlier_digests": [each.hex() for each in submission.earlier_digests],
+            "conversation_indexes": submission.indexes.conversation,
         }
         same = (
             submission.id if submission.request_id is None else (submission.created_by, submission.request_id, digest)

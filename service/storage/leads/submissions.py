@@ -69,11 +69,14 @@ _GIVEN = ", ".join(f"{name} {'text' if name in _DIGESTS else kind}" for name, ki
 _VALUES = ", ".join(f"decode({name}, 'hex')" if name in _DIGESTS else name for name in _COLUMN_TYPES)
 
 _INSERT_SQL = f"""
-    WITH inserted AS (
+    WITH entry AS (
+        SELECT * FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, conversation_index text,
+            accepted_at timestamptz, accepted_from timestamptz))
+            WITH ORDINALITY AS entry ({_COLUMNS}, conversation_index, accepted_at, accepted_from, place)
+    ), inserted AS (
         INSERT INTO lead ({_COLUMNS}, created_at)
         SELECT {_VALUES}, coalesce(accepted_at, now())
-        FROM ROWS FROM (json_to_recordset(CAST(:entries AS json)) AS ({_GIVEN}, accepted_at timestamptz,
-            accepted_from timestamptz)) WITH ORDINALITY AS entry ({_COLUMNS}, accepted_at, accepted_from, place)
+        FROM entry
         WHERE true AND NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
           AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)
           AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = entry.id)
@@ -84,11 +87,11 @@ _INSERT_SQL = f"""
               SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
         ORDER BY place
         ON CONFLICT DO NOTHING
-        RETURNING id, created_at, conversation_id
+        RETURNING id, created_at
     ), linked AS (
-        INSERT INTO lead_conversation (conversation_id, lead_id)
-        SELECT conversation_id, id FROM inserted WHERE conversation_id IS NOT NULL
-        ON CONFLICT DO NOTHING
+        INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
+        SELECT id, id, conversation_id, conversation_index FROM inserted JOIN entry USING (id)
+        WHERE conversation_index IS NOT NULL
     )
     SELECT id, created_at FROM inserted
 """  # noqa: S608 # our own names
@@ -430,6 +433,7 @@ def _entry(entry: SealedSubmission) -> dict[str, Any]:
         "created_by": entry.created_by,
         "request_id": entry.request_id,
         "content_digest": entry.content_digest.hex(),
+        "conversation_index": entry.indexes.conversation[0] if entry.indexes.conversation else None,
         "accepted_at": entry.accepted_at and entry.accepted_at.isoformat(),
         # Only an acknowledged submission can have been erased before; when it was accepted may be unknown.
         "accepted_from": entry.accepted_between[0].isoformat() if entry.accepted_between else "-infinity",

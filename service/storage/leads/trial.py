@@ -11,8 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from service.lead import SENSITIVE_FIELDS, BlindIndexes, SealedSubmission
-from service.storage.models import SEALED_FORM
+from service.lead import SEALED_FORM, SENSITIVE_FIELDS, BlindIndexes, SealedSubmission
 
 _NAME = "নমুনা Ж 例 😀"
 """Characters of one to four bytes: an encoding that lacks some of them refuses this like a customer's name."""
@@ -29,16 +28,15 @@ def made_up_submissions() -> tuple[list[SealedSubmission], list[SealedSubmission
     clear = {"name": _NAME, "interested_policy": _NAME, "preferred_contact_time": _NAME, "source": _NAME}
     lead = SealedSubmission(
         id=uuid4(),
-        fields={
-            **clear,
-            **dict.fromkeys(SENSITIVE_FIELDS, f"trial{SEALED_FORM}"),
-            "conversation_id": f"trial-{uuid4()}",
-        },
+        fields={**clear, **dict.fromkeys(SENSITIVE_FIELDS, f"trial{SEALED_FORM}")},
         created_by="leadkeep-trial",
         request_id=str(uuid4()),
         content_digest=secrets.token_bytes(32),
         indexes=BlindIndexes(
-            epoch=_EVERY_PLAN, phone=(secrets.token_bytes(32), None), nid=(secrets.token_bytes(32), None)
+            epoch=_EVERY_PLAN,
+            phone=(secrets.token_bytes(32), None),
+            nid=(secrets.token_bytes(32), None),
+            conversation=(f"trial.{uuid4()}",),
         ),
     )
     duplicate = replace(lead, id=uuid4(), request_id=None)

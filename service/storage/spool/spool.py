@@ -378,6 +378,8 @@ class Spool:
 
     def _row(self, entry: SealedSubmission, request: bytes | None, now: datetime) -> SpoolRow:
         conversation = entry.fields.get("conversation_id")
+        if conversation is not None:
+            conversation = self._encryption.open(entry.id, "conversation_id", conversation)
         return SpoolRow(
             id=entry.id,
             accepted_at=now,

@@ -59,7 +59,7 @@ async def test_a_row_that_was_changed_meanwhile_is_left_to_the_next_pass(
     changed, untouched = submit(), submit(phone="+1234567", nid="7654321")
     for each in (changed, untouched):
         await store.create(each)
-    rows = await tables.read(LEADS, sealed_otherwise(primary), None)
+    rows = await tables.read(LEADS, sealed_otherwise(LEADS, primary), None)
     # A correction of the address, which has nothing to do with the phone.
     correction = encryption.seal(changed.id, "address", "another one")
     faults.execute(database.admin_url, f"UPDATE lead SET address = '{correction}' WHERE id = '{changed.id}'")
@@ -76,7 +76,7 @@ async def test_a_row_that_was_changed_meanwhile_is_left_to_the_next_pass(
 
     assert await tables.replace_tokens(LEADS, anew) == 1
 
-    [left] = await tables.read(LEADS, sealed_otherwise(primary), None)
+    [left] = await tables.read(LEADS, sealed_otherwise(LEADS, primary), None)
     assert left.bound_to == changed.id
     assert encryption.open(changed.id, "address", left.tokens["address"]) == "another one"
 

@@ -531,7 +531,7 @@ class Postgres:
 
     async def keep_first(self, conflict_id: UUID, lead_id: UUID) -> None:
         await ConflictRepository(self.database).resolve(
-            conflict_id, ConflictResolution.KEEP_FIRST, lambda _: KeepFirst(lead_id), actor="boss", reason=None
+            conflict_id, ConflictResolution.KEEP_FIRST, lambda kept: KeepFirst(lead_id, kept), actor="boss", reason=None
         )
 
 

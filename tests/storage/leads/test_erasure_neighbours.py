@@ -552,7 +552,7 @@ async def keep_first(world: World, conflict: SealedSubmission, lead: SealedSubmi
     conflicts = ConflictRepository(world.database)
 
     def decide(_: object) -> Decision:
-        return KeepFirst(lead.id)
+        return KeepFirst(lead.id, conflict)
 
     await conflicts.resolve(conflict.id, ConflictResolution.KEEP_FIRST, decide, actor="boss", reason=None)
 

@@ -31,7 +31,7 @@ from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool
 from tests.harness.postgres import TestDatabase
-from tests.storage.conftest import Submit, everyone
+from tests.storage.conftest import Submit, Talk, everyone
 
 
 def again(submission: SealedSubmission) -> SealedSubmission:
@@ -188,67 +188,67 @@ class TestResubmissions:
 
 class TestConversations:
     async def test_a_new_lead_is_linked(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, talk: Talk
     ) -> None:
         lead = submit(conversation_id="talk")
         await store.create(lead)
 
-        found, others = await repository.find_by_conversation("talk", created_by=None)
+        found, others = await repository.find_by_conversation(*talk, created_by=None)
 
         assert (found.id, others) == (lead.id, [])
 
     @pytest.mark.parametrize("field", ["phone", "nid"])
     async def test_one_matched_field_links_nothing(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, field: str
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, talk: Talk, field: str
     ) -> None:
         await store.create(submit(**{field: "1234567"}))
         await store.create(submit(**{field: "1234567", "conversation_id": "talk"}))
 
         with pytest.raises(ConversationNotFoundError):
-            await repository.find_by_conversation("talk", created_by=None)
+            await repository.find_by_conversation(*talk, created_by=None)
 
     async def test_two_leads_matched_by_one_field_each_are_not_linked(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, talk: Talk
     ) -> None:
         await store.create(submit(phone="+1234567"))
         await store.create(submit(nid="1234567"))
         await store.create(submit(phone="+1234567", nid="1234567", conversation_id="talk"))
 
         with pytest.raises(ConversationNotFoundError):
-            await repository.find_by_conversation("talk", created_by=None)
+            await repository.find_by_conversation(*talk, created_by=None)
 
     async def test_a_verified_submission_is_linked_once(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, database: TestDatabase
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, talk: Talk, database: TestDatabase
     ) -> None:
         lead = submit(phone="+1234567", nid="1234567")
         await store.create(lead)
         for _ in range(2):
             await store.create(submit(phone="+1234567", nid="1234567", conversation_id="talk"))
 
-        found, others = await repository.find_by_conversation("talk", created_by=None)
+        found, others = await repository.find_by_conversation(*talk, created_by=None)
 
         assert (found.id, others) == (lead.id, [])
         assert rows_of(database, "lead_conversation") == 1
 
     async def test_only_one_subjects_leads_are_found_when_asked(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, talk: Talk
     ) -> None:
         mine, theirs = (submit(conversation_id="talk", created_by=who) for who in ("me", "them"))
         await store.create(mine)
         await store.create(theirs)
 
-        found, others = await repository.find_by_conversation("talk", created_by="me")
+        found, others = await repository.find_by_conversation(*talk, created_by="me")
 
         assert (found.id, others) == (mine.id, [])
         with pytest.raises(ConversationNotFoundError):
-            await repository.find_by_conversation("talk", created_by="nobody")
+            await repository.find_by_conversation(*talk, created_by="nobody")
 
     async def test_the_other_leads_are_bounded(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, talk: Talk
     ) -> None:
         await asyncio.gather(*(store.create(submit(conversation_id="talk")) for _ in range(OTHER_LEADS_SHOWN + 5)))
 
-        _, others = await repository.find_by_conversation("talk", created_by=None)
+        _, others = await repository.find_by_conversation(*talk, created_by=None)
 
         assert len(others) == OTHER_LEADS_SHOWN
 
@@ -774,9 +774,9 @@ class TestWhatTheDatabaseRefuses:
 
 
 async def test_anothers_waiting_lead_is_missing_like_an_unknown_one(
-    repository: LeadRepository, spool: Spool, submit: Submit
+    repository: LeadRepository, spool: Spool, submit: Submit, talk: Talk
 ) -> None:
-    waiting = submit(created_by="bot", conversation_id="waiting talk")
+    waiting = submit(created_by="bot", conversation_id="talk")
     await spool.put([waiting])
 
     def own_only(creator: str) -> bool:
@@ -790,8 +790,8 @@ async def test_anothers_waiting_lead_is_missing_like_an_unknown_one(
     with pytest.raises(LeadNotFoundError):
         await repository.change(waiting.id, decide, own_only)
     with pytest.raises(ConversationNotFoundError):
-        await repository.find_by_conversation("waiting talk", created_by="another")
+        await repository.find_by_conversation(*talk, created_by="another")
     with pytest.raises(StorageUnavailableError):
         await repository.get(waiting.id, everyone)
     with pytest.raises(StorageUnavailableError):
-        await repository.find_by_conversation("waiting talk", created_by="bot")
+        await repository.find_by_conversation(*talk, created_by="bot")

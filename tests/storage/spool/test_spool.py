@@ -60,8 +60,10 @@ async def test_what_comes_out_is_what_was_put_in_its_order(spool: Spool, submit:
         await put(spool, each)
     found = await waiting_in(spool)
     assert all(each.accepted_at for each in found)
+    # The blind index of the conversation is computed anew when it is drained.
+    sent = [replace(each, indexes=replace(each.indexes, conversation=())) for each in submissions]
     as_put = [replace(each, accepted_at=None, accepted_between=None, repeat_window=timedelta(days=1)) for each in found]
-    assert as_put == submissions
+    assert as_put == sent
 
 
 async def test_it_outlives_the_process(tmp_path: Path, encryption: EncryptionService, submit: Submit) -> None:

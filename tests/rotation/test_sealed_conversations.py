@@ -1,0 +1,213 @@
+"""Conversation ids that were stored in clear are found, sealed while the service runs, and found again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import grpc
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.keys.encryption import EncryptionService
+from service.keys.keyring import Keyring, create_keyring
+from service.lead import CustomerFields, SealedSubmission
+from service.lead_sealer import LeadSealer
+from service.storage import schema
+from service.validation import ValidationService
+from tests.conftest import StartService
+from tests.harness.daily_files import file_of, leads_in, soon_in
+from tests.harness.disguises import disguises, hidden_in
+from tests.harness.faults import execute, value_of
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
+from tests.rpc.calls import Client
+
+CLEAR = {
+    "lead": "whatsapp:+8801711223344",
+    "other lead": "8801755667788@c.us",
+    "resubmission": "telegram-501122334455",
+    "conflict": "messenger:77889911002233",
+}
+LEAD, OTHER, AGAIN, LATE = (UUID(f"01890a5d-ac96-774b-bcce-b302099a805{n}") for n in "1234")
+ROW = "name, phone, nid, address, interested_policy, conversation_id, content_digest"
+
+
+@dataclass
+class Before:
+    """A database of the schema before conversation ids were sealed, with some in every table, and its keyring."""
+
+    database: TestDatabase
+    keyring: Path
+
+    def migrate(self) -> None:
+        schema.migrate(self.database.admin_url)
+
+
+@pytest.fixture
+def before(postgres_server: TestServer, tmp_path: Path) -> Before:
+    database, keyring = postgres_server.empty_database(), tmp_path / "keyring.json"
+    engine = schema.engine_of(database.admin_url)
+    with engine.connect() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0009")
+        connection.commit()
+    engine.dispose()
+    create_keyring(keyring, now=datetime.now(UTC))
+    encryption = EncryptionService(Keyring.from_json(keyring.read_text()))
+    sealer = LeadSealer(encryption, ValidationService(), transcript_url=None)
+
+    def sealed(submission: UUID, phone: str, nid: str) -> SealedSubmission:
+        details = CustomerFields(name="R", phone=phone, nid=nid, address="1 Lake Road", interested_policy="Term")
+        return sealer.seal(submission, details, created_by="bot", request_id=None)
+
+    def row(each: SealedSubmission, talk: str) -> list[object]:
+        fields = each.fields
+        return ["R", fields["phone"], fields["nid"], fields["address"], "Term", talk, each.content_digest]
+
+    with psycopg.connect(database.admin_url, autocommit=True) as old:
+        for lead_id, phone, talk in ((LEAD, "+8801711223344", "lead"), (OTHER, "+8801755667788", "other lead")):
+            made = sealed(lead_id, phone, f"19{phone[-8:]}")
+            old.execute(
+                f"INSERT INTO lead (id, created_by, phone_index, nid_index, resubmissions, {ROW})"
+                " VALUES (%s, 'bot', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)".encode(),
+                [lead_id, *made.indexes.phones, *made.indexes.nids, int(lead_id == LEAD), *row(made, CLEAR[talk])],
+            )
+        for talk, lead_id in (("lead", LEAD), ("other lead", OTHER), ("resubmission", LEAD)):
+            old.execute("INSERT INTO lead_conversation VALUES (%s, %s)", [CLEAR[talk], lead_id])
+        old.execute(
+            f"INSERT INTO resubmission (lead_id, slot, submission_id, actor, verified, {ROW})"
+            " VALUES (%s, 0, %s, 'bot', true, %s, %s, %s, %s, %s, %s, %s)".encode(),
+            [LEAD, AGAIN, *row(sealed(AGAIN, "+8801711223344", "1911223344"), CLEAR["resubmission"])],
+        )
+        old.execute(
+            f"INSERT INTO lead_conflict (id, created_by, phone_lead_id, accepted_at, {ROW})"
+            " VALUES (%s, 'bot', %s, now(), %s, %s, %s, %s, %s, %s, %s)".encode(),
+            [LATE, OTHER, *row(sealed(LATE, "+8801755667788", "1990"), CLEAR["conflict"])],
+        )
+    return Before(database, keyring)
+
+
+@pytest.fixture
+def service(before: Before, start_service: StartService) -> RunningService:
+    """A service on that database, migrated."""
+    before.migrate()
+    settings = {"LEADKEEP_KEYRING": str(before.keyring)}
+    return start_service(database_url=before.database.serve_url, settings=settings)
+
+
+@pytest.fixture
+def admin(service: RunningService) -> Iterator[Client]:
+    with service.channel() as channel:
+        yield Client(service, channel)
+
+
+def dump(server: TestServer, database: TestDatabase) -> bytes:
+    arguments: list[str | Path] = [server.postgres.bin_dir / "pg_dump", "--dbname", database.admin_url]
+    return subprocess.run(arguments, capture_output=True, check=True).stdout
+
+
+def forms() -> dict[str, list[bytes]]:
+    return {name: list(disguises(value)) for name, value in CLEAR.items()}
+
+
+def checked(service: RunningService) -> dict[str, Any]:
+    """What doctor finds about conversation ids."""
+    done = service.leadkeep("doctor", "--json")
+    [finding] = [each for each in json.loads(done.stdout)["checks"] if each["check"] == "conversation ids"]
+    return dict(finding)
+
+
+def found(admin: Client, talk: str) -> str:
+    return admin.by_conversation(CLEAR[talk]).lead.id
+
+
+def test_what_is_in_clear_is_found_shown_and_changed_before_it_is_sealed(
+    admin: Client, service: RunningService
+) -> None:
+    assert [found(admin, talk) for talk in ("lead", "other lead", "resubmission")] == [str(LEAD), str(OTHER), str(LEAD)]
+    assert admin.listed_ids(conversation_id=CLEAR["resubmission"]) == [str(LEAD)]
+    assert admin.get(str(LEAD)).conversation_id == CLEAR["lead"]
+    assert admin.move(str(LEAD), pb.LEAD_STATUS_CONTACTED).version == 2
+    assert admin.correct(str(LEAD), phone="+8801711223355").conversation_id == CLEAR["lead"]
+    [conflict] = admin.call("ListConflicts", pb.ListConflictsRequest()).conflicts
+    assert conflict.submission.conversation_id == CLEAR["conflict"]
+    assert checked(service)["ok"] is False
+
+
+def test_nothing_is_in_clear_after_a_reseal_and_everything_is_found(
+    admin: Client, service: RunningService, before: Before, postgres_server: TestServer
+) -> None:
+    assert hidden_in(dump(postgres_server, before.database), forms()) == CLEAR.keys()
+
+    done = service.leadkeep("keys", "reseal", "--json")
+
+    counts = {"leads": 2, "resubmissions": 1, "conflicts": 1, "conversations": 3}
+    assert (done.returncode, json.loads(done.stdout)["sealed_anew"]) == (0, counts), done.stderr
+    assert hidden_in(dump(postgres_server, before.database), forms()) == set()
+    assert [found(admin, talk) for talk in ("lead", "other lead", "resubmission")] == [str(LEAD), str(OTHER), str(LEAD)]
+    assert admin.listed_ids(conversation_id=CLEAR["resubmission"]) == [str(LEAD)]
+    assert admin.get(str(LEAD)).conversation_id == CLEAR["lead"]
+    assert checked(service) == {"check": "conversation ids", "ok": True, "detail": "all are sealed"}
+    assert service.leadkeep("keys", "verify").returncode == 0
+
+
+def test_the_daily_file_follows_the_reseal(service: RunningService) -> None:
+    assert soon_in(file_of(service), str(LEAD))
+    service.leadkeep("keys", "reseal")
+
+    def clean() -> bool:
+        return hidden_in(file_of(service).read_bytes(), forms()) == set()
+
+    assert eventually(clean, within=30)
+    links = leads_in(file_of(service))[str(LEAD)]["conversations"]
+    assert [link["submission_id"] for link in links] == [str(LEAD)] * 2
+
+
+@pytest.mark.parametrize("resealed", [False, True])
+def test_a_conflict_that_is_decided_links_its_conversation(
+    admin: Client, service: RunningService, before: Before, resealed: bool
+) -> None:
+    if resealed:
+        service.leadkeep("keys", "reseal")
+    wanted = pb.ResolveConflictRequest(id=str(LATE), resolution=pb.CONFLICT_RESOLUTION_KEEP_FIRST)
+
+    admin.call("ResolveConflict", wanted)
+
+    assert found(admin, "conflict") == str(OTHER)
+    query = f"SELECT conversation_index IS NOT NULL FROM lead_conversation WHERE submission_id = '{LATE}'"
+    assert value_of(before.database.admin_url, query)
+
+
+def test_a_conversation_that_is_linked_again_after_the_reseal_is_linked_once(
+    admin: Client, service: RunningService, before: Before
+) -> None:
+    service.leadkeep("keys", "reseal")
+    again = somebody(phone="+8801711223344", nid="1911223344", conversation_id=CLEAR["lead"])
+
+    with pytest.raises(grpc.RpcError):
+        admin.create(again)
+
+    query = f"SELECT count(*) FROM lead_conversation WHERE lead_id = '{LEAD}'"
+    assert value_of(before.database.admin_url, query) == 2
+
+
+@pytest.mark.parametrize("table", ["lead", "resubmission", "lead_conflict"])
+def test_the_database_takes_no_new_conversation_id_in_clear(before: Before, table: str) -> None:
+    before.migrate()
+    with pytest.raises(psycopg.errors.CheckViolation):
+        execute(before.database.admin_url, f"UPDATE {table} SET conversation_id = 'chat-2'")
+    execute(before.database.admin_url, f"UPDATE {table} SET name = 'Another', conversation_id = conversation_id")
