@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -128,6 +129,20 @@ async def test_an_erasure_takes_what_its_person_submitted_and_the_count_follows(
     assert {each.id for each in others} | {each.id for each in more[:10]} <= kept
     assert not kept & {each.id for each in hers}
     assert counted(database, husband.id) == len(kept)
+
+
+async def test_calls_go_on_while_a_person_with_many_neighbours_is_erased(world: World, submit: Submit) -> None:
+    first = submit(phone=PHONE)
+    await world.create(first)
+    await world.store.create_all_once([submit(phone=PHONE) for _ in range(300)])
+    longest = 0.0
+    begun = turn = time.thread_time()
+    erasing = asyncio.create_task(erase(world, first.id))
+    while not erasing.done():
+        await asyncio.sleep(0)
+        longest, turn = max(longest, time.thread_time() - turn), time.thread_time()
+    # Opening them all is nearly all that this thread did, and it did not do it at once.
+    assert longest < (turn - begun) / 4
 
 
 def migrated_to(database: TestDatabase, revision: str) -> None:
