@@ -147,14 +147,14 @@ async def test_a_spool_names_the_keys_of_what_waits_in_it(
 async def test_after_a_rotation_the_spool_still_knows_its_requests_and_gives_its_leads_on_with_the_new_keys(
     tmp_path: Path, submit: Submit, encryption: EncryptionService, rotated: EncryptionService
 ) -> None:
-    lead = submit(conversation_id="chat-1", request_id="once", phone="+1234567890", nid="1234567")
+    lead = submit(conversation_id="chat-1", request_id="once", phone="+1234567890", nid="1234567", name="Somebody")
     spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
     spool.identified = True
     try:
         await spool.put([lead])
         encryption.take(rotated.keyring)
         assert await spool.holds_conversation("chat-1", everyone)
-        again = submit(conversation_id="chat-1", request_id="once", phone="+1234567890", nid="1234567")
+        again = submit(conversation_id="chat-1", request_id="once", phone="+1234567890", nid="1234567", name="Somebody")
         assert again.content_digest != lead.content_digest
         assert [outcome.id for outcome in (await spool.put([again])).values()] == [lead.id]  # type: ignore[union-attr]
         [drained] = (await spool.oldest(10, sealer_of(encryption).resealed_and_reindexed)).submissions
