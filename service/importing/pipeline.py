@@ -21,7 +21,7 @@ from service.importing.source import Row
 from service.importing.workers import Ready, opened_lines, sealed_rows
 from service.lead import SealedSubmission
 from service.storage.database.database import Database
-from service.storage.database.failures import StorageFaultError
+from service.storage.database.failures import CONTENT_CLASSES, StorageFaultError
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch, Erased, Outcome
 from service.storage.leads.lead_import import Restored, import_leads, restore_leads
 from service.storage.leads.submissions import SubmissionStore
@@ -110,7 +110,8 @@ class Pipeline:
         try:
             return await store(ready)
         except StorageFaultError as fault:
-            if fault.is_refusal or await SubmissionStore(self.database).trial() is not None:
+            is_content = fault.cause[:2] in CONTENT_CLASSES
+            if not is_content or await SubmissionStore(self.database).trial() is not None:
                 raise
             if len(ready) == 1:
                 detail = f"the database refused it (SQLSTATE {fault.cause})"
