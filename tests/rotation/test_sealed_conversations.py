@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,22 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from leadkeep.v1 import lead_service_pb2 as pb
+from sqlalchemy import select
 
+from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService
-from service.keys.keyring import Keyring, create_keyring
+from service.keys.keyring import Keyring, Purpose, create_keyring
 from service.lead import CustomerFields, SealedSubmission
 from service.lead_sealer import LeadSealer
-from service.storage import schema
+from service.rotation.key_service import KeyService
+from service.storage import models, schema
+from service.storage.database.database import Database
+from service.storage.keys.canary import confirm_canary, plan_of
+from service.storage.keys.rekeying import rekeying
+from service.storage.leads.parameters import LeadFilter
+from service.storage.leads.queries import filtered
+from service.storage.leads.submissions import SubmissionStore
+from service.storage.spool.spool import Spool
 from service.validation import ValidationService
 from tests.conftest import StartService
 from tests.harness.daily_files import file_of, leads_in, soon_in
@@ -70,35 +80,50 @@ def before(postgres_server: TestServer, tmp_path: Path) -> Before:
     encryption = EncryptionService(Keyring.from_json(keyring.read_text()))
     sealer = LeadSealer(encryption, ValidationService(), transcript_url=None)
 
-    def sealed(submission: UUID, phone: str, nid: str) -> SealedSubmission:
-        details = CustomerFields(name="R", phone=phone, nid=nid, address="1 Lake Road", interested_policy="Term")
-        return sealer.seal(submission, details, created_by="bot", request_id=None)
+    def sealed(submission: UUID, phone: str, nid: str, talk: str) -> SealedSubmission:
+        details = CustomerFields(
+            name="R",
+            phone=phone,
+            nid=nid,
+            address="1 Lake Road",
+            interested_policy="Term",
+            conversation_id=CLEAR[talk],
+        )
+        made = sealer.seal(submission, details, created_by="bot", request_id=None)
+        return replace(made, fields={**made.fields, "conversation_id": CLEAR[talk]})
 
-    def row(each: SealedSubmission, talk: str) -> list[object]:
-        fields = each.fields
-        return ["R", fields["phone"], fields["nid"], fields["address"], "Term", talk, each.content_digest]
+    def row(each: SealedSubmission) -> list[object]:
+        return [each.content_digest if name == "content_digest" else each.fields[name] for name in ROW.split(", ")]
 
     with psycopg.connect(database.admin_url, autocommit=True) as old:
         for lead_id, phone, talk in ((LEAD, "+8801711223344", "lead"), (OTHER, "+8801755667788", "other lead")):
-            made = sealed(lead_id, phone, f"19{phone[-8:]}")
+            made = sealed(lead_id, phone, f"19{phone[-8:]}", talk)
             old.execute(
                 f"INSERT INTO lead (id, created_by, phone_index, nid_index, resubmissions, {ROW})"
                 " VALUES (%s, 'bot', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)".encode(),
-                [lead_id, *made.indexes.phones, *made.indexes.nids, int(lead_id == LEAD), *row(made, CLEAR[talk])],
+                [lead_id, *made.indexes.phones, *made.indexes.nids, int(lead_id == LEAD), *row(made)],
             )
         for talk, lead_id in (("lead", LEAD), ("other lead", OTHER), ("resubmission", LEAD)):
             old.execute("INSERT INTO lead_conversation VALUES (%s, %s)", [CLEAR[talk], lead_id])
         old.execute(
             f"INSERT INTO resubmission (lead_id, slot, submission_id, actor, verified, {ROW})"
             " VALUES (%s, 0, %s, 'bot', true, %s, %s, %s, %s, %s, %s, %s)".encode(),
-            [LEAD, AGAIN, *row(sealed(AGAIN, "+8801711223344", "1911223344"), CLEAR["resubmission"])],
+            [LEAD, AGAIN, *row(sealed(AGAIN, "+8801711223344", "1911223344", "resubmission"))],
         )
         old.execute(
             f"INSERT INTO lead_conflict (id, created_by, phone_lead_id, accepted_at, {ROW})"
             " VALUES (%s, 'bot', %s, now(), %s, %s, %s, %s, %s, %s, %s)".encode(),
-            [LATE, OTHER, *row(sealed(LATE, "+8801755667788", "1990"), CLEAR["conflict"])],
+            [LATE, OTHER, *row(sealed(LATE, "+8801755667788", "1990", "conflict"))],
         )
     return Before(database, keyring)
+
+
+@pytest.fixture
+async def connected(database: TestDatabase) -> AsyncIterator[Database]:
+    """An empty database of this schema."""
+    opened = Database(database.serve_url)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture
@@ -177,6 +202,23 @@ def test_the_daily_file_follows_the_reseal(service: RunningService) -> None:
     assert [link["submission_id"] for link in links] == [str(LEAD)] * 2
 
 
+def test_a_daily_file_with_conversation_ids_in_clear_is_imported_sealed(
+    service: RunningService, before: Before, database: TestDatabase, tmp_path: Path
+) -> None:
+    assert soon_in(file_of(service), str(LEAD))
+    settings = {"LEADKEEP_KEYRING": str(before.keyring)}
+    other = RunningService(tmp_path / "other", database_url=database.serve_url, settings=settings).start()
+    try:
+        done = other.leadkeep("import", str(file_of(service)))
+        assert done.returncode == 0, done.stdout + done.stderr
+        with other.channel() as channel:
+            leads = [found(Client(other, channel), talk) for talk in ("lead", "other lead", "resubmission")]
+        assert leads == [str(LEAD), str(OTHER), str(LEAD)]
+        assert checked(other)["ok"]
+    finally:
+        other.stop()
+
+
 @pytest.mark.parametrize("resealed", [False, True])
 def test_a_conflict_that_is_decided_links_its_conversation(
     admin: Client, service: RunningService, before: Before, resealed: bool
@@ -211,3 +253,82 @@ def test_the_database_takes_no_new_conversation_id_in_clear(before: Before, tabl
     with pytest.raises(psycopg.errors.CheckViolation):
         execute(before.database.admin_url, f"UPDATE {table} SET conversation_id = 'chat-2'")
     execute(before.database.admin_url, f"UPDATE {table} SET name = 'Another', conversation_id = conversation_id")
+
+
+async def test_a_reindex_replaces_the_index_of_every_link_and_the_old_key_can_be_retired(
+    database: TestDatabase, tmp_path: Path
+) -> None:
+    keyring, validation = Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)), ValidationService()
+    connected, first = Database(database.serve_url), EncryptionService(keyring)
+    first.plan = plan_of(await confirm_canary(connected, first, validation.normaliser_identity), first)
+    sealer, store = LeadSealer(first, validation, transcript_url=None), SubmissionStore(connected)
+    details = CustomerFields(
+        name="R",
+        phone="+8801711223344",
+        nid="1911223344",
+        address="1 Lake Road",
+        interested_policy="Term",
+        conversation_id=CLEAR["lead"],
+    )
+    await store.create(sealer.seal(LEAD, details, created_by="bot", request_id=None))
+    old = keyring.primary(Purpose.INDEX)
+    added, new = keyring.with_new_key(Purpose.INDEX, now=datetime(2026, 2, 1, tzinfo=UTC))
+    rotated = EncryptionService(added.with_primary(new.id))
+
+    async def leads_found(by: LeadSealer) -> list[UUID]:
+        indexes = by.conversation_indexes(CLEAR["lead"])
+        rows = await connected.rows(filtered(LeadFilter(conversation_id=CLEAR["lead"], conversation_indexes=indexes)))
+        return [row.id for row in rows]
+
+    async with rekeying(database.serve_url) as tables:
+        keys = KeyService(
+            database=connected,
+            rekeying=tables,
+            encryption=rotated,
+            on_wait=lambda _: None,
+            on_progress=lambda _: None,
+            spool=tmp_path,
+            timeout=1.0,
+            rate=0.0,
+        )
+        with pytest.raises(StartRefusedError, match="conversations"):
+            await keys.retire(old, files=dict)
+        before_reindex = await leads_found(LeadSealer(rotated, validation, transcript_url=None))
+        done = await keys.reindex(validation.normaliser_identity)
+        again = await keys.reindex(validation.normaliser_identity)
+        await keys.retire(old, files=dict)
+        verified = await keys.verify()
+    rotated.plan = plan_of(await confirm_canary(connected, rotated, validation.normaliser_identity), rotated)
+    after = await leads_found(LeadSealer(rotated, validation, transcript_url=None))
+    await connected.close()
+
+    assert (done.conversations, again.conversations, again.needed) == (1, 0, False)
+    assert (before_reindex, after, verified.faults) == ([LEAD], [LEAD], [])
+    query = "SELECT split_part(conversation_index, '.', 1) FROM lead_conversation"
+    assert value_of(database.admin_url, query) == new.id
+
+
+async def test_what_waits_in_a_spool_from_before_is_found_and_drained_sealed(
+    connected: Database, tmp_path: Path
+) -> None:
+    encryption = EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
+    sealer = LeadSealer(encryption, ValidationService(), transcript_url=None)
+    details = CustomerFields(
+        name="R", phone="+8801711223344", nid="1911223344", address="1 Lake Road", interested_policy="Term"
+    )
+    waiting = sealer.seal(LEAD, details, created_by="bot", request_id=None)
+    waiting = replace(waiting, fields={**waiting.fields, "conversation_id": CLEAR["lead"]})
+    spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
+    spool.identified = True
+    try:
+        await spool.put([waiting])
+        assert await spool.holds_conversation(CLEAR["lead"], lambda _: True)
+        assert not any(CLEAR["lead"] in key_id for key_id in await spool.key_ids())
+        [drained] = (await spool.oldest(10, sealer.resealed_and_reindexed)).submissions
+    finally:
+        spool.close()
+    await SubmissionStore(connected).create(drained)
+    query = select(models.lead.c.conversation_id, models.lead_conversation.c.conversation_index)
+    [row] = await connected.rows(query.join(models.lead_conversation))
+    assert encryption.open(LEAD, "conversation_id", row.conversation_id) == CLEAR["lead"]
+    assert row.conversation_index == sealer.conversation_indexes(CLEAR["lead"])[0]

@@ -7,6 +7,7 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.validation import MASK
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, execute, refused
@@ -45,6 +46,20 @@ def test_a_refused_duplicate_is_kept_as_it_was_sent(
         assert getattr(kept.lead, descriptor.name) == value
     assert (kept.actor, kept.verified) == ("bot-2", False)
     assert kept.submitted_at.ToDatetime() > admin.get(lead_id).created_at.ToDatetime()
+
+
+def test_a_resubmissions_conversation_hides_the_leads_phone_and_its_own(
+    admin: Client, agent: Client, person: pb.Lead, lead_id: str
+) -> None:
+    other = somebody(nid=person.nid)
+    for conversation_id in (f"whatsapp:{person.phone}", f"whatsapp:{other.phone}", "chat-42"):
+        other.conversation_id = conversation_id
+        resubmit(admin, other, reason="DUPLICATE_NID")
+
+    shown = [kept.lead.conversation_id for kept in agent.resubmissions(lead_id)]
+
+    assert shown == ["chat-42", MASK, MASK]
+    assert [kept.lead.conversation_id for kept in admin.resubmissions(lead_id)][-1] == f"whatsapp:{person.phone}"
 
 
 def test_output_fields_of_a_resubmission_are_not_set(admin: Client, person: pb.Lead, lead_id: str) -> None:

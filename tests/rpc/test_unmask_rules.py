@@ -14,6 +14,7 @@ from grpc import StatusCode
 from grpc_status import rpc_status
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.validation import MASK
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestServer
 from tests.harness.running_service import RunningService
@@ -94,6 +95,16 @@ def test_what_shows_no_value_needs_no_reason(caller: Any, lead_id: str) -> None:
     assert silent.get(lead_id, view=pb.LEAD_VIEW_MASKED).masked
     assert silent.status_changes(lead_id) == []
     assert silent.call("ListAccesses", pb.ListAccessesRequest()) is not None
+
+
+def test_a_masked_search_by_a_conversation_that_may_be_a_phone_needs_no_reason(caller: Any) -> None:
+    silent, person = caller(reason=None), somebody()
+    person.conversation_id = f"whatsapp:{person.phone}"
+    made = silent.create(person)
+    listed = silent.list_leads(conversation_id=person.conversation_id, view=pb.LEAD_VIEW_MASKED)
+    assert [(lead.id, lead.conversation_id) for lead in listed.leads] == [(made.id, MASK)]
+    accesses = pb.ListAccessesRequest(lead_id=made.id)
+    assert [list(each.fields) for each in silent.call("ListAccesses", accesses).accesses] == [["phone"]]
 
 
 def test_a_change_without_a_reason_is_done_and_answered_masked(caller: Any) -> None:
