@@ -188,7 +188,7 @@ def test_reseal_leaves_nothing_on_the_old_key_and_every_version_and_time_as_it_w
 
     done = life.keys("reseal")
 
-    assert done["sealed_anew"] == {"leads": 2, "resubmissions": 1, "conflicts": 1}
+    assert done["sealed_anew"] == {"leads": 2, "resubmissions": 1, "conflicts": 1, "conversations": 0}
     assert done["left"] == 0
     assert life.value(state) == before
     left = f"SELECT count(*) FROM {{}} WHERE {TOKENS} LIKE '%{old}.%'"
@@ -198,7 +198,7 @@ def test_reseal_leaves_nothing_on_the_old_key_and_every_version_and_time_as_it_w
 
 
 def test_reseal_again_has_nothing_to_do(life: Life) -> None:
-    assert life.keys("reseal")["sealed_anew"] == {"leads": 0, "resubmissions": 0, "conflicts": 0}
+    assert life.keys("reseal")["sealed_anew"] == {"leads": 0, "resubmissions": 0, "conflicts": 0, "conversations": 0}
 
 
 def test_retire_waits_for_the_daily_files_and_then_the_old_keyring_starts_nowhere(life: Life, tmp_path: Path) -> None:
