@@ -247,8 +247,9 @@ def use(service: RunningService, channel: grpc.Channel) -> None:
     def life(_: int) -> None:
         lead = somebody()
         lead_id = stub.CreateLead(pb.CreateLeadRequest(lead=lead), metadata=metadata, timeout=20).id
+        other = somebody(phone=lead.phone, nid=lead.nid)
         with pytest.raises(grpc.RpcError) as twice:
-            stub.CreateLead(pb.CreateLeadRequest(lead=lead), metadata=metadata, timeout=20)
+            stub.CreateLead(pb.CreateLeadRequest(lead=other), metadata=metadata, timeout=20)
         assert twice.value.code() == grpc.StatusCode.ALREADY_EXISTS
         stub.GetLead(pb.GetLeadRequest(id=lead_id), metadata=metadata, timeout=20)
         stub.UpdateStatus(
