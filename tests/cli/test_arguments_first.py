@@ -34,7 +34,7 @@ MALFORMED = {
     "import FILE": (("import", "no-such-file.csv"), "no-such-file.csv"),
     "import a later FILE": (("import", "good.csv", "no-such-file.csv"), "no-such-file.csv"),
     "import --map": (("import", "good.csv", "--map", "nope"), "--map"),
-    "import --map of no column": (("import", "good.csv", "--map", "Nowhere=notes"), "nowhere"),
+    "import --map of no column": (("import", "good.csv", "--map", "Nowhere=notes"), "Nowhere"),
     "import --results": (("import", "good.csv", "--results", "good.csv"), "--results"),
     "retention --older-than": (("retention", "--status", "new", "--older-than", "nope"), "--older-than"),
     "retention --status": (("retention", "--status", "nope", "--older-than", "90d"), "--status"),

@@ -142,7 +142,7 @@ class Callers:
                 if (again := await self._create(stub, lead, request)).id != lead_id:
                     self.seen.denied.append(f"{lead_id} became {again.id}")
             else:
-                made = await self._create(stub, lead, "")
+                made = await self._create(stub, somebody(phone=lead.phone, nid=lead.nid), "")
                 if made.state == pb.SAVE_STATE_SAVED:
                     self.seen.let_in.append(lead_id)
         except grpc.aio.AioRpcError as error:

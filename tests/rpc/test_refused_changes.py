@@ -52,7 +52,7 @@ def test_a_refused_change_is_unavailable_and_changes_nothing(
     person = somebody()
     lead_id = admin.create(person).id
     with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
-        admin.create(person)
+        admin.create(somebody(phone=person.phone, nid=person.nid))
     conflict_id = conflict_with(service_database.admin_url, lead_id)
     before = admin.get(lead_id)
     with refusing(service_database, raising(sqlstate)), refused(StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE"):

@@ -20,16 +20,6 @@ from tests.rpc.calls import Client, refused
 Connect = Callable[..., Client]
 
 
-def leads_with_conversation(database: TestDatabase, conversation_id: str) -> list[tuple[str, int]]:
-    """Each lead that a conversation is linked to, with the number of its resubmissions."""
-    with psycopg.connect(database.admin_url) as connection:
-        return connection.execute(
-            "SELECT id::text, resubmissions FROM lead JOIN lead_conversation ON lead_id = id"
-            " WHERE lead_conversation.conversation_id = %s",
-            [conversation_id],
-        ).fetchall()
-
-
 def age(database: TestDatabase, lead_id: str, by: str) -> None:
     with psycopg.connect(database.admin_url) as connection:
         connection.execute("UPDATE lead SET created_at = created_at - %s::interval WHERE id = %s", [by, lead_id])
@@ -48,7 +38,8 @@ def test_five_at_once_and_one_an_hour_later_are_one_lead(
     assert sorted(answer.is_repeat for answer in answers) == [False, *[True] * 5]
     assert {answer.state for answer in answers} == {pb.SAVE_STATE_SAVED}
     assert {answer.confirmation.reference for answer in answers} == {answers[0].confirmation.reference}
-    assert leads_with_conversation(service_database, "five-at-once") == [(lead_id, 0)]
+    [found] = admin.list_leads(conversation_id="five-at-once").leads
+    assert (found.id, found.resubmissions) == (lead_id, 0)
     assert admin.resubmissions(lead_id) == []
 
 
