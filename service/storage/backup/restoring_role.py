@@ -51,7 +51,7 @@ def restoring_role(connection: psycopg.Connection, url: str, name: str, *, stays
     role, password = sql.Identifier(name), secrets.token_urlsafe(24)
     # Digested here: a statement may be logged by the server.
     digest = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
-    if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone():
+    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
         connection.execute(sql.SQL("CREATE ROLE {}").format(role))
     connection.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER LOGIN PASSWORD {}").format(role, digest))
     _own(connection, database, name)
