@@ -228,7 +228,7 @@ CREATE TABLE access_head (
 CREATE INDEX ix_access_head_chain_id_number ON access_head (chain_id, number);
 """
 
-# A lead that stands beside another one by a person's decision shares its index.
+# A lead kept apart from another one by a person's decision shares its index entry.
 SHARED_INDEXES = "".join(
     f"CREATE {kind} {name}{pair} ON lead ({field}_index{pair}) WHERE {field}_index{pair} IS NOT NULL AND {which};\n"
     for field in ("phone", "nid")
