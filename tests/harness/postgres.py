@@ -18,7 +18,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
+from alembic import command
+from alembic.config import Config
 
+from service.storage import schema
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.postgres.folders import find_binaries
 from service.storage.schema import OWN_LOGIN, prepare_own_database
@@ -72,6 +75,18 @@ class TestServer:
     def empty_database(self) -> TestDatabase:
         """A database without a schema."""
         return self._create("TEMPLATE template0 STRATEGY file_copy")
+
+    def database_at(self, revision: str) -> TestDatabase:
+        """An empty database of the schema of an earlier release."""
+        database = self.empty_database()
+        engine = schema.engine_of(database.admin_url)
+        config = Config()
+        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+        engine.dispose()
+        return database
 
     def _create(self, options: str) -> TestDatabase:
         name = f"test_{next(_numbers)}"

@@ -14,8 +14,6 @@ from uuid import UUID
 import grpc
 import psycopg
 import pytest
-from alembic import command
-from alembic.config import Config
 from leadkeep.v1 import lead_service_pb2 as pb
 from sqlalchemy import select
 
@@ -67,15 +65,7 @@ class Before:
 
 @pytest.fixture
 def before(postgres_server: TestServer, tmp_path: Path) -> Before:
-    database, keyring = postgres_server.empty_database(), tmp_path / "keyring.json"
-    engine = schema.engine_of(database.admin_url)
-    with engine.connect() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0009")
-        connection.commit()
-    engine.dispose()
+    database, keyring = postgres_server.database_at("0009"), tmp_path / "keyring.json"
     create_keyring(keyring, now=datetime.now(UTC))
     encryption = EncryptionService(Keyring.from_json(keyring.read_text()))
     sealer = LeadSealer(encryption, ValidationService(), transcript_url=None)

@@ -6,21 +6,15 @@ import asyncio
 import time
 from collections import Counter
 from typing import Any
-from uuid import uuid4
 
 import grpc
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
-from prometheus_client import CollectorRegistry
 
-from service.access import Caller, Scope
-from service.rpc import interceptors
-from service.rpc.call import Call, Work, chained
-from service.rpc.metrics import Metrics
+from service.rpc.call import Call, chained
 from service.rpc.server import GrpcServer
-from service.use_cases.confirmation import ConfirmationService
-from tests.harness.masking import unmasking_into
+from tests.rpc.test_chain import standard
 
 CONNECTIONS = 16
 CALLS = 2000
@@ -33,10 +27,6 @@ class Leads:
 
     def __getattr__(self, _name: str) -> object:
         return self.GetLead
-
-
-async def anybody(_token: str) -> Caller:
-    return Caller("anybody", frozenset(Scope))
 
 
 def send(port: int) -> list[Any]:
@@ -54,18 +44,7 @@ def send(port: int) -> list[Any]:
 
 
 async def test_no_call_of_a_burst_is_reset() -> None:
-    chain = interceptors.standard_chain(
-        verify=anybody,
-        explain=ConfirmationService().explain,
-        database_away=lambda: False,
-        unmasking=unmasking_into(),
-        metrics=Metrics(CollectorRegistry()),
-        max_concurrent_calls=10_000,
-        default_deadline=10,
-        work=Work(),
-        new_id=uuid4,
-    )
-    server = GrpcServer(chained(chain, Leads()), address="127.0.0.1:0", tls=None)
+    server = GrpcServer(chained(standard(limit=10_000), Leads()), address="127.0.0.1:0", tls=None)
     await server.start()
     sending = asyncio.get_running_loop().run_in_executor(None, send, server.port)
     await asyncio.sleep(0.1)

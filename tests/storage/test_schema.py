@@ -11,17 +11,14 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from alembic import command
-from alembic.config import Config
 from leadkeep.v1 import lead_service_pb2 as pb
 from psycopg import errors
 
 from service.errors import StartRefusedError
-from service.storage import schema
 from service.storage.database.database import Database
 from service.storage.database.session import SETTINGS
 from service.storage.diagnosis import excess_rights, foreign_triggers
-from service.storage.schema import APPLICATION_ROLE, REVISION, engine_of, migrate
+from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 from tests.conftest import StartService
 from tests.harness.disguises import disguises
 from tests.harness.faults import execute, value_of
@@ -75,14 +72,7 @@ def test_migrate_makes_every_table_in_an_empty_database(postgres_server: TestSer
 
 
 def test_what_erased_in_the_first_edition_goes_with_the_migration(postgres_server: TestServer) -> None:
-    database = postgres_server.empty_database()
-    engine = engine_of(database.admin_url)
-    with engine.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0006")
-    engine.dispose()
+    database = postgres_server.database_at("0006")
     former = (
         "erase_lead(uuid, text, text, timestamptz, timestamptz, uuid, bytea)",
         "conflicts_of_lead(uuid, uuid)",

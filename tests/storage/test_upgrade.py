@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psycopg
 import pytest
-from alembic import command
-from alembic.config import Config
 
 from service.lead import SealedSubmission
 from service.storage import schema
@@ -24,15 +20,7 @@ FIRST_EDITION = "0006"
 @pytest.fixture
 def old(postgres_server: TestServer) -> TestDatabase:
     """An empty database of the first edition."""
-    database = postgres_server.empty_database()
-    config = Config()
-    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
-    engine = schema.engine_of(database.admin_url)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, FIRST_EDITION)
-    engine.dispose()
-    return database
+    return postgres_server.database_at(FIRST_EDITION)
 
 
 def insert(database: TestDatabase, submission: SealedSubmission) -> None:

@@ -6,13 +6,10 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
-from alembic import command
-from alembic.config import Config
 
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
@@ -317,15 +314,7 @@ def test_a_stranger_chain_in_the_log_is_missing(written: Written) -> None:
 
 
 def test_entries_of_the_release_before_survive_the_migration_and_are_unchanged(postgres_server: TestServer) -> None:
-    database = postgres_server.empty_database()
-    engine = schema.engine_of(database.admin_url)
-    with engine.connect() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0006")
-        connection.commit()
-    engine.dispose()
+    database = postgres_server.database_at("0006")
     execute(
         database.admin_url,
         "INSERT INTO access_record (subject, operation, fields, reason) VALUES ('old', 'export', '{phone}', 'audit 7')",

@@ -11,8 +11,6 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from alembic import command
-from alembic.config import Config
 
 from service.factories import new_id
 from service.keys.encryption import EncryptionService
@@ -145,22 +143,10 @@ async def test_calls_go_on_while_a_person_with_many_neighbours_is_erased(world: 
     assert longest < (turn - begun) / 4
 
 
-def migrated_to(database: TestDatabase, revision: str) -> None:
-    engine = schema.engine_of(database.admin_url)
-    with engine.connect() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-        connection.commit()
-    engine.dispose()
-
-
 async def test_the_rows_of_the_ring_survive_the_migration_in_their_order(
     postgres_server: TestServer, submit: Submit, sealer: LeadSealer, spool: Spool, store: SubmissionStore
 ) -> None:
-    database = postgres_server.empty_database()
-    migrated_to(database, "0009")
+    database = postgres_server.database_at("0009")
     lead, kept = submit(phone=PHONE), [submit(phone=PHONE) for _ in range(20)]
     columns = "name, phone, nid, address, interested_policy, content_digest"
 
