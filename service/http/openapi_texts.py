@@ -172,8 +172,8 @@ OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
     ),
     "GetLeadByConversation": (
         "Show the newest lead of a conversation",
-        "A slash in the conversation's id is written %2F. Scope: `leads:read`, or `leads:read-own` for the caller's "
-        "own.",
+        "A slash in the conversation's id is written %2F. An id with 8 or more digits in a row is recorded as a "
+        "search by phone. Scope: `leads:read`, or `leads:read-own` for the caller's own.",
         (404,),
     ),
     "ListAccesses": (

@@ -433,10 +433,13 @@ async def test_a_repeat_that_is_answered_with_a_spooled_one_keeps_it_there(
     await hurried
 
 
-async def test_one_that_repeats_a_spooled_one_is_answered_by_the_spool(world: World, submit: Submit) -> None:
-    first = submit(request_id="r")
+@pytest.mark.parametrize("request_id", ["r", None])
+async def test_one_that_repeats_a_spooled_one_is_answered_by_the_spool(
+    world: World, submit: Submit, request_id: str | None
+) -> None:
+    first = submit(request_id=request_id)
     await world.spool.put([first])
-    outcome = await world.create(first)
+    outcome = await world.create(replace(first, id=new_id()))
     assert isinstance(outcome, Delayed)
     assert outcome.id == first.id
 

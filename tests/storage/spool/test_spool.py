@@ -113,8 +113,9 @@ async def test_a_refused_one_that_is_repeated_when_its_rival_is_gone_waits_like_
     assert [(each.id, each.refused) for each in await waiting_in(spool)] == [(repeated.id, False)]
 
 
-async def test_repeats_and_rivals_are_distinguished(spool: Spool, submit: Submit) -> None:
-    first = submit(phone="+1234567", request_id="r")
+@pytest.mark.parametrize("request_id", ["r", None])
+async def test_repeats_and_rivals_are_distinguished(spool: Spool, submit: Submit, request_id: str | None) -> None:
+    first = submit(phone="+1234567", request_id=request_id)
     await put(spool, first)
     repeat, rival, stranger = again(first), submit(phone="+1234567", request_id="other"), submit()
     assert await spool.overlap([repeat, rival, stranger]) == SpoolOverlap({repeat.id}, {rival.id})
