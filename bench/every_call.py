@@ -51,11 +51,14 @@ def main(address: str, token: str) -> None:
         with suppress(grpc.RpcError):  # there is none: the other tables are looked through
             call(stub.GetLead, pb.GetLeadRequest(id="01900000-0000-7000-8000-00000000ffff"))
         call(stub.GetLeadByConversation, pb.GetLeadByConversationRequest(conversation_id="every-call"))
+        month_ago = Timestamp(seconds=made.created_at.seconds - 31 * 86_400)
         for wanted in _lists(made):
             first = call(stub.ListLeads, pb.ListLeadsRequest(page_size=50, **wanted))
             if first.next_page_token:
                 again = pb.ListLeadsRequest(page_size=50, page_token=first.next_page_token, **wanted)
                 call(stub.ListLeads, again)
+        for group in pb.LeadGroup.keys()[1:]:
+            call(stub.SummarizeLeads, pb.SummarizeLeadsRequest(created_after=month_ago, group_by=group))
         call(stub.UpdateStatus, pb.UpdateStatusRequest(id=made.id, status=pb.LEAD_STATUS_CONTACTED))
         call(stub.AssignLead, pb.AssignLeadRequest(id=made.id, assignee="agent-7"))
         corrected = pb.Lead(id=made.id, phone="+4912345679")

@@ -33,6 +33,7 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
     "UpdateLead": (Scope.UPDATE,),
     "GetLeadByConversation": (Scope.READ, Scope.READ_OWN),
     "ListLeads": (Scope.READ, Scope.READ_OWN),
+    "SummarizeLeads": (Scope.READ, Scope.READ_OWN),
     "ListStatusChanges": (Scope.READ,),
     "ListAssignments": (Scope.READ,),
     "ListResubmissions": (Scope.READ,),
@@ -70,6 +71,11 @@ class Caller:
     def may(self, scope: Scope) -> bool:
         """Whether the token carries `scope`."""
         return scope in self.scopes
+
+    @property
+    def own_only(self) -> str | None:
+        """The subject whose leads alone the caller may read; None for a caller who may read all."""
+        return None if self.may(Scope.READ) else self.subject
 
     def may_read_lead_created_by(self, creator: str) -> bool:
         """Whether the caller may read a lead that the subject `creator` created."""

@@ -35,6 +35,7 @@ Reason = Literal[
     "UNMASK_LIMIT",
     "DUPLICATE_LIMIT",
     "DEADLINE_TOO_SHORT",
+    "QUERY_TIMEOUT",
     "STORAGE_UNAVAILABLE",
     "SERVICE_STOPPING",
     "KEYS_UNAVAILABLE",
@@ -309,6 +310,13 @@ class DeadlineTooShortError(LeadkeepError):
 
     reason = "DEADLINE_TOO_SHORT"
     text = "the deadline is over before the outcome is known; repeat with the same request_id and more time"
+
+
+class QueryTimeoutError(LeadkeepError):
+    """The database takes longer to find the answer than it may for one call."""
+
+    reason = "QUERY_TIMEOUT"
+    text = "the database takes too long to find this; ask for less: a shorter span, or another filter"
 
 
 class StorageUnavailableError(RetryableError):

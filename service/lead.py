@@ -24,6 +24,16 @@ class LeadStatus(StrEnum):
     NOT_INTERESTED = "not_interested"
 
 
+class LeadGroup(StrEnum):
+    """What leads can be counted by; the values are columns. None of them is sensitive."""
+
+    STATUS = "status"
+    POLICY = "interested_policy"
+    SOURCE = "source"
+    ASSIGNEE = "assignee"
+    DAY = "created_at"
+
+
 class ConflictResolution(StrEnum):
     """Decision of a person about a submission that matched a lead when it was drained from the spool."""
 

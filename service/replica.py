@@ -35,12 +35,14 @@ from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.erasures import Erasures
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
+from service.storage.leads.summaries import LeadSummaries
 from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
 from service.use_cases.confirmation import ConfirmationService
 from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
 from service.use_cases.lead_service import LeadService
+from service.use_cases.summary_service import SummaryService
 
 ANSWER_SECONDS = 0.3
 """How long a stop waits for the database to answer: hundreds of times what an answer takes, and short enough for a stop
@@ -54,6 +56,7 @@ class ServiceParts:
         self, settings: Settings, url: str, spool: Spool, encryption: EncryptionService, metrics: Metrics
     ) -> None:
         self.spool, self.page_token_tags = spool, encryption.page_token_tags
+        self.files_timezone = settings.files_timezone
         self.fence = Fence(url, settings.spool_path)
         self.confirming = Database(url, fence=self.fence)
         self.database = Database(url, guarded=True, fence=self.fence)
@@ -110,6 +113,9 @@ class ServiceParts:
                 recent=self.recent,
                 validation=self.validation,
                 reseal=self.sealer.resealed_and_reindexed,
+            ),
+            SummaryService(
+                summaries=LeadSummaries(self.database), zone=self.files_timezone, now=partial(datetime.now, UTC)
             ),
             self.page_token_tags,
         )

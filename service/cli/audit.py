@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC
 from typing import Annotated
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
 from service.cli.client import connected, listed
-from service.cli.command import AsJson, cell, printed_rows
+from service.cli.command import AsJson, cell, moment, printed_rows
 from service.config import load_settings
 
 PAGE = 100
@@ -28,7 +28,7 @@ def list_accesses(
     as_json: AsJson = False,
 ) -> None:
     """List looks at values in clear, newest first."""
-    start, end = _moment(first, "--from", end=False), _moment(last, "--to", end=True)
+    start, end = moment(first, "--from"), moment(last, "--to", end=True)
     settings = load_settings()
     request = pb.ListAccessesRequest(
         page_size=PAGE,
@@ -60,18 +60,3 @@ def _as_line(access: pb.Access) -> str:
     when = access.recorded_at.ToDatetime(UTC).isoformat(timespec="seconds")
     columns = (when, access.subject, access.operation, access.lead_id, ",".join(access.fields), access.reason)
     return "\t".join(cell(column) or "-" for column in (*columns, access.request_id))
-
-
-def _moment(text: str, option: str, *, end: bool) -> datetime | None:
-    if not text:
-        return None
-    try:
-        if len(text) == len("2026-01-31"):
-            return datetime.combine(date.fromisoformat(text) + timedelta(days=int(end)), time(), UTC)
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        wanted = "must be a day or a moment, as 2026-01-31 or 2026-01-31T09:00:00Z"
-        raise typer.BadParameter(wanted, param_hint=option) from None
-    return moment

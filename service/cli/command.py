@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -53,6 +53,25 @@ LastDay = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], 
 Unmask = Annotated[bool, typer.Option("--unmask", help="Values in clear; needs a token and is recorded.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the token; else LEADKEEP_TOKEN.")]
 ReasonToLook = Annotated[str, typer.Option("--reason", help="Why values are looked at, for the record.")]
+
+
+def moment(text: str, option: str, zone: tzinfo = UTC, *, end: bool = False) -> datetime | None:
+    """Read an option that is a moment, or a day: its start, or its `end`. None when it is not given.
+
+    What names no offset is in `zone`. Raises typer.BadParameter.
+    """
+    if not text:
+        return None
+    try:
+        if len(text) == len("2026-01-31"):
+            day = date.fromisoformat(text) + timedelta(days=int(end))
+            given = datetime(day.year, day.month, day.day, tzinfo=zone)
+        else:
+            given = datetime.fromisoformat(text)
+        return (given if given.tzinfo is not None else given.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        wanted = "must be a day or a moment, as 2026-01-31 or 2026-01-31T09:00:00Z"
+        raise typer.BadParameter(wanted, param_hint=option) from None
 
 
 def require_order(first: datetime | None, last: datetime | None) -> None:

@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         "Is everything well? Checks settings, database, schema, rights, keys and spool; exit code 3 if not.",
         "checks:doctor",
     ),
+    "stats": (
+        "Count the leads of a span of at most 400 days, by status, policy, source, assignee or day.",
+        "stats:stats",
+    ),
     "import": ("Import leads: daily files as they were, foreign files by their headers.", "imports:import_files"),
     "export": ("Write leads as JSON or CSV, sensitive fields masked.", "exports:export"),
     "erase": ("Erase a lead and all that belongs to it; only a tombstone stays.", "erase:erase"),

@@ -120,6 +120,7 @@ def _schemas() -> _Json:
         "Confirmation": _message(_MESSAGES["Confirmation"]),
         "Access": _message(_MESSAGES["Access"]),
         "Resubmission": _message(_MESSAGES["Resubmission"]),
+        "LeadCount": _message(_MESSAGES["LeadCount"]),
         "StatusUpdate": _body_schema("UpdateStatusRequest", STATUS_FIELDS) | {"required": ["status"]},
         "Erasure": _body_schema("EraseLeadRequest", ERASURE_FIELDS),
         "Problem": _PROBLEM,

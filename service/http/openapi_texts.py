@@ -92,6 +92,24 @@ FIELDS: dict[str, dict[str, str]] = {
         "view": "How sensitive fields are shown: `masked`, or `full` (403 without `leads:unmask`). Not given: as the "
         "caller may see them.",
     },
+    "SummarizeLeadsRequest": {
+        "created_after": "Leads created at or after this moment (RFC 3339), at most 400 days before `created_before`.",
+        "created_before": "Leads created before this moment (RFC 3339); not given: up to now.",
+        "group_by": "What is counted by.",
+        "time_zone": "The IANA name of the time zone whose days are counted, such as `Asia/Dhaka`; not given: that of "
+        "the daily files.",
+    },
+    "LeadCount": {
+        "key": "The group: a status as `LEAD_STATUS_NEW`, a day as `2026-01-31`, else the value itself; empty for "
+        "leads without one.",
+        "count": "How many leads are in it.",
+        "is_other": "Whether it holds all further groups; its key is `other`, which a value may be, too.",
+    },
+    "SummarizeLeadsResponse": {
+        "groups": "By status, all statuses in the contract's order; by day, each day of the span; else the largest "
+        "group first, at most 1,000 and one for all others.",
+        "total": "How many leads were created within the span: the sum of all groups.",
+    },
     "Resubmission": {
         "lead": "The submission as it was sent; output fields are not set, but for masked, transcript_uri and "
         "unreadable_fields.",
@@ -153,6 +171,12 @@ OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "All filters that are given must match. Scope: `leads:read`, or `leads:read-own` for the caller's own.",
         (),
     ),
+    "SummarizeLeads": (
+        "Count leads",
+        "Leads created within a span of at most 400 days, by status, policy, source, assignee or day. Scope: "
+        "`leads:read`, or `leads:read-own` for the caller's own.",
+        (),
+    ),
     "GetLead": ("Show a lead", "Scope: `leads:read`, or `leads:read-own` for the caller's own.", (404,)),
     "UpdateStatus": (
         "Move a lead on",
@@ -203,7 +227,8 @@ ERRORS: dict[int, str] = {
     500: "INTERNAL (metadata `incident_id`: quote it to the operator) or FIELD_UNREADABLE (metadata `fields`).",
     503: "STORAGE_UNAVAILABLE (nothing was confirmed, or an unmasked look cannot be recorded), SERVICE_STOPPING (the "
     "service ends) or KEYS_UNAVAILABLE (no token can be verified). `Retry-After` says when to try again.",
-    504: "DEADLINE_TOO_SHORT: what was begun may still complete; repeat with the same Idempotency-Key.",
+    504: "DEADLINE_TOO_SHORT: what was begun may still complete; repeat with the same Idempotency-Key. QUERY_TIMEOUT: "
+    "the database takes too long to find this; ask for less.",
 }
 
 EXAMPLE_SUBMISSION = {

@@ -67,6 +67,10 @@ class Operation:
 OPERATIONS = (
     Operation("POST", "/api/leads", "CreateLead", query=("phone_region",)),
     Operation("GET", "/api/leads", "ListLeads", query=tuple(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)),
+    # No id: those are UUIDs.
+    Operation(
+        "GET", "/api/leads/summary", "SummarizeLeads", query=tuple(pb.SummarizeLeadsRequest.DESCRIPTOR.fields_by_name)
+    ),
     Operation("GET", "/api/leads/{id}", "GetLead", query=("view",)),
     # A client that can send no body with DELETE gives the reason in the query, which then counts.
     Operation("DELETE", "/api/leads/{id}", "EraseLead", body=ERASURE_FIELDS, query=ERASURE_FIELDS),

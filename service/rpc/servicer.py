@@ -21,6 +21,7 @@ from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
 from service.use_cases.lead_service import LeadService
 from service.use_cases.page_token import Tags, read_page
+from service.use_cases.summary_service import SummaryService
 
 
 class LeadServicer:
@@ -32,12 +33,14 @@ class LeadServicer:
         conflicts: ConflictService,
         accesses: AccessRecords,
         erasures: ErasureService,
+        summaries: SummaryService,
         page_token_tags: Tags,
     ) -> None:
         self._leads = leads
         self._conflicts = conflicts
         self._accesses = accesses
         self._erasures = erasures
+        self._summaries = summaries
         self._page_token_tags = page_token_tags
 
     async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
@@ -123,6 +126,18 @@ class LeadServicer:
             hidden=call.hidden,
         )
         return pb.ListLeadsResponse(leads=[wire.lead_message(lead) for lead in leads], next_page_token=next_page_token)
+
+    async def SummarizeLeads(self, call: Call, request: pb.SummarizeLeadsRequest) -> pb.SummarizeLeadsResponse:  # noqa: N802
+        """Count leads by a group."""
+        group = wire.group_of(request.group_by, "group_by")
+        summary = await self._summaries.summarize(
+            _caller(call),
+            group,
+            created_after=wire.moment_of(request, "created_after"),
+            created_before=wire.moment_of(request, "created_before"),
+            time_zone=request.time_zone,
+        )
+        return wire.summary_message(summary, group)
 
     async def ListStatusChanges(  # noqa: N802
         self, call: Call, request: pb.ListStatusChangesRequest

@@ -18,6 +18,7 @@ from service.lead import (
     AssignmentChange,
     ConflictResolution,
     Lead,
+    LeadGroup,
     LeadStatus,
     Resubmission,
     StatusChange,
@@ -26,12 +27,14 @@ from service.storage.access.chain import RecordedAccess
 from service.storage.access.queries import AccessFilter
 from service.use_cases.confirmation import Confirmation
 from service.use_cases.conflict_service import Conflict
+from service.use_cases.summary_service import Summary
 
 _STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
 _RESOLUTION_FROM_WIRE = {
     pb.ConflictResolution.Value(f"CONFLICT_RESOLUTION_{resolution.name}"): resolution
     for resolution in ConflictResolution
 }
+_GROUP_FROM_WIRE = {pb.LeadGroup.Value(f"LEAD_GROUP_{group.name}"): group for group in LeadGroup}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LEAD_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -76,7 +79,16 @@ def expected_version_of(number: int) -> int:
     return number
 
 
-def moment_of(request: pb.ListLeadsRequest | pb.ListAccessesRequest, name: str) -> datetime | None:
+def group_of(number: int, path: str) -> LeadGroup:
+    """What leads are to be counted by. Raises LeadValidationError."""
+    if number not in _GROUP_FROM_WIRE:
+        raise _invalid(path, f"must be one of: {', '.join(pb.LeadGroup.keys()[1:])}")
+    return _GROUP_FROM_WIRE[number]
+
+
+def moment_of(
+    request: pb.ListLeadsRequest | pb.ListAccessesRequest | pb.SummarizeLeadsRequest, name: str
+) -> datetime | None:
     """The moment in a field of a request, None where it is not set. Raises LeadValidationError."""
     if not request.HasField(name):
         return None
@@ -119,6 +131,21 @@ def confirmation_message(confirmation: Confirmation) -> pb.Confirmation:
         next_steps=confirmation.next_steps,
         reference=confirmation.reference,
         locale=confirmation.locale,
+    )
+
+
+def summary_message(summary: Summary, group: LeadGroup) -> pb.SummarizeLeadsResponse:
+    """A summary by this group."""
+    return pb.SummarizeLeadsResponse(
+        groups=[
+            pb.LeadCount(
+                key=_status(LeadStatus(each.key)) if group is LeadGroup.STATUS else each.key,
+                count=each.count,
+                is_other=each.is_other,
+            )
+            for each in summary.groups
+        ],
+        total=summary.total,
     )
 
 

@@ -159,7 +159,7 @@ class LeadService:
         if wanted is None:
             raise LeadValidationError([Violation("conversation_id", "is required", "REQUIRED")])
         indexes = self._sealer.conversation_indexes(wanted)
-        newest, others = await self._repository.find_by_conversation(wanted, indexes, created_by=_own_only(caller))
+        newest, others = await self._repository.find_by_conversation(wanted, indexes, created_by=caller.own_only)
         return self._sealer.open(newest, hidden=hidden), others
 
     async def list_leads(
@@ -205,7 +205,7 @@ class LeadService:
             conversation_indexes=self._sealer.conversation_indexes(talk) if talk else (),
             phone_indexes=self._sealer.phone_indexes(phone_key) if phone_key else None,
             nid_indexes=self._sealer.nid_indexes(nid_key) if nid_key else None,
-            created_by=_own_only(caller),
+            created_by=caller.own_only,
         )
         if violations:
             raise LeadValidationError(violations)
@@ -370,11 +370,6 @@ def _checked(check: Callable[[V], R | None], value: V, violations: list[Violatio
     except LeadValidationError as error:
         violations += error.violations
         return None
-
-
-def _own_only(caller: Caller) -> str | None:
-    """The subject whose leads alone the caller may read; None for a caller who may read all."""
-    return None if caller.may(Scope.READ) else caller.subject
 
 
 def _require_version(current: SealedLead, expected_version: int) -> None:

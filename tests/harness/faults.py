@@ -99,6 +99,29 @@ def slow_changes(admin_url: str, seconds: float) -> None:
     )
 
 
+@contextmanager
+def endless_summaries(admin_url: str) -> Iterator[None]:
+    """While the block runs, a summary by day takes a minute for each lead that it counts."""
+    execute(
+        admin_url,
+        "ALTER TABLE lead ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY endless ON lead USING (current_query() NOT LIKE '%width_bucket%' OR pg_sleep(60) IS NOT NULL)",
+    )
+    try:
+        yield
+    finally:
+        execute(admin_url, "DROP POLICY endless ON lead", "ALTER TABLE lead DISABLE ROW LEVEL SECURITY")
+
+
+def cancel_summary(admin_url: str) -> bool:
+    """End an endless summary, as its time limit would; whether there was one."""
+    query = (
+        "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event = 'PgSleep' AND query LIKE '%width_bucket%'"
+    )
+    return bool(value_of(admin_url, query))
+
+
 def broken_spool(data_dir: Path) -> None:
     """Give a service that has not started yet a spool which takes nothing, so that only the database confirms."""
     folder = data_dir / "spool"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import grpc
@@ -81,6 +82,10 @@ def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
             return pb.GetLeadByConversationRequest(conversation_id=person.conversation_id)
         case "ListLeads":
             return pb.ListLeadsRequest(conversation_id=person.conversation_id)
+        case "SummarizeLeads":
+            return pb.SummarizeLeadsRequest(
+                created_after=datetime.now(UTC) - timedelta(days=1), group_by=pb.LEAD_GROUP_ASSIGNEE
+            )
         case "ListStatusChanges":
             return pb.ListStatusChangesRequest(lead_id=lead_id)
         case "ListAssignments":

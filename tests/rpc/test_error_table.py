@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from uuid import UUID, uuid4
 
@@ -230,6 +231,18 @@ def queue_full(world: World) -> Iterator[Attempt]:
 
 
 @contextmanager
+def query_timeout(world: World) -> Iterator[Attempt]:
+    world.lead()
+    start = datetime.now(UTC) - timedelta(days=1)
+    asked = pb.SummarizeLeadsRequest(created_after=start, group_by=pb.LEAD_GROUP_DAY)
+    path = f"/api/leads/summary?group_by=day&created_after={start:%Y-%m-%dT%H:%M:%SZ}"
+    with faults.endless_summaries(world.admin_url), ThreadPoolExecutor(1) as thread:
+        ended = thread.submit(eventually, lambda: faults.cancel_summary(world.admin_url), within=20)
+        yield Attempt("SummarizeLeads", asked, ("GET", path))
+        assert ended.result()
+
+
+@contextmanager
 def deadline_too_short(world: World) -> Iterator[Attempt]:
     faults.slow_changes(world.admin_url, 1.2)
     attempt = move(world.lead().id, pb.LEAD_STATUS_CONTACTED, seconds=0.8)
@@ -329,6 +342,7 @@ TABLE = {
         world="world_of_one_duplicate",
     ),
     "QUEUE_FULL": Row(queue_full, grpc.StatusCode.RESOURCE_EXHAUSTED, 429, retry=True, world="world_of_one_call"),
+    "QUERY_TIMEOUT": Row(query_timeout, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     "DEADLINE_TOO_SHORT": Row(deadline_too_short, grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     "STORAGE_UNAVAILABLE": Row(
         storage_unavailable, grpc.StatusCode.UNAVAILABLE, 503, retry=True, world="world_without_database"

@@ -31,6 +31,15 @@ class SaveState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SAVE_STATE_SAVED: _ClassVar[SaveState]
     SAVE_STATE_DELAYED: _ClassVar[SaveState]
 
+class LeadGroup(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEAD_GROUP_UNSPECIFIED: _ClassVar[LeadGroup]
+    LEAD_GROUP_STATUS: _ClassVar[LeadGroup]
+    LEAD_GROUP_POLICY: _ClassVar[LeadGroup]
+    LEAD_GROUP_SOURCE: _ClassVar[LeadGroup]
+    LEAD_GROUP_ASSIGNEE: _ClassVar[LeadGroup]
+    LEAD_GROUP_DAY: _ClassVar[LeadGroup]
+
 class ConflictResolution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CONFLICT_RESOLUTION_UNSPECIFIED: _ClassVar[ConflictResolution]
@@ -48,6 +57,12 @@ LEAD_VIEW_FULL: LeadView
 SAVE_STATE_UNSPECIFIED: SaveState
 SAVE_STATE_SAVED: SaveState
 SAVE_STATE_DELAYED: SaveState
+LEAD_GROUP_UNSPECIFIED: LeadGroup
+LEAD_GROUP_STATUS: LeadGroup
+LEAD_GROUP_POLICY: LeadGroup
+LEAD_GROUP_SOURCE: LeadGroup
+LEAD_GROUP_ASSIGNEE: LeadGroup
+LEAD_GROUP_DAY: LeadGroup
 CONFLICT_RESOLUTION_UNSPECIFIED: ConflictResolution
 CONFLICT_RESOLUTION_KEEP_FIRST: ConflictResolution
 CONFLICT_RESOLUTION_TAKE_NEW: ConflictResolution
@@ -240,6 +255,36 @@ class ListLeadsResponse(_message.Message):
     leads: _containers.RepeatedCompositeFieldContainer[Lead]
     next_page_token: str
     def __init__(self, leads: _Optional[_Iterable[_Union[Lead, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class SummarizeLeadsRequest(_message.Message):
+    __slots__ = ("created_after", "created_before", "group_by", "time_zone")
+    CREATED_AFTER_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_BY_FIELD_NUMBER: _ClassVar[int]
+    TIME_ZONE_FIELD_NUMBER: _ClassVar[int]
+    created_after: _timestamp_pb2.Timestamp
+    created_before: _timestamp_pb2.Timestamp
+    group_by: LeadGroup
+    time_zone: str
+    def __init__(self, created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., group_by: _Optional[_Union[LeadGroup, str]] = ..., time_zone: _Optional[str] = ...) -> None: ...
+
+class LeadCount(_message.Message):
+    __slots__ = ("key", "count", "is_other")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    IS_OTHER_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    count: int
+    is_other: bool
+    def __init__(self, key: _Optional[str] = ..., count: _Optional[int] = ..., is_other: _Optional[bool] = ...) -> None: ...
+
+class SummarizeLeadsResponse(_message.Message):
+    __slots__ = ("groups", "total")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[LeadCount]
+    total: int
+    def __init__(self, groups: _Optional[_Iterable[_Union[LeadCount, _Mapping]]] = ..., total: _Optional[int] = ...) -> None: ...
 
 class ListStatusChangesRequest(_message.Message):
     __slots__ = ("lead_id",)

@@ -65,6 +65,11 @@ class LeadServiceStub:
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListLeadsRequest.SerializeToString,
                 response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListLeadsResponse.FromString,
                 _registered_method=True)
+        self.SummarizeLeads = channel.unary_unary(
+                '/leadkeep.v1.LeadService/SummarizeLeads',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.SummarizeLeadsRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.SummarizeLeadsResponse.FromString,
+                _registered_method=True)
         self.ListStatusChanges = channel.unary_unary(
                 '/leadkeep.v1.LeadService/ListStatusChanges',
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListStatusChangesRequest.SerializeToString,
@@ -205,6 +210,19 @@ class LeadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SummarizeLeads(self, request, context):
+        """SummarizeLeads counts the leads that were created within a span of at most 400 days, by one of five groups.
+
+        It counts what the database holds at one moment; leads that wait in a service's durable queue are not in it yet. A
+        replica makes one summary at a time: others wait for up to two seconds and are then refused with QUEUE_FULL.
+
+        Scope: `leads:read`, or `leads:read-own` for leads that the same subject created. Errors: DEADLINE_EXCEEDED
+        QUERY_TIMEOUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListStatusChanges(self, request, context):
         """ListStatusChanges shows a lead's status history, oldest first.
 
@@ -335,6 +353,11 @@ def add_LeadServiceServicer_to_server(servicer, server):
                     servicer.ListLeads,
                     request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListLeadsRequest.FromString,
                     response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListLeadsResponse.SerializeToString,
+            ),
+            'SummarizeLeads': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummarizeLeads,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.SummarizeLeadsRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.SummarizeLeadsResponse.SerializeToString,
             ),
             'ListStatusChanges': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStatusChanges,
@@ -540,6 +563,33 @@ class LeadService:
             '/leadkeep.v1.LeadService/ListLeads',
             leadkeep_dot_v1_dot_lead__service__pb2.ListLeadsRequest.SerializeToString,
             leadkeep_dot_v1_dot_lead__service__pb2.ListLeadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummarizeLeads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/SummarizeLeads',
+            leadkeep_dot_v1_dot_lead__service__pb2.SummarizeLeadsRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.SummarizeLeadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ClauseElement
 
+from service.errors import QueryTimeoutError
 from service.storage.database.failures import (
     CommitNotDurableError,
     DatabaseHungError,
@@ -60,6 +61,15 @@ enough for an answer within the deadlines that callers set."""
 
 PROTOCOL_VIOLATION = "08P01"
 """SQLSTATE with which PgBouncer refuses most things."""
+
+QUERY_CANCELED = "57014"
+"""SQLSTATE of a statement that took longer than `statement_timeout`."""
+
+MUCH_AT_ONCE = (
+    "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0"
+)
+"""For statements that read much: planned for their values, because the best index depends on them; not compiled, which
+takes longer than it saves; on one processor, because calls that wait need the others."""
 
 STILL_AT_WORK = text(
     "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(CAST(:pids AS int[])) AND state = 'active'"
@@ -174,6 +184,28 @@ class Database:
 
         return await self._once(statements)
 
+    async def read_within(self, seconds: float, work: Work[T]) -> T:
+        """Run `work`, which reads much, in one transaction; the server ends each statement after so many seconds.
+
+        Raises QueryTimeoutError, and like `write`.
+        """
+
+        async def transaction(pooled: PooledConnection) -> T:
+            await self._begin(pooled)
+            await pooled.driver.execute(
+                f"SET LOCAL statement_timeout = {round(seconds * 1000)}; {MUCH_AT_ONCE}".encode()
+            )
+            try:
+                result = await work(pooled.connection)
+            except Exception as error:
+                if cause_of(error) == QUERY_CANCELED:
+                    raise QueryTimeoutError from None
+                raise
+            await pooled.driver.commit()
+            return result
+
+        return await with_retries(partial(self._once, transaction, longer=seconds))
+
     async def rows(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
         """The rows of one statement. Raises like `write`."""
 
@@ -194,23 +226,23 @@ class Database:
             self._leave_behind(pooled)
         await self._pool.close_idle()
 
-    async def _once(self, work: Callable[[PooledConnection], Awaitable[T]]) -> T:
+    async def _once(self, work: Callable[[PooledConnection], Awaitable[T]], *, longer: float = 0) -> T:
         if not self.admitted:
             raise NotConfirmedError
         # In a task of its own, which goes on when its caller is cancelled: a cancelled psycopg asks the server to
         # cancel the statement, and waits for a frozen one.
-        attempt = asyncio.create_task(self._attempt(work))
+        attempt = asyncio.create_task(self._attempt(work, self._attempt_seconds + longer))
         self._running.add(attempt)
         attempt.add_done_callback(self._running.discard)
         return await asyncio.shield(attempt)
 
-    async def _attempt(self, work: Callable[[PooledConnection], Awaitable[T]]) -> T:
+    async def _attempt(self, work: Callable[[PooledConnection], Awaitable[T]], seconds: float) -> T:
         try:
             pooled = await self._pool.acquire()
         except Exception as error:
             self._note_violation(error)
             raise
-        timer = asyncio.get_running_loop().call_later(self._attempt_seconds, self._leave_behind, pooled)
+        timer = asyncio.get_running_loop().call_later(seconds, self._leave_behind, pooled)
         self._in_use.add(pooled)
         try:
             return await work(pooled)
