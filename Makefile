@@ -4,8 +4,9 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 INSTALLED := .venv/.installed
 PEER_INSTALLED := .venv-peer/.installed
+STUBS_INSTALLED := .venv-stubs/.installed
 
-.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated lock clean
+.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated dist lock clean
 
 install: $(INSTALLED)
 
@@ -88,14 +89,32 @@ format: install
 	@$(BIN)/ruff format .
 	@$(BIN)/buf format --write
 
-generate: install
-	@$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=generated --pyi_out=generated \
-	  --grpc_python_out=generated protos/leadkeep/v1/lead_service.proto
+generate: $(STUBS_INSTALLED)
+	@.venv-stubs/bin/python -m grpc_tools.protoc --proto_path=protos --python_out=generated --pyi_out=generated \
+	  --grpc_python_out=generated protos/leadkeep/v1/*.proto
+
+# Stubs refuse an older gRPC and protobuf than those that made them. So they are made with the oldest that callers may have.
+$(STUBS_INSTALLED): requirements-stubs.lock $(INSTALLED)
+	@UV_PYTHON_DOWNLOADS=never $(UV) venv --quiet --clear --python 3.11 .venv-stubs || \
+	  { echo "The stubs are made with Python 3.11: the grpcio-tools that makes them has no later wheel" >&2; exit 1; }
+	@$(UV) pip sync --quiet --require-hashes --python .venv-stubs/bin/python requirements-stubs.lock
+	@touch $@
 
 # The stubs are committed so that nobody needs protoc to use them; this catches a proto that moved without them.
 check-generated: generate
 	@git diff --exit-code -- generated || { echo "generated/ is stale: run 'make generate' and commit it" >&2; exit 1; }
 	@test -z "$$(git status --porcelain -- generated)" || { git status --short -- generated >&2; exit 1; }
+
+# What a release consists of: the wheel, the contract as files to generate clients from, and as a descriptor set (with
+# google/rpc for the details of errors), for tools that read no reflection and no files.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+dist: install
+	@rm -rf dist && mkdir dist
+	@$(UV) build --quiet --wheel --out-dir dist --require-hashes --build-constraints requirements-dev.lock
+	@tar -czf dist/leadkeep-protos-$(VERSION).tar.gz protos/leadkeep third_party/googleapis
+	@$(BIN)/python -m grpc_tools.protoc --proto_path=protos --proto_path=third_party/googleapis --include_imports \
+	  --include_source_info --descriptor_set_out=dist/leadkeep-$(VERSION).binpb \
+	  protos/leadkeep/v1/*.proto third_party/googleapis/google/rpc/*.proto
 
 # Versions and hashes only: no registry's address belongs in a lock.
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header
@@ -103,7 +122,8 @@ lock: install
 	@$(COMPILE) pyproject.toml --output-file requirements.lock
 	@$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
 	@$(COMPILE) --group peer --constraint requirements.lock --output-file requirements-peer.lock
+	@$(COMPILE) --group stubs --output-file requirements-stubs.lock
 	@grep '^uv==' requirements-dev.lock | cut -d' ' -f1 | $(COMPILE) - --output-file requirements-uv.lock
 
 clean:
-	@rm -rf .venv .venv-peer .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-peer .venv-stubs .venv-tools .pytest_cache .mypy_cache .ruff_cache

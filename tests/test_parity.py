@@ -34,7 +34,7 @@ from service.rpc.call import SERVICE
 from service.rpc.servicer import LeadServicer
 from service.rpc.status import CODES
 from service.storage import models, schema
-from tests.harness.leads import MARKED, SENSITIVE
+from tests.harness.leads import MARKED, SENSITIVE, is_marked
 from tests.harness.postgres import TestDatabase, TestServer
 
 MIGRATIONS = Path(schema.__file__).parent / "migrations"
@@ -68,8 +68,8 @@ def fields_of(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-def redacted(descriptor: Any) -> set[str]:
-    return {field.name for field in descriptor.fields if field.GetOptions().debug_redact}
+def marked(descriptor: Any) -> set[str]:
+    return {field.name for field in descriptor.fields if is_marked(field)}
 
 
 def columns_of(model: Table) -> set[str]:
@@ -122,14 +122,14 @@ class TestFields:
 
 class TestSensitive:
     def test_the_contracts_sensitive_fields_are_the_storys(self) -> None:
-        assert redacted(pb.Lead.DESCRIPTOR) == MARKED
+        assert marked(pb.Lead.DESCRIPTOR) == MARKED
 
     def test_sealing_masking_and_storage_know_the_same_ones(self) -> None:
         assert set(SENSITIVE_FIELDS) == SENSITIVE
 
     @pytest.mark.parametrize("descriptor", pb.DESCRIPTOR.message_types_by_name.values(), ids=lambda d: d.name)
     def test_a_field_that_is_called_like_a_sensitive_one_is_sensitive_everywhere(self, descriptor: Descriptor) -> None:
-        assert redacted(descriptor) == MARKED & set(descriptor.fields_by_name)
+        assert marked(descriptor) == MARKED & set(descriptor.fields_by_name)
 
     @pytest.mark.parametrize("model", [models.lead, models.resubmission, models.lead_conflict])
     def test_the_database_refuses_every_sensitive_column_in_clear(self, model: Table) -> None:

@@ -34,8 +34,8 @@ def list_accesses(
         page_size=PAGE,
         lead_id=str(lead) if lead else "",
         subject=subject,
-        recorded_after=start,
-        recorded_before=end,
+        recorded_after=start,  # type: ignore[arg-type] # protobuf takes it; the stubs are of an earlier one
+        recorded_before=end,  # type: ignore[arg-type] # likewise
     )
     with connected(settings, Scope.OPERATE) as call, printed_rows(as_json=as_json) as show:
         for access in listed(call, "ListAccesses", request, "accesses"):

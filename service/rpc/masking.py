@@ -1,7 +1,7 @@
 """The mask: which answers are masked, how each field is masked, and the access record of what is shown unmasked.
 
 Promise: no value of a sensitive field leaves unmasked before its access is committed, whatever the method and the
-endpoint. Which fields are sensitive is read from the contract (`debug_redact`), so that no method can forget it; one
+endpoint. Which fields are sensitive is read from the contract (option `sensitive`), so no method can forget it; one
 without a mask of its own is masked whole. Every mask contains `•••`, and no mask shows how long the value is. A
 conversation id follows the phone: it is shown unless it holds one that the answer masks, and showing it is no look.
 
@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
+from leadkeep.v1 import options_pb2
 from phonenumbers import COUNTRY_CODE_TO_REGION_CODE
 
 from service.access import Caller, Scope
@@ -67,6 +68,8 @@ FOLLOWS_PHONE = frozenset({"conversation_id", "transcript_uri"})
 
 PHONE_END = 8
 """Last digits of a phone by which it is recognised: the subscriber's number, however its beginning is written."""
+
+_SENSITIVE: Any = options_pb2.sensitive
 
 _LOOKS_LIKE_PHONE = re.compile(rf"\d{{{PHONE_END}}}")
 
@@ -336,7 +339,7 @@ def _inside(message: Message, plan: _Plan) -> Iterator[Message]:
 
 
 def _sensitive(descriptor: Descriptor) -> tuple[str, ...]:
-    return tuple(field.name for field in descriptor.fields if field.GetOptions().debug_redact)
+    return tuple(field.name for field in descriptor.fields if field.GetOptions().Extensions[_SENSITIVE])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -17,22 +17,26 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 from google.protobuf.message import Message
-from leadkeep.v1 import lead_service_pb2 as pb
+from leadkeep.v1 import lead_service_pb2, options_pb2
 
 PINNED = Path(__file__).with_name("contract.txt")
 
 
-def contract() -> FileDescriptorProto:
-    """The contract that the generated code implements."""
-    described = FileDescriptorProto()
-    pb.DESCRIPTOR.CopyToProto(described)
-    return described
+def contract() -> list[FileDescriptorProto]:
+    """The files of the contract that the generated code implements."""
+    files = options_pb2.DESCRIPTOR, lead_service_pb2.DESCRIPTOR
+    return [FileDescriptorProto.FromString(file.serialized_pb) for file in files]
 
 
-def facts(described: FileDescriptorProto) -> list[str]:
-    """Every method, message, field and enum value, in the order of the contract."""
+def facts(files: Iterable[FileDescriptorProto]) -> list[str]:
+    """Every option, method, message, field and enum value, in the order of the contract."""
+    return [fact for file in files for fact in _file(file)]
+
+
+def _file(described: FileDescriptorProto) -> list[str]:
     found = [
-        f"{described.syntax} package {described.package}{_options(described)}",
+        f"{described.name} {described.syntax} package {described.package}{_options(described)}",
+        *(f"extend {field.extendee}: {_field(field)}" for field in described.extension),
         *(fact for service in described.service for fact in _service(service)),
         *(fact for message in described.message_type for fact in _message(message, "")),
         *(fact for enum in described.enum_type for fact in _enum(enum, "")),
@@ -52,7 +56,7 @@ def _message(message: DescriptorProto, parent: str) -> Iterator[str]:
     name = parent + message.name
     yield f"message {name}{_options(message)}"
     for field in message.field:
-        yield f"{name}.{field.name} = {field.number}: {_type(field, message)}{_options(field)}"
+        yield f"{name}.{_field(field, message)}"
     for span in message.reserved_range:
         yield f"{name} reserves {span.start} to {span.end - 1}"
     for reserved in message.reserved_name:
@@ -63,13 +67,17 @@ def _message(message: DescriptorProto, parent: str) -> Iterator[str]:
         yield from _enum(enum, f"{name}.")
 
 
-def _type(field: FieldDescriptorProto, message: DescriptorProto) -> str:
+def _field(field: FieldDescriptorProto, message: DescriptorProto | None = None) -> str:
+    return f"{field.name} = {field.number}: {_type(field, message)}{_options(field)}"
+
+
+def _type(field: FieldDescriptorProto, message: DescriptorProto | None) -> str:
     kind = field.type_name or FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
     if field.label == FieldDescriptorProto.LABEL_REPEATED:
         return f"repeated {kind}"
     if field.proto3_optional:
         return f"optional {kind}"
-    if field.HasField("oneof_index"):
+    if message is not None and field.HasField("oneof_index"):
         return f"oneof {message.oneof_decl[field.oneof_index].name} {kind}"
     return kind
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from leadkeep.v1 import lead_service_pb2 as pb
+from leadkeep.v1 import options_pb2
 
 STORY = {
     "name": "John Doe",
@@ -22,6 +25,13 @@ takes one away by editing the contract."""
 
 MARKED = SENSITIVE | {"transcript_uri"}
 """What the contract marks: the transcript's address holds the conversation's id."""
+
+
+def is_marked(field: FieldDescriptor) -> bool:
+    """Whether the contract marks a field as sensitive."""
+    option: Any = options_pb2.sensitive
+    return bool(field.GetOptions().Extensions[option])
+
 
 _numbers = itertools.count(1)
 

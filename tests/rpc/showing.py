@@ -14,7 +14,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.lead import SENSITIVE_FIELDS
 from service.rpc.call import SERVICE
-from tests.harness.leads import somebody
+from tests.harness.leads import is_marked, somebody
 from tests.rpc.calls import Client
 
 CANARY = "clear-canary-01711222333"
@@ -49,7 +49,7 @@ def texts(message: Message, *, sensitive: bool) -> Iterator[str]:
         for item in values:
             if isinstance(item, Message):
                 yield from texts(item, sensitive=sensitive)
-            elif isinstance(item, str) and field.GetOptions().debug_redact == sensitive:
+            elif isinstance(item, str) and is_marked(field) == sensitive:
                 yield item
 
 

@@ -1,13 +1,11 @@
-import datetime
-
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from leadkeep.v1 import options_pb2 as _options_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -110,7 +108,7 @@ class Lead(_message.Message):
     resubmissions: int
     unreadable_fields: _containers.RepeatedScalarFieldContainer[str]
     source: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., address: _Optional[str] = ..., interested_policy: _Optional[str] = ..., email: _Optional[str] = ..., preferred_contact_time: _Optional[str] = ..., notes: _Optional[str] = ..., conversation_id: _Optional[str] = ..., status: _Optional[_Union[LeadStatus, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., assignee: _Optional[str] = ..., masked: _Optional[bool] = ..., transcript_uri: _Optional[str] = ..., resubmissions: _Optional[int] = ..., unreadable_fields: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., address: _Optional[str] = ..., interested_policy: _Optional[str] = ..., email: _Optional[str] = ..., preferred_contact_time: _Optional[str] = ..., notes: _Optional[str] = ..., conversation_id: _Optional[str] = ..., status: _Optional[_Union[LeadStatus, str]] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., assignee: _Optional[str] = ..., masked: bool = ..., transcript_uri: _Optional[str] = ..., resubmissions: _Optional[int] = ..., unreadable_fields: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ...) -> None: ...
 
 class Confirmation(_message.Message):
     __slots__ = ("text", "next_steps", "reference", "locale")
@@ -152,7 +150,7 @@ class CreateLeadResponse(_message.Message):
     lead: Lead
     ignored_fields: _containers.RepeatedScalarFieldContainer[str]
     is_repeat: bool
-    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[SaveState, str]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ..., ignored_fields: _Optional[_Iterable[str]] = ..., is_repeat: _Optional[bool] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[SaveState, str]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ..., ignored_fields: _Optional[_Iterable[str]] = ..., is_repeat: bool = ...) -> None: ...
 
 class GetLeadRequest(_message.Message):
     __slots__ = ("id", "view")
@@ -246,7 +244,7 @@ class ListLeadsRequest(_message.Message):
     nid: str
     view: LeadView
     source: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., source: _Optional[str] = ...) -> None: ...
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., source: _Optional[str] = ...) -> None: ...
 
 class ListLeadsResponse(_message.Message):
     __slots__ = ("leads", "next_page_token")
@@ -266,7 +264,7 @@ class SummarizeLeadsRequest(_message.Message):
     created_before: _timestamp_pb2.Timestamp
     group_by: LeadGroup
     time_zone: str
-    def __init__(self, created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., group_by: _Optional[_Union[LeadGroup, str]] = ..., time_zone: _Optional[str] = ...) -> None: ...
+    def __init__(self, created_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., group_by: _Optional[_Union[LeadGroup, str]] = ..., time_zone: _Optional[str] = ...) -> None: ...
 
 class LeadCount(_message.Message):
     __slots__ = ("key", "count", "is_other")
@@ -276,7 +274,7 @@ class LeadCount(_message.Message):
     key: str
     count: int
     is_other: bool
-    def __init__(self, key: _Optional[str] = ..., count: _Optional[int] = ..., is_other: _Optional[bool] = ...) -> None: ...
+    def __init__(self, key: _Optional[str] = ..., count: _Optional[int] = ..., is_other: bool = ...) -> None: ...
 
 class SummarizeLeadsResponse(_message.Message):
     __slots__ = ("groups", "total")
@@ -306,7 +304,7 @@ class StatusChange(_message.Message):
     reason: str
     changed_at: _timestamp_pb2.Timestamp
     version: int
-    def __init__(self, from_status: _Optional[_Union[LeadStatus, str]] = ..., to_status: _Optional[_Union[LeadStatus, str]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
+    def __init__(self, from_status: _Optional[_Union[LeadStatus, str]] = ..., to_status: _Optional[_Union[LeadStatus, str]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., changed_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class ListStatusChangesResponse(_message.Message):
     __slots__ = ("changes",)
@@ -334,7 +332,7 @@ class Assignment(_message.Message):
     reason: str
     changed_at: _timestamp_pb2.Timestamp
     version: int
-    def __init__(self, from_assignee: _Optional[str] = ..., to_assignee: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
+    def __init__(self, from_assignee: _Optional[str] = ..., to_assignee: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., changed_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class ListAssignmentsResponse(_message.Message):
     __slots__ = ("assignments",)
@@ -364,7 +362,7 @@ class Resubmission(_message.Message):
     submitted_at: _timestamp_pb2.Timestamp
     actor: str
     verified: bool
-    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., submitted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., verified: _Optional[bool] = ...) -> None: ...
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., submitted_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., verified: bool = ...) -> None: ...
 
 class ListResubmissionsResponse(_message.Message):
     __slots__ = ("resubmissions", "next_page_token")
@@ -428,7 +426,7 @@ class Conflict(_message.Message):
     resolved_by: str
     resolved_at: _timestamp_pb2.Timestamp
     reason: str
-    def __init__(self, id: _Optional[str] = ..., submission: _Optional[_Union[Lead, _Mapping]] = ..., leads: _Optional[_Iterable[_Union[Lead, _Mapping]]] = ..., met_fields: _Optional[_Iterable[str]] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., found_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resolution: _Optional[_Union[ConflictResolution, str]] = ..., resolved_by: _Optional[str] = ..., resolved_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., submission: _Optional[_Union[Lead, _Mapping]] = ..., leads: _Optional[_Iterable[_Union[Lead, _Mapping]]] = ..., met_fields: _Optional[_Iterable[str]] = ..., accepted_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., found_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., resolution: _Optional[_Union[ConflictResolution, str]] = ..., resolved_by: _Optional[str] = ..., resolved_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ListConflictsRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "include_resolved", "view")
@@ -440,7 +438,7 @@ class ListConflictsRequest(_message.Message):
     page_token: str
     include_resolved: bool
     view: LeadView
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_resolved: _Optional[bool] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_resolved: bool = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
 
 class ListConflictsResponse(_message.Message):
     __slots__ = ("conflicts", "next_page_token")
@@ -490,7 +488,7 @@ class Access(_message.Message):
     recorded_at: _timestamp_pb2.Timestamp
     chain_id: str
     number: int
-    def __init__(self, lead_id: _Optional[str] = ..., subject: _Optional[str] = ..., operation: _Optional[str] = ..., fields: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., recorded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., chain_id: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
+    def __init__(self, lead_id: _Optional[str] = ..., subject: _Optional[str] = ..., operation: _Optional[str] = ..., fields: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., recorded_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., chain_id: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ListAccessesRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "lead_id", "subject", "recorded_after", "recorded_before")
@@ -506,7 +504,7 @@ class ListAccessesRequest(_message.Message):
     subject: str
     recorded_after: _timestamp_pb2.Timestamp
     recorded_before: _timestamp_pb2.Timestamp
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., lead_id: _Optional[str] = ..., subject: _Optional[str] = ..., recorded_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., recorded_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., lead_id: _Optional[str] = ..., subject: _Optional[str] = ..., recorded_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., recorded_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ListAccessesResponse(_message.Message):
     __slots__ = ("accesses", "next_page_token")
