@@ -154,7 +154,10 @@ async def _serve(
             required = parts.validation.required
             http = partial(HttpEndpoint, tls=tls, readiness=readiness, registry=registry, required=required)
             at, ops_at = settings.http_address, settings.ops_address
-            http_endpoint = http(methods, host=at.host, port=at.port, limits=limits, refusals=refusals)
+            origins = settings.allowed_origins or ()
+            http_endpoint = http(
+                methods, host=at.host, port=at.port, limits=limits, refusals=refusals, allowed_origins=origins
+            )
             ops_endpoint = None
             if ops_at is not None:
                 setting = "LEADKEEP_OPS_ADDRESS"

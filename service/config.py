@@ -114,6 +114,11 @@ class Settings(BaseModel):
         "an additional address for /healthz, /readyz and /metrics, which callers cannot fill",
         shown="unset: only LEADKEEP_HTTP_ADDRESS has them",
     )
+    allowed_origins: Annotated[tuple[str, ...], _read_by(values.origins)] | None = _setting(
+        None,
+        "origins of web pages that may call LEADKEEP_HTTP_ADDRESS (CORS), such as https://sales.example",
+        shown="unset: none but its own",
+    )
     max_connections: Annotated[int, _read_by(values.number(int, 64, 100_000))] = _setting(
         1000, "open connections at each endpoint; beyond it those that never had a token accepted are closed first"
     )

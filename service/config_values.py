@@ -21,6 +21,10 @@ from service.access import Scope
 from service.lead import OPTIONAL_BY_SETTING, LeadStatus
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+_ORIGIN = re.compile(
+    r"(?!http://[^/]*:80$|https://[^/]*:443$)https?://"
+    r"(?:[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*|\[[0-9a-f:]+\])(?::[1-9][0-9]{0,4})?"
+)
 _DATABASE_URL = re.compile(r"postgres(?:ql)?://[^\s\x00-\x1f\x7f]+")
 
 
@@ -237,6 +241,17 @@ def words(text: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(re.split(r"[\s,;]+", text.strip(" \t\n,;"))))
     if not all(found):
         raise ValueError("names nothing; write one word or several, separated by blanks")
+    return found
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Read the origins of web pages."""
+    found = words(text)
+    if not all(map(_ORIGIN.fullmatch, found)):
+        raise ValueError(
+            "not a list of origins as browsers send them: scheme and host in lower case, a port unless it is the "
+            "scheme's own, no path and no *; write such as https://sales.example http://localhost:3000"
+        )
     return found
 
 

@@ -143,6 +143,14 @@ def test_every_fault_is_named_at_once_one_a_line(monkeypatch: pytest.MonkeyPatch
         ({"HTTP_ADDRESS": "[::]:8080"}, "HTTP_ADDRESS", "without TLS"),
         ({"HTTP_ADDRESS": "leadkeep.example:8080"}, "HTTP_ADDRESS", "without TLS"),
         ({"HTTP_ADDRESS": "127.0.0.1:50051"}, "HTTP_ADDRESS", "another port"),
+        *(
+            ({"ALLOWED_ORIGINS": f"https://a.example {wrong}"}, "ALLOWED_ORIGINS", "as browsers send them")
+            for wrong in ("null", "*", "a.example", "https://a.example/", "https://A.example", "https://*.example")
+        ),
+        *(
+            ({"ALLOWED_ORIGINS": wrong}, "ALLOWED_ORIGINS", "as browsers send them")
+            for wrong in ("https://a.example:443", "http://a.example:80", "https://u@a.example", "file://")
+        ),
         ({"AUTH_JWKS": "absent.json", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "no file"),
         ({"AUTH_JWKS": "ftp://h/k", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "https://"),
         ({"AUTH_JWKS": "ftp://127.0.0.1/", "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a"}, "AUTH_JWKS", "https://"),
@@ -244,6 +252,12 @@ def test_tls_needs_no_leave_to_be_reachable(tls: dict[str, str], monkeypatch: py
     settings = load(monkeypatch, {"GRPC_ADDRESS": "0.0.0.0:50051", **tls})
 
     assert settings.tls_key == Path.cwd() / "key.pem"
+
+
+def test_origins_of_pages_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, {"ALLOWED_ORIGINS": "https://sales.example http://localhost:3000, http://[::1]:8443"})
+
+    assert settings.allowed_origins == ("https://sales.example", "http://localhost:3000", "http://[::1]:8443")
 
 
 def test_keys_over_http_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service.http.calls import PROVEN
 from service.http.problems import MEDIA_TYPE, HttpProblemError
-from service.http.routes import PROVEN
 from service.rpc.limits import Held, Limits, RefusalReason, Refusals, peer_of, to_evict
 
 LARGEST_HEAD = 16 * 1024
@@ -104,6 +104,8 @@ class HttpConnection(H11Protocol):
     def __init__(self, connections: HttpConnections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = _SILENT
+        # Its lines hold query strings; the chain logs calls.
+        self.access_log = False
         self._connections = connections
         self.peer = ""
         self.since = time.monotonic()

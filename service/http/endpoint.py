@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -24,14 +25,17 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Config, Server
 
 from service.errors import DeadlineTooShortError, LeadkeepError, StartRefusedError
+from service.http.calls import may_be_left_out
 from service.http.connections import LARGEST_HEAD, HttpConnection, HttpConnections
+from service.http.cors import Cors
 from service.http.json_codec import encoded
 from service.http.openapi import document
 from service.http.paths import HttpHandler, Paths
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
-from service.http.routes import OPERATIONS, http_handler_of, json_response
+from service.http.protocols import rpc_paths
+from service.http.routes import OPERATIONS, json_response, route_handler
 from service.lead import REQUIRED_FIELDS
-from service.rpc.call import Call, Handler
+from service.rpc.call import SERVICE, Call, Handler
 from service.rpc.interceptors import errors
 from service.rpc.limits import DEFAULT, Limits, Refusals
 from service.rpc.readiness import Readiness
@@ -45,6 +49,8 @@ OPS_LIMITS = Limits(connections=64, connections_of_peer=64)
 
 CUT_SECONDS = 1.0
 """For requests whose connection was cut to end."""
+
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 KEEP_ALIVE = 30
 """Seconds for which a quiet connection stays open: chatbots keep a pool of them."""
@@ -66,11 +72,12 @@ class HttpEndpoint:
         readiness: Readiness,
         registry: CollectorRegistry,
         required: Collection[str] = REQUIRED_FIELDS,
+        allowed_origins: Collection[str] = (),
         setting: str = "LEADKEEP_HTTP_ADDRESS",
         limits: Limits = DEFAULT,
         refusals: Refusals | None = None,
     ) -> None:
-        """`required`: the fields without which there is no lead.
+        """`required`: the fields without which there is no lead; `allowed_origins`: whose pages may call it.
 
         Raises StartRefusedError, which names `setting`, when the address cannot be used.
         """
@@ -78,7 +85,7 @@ class HttpEndpoint:
         self._socket = _bound(host, port, setting)
         self.port: int = self._socket.getsockname()[1]
         self._config = Config(
-            _Guard(_paths(methods, readiness, registry, required)),
+            _Guard(_paths(methods, readiness, registry, required), Cors(allowed_origins)),
             http=partial(HttpConnection, HttpConnections(limits, refusals or Refusals())),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
@@ -136,21 +143,27 @@ class UvicornServer(Server):
 class _Guard:
     """Outermost: no exception leaves it, so that no text of one reaches a caller or uvicorn's log."""
 
-    def __init__(self, paths: Paths) -> None:
-        self._paths = paths
+    def __init__(self, paths: Paths, cors: Cors) -> None:
+        self._paths, self._cors = paths, cors
         self._errors = errors(uuid4)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+
+        async def respond(response: Response) -> None:
+            self._cors.add_to(response, request)
+            await response(scope, receive, send)
+
         async def serve(_call: Call, message: Message) -> Message:
             try:
                 _check_head(scope)
-                response = await self._paths.answer(Request(scope, receive))
+                response = await self._paths.answer(request)
             except HttpProblemError as problem:
                 response = problem.response()
             except ClientDisconnect:
                 # Gone before the body was there: nothing was begun, and nobody receives an answer.
                 return message
-            await response(scope, receive, send)
+            await respond(response)
             return message
 
         call = Call(rpc="(outside of a call)", transport="http", peer="", metadata={}, deadline=math.inf)
@@ -158,10 +171,10 @@ class _Guard:
             # The chain's own interceptor: an incident is logged and answered in one way only.
             await self._errors(call, Empty(), serve)
         except LeadkeepError as error:
-            await failure_response(error, {})(scope, receive, send)
+            await respond(failure_response(error, {}))
         except asyncio.CancelledError:
             # Only the end of the grace at a stop cancels a request, and its work goes on: the outcome is not known.
-            await failure_response(DeadlineTooShortError(), {})(scope, receive, send)
+            await respond(failure_response(DeadlineTooShortError(), {}))
 
 
 def _check_head(scope: Scope) -> None:
@@ -186,10 +199,25 @@ def _paths(
             return json_response(described)
 
         paths["/openapi.json"] = {"GET": openapi}
+        optional = may_be_left_out(required)
         for operation in OPERATIONS:
-            handler = http_handler_of(operation, methods[operation.rpc], required)
+            handler = route_handler(operation, methods[operation.rpc], optional)
             paths.setdefault(operation.path, {})[operation.method] = handler
+        paths |= rpc_paths(SERVICE, methods, optional)
+        paths |= rpc_paths(_HEALTH, {"Check": _health(readiness)})  # type: ignore[arg-type] # as its stubs have it
     return Paths(paths)
+
+
+def _health(readiness: Readiness) -> Handler:
+    """Health.Check without a token, as the gRPC endpoint answers it."""
+
+    async def check(_call: Call, request: Message) -> Message:
+        if request.service not in ("", SERVICE.full_name):  # type: ignore[attr-defined] # it is a HealthCheckRequest
+            raise HttpProblemError(404, "there is no service of this name")
+        answers = health_pb2.HealthCheckResponse
+        return answers(status=answers.SERVING if readiness.ready else answers.NOT_SERVING)
+
+    return check
 
 
 def _operators_paths(readiness: Readiness, registry: CollectorRegistry) -> dict[str, dict[str, HttpHandler]]:

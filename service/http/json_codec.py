@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from email.message import Message as Header
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,6 +33,8 @@ MOST_PARAMETERS = 100
 
 _FIELD_NAME = re.compile("[A-Za-z_]{1,40}")
 """What is repeated when it names no field. Without digits: a NID in the place of a name must not be repeated."""
+
+_CAPITAL = re.compile("[A-Z]")
 
 _LOST_PLUS = re.compile(r"(\(?) +(?=[1-9])")
 
@@ -50,6 +55,13 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return parsed
 
 
+def is_utf8_json(content_type: str) -> bool:
+    """Whether a Content-Type names JSON in UTF-8."""
+    header = Header()
+    header["content-type"] = content_type
+    return header.get_content_type() == "application/json" and header.get_content_charset("utf-8") in ("utf-8", "utf8")
+
+
 def parse_query(raw: bytes) -> list[tuple[str, str]]:
     """The parameters of a query string; one that is empty counts as not given. Raises LeadValidationError."""
     try:
@@ -66,45 +78,87 @@ def fill(
     names: Collection[str],
     ignored: Collection[str] = (),
     may_be_left_out: Collection[str] = (),
-    path: str = "",
     whole: str,
 ) -> None:
     """Set the fields of a message that are given; null counts as not given.
 
-    Names are the contract's or their lowerCamelCase, as in protobuf's JSON. `names` may be given, `ignored` are passed
-    over whatever they hold, and every other name is a fault. Of those that `may_be_left_out` one that cannot be read is
-    set to what validation leaves out and names. `path` precedes a field's name in a violation;
-    `whole` is what holds the fields, for faults that belong to no field. Raises LeadValidationError with all faults.
+    Names are the contract's or their lowerCamelCase, as in protobuf's JSON. `names` may be given, and every other name
+    is a fault; of the messages inside, every field may be given. Fields at the paths in `ignored` (`lead.id`) are
+    passed over whatever they hold. A field at a path in `may_be_left_out` that cannot be read is set to what validation
+    leaves out and names. `whole` is what holds the fields, for faults that belong to no field. Raises
+    LeadValidationError with all faults.
     """
-    violations: list[Violation] = []
-    left_out: list[str] = []
-    seen: set[str] = set()
-    unknown: set[str] = set()
-    for key, value in given:
-        field = _field_called(message, key)
-        if field is None or field.name not in {*names, *ignored}:
-            unknown.add(key)
-        elif field.name in ignored or value is None:
-            continue
-        elif field.name in seen and not field.is_repeated:
-            violations.append(Violation(path + field.name, "is given twice"))
-        else:
-            seen.add(field.name)
-            try:
-                _set(message, field, value)
-            except ValueRefusedError as refused:
-                violations.append(refused.at(path + field.name))
-                if field.name in may_be_left_out:
-                    setattr(message, field.name, UNREADABLE)
-                    left_out.append(field.name)
-    violations += _unknown_fields(unknown, path, whole)
-    if len(violations) > len(left_out):
+    filling = _Filling(ignored, may_be_left_out)
+    filling.fill(message, given, names, "")
+    violations = [*filling.violations, *_unknown_fields(filling.unknown, whole)]
+    if len(violations) > filling.left_out:
         raise LeadValidationError(list(dict.fromkeys(violations)))
 
 
-def comma_separated(given: Iterable[tuple[str, str]], name: str) -> list[tuple[str, str]]:
-    """The parameters, with those called `name` split at their commas."""
-    return [(key, part) for key, value in given for part in (value.split(",") if key == name else [value]) if part]
+@dataclass(slots=True)
+class _Filling:
+    """What is known while one request is read."""
+
+    ignored: Collection[str]
+    may_be_left_out: Collection[str]
+    violations: list[Violation] = field(default_factory=list)
+    left_out: int = 0
+    """How many of the violations cost no request."""
+    unknown: set[tuple[str, str]] = field(default_factory=set)
+    """Names that are no fields, each with its path."""
+
+    def fill(self, message: Message, given: Iterable[tuple[str, object]], names: Collection[str], path: str) -> None:
+        """Set the fields that are given; `path` precedes their names."""
+        seen: set[str] = set()
+        for key, value in given:
+            found = _field_called(message, key)
+            if found is None or found.name not in names:
+                self.unknown.add((path, key))
+                continue
+            at = path + found.name
+            if at in self.ignored or value is None:
+                continue
+            if found.name in seen and not found.is_repeated:
+                self.violations.append(Violation(at, "is given twice"))
+                continue
+            seen.add(found.name)
+            try:
+                self._set(message, found, value, at)
+            except ValueRefusedError as refused:
+                self.violations.append(refused.at(at))
+                if at in self.may_be_left_out:
+                    setattr(message, found.name, UNREADABLE)
+                    self.left_out += 1
+
+    def _set(self, message: Message, field: FieldDescriptor, value: object, at: str) -> None:
+        if not field.is_repeated:
+            if _is_message_of_fields(field):
+                inner = getattr(message, field.name)
+                inner.SetInParent()
+                self._fill_inner(inner, value, at)
+            elif isinstance(read := _read(field, value), Message):
+                getattr(message, field.name).CopyFrom(read)
+            else:
+                setattr(message, field.name, read)
+            return
+        if not isinstance(value, list):
+            raise ValueRefusedError("must be a list")
+        items = getattr(message, field.name)
+        for each in value:
+            if _is_message_of_fields(field):
+                self._fill_inner(items.add(), each, at)
+            else:
+                items.append(_read(field, each))
+
+    def _fill_inner(self, message: Message, value: object, at: str) -> None:
+        if not isinstance(value, dict):
+            raise ValueRefusedError("must be a JSON object")
+        self.fill(message, value.items(), cast(Descriptor, message.DESCRIPTOR).fields_by_name, f"{at}.")
+
+
+def comma_separated(given: Iterable[tuple[str, str]], name: str) -> list[tuple[str, object]]:
+    """The parameters; that called `name` is a list, its parts separated by commas."""
+    return [(key, [part for part in value.split(",") if part] if key == name else value) for key, value in given]
 
 
 def with_plus(phone: str) -> str:
@@ -142,33 +196,34 @@ def _field_called(message: Message, key: str) -> FieldDescriptor | None:
     return descriptor.fields_by_name.get(key) or descriptor.fields_by_camelcase_name.get(key)
 
 
-def _unknown_fields(unknown: Collection[str], path: str, whole: str) -> list[Violation]:
+def _unknown_fields(unknown: Collection[tuple[str, str]], whole: str) -> list[Violation]:
     # A value sent in the place of a name must not be repeated either.
-    named = sorted(key for key in unknown if _FIELD_NAME.fullmatch(key))[:UNKNOWN_NAMED]
-    violations = [Violation(path + key, "is not a field of this request") for key in named]
+    named = sorted(path + key for path, key in unknown if _FIELD_NAME.fullmatch(key))[:UNKNOWN_NAMED]
+    violations = [Violation(name, "is not a field of this request") for name in named]
     if len(named) < len(unknown):
         violations.append(Violation(whole, "holds more names that are not fields of this request"))
     return violations
 
 
-def _set(message: Message, field: FieldDescriptor, value: object) -> None:
-    read = _read(field, value)
-    if field.is_repeated:
-        getattr(message, field.name).append(read)
-    elif isinstance(read, Message):
-        getattr(message, field.name).CopyFrom(read)
-    else:
-        setattr(message, field.name, read)
+def _is_message_of_fields(field: FieldDescriptor) -> bool:
+    """Whether it holds a message that JSON writes as an object."""
+    return field.message_type is not None and field.message_type.full_name not in (
+        Timestamp.DESCRIPTOR.full_name,
+        FieldMask.DESCRIPTOR.full_name,
+    )
 
 
-def _read(field: FieldDescriptor, value: object) -> str | int | Timestamp:
+def _read(field: FieldDescriptor, value: object) -> str | int | Message:
     if field.enum_type is not None:
         return _enum_number(field.enum_type, value)
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return _truth(value)
     if field.type in _BITS:
         return _integer(value, _BITS[field.type])
     text = text_of(field.name, value)
     if field.message_type is not None:
-        return _moment(text)
+        is_mask = field.message_type.full_name == FieldMask.DESCRIPTOR.full_name
+        return _field_mask(text) if is_mask else _moment(text)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -176,6 +231,23 @@ def _read(field: FieldDescriptor, value: object) -> str | int | Timestamp:
             "is not valid Unicode: it contains half of a surrogate pair", "INVALID_CHARACTERS"
         ) from None
     return text
+
+
+def _truth(value: object) -> bool:
+    if value in ("true", "false"):
+        return value == "true"
+    if not isinstance(value, bool):
+        raise ValueRefusedError("must be true or false")
+    return value
+
+
+def _field_mask(text: str) -> FieldMask:
+    """protobuf's JSON of it, whose names are lowerCamelCase; the contract's are taken, too."""
+    if not text.isascii():
+        raise ValueRefusedError("must be names of fields, separated by commas")
+    return FieldMask(
+        paths=[_CAPITAL.sub(lambda found: f"_{found[0].lower()}", each) for each in text.split(",") if each]
+    )
 
 
 def _integer(value: object, bits: int) -> int:

@@ -30,6 +30,7 @@ class Paths:
 
     def __init__(self, handlers: Mapping[str, ByMethod]) -> None:
         """`handlers` by path. One part of a path may be a parameter: `{id}`, or `{id:path}`, which may hold slashes."""
+        self._whole = handlers
         self._handlers = [(path[1:].split("/"), by_method) for path, by_method in handlers.items()]
 
     async def answer(self, request: Request) -> Response:
@@ -48,6 +49,9 @@ class Paths:
         return await handler(request)
 
     def _at(self, path: str, request: Request) -> ByMethod:
+        # The path of a call in Connect is found at once.
+        if (by_method := self._whole.get(path)) is not None and "{" not in path:
+            return by_method
         given = _decoded(path.removesuffix("/")[1:].split("/"))
         for parts, by_method in self._handlers:
             parameters = _parameters(parts, given)

@@ -93,14 +93,15 @@ def failure_response(error: LeadkeepError, headers: Mapping[str, str]) -> Respon
         ]
     if "x-request-id" in headers:
         problem["request_id"] = headers["x-request-id"]
-    return Response(encoded(problem), status, {**SAFE_HEADERS, **headers, **_headers_of(error)}, MEDIA_TYPE)
+    return Response(encoded(problem), status, {**SAFE_HEADERS, **headers, **headers_of(error)}, MEDIA_TYPE)
 
 
 def _localized(words: LocalizedText | None) -> dict[str, Any]:
     return {} if words is None else {"localized_message": {"locale": words.locale, "message": words.text}}
 
 
-def _headers_of(error: LeadkeepError) -> dict[str, str]:
+def headers_of(error: LeadkeepError) -> dict[str, str]:
+    """The headers that say in HTTP what a failed call's caller should do."""
     headers = {}
     if isinstance(error, RetryableError):
         # The header takes whole seconds; a sooner retry would fail.

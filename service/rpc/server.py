@@ -172,7 +172,7 @@ def _adapted(
     request_class = message_factory.GetMessageClass(method.input_type)
 
     async def answer(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        request, fault = _decoded(request_class, raw)
+        request, fault = decoded(request_class, raw)
         seconds = context.time_remaining()
         call = Call(
             rpc=method.name,
@@ -203,7 +203,8 @@ def _adapted(
     return answer
 
 
-def _decoded(request_class: type[Message], raw: bytes) -> tuple[Message, LeadkeepError | None]:
+def decoded(request_class: type[Message], raw: bytes) -> tuple[Message, LeadkeepError | None]:
+    """A message in binary protobuf, and why it could not be read; the message is empty then."""
     try:
         return request_class.FromString(raw), None
     except DecodeError:

@@ -1,0 +1,294 @@
+"""Connect and gRPC-Web: every rpc at `/package.Service/Rpc`, in binary protobuf and in JSON.
+
+connectrpc.com/docs/protocol and PROTOCOL-WEB.md of gRPC define both. Here: one message each way, no GET, requests as
+they are or in gzip, answers as they are. A method that streams is at no path, which clients of both report as
+`unimplemented`.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+import struct
+import time
+import zlib
+from base64 import b64encode
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import quote
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.rpc import code_pb2, status_pb2
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import LeadkeepError, LeadValidationError, Violation
+from service.http.calls import Form, body_within, fill_from_json, http_handler
+from service.http.json_codec import encoded, is_utf8_json, parse_object, to_json
+from service.http.paths import HttpHandler
+from service.http.problems import HTTP_STATUS, SAFE_HEADERS, HttpProblemError, headers_of
+from service.rpc.call import Call, Handler
+from service.rpc.server import LARGEST_REQUEST, decoded
+from service.rpc.status import pushback, status_of
+
+STATUS_DETAILS = "grpc-status-details-bin"
+
+ENVELOPE = struct.Struct(">BI")
+"""Before each message of gRPC-Web: its flags and its length."""
+
+COMPRESSED, TRAILERS = 0x01, 0x80
+"""Flags of an envelope."""
+
+_MILLISECONDS = re.compile("[0-9]{1,10}")
+_GRPC_TIMEOUT = re.compile("([0-9]{1,8})([HMSmun])")
+_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+_CODE_OF = {404: code_pb2.NOT_FOUND, 413: code_pb2.RESOURCE_EXHAUSTED, 415: code_pb2.UNIMPLEMENTED}
+"""What both protocols call an error that is none of the contract."""
+
+_CONNECT_CODE = {number: name.lower() for name, number in code_pb2.Code.items()} | {code_pb2.CANCELLED: "canceled"}
+
+_MESSAGE_CHARACTERS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""What grpc-message holds as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How messages are written."""
+
+    read: Callable[[type[Message], bytes], tuple[Message, LeadkeepError | None]]
+    write: Callable[[Message], bytes]
+
+
+def rpc_paths(
+    service: ServiceDescriptor, methods: Mapping[str, Handler], optional: Collection[str] = ()
+) -> dict[str, dict[str, HttpHandler]]:
+    """The path of each of the methods of a service, unless it streams.
+
+    `optional`: the fields of a submission, by path, that cost no lead when they cannot be read.
+    """
+    forms = _forms(optional)
+
+    def form_of(request: Request) -> Form:
+        sent = request.headers.get("content-type", "")
+        form = forms.get(sent.partition(";")[0].strip().lower())
+        if form is None or ("json" in sent and ";" in sent and not is_utf8_json(sent)):
+            # Browsers send none of these across sites without asking, which keeps other sites' forms out.
+            taken = ", ".join(forms)
+            raise HttpProblemError(415, f"the Content-Type must be one of: {taken}", {"accept-post": taken})
+        return form
+
+    return {
+        f"/{service.full_name}/{method.name}": {"POST": http_handler(method, methods[method.name], form_of)}
+        for method in service.methods
+        if method.name in methods and not method.client_streaming and not method.server_streaming
+    }
+
+
+def _forms(optional: Collection[str]) -> dict[str, Form]:
+    proto = Codec(decoded, lambda message: message.SerializeToString())
+    json = Codec(partial(_read_json, optional), to_json)
+    return {
+        "application/proto": Connect("application/proto", proto),
+        "application/json": Connect("application/json", json),
+        "application/grpc-web": GrpcWeb("application/grpc-web+proto", proto),
+        "application/grpc-web+proto": GrpcWeb("application/grpc-web+proto", proto),
+        "application/grpc-web+json": GrpcWeb("application/grpc-web+json", json),
+        "application/grpc-web-text": GrpcWeb("application/grpc-web-text+proto", proto, is_text=True),
+        "application/grpc-web-text+proto": GrpcWeb("application/grpc-web-text+proto", proto, is_text=True),
+    }
+
+
+def _read_json(optional: Collection[str], kind: type[Message], body: bytes) -> tuple[Message, LeadkeepError | None]:
+    message = kind()
+    try:
+        fill_from_json(message, parse_object(body).items(), message.DESCRIPTOR.fields_by_name, optional)
+    except LeadValidationError as error:
+        return message, error
+    return message, None
+
+
+class Connect:
+    """A unary call in Connect: the body is the message, trailing metadata are headers called `trailer-…`."""
+
+    def __init__(self, content_type: str, codec: Codec) -> None:
+        self._content_type, self._codec = content_type, codec
+
+    def seconds(self, request: Request) -> float | None:
+        """The time in Connect-Timeout-Ms."""
+        sent = request.headers.get("connect-timeout-ms")
+        if sent is None:
+            return None
+        if not _MILLISECONDS.fullmatch(sent):
+            raise _invalid("Connect-Timeout-Ms", "must be a whole number of milliseconds of at most 10 digits")
+        return int(sent) / 1000
+
+    async def body(self, request: Request) -> bytes:
+        """The message, perhaps in gzip."""
+        _require_coding(request, "content-encoding", "accept-encoding")
+        return await body_within(request, LARGEST_REQUEST)
+
+    def read(self, request: Request, body: bytes, kind: type[Message]) -> tuple[Message, LeadkeepError | None]:
+        """The message."""
+        try:
+            if request.headers.get("connect-protocol-version", "1") != "1":
+                raise _invalid("Connect-Protocol-Version", "must be 1")
+            if _coding(request, "content-encoding") == "gzip":
+                body = inflated(body)
+        except LeadValidationError as error:
+            return kind(), error
+        return self._codec.read(kind, body)
+
+    def answer(self, call: Call, response: Message) -> Response:
+        """The message of the answer."""
+        return Response(
+            self._codec.write(response), 200, {**SAFE_HEADERS, **_trailing(call.trailers())}, self._content_type
+        )
+
+    def failure(self, call: Call, error: LeadkeepError) -> Response:
+        """The error with its details."""
+        return self._error(status_of(error), headers_of(error) | _trailing(_error_trailers(call, error)))
+
+    def refusal(self, problem: HttpProblemError) -> Response:
+        """An error without details: it is none of the contract."""
+        status = status_pb2.Status(code=_CODE_OF[problem.status], message=problem.detail)
+        return self._error(status, problem.headers)
+
+    def _error(self, status: status_pb2.Status, headers: Mapping[str, str]) -> Response:
+        content = {
+            "code": _CONNECT_CODE[status.code],
+            "message": status.message,
+            "details": [{"type": detail.TypeName(), "value": _base64(detail.value)} for detail in status.details],
+        }
+        return Response(encoded(content), HTTP_STATUS[status.code], {**SAFE_HEADERS, **headers}, "application/json")
+
+
+class GrpcWeb:
+    """A unary call in gRPC-Web: an envelope with the message, and in the answer one with status and trailers.
+
+    The answer's HTTP status is 200, whatever the call's. `is_text`: the bodies are the base64 of it.
+    """
+
+    def __init__(self, content_type: str, codec: Codec, *, is_text: bool = False) -> None:
+        self._content_type, self._codec, self._is_text = content_type, codec, is_text
+
+    def seconds(self, request: Request) -> float | None:
+        """The time in grpc-timeout."""
+        sent = request.headers.get("grpc-timeout")
+        if sent is None:
+            return None
+        found = _GRPC_TIMEOUT.fullmatch(sent)
+        if not found:
+            raise _invalid("grpc-timeout", "must be at most 8 digits and a unit: one of H, M, S, m, u, n")
+        return int(found[1]) * _SECONDS[found[2]]
+
+    async def body(self, request: Request) -> bytes:
+        """The envelope."""
+        _require_coding(request, "grpc-encoding", "grpc-accept-encoding")
+        longest = LARGEST_REQUEST + ENVELOPE.size
+        return await body_within(request, (longest + 2) // 3 * 4 if self._is_text else longest)
+
+    def read(self, request: Request, body: bytes, kind: type[Message]) -> tuple[Message, LeadkeepError | None]:
+        """The message in its envelope."""
+        try:
+            message = _only_message(_from_base64(body) if self._is_text else body, _coding(request, "grpc-encoding"))
+        except LeadValidationError as error:
+            return kind(), error
+        return self._codec.read(kind, message)
+
+    def answer(self, call: Call, response: Message) -> Response:
+        """The message of the answer, and its status."""
+        return self._response(self._codec.write(response), status_pb2.Status(), call.trailers())
+
+    def failure(self, call: Call, error: LeadkeepError) -> Response:
+        """The error with its details."""
+        return self._response(None, status_of(error), _error_trailers(call, error))
+
+    def refusal(self, problem: HttpProblemError) -> Response:
+        """An error without details: it is none of the contract."""
+        status = status_pb2.Status(code=_CODE_OF[problem.status], message=problem.detail)
+        return self._response(None, status, problem.headers)
+
+    def _response(self, message: bytes | None, status: status_pb2.Status, trailers: Mapping[str, str]) -> Response:
+        said = {"grpc-status": str(status.code), **trailers}
+        if status.code:
+            said["grpc-message"] = quote(status.message, safe=_MESSAGE_CHARACTERS)
+        if status.details:
+            said[STATUS_DETAILS] = _base64(status.SerializeToString())
+        block = "".join(f"{name}: {value}\r\n" for name, value in said.items()).encode("ascii")
+        body = (b"" if message is None else enveloped(message)) + enveloped(block, TRAILERS)
+        return Response(b64encode(body) if self._is_text else body, 200, SAFE_HEADERS, self._content_type)
+
+
+def enveloped(message: bytes, flags: int = 0) -> bytes:
+    """A message, or the trailers, as gRPC-Web sends it. Any number of them may follow each other."""
+    return ENVELOPE.pack(flags, len(message)) + message
+
+
+def _only_message(body: bytes, coding: str) -> bytes:
+    """The message of a unary request. Raises LeadValidationError."""
+    if len(body) < ENVELOPE.size:
+        raise _invalid("request", "is missing: there was no envelope with a message")
+    flags, length = ENVELOPE.unpack_from(body)
+    message = body[ENVELOPE.size :]
+    if len(message) != length:
+        raise _invalid("request", "must be one envelope, whose length is that of the message behind it")
+    if flags == COMPRESSED and coding == "gzip":
+        return inflated(message)
+    if flags:
+        raise _invalid("request", "has flags on its envelope that mean nothing here")
+    return message
+
+
+def inflated(body: bytes) -> bytes:
+    """What a body in gzip holds. Raises LeadValidationError, also when it is longer than a request may be."""
+    inflater = zlib.decompressobj(_GZIP)
+    try:
+        # No further than one byte beyond the limit, whatever the body would become.
+        content = inflater.decompress(body, LARGEST_REQUEST + 1)
+    except zlib.error:
+        raise _invalid("request", "is not gzip, as its headers have it") from None
+    if len(content) > LARGEST_REQUEST:
+        raise _invalid("request", f"is longer than {LARGEST_REQUEST} bytes when it is decompressed")
+    if not inflater.eof or inflater.unused_data:
+        raise _invalid("request", "must be one whole member of gzip")
+    return content
+
+
+def _from_base64(body: bytes) -> bytes:
+    try:
+        return binascii.a2b_base64(body, strict_mode=True)
+    except binascii.Error:
+        raise _invalid("request", "must be base64 without line breaks") from None
+
+
+def _base64(content: bytes) -> str:
+    """Without padding, as both protocols prefer it."""
+    return b64encode(content).rstrip(b"=").decode()
+
+
+def _coding(request: Request, header: str) -> str:
+    return request.headers.get(header, "identity").strip().lower()
+
+
+def _require_coding(request: Request, header: str, accept: str) -> None:
+    if _coding(request, header) not in ("identity", "gzip", ""):
+        raise HttpProblemError(
+            415, "the request's compression is not known; send it as it is or in gzip", {accept: "gzip"}
+        )
+
+
+def _error_trailers(call: Call, error: LeadkeepError) -> dict[str, str]:
+    return call.trailers() | pushback(error, call.deadline - time.monotonic())
+
+
+def _trailing(trailers: Mapping[str, str]) -> dict[str, str]:
+    return {f"trailer-{name}": value for name, value in trailers.items()}
+
+
+def _invalid(field: str, description: str) -> LeadValidationError:
+    return LeadValidationError([Violation(field, description)])
