@@ -53,7 +53,10 @@ def stats(
     except OverflowError:
         raise typer.BadParameter("is in the year 1", param_hint="--to") from None
     request = pb.SummarizeLeadsRequest(
-        created_after=start, created_before=end, group_by=f"LEAD_GROUP_{by.upper()}", time_zone=days.key
+        created_after=start,  # type: ignore[arg-type] # protobuf takes it; the stubs are of an earlier one
+        created_before=end,  # type: ignore[arg-type] # likewise
+        group_by=f"LEAD_GROUP_{by.upper()}",
+        time_zone=days.key,
     )
     with connected(settings, Scope.READ) as call:
         summary = call("SummarizeLeads", request)

@@ -83,9 +83,9 @@ def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
         case "ListLeads":
             return pb.ListLeadsRequest(conversation_id=person.conversation_id)
         case "SummarizeLeads":
-            return pb.SummarizeLeadsRequest(
-                created_after=datetime.now(UTC) - timedelta(days=1), group_by=pb.LEAD_GROUP_ASSIGNEE
-            )
+            counted = pb.SummarizeLeadsRequest(group_by=pb.LEAD_GROUP_ASSIGNEE)
+            counted.created_after.FromDatetime(datetime.now(UTC) - timedelta(days=1))
+            return counted
         case "ListStatusChanges":
             return pb.ListStatusChangesRequest(lead_id=lead_id)
         case "ListAssignments":

@@ -234,7 +234,8 @@ def queue_full(world: World) -> Iterator[Attempt]:
 def query_timeout(world: World) -> Iterator[Attempt]:
     world.lead()
     start = datetime.now(UTC) - timedelta(days=1)
-    asked = pb.SummarizeLeadsRequest(created_after=start, group_by=pb.LEAD_GROUP_DAY)
+    asked = pb.SummarizeLeadsRequest(group_by=pb.LEAD_GROUP_DAY)
+    asked.created_after.FromDatetime(start)
     path = f"/api/leads/summary?group_by=day&created_after={start:%Y-%m-%dT%H:%M:%SZ}"
     with faults.endless_summaries(world.admin_url), ThreadPoolExecutor(1) as thread:
         ended = thread.submit(eventually, lambda: faults.cancel_summary(world.admin_url), within=20)
