@@ -30,6 +30,8 @@ def _lists(lead: pb.Lead) -> list[dict[str, Any]]:
         {"conversation_id": lead.conversation_id},
         {"phone": lead.phone},
         {"nid": lead.nid},
+        {"email": lead.email},
+        {"reference": lead.reference},
     ]
 
 

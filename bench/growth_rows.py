@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 
 from bench.samples import PERSON, numbered
-from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
+from service.keys.encryption import TEXT_INDEX_BYTES, EncryptionService, IndexPlan, IndexScheme
 from service.lead import SEALED_FORM, CustomerFields
 from service.lead_sealer import LeadSealer
 from service.validation import ValidationService
@@ -32,7 +32,7 @@ WINDOW = 300
 
 _COLUMNS = (
     "id, name, interested_policy, phone, nid, address, email, notes, conversation_id, status, created_at, updated_at, "
-    "version, phone_index, nid_index, index_epoch, created_by, content_digest"
+    "version, phone_index, nid_index, email_index, index_epoch, created_by, content_digest"
 )
 _LINK_COLUMNS = "lead_id, submission_id, conversation_id, conversation_index, linked_at"
 _SEALED = ("phone", "nid", "address", "email", "notes", "conversation_id")
@@ -102,15 +102,17 @@ class Rows:
                 made = self._sealer.seal(lead_id, self._details(number), created_by="chatbot", request_id=None)
                 tokens = [made.sealed[name] for name in _SEALED]
                 digests = [made.indexes.phone[0], made.indexes.nid[0], made.content_digest]
+                email = made.indexes.email
             else:
                 tokens = [self._token(name) for name in _SEALED]
+                email = f"{self._key_id}.{base64.urlsafe_b64encode(os.urandom(TEXT_INDEX_BYTES['email'])).decode()}"
                 digests = [os.urandom(32) for _ in range(3)]
             sealed = "\t".join(tokens)
             phone_index, nid_index, content = (f"\\\\x{(digest or b'').hex()}" for digest in digests)
             yield (
                 f"{lead_id}\tPerson {number:010}\tTerm Life 20-Year\t{sealed}\t"
                 f"{'contacted' if moved else 'new'}\t{at}\t{at}\t{2 if moved else 1}\t"
-                f"{phone_index}\t{nid_index}\t{self._epoch}\tchatbot\t{content}\n"
+                f"{phone_index}\t{nid_index}\t{email}\t{self._epoch}\tchatbot\t{content}\n"
             )
 
     def _conversations(self) -> Iterator[str]:

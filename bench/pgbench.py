@@ -23,11 +23,11 @@ _SEALED = "repeat('k', 8) || '.gAAAAAAAAAAA' || repeat('x', {length})"
 _ROWS = f"""
 WITH made AS (
     INSERT INTO lead (id, name, phone, nid, address, interested_policy, email, notes, conversation_id,
-        phone_index, nid_index, index_epoch, created_by, content_digest)
+        phone_index, nid_index, email_index, index_epoch, created_by, content_digest)
     SELECT id, 'Person ' || id, {_SEALED.format(length=268)}, {_SEALED.format(length=268)},
         {_SEALED.format(length=152)}, 'Term Life 20-Year', {_SEALED.format(length=152)}, {_SEALED.format(length=130)},
-        {_SEALED.format(length=152)}, sha256(uuid_send(id)), sha256(uuid_send(id) || 'n'), 1, 'chatbot',
-        sha256(uuid_send(id))
+        {_SEALED.format(length=152)}, sha256(uuid_send(id)), sha256(uuid_send(id) || 'n'),
+        'kkkkkkkk.' || encode(uuid_send(id), 'base64'), 1, 'chatbot', sha256(uuid_send(id))
     FROM (SELECT uuidv7() AS id FROM generate_series(1, {{rows}})) AS ids
     RETURNING id, conversation_id
 )

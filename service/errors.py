@@ -22,6 +22,7 @@ Reason = Literal[
     "CONVERSATION_NOT_FOUND",
     "CONFLICT_NOT_FOUND",
     "LEAD_IN_CONFLICT",
+    "INDEX_INCOMPLETE",
     "CONFLICT_RESOLVED",
     "VERSION_MISMATCH",
     "STATUS_TRANSITION",
@@ -124,6 +125,14 @@ class LeadValidationError(LeadkeepError):
         super().__init__(f"the request is not valid, see the violations of: {fields}")
 
 
+class TooManyMatchesError(LeadValidationError):
+    """More leads match a filter than are fetched to be sorted."""
+
+    def __init__(self, filters: Sequence[str], limit: int) -> None:
+        wanted = f"matches more than {limit:,} leads: set more filters, such as created_after and created_before"
+        super().__init__([Violation(name, wanted) for name in filters])
+
+
 class DuplicateLeadError(LeadkeepError):
     """The submission matches an existing lead by phone, by nid, or by both (perhaps two different leads).
 
@@ -181,6 +190,13 @@ class LeadInConflictError(LeadkeepError):
             "becomes of it (ResolveConflict)",
             {"conflict_id": str(conflict_id)},
         )
+
+
+class IndexIncompleteError(LeadkeepError):
+    """Leads from before there was a filter cannot be found by it yet, so that its answer would be incomplete."""
+
+    reason = "INDEX_INCOMPLETE"
+    text = "not every lead can be found by its e-mail yet: the operator runs 'leadkeep keys reseal'; then ask again"
 
 
 class ConflictNotFoundError(LeadkeepError):

@@ -272,6 +272,8 @@ class BlindIndexes:
     nid: tuple[bytes | None, bytes | None] = field(repr=False)
     conversation: tuple[str, ...] = field(default=(), repr=False)
     """Those of the conversation id, made with each index key; the first one is stored. Outside of pairs and plans."""
+    email: str | None = field(default=None, repr=False)
+    """That of the e-mail address; None: it has none, or is not stored yet. Outside of pairs and plans, too."""
 
     @property
     def phones(self) -> tuple[bytes, ...]:

@@ -29,6 +29,7 @@ from service.lead import (
 )
 from service.storage.leads.parameters import Correction
 from service.validation import MASK, ValidationService
+from service.validation.email import email_key
 from service.validation.index_rule import IndexRule
 
 
@@ -68,15 +69,30 @@ class LeadSealer:
 
         The plan's key makes that one, so that no link is stored with the old key when a rotation is over.
         """
-        return self._encryption.conversation_indexes(conversation_id, key_id=self._plan().schemes[0].key_id)
+        key_id = self._plan().schemes[0].key_id
+        return self._encryption.text_indexes("conversation_id", conversation_id, key_id=key_id)
 
-    def indexes(self, phone: str | None, nid: str | None, conversation_id: str | None = None) -> BlindIndexes:
+    def email_indexes(self, email: str) -> tuple[str, ...]:
+        """The blind indexes by which leads with a normalised e-mail address are found."""
+        return self._encryption.text_indexes("email", email_key(email))
+
+    def indexes(
+        self, phone: str | None, nid: str | None, conversation_id: str | None = None, email: str | None = None
+    ) -> BlindIndexes:
         """The blind indexes of a lead with these normalised values, as they are stored now."""
         plan = self._plan()
         phone_1, phone_2 = (self._index("phone", phone, scheme) if scheme and phone else None for scheme in plan.pairs)
         nid_1, nid_2 = (self._index("nid", nid, scheme) if scheme and nid else None for scheme in plan.pairs)
-        conversation = self.conversation_indexes(conversation_id) if conversation_id else ()
-        return BlindIndexes(epoch=plan.epoch, phone=(phone_1, phone_2), nid=(nid_1, nid_2), conversation=conversation)
+        return BlindIndexes(
+            epoch=plan.epoch,
+            phone=(phone_1, phone_2),
+            nid=(nid_1, nid_2),
+            conversation=self.conversation_indexes(conversation_id) if conversation_id else (),
+            # With the plan's key, like that of a conversation.
+            email=self._encryption.text_index("email", email_key(email), key_id=plan.schemes[0].key_id)
+            if email
+            else None,
+        )
 
     def _plan(self) -> IndexPlan:
         plan = self._encryption.plan
@@ -107,7 +123,7 @@ class LeadSealer:
             request_id=request_id,
             content_digest=digest,
             earlier_digests=tuple(earlier),
-            indexes=self.indexes(entered.phone, entered.nid, entered.conversation_id),
+            indexes=self.indexes(entered.phone, entered.nid, entered.conversation_id, entered.email),
             repeat_window=self._repeat_window,
         )
 
@@ -132,7 +148,7 @@ class LeadSealer:
             submission,
             content_digest=digest,
             earlier_digests=tuple(earlier),
-            indexes=self.indexes(values["phone"], values["nid"], values["conversation_id"]),
+            indexes=self.indexes(values["phone"], values["nid"], values["conversation_id"], values["email"]),
             repeat_window=self._repeat_window,
             fields={**submission.fields, **anew},
         )
@@ -154,12 +170,14 @@ class LeadSealer:
         columns: dict[str, str | bytes | bool | int | None] = {
             name: None if value is None else self._stored(lead_id, name, value) for name, value in changed.items()
         }
-        indexes = self.indexes(changed.get("phone"), changed.get("nid"))
+        indexes = self.indexes(changed.get("phone"), changed.get("nid"), email=changed.get("email"))
         for name, pair in (("phone", indexes.phone), ("nid", indexes.nid)):
             if name in changed:
                 # What the plan leaves empty, or the lead has no more, loses what it had: it would refuse a stranger.
                 columns |= {f"{name}_index": pair[0], f"{name}_index_2": pair[1], f"{name}_shared": False}
                 columns["index_epoch"] = indexes.epoch
+        if "email" in changed:
+            columns["email_index"] = indexes.email
         return Correction(columns=columns)
 
     def acknowledged(self, lead_id: UUID, entered: CustomerFields, accepted_at: datetime) -> Lead:

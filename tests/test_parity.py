@@ -43,17 +43,20 @@ NOT_STORED = {
     "masked": "says how the answer shows the lead",
     "transcript_uri": "made of the conversation and a setting",
     "unreadable_fields": "known only when the lead is opened",
+    "reference": "made of the id",
 }
 """Fields of the contract's Lead that are no columns, and why."""
 
-DECIDED_AT_THE_ENDPOINT = {"masked"}
-"""Fields of the contract's Lead that the domain's Lead does not know: masking happens behind it."""
+DECIDED_AT_THE_ENDPOINT = {"masked", "reference"}
+"""Fields of the contract's Lead that the domain's Lead does not know: masking happens behind it, and a reference is
+another spelling of the id."""
 
 NOT_SHOWN = {
     "phone_index": "blind index",
     "nid_index": "blind index",
     "phone_index_2": "blind index, while an index key is rotated and after it",
     "nid_index_2": "blind index, likewise",
+    "email_index": "blind index",
     "index_epoch": "which plan the blind indexes follow",
     "created_by": "decides who may read the lead",
     "request_id": "makes CreateLead safe to repeat",

@@ -31,7 +31,7 @@ from service.storage.database.failures import NoStandbyError, StorageFaultError,
 from service.storage.database.fence import Fence
 from service.storage.diagnosis import Diagnosis, diagnose, excess_rights, foreign_triggers, lacks_group
 from service.storage.keys.canary import compare_canary
-from service.storage.keys.rekeying import rekeying
+from service.storage.keys.rekeying import EMAILS, LACKS_EMAIL_INDEX, rekeying
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.schema import APPLICATION_ROLE, require_current, revision_of
 from service.storage.spool.rows import peek
@@ -117,6 +117,7 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         findings.append(await _asked("rights of serve", _excess(database)))
         findings.append(await _asked("canary", _canary(database, settings)))
         findings.append(await _asked("conversation ids", _conversation_ids(url)))
+        findings.append(await _asked("e-mail index", _email_index(url)))
         return findings
     finally:
         await database.close()
@@ -156,6 +157,17 @@ async def _conversation_ids(url: str) -> str:
         counted = ", ".join(f"{count} of {plural}" for plural, count in in_clear.items())
         raise StartRefusedError(f"in clear, from before they were sealed: {counted}; run leadkeep keys reseal")
     return "all are sealed"
+
+
+async def _email_index(url: str) -> str:
+    async with rekeying(url) as tables:
+        lacking = await tables.count(EMAILS, LACKS_EMAIL_INDEX)
+    if lacking:
+        raise StartRefusedError(
+            f"{lacking} leads cannot be found by their e-mail yet, so that this search is refused; run leadkeep keys "
+            "reseal"
+        )
+    return "every lead can be found by its e-mail"
 
 
 def _writes(diagnosis: Diagnosis, *, embedded: bool) -> Finding:

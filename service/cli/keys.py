@@ -20,10 +20,10 @@ from service.errors import LeadkeepError, StartRefusedError
 from service.factories import keyring_source, validation_of
 from service.files.daily_file import DailyFileError, read_header
 from service.keys.encryption import EncryptionService
-from service.keys.keyring import Keyring, KeyState, Purpose, create_keyring
+from service.keys.keyring import Keyring, KeyState, Purpose, RootKey, create_keyring
 from service.keys.secret_file import create_secret_file, replace_secret_file
 from service.log import configure_logging
-from service.rotation.key_service import KeyService, usable_key
+from service.rotation.key_service import KeyService
 from service.rotation.workers import NICE
 from service.storage.database.database import Database
 from service.storage.keys.canary import read_key_state, schemes_of
@@ -156,7 +156,7 @@ def promote(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, o
     """Let a key be the one that seals, once every running replica can open with it; the one before stays active."""
     settings = load_settings()
     with _keyring_to_change(settings, output) as (keyring, write):
-        key = usable_key(keyring, key_id)
+        key = _usable_key(keyring, key_id)
         _run(settings, lambda keys: keys.prepare_promotion(key), timeout=timeout, forget=forget)
         if key.state is KeyState.PRIMARY:
             echo(f"The {key.purpose} key {key.id} is the primary one already.")
@@ -177,10 +177,13 @@ def reseal(
     timeout: Timeout = PATIENCE,
     as_json: AsJson = False,
 ) -> None:
-    """Seal everything in the database with the primary encryption key. May be stopped and run again."""
+    """Seal everything in the database with the primary encryption key, and index e-mails that are not indexed yet.
+
+    May be stopped and run again.
+    """
     done = _run(load_settings(), lambda keys: keys.reseal(), timeout=timeout, rate=rate)
     counted = ", ".join(f"{count} {kind}" for kind, count in done.sealed_anew.items())
-    line = f"Sealed anew with {done.key_id}: {counted}, in {done.seconds:.1f} s."
+    line = f"Sealed anew with {done.key_id}: {counted}. Indexed {done.emails} e-mails. It took {done.seconds:.1f} s."
     report(asdict(done), [line], as_json=as_json)
     if done.unreadable:
         named = ", ".join(done.unreadable[:10])
@@ -207,8 +210,9 @@ def reindex(
     settings = load_settings()
     normaliser = validation_of(settings).normaliser_identity
     done = _run(settings, lambda keys: keys.reindex(normaliser), timeout=timeout, rate=rate, forget=forget)
-    if done.needed or done.conversations:
-        lines = [f"Indexed {done.leads} leads and {done.conversations} conversations anew, in {done.seconds:.1f} s."]
+    if done.needed or done.conversations or done.emails:
+        counted = f"{done.leads} leads, {done.conversations} conversations and {done.emails} e-mails"
+        lines = [f"Indexed {counted} anew, in {done.seconds:.1f} s."]
     else:
         lines = ["The blind indexes are those of the primary index key and of these settings already."]
     lines += [f"  lead {each['lead']} has the same {each['field']} as lead {each['beside']}" for each in done.beside]
@@ -219,7 +223,7 @@ def retire(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, ou
     """Take a key out of use; refused while anything needs it: rows, conflicts, spools, daily files."""
     settings = load_settings()
     with _keyring_to_change(settings, output) as (keyring, write):
-        key = usable_key(keyring, key_id)
+        key = _usable_key(keyring, key_id)
         if key.state is KeyState.PRIMARY:
             raise StartRefusedError(
                 f"{key.id} is the primary {key.purpose} key: add another one and promote that first"
@@ -357,3 +361,13 @@ def _files_by_key(settings: Settings) -> dict[str, list[str]]:
 def _first_step(settings: Settings, output: Path | None) -> str:
     """The beginning of the operator's next instruction."""
     return f"Put {output} where {keyring_source(settings).name} comes from, " if output else "Now "
+
+
+def _usable_key(keyring: Keyring, key_id: str) -> RootKey:
+    """The key of this id that is not retired. Raises StartRefusedError."""
+    key = keyring.find(key_id)
+    if key is None:
+        raise StartRefusedError(f"there is no key {key_id} in the keyring; see leadkeep keys status")
+    if key.state is KeyState.RETIRED:
+        raise StartRefusedError(f"the key {key_id} is retired already")
+    return key

@@ -36,6 +36,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "resubmissions": "How many submissions were refused as duplicates of this lead; erased ones are not counted. "
         "Output.",
         "unreadable_fields": "Sensitive fields that cannot be opened and are left out; only in lists. Output.",
+        "reference": "The short reference that the confirmation names, such as `LK-7F3K-9QXM`. Output.",
     },
     "Confirmation": {
         "text": "Thanks the customer by name and gives the reference.",
@@ -89,6 +90,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "proxies on the way may: where that matters, ask over gRPC.",
         "nid": "Only the lead with this national ID. Needs `leads:unmask`. The service logs no query string, but "
         "proxies on the way may: where that matters, ask over gRPC.",
+        "reference": "Only leads with this reference, as a confirmation named it, in any usual writing.",
         "view": "How sensitive fields are shown: `masked`, or `full` (403 without `leads:unmask`). Not given: as the "
         "caller may see them.",
     },
@@ -258,6 +260,7 @@ EXAMPLE_LEAD = {
     "transcript_uri": "",
     "resubmissions": "0",
     "unreadable_fields": [],
+    "reference": "LK-3CP3-TKJZ",
 }
 
 EXAMPLE_CREATED = {
@@ -265,9 +268,9 @@ EXAMPLE_CREATED = {
     "message": "Lead created successfully",
     "state": "SAVE_STATE_SAVED",
     "confirmation": {
-        "text": "Thank you, John Doe. Your reference is LK-7F3K-9QXM.",
+        "text": "Thank you, John Doe. Your reference is LK-3CP3-TKJZ.",
         "next_steps": ["A colleague calls you within one working day."],
-        "reference": "LK-7F3K-9QXM",
+        "reference": "LK-3CP3-TKJZ",
         "locale": "en",
     },
     "lead": EXAMPLE_LEAD,

@@ -105,7 +105,7 @@ def _indexed(lead: dict[str, Any], worker: _Worker) -> dict[str, Any]:
     for link, conversation_id in zip(lead["conversations"], conversation_ids, strict=True):
         link["conversation_index"] = worker.sealer.conversation_indexes(conversation_id)[0]
     _seal_conversations(lead, worker.encryption)
-    columns = index_columns(worker.sealer.indexes(values["phone"], values.get("nid")))
+    columns = index_columns(worker.sealer.indexes(values["phone"], values.get("nid"), email=values.get("email")))
     return lead | {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in columns.items()
     }

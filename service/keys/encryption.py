@@ -43,6 +43,10 @@ the two it holds. It is the longest of both: 32 letters of 4 bytes each in UTF-8
 
 PADDED_FIELDS = frozenset({"phone", "nid"})
 
+TEXT_INDEX_BYTES = {"conversation_id": 32, "email": 16}
+"""Bytes of the digest in a blind index that is text, by field. Half of an HMAC-SHA256 suffices to find leads by: it
+takes some 2^64 addresses until two share one, and every lead is smaller."""
+
 _HEADER = struct.Struct(">16sBH")  # lead id, length of the field's name, length of the value in bytes
 
 
@@ -121,15 +125,17 @@ class _Keys:
             for key in (*keyring.usable(Purpose.AUDIT), *keyring.retired(Purpose.AUDIT))
         }
         # A retired index key finds no phone or nid any more, but its digest still shows a repeat of an old request, and
-        # finds a conversation that was linked while it was retired. Newest first behind the primary, so that the last
-        # one stays the same however many keys are added.
+        # finds a conversation or an e-mail that was indexed while it was retired. Newest first behind the primary, so
+        # that the last one stays the same however many keys are added.
         index_keys = sorted(
             (*keyring.usable(Purpose.INDEX), *keyring.retired(Purpose.INDEX)),
             key=lambda key: (key.state is KeyState.PRIMARY, key.created_at),
             reverse=True,
         )
         self.content_keys = [_derive(key.secret, "content-digest") for key in index_keys]
-        self.conversation_keys = {key.id: _derive(key.secret, "index/conversation_id") for key in index_keys}
+        self.text_index_keys = {
+            name: {key.id: _derive(key.secret, f"index/{name}") for key in index_keys} for name in TEXT_INDEX_BYTES
+        }
 
 
 def key_id_of(sealed: str) -> str:
@@ -219,17 +225,19 @@ class EncryptionService:
         keys = self._keys
         return _digest(keys.index[key_id or keys.index_primary_id].fields[field], value.encode())
 
-    def conversation_indexes(self, conversation_id: str, *, key_id: str | None = None) -> tuple[str, ...]:
-        """The blind indexes `<key id>.<digest>` of a conversation id, one for each index key, retired ones too.
+    def text_index(self, field: str, value: str, *, key_id: str) -> str:
+        """The blind index `<key id>.<digest>` of a normalised conversation id or e-mail, made with an index key."""
+        digest = _digest(self._keys.text_index_keys[field][key_id], value.encode())[: TEXT_INDEX_BYTES[field]]
+        return f"{key_id}.{base64.urlsafe_b64encode(digest).decode()}"
+
+    def text_indexes(self, field: str, value: str, *, key_id: str | None = None) -> tuple[str, ...]:
+        """The `text_index` with each index key, retired ones too.
 
         The first one is made with the key `key_id`; None: the primary one.
         """
-        keys, message = self._keys.conversation_keys, conversation_id.encode()
         first = key_id or self._keys.index_primary_id
-        return tuple(
-            f"{each}.{base64.urlsafe_b64encode(_digest(keys[each], message)).decode()}"
-            for each in (first, *(each for each in keys if each != first))
-        )
+        others = (each for each in self._keys.text_index_keys[field] if each != first)
+        return tuple(self.text_index(field, value, key_id=each) for each in (first, *others))
 
     def content_digests(self, values: Iterable[str | None]) -> tuple[bytes, ...]:
         """The keyed digest of a submission's normalised values, in the contract's order; absent differs from empty.

@@ -18,14 +18,14 @@ from typing import TypeVar
 
 from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService, IndexScheme
-from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
+from service.keys.keyring import Purpose, RootKey
 from service.rotation.reports import Reindexed, Resealed, Verified
 from service.rotation.workers import (
     Task,
-    conversation,
-    conversation_fault,
     fault,
     index,
+    index_fault,
+    index_text,
     map_batches,
     pace,
     reseal,
@@ -46,7 +46,10 @@ from service.storage.keys.canary import (
 )
 from service.storage.keys.rekeying import (
     CONVERSATIONS,
+    EMAILS,
     EVERY_ROW,
+    INDEXED,
+    LACKS_EMAIL_INDEX,
     LEADS,
     TABLES,
     Rekeying,
@@ -55,6 +58,7 @@ from service.storage.keys.rekeying import (
     Stored,
     indexed_otherwise,
     indexed_with,
+    is_indexed,
     lacks_index,
     sealed_otherwise,
 )
@@ -112,7 +116,7 @@ class KeyService:
             await self._wait_until_opens(key.id)
 
     async def reseal(self) -> Resealed:
-        """Seal everything with the primary encryption key."""
+        """Seal everything with the primary encryption key, and index the e-mails that are not indexed yet."""
         began = time.monotonic()
         report = Resealed(self.encryption.keyring.primary(Purpose.ENCRYPTION).id)
         await self._wait_until_opens(report.key_id)
@@ -123,18 +127,18 @@ class KeyService:
         with await self._workers() as workers:
             for table in TABLES:
                 old, store = sealed_otherwise(table, report.key_id), partial(self.rekeying.replace_tokens, table)
-                task = partial(conversation, index_key_id) if table is CONVERSATIONS else reseal
+                task = partial(index_text, table, index_key_id) if table is CONVERSATIONS else reseal
                 report.sealed_anew[table.plural], unreadable = await self._repeat(table, old, task, store, workers)
                 report.unreadable += unreadable
                 report.left += await self.rekeying.count(table, old)
+        report.emails = await self._index_texts(EMAILS, LACKS_EMAIL_INDEX, index_key_id)
         report.seconds = round(time.monotonic() - began, 3)
         return report
 
     async def reindex(self, normaliser: str) -> Reindexed:
         """Compute the blind indexes with the primary index key, of values under this normaliser's rules.
 
-        Duplicates are refused by the old and the new ones until the new ones are whole, and by the new ones from then
-        on.
+        Duplicates are refused by the old ones until the new ones are whole, and by the new ones from then on.
         """
         began = time.monotonic()
         wanted = IndexScheme(self.encryption.index_primary_id, normaliser)
@@ -166,17 +170,18 @@ class KeyService:
         if report.needed:
             state = await self._clear(state)
             report.beside = await self.rekeying.sharing_leads(state.pair)
-        # Last, when no replica links conversations with another key any more.
-        report.conversations = await self._index_conversations(wanted.key_id)
+        # Last, when no replica indexes conversations and e-mails with another key any more.
+        talks, emails = (indexed_otherwise(table, wanted.key_id) for table in INDEXED)
+        report.conversations = await self._index_texts(CONVERSATIONS, talks, wanted.key_id)
+        report.emails = await self._index_texts(EMAILS, emails, wanted.key_id)
         report.seconds = round(time.monotonic() - began, 3)
         return report
 
-    async def _index_conversations(self, key_id: str) -> int:
-        """Give the conversations that are sealed blind indexes of a key; how many had another one's."""
-        other = indexed_otherwise(key_id)
-        store = partial(self.rekeying.replace_tokens, CONVERSATIONS)
+    async def _index_texts(self, table: SealedTable, where: RowFilter, key_id: str) -> int:
+        """Give rows that match a condition blind indexes of a key; how many got one."""
+        store = partial(self.rekeying.replace_tokens, table)
         with await self._workers() as workers:
-            done, _ = await self._repeat(CONVERSATIONS, other, partial(conversation, key_id), store, workers)
+            done, _ = await self._repeat(table, where, partial(index_text, table, key_id), store, workers)
         return done
 
     async def _fill_and_check(self, state: DatabaseKeys, scheme: IndexScheme) -> int:
@@ -269,8 +274,9 @@ class KeyService:
             in_use = {scheme.key_id for scheme in schemes_of(state, self.encryption) if scheme}
             if key.id in in_use or state.clearing:
                 holders.append("the blind indexes of leads: run leadkeep keys reindex")
-            if count := await self.rekeying.count(CONVERSATIONS, indexed_with(key.id)):
-                holders.append(f"the blind indexes of {count} conversations: run leadkeep keys reindex")
+            for table in INDEXED:
+                if count := await self.rekeying.count(table, indexed_with(table, key.id)):
+                    holders.append(f"the blind indexes of {count} {table.plural}: run leadkeep keys reindex")
         if key.purpose is not Purpose.ENCRYPTION:
             _require_unneeded(key, holders)
             return
@@ -321,9 +327,11 @@ class KeyService:
         with await self._workers() as workers:
             for table in TABLES:
                 report.rows[table.plural] = 0
-                task = conversation_fault if table is CONVERSATIONS else fault
-                async for batch in self._batches(table, EVERY_ROW, task, workers):
+                async for batch in self._batches(replace(table, index=""), EVERY_ROW, fault, workers):
                     report.rows[table.plural] += len(batch)
+                    report.faults += [f"{_named(table, row)}: {wrong}" for row, wrong in batch if wrong]
+            for table in INDEXED:
+                async for batch in self._batches(table, is_indexed(table), partial(index_fault, table), workers):
                     report.faults += [f"{_named(table, row)}: {wrong}" for row, wrong in batch if wrong]
             wrong = await self._wrong_indexes(state.pair, current, workers)
         report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
@@ -331,6 +339,8 @@ class KeyService:
             f"{count} conversation ids of {plural} are in clear: run leadkeep keys reseal"
             for plural, count in (await self.rekeying.in_clear()).items()
         ]
+        if lacking := await self.rekeying.count(LEADS, LACKS_EMAIL_INDEX):
+            report.faults.append(f"{lacking} leads lack the blind index of their e-mail: run leadkeep keys reseal")
         for key_id, where in (await self.rekeying.sealed_counts()).items():
             if not self.encryption.opens_with(key_id):
                 held = ", ".join(f"{count} tokens of {holder}" for holder, count in where.items())
@@ -387,13 +397,3 @@ def _named(table: SealedTable, row: Stored) -> str:
 def _require_unneeded(key: RootKey, holders: list[str]) -> None:
     if holders:
         raise StartRefusedError(f"the key {key.id} is still needed, by\n  " + "\n  ".join(holders))
-
-
-def usable_key(keyring: Keyring, key_id: str) -> RootKey:
-    """The key of this id that is not retired. Raises StartRefusedError."""
-    key = keyring.find(key_id)
-    if key is None:
-        raise StartRefusedError(f"there is no key {key_id} in the keyring; see leadkeep keys status")
-    if key.state is KeyState.RETIRED:
-        raise StartRefusedError(f"the key {key_id} is retired already")
-    return key

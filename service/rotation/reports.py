@@ -12,6 +12,8 @@ class Resealed:
     key_id: str
     sealed_anew: dict[str, int] = field(default_factory=dict)
     """Rows by kind."""
+    emails: int = 0
+    """E-mails that could not be found by before."""
     unreadable: list[str] = field(default_factory=list)
     """Rows that do not open, which stay as they are."""
     left: int = 0
@@ -26,6 +28,7 @@ class Reindexed:
     needed: bool
     leads: int = 0
     conversations: int = 0
+    emails: int = 0
     beside: list[dict[str, str]] = field(default_factory=list)
     """Leads that share a phone or nid with another one, see `Rekeying.sharing_leads`."""
     seconds: float = 0.0

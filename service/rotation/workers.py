@@ -17,7 +17,8 @@ from uuid import UUID
 from service.errors import FieldUnreadableError
 from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Keyring
-from service.storage.keys.rekeying import Indexes, Stored
+from service.storage.keys.rekeying import EMAILS, NO_INDEX, Indexes, SealedTable, Stored
+from service.validation.email import email_key
 from service.validation.index_rule import IndexRule
 from service.worker_processes import WorkerPool
 
@@ -66,11 +67,19 @@ def index(scheme: IndexScheme, encryption: EncryptionService, bound_to: UUID, to
     return phone_index, encryption.blind_index("nid", nid, key_id=scheme.key_id)
 
 
-def conversation(key_id: str, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> Tokens:
-    """The link of a conversation: its id sealed with the primary key, its blind index made with the key `key_id`."""
-    value = encryption.open(bound_to, "conversation_id", tokens["conversation_id"])
-    sealed = reseal(encryption, bound_to, {"conversation_id": tokens["conversation_id"]})
-    return sealed | {"conversation_index": encryption.conversation_indexes(value, key_id=key_id)[0]}
+def index_text(
+    table: SealedTable, key_id: str, encryption: EncryptionService, bound_to: UUID, tokens: Tokens
+) -> Tokens:
+    """What is found by a blind index: sealed with the primary key, and that index made with the key `key_id`."""
+    [name] = table.sealed
+    try:
+        value = encryption.open(bound_to, name, tokens[name])
+    except FieldUnreadableError:
+        if table != EMAILS or table.index in tokens:
+            raise
+        return tokens | {table.index: NO_INDEX}
+    made = encryption.text_index(name, _key_of(name, value), key_id=key_id)
+    return reseal(encryption, bound_to, {name: tokens[name]}) | {table.index: made}
 
 
 def fault(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
@@ -84,14 +93,21 @@ def fault(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
     return f"does not open: {', '.join(fields)}" if fields else ""
 
 
-def conversation_fault(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
-    """What is wrong with the link of a conversation, in words; empty when nothing is."""
-    token, stored = tokens["conversation_id"], tokens.get("conversation_index")
-    if unreadable := fault(encryption, bound_to, {"conversation_id": token}):
-        return unreadable
-    value = encryption.open(bound_to, "conversation_id", token)
-    wrong = stored is not None and stored not in encryption.conversation_indexes(value)
-    return "its blind index is not that of its conversation id" if wrong else ""
+def index_fault(table: SealedTable, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
+    """Whether a blind index is not that of its value, in words; empty also where it cannot be compared."""
+    [name] = table.sealed
+    try:
+        key = _key_of(name, encryption.open(bound_to, name, tokens[name]))
+    except FieldUnreadableError:
+        return ""
+    if tokens[table.index] in encryption.text_indexes(name, key):
+        return ""
+    return f"its blind index is not that of its {name}"
+
+
+def _key_of(name: str, value: str) -> str:
+    """What the blind index of a field is computed of."""
+    return email_key(value) if name == "email" else value
 
 
 def _load_keyring(keyring: str) -> None:

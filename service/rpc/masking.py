@@ -36,10 +36,12 @@ from service.access import Caller, Scope
 from service.errors import (
     ConversationNotFoundError,
     DuplicateLeadError,
+    LeadInConflictError,
     LeadValidationError,
     ReasonRequiredError,
     ScopeMissingError,
     StorageUnavailableError,
+    TooManyMatchesError,
     UnmaskLimitError,
     VersionMismatchError,
     Violation,
@@ -138,8 +140,8 @@ def unmasking(record: Record, *, check_reason: Callable[[str, str], str | None],
                 with suppress(StorageUnavailableError, UnmaskLimitError):
                     await record([_access(call, caller, *call.compared, reason)], patience=_patience(call))
             raise
-        except (ConversationNotFoundError, StorageUnavailableError):
-            # That there is none, or that one waits, says something about the phone, too.
+        except (ConversationNotFoundError, LeadInConflictError, TooManyMatchesError, StorageUnavailableError):
+            # That there is none, that there are many, or that one waits, says something about the value, too.
             if searched:
                 await record([_access(call, caller, None, searched, reason)], patience=_patience(call))
             raise

@@ -123,6 +123,8 @@ class LeadServicer:
             source=request.source,
             phone=request.phone,
             nid=request.nid,
+            email=request.email,
+            reference=request.reference,
             hidden=call.hidden,
         )
         return pb.ListLeadsResponse(leads=[wire.lead_message(lead) for lead in leads], next_page_token=next_page_token)

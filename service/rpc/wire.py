@@ -28,6 +28,7 @@ from service.storage.access.queries import AccessFilter
 from service.use_cases.confirmation import Confirmation
 from service.use_cases.conflict_service import Conflict
 from service.use_cases.summary_service import Summary
+from service.validation.reference import reference_of
 
 _STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
 _RESOLUTION_FROM_WIRE = {
@@ -112,6 +113,7 @@ def lead_message(lead: Lead) -> pb.Lead:
         transcript_uri=lead.transcript_uri,
         resubmissions=lead.resubmissions,
         unreadable_fields=lead.unreadable_fields,
+        reference=reference_of(lead.id),
     )
 
 

@@ -30,13 +30,11 @@ from service.errors import (
     Violation,
     ViolationReason,
 )
+from service.validation.reference import reference_of
 
 T = TypeVar("T")
 
 _SHIPPED = Path(__file__).with_name("locales")
-
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-"""Base 32 without I, L, O and U: nothing in it is misheard or misread for something else in it."""
 
 _LONGEST_LOCALES = 200
 """No browser sends a longer list of languages; beyond it is not worth reading."""
@@ -57,17 +55,6 @@ class Confirmation:
     reference: str
     locale: str
     """The locale of the texts, which may be a wider one than was asked for, or the default."""
-
-
-def reference_of(lead_id: UUID) -> str:
-    """Return the short reference of a lead, easy to read out: `LK-XXXX-XXXX`.
-
-    It spells the last 40 bits of the id, the random end of a UUIDv7; being derived, it needs no storage. Among
-    a million leads two may share one: it finds a request together with the name, and is no identifier.
-    """
-    bits = lead_id.int
-    letters = "".join(_CROCKFORD[bits >> shift & 31] for shift in range(35, -1, -5))
-    return f"LK-{letters[:4]}-{letters[4:]}"
 
 
 def _template(*, must: frozenset[str] = frozenset(), may: frozenset[str]) -> AfterValidator:

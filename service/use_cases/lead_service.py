@@ -177,22 +177,26 @@ class LeadService:
         source: str,
         phone: str,
         nid: str,
+        email: str,
+        reference: str,
         hidden: Collection[str],
     ) -> tuple[list[Lead], str]:
         """One page of leads and the token of the next, empty on the last.
 
         A filter that is empty means any. `hidden` fields are not opened; a field that cannot be opened is named in its
-        lead. Raises LeadValidationError, PageTokenInvalidError, ScopeMissingError.
+        lead. Raises LeadValidationError, PageTokenInvalidError, ScopeMissingError, TooManyMatchesError,
+        IndexIncompleteError, and, of a reference that no lead has, StorageUnavailableError and LeadInConflictError.
         """
-        if (phone or nid) and not caller.may(Scope.UNMASK):
+        if (phone or nid or email) and not caller.may(Scope.UNMASK):
             raise ScopeMissingError(Scope.UNMASK)
         violations: list[Violation] = []
 
-        def checked(check: Callable[[str], str | None], value: str) -> str | None:
+        def checked(check: Callable[[str], R | None], value: str) -> R | None:
             return _checked(check, value, violations) if value else None
 
         phone_key = checked(self._validation.phone_key, phone)
         nid_key = checked(self._validation.nid_key, nid)
+        email_key = checked(self._validation.email_key, email)
         talk = checked(self._validation.conversation_id, conversation_id)
         wanted = LeadFilter(
             statuses=tuple(sorted(set(statuses))),
@@ -205,6 +209,8 @@ class LeadService:
             conversation_indexes=self._sealer.conversation_indexes(talk) if talk else (),
             phone_indexes=self._sealer.phone_indexes(phone_key) if phone_key else None,
             nid_indexes=self._sealer.nid_indexes(nid_key) if nid_key else None,
+            email_indexes=self._sealer.email_indexes(email_key) if email_key else None,
+            reference=checked(self._validation.reference, reference),
             created_by=caller.own_only,
         )
         if violations:
@@ -221,7 +227,7 @@ class LeadService:
             size=page_size,
             token=page_token,
             # A token holds a keyed digest of it only. Not the blind indexes: those change while a caller leafs through.
-            list_identity=f"{wanted!r}{phone_key or ''}/{nid_key or ''}/{talk or ''}",
+            list_identity=f"{wanted!r}{(phone_key, nid_key, talk, email_key)!r}",
             tags=self._page_token_tags,
         )
         return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for sealed in page], token

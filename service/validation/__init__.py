@@ -10,14 +10,15 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from service.errors import LeadValidationError, Violation
 from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, FIELD_RULES, IDENTIFIERS, REQUIRED_FIELDS, CustomerFields
-from service.validation.email import normalise_email
+from service.validation.email import email_key, normalise_email
 from service.validation.index_rule import NORMALISER_VERSION, IndexRule, identity_of, rules_of_normalised
 from service.validation.nid import NidNormaliser, NidRule
 from service.validation.phone import PhoneNormaliser, PhoneRule, region_of
+from service.validation.reference import read_reference
 from service.validation.text import MASK, MaskedValueError, PlaceholderError, TextRule, ValueRefusedError
 
 __all__ = ["MASK", "NORMALISER_VERSION", "NidRule", "PhoneRule", "Submission", "ValidationService"]
@@ -37,6 +38,7 @@ _POLICIES_NAMED = 10
 """How many policies of the catalogue a violation lists."""
 
 _Rule = Callable[[str], str | None]
+T = TypeVar("T")
 
 
 class Submission(NamedTuple):
@@ -154,6 +156,15 @@ class ValidationService:
         """The canonical NID to look for. Raises LeadValidationError, also for an empty value."""
         return _required(self._nid.canonical, value, path)
 
+    def email_key(self, value: str, path: str = "email") -> str:
+        """What to look for an e-mail address by. Raises LeadValidationError, also for an empty value."""
+        # No address has a space in it; one that was copied from a text may.
+        return email_key(_required(normalise_email, "".join(value.split()), path))
+
+    def reference(self, value: str, path: str = "reference") -> bytes:
+        """The end of the ids that a reference stands for. Raises LeadValidationError."""
+        return _required(read_reference, value, path)
+
     def nid_identity(self, nid: str) -> str:
         """What the blind index of a canonical NID is computed of: equal for two NIDs of one person."""
         return self._nid.identity(nid)
@@ -223,7 +234,7 @@ class ValidationService:
         return spelling
 
 
-def _optional(rule: _Rule, value: str, path: str) -> str | None:
+def _optional(rule: Callable[[str], T | None], value: str, path: str) -> T | None:
     try:
         return rule(value)
     except ValueRefusedError as refused:
@@ -231,7 +242,7 @@ def _optional(rule: _Rule, value: str, path: str) -> str | None:
     raise LeadValidationError([violation])
 
 
-def _required(rule: _Rule, value: str, path: str) -> str:
+def _required(rule: Callable[[str], T | None], value: str, path: str) -> T:
     normal = _optional(rule, value, path)
     if normal is None:
         raise LeadValidationError([Violation(path, "is required", "REQUIRED")])

@@ -7,6 +7,7 @@ domains: each domain that it accepted is remembered with its normal form. Nothin
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
 from email_validator import EmailNotValidError, ValidatedEmail, validate_email
@@ -45,6 +46,16 @@ def normalise_email(value: str) -> str | None:
     if normal is None:
         raise ValueRefusedError(_NOT_AN_ADDRESS, "NOT_AN_EMAIL")
     return normal
+
+
+def email_key(email: str) -> str:
+    """What the blind index of a kept address is computed of: equal for two that reach one mailbox.
+
+    Their domains are in lower case and decoded already; what is before the @ is compared without case, as nearly every
+    server does, though RFC 5321 lets it distinguish. Nothing else is guessed: dots and +tags make another address.
+    """
+    local, _, domain = email.rpartition("@")
+    return f"{unicodedata.normalize('NFC', local.casefold())}@{domain}"
 
 
 def _accepted(text: str) -> str | None:

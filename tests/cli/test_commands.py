@@ -307,7 +307,7 @@ def checks(done: subprocess.CompletedProcess[str]) -> dict[str, bool]:
 ALL_WELL = dict.fromkeys(
     [
         *("data folder", "keyring", "tokens", "spool", "daily files", "database", "schema"),
-        *("statements of the service", "standbys", "rights of serve", "canary", "conversation ids"),
+        *("statements of the service", "standbys", "rights of serve", "canary", "conversation ids", "e-mail index"),
     ],
     True,
 )

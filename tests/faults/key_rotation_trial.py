@@ -1,9 +1,9 @@
 """Both keys rotated under load on two replicas: `python -m tests.faults.key_rotation_trial [KILLS] [CALLERS] [LEADS]`.
 
-Callers create leads, read them, send them again at the other replica (the same request, and another request with the
-same phone and nid) while an operator rotates the sealing key and the index key, and moves the database from index rule
-1 to 2. Half of the people have phones that are written in two ways. With KILLS, the operator's command or a replica is
-killed at random moments and run again. It prints what went wrong, which should be nothing.
+Callers create leads, read them, find them by their e-mail, send them again at the other replica (the same request, and
+another request with the same phone and nid) while an operator rotates the sealing key and the index key, and moves the
+database from index rule 1 to 2. Half of the people have phones that are written in two ways. With KILLS, the operator's
+command or a replica is killed at random moments and run again. It prints what went wrong, which should be nothing.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class Callers:
     async def _call(self, stub: Any, chance: random.Random, number: int) -> bool:
         """One call; False when the replica is away."""
         known = list(self.seen.acknowledged.items())[-500:]
-        kind = chance.choices(["create", "read", "repeat", "duplicate"], [4, 3, 2, 2])[0] if known else "create"
+        kinds = {"create": 4, "read": 3, "find": 2, "repeat": 2, "duplicate": 2}
+        kind = chance.choices(list(kinds), list(kinds.values()))[0] if known else "create"
         self.seen.calls[kind] += 1
         try:
             if kind == "create":
@@ -138,6 +139,11 @@ class Callers:
                 found = (await stub.GetLead(asked, metadata=self._metadata, timeout=20)).lead
                 if (found.phone, found.nid, found.notes) != (lead.phone, lead.nid, lead.notes):
                     self.seen.failed_reads["another value"] += 1
+            elif kind == "find":
+                wanted = pb.ListLeadsRequest(email=lead.email.upper())
+                leads = (await stub.ListLeads(wanted, metadata=self._metadata, timeout=20)).leads
+                if lead_id not in {each.id for each in leads}:
+                    self.seen.failed_reads["not found by its e-mail"] += 1
             elif kind == "repeat":
                 if (again := await self._create(stub, lead, request)).id != lead_id:
                     self.seen.denied.append(f"{lead_id} became {again.id}")
@@ -148,7 +154,7 @@ class Callers:
         except grpc.aio.AioRpcError as error:
             if error.code() in AWAY and self._killing:
                 return error.code() is not grpc.StatusCode.UNAVAILABLE
-            if kind == "read":
+            if kind in ("read", "find"):
                 self.seen.failed_reads[f"{error.code().name} {error.details()}"] += 1
             elif error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                 self.seen.calls[f"{kind} {error.code().name}"] += 1
@@ -309,6 +315,12 @@ def judged(database: TestDatabase, seen: Seen, old: Keyring, operator: Operator,
         on_old += connection.execute(
             "SELECT count(*) FROM key_canary WHERE sealed LIKE %s", [f"{old_key}.%"]
         ).fetchone()[0]  # type: ignore[index] # a count has a row
+        old_index = [f"{old.primary(Purpose.INDEX).id}.%"]
+        for query in (
+            "SELECT count(*) FROM lead WHERE email_index LIKE %s",
+            "SELECT count(*) FROM lead_conversation WHERE conversation_index LIKE %s",
+        ):
+            indexes += connection.execute(query, old_index).fetchone()[0]  # type: ignore[index] # a count has a row
         query = "SELECT id, phone, nid, phone_index, nid_index, phone_index_2, nid_index_2 FROM lead"
         for lead_id, phone, nid, *held in connection.execute(query.encode()):
             known.add(str(lead_id))

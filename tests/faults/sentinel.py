@@ -57,7 +57,7 @@ CLEAR = {
 """What is kept in clear, by design, and must be in no log; and goes with an erasure."""
 
 POLICY = "Ornithologist Life 30-Year"
-INDEXES = ("phone_index", "nid_index", "phone_index_2", "nid_index_2")
+INDEXES = ("phone_index", "nid_index", "phone_index_2", "nid_index_2", "email_index")
 REQUEST, LATER_REQUEST = "request-kolibri-77a1", "request-kolibri-88b2"
 WHY = "Wiedehopf gerufen"
 """The reason of a status change."""
@@ -191,6 +191,8 @@ def show(on: Trial) -> None:
     """Lists, files, exports, a backup, an import, metrics."""
     with on.admin() as admin:
         assert admin.listed_ids(phone=SENSITIVE["phone"]) == [on.lead_id]
+        assert admin.listed_ids(email=f" {SENSITIVE['email'].upper()} ") == [on.lead_id]
+        assert admin.listed_ids(reference=admin.get(on.lead_id).reference) == [on.lead_id]
         assert admin.get(on.lead_id).phone == SENSITIVE["phone"]
     assert soon_in(file_of(on.here), on.lead_id)
     day = file_of(on.here).stem.removeprefix("leads_")

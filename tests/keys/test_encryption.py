@@ -96,8 +96,15 @@ class TestVectors:
     def test_a_conversations_index_names_its_key(self, vector: dict[str, str]) -> None:
         digest = hmac.digest(derived(vector["key_id"], "index/conversation_id"), vector["value"].encode(), "sha256")
 
-        assert ENCRYPTION.conversation_indexes(vector["value"]) == (vector["index"],)
+        assert ENCRYPTION.text_indexes("conversation_id", vector["value"]) == (vector["index"],)
         assert vector["index"] == f"{vector['key_id']}.{base64.urlsafe_b64encode(digest).decode()}"
+
+    @pytest.mark.parametrize("vector", VECTORS["email_indexes"], ids=lambda vector: vector["value"])
+    def test_an_emails_index_names_its_key_and_is_half_a_digest(self, vector: dict[str, str]) -> None:
+        digest = hmac.digest(derived(vector["key_id"], "index/email"), vector["value"].encode(), "sha256")
+
+        assert ENCRYPTION.text_indexes("email", vector["value"]) == (vector["index"],)
+        assert vector["index"] == f"{vector['key_id']}.{base64.urlsafe_b64encode(digest[:16]).decode()}"
 
     @pytest.mark.parametrize("vector", VECTORS["content_digests"], ids=lambda vector: str(len(vector["values"])))
     def test_a_content_digest_frames_every_value(self, vector: dict[str, Any]) -> None:

@@ -134,6 +134,8 @@ class TestPageTokens:
             {"conversation_id": "c"},
             {"phone": "+8801711000000"},
             {"nid": "1234567890"},
+            {"email": "jane@example.com"},
+            {"reference": "LK-7F3K-9QXM"},
             {"created_after": Timestamp(seconds=1)},
             {"created_before": Timestamp(seconds=1)},
         ],
@@ -257,7 +259,8 @@ class TestFilters:
     def test_all_filters_must_match(self, admin: Client) -> None:
         policy, talk, sam, source = some_policy(), f"talk-{uuid4()}", f"Sam {uuid4()}", f"ad {uuid4()}"
         person = somebody(interested_policy=policy, conversation_id=talk, source=source)
-        lead_id = admin.create(person).id
+        made = admin.create(person)
+        lead_id, reference = made.id, made.confirmation.reference
         people(admin, 2, interested_policy=policy)
         admin.assign(lead_id, sam)
         matching: dict[str, Any] = {
@@ -270,6 +273,8 @@ class TestFilters:
             "source": source,
             "phone": person.phone,
             "nid": person.nid,
+            "email": person.email.upper(),
+            "reference": reference,
         }
         differing: dict[str, Any] = {
             "statuses": [pb.LEAD_STATUS_CONVERTED],
@@ -281,6 +286,8 @@ class TestFilters:
             "source": "another ad",
             "phone": "+8801711000999",
             "nid": "nobody0001",
+            "email": "nobody@example.com",
+            "reference": "LK-0000-0000",
         }
 
         assert admin.listed_ids(**matching) == [lead_id]
@@ -300,6 +307,8 @@ class TestFilters:
             "source",
             "phone",
             "nid",
+            "email",
+            "reference",
         }
 
     @pytest.mark.parametrize("name", ["phone", "nid"])

@@ -7,7 +7,8 @@ from uuid import UUID
 import pytest
 
 from service.errors import StartRefusedError
-from service.use_cases.confirmation import Confirmation, ConfirmationService, reference_of
+from service.use_cases.confirmation import Confirmation, ConfirmationService
+from service.validation.reference import reference_of
 
 LEAD_ID = UUID("01a20a63-8ee1-744a-afa5-abde66ecd311")
 SHIPPED = Path(__file__).parents[2] / "service" / "use_cases" / "locales"

@@ -1,9 +1,23 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from service.validation.email import normalise_email
+from service.validation.email import email_key, normalise_email
 from service.validation.text import ValueRefusedError
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors/normalisation.json").read_text())["email_keys"]
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["case"])
+def test_addresses_of_one_mailbox_have_one_key(vector: dict[str, str]) -> None:
+    kept = normalise_email(vector["input"])
+
+    assert kept == vector["canonical"]
+    assert email_key(kept) == vector["key"]
+    assert email_key(vector["key"]) == vector["key"]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ CONFLICT_RESOLUTION_TAKE_NEW: ConflictResolution
 CONFLICT_RESOLUTION_OWN_LEAD: ConflictResolution
 
 class Lead(_message.Message):
-    __slots__ = ("id", "name", "phone", "nid", "address", "interested_policy", "email", "preferred_contact_time", "notes", "conversation_id", "status", "created_at", "updated_at", "version", "assignee", "masked", "transcript_uri", "resubmissions", "unreadable_fields", "source")
+    __slots__ = ("id", "name", "phone", "nid", "address", "interested_policy", "email", "preferred_contact_time", "notes", "conversation_id", "status", "created_at", "updated_at", "version", "assignee", "masked", "transcript_uri", "resubmissions", "unreadable_fields", "source", "reference")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PHONE_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,7 @@ class Lead(_message.Message):
     RESUBMISSIONS_FIELD_NUMBER: _ClassVar[int]
     UNREADABLE_FIELDS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     phone: str
@@ -108,7 +109,8 @@ class Lead(_message.Message):
     resubmissions: int
     unreadable_fields: _containers.RepeatedScalarFieldContainer[str]
     source: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., address: _Optional[str] = ..., interested_policy: _Optional[str] = ..., email: _Optional[str] = ..., preferred_contact_time: _Optional[str] = ..., notes: _Optional[str] = ..., conversation_id: _Optional[str] = ..., status: _Optional[_Union[LeadStatus, str]] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., assignee: _Optional[str] = ..., masked: bool = ..., transcript_uri: _Optional[str] = ..., resubmissions: _Optional[int] = ..., unreadable_fields: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ...) -> None: ...
+    reference: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., address: _Optional[str] = ..., interested_policy: _Optional[str] = ..., email: _Optional[str] = ..., preferred_contact_time: _Optional[str] = ..., notes: _Optional[str] = ..., conversation_id: _Optional[str] = ..., status: _Optional[_Union[LeadStatus, str]] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., assignee: _Optional[str] = ..., masked: bool = ..., transcript_uri: _Optional[str] = ..., resubmissions: _Optional[int] = ..., unreadable_fields: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., reference: _Optional[str] = ...) -> None: ...
 
 class Confirmation(_message.Message):
     __slots__ = ("text", "next_steps", "reference", "locale")
@@ -219,7 +221,7 @@ class GetLeadByConversationResponse(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., other_lead_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListLeadsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "statuses", "created_after", "created_before", "assignee", "interested_policy", "conversation_id", "phone", "nid", "view", "source")
+    __slots__ = ("page_size", "page_token", "statuses", "created_after", "created_before", "assignee", "interested_policy", "conversation_id", "phone", "nid", "view", "reference", "email", "source")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     STATUSES_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +233,8 @@ class ListLeadsRequest(_message.Message):
     PHONE_FIELD_NUMBER: _ClassVar[int]
     NID_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    EMAIL_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
@@ -243,8 +247,10 @@ class ListLeadsRequest(_message.Message):
     phone: str
     nid: str
     view: LeadView
+    reference: str
+    email: str
     source: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., source: _Optional[str] = ...) -> None: ...
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., reference: _Optional[str] = ..., email: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class ListLeadsResponse(_message.Message):
     __slots__ = ("leads", "next_page_token")

@@ -208,8 +208,16 @@ class LeadServiceServicer(object):
 
         A lead with a field that cannot be opened stays in the list, without that field and with `unreadable_fields` set.
 
-        Scope: `leads:read`, or `leads:read-own` for leads that the same subject created. The filters `phone` and `nid` also
-        need `leads:unmask`. Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this list, or of another filter).
+        The filters `reference`, `email`, `phone`, `nid` and `conversation_id` find at most 1,000 leads together with the
+        others: what matches more is refused as LEAD_INVALID, so set more filters.
+
+        Scope: `leads:read`, or `leads:read-own` for leads that the same subject created. The filters `phone`, `nid` and
+        `email` also need `leads:unmask`.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this list, or of another filter); FAILED_PRECONDITION
+        INDEX_INCOMPLETE (filter `email`: leads from before there was such a filter cannot be found by it yet; the operator
+        runs `leadkeep keys reseal`). Of a `reference` that no lead has: UNAVAILABLE STORAGE_UNAVAILABLE (it is that of a lead
+        that was acknowledged as DELAYED and has not reached the database yet); FAILED_PRECONDITION LEAD_IN_CONFLICT (that of
+        an undecided conflict; metadata `conflict_id`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

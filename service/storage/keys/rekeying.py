@@ -58,7 +58,7 @@ class SealedTable:
     plural: str
     sealed: tuple[str, ...] = SENSITIVE_FIELDS
     """Its columns that hold tokens."""
-    index: str | None = None
+    index: str = ""
     """Its column with a blind index that is not unique, and is replaced together with the token that it is of."""
 
     @property
@@ -82,6 +82,13 @@ TABLES = (
     ),
 )
 LEADS, CONVERSATIONS = TABLES[0], TABLES[-1]
+EMAILS = SealedTable("lead", ("id",), ("uuid",), "id", "e-mails", sealed=("email",), index="email_index")
+"""The leads by their e-mail alone. None of TABLES, because its tokens are counted and resealed with the leads."""
+INDEXED = (CONVERSATIONS, EMAILS)
+"""What is found by a blind index that is text."""
+NO_INDEX = "."
+"""In place of the blind index of an e-mail that does not open: one damaged token must not keep everybody from searching
+by e-mail. It names no key, so that each reindex tries again and every key can be retired."""
 
 # A conversation id that is not sealed yet has no key, and nothing of it may be taken for one.
 _SEALED_COUNTS = sql.SQL("""
@@ -326,11 +333,20 @@ def sealed_otherwise(table: SealedTable, key_id: str) -> RowFilter:
     return sql.SQL("NOT ({})").format(sql.SQL(" AND ").join(sealed))
 
 
-def indexed_with(key_id: str) -> RowFilter:
-    """The condition of conversations whose blind index is made with this key."""
-    return sql.SQL("starts_with(conversation_index, {})").format(sql.Literal(f"{key_id}."))
+LACKS_EMAIL_INDEX: RowFilter = sql.SQL(models.LACKS_EMAIL_INDEX)
+"""The condition of leads that lack the blind index of their e-mail."""
 
 
-def indexed_otherwise(key_id: str) -> RowFilter:
-    """The condition of conversations whose blind index is made with another key; not of those that have none yet."""
-    return sql.SQL("NOT {}").format(indexed_with(key_id))
+def is_indexed(table: SealedTable) -> RowFilter:
+    """The condition of rows that have a blind index, which is text."""
+    return sql.SQL("{} IS NOT NULL").format(sql.Identifier(table.index))
+
+
+def indexed_with(table: SealedTable, key_id: str) -> RowFilter:
+    """The condition of rows whose blind index, which is text, is made with this key."""
+    return sql.SQL("starts_with({}, {})").format(sql.Identifier(table.index), sql.Literal(f"{key_id}."))
+
+
+def indexed_otherwise(table: SealedTable, key_id: str) -> RowFilter:
+    """The condition of rows whose blind index is made with another key; not of those that have none yet."""
+    return sql.SQL("NOT {}").format(indexed_with(table, key_id))

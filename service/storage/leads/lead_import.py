@@ -34,7 +34,7 @@ _LEADS = f"""json_to_recordset(CAST(:leads AS json)) AS given (
     id uuid, {_TYPED_FIELDS}, status text, created_at timestamptz,
     updated_at timestamptz, version bigint, assignee text, resubmissions integer, phone_shared boolean,
     nid_shared boolean, created_by text, request_id text, content_digest text, phone_index text, nid_index text,
-    phone_index_2 text, nid_index_2 text, index_epoch bigint,
+    phone_index_2 text, nid_index_2 text, index_epoch bigint, email_index text,
     conversations json, status_changes json, assignment_changes json, kept_resubmissions json, aliases json)"""
 
 _PRESENT = text(f"""
@@ -62,9 +62,9 @@ _ERASED = text("SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[]))")
 # Oldest first, as they came to be; what another row stands in the way of is missing from the result. What is kept of
 # the resubmissions is counted when it is stored.
 _INSERT = text(f"""
-    INSERT INTO lead ({_LEAD_COLUMNS}, resubmissions, index_epoch, content_digest, phone_index, nid_index,
+    INSERT INTO lead ({_LEAD_COLUMNS}, resubmissions, index_epoch, email_index, content_digest, phone_index, nid_index,
         phone_index_2, nid_index_2)
-    SELECT {_LEAD_COLUMNS}, resubmissions - json_array_length(kept_resubmissions), index_epoch,
+    SELECT {_LEAD_COLUMNS}, resubmissions - json_array_length(kept_resubmissions), index_epoch, email_index,
            decode(content_digest, 'base64'),
            decode(phone_index, 'base64'), decode(nid_index, 'base64'),
            decode(phone_index_2, 'base64'), decode(nid_index_2, 'base64')

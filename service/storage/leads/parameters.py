@@ -67,7 +67,22 @@ class LeadFilter:
     phone_indexes: Sequence[bytes] | None = field(default=None, repr=False)
     """The blind indexes of one phone, one of which a lead must have; likewise `nid_indexes`."""
     nid_indexes: Sequence[bytes] | None = field(default=None, repr=False)
+    email_indexes: Sequence[str] | None = field(default=None, repr=False)
+    reference: bytes | None = None
+    """The end of the ids that lead to a lead."""
     created_by: str | None = None
+
+    @property
+    def selective(self) -> tuple[str, ...]:
+        """The names of the set filters that few leads match: those are fetched first and sorted then."""
+        given = {
+            "reference": self.reference,
+            "email": self.email_indexes,
+            "phone": self.phone_indexes,
+            "nid": self.nid_indexes,
+            "conversation_id": self.conversation_id,
+        }
+        return tuple(name for name, value in given.items() if value is not None)
 
 
 @dataclass(frozen=True, slots=True)

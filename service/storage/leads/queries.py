@@ -13,6 +13,7 @@ from psycopg.rows import namedtuple_row
 from sqlalchemy import (
     ARRAY,
     Select,
+    Table,
     Text,
     Uuid,
     and_,
@@ -116,6 +117,7 @@ def index_columns(indexes: BlindIndexes) -> dict[str, Any]:
         "phone_index_2": indexes.phone[1],
         "nid_index_2": indexes.nid[1],
         "index_epoch": indexes.epoch,
+        "email_index": indexes.email,
     }
 
 
@@ -242,7 +244,19 @@ def filtered(wanted: LeadFilter) -> Select[Any]:
     if wanted.conversation_id is not None:
         given = bindparam("indexes", list(wanted.conversation_indexes), type_=ARRAY(Text))
         query = query.where(_linked_to(wanted.conversation_id, given))
+    if wanted.email_indexes is not None:
+        given = bindparam("email_indexes", list(wanted.email_indexes), type_=ARRAY(Text))
+        query = query.where(LEAD.c.email_index == any_(given))
+    if wanted.reference is not None:
+        own = select(LEAD.c.id).where(refers_to(LEAD, wanted.reference)).correlate(None)
+        leads_to = select(_ALIAS.c.lead_id).where(refers_to(_ALIAS, wanted.reference))
+        query = query.where(LEAD.c.id.in_(own.union_all(leads_to)))
     return query
+
+
+def refers_to(table: Table, reference: bytes) -> Any:
+    """The condition of rows whose id has a reference."""
+    return literal_column(models.reference_of(f"{table.name}.id")) == reference
 
 
 def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedLead]:

@@ -15,17 +15,19 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Uuid, func, null, select, text, tuple_, union_all
+from sqlalchemy import FromClause, Uuid, func, null, select, text, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.access import Scope
 from service.errors import (
     ConversationNotFoundError,
+    IndexIncompleteError,
     LeadInConflictError,
     LeadkeepError,
     LeadNotFoundError,
     ScopeMissingError,
     StorageUnavailableError,
+    TooManyMatchesError,
 )
 from service.lead import (
     AssignmentChange,
@@ -50,6 +52,7 @@ from service.storage.leads.queries import (
     filtered,
     lead_of,
     lock_lead,
+    refers_to,
     update_lead,
     write_anew_if_taken,
 )
@@ -57,8 +60,15 @@ from service.storage.leads.submissions import find_duplicates
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
 
+MOST_MATCHES = 1000
+"""Leads that a filter like a phone or an e-mail may match, so that they are sorted in memory, within milliseconds."""
+
 LARGEST_READ = 128
 """Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
+
+_LACKS_EMAIL_INDEX = text(
+    f"SELECT FROM lead WHERE {models.LACKS_EMAIL_INDEX} ORDER BY email_index LIMIT 1"  # our own text
+)
 
 MayRead = Callable[[str], bool]
 """Whether the caller may read leads that this subject created."""
@@ -165,12 +175,54 @@ class LeadRepository:
         return lead_of(rows[0]), [row[0] for row in rows[1:]]
 
     async def list_leads(self, lead_filter: LeadFilter, *, after: Position | None, limit: int) -> list[SealedLead]:
-        """At most `limit` leads behind the position `after`, newest first."""
+        """At most `limit` leads behind the position `after`, newest first.
+
+        Raises TooManyMatchesError, IndexIncompleteError, and, of a reference that no lead has, StorageUnavailableError
+        and LeadInConflictError.
+        """
+        if lead_filter.email_indexes is not None and await self._database.rows(_LACKS_EMAIL_INDEX):
+            raise IndexIncompleteError
+        # Before the database is read: what is drained meanwhile is found there.
+        waits = await self._reference_waits(lead_filter)
         query = filtered(lead_filter)
+        listed: FromClause = LEAD
+        if lead_filter.selective:
+            # Else the planner may read all leads in the order of the list until enough of them match.
+            matched = query.limit(MOST_MATCHES + 1).cte("matched")
+            query = select(matched, select(func.count()).select_from(matched).scalar_subquery())
+            listed = matched
         if after is not None:
-            query = query.where(tuple_(LEAD.c.created_at, LEAD.c.id) < tuple_(after.created_at, after.id))
-        query = query.order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc()).limit(limit)
-        return [lead_of(row) for row in await self._database.rows(query)]
+            query = query.where(tuple_(listed.c.created_at, listed.c.id) < tuple_(after.created_at, after.id))
+        query = query.order_by(listed.c.created_at.desc(), listed.c.id.desc()).limit(limit)
+        rows = await self._database.rows(query)
+        if lead_filter.selective and rows and rows[0][-1] > MOST_MATCHES:
+            raise TooManyMatchesError(lead_filter.selective, MOST_MATCHES)
+        if not rows and after is None and lead_filter.reference is not None:
+            await self._require_unknown(lead_filter.reference, lead_filter.created_by, waits=waits)
+        return [lead_of(row[: len(COLUMNS)]) for row in rows]
+
+    async def _reference_waits(self, lead_filter: LeadFilter) -> bool:
+        """Whether a submission with the reference that is looked for waits in the spool, or may do so."""
+        if lead_filter.reference is None:
+            return False
+        creator = lead_filter.created_by
+        try:
+            return await self._spool.holds_reference(lead_filter.reference, lambda subject: creator in (None, subject))
+        except SpoolError:
+            return True
+
+    async def _require_unknown(self, reference: bytes, created_by: str | None, *, waits: bool) -> None:
+        """Raise the error for a reference that the database has no lead for, unless it is nobody's."""
+        if waits:
+            raise StorageUnavailableError
+        conflict = models.lead_conflict
+        query = select(func.coalesce(conflict.c.repeats, conflict.c.id)).where(
+            refers_to(conflict, reference), conflict.c.resolution.is_(None)
+        )
+        if created_by is not None:
+            query = query.where(conflict.c.created_by == created_by)
+        for (conflict_id,) in await self._database.rows(query):
+            raise LeadInConflictError(conflict_id)
 
     async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None], may_read: MayRead) -> SealedLead:
         """Take the step that `decide` names when it is shown the lead; None changes nothing.

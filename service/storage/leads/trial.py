@@ -37,6 +37,7 @@ def made_up_submissions() -> tuple[list[SealedSubmission], list[SealedSubmission
             phone=(secrets.token_bytes(32), None),
             nid=(secrets.token_bytes(32), None),
             conversation=(f"trial.{uuid4()}",),
+            email=f"trial.{uuid4()}",
         ),
     )
     duplicate = replace(lead, id=uuid4(), request_id=None)

@@ -159,6 +159,12 @@ class Spool:
         indexes = self._encryption.spool_indexes("conversation", conversation_id)
         return not self.empty and await self._call(partial(self._holds, "conversation", indexes, may_read))
 
+    async def holds_reference(self, reference: bytes, may_read: Callable[[str], bool]) -> bool:
+        """Whether a submission whose id has this reference waits here. Raises SpoolError."""
+        # An index of its own would cost every lead of an outage. This reads the index of the ids: 1 ms for 10,000.
+        column = f"substr(id, {17 - len(reference)})"
+        return not self.empty and await self._call(partial(self._holds, column, [reference], may_read))
+
     async def oldest(
         self,
         limit: int,
