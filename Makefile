@@ -32,7 +32,7 @@ demo: install
 # What mostly waits (for outages, stops and restarts of real services) runs beside the rest, which computes. What
 # measures, or holds the service to its deadlines, runs after both and alone. With PYTEST_ARGS only what they name runs.
 WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py database_refuses.py embedded_outage.py \
-  full_spool_disk.py key_rotation.py kill.py poolers.py sentinel.py standby_away.py start_without_database.py stop.py \
+  full_spool_disk.py key_rotation.py kill.py poolers.py refused_connections.py sentinel.py standby_away.py start_without_database.py stop.py \
   stop_under_load.py strangers.py superseded_primary.py synchronous_standby.py task_death.py)
 MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
 # Else every worker of every run rewrites the assertions of all modules.
@@ -60,7 +60,7 @@ test-fast: install
 # Before that strangers besiege it for forty minutes, and calls come at three times the capacity.
 faults: install
 	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py \
-	  database_refuses.py poolers.py races.py stop_under_load.py)
+	  database_refuses.py poolers.py races.py refused_connections.py stop_under_load.py)
 	@$(BIN)/python -m tests.faults.strangers
 	@$(BIN)/python -m tests.faults.overload
 	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
@@ -92,6 +92,7 @@ format: install
 generate: $(STUBS_INSTALLED)
 	@.venv-stubs/bin/python -m grpc_tools.protoc --proto_path=protos --python_out=generated --pyi_out=generated \
 	  --grpc_python_out=generated protos/leadkeep/v1/*.proto
+	@$(BIN)/python -m clients.policy.generate
 
 # Stubs refuse an older gRPC and protobuf than those that made them. So they are made with the oldest that callers may have.
 $(STUBS_INSTALLED): requirements-stubs.lock $(INSTALLED)
@@ -100,10 +101,11 @@ $(STUBS_INSTALLED): requirements-stubs.lock $(INSTALLED)
 	@$(UV) pip sync --quiet --require-hashes --python .venv-stubs/bin/python requirements-stubs.lock
 	@touch $@
 
-# The stubs are committed so that nobody needs protoc to use them; this catches a proto that moved without them.
+# Stubs and reasons are committed so that nobody needs our tools to use them; this catches what moved without them.
+GENERATED := generated clients/policy/reasons.json
 check-generated: generate
-	@git diff --exit-code -- generated || { echo "generated/ is stale: run 'make generate' and commit it" >&2; exit 1; }
-	@test -z "$$(git status --porcelain -- generated)" || { git status --short -- generated >&2; exit 1; }
+	@git diff --exit-code -- $(GENERATED) || { echo "stale: run 'make generate' and commit it" >&2; exit 1; }
+	@test -z "$$(git status --porcelain -- $(GENERATED))" || { git status --short -- $(GENERATED) >&2; exit 1; }
 
 # What a release consists of: the wheel, the contract as files to generate clients from, and as a descriptor set (with
 # google/rpc for the details of errors), for tools that read no reflection and no files.

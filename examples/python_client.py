@@ -7,6 +7,7 @@ It needs grpcio, grpcio-status and the stubs in `generated/`, which a developmen
 
 # ruff: noqa: T201 # printing is what an example is for
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from grpc_status import rpc_status
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1.lead_service_pb2_grpc import LeadServiceStub
 
-RETRY_POLICY = Path(__file__).parents[1] / "docs" / "retry_policy.json"
+POLICY = Path(__file__).parents[1] / "clients" / "policy"
 DEADLINE = 15  # seconds for all attempts together: the service itself goes on for 10 when its database is away
 
 
@@ -25,7 +26,9 @@ def main() -> None:
     """Create a lead, create it once more, and make two mistakes."""
     target = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50051"
     metadata = (("authorization", f"Bearer {os.environ['LEADKEEP_TOKEN']}"),)
-    options = (("grpc.service_config", RETRY_POLICY.read_text()),)
+    # A call waits for the connection, which comes back within a second after a restart, and is repeated.
+    channel_options = json.loads((POLICY / "channel.json").read_text())["python"]
+    options = (("grpc.service_config", (POLICY / "retry_policy.json").read_text()), *channel_options.items())
     # With TLS: grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
     with grpc.insecure_channel(target, options) as channel:
         leads = LeadServiceStub(channel)

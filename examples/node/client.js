@@ -12,6 +12,7 @@ import protoLoader from '@grpc/proto-loader';
 import protobuf from 'protobufjs';
 
 const repository = fileURLToPath(new URL('../../', import.meta.url));
+const read = (name) => readFileSync(`${repository}clients/policy/${name}`, 'utf8');
 const DEADLINE = 15_000; // ms for all attempts together: the service itself goes on for 10 s when its database is away
 
 // keepCase: the contract's own names. longs as strings: `version` is an int64.
@@ -34,9 +35,10 @@ const details = protobuf.parse(`
 const client = new LeadService(
   process.argv[2] ?? '127.0.0.1:50051',
   grpc.credentials.createInsecure(), // with TLS: grpc.credentials.createSsl()
-  { 'grpc.service_config': readFileSync(`${repository}docs/retry_policy.json`, 'utf8') },
+  { 'grpc.service_config': read('retry_policy.json'), ...JSON.parse(read('channel.json')).node },
 );
-const metadata = new grpc.Metadata();
+// A call waits for the connection, as retry_policy.json says: grpc-js ignores it there.
+const metadata = new grpc.Metadata({ waitForReady: true });
 metadata.set('authorization', `Bearer ${process.env.LEADKEEP_TOKEN}`);
 
 function call(method, request) {

@@ -108,7 +108,7 @@ class HttpConnection(H11Protocol):
         self.access_log = False
         self._connections = connections
         self.peer = ""
-        self.since = time.monotonic()
+        self.since = self._began = time.monotonic()
         """When its last request ended, or it began."""
         self.is_proven = False
         """Whether a token was accepted on it."""
@@ -143,8 +143,10 @@ class HttpConnection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrived."""
+        """Take what arrived. An answer that an old connection has yet to begin is its last."""
         super().data_received(data)
+        if self.cycle is not None and time.monotonic() - self._began > self._connections.limits.connection_seconds:
+            self.cycle.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         self._connections.set_arriving(self, self.conn.their_state is h11.SEND_BODY)
 
     def pause_writing(self) -> None:

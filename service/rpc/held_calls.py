@@ -17,9 +17,10 @@ from typing import Any
 import grpc
 
 from service.errors import DeadlineTooShortError, LeadkeepError, LeadValidationError, QueueFullError, Violation
+from service.rpc.call import Call, answer_by
 from service.rpc.connections import GrpcConnections, host_of
 from service.rpc.limits import Held, Limits, RefusalReason, Refusals, peer_of, to_evict
-from service.rpc.status import status_of
+from service.rpc.status import pushback, status_of
 
 SWEEP_SECONDS = 1.0
 """Seconds between two looks for what takes too long."""
@@ -75,12 +76,16 @@ class HeldCalls:
         """Note that a token was accepted on the connection of a peer, by gRPC's name of it."""
         self._connections.proven[peer] = time.monotonic()
 
-    async def abort(self, context: Context, error: LeadkeepError, trailers: Mapping[str, str] | None = None) -> None:
-        """Answer with an error, by raising in the method. The one place where a gRPC call is aborted."""
+    async def abort(self, context: Context, error: LeadkeepError, call: Call | None = None) -> None:
+        """Answer with an error, by raising in the method. The one place where a gRPC call is aborted.
+
+        `call`: none when it did not reach the chain.
+        """
         status = status_of(error)
-        details = status.SerializeToString()
         self._ended[context.peer()] += 1
-        metadata = (*(trailers or {}).items(), (STATUS_DETAILS, details))
+        deadline = answer_by(context.time_remaining()) if call is None else call.deadline
+        trailers = pushback(error, deadline - time.monotonic()) | ({} if call is None else call.trailers())
+        metadata = (*trailers.items(), (STATUS_DETAILS, status.SerializeToString()))
         await context.abort(_CODES[status.code], status.message, metadata)
 
     def _bounded(self, handler: Any) -> Any:

@@ -72,6 +72,11 @@ class Limits:
     """Calls that are over, but whose callers do not take the end: 10 MB of tasks."""
     answer_seconds: float = 30.0
     """For an answer to be taken: 4 MB at 1 Mbit/s."""
+    connection_seconds: float = 600.0
+    """Age at which a connection takes no new calls, so that callers behind a balancer come to new replicas. gRPC varies
+    it by a tenth: not all come at once."""
+    connection_grace_seconds: float = 30.0
+    """For the calls of such a connection to end: the longest LEADKEEP_DEFAULT_DEADLINE."""
 
 
 DEFAULT = Limits()

@@ -26,7 +26,6 @@ from service.rpc.connections import GrpcConnections
 from service.rpc.held_calls import HeldCalls
 from service.rpc.limits import DEFAULT, HEADROOM, Limits, Refusals
 from service.rpc.queue_wait import QueueWait
-from service.rpc.status import pushback
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_REQUEST = 256 * 1024
@@ -91,8 +90,12 @@ class GrpcServer:
         refusals: Refusals | None = None,
     ) -> None:
         """Raises StartRefusedError when the address is in use or is not of this machine."""
-        most = ("grpc.max_allowed_incoming_connections", int(limits.connections * HEADROOM))
-        self._server = grpc.aio.server(options=(*OPTIONS, most))
+        most = (
+            ("grpc.max_allowed_incoming_connections", int(limits.connections * HEADROOM)),
+            ("grpc.max_connection_age_ms", int(limits.connection_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(limits.connection_grace_seconds * 1000)),
+        )
+        self._server = grpc.aio.server(options=(*OPTIONS, *most))
         self._health = _Health()
         try:
             _probe(address)
@@ -197,7 +200,7 @@ def _adapted(
         finally:
             if call.caller is not None:
                 held.prove(call.peer)
-        await held.abort(context, error, call.trailers() | pushback(error, call.deadline - time.monotonic()))
+        await held.abort(context, error, call)
         raise AssertionError("abort returned")
 
     return answer

@@ -1,4 +1,4 @@
-"""The status code of each error, and the gRPC status with its details.
+"""What each reason means to programs, and the gRPC status with its details.
 
 The texts and metadata of domain errors hold no field's value, so they may leave the service. Of any other error only an
 incident id leaves: the chain turns it into an InternalError.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -18,36 +19,52 @@ DOMAIN = "leadkeep.v1"
 
 PUSHBACK = "grpc-retry-pushback-ms"
 
-CODES: dict[Reason, int] = {
-    "LEAD_INVALID": code_pb2.INVALID_ARGUMENT,
-    "DUPLICATE_PHONE": code_pb2.ALREADY_EXISTS,
-    "DUPLICATE_NID": code_pb2.ALREADY_EXISTS,
-    "REQUEST_ID_REUSED": code_pb2.ALREADY_EXISTS,
-    "LEAD_NOT_FOUND": code_pb2.NOT_FOUND,
-    "CONVERSATION_NOT_FOUND": code_pb2.NOT_FOUND,
-    "CONFLICT_NOT_FOUND": code_pb2.NOT_FOUND,
-    "LEAD_IN_CONFLICT": code_pb2.FAILED_PRECONDITION,
-    "INDEX_INCOMPLETE": code_pb2.FAILED_PRECONDITION,
-    "CONFLICT_RESOLVED": code_pb2.FAILED_PRECONDITION,
-    "VERSION_MISMATCH": code_pb2.ABORTED,
-    "STATUS_TRANSITION": code_pb2.FAILED_PRECONDITION,
-    "TOKEN_MISSING": code_pb2.UNAUTHENTICATED,
-    "TOKEN_INVALID": code_pb2.UNAUTHENTICATED,
-    "TOKEN_EXPIRED": code_pb2.UNAUTHENTICATED,
-    "SCOPE_MISSING": code_pb2.PERMISSION_DENIED,
-    "PAGE_TOKEN_INVALID": code_pb2.INVALID_ARGUMENT,
-    "REASON_REQUIRED": code_pb2.INVALID_ARGUMENT,
-    "UNMASK_LIMIT": code_pb2.RESOURCE_EXHAUSTED,
-    "DUPLICATE_LIMIT": code_pb2.RESOURCE_EXHAUSTED,
-    "QUEUE_FULL": code_pb2.RESOURCE_EXHAUSTED,
-    "DEADLINE_TOO_SHORT": code_pb2.DEADLINE_EXCEEDED,
-    "QUERY_TIMEOUT": code_pb2.DEADLINE_EXCEEDED,
-    "STORAGE_UNAVAILABLE": code_pb2.UNAVAILABLE,
-    "SERVICE_STOPPING": code_pb2.UNAVAILABLE,
-    "KEYS_UNAVAILABLE": code_pb2.UNAVAILABLE,
-    "FIELD_UNREADABLE": code_pb2.DATA_LOSS,
-    "INTERNAL": code_pb2.INTERNAL,
+_DUPLICATE = ("fields", "lead_id", "phone_lead_id", "nid_lead_id")
+
+
+class ReasonRule(NamedTuple):
+    """What a reason means to the caller's program."""
+
+    code: int
+    repeat: bool = False
+    """Whether the same request, with the same request_id, may succeed later."""
+    metadata: tuple[str, ...] = ()
+    """The names of ErrorInfo's metadata, those that not every caller gets included."""
+
+
+REASONS: dict[Reason, ReasonRule] = {
+    "LEAD_INVALID": ReasonRule(code_pb2.INVALID_ARGUMENT),
+    "DUPLICATE_PHONE": ReasonRule(code_pb2.ALREADY_EXISTS, metadata=_DUPLICATE),
+    "DUPLICATE_NID": ReasonRule(code_pb2.ALREADY_EXISTS, metadata=_DUPLICATE),
+    "REQUEST_ID_REUSED": ReasonRule(code_pb2.ALREADY_EXISTS),
+    "LEAD_NOT_FOUND": ReasonRule(code_pb2.NOT_FOUND),
+    "CONVERSATION_NOT_FOUND": ReasonRule(code_pb2.NOT_FOUND),
+    "CONFLICT_NOT_FOUND": ReasonRule(code_pb2.NOT_FOUND),
+    "LEAD_IN_CONFLICT": ReasonRule(code_pb2.FAILED_PRECONDITION, metadata=("conflict_id",)),
+    "INDEX_INCOMPLETE": ReasonRule(code_pb2.FAILED_PRECONDITION),
+    "CONFLICT_RESOLVED": ReasonRule(code_pb2.FAILED_PRECONDITION, metadata=("resolution",)),
+    "VERSION_MISMATCH": ReasonRule(code_pb2.ABORTED, metadata=("current_version",)),
+    "STATUS_TRANSITION": ReasonRule(code_pb2.FAILED_PRECONDITION, metadata=("from", "to")),
+    "TOKEN_MISSING": ReasonRule(code_pb2.UNAUTHENTICATED),
+    "TOKEN_INVALID": ReasonRule(code_pb2.UNAUTHENTICATED),
+    "TOKEN_EXPIRED": ReasonRule(code_pb2.UNAUTHENTICATED),
+    "SCOPE_MISSING": ReasonRule(code_pb2.PERMISSION_DENIED, metadata=("scope",)),
+    "PAGE_TOKEN_INVALID": ReasonRule(code_pb2.INVALID_ARGUMENT),
+    "REASON_REQUIRED": ReasonRule(code_pb2.INVALID_ARGUMENT),
+    "UNMASK_LIMIT": ReasonRule(code_pb2.RESOURCE_EXHAUSTED, repeat=True, metadata=("limit",)),
+    "DUPLICATE_LIMIT": ReasonRule(code_pb2.RESOURCE_EXHAUSTED, repeat=True, metadata=("limit",)),
+    "QUEUE_FULL": ReasonRule(code_pb2.RESOURCE_EXHAUSTED, repeat=True),
+    "DEADLINE_TOO_SHORT": ReasonRule(code_pb2.DEADLINE_EXCEEDED, repeat=True),
+    "QUERY_TIMEOUT": ReasonRule(code_pb2.DEADLINE_EXCEEDED),
+    "STORAGE_UNAVAILABLE": ReasonRule(code_pb2.UNAVAILABLE, repeat=True),
+    "SERVICE_STOPPING": ReasonRule(code_pb2.UNAVAILABLE, repeat=True),
+    "KEYS_UNAVAILABLE": ReasonRule(code_pb2.UNAVAILABLE, repeat=True),
+    "FIELD_UNREADABLE": ReasonRule(code_pb2.DATA_LOSS, metadata=("fields",)),
+    "INTERNAL": ReasonRule(code_pb2.INTERNAL, metadata=("incident_id",)),
 }
+"""Every reason. `clients/policy/reasons.json` is generated from it (`make generate`)."""
+
+CODES: dict[Reason, int] = {reason: rule.code for reason, rule in REASONS.items()}
 
 
 def status_of(error: LeadkeepError) -> status_pb2.Status:

@@ -29,6 +29,7 @@ from leadkeep.v1 import lead_service_pb2_grpc
 
 from tests.harness.leads import somebody
 from tests.harness.nginx import Nginx
+from tests.harness.policy import RETRY_POLICY
 from tests.harness.postgres import TestServer, own_postgres
 from tests.harness.processes import family, resident_megabytes
 from tests.harness.running_service import RunningService
@@ -36,7 +37,6 @@ from tests.harness.strangers import kinds
 
 MEMORY = 512 * 1024 * 1024
 CGROUPS = Path("/sys/fs/cgroup/memory")
-POLICY = Path(__file__, "../../../docs/retry_policy.json").resolve().read_text()
 OWN_CONNECTIONS = ("grpc.use_local_subchannel_pool", 1)
 
 
@@ -68,7 +68,7 @@ class Target:
         """Call honestly for so long, and see what comes back."""
         seen = Seen()
         metadata = self.service.metadata("chatbot")
-        options = [("grpc.service_config", POLICY), ("grpc.enable_retries", 1), OWN_CONNECTIONS]
+        options = [("grpc.service_config", RETRY_POLICY), ("grpc.enable_retries", 1), OWN_CONNECTIONS]
         async with grpc.aio.insecure_channel(self.grpc, options=options) as channel:
             stub = lead_service_pb2_grpc.LeadServiceStub(channel)
 

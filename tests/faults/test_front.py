@@ -28,6 +28,7 @@ from tests.harness.failures import reason_of
 from tests.harness.faults import SLOW, closed_gate, gated_inserts, waits_at_gate
 from tests.harness.leads import somebody
 from tests.harness.nginx import CONFIGURATION, INSTALLED, Nginx
+from tests.harness.policy import RETRY_POLICY
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
@@ -35,7 +36,6 @@ from tests.harness.running_service import RunningService
 BURST = 1000
 CONNECTIONS = 16
 ALONE = [("grpc.use_local_subchannel_pool", 1)]
-POLICY = Path(__file__, "../../../docs/retry_policy.json").resolve().read_text()
 
 
 def rows(text: str, name: str) -> list[tuple[str, str]]:
@@ -125,7 +125,7 @@ def test_health_needs_no_place(front: Nginx) -> None:
 def test_the_retry_policy_repeats_what_had_no_place(
     front: Nginx, service: RunningService, busy: Callable[[], None]
 ) -> None:
-    options = [("grpc.service_config", POLICY), *ALONE]
+    options = [("grpc.service_config", RETRY_POLICY), *ALONE]
     with grpc.insecure_channel(front.grpc_address, options=options) as channel:
         request = pb.CreateLeadRequest(lead=somebody(), request_id=str(uuid4()))
         call = service.stub(channel).CreateLead.future(request, timeout=60, metadata=service.metadata())

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import grpc
@@ -36,12 +35,10 @@ from tests.harness import faults
 from tests.harness.answers import fails
 from tests.harness.leads import somebody
 from tests.harness.masking import unmasking_into
+from tests.harness.policy import RETRY_POLICY
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
-
-RETRY_POLICY = (Path(__file__).parents[2] / "docs/retry_policy.json").read_text()
-
 
 # The running service
 
@@ -600,9 +597,3 @@ async def test_client_with_the_recommended_policy_repeats_no_refusal() -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.GetLead(pb.GetLeadRequest(), metadata=BEARER, timeout=20)
     assert attempts == 1
-
-
-def test_recommended_policy_names_the_contracts_methods() -> None:
-    names = [name for config in json.loads(RETRY_POLICY)["methodConfig"] for name in config["name"]]
-    assert {name["service"] for name in names} == {SERVICE.full_name}
-    assert {name["method"] for name in names if "method" in name} <= {method.name for method in SERVICE.methods}

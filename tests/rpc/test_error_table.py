@@ -20,6 +20,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import ROLES
 from service.errors import Reason
+from service.rpc.status import REASONS
 from service.rpc.tokens.local_key import LocalSigningKey
 from tests.harness import faults
 from tests.harness.answers import Failure, fails
@@ -453,6 +454,8 @@ def test_grpc_answers_status_and_reason(reason: Reason, request: pytest.FixtureR
         failure = world.over_grpc(attempt)
     assert (failure.code, failure.reason, failure.domain) == (row.code, reason, "leadkeep.v1")
     assert failure.metadata.keys() == row.metadata
+    assert row.metadata <= set(REASONS[reason].metadata), "clients/policy/reasons.json names all"
+    assert REASONS[reason].repeat >= row.retry
     assert VALUES.get(reason, {}).items() <= failure.metadata.items()
     assert (failure.retry_after is not None) == row.retry
     assert ("grpc-retry-pushback-ms" in failure.trailing) == row.retry

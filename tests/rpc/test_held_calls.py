@@ -99,6 +99,7 @@ async def test_half_sent_messages_are_bounded_and_the_oldest_makes_room() -> Non
                 await call
             assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
             assert b"QUEUE_FULL" in _reason(refused.value)
+            assert int(dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
         assert running.refused == {"messages_arriving": 2}
         # The others are served as soon as their message is there.
         for call in waiting[2:]:

@@ -1,11 +1,33 @@
-"""What a gRPC library reads about retries beside an error: `grpc-retry-pushback-ms`."""
+"""What a gRPC library reads about retries beside an error: `grpc-retry-pushback-ms`.
+
+test_error_table.py reads it beside the reasons that calls can provoke.
+"""
 
 from __future__ import annotations
 
 import pytest
 
-from service.errors import LeadkeepError, LeadNotFoundError, QueueFullError, StorageUnavailableError
-from service.rpc.status import pushback
+from service.errors import (
+    DuplicateLimitError,
+    KeysUnavailableError,
+    LeadkeepError,
+    LeadNotFoundError,
+    QueueFullError,
+    RetryableError,
+    ServiceStoppingError,
+    StorageUnavailableError,
+    UnmaskLimitError,
+)
+from service.rpc.status import REASONS, pushback, status_of
+
+RETRYABLE: list[RetryableError] = [
+    UnmaskLimitError(1, 60),
+    DuplicateLimitError(1, 60),
+    QueueFullError(),
+    StorageUnavailableError(),
+    ServiceStoppingError(),
+    KeysUnavailableError(),
+]
 
 
 @pytest.mark.parametrize(
@@ -28,3 +50,15 @@ def test_pushback_is_the_wait_of_retry_info_or_forbids_the_retry(
 
 def test_an_error_without_retry_info_has_no_pushback() -> None:
     assert pushback(LeadNotFoundError(), 10) == {}
+
+
+def test_every_error_with_a_wait_is_tried_here_and_may_be_repeated() -> None:
+    assert {type(error) for error in RETRYABLE} == set(RetryableError.__subclasses__())
+    assert all(REASONS[error.reason].repeat for error in RETRYABLE)
+
+
+@pytest.mark.parametrize("error", RETRYABLE, ids=lambda error: error.reason)
+@pytest.mark.parametrize("seconds_left", [0.1, 1000])
+def test_wherever_retry_info_is_sent_pushback_is_sent(error: RetryableError, seconds_left: float) -> None:
+    assert "google.rpc.RetryInfo" in str(status_of(error))
+    assert pushback(error, seconds_left).keys() == {"grpc-retry-pushback-ms"}

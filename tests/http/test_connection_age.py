@@ -1,0 +1,51 @@
+"""A connection that has reached its age gets one more answer, which announces its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from service.http.endpoint import HttpEndpoint
+from service.rpc.call import Handler
+from service.rpc.limits import Limits
+from tests.http.conftest import FixedReadiness
+
+
+@asynccontextmanager
+async def client(methods: Mapping[str, Handler], limits: Limits) -> AsyncIterator[httpx.AsyncClient]:
+    endpoint = HttpEndpoint(
+        methods,
+        host="127.0.0.1",
+        port=0,
+        tls=None,
+        readiness=FixedReadiness(),
+        registry=CollectorRegistry(),
+        limits=limits,
+    )
+    await endpoint.start()
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{endpoint.port}", timeout=20) as caller:
+            yield caller
+    finally:
+        await endpoint.stop(1)
+
+
+async def test_an_old_connection_is_closed_after_an_answer_that_says_so(methods: Mapping[str, Handler]) -> None:
+    async with client(methods, Limits(connection_seconds=0.2)) as caller:
+        first = await caller.get("/healthz")
+        await asyncio.sleep(0.3)
+        last, next_one = await caller.get("/healthz"), await caller.get("/healthz")
+    assert [answer.status_code for answer in (first, last, next_one)] == [200, 200, 200]
+    assert last.headers["connection"] == "close"
+    # httpx has connected again.
+    assert "connection" not in next_one.headers
+
+
+async def test_a_young_connection_stays(methods: Mapping[str, Handler]) -> None:
+    async with client(methods, Limits()) as caller:
+        answers = [await caller.get("/healthz") for _ in range(3)]
+    assert all("connection" not in answer.headers for answer in answers)
