@@ -46,6 +46,7 @@ def main(address: str, token: str) -> None:
         lead = somebody(phone="+4912345678", nid="every1", conversation_id="every-call")
         made = call(stub.CreateLead, pb.CreateLeadRequest(lead=lead, request_id="every-call")).lead
         call(stub.CreateLead, pb.CreateLeadRequest(lead=lead, request_id="every-call"))
+        call(stub.ValidateLead, pb.ValidateLeadRequest(lead=lead))
         with suppress(grpc.RpcError):  # refused, as it should be
             call(stub.CreateLead, pb.CreateLeadRequest(lead=lead))
         for view in (pb.LEAD_VIEW_MASKED, pb.LEAD_VIEW_FULL):

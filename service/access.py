@@ -28,6 +28,7 @@ ROLES: dict[str, frozenset[Scope]] = {
 
 SCOPES: dict[str, tuple[Scope, ...]] = {
     "CreateLead": (Scope.CREATE,),
+    "ValidateLead": (Scope.CREATE,),
     "GetLead": (Scope.READ, Scope.READ_OWN),
     "UpdateStatus": (Scope.UPDATE,),
     "UpdateLead": (Scope.UPDATE,),

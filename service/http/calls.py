@@ -31,6 +31,10 @@ _OUTPUT_FIELDS = frozenset(f"lead.{name}" for name in pb.Lead.DESCRIPTOR.fields_
 """Fields of a lead that a submission may carry, as a copy of an answer does, and that are ignored."""
 
 
+Submission = pb.CreateLeadRequest | pb.ValidateLeadRequest
+"""The requests whose lead is read as a new one, or as a part of it."""
+
+
 class Form(Protocol):
     """How a call is written over HTTP."""
 
@@ -127,7 +131,7 @@ def fill_from_json(
 
     `optional`: what `may_be_left_out` of a submission.
     """
-    if isinstance(message, pb.CreateLeadRequest):
+    if isinstance(message, Submission):
         fill(message, given, names=names, ignored=_OUTPUT_FIELDS, may_be_left_out=optional, whole="body")
     else:
         fill(message, given, names=names, whole="body")

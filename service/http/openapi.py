@@ -49,7 +49,7 @@ def document(required: Collection[str] = REQUIRED_FIELDS) -> _Json:
         "paths": {**paths, **_open_paths()},
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
-            "schemas": _schemas() | {"LeadSubmission": _submission(required)},
+            "schemas": _schemas() | {"LeadSubmission": _submission(required), "LeadFields": _submission(())},
             "headers": _HEADERS,
             "responses": {f"Error{status}": _error(status) for status in texts.ERRORS},
         },
@@ -86,6 +86,9 @@ def _operation(operation: Operation) -> _Json:
                 "The lead lies in the service's durable queue and reaches the database later.", answer, "Location"
             ),
         }
+    elif operation.rpc == "ValidateLead":
+        described["parameters"].append(_LANGUAGE)
+        described["requestBody"] = _body("LeadFields", {"phone": texts.EXAMPLE_SUBMISSION["phone"]})
     elif operation.rpc == "UpdateStatus":
         described["requestBody"] = _body("StatusUpdate", {"status": "contacted", "expected_version": 1})
     elif operation.rpc == "EraseLead":
@@ -118,6 +121,7 @@ def _schemas() -> _Json:
         **{answer.name: _message(answer) for answer in answers},
         "Lead": _message(_MESSAGES["Lead"]) | {"examples": [texts.EXAMPLE_LEAD]},
         "Confirmation": _message(_MESSAGES["Confirmation"]),
+        "Violation": _message(_MESSAGES["Violation"]),
         "Access": _message(_MESSAGES["Access"]),
         "Resubmission": _message(_MESSAGES["Resubmission"]),
         "LeadCount": _message(_MESSAGES["LeadCount"]),
@@ -269,6 +273,8 @@ _REASON = _header(
     {"type": "string", "maxLength": texts.LONGEST_REASON},
 )
 
+_LANGUAGE = _header("Accept-Language", "The customer's language, for the words to the customer.", {"type": "string"})
+
 _CREATE_PARAMETERS = [
     _header(
         "Idempotency-Key",
@@ -276,7 +282,7 @@ _CREATE_PARAMETERS = [
         "UUID is a good choice. Recommended: without it a repeat is recognised only by its content, for a day.",
         {"type": "string", "maxLength": texts.LONGEST_REQUEST_ID},
     ),
-    _header("Accept-Language", "The customer's language, for the words to the customer.", {"type": "string"}),
+    _LANGUAGE,
 ]
 
 _READINESS: _Json = {

@@ -22,6 +22,11 @@ does not stop what was begun.
 
 A request has at most 16 KiB of line and headers and 256 KiB of body."""
 
+_PHONE_REGION = (
+    "The region of a phone number without +: the ISO code of a country (`BD`), or `001` when its digits begin with the "
+    "country code, as in WhatsApp's `wa_id`."
+)
+
 FIELDS: dict[str, dict[str, str]] = {
     "Lead": {
         "id": "Identifier, a UUIDv7. Output.",
@@ -45,8 +50,17 @@ FIELDS: dict[str, dict[str, str]] = {
         "locale": "The locale of the texts, a BCP 47 tag.",
     },
     "CreateLeadRequest": {
-        "phone_region": "The region of a phone number without +: the ISO code of a country (`BD`), or `001` when its "
-        "digits begin with the country code, as in WhatsApp's `wa_id`.",
+        "phone_region": _PHONE_REGION,
+    },
+    "ValidateLeadRequest": {"phone_region": _PHONE_REGION},
+    "Violation": {
+        "field": "The field's path, such as `lead.phone`.",
+        "reason": "Why it is refused; the same words as in the violations of a problem.",
+        "text": "What the customer can be told, in the language of Accept-Language.",
+    },
+    "ValidateLeadResponse": {
+        "violations": "What a lead with these fields would be refused for; empty when there is nothing.",
+        "ignored_fields": "Optional fields that cannot be read and would be left out.",
     },
     "CreateLeadResponse": {
         "id": "The lead's identifier.",
@@ -167,6 +181,12 @@ OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "Answers when the lead is on disk. Scope: `leads:create`. A submission that meets an existing lead by phone or "
         "nid is refused with 409 and kept as a resubmission. Output fields of a lead are ignored.",
         (409, 413, 415),
+    ),
+    "ValidateLead": (
+        "Check fields of a new lead",
+        "Checks the fields that are given as for a new lead, and answers 200 with their faults. Looks nothing up and "
+        "stores nothing. Scope: `leads:create`.",
+        (413, 415),
     ),
     "ListLeads": (
         "List leads, newest first",

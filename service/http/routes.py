@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import LeadkeepError, LeadValidationError, Violation
-from service.http.calls import body_within, fill_from_json, http_handler
+from service.http.calls import Submission, body_within, fill_from_json, http_handler
 from service.http.json_codec import comma_separated, fill, is_utf8_json, parse_object, parse_query, to_json, with_plus
 from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
@@ -41,7 +41,7 @@ class Operation:
     path: str
     rpc: str
     body: tuple[str, ...] = ()
-    """The request's fields that are members of the body. CreateLead's body is its lead."""
+    """The request's fields that are members of the body. A request with a `lead` has that lead as its body."""
     query: tuple[str, ...] = ()
     """The request's fields that are query parameters. Those of the path are in the path."""
 
@@ -55,6 +55,8 @@ class Operation:
 
 OPERATIONS = (
     Operation("POST", "/api/leads", "CreateLead", query=("phone_region",)),
+    # No id holds a colon.
+    Operation("POST", "/api/leads:validate", "ValidateLead", query=("phone_region",)),
     Operation(
         "GET",
         "/api/leads",
@@ -118,7 +120,7 @@ class Route:
             self._fill(message, request, body)
         except LeadValidationError as error:
             fault = error
-        if isinstance(message, pb.CreateLeadRequest):
+        if isinstance(message, Submission):
             # Also beside a fault: it is explained to the customer.
             message.locale = request.headers.get("accept-language", "")
         return message, fault
@@ -130,6 +132,7 @@ class Route:
         ]
         if isinstance(message, pb.CreateLeadRequest):
             message.request_id = _unquoted(request.headers.get("idempotency-key", ""))
+        if isinstance(message, Submission):
             fill_from_json(message, [("lead", parse_object(body))], ("lead",), self._optional)
         elif body or self._operation.method == "POST":
             fill_from_json(message, parse_object(body).items(), self._operation.body, self._optional)

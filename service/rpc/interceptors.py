@@ -51,6 +51,9 @@ FEWEST_SECONDS = 0.5
 """With which a call is begun that has lost more in the queue before this process: it would hardly be answered in time,
 and take the time of others."""
 
+NEED_NO_DATABASE = frozenset({"CreateLead", "ValidateLead"})
+"""CreateLead has the spool, and ValidateLead looks nothing up."""
+
 OPERATORS_CONCERN: frozenset[Reason] = frozenset({"STORAGE_UNAVAILABLE", "KEYS_UNAVAILABLE", "FIELD_UNREADABLE"})
 """Failures that no caller can mend: they are logged as errors."""
 
@@ -304,10 +307,10 @@ def authentication(verify: Verify, places: Places) -> Interceptor:
 
 
 def availability(database_away: Callable[[], bool]) -> Interceptor:
-    """While the database is away, refuse at once what cannot do without it: all but CreateLead, which has the spool."""
+    """While the database is away, refuse at once what cannot do without it."""
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
-        if call.rpc != "CreateLead" and database_away():
+        if call.rpc not in NEED_NO_DATABASE and database_away():
             raise StorageUnavailableError(retry_within_call=False)
         return await proceed(call, request)
 

@@ -62,6 +62,13 @@ class LeadServicer:
             is_repeat=created.is_repeat,
         )
 
+    async def ValidateLead(self, _call: Call, request: pb.ValidateLeadRequest) -> pb.ValidateLeadResponse:  # noqa: N802
+        """Check fields of a new lead."""
+        violations, ignored = self._leads.validate_lead(
+            wire.customer_fields(request.lead), locale=request.locale, phone_region=request.phone_region
+        )
+        return pb.ValidateLeadResponse(violations=wire.violation_messages(violations), ignored_fields=ignored)
+
     async def GetLead(self, call: Call, request: pb.GetLeadRequest) -> pb.GetLeadResponse:  # noqa: N802
         """Show one lead."""
         lead = await self._leads.get_lead(_caller(call), wire.lead_id_of(request.id, "id"), hidden=call.hidden)

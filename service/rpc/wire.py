@@ -126,6 +126,14 @@ def _submission_message(submission: Lead | Resubmission) -> pb.Lead:
     )
 
 
+def violation_messages(violations: Iterable[Violation]) -> list[pb.Violation]:
+    """Violations, in the customer's words."""
+    return [
+        pb.Violation(field=each.field, reason=each.reason, text=each.localized.text if each.localized else None)
+        for each in violations
+    ]
+
+
 def confirmation_message(confirmation: Confirmation) -> pb.Confirmation:
     """The confirmation for the customer."""
     return pb.Confirmation(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import string
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar, get_args
@@ -192,9 +192,12 @@ class ConfirmationService:
         locale, words = self._failed[self._look_up(locales)]
         error.localized = LocalizedText(words.text_of(error), locale)
         if isinstance(error, LeadValidationError):
-            error.violations = tuple(
-                replace(each, localized=LocalizedText(words.fault_of(each), locale)) for each in error.violations
-            )
+            error.violations = self.explained(error.violations, locales)
+
+    def explained(self, violations: Iterable[Violation], locales: str) -> tuple[Violation, ...]:
+        """Violations with what the customer can be told of each; `locales` as in `confirm`."""
+        locale, words = self._failed[self._look_up(locales)]
+        return tuple(replace(each, localized=LocalizedText(words.fault_of(each), locale)) for each in violations)
 
     def _look_up(self, locales: str) -> str:
         """Return the key of the texts that suit best: the look-up of RFC 4647, section 3.4."""

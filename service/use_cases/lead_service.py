@@ -1,4 +1,4 @@
-"""The use cases of leads: create, read, list, change the status, correct and assign.
+"""The use cases of leads: create, validate, read, list, change the status, correct and assign.
 
 Every method takes the caller and answers only what that caller may see; a lead that the caller may not read does not
 exist for it. Whether sensitive fields are shown unmasked is decided once, in the interceptor rpc/masking.py.
@@ -47,7 +47,7 @@ from service.storage.leads.parameters import AssignmentStep, Correction, LeadFil
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.confirmation import Confirmation, ConfirmationService
 from service.use_cases.page_token import Tags, read_page
-from service.validation import Submission, ValidationService
+from service.validation import Faults, Submission, ValidationService
 
 DEFAULT_RESUBMISSIONS = 20
 """Resubmissions of a page when the caller names no size."""
@@ -142,6 +142,11 @@ class LeadService:
             delayed=delayed,
         )
         return CreatedLead(lead, confirmation, delayed, ignored, is_repeat)
+
+    def validate_lead(self, fields: Mapping[str, str], *, locale: str = "", phone_region: str = "") -> Faults:
+        """What `create_lead` would refuse of these fields, in words for the customer, and what it would leave out."""
+        violations, ignored = self._validation.faults(fields, phone_region=phone_region)
+        return Faults(self._confirmation.explained(violations, locale), ignored)
 
     async def get_lead(self, caller: Caller, lead_id: UUID, *, hidden: Collection[str] = ()) -> Lead:
         """One lead; `hidden` fields are not opened. Raises LeadNotFoundError, FieldUnreadableError."""

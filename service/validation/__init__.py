@@ -8,7 +8,7 @@ changes what counts as equal adds an index rule (index_rule.py).
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +39,13 @@ _POLICIES_NAMED = 10
 
 _Rule = Callable[[str], str | None]
 T = TypeVar("T")
+
+
+class Faults(NamedTuple):
+    """What CreateLead would refuse a lead for, and the optional fields that it would leave out."""
+
+    violations: tuple[Violation, ...]
+    ignored: tuple[str, ...]
 
 
 class Submission(NamedTuple):
@@ -100,14 +107,33 @@ class ValidationService:
         Raises LeadValidationError with every violation when the rest is no lead, and ValueError for a name that no
         customer field has.
         """
+        accepted, violations, ignored = self._read({**dict.fromkeys(CUSTOMER_FIELDS), **fields}, phone_region)
+        if len(violations) > len(ignored):
+            raise LeadValidationError(violations)
+        return Submission(CustomerFields(**accepted), tuple(ignored))
+
+    def faults(self, fields: Mapping[str, str], *, phone_region: str = "") -> Faults:
+        """What is wrong with some fields of a new lead; one that is missing or empty is not looked at.
+
+        `phone_region` stands in for the default region. Raises ValueError for a name that no customer field has.
+        """
+        _, violations, ignored = self._read({name: value for name, value in fields.items() if value}, phone_region)
+        left_out = {f"lead.{name}" for name in ignored}
+        return Faults(tuple(each for each in violations if each.field not in left_out), tuple(ignored))
+
+    def _read(
+        self, fields: Mapping[str, str | None], phone_region: str
+    ) -> tuple[dict[str, Any], list[Violation], list[str]]:
+        """The normalised fields, the faults, and which of these belong to optional fields that are left out.
+
+        Any: which fields may be None is known to the settings, not to the type checker.
+        """
         self._refuse_unknown(fields)
         violations: list[Violation] = []
         ignored: list[str] = []
         rules = self._rules_for(phone_region, violations)
-        # Any: which fields may be None is known to the settings, not to the type checker.
         accepted: dict[str, Any] = {}
-        for name in CUSTOMER_FIELDS:
-            value = fields.get(name)
+        for name, value in fields.items():
             try:
                 normal = rules[name](value) if value else None
             except ValueRefusedError as refused:
@@ -119,9 +145,7 @@ class ValidationService:
                 if normal is None and name in self.required:
                     violations.append(Violation(f"lead.{name}", "is required", "REQUIRED"))
             accepted[name] = normal
-        if len(violations) > len(ignored):
-            raise LeadValidationError(violations)
-        return Submission(CustomerFields(**accepted), tuple(ignored))
+        return accepted, violations, ignored
 
     def correction(self, fields: Mapping[str, str], *, phone_region: str = "") -> dict[str, str | None]:
         """The normalised values of the fields that a correction names; None empties an optional one.
@@ -198,8 +222,8 @@ class ValidationService:
         """Where leads came from, at most 100 characters in one line; None if empty. Raises LeadValidationError."""
         return _optional(_TEXTS["source"], value, path)
 
-    def _refuse_unknown(self, fields: Mapping[str, str]) -> None:
-        if not fields.keys() <= self._rules.keys():
+    def _refuse_unknown(self, fields: Iterable[str]) -> None:
+        if not self._rules.keys() >= set(fields):
             raise ValueError("the caller of ValidationService passed a field that customers do not have")
 
     def _rules_for(self, phone_region: str, violations: list[Violation]) -> Mapping[str, _Rule]:

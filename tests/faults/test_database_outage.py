@@ -203,6 +203,32 @@ def test_without_a_database_a_read_or_a_change_fails_at_once_and_says_when_to_tr
     assert {each.trailing.get("grpc-retry-pushback-ms") for each in refused} == {"-1"}
 
 
+def test_without_a_database_http_refuses_reads_and_changes_at_once_and_says_when_to_try_again(
+    service: RunningService, outage: None
+) -> None:
+    assert eventually(lambda: is_degraded(service), within=NOTICED_WITHIN)
+    headers = {"authorization": f"Bearer {service.token()}", "request-timeout": "30"}
+    began = time.monotonic()
+    with httpx.Client(base_url=f"{service.http_url}/api", headers=headers, timeout=40) as http:
+        answers = [
+            http.get("/leads"),
+            http.get(f"/leads/{LEAD_ID}"),
+            http.get("/accesses"),
+            http.post(f"/leads/{LEAD_ID}/status", json={"status": "contacted"}),
+            http.delete(f"/leads/{LEAD_ID}"),
+        ]
+    assert time.monotonic() - began < 3
+    assert {(each.status_code, each.json()["reason"]) for each in answers} == {(503, "STORAGE_UNAVAILABLE")}
+    assert all(int(each.headers["retry-after"]) > 0 for each in answers)
+
+
+def test_without_a_database_fields_are_validated(service: RunningService, channel: grpc.Channel, outage: None) -> None:
+    assert eventually(lambda: is_degraded(service), within=NOTICED_WITHIN)
+    request = pb.ValidateLeadRequest(lead=pb.Lead(phone="12"))
+    answer = service.stub(channel).ValidateLead(request, timeout=5, metadata=service.metadata("chatbot"))
+    assert [each.field for each in answer.violations] == ["lead.phone"]
+
+
 def test_with_three_seconds_left_and_the_database_frozen_a_create_is_delayed_in_time(
     server: TestServer, service: RunningService, channel: grpc.Channel
 ) -> None:

@@ -72,6 +72,8 @@ def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
     match rpc:
         case "CreateLead":
             return pb.CreateLeadRequest(lead=known_person())
+        case "ValidateLead":
+            return pb.ValidateLeadRequest(lead=known_person())
         case "GetLead":
             return pb.GetLeadRequest(id=lead_id)
         case "UpdateStatus":

@@ -201,6 +201,9 @@ def go_through_everything(world: World, caller: Caller) -> None:
     for name, value in {**SENT, **NAMES}.items():
         # The value itself, made unacceptable.
         for how, worse in (("invalid", value + "\x00@@"), ("long", value * 200)):
+            checked = pb.ValidateLeadRequest(lead=pb.Lead(**{name: worse}))  # type: ignore[arg-type]
+            found = stub.ValidateLead(checked, metadata=world.service.metadata("chatbot"))
+            world.told[f"{how} {name} validated"] = f"{found} {found.SerializeToString()!r}"
             if name in REQUIRED_FIELDS:
                 caller.both_fail(f"{how} {name}", canary(**{name: worse}), reason="LEAD_INVALID", status=400)
             else:  # in a submission it is left out

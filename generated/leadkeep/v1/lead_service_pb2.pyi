@@ -154,6 +154,34 @@ class CreateLeadResponse(_message.Message):
     is_repeat: bool
     def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., state: _Optional[_Union[SaveState, str]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ..., ignored_fields: _Optional[_Iterable[str]] = ..., is_repeat: bool = ...) -> None: ...
 
+class ValidateLeadRequest(_message.Message):
+    __slots__ = ("lead", "locale", "phone_region")
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    LOCALE_FIELD_NUMBER: _ClassVar[int]
+    PHONE_REGION_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    locale: str
+    phone_region: str
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., locale: _Optional[str] = ..., phone_region: _Optional[str] = ...) -> None: ...
+
+class Violation(_message.Message):
+    __slots__ = ("field", "reason", "text")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    reason: str
+    text: str
+    def __init__(self, field: _Optional[str] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class ValidateLeadResponse(_message.Message):
+    __slots__ = ("violations", "ignored_fields")
+    VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    violations: _containers.RepeatedCompositeFieldContainer[Violation]
+    ignored_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, violations: _Optional[_Iterable[_Union[Violation, _Mapping]]] = ..., ignored_fields: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class GetLeadRequest(_message.Message):
     __slots__ = ("id", "view")
     ID_FIELD_NUMBER: _ClassVar[int]

@@ -45,6 +45,11 @@ class LeadServiceStub(object):
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.CreateLeadRequest.SerializeToString,
                 response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.CreateLeadResponse.FromString,
                 _registered_method=True)
+        self.ValidateLead = channel.unary_unary(
+                '/leadkeep.v1.LeadService/ValidateLead',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ValidateLeadRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ValidateLeadResponse.FromString,
+                _registered_method=True)
         self.GetLead = channel.unary_unary(
                 '/leadkeep.v1.LeadService/GetLead',
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.GetLeadRequest.SerializeToString,
@@ -143,6 +148,19 @@ class LeadServiceServicer(object):
         RESOURCE_EXHAUSTED  DUPLICATE_LIMIT (only where the operator has set LEADKEEP_DUPLICATE_LIMIT: the subject has found
         as many duplicates within an hour as it may; metadata `limit`, `google.rpc.RetryInfo`, pushback -1).
         The one case in which a valid submission is not kept: nothing was looked up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ValidateLead(self, request, context):
+        """ValidateLead checks fields of a lead as CreateLead would, for a form that is filled in step by step.
+
+        It checks the fields that are set, whichever they are; a required field that is not set is no fault. It looks nothing
+        up (so it says nothing about duplicates), and stores and records nothing. It works while the database is unavailable.
+        The faults are in the response, and the status is OK.
+
+        Scope: `leads:create`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -342,6 +360,11 @@ def add_LeadServiceServicer_to_server(servicer, server):
                     request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.CreateLeadRequest.FromString,
                     response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.CreateLeadResponse.SerializeToString,
             ),
+            'ValidateLead': grpc.unary_unary_rpc_method_handler(
+                    servicer.ValidateLead,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ValidateLeadRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ValidateLeadResponse.SerializeToString,
+            ),
             'GetLead': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLead,
                     request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.GetLeadRequest.FromString,
@@ -440,6 +463,33 @@ class LeadService(object):
             '/leadkeep.v1.LeadService/CreateLead',
             leadkeep_dot_v1_dot_lead__service__pb2.CreateLeadRequest.SerializeToString,
             leadkeep_dot_v1_dot_lead__service__pb2.CreateLeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateLead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/ValidateLead',
+            leadkeep_dot_v1_dot_lead__service__pb2.ValidateLeadRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.ValidateLeadResponse.FromString,
             options,
             channel_credentials,
             insecure,
