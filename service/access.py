@@ -15,13 +15,25 @@ class Scope(StrEnum):
     READ = "leads:read"
     UPDATE = "leads:update"
     UNMASK = "leads:unmask"
+    """See every sensitive field unmasked: all of those below."""
+    UNMASK_PHONE = "leads:unmask:phone"
+    UNMASK_NID = "leads:unmask:nid"
+    UNMASK_EMAIL = "leads:unmask:email"
+    UNMASK_ADDRESS = "leads:unmask:address"
+    UNMASK_NOTES = "leads:unmask:notes"
     ERASE = "leads:erase"
     OPERATE = "leads:operate"
 
 
+UNMASK_SCOPES: dict[str, Scope] = {
+    scope.rpartition(":")[2]: scope for scope in Scope if scope.startswith(f"{Scope.UNMASK}:")
+}
+"""The fields that `reveal` may name, and the scope of each."""
+
 ROLES: dict[str, frozenset[Scope]] = {
     "chatbot": frozenset({Scope.CREATE, Scope.READ_OWN}),
-    "agent": frozenset({Scope.READ, Scope.UPDATE}),
+    # Who must call can see the number.
+    "agent": frozenset({Scope.READ, Scope.UPDATE, Scope.UNMASK_PHONE, Scope.UNMASK_EMAIL}),
     "admin": frozenset(Scope),
 }
 """What `leadkeep token --role` puts into a token."""
@@ -77,6 +89,10 @@ class Caller:
     def own_only(self) -> str | None:
         """The subject whose leads alone the caller may read; None for a caller who may read all."""
         return None if self.may(Scope.READ) else self.subject
+
+    def may_unmask(self, field: str) -> bool:
+        """Whether the caller may see a sensitive field unmasked."""
+        return Scope.UNMASK in self.scopes or UNMASK_SCOPES[field] in self.scopes
 
     def may_read_lead_created_by(self, creator: str) -> bool:
         """Whether the caller may read a lead that the subject `creator` created."""

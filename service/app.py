@@ -19,7 +19,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from service.config import Settings
-from service.factories import keyring_source, new_id, token_verifier
+from service.factories import keyring_source, new_id, reason_rules, token_verifier
 from service.files.renderer_process import FileRendering
 from service.http.endpoint import OPS_LIMITS, HttpEndpoint
 from service.keys.source import follow_keyring
@@ -27,11 +27,11 @@ from service.replica import ServiceParts, access_writing, first_encryption, lead
 from service.rpc.call import Work, chained
 from service.rpc.interceptors import duplicate_limit, standard_chain
 from service.rpc.limits import Limits, Refusals, limits_within, raise_open_files
-from service.rpc.masking import unmasking
 from service.rpc.metrics import Metrics
 from service.rpc.readiness import Condition, Readiness, condition_of
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
+from service.rpc.unmasking import unmasking
 from service.stopping import KEPT_SECONDS, end_calls, handle_signals, shutdown_delay
 from service.storage.access.chain import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
@@ -104,9 +104,7 @@ async def _serve(
                 verify=token_verifier(settings).verify,
                 explain=confirmation.explain,
                 database_away=lambda: readiness.database_away,
-                unmasking=unmasking(
-                    accesses.record, check_reason=parts.validation.reason, reason_required=settings.reason_required
-                ),
+                unmasking=unmasking(accesses.record, reason_rules(settings)),
                 limiting=(
                     [duplicate_limit(DuplicateLimit(database, settings.duplicate_limit).require_room)]
                     if settings.duplicate_limit is not None

@@ -218,6 +218,11 @@ class Settings(BaseModel):
     reason_required: Annotated[bool, _read_by(values.switch)] = _setting(
         False, "1: values are shown unmasked only to those who say why (leadkeep-reason, --reason)", shown="0"
     )
+    purposes: Annotated[tuple[str, ...], _read_by(values.purposes)] | None = _setting(
+        None,
+        "words, such as callback complaint: values are shown unmasked only for one of them, alone or as in WORD: text",
+        shown="unset: any reason",
+    )
     unmask_limit: Annotated[int, _read_by(values.number(int, 1, 1_000_000))] | None = _setting(
         None, "how many leads a subject may be shown unmasked within an hour", shown="unset: no limit"
     )

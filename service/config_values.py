@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -252,6 +253,15 @@ def origins(text: str) -> tuple[str, ...]:
             "not a list of origins as browsers send them: scheme and host in lower case, a port unless it is the "
             "scheme's own, no path and no *; write such as https://sales.example http://localhost:3000"
         )
+    return found
+
+
+def purposes(text: str) -> tuple[str, ...]:
+    """Read the words that a reason begins with."""
+    # As reasons are normalised, or a word with an accent would not be found in them.
+    found = words(unicodedata.normalize("NFC", text))
+    if any(":" in word for word in found):
+        raise ValueError("holds a colon, which ends the word in a reason; write such as callback complaint")
     return found
 
 

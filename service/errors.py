@@ -32,6 +32,7 @@ Reason = Literal[
     "SCOPE_MISSING",
     "PAGE_TOKEN_INVALID",
     "REASON_REQUIRED",
+    "REASON_NOT_ACCEPTED",
     "QUEUE_FULL",
     "UNMASK_LIMIT",
     "DUPLICATE_LIMIT",
@@ -280,6 +281,21 @@ class ReasonRequiredError(LeadkeepError):
 
     reason = "REASON_REQUIRED"
     text = "say why: metadata or header 'leadkeep-reason', or --reason of a command"
+
+    def __init__(self, purposes: Sequence[str] = ()) -> None:
+        super().__init__(metadata={"purposes": ",".join(purposes)} if purposes else None)
+
+
+class ReasonNotAcceptedError(LeadkeepError):
+    """The reason is none of those for which the operator lets values be shown."""
+
+    reason = "REASON_NOT_ACCEPTED"
+
+    def __init__(self, purposes: Sequence[str]) -> None:
+        super().__init__(
+            f"the reason must be one of these words, or begin with it as in 'WORD: text': {', '.join(purposes)}",
+            {"purposes": ",".join(purposes)},
+        )
 
 
 class UnmaskLimitError(RetryableError):

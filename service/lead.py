@@ -229,6 +229,7 @@ class Lead(CustomerFields):
     assignee: str | None
     transcript_uri: str | None
     resubmissions: int
+    created_by: str
     unreadable_fields: tuple[str, ...] = ()
 
 

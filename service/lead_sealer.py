@@ -180,7 +180,7 @@ class LeadSealer:
             columns["email_index"] = indexes.email
         return Correction(columns=columns)
 
-    def acknowledged(self, lead_id: UUID, entered: CustomerFields, accepted_at: datetime) -> Lead:
+    def acknowledged(self, lead_id: UUID, entered: CustomerFields, accepted_at: datetime, created_by: str) -> Lead:
         """The lead that a submission is acknowledged as before the database has it."""
         return Lead(
             id=lead_id,
@@ -191,6 +191,7 @@ class LeadSealer:
             version=1,
             assignee=None,
             resubmissions=0,
+            created_by=created_by,
         )
 
     def holds(self, sealed: SealedLead, name: str, value: str | None) -> bool:
@@ -217,12 +218,13 @@ class LeadSealer:
             version=sealed.version,
             assignee=sealed.assignee,
             resubmissions=sealed.resubmissions,
+            created_by=sealed.created_by,
             unreadable_fields=unreadable,
         )
 
-    def open_resubmission(self, sealed: SealedResubmission) -> Resubmission:
-        """A resubmission in clear; fields that cannot be opened are left out and named."""
-        values, unreadable = self._opened(sealed.submission_id, sealed.fields)
+    def open_resubmission(self, sealed: SealedResubmission, *, hidden: Collection[str] = ()) -> Resubmission:
+        """A resubmission in clear, but for the `hidden` fields; those that cannot be opened are left out and named."""
+        values, unreadable = self._opened(sealed.submission_id, sealed.fields, hidden)
         return Resubmission(
             **self._shown(values),
             submitted_at=sealed.submitted_at,

@@ -165,6 +165,8 @@ def test_every_fault_is_named_at_once_one_a_line(monkeypatch: pytest.MonkeyPatch
         ({"AUTH_CLIENT_IDS": "a"}, "AUTH_CLIENT_IDS", "only beside LEADKEEP_AUTH_JWKS"),
         ({"OPTIONAL_FIELDS": "nid, phone"}, "OPTIONAL_FIELDS", "one or several of nid, address, interested_policy"),
         ({"OPTIONAL_FIELDS": ","}, "OPTIONAL_FIELDS", "names nothing"),
+        ({"PURPOSES": "callback: audit:"}, "PURPOSES", "holds a colon"),
+        ({"PURPOSES": ","}, "PURPOSES", "names nothing"),
         ({"AUTH_SCOPE_MAP": "Read=leads:read"}, "AUTH_SCOPE_MAP", "only beside LEADKEEP_AUTH_JWKS"),
         ({"AUTH_SCOPE_MAP": "Read=leads:reed"}, "AUTH_SCOPE_MAP", "leads:read-own"),
         ({"AUTH_SCOPE_MAP": "Read"}, "AUTH_SCOPE_MAP", "not a list of words"),
@@ -288,6 +290,13 @@ def test_policies_are_separated_by_semicolon_or_line(monkeypatch: pytest.MonkeyP
     settings = load(monkeypatch, {"POLICIES": "Term Life, 20 years; Whole Life\nPension;;Pension"})
 
     assert settings.policies == ("Term Life, 20 years", "Whole Life", "Pension")
+
+
+def test_purposes_are_words_as_a_reason_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, {"PURPOSES": "callback, re\u0301clamation;callback"}).purposes == (
+        "callback",
+        "r\u00e9clamation",
+    )
 
 
 def test_words_are_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,13 +485,13 @@ def test_an_issuers_words_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     keys = tmp_path / "jwks.json"
     keys.write_text("{}")
     issuer = {"AUTH_JWKS": str(keys), "AUTH_ISSUER": "i", "AUTH_CLIENT_IDS": "bot, dashboard"}
-    words = "https://api.example/leads?x=1 = leads:read; Sales=leads:read  leads:update"
+    words = "https://api.example/leads?x=1 = leads:read; Sales=leads:read  leads:update leads:unmask:phone"
     settings = load(monkeypatch, issuer | {"AUTH_SCOPE_CLAIM": "scp roles", "AUTH_SCOPE_MAP": words})
     assert settings.auth_client_ids == ("bot", "dashboard")
     assert settings.auth_scope_claim == ("scp", "roles")
     assert settings.auth_scopes == {
         "https://api.example/leads?x=1": {Scope.READ},
-        "Sales": {Scope.READ, Scope.UPDATE},
+        "Sales": {Scope.READ, Scope.UPDATE, Scope.UNMASK_PHONE},
     }
 
 

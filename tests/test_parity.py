@@ -18,7 +18,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from sqlalchemy import CheckConstraint, Table
 
 import service
-from service.access import SCOPES
+from service.access import SCOPES, UNMASK_SCOPES
 from service.errors import LeadkeepError, Reason
 from service.lead import (
     CORRECTABLE_FIELDS,
@@ -42,12 +42,13 @@ MIGRATIONS = Path(schema.__file__).parent / "migrations"
 NOT_STORED = {
     "masked": "says how the answer shows the lead",
     "transcript_uri": "made of the conversation and a setting",
+    "masked_fields": "likewise",
     "unreadable_fields": "known only when the lead is opened",
     "reference": "made of the id",
 }
 """Fields of the contract's Lead that are no columns, and why."""
 
-DECIDED_AT_THE_ENDPOINT = {"masked", "reference"}
+DECIDED_AT_THE_ENDPOINT = {"masked", "masked_fields", "reference"}
 """Fields of the contract's Lead that the domain's Lead does not know: masking happens behind it, and a reference is
 another spelling of the id."""
 
@@ -58,7 +59,6 @@ NOT_SHOWN = {
     "nid_index_2": "blind index, likewise",
     "email_index": "blind index",
     "index_epoch": "which plan the blind indexes follow",
-    "created_by": "decides who may read the lead",
     "request_id": "makes CreateLead safe to repeat",
     "content_digest": "tells a repeat from a request_id used again",
     "phone_shared": "a person decided that the lead stands beside another one with this phone",
@@ -108,7 +108,7 @@ class TestFields:
     def test_a_sealed_lead_holds_what_is_stored(self) -> None:
         held = fields_of(SealedLead) - {"fields"} | set(CUSTOMER_FIELDS)
 
-        assert held | (set(NOT_SHOWN) - {"created_by"}) == columns_of(models.lead)
+        assert held | set(NOT_SHOWN) == columns_of(models.lead)
 
     def test_the_contract_says_which_fields_can_be_corrected(self) -> None:
         source = (Path(service.__file__).parents[1] / "protos/leadkeep/v1/lead_service.proto").read_text()
@@ -129,6 +129,9 @@ class TestSensitive:
 
     def test_sealing_masking_and_storage_know_the_same_ones(self) -> None:
         assert set(SENSITIVE_FIELDS) == SENSITIVE
+
+    def test_each_has_a_scope_but_for_the_conversation_which_follows_the_phone(self) -> None:
+        assert set(UNMASK_SCOPES) == SENSITIVE - {"conversation_id"}
 
     @pytest.mark.parametrize("descriptor", pb.DESCRIPTOR.message_types_by_name.values(), ids=lambda d: d.name)
     def test_a_field_that_is_called_like_a_sensitive_one_is_sensitive_everywhere(self, descriptor: Descriptor) -> None:

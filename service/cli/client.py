@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import typer
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
+from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1.lead_service_pb2_grpc import LeadServiceStub
 
-from service.access import Scope
+from service.access import UNMASK_SCOPES, Scope
+from service.cli.command import fields_to_show
 from service.config import Settings
 from service.errors import StartRefusedError
 from service.keys.secret_file import read_secret_file
+from service.rpc.reasons import REASON_BIN
 from service.rpc.tokens.local_key import LocalSigningKey
 
 TOKEN_VARIABLE = "LEADKEEP_TOKEN"  # noqa: S105 # the variable's name
@@ -43,13 +46,13 @@ Call = Callable[[str, Message], Any]
 def connected(settings: Settings, *scopes: Scope, reason: str = "") -> Iterator[Call]:
     """Call the service of these settings with LEADKEEP_TOKEN, else with a token of the local key for these scopes.
 
-    Raises StartRefusedError without a token; typer.BadParameter for a reason that cannot be sent.
+    Raises StartRefusedError without a token.
     """
-    if not _is_header(reason):
-        raise typer.BadParameter("must be one line of ASCII text", param_hint="--reason")
-    metadata = [("authorization", f"Bearer {given_token() or _local_token(settings, scopes)}")]
+    token = given_token() or _local_token(settings, scopes)
+    metadata: list[tuple[str, str | bytes]] = [("authorization", f"Bearer {token}")]
     if reason:
-        metadata.append(("leadkeep-reason", reason))
+        # What is no UTF-8 in the argument stays that, for the service to refuse.
+        metadata.append((REASON_BIN, reason.encode(errors="surrogateescape")))
     address = settings.grpc_address.reachable(settings.grpc_address.port)
     with _channel(settings, address) as channel:
         stub = LeadServiceStub(channel)
@@ -71,6 +74,16 @@ def listed(call: Call, rpc: str, request: Any, field: str) -> Iterator[Any]:
         if not page.next_page_token:
             return
         request.page_token = page.next_page_token
+
+
+def showing(*, unmask: bool, reveal: str) -> tuple[dict[str, Any], list[Scope]]:
+    """The fields of a request that say what it shows in clear, and the scopes for that. Raises typer.BadParameter."""
+    fields = fields_to_show(unmask=unmask, reveal=reveal)
+    if reveal:
+        return {"reveal": FieldMask(paths=fields)}, [UNMASK_SCOPES[field] for field in fields]
+    if unmask:
+        return {"view": pb.LEAD_VIEW_FULL}, [Scope.UNMASK]
+    return {"view": pb.LEAD_VIEW_MASKED}, []
 
 
 def given_token(file: Path | None = None) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from service.access import UNMASK_SCOPES
 from service.printable import printable
 
 FAULT_FOUND = 3
@@ -52,6 +53,9 @@ FirstDay = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"
 LastDay = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last day.")]
 Unmask = Annotated[bool, typer.Option("--unmask", help="Values in clear; needs a token and is recorded.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the token; else LEADKEEP_TOKEN.")]
+Reveal = Annotated[
+    str, typer.Option("--reveal", metavar="FIELDS", help="Only these in clear, as phone,email; recorded like --unmask.")
+]
 ReasonToLook = Annotated[str, typer.Option("--reason", help="Why values are looked at, for the record.")]
 
 
@@ -72,6 +76,18 @@ def moment(text: str, option: str, zone: tzinfo = UTC, *, end: bool = False) -> 
     except (ValueError, OverflowError):
         wanted = "must be a day or a moment, as 2026-01-31 or 2026-01-31T09:00:00Z"
         raise typer.BadParameter(wanted, param_hint=option) from None
+
+
+def fields_to_show(*, unmask: bool, reveal: str) -> tuple[str, ...]:
+    """The sensitive fields to show in clear: those of --reveal, or all. Raises typer.BadParameter."""
+    if not reveal:
+        return tuple(UNMASK_SCOPES) if unmask else ()
+    fields = tuple(dict.fromkeys(reveal.split(",")))
+    if unmask:
+        raise typer.BadParameter("is not needed: --unmask shows every field", param_hint="--reveal")
+    if not UNMASK_SCOPES.keys() >= set(fields):
+        raise typer.BadParameter(f"may name only: {', '.join(UNMASK_SCOPES)}", param_hint="--reveal")
+    return fields
 
 
 def require_order(first: datetime | None, last: datetime | None) -> None:

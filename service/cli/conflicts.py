@@ -11,22 +11,22 @@ from google.protobuf.json_format import MessageToDict
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
-from service.cli.client import connected, listed
-from service.cli.command import AsJson, ReasonToLook, echo, report
+from service.cli.client import connected, listed, showing
+from service.cli.command import AsJson, ReasonToLook, Reveal, echo, report
 from service.config import load_settings
 
 
 def list_conflicts(
     every: Annotated[bool, typer.Option("--all", help="Also those that were decided.")] = False,
     unmask: Annotated[bool, typer.Option("--unmask", help="Values in clear, which is recorded.")] = False,
+    reveal: Reveal = "",
     reason: ReasonToLook = "",
     as_json: AsJson = False,
 ) -> None:
     """List what waits for a decision, oldest first, with both sides; sensitive values are masked."""
-    view = pb.LEAD_VIEW_FULL if unmask else pb.LEAD_VIEW_MASKED
-    scopes = (Scope.OPERATE, Scope.UNMASK) if unmask else (Scope.OPERATE,)
-    with connected(load_settings(), *scopes, reason=reason) as call:
-        request = pb.ListConflictsRequest(include_resolved=every, view=view)
+    view, scopes = showing(unmask=unmask, reveal=reveal)
+    with connected(load_settings(), Scope.OPERATE, *scopes, reason=reason) as call:
+        request = pb.ListConflictsRequest(include_resolved=every, **view)
         conflicts = list(listed(call, "ListConflicts", request, "conflicts"))
     shown = [MessageToDict(conflict, preserving_proto_field_name=True) for conflict in conflicts]
     lines = list(_lines(conflicts))

@@ -9,7 +9,7 @@ import io
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -22,7 +22,7 @@ from google.protobuf.json_format import MessageToDict
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service import factories
-from service.access import Scope
+from service.access import UNMASK_SCOPES, Scope
 from service.cli.client import TOKEN_VARIABLE, given_token
 from service.cli.command import (
     SOME_UNREADABLE,
@@ -30,21 +30,24 @@ from service.cli.command import (
     LastDay,
     ProgressLine,
     ReasonToLook,
+    Reveal,
     TokenFile,
     Unmask,
     echo,
+    fields_to_show,
     interruptible,
     json_array,
     require_order,
 )
 from service.cli.database import confirmed_database_url
 from service.config import Settings, load_settings
-from service.errors import ReasonRequiredError, ScopeMissingError, StartRefusedError
+from service.errors import ScopeMissingError, StartRefusedError
 from service.http.json_codec import to_json
 from service.importing.csv_file import neutralised
 from service.lead_sealer import LeadSealer
 from service.replica import access_writing
-from service.rpc.masking import accesses_to, mask_message
+from service.rpc.masking import mask_message
+from service.rpc.unmasking import EVERYTHING, accesses_to
 from service.rpc.wire import lead_message
 from service.storage.access.queries import AccessRecords
 from service.storage.access.writer import AccessWriter
@@ -66,10 +69,11 @@ Release = Callable[[Sequence[pb.Lead]], None]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A look at values in clear: its subject and its reason, as they are recorded."""
+    """A look at values in clear: its subject and its reason, as they are recorded, and the fields."""
 
     subject: str
     reason: str
+    fields: frozenset[str]
 
 
 def export(
@@ -77,6 +81,7 @@ def export(
     first: FirstDay = None,
     last: LastDay = None,
     unmask: Unmask = False,
+    reveal: Reveal = "",
     token_file: TokenFile = None,
     reason: ReasonToLook = "",
     output: Annotated[Path | None, typer.Option(help="A new file, mode 0600; else standard output.")] = None,
@@ -90,7 +95,7 @@ def export(
     if output is not None and not output.parent.is_dir():
         raise StartRefusedError(f"{output} cannot be written: {output.parent} is no folder")
     span = f"{first.date() if first else 'the first day'} to {last.date() if last else 'the last day'}"
-    look = look_of(settings, token_file, f"export of {span}", reason) if unmask else None
+    look = look_of(settings, token_file, f"export of {span}", reason, unmask=unmask, reveal=reveal)
     start, end = _bounds(settings.files_timezone, first, last)
     try:
         with interruptible() as check_interrupted, confirmed_database_url(settings) as url:
@@ -109,24 +114,34 @@ def export(
         raise typer.Exit(SOME_UNREADABLE)
 
 
-def look_of(settings: Settings, token_file: Path | None, what: str, reason: str) -> Look:
-    """The look at `what` by the caller whom the given token names, for this reason.
+def look_of(
+    settings: Settings, token_file: Path | None, what: str, reason: str, *, unmask: bool, reveal: str
+) -> Look | None:
+    """The look at `what` by the caller whom the given token names, for this reason; None: everything is masked.
 
-    Raises StartRefusedError without a token or its scope, and the errors of tokens and reasons as in errors.py.
+    Raises typer.BadParameter for --reveal, StartRefusedError without a token, and the errors of tokens, scopes and
+    reasons as in errors.py.
     """
+    fields = fields_to_show(unmask=unmask, reveal=reveal)
+    if not fields:
+        return None
     token = given_token(token_file)
     if not token:
         raise StartRefusedError(
-            f"--unmask needs a token with the scope {Scope.UNMASK}: set {TOKEN_VARIABLE}, or name a file that holds it "
-            "with --token-file (leadkeep token --role admin prints one)"
+            f"showing values needs a token with the scope {Scope.UNMASK}: set {TOKEN_VARIABLE}, or name a file that "
+            "holds it with --token-file (leadkeep token --role admin prints one)"
         )
     caller = asyncio.run(factories.token_verifier(settings).verify(token))
-    if not caller.may(Scope.UNMASK):
+    if unmask and not caller.may(Scope.UNMASK):
         raise ScopeMissingError(Scope.UNMASK)
-    checked = factories.validation_of(settings).reason(reason, "--reason")
-    if checked is None and settings.reason_required:
-        raise ReasonRequiredError
-    return Look(caller.subject, f"{what}: {checked}" if checked else what)
+    for field in fields:
+        if not caller.may_unmask(field):
+            raise ScopeMissingError(UNMASK_SCOPES[field])
+    rules = factories.reason_rules(settings)
+    checked = rules.check(reason, "--reason")
+    if (fault := rules.fault_of(checked)) is not None:
+        raise fault
+    return Look(caller.subject, f"{what}: {checked}" if checked else what, frozenset(fields))
 
 
 @contextmanager
@@ -153,8 +168,10 @@ def releasing(settings: Settings, url: str, look: Look | None, *, operation: str
 
         def release(batch: Sequence[pb.Lead]) -> None:
             by = {"subject": look.subject, "operation": operation, "reason": look.reason, "request_id": request_id}
-            if accesses := [access for lead in batch for access in accesses_to(lead, **by)]:
+            if accesses := [access for lead in batch for access in accesses_to(lead, look.fields, **by)]:
                 runner.run(writer.record(accesses))
+            if look.fields != EVERYTHING:
+                _mask(batch, look.fields)
 
         # Without a writer nothing would be recorded, and each wait for an entry would last for its whole time.
         supervisor = Supervisor(on_death=writer.finish)
@@ -174,9 +191,9 @@ def releasing(settings: Settings, url: str, look: Look | None, *, operation: str
             runner.run(stop())
 
 
-def _mask(batch: Sequence[pb.Lead]) -> None:
+def _mask(batch: Sequence[pb.Lead], shown: Collection[str] = ()) -> None:
     for lead in batch:
-        mask_message(lead)
+        mask_message(lead, shown=shown)
 
 
 def _leads(settings: Settings, url: str, start: datetime, end: datetime, release: Release) -> Iterator[pb.Lead]:

@@ -26,6 +26,7 @@ from service.cli.command import (
     FirstDay,
     LastDay,
     ReasonToLook,
+    Reveal,
     TokenFile,
     Unmask,
     cell,
@@ -115,6 +116,7 @@ def verify(day: Day = None, first: FirstDay = None, last: LastDay = None, as_jso
 def show(
     day: Annotated[datetime, typer.Option("--day", formats=["%Y-%m-%d"], help="The day.")],
     unmask: Unmask = False,
+    reveal: Reveal = "",
     token_file: TokenFile = None,
     reason: ReasonToLook = "",
     as_json: AsJson = False,
@@ -126,7 +128,7 @@ def show(
     with _file_faults_as_refusals(path):
         count = read_header(path).lead_count
     try:
-        look = look_of(settings, token_file, f"daily file of {day.date()}", reason) if unmask else None
+        look = look_of(settings, token_file, f"daily file of {day.date()}", reason, unmask=unmask, reveal=reveal)
         with (
             # Masked leads are shown also while the database is unavailable.
             confirmed_database_url(settings) if look else nullcontext("") as url,

@@ -53,7 +53,10 @@ def config(as_json: AsJson = False) -> None:
 
 
 def token(
-    role: Annotated[str, typer.Option(help="chatbot (create, read its own), agent (read, update) or admin (all).")],
+    role: Annotated[
+        str,
+        typer.Option(help="chatbot (create, read its own), agent (read, update, show phone, email) or admin (all)."),
+    ],
     subject: Annotated[str, typer.Option(help="Who acts with it; default: the role's name.")] = "",
     ttl: Annotated[
         timedelta,

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from service.access import UNMASK_SCOPES
 from service.errors import Reason, ViolationReason
 from service.http import openapi_texts as texts
 from service.http.json_codec import short_enum_names
@@ -15,8 +16,9 @@ from service.http.problems import MEDIA_TYPE
 from service.http.routes import ERASURE_FIELDS, OPERATIONS, STATUS_FIELDS, Operation
 from service.lead import CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS
 from service.rpc.call import SERVICE
-from service.rpc.masking import REASON, can_show_values
+from service.rpc.masking import can_show_values
 from service.rpc.readiness import ReadinessReason
+from service.rpc.reasons import REASON, REASON_BIN
 
 _Json = dict[str, Any]
 
@@ -74,7 +76,7 @@ def _operation(operation: Operation) -> _Json:
         },
     }
     if can_show_values(method.output_type):
-        described["parameters"].append(_REASON)
+        described["parameters"] += _REASONS
     if operation.rpc == "CreateLead":
         answer["examples"] = {"story": {"value": texts.EXAMPLE_CREATED}}
         described["parameters"] += _CREATE_PARAMETERS
@@ -146,6 +148,9 @@ def _answer_schema(field: FieldDescriptor) -> _Json:
         schema = _SCALARS[field.type]
     elif field.message_type.full_name == "google.protobuf.Timestamp":
         schema = {"type": "string", "format": "date-time"}
+    elif field.message_type.full_name == "google.protobuf.FieldMask":
+        name = "|".join(UNMASK_SCOPES)
+        schema = {"type": "string", "pattern": f"^({name})(,({name}))*$"}
     else:
         schema = _ref("schemas", field.message_type.name)
     return {"type": "array", "items": schema} if field.is_repeated else schema
@@ -266,12 +271,19 @@ _PARAMETERS = [
     ),
 ]
 
-_REASON = _header(
-    REASON,
-    "Why values are looked at unmasked, for the access record; the operator may make it mandatory. Write no customer "
-    "data into it.",
-    {"type": "string", "maxLength": texts.LONGEST_REASON},
-)
+_REASONS = [
+    _header(
+        REASON,
+        "Why values are looked at unmasked, for the access record; the operator may make it mandatory, or accept only "
+        "certain words, alone or as in `WORD: text`. Write no customer data into it.",
+        {"type": "string", "maxLength": texts.LONGEST_REASON},
+    ),
+    _header(
+        REASON_BIN,
+        f"The same, as base64 of UTF-8 text; not together with `{REASON}`.",
+        {"type": "string", "contentEncoding": "base64"},
+    ),
+]
 
 _LANGUAGE = _header("Accept-Language", "The customer's language, for the words to the customer.", {"type": "string"})
 

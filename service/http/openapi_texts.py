@@ -16,9 +16,9 @@ protobuf's JSON with the contract's field names: every field is there, an empty 
 integers are strings. Requests may also use lowerCamelCase names.
 
 Every path under `/api` needs a token: `Authorization: Bearer TOKEN`. Phone, nid, e-mail, address and notes are masked
-(`•••`) unless the token has the scope `leads:unmask`; each unmasked look is on record before the answer leaves. Errors
-are RFC 9457 problem details whose `reason` is stable; no error repeats a value of the request. A caller that hangs up
-does not stop what was begun.
+(`•••`) unless the token has the scope `leads:unmask`, or `reveal` names the field and the token has its scope
+(`leads:unmask:phone`); each unmasked look is on record before the answer leaves. Errors are RFC 9457 problem details
+whose `reason` is stable; no error repeats a value of the request. A caller that hangs up does not stop what was begun.
 
 A request has at most 16 KiB of line and headers and 256 KiB of body."""
 
@@ -42,6 +42,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "Output.",
         "unreadable_fields": "Sensitive fields that cannot be opened and are left out; only in lists. Output.",
         "reference": "The short reference that the confirmation names, such as `LK-7F3K-9QXM`. Output.",
+        "created_by": "Who created it: the `sub` of the token. Only for callers with `leads:read`. Output.",
+        "masked_fields": "Sensitive fields that have a value, which this answer masks. Output.",
     },
     "Confirmation": {
         "text": "Thanks the customer by name and gives the reference.",
@@ -100,13 +102,15 @@ FIELDS: dict[str, dict[str, str]] = {
         "interested_policy": "Only leads interested in exactly this policy.",
         "conversation_id": "Only leads linked to this conversation.",
         "source": "Only leads that came from exactly here.",
-        "phone": "Only the lead with this phone number. Needs `leads:unmask`. The service logs no query string, but "
-        "proxies on the way may: where that matters, ask over gRPC.",
-        "nid": "Only the lead with this national ID. Needs `leads:unmask`. The service logs no query string, but "
+        "phone": "Only the lead with this phone number. Needs `leads:unmask:phone`. The service logs no query string, "
+        "but proxies on the way may: where that matters, ask over gRPC.",
+        "nid": "Only the lead with this national ID. Needs `leads:unmask:nid`. The service logs no query string, but "
         "proxies on the way may: where that matters, ask over gRPC.",
         "reference": "Only leads with this reference, as a confirmation named it, in any usual writing.",
-        "view": "How sensitive fields are shown: `masked`, or `full` (403 without `leads:unmask`). Not given: as the "
-        "caller may see them.",
+        "view": "How sensitive fields are shown: `masked`, or `full` (403 without `leads:unmask`). Not given: unmasked "
+        "for callers with `leads:unmask`, else masked.",
+        "reveal": "Show exactly these sensitive fields unmasked, separated by commas, as in `phone,email`; in place of "
+        "`view`. 403 without the scope of each.",
     },
     "SummarizeLeadsRequest": {
         "created_after": "Leads created at or after this moment (RFC 3339), at most 400 days before `created_before`.",
@@ -234,7 +238,8 @@ GENERAL_ERRORS = (400, 401, 403, 429, 431, 500, 503, 504)
 
 ERRORS: dict[int, str] = {
     400: "LEAD_INVALID (all violations), PAGE_TOKEN_INVALID, REASON_REQUIRED (no `leadkeep-reason`, where it is "
-    "mandatory), or STATUS_TRANSITION (metadata `from`, `to`).",
+    "mandatory), REASON_NOT_ACCEPTED (metadata `purposes`: the words of which it must be one, or begin with), or "
+    "STATUS_TRANSITION (metadata `from`, `to`).",
     401: "TOKEN_MISSING, TOKEN_INVALID, or TOKEN_EXPIRED.",
     403: "SCOPE_MISSING (metadata `scope`: the one that is needed).",
     404: "LEAD_NOT_FOUND or CONVERSATION_NOT_FOUND, also for what the caller may not read.",
@@ -281,6 +286,8 @@ EXAMPLE_LEAD = {
     "resubmissions": "0",
     "unreadable_fields": [],
     "reference": "LK-3CP3-TKJZ",
+    "created_by": "chatbot",
+    "masked_fields": ["phone", "nid", "address", "email"],
 }
 
 EXAMPLE_CREATED = {

@@ -30,6 +30,8 @@ STATUS_FIELDS = ("status", "reason", "expected_version")
 
 ERASURE_FIELDS = ("reason",)
 
+VIEW_FIELDS = ("view", "reveal")
+
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
 
 
@@ -68,15 +70,18 @@ OPERATIONS = (
     Operation(
         "GET", "/api/leads/summary", "SummarizeLeads", query=tuple(pb.SummarizeLeadsRequest.DESCRIPTOR.fields_by_name)
     ),
-    Operation("GET", "/api/leads/{id}", "GetLead", query=("view",)),
+    Operation("GET", "/api/leads/{id}", "GetLead", query=VIEW_FIELDS),
     # A client that can send no body with DELETE gives the reason in the query, which then counts.
     Operation("DELETE", "/api/leads/{id}", "EraseLead", body=ERASURE_FIELDS, query=ERASURE_FIELDS),
     Operation("POST", "/api/leads/{id}/status", "UpdateStatus", body=STATUS_FIELDS),
     Operation(
-        "GET", "/api/leads/{lead_id}/resubmissions", "ListResubmissions", query=("page_size", "page_token", "view")
+        "GET",
+        "/api/leads/{lead_id}/resubmissions",
+        "ListResubmissions",
+        query=("page_size", "page_token", *VIEW_FIELDS),
     ),
     # `path`: a conversation's id may hold a slash, as %2F.
-    Operation("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation", query=("view",)),
+    Operation("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation", query=VIEW_FIELDS),
     Operation("GET", "/api/accesses", "ListAccesses", query=tuple(pb.ListAccessesRequest.DESCRIPTOR.fields_by_name)),
 )
 

@@ -57,9 +57,9 @@ class Call:
     """Id of the lead in an answer whose messages do not name it; the request may have named an alias of it."""
     phones: tuple[str, ...] = ()
     """Phones that the answer does not hold, and that a conversation id in it may; "" for one that cannot be opened."""
-    may_compare: bool = False
-    """Whether the answer to a correction may depend on the values that the lead holds: its caller may see them, and the
-    look is recorded."""
+    comparable: Collection[str] = ()
+    """Sensitive fields whose values the answer to a correction may depend on: its caller may see them, and the look is
+    recorded."""
     compared: tuple[UUID, tuple[str, ...]] | None = None
     """The lead, and its sensitive fields, whose values decided the answer to a correction that changed nothing."""
     hidden: Collection[str] = ()

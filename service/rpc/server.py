@@ -7,6 +7,7 @@ been identified, instead of grpc's bare INTERNAL.
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import socket
 import time
@@ -181,7 +182,7 @@ def _adapted(
             rpc=method.name,
             transport="grpc",
             peer=context.peer(),
-            metadata=joined((k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)),
+            metadata=joined(map(_as_text, context.invocation_metadata() or ())),
             deadline=answer_by(seconds),
             waited=0.0 if seconds is None else wait.seconds(seconds),
             fault=fault,
@@ -204,6 +205,12 @@ def _adapted(
         raise AssertionError("abort returned")
 
     return answer
+
+
+def _as_text(entry: tuple[str, str | bytes]) -> tuple[str, str]:
+    """Metadata as headers have it: binary values in base64."""
+    key, value = entry
+    return key, value if isinstance(value, str) else base64.b64encode(value).decode()
 
 
 def decoded(request_class: type[Message], raw: bytes) -> tuple[Message, LeadkeepError | None]:

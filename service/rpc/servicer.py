@@ -90,6 +90,8 @@ class LeadServicer:
         """Correct customer fields."""
         fields = wire.corrected_fields(request)
         sensitive = tuple(name for name in fields if name in SENSITIVE_FIELDS)
+        # All or none: the history would show which fields of a correction had another value.
+        compares = bool(call.comparable) and set(call.comparable).issuperset(sensitive)
 
         def compared(lead_id: UUID | None) -> None:
             call.compared = (lead_id, sensitive) if lead_id and sensitive else None
@@ -100,7 +102,7 @@ class LeadServicer:
             fields,
             phone_region=request.phone_region,
             expected_version=wire.expected_version_of(request.expected_version),
-            compared=compared if call.may_compare else None,
+            compared=compared if compares else None,
         )
         return pb.UpdateLeadResponse(lead=wire.lead_message(lead))
 
@@ -171,6 +173,7 @@ class LeadServicer:
             wire.lead_id_of(request.lead_id, "lead_id"),
             page_size=request.page_size,
             page_token=request.page_token,
+            hidden=call.hidden,
         )
         call.shown_lead_id, call.phones = str(lead_id), (phone or "",)
         return pb.ListResubmissionsResponse(
@@ -194,10 +197,13 @@ class LeadServicer:
         kept = await self._erasures.erase_lead(_caller(call), wire.lead_id_of(request.id, "id"), reason=request.reason)
         return pb.EraseLeadResponse(kept_ids=[str(each) for each in kept])
 
-    async def ListConflicts(self, _call: Call, request: pb.ListConflictsRequest) -> pb.ListConflictsResponse:  # noqa: N802
+    async def ListConflicts(self, call: Call, request: pb.ListConflictsRequest) -> pb.ListConflictsResponse:  # noqa: N802
         """Show a page of conflicts."""
         conflicts, next_page_token = await self._conflicts.list_conflicts(
-            page_size=request.page_size, page_token=request.page_token, resolved_too=request.include_resolved
+            page_size=request.page_size,
+            page_token=request.page_token,
+            resolved_too=request.include_resolved,
+            hidden=call.hidden,
         )
         return pb.ListConflictsResponse(conflicts=wire.conflict_messages(conflicts), next_page_token=next_page_token)
 
@@ -211,6 +217,7 @@ class LeadServicer:
             wire.resolution_of(request.resolution, "resolution"),
             lead_id=wire.lead_id_of(request.lead_id, "lead_id") if request.lead_id else None,
             reason=request.reason,
+            hidden=call.hidden,
         )
         return pb.ResolveConflictResponse(lead=wire.lead_message(lead) if lead is not None else None)
 

@@ -114,6 +114,7 @@ def lead_message(lead: Lead) -> pb.Lead:
         resubmissions=lead.resubmissions,
         unreadable_fields=lead.unreadable_fields,
         reference=reference_of(lead.id),
+        created_by=lead.created_by,
     )
 
 

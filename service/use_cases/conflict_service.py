@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -52,9 +53,17 @@ class ConflictService:
         self._page_token_tags = page_token_tags
 
     async def list_conflicts(
-        self, *, page_size: int = 0, page_token: str = "", resolved_too: bool = False
+        self,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        resolved_too: bool = False,
+        hidden: Collection[str] = (),
     ) -> tuple[list[Conflict], str]:
-        """One page of conflicts, oldest first, and the token of the next. Raises PageTokenInvalidError."""
+        """One page of conflicts, oldest first, and the token of the next; `hidden` fields are not opened.
+
+        Raises PageTokenInvalidError.
+        """
 
         async def find(
             after: tuple[datetime, UUID] | None, limit: int
@@ -73,16 +82,23 @@ class ConflictService:
             default=LARGEST_PAGE,
             largest=LARGEST_PAGE,
         )
-        return [self._opened(conflict, leads) for conflict, leads in page], token
+        return [self._opened(conflict, leads, hidden) for conflict, leads in page], token
 
     async def resolve_conflict(
-        self, caller: Caller, conflict_id: UUID, resolution: ConflictResolution, *, lead_id: UUID | None, reason: str
+        self,
+        caller: Caller,
+        conflict_id: UUID,
+        resolution: ConflictResolution,
+        *,
+        lead_id: UUID | None,
+        reason: str,
+        hidden: Collection[str] = (),
     ) -> Lead | None:
         """Resolve a conflict; returns the lead that the submission's id leads to from now on, None when it was dropped.
 
-        `lead_id` names one of the matched leads; None: the only one. Where every lead that it matched was erased,
-        KEEP_FIRST drops it and TAKE_NEW is refused. Raises LeadValidationError, ConflictNotFoundError,
-        ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
+        `lead_id` names one of the matched leads; None: the only one. `hidden` fields of the lead are not opened. Where
+        every lead that it matched was erased, KEEP_FIRST drops it and TAKE_NEW is refused. Raises LeadValidationError,
+        ConflictNotFoundError, ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
         """
         why = self._validation.reason(reason)
 
@@ -112,14 +128,13 @@ class ConflictService:
                 nid_lead_id=sealed.nid.id if sealed.nid else None,
                 visible=frozenset(lead.id for lead in sealed.leads),  # who operates sees every conflict's leads
             )
-        return self._sealer.open(sealed) if sealed is not None else None
+        return self._sealer.open(sealed, hidden=hidden) if sealed is not None else None
 
-    def _opened(self, conflict: SealedConflict, leads: list[SealedLead]) -> Conflict:
-        return Conflict(
-            conflict,
-            self._sealer.open(conflict.as_lead(conflict.accepted_at), flag_unreadable=True),
-            tuple(self._sealer.open(lead, flag_unreadable=True) for lead in leads),
-        )
+    def _opened(self, conflict: SealedConflict, leads: list[SealedLead], hidden: Collection[str]) -> Conflict:
+        def opened(sealed: SealedLead) -> Lead:
+            return self._sealer.open(sealed, hidden=hidden, flag_unreadable=True)
+
+        return Conflict(conflict, opened(conflict.as_lead(conflict.accepted_at)), tuple(map(opened, leads)))
 
 
 def _without_lead(conflict: SealedConflict, resolution: ConflictResolution, lead_id: UUID | None) -> Drop:

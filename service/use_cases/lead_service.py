@@ -1,7 +1,7 @@
 """The use cases of leads: create, validate, read, list, change the status, correct and assign.
 
 Every method takes the caller and answers only what that caller may see; a lead that the caller may not read does not
-exist for it. Whether sensitive fields are shown unmasked is decided once, in the interceptor rpc/masking.py.
+exist for it. Whether sensitive fields are shown unmasked is decided once, in the interceptor rpc/unmasking.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from functools import cache, partial
 from typing import TypeVar
 from uuid import UUID
 
-from service.access import Caller, Scope
+from service.access import Caller
 from service.errors import (
     DuplicateLeadError,
     LeadValidationError,
     RequestIdReusedError,
-    ScopeMissingError,
     StatusTransitionError,
     VersionMismatchError,
     Violation,
@@ -111,18 +110,18 @@ class LeadService:
             case Created(sealed, is_new):
                 # The fields of a new lead need not be opened to be known.
                 lead = (
-                    self._sealer.acknowledged(sealed.id, details, sealed.created_at)
+                    self._sealer.acknowledged(sealed.id, details, sealed.created_at, caller.subject)
                     if is_new
                     else self._sealer.open(sealed)
                 )
                 return self._created(lead, ignored, locale, delayed=False, is_repeat=sealed.id != lead_id)
             case Delayed(delayed_id, accepted_at, decided):
-                lead = self._sealer.acknowledged(delayed_id, details, accepted_at)
+                lead = self._sealer.acknowledged(delayed_id, details, accepted_at, caller.subject)
                 return self._created(lead, ignored, locale, delayed=not decided, is_repeat=delayed_id != lead_id)
             case Erased(created_at):
                 # Stored by an attempt whose answer was lost, and erased before this one. An error would be repeated,
                 # and the repeat would bring the person back.
-                lead = self._sealer.acknowledged(lead_id, details, created_at)
+                lead = self._sealer.acknowledged(lead_id, details, created_at, caller.subject)
                 return self._created(lead, ignored, locale, delayed=False)
             case RequestIdReused():
                 raise RequestIdReusedError
@@ -189,11 +188,9 @@ class LeadService:
         """One page of leads and the token of the next, empty on the last.
 
         A filter that is empty means any. `hidden` fields are not opened; a field that cannot be opened is named in its
-        lead. Raises LeadValidationError, PageTokenInvalidError, ScopeMissingError, TooManyMatchesError,
-        IndexIncompleteError, and, of a reference that no lead has, StorageUnavailableError and LeadInConflictError.
+        lead. Raises LeadValidationError, PageTokenInvalidError, TooManyMatchesError, IndexIncompleteError, and, of a
+        reference that no lead has, StorageUnavailableError and LeadInConflictError.
         """
-        if (phone or nid or email) and not caller.may(Scope.UNMASK):
-            raise ScopeMissingError(Scope.UNMASK)
         violations: list[Violation] = []
 
         def checked(check: Callable[[str], R | None], value: str) -> R | None:
@@ -337,11 +334,13 @@ class LeadService:
         return await self._repository.assignments(lead.id)
 
     async def resubmissions(
-        self, caller: Caller, lead_id: UUID, *, page_size: int, page_token: str
+        self, caller: Caller, lead_id: UUID, *, page_size: int, page_token: str, hidden: Collection[str]
     ) -> tuple[UUID, str | None, list[Resubmission], str]:
         """The lead's own id and phone, a page of what was refused as its duplicate, newest first, and the next token.
 
-        The phone is None if it cannot be opened. Raises LeadNotFoundError, LeadValidationError, PageTokenInvalidError.
+        `hidden` fields are not opened; the phone is None if it cannot be.
+
+        Raises LeadNotFoundError, LeadValidationError, PageTokenInvalidError.
         """
         lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
 
@@ -358,7 +357,7 @@ class LeadService:
             tags=self._page_token_tags,
             default=DEFAULT_RESUBMISSIONS,
         )
-        opened = [self._sealer.open_resubmission(sealed) for sealed in page]
+        opened = [self._sealer.open_resubmission(sealed, hidden=hidden) for sealed in page]
         phone = self._sealer.open(lead, hidden=frozenset(SENSITIVE_FIELDS) - {"phone"}, flag_unreadable=True).phone
         return lead.id, phone, opened, token
 

@@ -91,6 +91,35 @@ def test_an_unmasked_list_is_recorded_with_user_and_reason(
     assert recorded == ["cli | ListConflicts | call back"]
 
 
+@pytest.mark.usefixtures("conflict_id")
+def test_a_list_shows_and_records_the_fields_that_are_revealed(
+    service: RunningService, service_database: TestDatabase, person: pb.Lead
+) -> None:
+    done = service.leadkeep_here(*LIST, "--reveal", "phone,email", "--reason", "গ্রাহক")
+    assert done.returncode == 0, done.stderr
+    (conflict,) = json.loads(done.stdout)
+    assert (conflict["submission"]["phone"], conflict["leads"][0]["email"]) == (person.phone, person.email)
+    assert "nid" in conflict["leads"][0]["masked_fields"]
+    recorded = value_of(
+        service_database.admin_url,
+        "SELECT array_agg(DISTINCT array_to_string(fields, ',')) FROM access_record WHERE reason = 'গ্রাহক'",
+    )
+    assert recorded == ["phone,email"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--reveal", "phone,name"), "may name only: phone, nid, email"),
+        (("--unmask", "--reveal", "phone"), "is not needed"),
+    ],
+)
+def test_what_cannot_be_revealed_is_wrong_usage(options: tuple[str, ...], told: str, service: RunningService) -> None:
+    done = service.leadkeep_here(*LIST, *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+
+
 def test_the_subject_of_the_token_is_the_actor(service: RunningService, admin: Client) -> None:
     lead_id = admin.create(somebody()).id
     erased = service.leadkeep_here("erase", lead_id, env={"LEADKEEP_TOKEN": service.token(subject="rahima")})
@@ -122,6 +151,7 @@ def expired_token(service: RunningService) -> str:
         (("audit", "list"), {Scope.READ, Scope.UNMASK}, Scope.OPERATE),
         (("conflicts", "list"), {Scope.READ, Scope.UNMASK}, Scope.OPERATE),
         (("conflicts", "list", "--unmask"), {Scope.OPERATE}, Scope.UNMASK),
+        (("conflicts", "list", "--reveal", "nid"), {Scope.OPERATE, Scope.UNMASK_PHONE}, Scope.UNMASK_NID),
         (("conflicts", "resolve", str(uuid4()), "own-lead"), {Scope.ERASE}, Scope.OPERATE),
         (("erase", str(uuid4())), {Scope.OPERATE}, Scope.ERASE),
     ],

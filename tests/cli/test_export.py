@@ -210,6 +210,18 @@ def test_unmasking_needs_the_scope(token: dict[str, Any] | None, told: str, serv
     assert done.stdout == ""
 
 
+def test_fields_are_revealed_to_who_has_their_scope(service: RunningService, database: TestDatabase) -> None:
+    create(service, **SECRET)
+    env = {"LEADKEEP_TOKEN": service.token("agent")}
+    (lead,) = exported_json(service.leadkeep_here("export", "--format", "json", "--reveal", "phone", env=env))
+    assert lead["phone"] == SECRET["phone"]
+    assert {"nid", "address"} <= set(lead["masked_fields"])
+    assert value_of(database.admin_url, "SELECT fields FROM access_record WHERE operation = 'export'") == ["phone"]
+    done = service.leadkeep_here("export", "--format", "json", "--reveal", "phone,nid", env=env)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "lacks the scope leads:unmask:nid" in done.stderr
+
+
 def test_a_token_that_is_not_valid_is_refused(service: RunningService) -> None:
     done = service.leadkeep_here("export", "--format", "json", "--unmask", env={"LEADKEEP_TOKEN": "nonsense"})
     assert done.returncode == 1

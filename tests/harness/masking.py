@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.rpc.call import Interceptor
-from service.rpc.masking import unmasking
+from service.rpc.reasons import ReasonRules
+from service.rpc.unmasking import unmasking
 from service.storage.access.chain import Access
 from service.storage.database.retry import LONGEST_RETRY
 from service.validation import ValidationService
@@ -30,5 +31,4 @@ class KeptRecord:
 
 def unmasking_into(record: KeptRecord | None = None, *, reason_required: bool = False) -> Interceptor:
     """The interceptor of the service."""
-    check = ValidationService().reason
-    return unmasking(record or KeptRecord(), check_reason=check, reason_required=reason_required)
+    return unmasking(record or KeptRecord(), ReasonRules(ValidationService().reason, reason_required))

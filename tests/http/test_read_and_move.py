@@ -4,6 +4,7 @@ import time
 
 import httpx
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
@@ -24,6 +25,14 @@ async def test_a_view_is_asked_for_in_any_spelling(client: httpx.AsyncClient, se
     response = await client.get(f"/api/leads/{LEAD_ID}", params={"view": written})
     assert response.json()["lead"]["masked"] is True
     assert servicer.requests == [pb.GetLeadRequest(id=LEAD_ID, view="LEAD_VIEW_MASKED")]
+
+
+async def test_the_fields_to_reveal_are_separated_by_commas(client: httpx.AsyncClient, servicer: Servicer) -> None:
+    servicer.answers["GetLead"] = pb.GetLeadResponse(lead=lead())
+    response = await client.get(f"/api/leads/{LEAD_ID}?reveal=phone,email")
+    assert response.json()["lead"]["phone"] == "+1234567890"
+    assert response.json()["lead"]["masked_fields"] == ["nid", "address"]
+    assert servicer.requests == [pb.GetLeadRequest(id=LEAD_ID, reveal=FieldMask(paths=["phone", "email"]))]
 
 
 async def test_head_has_no_body(client: httpx.AsyncClient, servicer: Servicer) -> None:
@@ -65,7 +74,8 @@ async def test_every_filter_is_a_parameter(client: httpx.AsyncClient, servicer: 
         source="ads",
     )
     assert servicer.requests == [expected]
-    assert {field.name for field, _ in expected.ListFields()} == set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
+    every = set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
+    assert {field.name for field, _ in expected.ListFields()} == every - {"reveal"}  # stands in for view
 
 
 @pytest.mark.parametrize("name", ["conversation_id", "conversationId"])

@@ -48,6 +48,11 @@ class Client:
         lead: pb.Lead = self.call("GetLead", pb.GetLeadRequest(id=lead_id, view=view)).lead
         return lead
 
+    def reveal(self, lead_id: str, *fields: str) -> pb.Lead:
+        """The lead with these fields unmasked."""
+        lead: pb.Lead = self.call("GetLead", pb.GetLeadRequest(id=lead_id, reveal=FieldMask(paths=fields))).lead
+        return lead
+
     def by_conversation(self, conversation_id: str) -> pb.GetLeadByConversationResponse:
         request = pb.GetLeadByConversationRequest(conversation_id=conversation_id)
         response: pb.GetLeadByConversationResponse = self.call("GetLeadByConversation", request)
@@ -113,9 +118,23 @@ class Client:
 class Refusal:
     """What a refused call told its caller."""
 
+    reason: str = ""
     text: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     violations: dict[str, str] = field(default_factory=dict)
+
+
+def refusal_of(error: grpc.RpcError) -> Refusal:
+    """What an error tells."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type] # of a client it is a Call too
+    assert status is not None, error
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad_request)
+    assert info.domain == "leadkeep.v1"
+    violations = {violation.field: violation.description for violation in bad_request.field_violations}
+    return Refusal(info.reason, status.message, dict(info.metadata), violations)
 
 
 @contextmanager
@@ -128,17 +147,9 @@ def refused(code: grpc.StatusCode, reason: str) -> Iterator[Refusal]:
     except grpc.RpcError as raised:
         error = raised
     assert error is not None, f"the call was not refused with {reason}"
-    status = rpc_status.from_call(error)  # type: ignore[arg-type] # of a client it is a Call too
-    assert status is not None, error
-    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(bad_request)
-    assert (error.code(), info.reason) == (code, reason), error
-    assert info.domain == "leadkeep.v1"
-    refusal.text = status.message
-    refusal.metadata.update(info.metadata)
-    refusal.violations.update({violation.field: violation.description for violation in bad_request.field_violations})
+    read = refusal_of(error)
+    assert (error.code(), read.reason) == (code, reason), error
+    refusal.__dict__.update(read.__dict__)
 
 
 def execute(service: RunningService, statement: str, **values: object) -> list[tuple[Any, ...]]:

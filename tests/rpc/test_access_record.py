@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -15,13 +16,13 @@ from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import SCOPES, Scope
-from service.rpc.masking import only_reads
+from service.rpc.unmasking import only_reads
 from service.validation import MASK
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, execute, refused
 from tests.rpc.conftest import Connect
-from tests.rpc.showing import CONFLICT_WITH, SHOWING, answered, clear_values, requests_for
+from tests.rpc.showing import CONFLICT_WITH, SHOWING, WITH_VIEW, answered, clear_values, requests_for
 
 READS = [rpc for rpc in SHOWING if only_reads(rpc)]
 CHANGES = [rpc for rpc in SHOWING if not only_reads(rpc)]
@@ -106,6 +107,19 @@ def test_what_cannot_be_recorded_does_not_leave(
     assert not [value for value in clear if value in told]
     assert ("STORAGE_UNAVAILABLE" in told) == (rpc in READS)
     assert (MASK in told) == (rpc in CHANGES)
+
+
+@pytest.mark.parametrize("rpc", WITH_VIEW)
+def test_a_revealed_field_that_cannot_be_recorded_does_not_leave(
+    rpc: str, connect: Connect, owner: str, person: pb.Lead, lead_id: str
+) -> None:
+    request: Any = requests_for(rpc, lead_id, person)
+    request.reveal.paths.append("phone")
+    seer = connect(scopes={Scope.READ, Scope.OPERATE, Scope.UNMASK_PHONE})
+    with insert_revoked(owner):
+        told = answered(seer, rpc, request)
+    assert not [value for value in clear_values(person) if value in told]
+    assert ("STORAGE_UNAVAILABLE" in told) == only_reads(rpc)
 
 
 @pytest.mark.parametrize(

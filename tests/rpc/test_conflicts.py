@@ -38,7 +38,7 @@ class Case:
         self.id = conflict_with(database_url, self.first)
 
     def resolve(self, resolution: pb.ConflictResolution, **more: str) -> pb.Lead:
-        request = pb.ResolveConflictRequest(id=self.id, resolution=resolution, **more)
+        request = pb.ResolveConflictRequest(id=self.id, resolution=resolution, **more)  # type: ignore[arg-type] # texts only
         answer: pb.ResolveConflictResponse = self.admin.call("ResolveConflict", request)
         return answer.lead
 

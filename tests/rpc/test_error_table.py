@@ -206,6 +206,11 @@ def reason_required(world: World) -> Iterator[Attempt]:
 
 
 @contextmanager
+def reason_not_accepted(world: World) -> Iterator[Attempt]:
+    yield get(str(uuid4()), headers={"leadkeep-reason": "curiosity"})
+
+
+@contextmanager
 def unmask_limit(world: World) -> Iterator[Attempt]:
     for _ in range(2):
         world.lead()
@@ -335,7 +340,12 @@ TABLE = {
     "TOKEN_EXPIRED": Row(token_expired, grpc.StatusCode.UNAUTHENTICATED, 401),
     "SCOPE_MISSING": Row(scope_missing, grpc.StatusCode.PERMISSION_DENIED, 403, frozenset({"scope"})),
     "PAGE_TOKEN_INVALID": Row(page_token_invalid, grpc.StatusCode.INVALID_ARGUMENT, 400),
-    "REASON_REQUIRED": Row(reason_required, grpc.StatusCode.INVALID_ARGUMENT, 400, world="world_that_asks_why"),
+    "REASON_REQUIRED": Row(
+        reason_required, grpc.StatusCode.INVALID_ARGUMENT, 400, frozenset({"purposes"}), world="world_that_asks_why"
+    ),
+    "REASON_NOT_ACCEPTED": Row(
+        reason_not_accepted, grpc.StatusCode.INVALID_ARGUMENT, 400, frozenset({"purposes"}), world="world_that_asks_why"
+    ),
     "UNMASK_LIMIT": Row(
         unmask_limit,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -415,7 +425,7 @@ def world_of_one_call(postgres_server: TestServer, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="module")
 def world_that_asks_why(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """It shows one lead an hour."""
-    settings = {"LEADKEEP_REASON_REQUIRED": "1", "LEADKEEP_UNMASK_LIMIT": "1"}
+    settings = {"LEADKEEP_PURPOSES": "callback audit", "LEADKEEP_UNMASK_LIMIT": "1"}
     yield from _running(tmp_path_factory, postgres_server.fresh_database(), **settings)
 
 
@@ -514,6 +524,12 @@ def test_incident_tells_its_id_and_nothing_of_its_cause(world: World) -> None:
     assert failure.text == f"an unexpected error; tell the operator this incident id: {incident_id}"
     lines = map(json.loads, world.service.log().splitlines())
     assert [line["cause"] for line in lines if line.get("incident_id") == incident_id] == ["23514"]
+
+
+def test_a_change_for_a_reason_that_is_not_accepted_is_done_and_answered_masked(world_that_asks_why: World) -> None:
+    metadata = [*world_that_asks_why.service.metadata(), ("leadkeep-reason", "curiosity")]
+    made = world_that_asks_why.stub.CreateLead(pb.CreateLeadRequest(lead=somebody()), metadata=metadata, timeout=10)
+    assert (made.state, made.lead.masked) == (pb.SAVE_STATE_SAVED, True)
 
 
 def test_full_view_without_the_scope_names_the_scope(world: World) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from grpc import StatusCode
 from grpc_status import rpc_status
@@ -26,8 +27,10 @@ LIMIT = 10
 class Asking(Client):
     """A caller who says why."""
 
-    def __init__(self, service: RunningService, channel: grpc.Channel, reason: str | None, subject: str) -> None:
-        super().__init__(service, channel, subject=subject)
+    def __init__(
+        self, service: RunningService, channel: grpc.Channel, role: str, reason: str | None, subject: str
+    ) -> None:
+        super().__init__(service, channel, role, subject=subject)
         if reason is not None:
             self._metadata.append(("leadkeep-reason", reason))
 
@@ -60,8 +63,8 @@ def channels(replicas: Replicas) -> Iterator[list[grpc.Channel]]:
 def caller(replicas: Replicas, channels: list[grpc.Channel], request: pytest.FixtureRequest) -> Any:
     """A caller of one replica, with a subject of the test's own."""
 
-    def of(replica: int = 0, *, reason: str | None = "call back", subject: str = "") -> Client:
-        return Asking(replicas[replica], channels[replica], reason, subject or request.node.name)
+    def of(replica: int = 0, *, role: str = "admin", reason: str | None = "call back", subject: str = "") -> Client:
+        return Asking(replicas[replica], channels[replica], role, reason, subject or request.node.name)
 
     return of
 
@@ -82,6 +85,8 @@ def lead_id(replicas: Replicas, channels: list[grpc.Channel]) -> str:
         ("ListConflicts", pb.ListConflictsRequest()),
         ("GetLeadByConversation", pb.GetLeadByConversationRequest()),
         ("ResolveConflict", pb.ResolveConflictRequest(view=pb.LEAD_VIEW_FULL)),
+        ("ResolveConflict", pb.ResolveConflictRequest(reveal=FieldMask(paths=["phone"]))),
+        ("GetLead", pb.GetLeadRequest(reveal=FieldMask(paths=["phone"]))),
     ],
 )
 @pytest.mark.parametrize("reason", [None, "  "])
@@ -145,6 +150,16 @@ def test_who_is_beyond_the_limit_hears_when_to_come_again(caller: Any, lead_id: 
     status = rpc_status.from_call(refusal.value)  # type: ignore[arg-type]
     assert status is not None
     assert "RetryInfo" in str(status)
+
+
+def test_a_revealed_field_counts_and_an_agents_masked_lists_do_not(caller: Any, lead_id: str) -> None:
+    agent = caller(role="agent")
+    for _ in range(LIMIT):
+        assert agent.list_leads(page_size=2).leads[0].masked
+        assert agent.reveal(lead_id, "phone").masked_fields
+    with refused(StatusCode.RESOURCE_EXHAUSTED, "UNMASK_LIMIT"):
+        agent.reveal(lead_id, "phone")
+    assert agent.get(lead_id).masked
 
 
 def test_a_change_beyond_the_limit_is_done_and_answered_masked(caller: Any, lead_id: str) -> None:

@@ -67,7 +67,7 @@ CONFLICT_RESOLUTION_TAKE_NEW: ConflictResolution
 CONFLICT_RESOLUTION_OWN_LEAD: ConflictResolution
 
 class Lead(_message.Message):
-    __slots__ = ("id", "name", "phone", "nid", "address", "interested_policy", "email", "preferred_contact_time", "notes", "conversation_id", "status", "created_at", "updated_at", "version", "assignee", "masked", "transcript_uri", "resubmissions", "unreadable_fields", "source", "reference")
+    __slots__ = ("id", "name", "phone", "nid", "address", "interested_policy", "email", "preferred_contact_time", "notes", "conversation_id", "status", "created_at", "updated_at", "version", "assignee", "masked", "transcript_uri", "resubmissions", "unreadable_fields", "source", "reference", "created_by", "masked_fields")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PHONE_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,8 @@ class Lead(_message.Message):
     UNREADABLE_FIELDS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELDS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     phone: str
@@ -110,7 +112,9 @@ class Lead(_message.Message):
     unreadable_fields: _containers.RepeatedScalarFieldContainer[str]
     source: str
     reference: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., address: _Optional[str] = ..., interested_policy: _Optional[str] = ..., email: _Optional[str] = ..., preferred_contact_time: _Optional[str] = ..., notes: _Optional[str] = ..., conversation_id: _Optional[str] = ..., status: _Optional[_Union[LeadStatus, str]] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., assignee: _Optional[str] = ..., masked: bool = ..., transcript_uri: _Optional[str] = ..., resubmissions: _Optional[int] = ..., unreadable_fields: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., reference: _Optional[str] = ...) -> None: ...
+    created_by: str
+    masked_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., address: _Optional[str] = ..., interested_policy: _Optional[str] = ..., email: _Optional[str] = ..., preferred_contact_time: _Optional[str] = ..., notes: _Optional[str] = ..., conversation_id: _Optional[str] = ..., status: _Optional[_Union[LeadStatus, str]] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., assignee: _Optional[str] = ..., masked: bool = ..., transcript_uri: _Optional[str] = ..., resubmissions: _Optional[int] = ..., unreadable_fields: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., reference: _Optional[str] = ..., created_by: _Optional[str] = ..., masked_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Confirmation(_message.Message):
     __slots__ = ("text", "next_steps", "reference", "locale")
@@ -183,12 +187,14 @@ class ValidateLeadResponse(_message.Message):
     def __init__(self, violations: _Optional[_Iterable[_Union[Violation, _Mapping]]] = ..., ignored_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetLeadRequest(_message.Message):
-    __slots__ = ("id", "view")
+    __slots__ = ("id", "view", "reveal")
     ID_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    REVEAL_FIELD_NUMBER: _ClassVar[int]
     id: str
     view: LeadView
-    def __init__(self, id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+    reveal: _field_mask_pb2.FieldMask
+    def __init__(self, id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., reveal: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
 
 class GetLeadResponse(_message.Message):
     __slots__ = ("lead",)
@@ -233,12 +239,14 @@ class UpdateLeadResponse(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
 
 class GetLeadByConversationRequest(_message.Message):
-    __slots__ = ("conversation_id", "view")
+    __slots__ = ("conversation_id", "view", "reveal")
     CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    REVEAL_FIELD_NUMBER: _ClassVar[int]
     conversation_id: str
     view: LeadView
-    def __init__(self, conversation_id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+    reveal: _field_mask_pb2.FieldMask
+    def __init__(self, conversation_id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., reveal: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
 
 class GetLeadByConversationResponse(_message.Message):
     __slots__ = ("lead", "other_lead_ids")
@@ -249,7 +257,7 @@ class GetLeadByConversationResponse(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., other_lead_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListLeadsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "statuses", "created_after", "created_before", "assignee", "interested_policy", "conversation_id", "phone", "nid", "view", "reference", "email", "source")
+    __slots__ = ("page_size", "page_token", "statuses", "created_after", "created_before", "assignee", "interested_policy", "conversation_id", "phone", "nid", "view", "reference", "email", "source", "reveal")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     STATUSES_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +272,7 @@ class ListLeadsRequest(_message.Message):
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     EMAIL_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REVEAL_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
     statuses: _containers.RepeatedScalarFieldContainer[LeadStatus]
@@ -278,7 +287,8 @@ class ListLeadsRequest(_message.Message):
     reference: str
     email: str
     source: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., reference: _Optional[str] = ..., email: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+    reveal: _field_mask_pb2.FieldMask
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., reference: _Optional[str] = ..., email: _Optional[str] = ..., source: _Optional[str] = ..., reveal: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
 
 class ListLeadsResponse(_message.Message):
     __slots__ = ("leads", "next_page_token")
@@ -375,16 +385,18 @@ class ListAssignmentsResponse(_message.Message):
     def __init__(self, assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ...) -> None: ...
 
 class ListResubmissionsRequest(_message.Message):
-    __slots__ = ("lead_id", "view", "page_size", "page_token")
+    __slots__ = ("lead_id", "view", "page_size", "page_token", "reveal")
     LEAD_ID_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REVEAL_FIELD_NUMBER: _ClassVar[int]
     lead_id: str
     view: LeadView
     page_size: int
     page_token: str
-    def __init__(self, lead_id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    reveal: _field_mask_pb2.FieldMask
+    def __init__(self, lead_id: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., reveal: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
 
 class Resubmission(_message.Message):
     __slots__ = ("lead", "submitted_at", "actor", "verified")
@@ -463,16 +475,18 @@ class Conflict(_message.Message):
     def __init__(self, id: _Optional[str] = ..., submission: _Optional[_Union[Lead, _Mapping]] = ..., leads: _Optional[_Iterable[_Union[Lead, _Mapping]]] = ..., met_fields: _Optional[_Iterable[str]] = ..., accepted_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., found_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., resolution: _Optional[_Union[ConflictResolution, str]] = ..., resolved_by: _Optional[str] = ..., resolved_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ListConflictsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "include_resolved", "view")
+    __slots__ = ("page_size", "page_token", "include_resolved", "view", "reveal")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_RESOLVED_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    REVEAL_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
     include_resolved: bool
     view: LeadView
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_resolved: bool = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+    reveal: _field_mask_pb2.FieldMask
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_resolved: bool = ..., view: _Optional[_Union[LeadView, str]] = ..., reveal: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
 
 class ListConflictsResponse(_message.Message):
     __slots__ = ("conflicts", "next_page_token")
@@ -483,18 +497,20 @@ class ListConflictsResponse(_message.Message):
     def __init__(self, conflicts: _Optional[_Iterable[_Union[Conflict, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ResolveConflictRequest(_message.Message):
-    __slots__ = ("id", "resolution", "lead_id", "reason", "view")
+    __slots__ = ("id", "resolution", "lead_id", "reason", "view", "reveal")
     ID_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     LEAD_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    REVEAL_FIELD_NUMBER: _ClassVar[int]
     id: str
     resolution: ConflictResolution
     lead_id: str
     reason: str
     view: LeadView
-    def __init__(self, id: _Optional[str] = ..., resolution: _Optional[_Union[ConflictResolution, str]] = ..., lead_id: _Optional[str] = ..., reason: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ...) -> None: ...
+    reveal: _field_mask_pb2.FieldMask
+    def __init__(self, id: _Optional[str] = ..., resolution: _Optional[_Union[ConflictResolution, str]] = ..., lead_id: _Optional[str] = ..., reason: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., reveal: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
 
 class ResolveConflictResponse(_message.Message):
     __slots__ = ("lead",)

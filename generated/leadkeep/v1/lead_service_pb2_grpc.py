@@ -194,11 +194,12 @@ class LeadServiceServicer(object):
     def UpdateLead(self, request, context):
         """UpdateLead corrects customer fields. For phone and nid the service decides duplicates again.
 
-        For callers who are shown the values (`leads:unmask`, with a reason where one is required, within the limit), a
-        correction to the values that the lead holds already changes nothing and succeeds, whatever the expected version, so
-        that a repeat after a lost reply succeeds; this, like a VERSION_MISMATCH that it is compared for, is recorded as an
-        access. For all others the values are not compared, so that nobody can test guesses of what is masked: each
-        correction makes a new version, and with another expected version it is refused.
+        For callers with the scope of each sensitive field that it sets (`leads:unmask:phone`, …, with a reason where one is
+        required, within the limit), a correction to the values that the lead holds already changes nothing and succeeds,
+        whatever the expected version, so that a repeat after a lost reply succeeds; this, like a VERSION_MISMATCH that it is
+        compared for, is recorded as an access. For all others the values are not compared, so that nobody can test guesses
+        of what is masked: each correction makes a new version, and with another expected version it is refused. The answer
+        is masked without `leads:unmask`.
 
         A duplicate is recorded as an access of the lead that it matches, whoever calls and beyond any limit, before it is
         answered; when it cannot be, the answer is UNAVAILABLE STORAGE_UNAVAILABLE and nothing is changed.
@@ -230,7 +231,7 @@ class LeadServiceServicer(object):
         others: what matches more is refused as LEAD_INVALID, so set more filters.
 
         Scope: `leads:read`, or `leads:read-own` for leads that the same subject created. The filters `phone`, `nid` and
-        `email` also need `leads:unmask`.
+        `email` also need the scope of that field, such as `leads:unmask:phone`.
         Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this list, or of another filter); FAILED_PRECONDITION
         INDEX_INCOMPLETE (filter `email`: leads from before there was such a filter cannot be found by it yet; the operator
         runs `leadkeep keys reseal`). Of a `reference` that no lead has: UNAVAILABLE STORAGE_UNAVAILABLE (it is that of a lead

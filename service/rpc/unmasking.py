@@ -1,0 +1,269 @@
+"""Who is shown which fields unmasked, and the access record of that.
+
+Promise: no value of a sensitive field leaves unmasked before its access is committed, whatever the method and the
+endpoint.
+
+A method that only reads is refused when its access cannot be recorded. One that changes something has done so by then
+and must not be reported as failed: it answers masked instead. Methods that only read are called Get… or List….
+
+A correction reveals a value when its answer depends on what the lead holds: a version that does not match, values that
+it has already. That is a look like any other. When it cannot be recorded, the correction is made again without
+comparing, so that right and wrong guesses get the same answer. One that is refused as a duplicate reveals that another
+lead has the value: an access of that lead is recorded, whoever asks and beyond the limit too, before the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import UNMASK_SCOPES, Caller, Scope
+from service.errors import (
+    ConversationNotFoundError,
+    DuplicateLeadError,
+    FieldUnreadableError,
+    LeadInConflictError,
+    LeadkeepError,
+    LeadValidationError,
+    ScopeMissingError,
+    StorageUnavailableError,
+    TooManyMatchesError,
+    UnmaskLimitError,
+    VersionMismatchError,
+    Violation,
+)
+from service.rpc.call import SERVICE, Call, Handler, Interceptor
+from service.rpc.masking import (
+    HIDDEN_WHOLE,
+    asked_by_value,
+    can_show_values,
+    clear_creators,
+    mask_message,
+    searches_phone,
+    shown_values,
+)
+from service.rpc.reasons import ReasonRules
+from service.storage.access.chain import Access
+from service.storage.database.retry import LONGEST_RETRY
+
+PATIENCE_AFTER_CHANGE = 1.0
+"""Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.
+Its caller wants to know that the change is done, and a lead is taken while the database is away."""
+
+VIEWS = frozenset(pb.LeadView.values())
+
+NOTHING: frozenset[str] = frozenset()
+EVERYTHING = frozenset(UNMASK_SCOPES)
+
+NOBODY = Caller("", frozenset())
+
+
+class Record(Protocol):
+    """How accesses are recorded."""
+
+    async def __call__(
+        self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY, limited: bool = True
+    ) -> None:
+        """Must return only when all of them are committed, in `patience` seconds at most.
+
+        Must raise StorageUnavailableError when they cannot be, and, if they are `limited`, UnmaskLimitError when they
+        may not be.
+        """
+
+
+def only_reads(rpc: str) -> bool:
+    """Whether a method changes nothing, so that refusing its answer undoes it."""
+    return rpc.startswith(("Get", "List"))
+
+
+def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
+    """Mask the answer but for the fields that the caller may and wants to see; record what is shown or searched."""
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        caller = call.caller or NOBODY
+        view, revealed = getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED), _revealed(request)
+        shown = _shown_to(caller, view, revealed)
+        asked = asked_by_value(request)
+        for field in asked:
+            _require(caller, field)
+        # No scope and no reason is needed to look for a conversation, but who looks for a phone by it is on record.
+        searched = tuple(dict.fromkeys((*asked, "phone"))) if searches_phone(request) else asked
+        corrects = call.rpc == "UpdateLead"
+        if not (searched or shown or corrects):
+            call.hidden = HIDDEN_WHOLE
+            return _masked(call, caller, await proceed(call, request), NOTHING)
+        reason = reasons.sent_with(call)
+        comparable = frozenset(filter(caller.may_unmask, EVERYTHING)) if corrects else NOTHING
+        shows = shown and can_show_values(SERVICE.methods_by_name[call.rpc].output_type)
+        if (asked or comparable or shows) and (fault := reasons.fault_of(reason)) is not None:
+            if only_reads(call.rpc) or revealed or view == pb.LEAD_VIEW_FULL:
+                raise fault
+            shown = comparable = NOTHING
+        call.hidden, call.comparable = HIDDEN_WHOLE - shown, comparable
+        look = _Look(call, caller, shown, searched, reason, record)
+        response = await look.response(request, look.recording_duplicates(proceed) if corrects else proceed)
+        return _masked(call, caller, response, look.shown)
+
+    return intercept
+
+
+@dataclass(slots=True)
+class _Look:
+    """A call that shows, searches or compares values, which is recorded before its answer leaves."""
+
+    call: Call
+    caller: Caller
+    shown: frozenset[str]
+    """The fields that are shown unmasked; none when the record of a change failed."""
+    searched: tuple[str, ...]
+    reason: str | None
+    record: Record
+
+    async def response(self, request: Message, proceed: Handler) -> Message:
+        """The unmasked response, recorded."""
+        call = self.call
+        failure: LeadkeepError | None = None
+        try:
+            response = await proceed(call, request)
+            accesses = self._accesses(request, response)
+        except (ConversationNotFoundError, LeadInConflictError, TooManyMatchesError, StorageUnavailableError) as error:
+            # That there is none, that there are many, or that one waits, says something about the value, too.
+            failure, accesses = error, self._accesses_without_lead()
+        except (VersionMismatchError, FieldUnreadableError) as error:
+            failure = error
+            accesses = [self._access(*call.compared)] if call.compared else self._accesses_without_lead()
+        if accesses:
+            try:
+                await self.record(accesses, patience=_patience(call))
+            except (StorageUnavailableError, UnmaskLimitError):
+                if only_reads(call.rpc):
+                    raise
+                self.shown = NOTHING
+                if call.compared:
+                    call.compared, call.comparable = None, NOTHING
+                    failure, response = None, await proceed(call, request)
+        if failure is not None:
+            raise failure
+        return response
+
+    def recording_duplicates(self, proceed: Handler) -> Handler:
+        """The handler of a correction, which records a duplicate that it finds."""
+
+        async def correct(call: Call, request: Message) -> Message:
+            try:
+                return await proceed(call, request)
+            except DuplicateLeadError as duplicate:
+                await self.record([self._access(*matched) for matched in duplicate.matched.items()], limited=False)
+                raise
+
+        return correct
+
+    def _accesses(self, request: Message, response: Message) -> list[Access]:
+        call = self.call
+        found = accesses_to(
+            response,
+            self.shown,
+            # A caller who filters by a value, or corrects to it, learns whether somebody has it, also from a masked
+            # answer or an empty one.
+            looked_for=(*self.searched, *(call.compared[1] if call.compared else ())),
+            subject=self.caller.subject,
+            operation=call.rpc,
+            reason=self.reason,
+            request_id=call.id,
+            lead_id=call.shown_lead_id or getattr(request, "lead_id", "") or getattr(request, "id", ""),
+        )
+        return found or self._accesses_without_lead()
+
+    def _accesses_without_lead(self) -> list[Access]:
+        return [self._access(None, self.searched)] if self.searched else []
+
+    def _access(self, lead_id: UUID | None, fields: tuple[str, ...]) -> Access:
+        return Access(
+            subject=self.caller.subject,
+            operation=self.call.rpc,
+            fields=fields,
+            lead_id=lead_id,
+            reason=self.reason,
+            request_id=self.call.id,
+        )
+
+
+def accesses_to(
+    message: Message,
+    shown: Collection[str],
+    *,
+    looked_for: Sequence[str] = (),
+    subject: str,
+    operation: str,
+    reason: str | None,
+    request_id: str,
+    lead_id: str = "",
+) -> list[Access]:
+    """What showing these fields of a message is: one access for each lead in it. `lead_id` serves those without an id.
+
+    `looked_for` are fields of each lead that the message says something about though they are not shown.
+    """
+    return [
+        Access(
+            subject=subject,
+            operation=operation,
+            fields=fields,
+            lead_id=UUID(found_id) if found_id else None,
+            reason=reason,
+            request_id=request_id,
+        )
+        for found_id, values in shown_values(message, shown, lead_id)
+        if (fields := tuple(dict.fromkeys((*looked_for, *values))))
+    ]
+
+
+def _revealed(request: Message) -> tuple[str, ...]:
+    mask = getattr(request, "reveal", None)
+    return () if mask is None else tuple(mask.paths)
+
+
+def _shown_to(caller: Caller, view: int, revealed: Sequence[str]) -> frozenset[str]:
+    """The fields that a request wants unmasked. Raises LeadValidationError, ScopeMissingError."""
+    violations = []
+    if view not in VIEWS:
+        violations.append(Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}"))
+    if revealed and view != pb.LEAD_VIEW_UNSPECIFIED:
+        violations.append(Violation("reveal", "must not be sent together with view"))
+    if not EVERYTHING.issuperset(revealed):
+        violations.append(Violation("reveal", f"may name only: {', '.join(UNMASK_SCOPES)}"))
+    if violations:
+        raise LeadValidationError(violations)
+    if revealed:
+        for field in revealed:
+            _require(caller, field)
+        return frozenset(revealed)
+    if caller.may(Scope.UNMASK):
+        return NOTHING if view == pb.LEAD_VIEW_MASKED else EVERYTHING
+    if view == pb.LEAD_VIEW_FULL:
+        raise ScopeMissingError(Scope.UNMASK)
+    return NOTHING
+
+
+def _require(caller: Caller, field: str) -> None:
+    if not caller.may_unmask(field):
+        raise ScopeMissingError(UNMASK_SCOPES[field])
+
+
+def _masked(call: Call, caller: Caller, response: Message, shown: frozenset[str]) -> Message:
+    if shown != EVERYTHING:
+        mask_message(response, *call.phones, shown=shown)
+    if not caller.may(Scope.READ):
+        clear_creators(response)
+    return response
+
+
+def _patience(call: Call) -> float:
+    if only_reads(call.rpc):
+        return LONGEST_RETRY
+    return min(PATIENCE_AFTER_CHANGE, (call.deadline - time.monotonic()) / 2)
