@@ -38,23 +38,27 @@ ROLES: dict[str, frozenset[Scope]] = {
 }
 """What `leadkeep token --role` puts into a token."""
 
-SCOPES: dict[str, tuple[Scope, ...]] = {
-    "CreateLead": (Scope.CREATE,),
+READ_SCOPES: dict[str, tuple[Scope, ...]] = {
     "ValidateLead": (Scope.CREATE,),
     "GetLead": (Scope.READ, Scope.READ_OWN),
-    "UpdateStatus": (Scope.UPDATE,),
-    "UpdateLead": (Scope.UPDATE,),
     "GetLeadByConversation": (Scope.READ, Scope.READ_OWN),
     "ListLeads": (Scope.READ, Scope.READ_OWN),
     "SummarizeLeads": (Scope.READ, Scope.READ_OWN),
     "ListStatusChanges": (Scope.READ,),
     "ListAssignments": (Scope.READ,),
     "ListResubmissions": (Scope.READ,),
+    "ListConflicts": (Scope.OPERATE,),
+    "ListAccesses": (Scope.OPERATE,),
+}
+"""The rpcs that change nothing, so that refusing their answer undoes them; scopes as in SCOPES."""
+
+SCOPES: dict[str, tuple[Scope, ...]] = READ_SCOPES | {
+    "CreateLead": (Scope.CREATE,),
+    "UpdateStatus": (Scope.UPDATE,),
+    "UpdateLead": (Scope.UPDATE,),
     "AssignLead": (Scope.UPDATE,),
     "EraseLead": (Scope.ERASE,),
-    "ListConflicts": (Scope.OPERATE,),
     "ResolveConflict": (Scope.OPERATE,),
-    "ListAccesses": (Scope.OPERATE,),
 }
 """The scopes of which a caller needs one; the first is the one that an error names."""
 

@@ -4,7 +4,7 @@ Promise: no value of a sensitive field leaves unmasked before its access is comm
 endpoint.
 
 A method that only reads is refused when its access cannot be recorded. One that changes something has done so by then
-and must not be reported as failed: it answers masked instead. Methods that only read are called Get… or List….
+and must not be reported as failed: it answers masked instead.
 
 A correction reveals a value when its answer depends on what the lead holds: a version that does not match, values that
 it has already. That is a look like any other. When it cannot be recorded, the correction is made again without
@@ -23,7 +23,7 @@ from uuid import UUID
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import UNMASK_SCOPES, Caller, Scope
+from service.access import READ_SCOPES, UNMASK_SCOPES, Caller, Scope
 from service.errors import (
     ConversationNotFoundError,
     DuplicateLeadError,
@@ -77,11 +77,6 @@ class Record(Protocol):
         """
 
 
-def only_reads(rpc: str) -> bool:
-    """Whether a method changes nothing, so that refusing its answer undoes it."""
-    return rpc.startswith(("Get", "List"))
-
-
 def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
     """Mask the answer but for the fields that the caller may and wants to see; record what is shown or searched."""
 
@@ -102,7 +97,7 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
         comparable = frozenset(filter(caller.may_unmask, EVERYTHING)) if corrects else NOTHING
         shows = shown and can_show_values(SERVICE.methods_by_name[call.rpc].output_type)
         if (asked or comparable or shows) and (fault := reasons.fault_of(reason)) is not None:
-            if only_reads(call.rpc) or revealed or view == pb.LEAD_VIEW_FULL:
+            if call.rpc in READ_SCOPES or revealed or view == pb.LEAD_VIEW_FULL:
                 raise fault
             shown = comparable = NOTHING
         call.hidden, call.comparable = HIDDEN_WHOLE - shown, comparable
@@ -142,7 +137,7 @@ class _Look:
             try:
                 await self.record(accesses, patience=_patience(call))
             except (StorageUnavailableError, UnmaskLimitError):
-                if only_reads(call.rpc):
+                if call.rpc in READ_SCOPES:
                     raise
                 self.shown = NOTHING
                 if call.compared:
@@ -264,6 +259,6 @@ def _masked(call: Call, caller: Caller, response: Message, shown: frozenset[str]
 
 
 def _patience(call: Call) -> float:
-    if only_reads(call.rpc):
+    if call.rpc in READ_SCOPES:
         return LONGEST_RETRY
     return min(PATIENCE_AFTER_CHANGE, (call.deadline - time.monotonic()) / 2)
