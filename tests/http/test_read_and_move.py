@@ -56,6 +56,7 @@ async def test_every_filter_is_a_parameter(client: httpx.AsyncClient, servicer: 
         "?page_size=7&page_token=t&statuses=new,CONTACTED&statuses=LEAD_STATUS_CONVERTED&assignee=a%20b"
         "&created_after=2026-01-31T09:00:00%2B06:00&createdBefore=2026-02-01T00:00:00Z"
         "&interested_policy=Term+Life&conversation_id=c%2F1&phone=%2B1234567890&nid=123&view=full&source=ads"
+        "&reference=LK-3CP3-TKJZ"
     )
     response = await client.get(path + query)
     assert response.status_code == 200
@@ -72,10 +73,12 @@ async def test_every_filter_is_a_parameter(client: httpx.AsyncClient, servicer: 
         nid="123",
         view="LEAD_VIEW_FULL",
         source="ads",
+        reference="LK-3CP3-TKJZ",
     )
     assert servicer.requests == [expected]
     every = set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
-    assert {field.name for field, _ in expected.ListFields()} == every - {"reveal"}  # stands in for view
+    # No query string holds an e-mail address; reveal stands in for view.
+    assert {field.name for field, _ in expected.ListFields()} == every - {"email", "reveal"}
 
 
 @pytest.mark.parametrize("name", ["conversation_id", "conversationId"])

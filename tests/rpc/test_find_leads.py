@@ -131,7 +131,7 @@ class TestReference:
         with refused(StatusCode.FAILED_PRECONDITION, "LEAD_IN_CONFLICT"):
             bot.list_leads(reference=reference_of(UUID(conflict_id)))
 
-    @pytest.mark.parametrize("malformed", ["LK-1234", "LK-1234-567U", " ", str(uuid4())])
+    @pytest.mark.parametrize("malformed", ["LK-1234", "LK-1234-567U", " ", "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"])
     def test_what_is_no_reference_is_refused(self, admin: Client, malformed: str) -> None:
         with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
             admin.list_leads(reference=malformed)
@@ -224,10 +224,11 @@ class TestEmail:
         assert admin.listed_ids(email=email) == [taken] == [lead_id if takes_new else conflict_id]
         assert admin.listed_ids(email=before) == ([] if takes_new else [lead_id])
 
-    def test_a_masked_caller_cannot_test_guesses(self, agent: Client, chatbot: Client) -> None:
-        for caller in (agent, chatbot):
-            with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING"):
+    def test_a_masked_caller_cannot_test_guesses(self, connect: Connect, chatbot: Client) -> None:
+        for caller in (connect(scopes={Scope.READ, Scope.UNMASK_PHONE}), chatbot):
+            with refused(StatusCode.PERMISSION_DENIED, "SCOPE_MISSING") as refusal:
                 caller.list_leads(email="jane@example.com")
+            assert refusal.metadata == {"scope": "leads:unmask:email"}
 
     def test_who_may_unmask_but_reads_only_its_own_finds_only_its_own(self, connect: Connect, admin: Client) -> None:
         email = mailbox()
