@@ -17,11 +17,12 @@ from pathlib import Path
 
 import psycopg
 
-from bench.databases import database, empty_database, fresh_postgres, prepare_roles
+from bench.databases import empty_database, fresh_postgres, prepare_roles
 from bench.generator import run
 from bench.load.plan import Load, Requests
-from bench.operations import METHODS, Operation, grpc_requests, http_requests, known_numbers
+from bench.operations import BY_HTTP, METHODS, Operation, grpc_requests, http_requests, known_numbers
 from service.storage.postgres.embedded import EmbeddedPostgres
+from service.storage.schema import OWN_LOGIN
 from tests.harness.running_service import RunningService, clean_environment
 
 KNOWN = 2000
@@ -97,9 +98,13 @@ def leadkeep_on_postgres(
     with fresh_postgres() as postgres:
         prepare_roles(postgres)
         code = {} if checkout is None else {"PYTHONPATH": f"{checkout}:{checkout / 'generated'}"}
-        service = RunningService(folder, database_url=database(postgres, "bench"), settings=code)
+        owner = empty_database(postgres, "bench")
+        service = RunningService(folder, database_url=postgres.url(user=OWN_LOGIN, database="bench"), settings=code)
+        migration = service.environment | {"LEADKEEP_ADMIN_DATABASE_URL": owner}
+        subprocess.run([sys.executable, "-m", "service", "migrate"], env=migration, cwd=folder.parent, check=True)
         try:
-            yield service.start(), postgres
+            # Forked, it would run the code of this checkout.
+            yield service.start(forked=False), postgres
         finally:
             service.stop()
 
@@ -146,7 +151,7 @@ def contender_b(folder: Path) -> Iterator[Contender]:
                     headers=f"host: {service.http_address}\r\nauthorization: Bearer {tokens[o]}\r\n",
                     ours=True,
                 )
-                for o in Operation
+                for o in BY_HTTP
             }
 
         contender = Contender(
@@ -183,7 +188,7 @@ def contender_c(_folder: Path) -> Iterator[Contender]:
             def requests(ids: tuple[bytes, ...]) -> dict[Operation, Requests]:
                 return {
                     o: http_requests(o, ids=ids, numbers=numbers, headers=f"host: {address}\r\n", ours=False)
-                    for o in Operation
+                    for o in BY_HTTP
                 }
 
             contender = Contender(

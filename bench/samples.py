@@ -26,6 +26,12 @@ PERSON = {
 CREATE_LEAD = pb.CreateLeadRequest(lead=ParseDict(PERSON, pb.Lead())).SerializeToString()
 CREATE_LEAD_JSON = json.dumps(PERSON).encode()
 
+_AGAIN = PERSON | {"notes": f"asks again {_NUMBER}"}
+"""The same person with other notes: with the same ones it would be a repeat."""
+
+CREATE_AGAIN = pb.CreateLeadRequest(lead=ParseDict(_AGAIN, pb.Lead())).SerializeToString()
+CREATE_AGAIN_JSON = json.dumps(_AGAIN).encode()
+
 ANSWERED_LEAD = ParseDict(PERSON, pb.Lead())
 ANSWERED_LEAD.id = "01900000-0000-7000-8000-000000000000"
 ANSWERED_LEAD.status = pb.LEAD_STATUS_NEW
