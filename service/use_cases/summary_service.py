@@ -114,7 +114,8 @@ def _largest(counted: Counted) -> list[LeadCount]:
     """The largest groups, that of the leads without a value among them, and one for all others."""
     groups = [LeadCount(key, count) for key, count in counted.groups.items()]
     if without := counted.total - counted.with_value:
-        groups = sorted([LeadCount("", without), *groups], key=lambda each: -each.count)[:MOST_GROUPS]
+        groups = sorted([LeadCount("", without), *groups], key=lambda each: -each.count)
+    groups = groups[:MOST_GROUPS]
     if others := counted.total - sum(each.count for each in groups):
         groups.append(LeadCount(OTHER, others, is_other=True))
     return groups

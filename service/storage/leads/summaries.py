@@ -3,8 +3,8 @@
 Promise: a summary names no column but these five, so that nobody can count guesses of a value that is masked. One runs
 at a time, for SUMMARY_SECONDS at most, and on one of the server's processors: leads that come in meanwhile go first.
 
-Each statement reads the index that a list by the same group reads, and no lead; where leads have no value, which leaves
-them out of that index, they are what remains of all leads of the span.
+Each statement reads the index that a list by the same group reads, and no lead. Leads without a value are not in the
+index by source, nor in that by assignee: they are what remains of all leads of the span.
 """
 
 from __future__ import annotations
@@ -37,19 +37,28 @@ _SPAN = """
     AND (CAST(:created_by AS text) IS NULL OR created_by = CAST(:created_by AS text))
 """
 
-_BY_VALUE: dict[LeadGroup, Statement] = {
+_ALL_COUNTED = "SELECT coalesce(sum(count), 0) FROM counted"
+_ALL_OF_SPAN = f"SELECT count(*) FROM lead WHERE {_SPAN}"  # noqa: S608 # our own names
+
+_COUNTS = {
+    LeadGroup.STATUS: ("true", _ALL_COUNTED),
+    LeadGroup.POLICY: ("true", _ALL_COUNTED),
+    # Only leads that have one are in these indexes.
+    LeadGroup.SOURCE: ("source IS NOT NULL", _ALL_OF_SPAN),
+    LeadGroup.ASSIGNEE: ("assignee IS NOT NULL", _ALL_OF_SPAN),
+}
+"""Which leads a statement counts by their value, and how it counts all of them."""
+
+_BY_VALUE = {
     group: Statement(
         text(f"""
-        WITH counted AS (
-            SELECT {group.value} AS key, count(*) AS count FROM lead
-            WHERE {group.value} IS NOT NULL AND {_SPAN} GROUP BY 1
-        ), span AS (SELECT count(*) AS total FROM lead WHERE {_SPAN})
-        SELECT key, count, CAST(sum(count) OVER () AS bigint) AS with_value, total FROM span LEFT JOIN counted ON true
-        ORDER BY count DESC, key COLLATE "C" LIMIT {MOST_GROUPS}
+        WITH counted AS (SELECT {group} AS key, count(*) AS count FROM lead WHERE {given} AND {_SPAN} GROUP BY 1)
+        SELECT key, count, total, CAST(sum(count) FILTER (WHERE key IS NOT NULL) OVER () AS bigint) AS with_value
+        FROM (SELECT CAST(({every}) AS bigint) AS total) span LEFT JOIN counted ON true
+        ORDER BY count DESC, key COLLATE "C" LIMIT {MOST_GROUPS + 1}
     """)  # noqa: S608 # our own names
     )
-    for group in LeadGroup
-    if group is not LeadGroup.DAY
+    for group, (given, every) in _COUNTS.items()
 }
 
 _BY_DAY = Statement(
@@ -65,7 +74,7 @@ class Counted:
     """The largest groups, and all leads of the span."""
 
     groups: dict[str, int]
-    """By value, the largest first, MOST_GROUPS at most."""
+    """By value, the largest first; at least MOST_GROUPS, if there are so many."""
     with_value: int
     """Leads that have a value, those of further groups included."""
     total: int
