@@ -18,8 +18,7 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, Violation
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
@@ -27,6 +26,7 @@ from service.rpc.connections import GrpcConnections
 from service.rpc.held_calls import HeldCalls
 from service.rpc.limits import DEFAULT, HEADROOM, Limits, Refusals
 from service.rpc.queue_wait import QueueWait
+from service.rpc.reflection import reflection_handlers
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_REQUEST = 256 * 1024
@@ -115,21 +115,18 @@ class GrpcServer:
         self._add_services(methods)
 
     def _add_services(self, methods: Mapping[str, Handler]) -> None:
-        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         wait = QueueWait()
         handlers: dict[str, Any] = {
             method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name], self._held, wait))
             for method in SERVICE.methods
         }
         collected = _Services({SERVICE.full_name: handlers})
+        described: tuple[Any, ...] = (SERVICE.file, health_pb2.DESCRIPTOR)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, collected)  # type: ignore[arg-type] # all that it uses
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
-            reflection.aio.ReflectionServicer(names), collected
-        )
         self._server.add_generic_rpc_handlers(
             tuple(
                 grpc.method_handlers_generic_handler(name, self._held.bounded(handlers))
-                for name, handlers in collected.by_name.items()
+                for name, handlers in (collected.by_name | reflection_handlers(described)).items()
             )
         )
 

@@ -1,16 +1,12 @@
-"""The endpoints as a load balancer, an operator and a stranger meet them: health, reflection, TLS, start, stop."""
+"""The endpoints as a load balancer, an operator and a stranger meet them: health, TLS, start, stop."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-import shutil
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +28,7 @@ from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.answers import fails
 from tests.harness.certificates import Authority, Certificate
-from tests.harness.leads import STORY, somebody
+from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
@@ -105,50 +101,6 @@ def test_without_a_database_the_service_is_degraded_and_takes_leads(tmp_path: Pa
     assert away.status_code == 200
     assert away.json() == {"ready": True, "degraded": True, "reasons": ["database_away"]}
     assert created.state == pb.SAVE_STATE_SAVED
-
-
-# Reflection
-
-
-def buf_curl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    buf = Path(sys.executable).with_name("buf")
-    command = [str(buf), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-def test_reflection_lists_the_services_without_a_token(service: RunningService) -> None:
-    listed = buf_curl("--list-services", f"http://{service.grpc_address}")
-    assert {"leadkeep.v1.LeadService", "grpc.health.v1.Health"} <= set(listed.stdout.split()), listed.stderr
-
-
-def test_reflection_lists_the_methods(service: RunningService) -> None:
-    listed = buf_curl("--list-methods", f"http://{service.grpc_address}")
-    wanted = {f"{SERVICE.full_name}/{method.name}" for method in SERVICE.methods}
-    assert wanted <= set(listed.stdout.split()), listed.stderr
-
-
-def test_lead_is_created_through_reflection(service: RunningService) -> None:
-    url = f"http://{service.grpc_address}/leadkeep.v1.LeadService/CreateLead"
-    header = f"authorization: Bearer {service.token('chatbot')}"
-    called = buf_curl("-H", header, "-d", json.dumps({"lead": STORY}), url)
-    assert called.returncode == 0, called.stderr
-    answer = json.loads(called.stdout)
-    assert answer["id"]
-    assert answer["message"] == "Lead created successfully"
-
-
-@pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl is not installed; buf curl does the same above")
-def test_grpcurl_lists_and_calls(service: RunningService) -> None:
-    def grpcurl(*arguments: str) -> str:
-        command = ["grpcurl", "-plaintext", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-
-    assert "leadkeep.v1.LeadService" in grpcurl(service.grpc_address, "list")
-    lead = {field.name: value for field, value in somebody().ListFields()}
-    header = f"authorization: Bearer {service.token('chatbot')}"
-    data = json.dumps({"lead": lead})
-    answer = grpcurl("-H", header, "-d", data, service.grpc_address, "leadkeep.v1.LeadService/CreateLead")
-    assert "Lead created successfully" in answer
 
 
 # TLS
