@@ -24,6 +24,11 @@ _Json = dict[str, Any]
 
 _MESSAGES = SERVICE.file.message_types_by_name
 
+_SUBMITTED = "SubmittedLead"
+
+_FORMATS: dict[str, _Json] = {name: {"format": "uuid"} for name in ("id", "lead_id")}
+"""Of parameters, by name."""
+
 _SCALARS: dict[int, _Json] = {
     FieldDescriptor.TYPE_STRING: {"type": "string"},
     FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
@@ -78,14 +83,17 @@ def _operation(operation: Operation) -> _Json:
     if can_show_values(method.output_type):
         described["parameters"] += _REASONS
     if operation.rpc == "CreateLead":
-        answer["examples"] = {"story": {"value": texts.EXAMPLE_CREATED}}
+        saved, delayed = (
+            answer | {"examples": {"story": {"value": texts.EXAMPLE_CREATED | {"state": state}}}}
+            for state in ("SAVE_STATE_SAVED", "SAVE_STATE_DELAYED")
+        )
         described["parameters"] += _CREATE_PARAMETERS
         described["requestBody"] = _body("LeadSubmission", texts.EXAMPLE_SUBMISSION)
         del described["responses"]["200"]
         described["responses"] |= {
-            "201": _success("The database has the lead.", answer, "Location"),
+            "201": _success("The database has the lead.", saved, "Location"),
             "202": _success(
-                "The lead lies in the service's durable queue and reaches the database later.", answer, "Location"
+                "The lead lies in the service's durable queue and reaches the database later.", delayed, "Location"
             ),
         }
     elif operation.rpc == "ValidateLead":
@@ -100,7 +108,10 @@ def _operation(operation: Operation) -> _Json:
 
 def _path_parameters(operation: Operation) -> list[_Json]:
     names = [part.strip("{}").split(":")[0] for part in operation.path.split("/") if part.startswith("{")]
-    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"} | _FORMATS.get(name, {})}
+        for name in names
+    ]
 
 
 def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
@@ -111,7 +122,9 @@ def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
             "name": name,
             "in": "query",
             "description": words[name],
-            "schema": _request_schema(request.fields_by_name[name]),
+            # Empty, it counts as not given.
+            "allowEmptyValue": True,
+            "schema": _request_schema(request.fields_by_name[name]) | _FORMATS.get(name, {}),
         }
         for name in operation.query
     ]
@@ -119,9 +132,12 @@ def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
 
 def _schemas() -> _Json:
     answers = [SERVICE.methods_by_name[operation.rpc].output_type for operation in OPERATIONS]
+    lead = _message(_MESSAGES["Lead"])
     return {
         **{answer.name: _message(answer) for answer in answers},
-        "Lead": _message(_MESSAGES["Lead"]) | {"examples": [texts.EXAMPLE_LEAD]},
+        "Lead": lead | {"examples": [texts.EXAMPLE_LEAD]},
+        # What was submitted has not become a lead: it has no times.
+        _SUBMITTED: lead | {"required": [name for name in lead["required"] if not name.endswith("_at")]},
         "Confirmation": _message(_MESSAGES["Confirmation"]),
         "Violation": _message(_MESSAGES["Violation"]),
         "Access": _message(_MESSAGES["Access"]),
@@ -137,8 +153,7 @@ def _schemas() -> _Json:
 def _message(descriptor: Descriptor) -> _Json:
     words = texts.FIELDS[descriptor.name]
     properties = {field.name: _answer_schema(field) | {"description": words[field.name]} for field in descriptor.fields}
-    always = [field.name for field in descriptor.fields if not field.has_presence]
-    return {"type": "object", "properties": properties, **({"required": always} if always else {})}
+    return {"type": "object", "properties": properties, **({"required": list(properties)} if properties else {})}
 
 
 def _answer_schema(field: FieldDescriptor) -> _Json:
@@ -152,15 +167,16 @@ def _answer_schema(field: FieldDescriptor) -> _Json:
         name = "|".join(UNMASK_SCOPES)
         schema = {"type": "string", "pattern": f"^({name})(,({name}))*$"}
     else:
-        schema = _ref("schemas", field.message_type.name)
+        is_submitted = field.containing_type is _MESSAGES["Resubmission"]
+        schema = _ref("schemas", _SUBMITTED if is_submitted else field.message_type.name)
     return {"type": "array", "items": schema} if field.is_repeated else schema
 
 
 def _request_schema(field: FieldDescriptor) -> _Json:
     if field.enum_type is None:
         return _answer_schema(field)
-    full_names = [value.name for value in field.enum_type.values if value.number != 0]
-    schema: _Json = {"type": "string", "enum": [*short_enum_names(field.enum_type), *full_names]}
+    # The full names are taken, too. Offered here, they would be further constants of generated clients.
+    schema: _Json = {"type": "string", "enum": short_enum_names(field.enum_type)}
     return {"type": "array", "items": schema} if field.is_repeated else schema
 
 
@@ -224,11 +240,12 @@ def _ref(kind: str, name: str) -> _Json:
 
 
 def _open_paths() -> _Json:
-    def path(summary: str, **answers: str) -> _Json:
+    def path(operation_id: str, summary: str, **answers: str) -> _Json:
         responses = {status.removeprefix("http"): {"description": text} for status, text in answers.items()}
-        return {"get": {"summary": summary, "security": [], "responses": responses}}
+        return {"get": {"operationId": operation_id, "summary": summary, "security": [], "responses": responses}}
 
     ready = path(
+        "CheckReadiness",
         "Whether calls should be sent here",
         http200="Yes; `degraded` and `reasons` say whether all is well.",
         http503="No: `reasons` says why not.",
@@ -236,10 +253,10 @@ def _open_paths() -> _Json:
     for response in ready["get"]["responses"].values():
         response["content"] = {"application/json": {"schema": _ref("schemas", "Readiness")}}
     return {
-        "/healthz": path("Whether the process lives", http200="It does."),
+        "/healthz": path("CheckLiveness", "Whether the process lives", http200="It does."),
         "/readyz": ready,
-        "/metrics": path("Metrics in Prometheus' text format", http200="The metrics."),
-        "/openapi.json": path("This document", http200="The document."),
+        "/metrics": path("GetMetrics", "Metrics in Prometheus' text format", http200="The metrics."),
+        "/openapi.json": path("GetDocument", "This document", http200="The document."),
     }
 
 
@@ -262,12 +279,12 @@ _PARAMETERS = [
     _header(
         "Request-Timeout",
         "How many seconds the caller waits, such as 2.5; when not given, 10 or what the operator has set.",
-        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1_000_000},
+        {"type": "string", "pattern": r"^(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,9})?$"},
     ),
     _header(
         "x-request-id",
-        "Names the call in the service's log: at most 128 visible ASCII characters.",
-        {"type": "string", "maxLength": 128},
+        "Names the call in the service's log: at most 128 visible ASCII characters. Any other one is replaced.",
+        {"type": "string"},
     ),
 ]
 

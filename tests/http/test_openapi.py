@@ -57,6 +57,37 @@ def test_every_filter_is_a_described_parameter() -> None:
     assert described == set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name) - {"email"}
 
 
+def test_each_operation_has_a_name_of_its_own() -> None:
+    names = [operation.get("operationId") for methods in document()["paths"].values() for operation in methods.values()]
+    assert None not in names
+    assert len(set(names)) == len(names)
+
+
+def test_an_example_shows_the_state_of_its_answer() -> None:
+    answers = document()["paths"]["/api/leads"]["post"]["responses"]
+    states = {
+        status: answers[status]["content"]["application/json"]["examples"]["story"]["value"]["state"]
+        for status in ("201", "202")
+    }
+    assert states == {"201": "SAVE_STATE_SAVED", "202": "SAVE_STATE_DELAYED"}
+
+
+async def test_a_described_timeout_is_one_that_is_taken(client: httpx.AsyncClient) -> None:
+    parameters = document()["paths"]["/api/leads"]["get"]["parameters"]
+    schema = next(each["schema"] for each in parameters if each["name"] == "Request-Timeout")
+    for sent in ("2.5", "1", "0.001", "999999", "0", "0.0", "1e1", "5e-324", "-1", "1000000", "", "x"):
+        is_taken = (await client.get("/api/leads", headers={"request-timeout": sent})).status_code != 400
+        assert Draft202012Validator(schema).is_valid(sent) == is_taken, sent
+
+
+def test_what_is_always_there_is_required() -> None:
+    schemas = document()["components"]["schemas"]
+    assert {"created_at", "updated_at", "phone"} <= {*schemas["Lead"]["required"]}
+    assert {"lead", "confirmation"} <= {*schemas["CreateLeadResponse"]["required"]}
+    assert "recorded_at" in schemas["Access"]["required"]
+    assert "created_at" not in schemas["SubmittedLead"]["required"]
+
+
 def test_every_status_of_an_error_is_described() -> None:
     assert {HTTP_STATUS[code] for code in CODES.values()} <= set(texts.ERRORS)
 
@@ -91,7 +122,9 @@ async def test_the_storys_request_and_its_answer_fit_their_schemas(
     client: httpx.AsyncClient, servicer: Servicer
 ) -> None:
     described = (await client.get("/openapi.json")).json()
-    servicer.answers["CreateLead"] = created()
+    servicer.answers["CreateLead"] = whole = created()
+    whole.lead.created_at.GetCurrentTime()
+    whole.lead.updated_at.GetCurrentTime()
     answer = (await client.post("/api/leads/", json=STORY)).json()
     problem = (await client.get("/api/leads?page_size=x")).json()
     for name, content in (
