@@ -63,6 +63,7 @@ faults: install
 	  database_refuses.py poolers.py races.py refused_connections.py stop_under_load.py)
 	@$(BIN)/python -m tests.faults.strangers
 	@$(BIN)/python -m tests.faults.overload
+	@$(BIN)/python -m tests.faults.malformed_http
 	@$(BIN)/python -m tests.faults.chaos $(FAULTS_ARGS)
 
 # Never part of a test run: it takes an hour and a half, and only its ratios mean anything. `BENCH_ARGS` go to it.

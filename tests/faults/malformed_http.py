@@ -23,6 +23,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.http.protocols import TRAILERS, enveloped
 from service.rpc.call import SERVICE
+from service.rpc.server import LARGEST_REQUEST
 from tests.harness.postgres import own_postgres
 from tests.harness.running_service import RunningService
 
@@ -162,6 +163,8 @@ def faults_of(request: Malformed, answer: bytes) -> list[str]:
         return [] if request.may_be_cut else ["no answer"]
     found = []
     head, _, body = answer.partition(b"\r\n\r\n")
+    if head == b"HTTP/1.1 reset ":
+        return [] if request.may_be_cut or len(request.sent) > LARGEST_REQUEST else ["a connection that was reset"]
     status = int(head.split(b" ", 2)[1])
     code = _web_code(head.lower(), body)
     if status >= 500 and status not in (501, 503) and not (status == 504 and request.may_be_late):
@@ -194,8 +197,8 @@ async def send(port: int, request: Malformed) -> bytes:
                 writer.write_eof()
             return await reader.read()
     except OSError:
-        # Refused before its body was read.
-        return b"" if request.may_be_cut else b"HTTP/1.1 413 "
+        # Refused before its body was read, and closed before the answer was.
+        return b"HTTP/1.1 reset "
     finally:
         writer.close()
 
