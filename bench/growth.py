@@ -30,7 +30,7 @@ from bench.load.plan import Load, Requests
 from bench.operations import PAGE, Operation, grpc_requests
 from service.keys.encryption import EncryptionService
 from service.keys.source import keyring_file
-from service.storage.leads.parameters import LeadFilter
+from service.lead import LeadOrder
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.use_cases.page_token import make_page_token
 from tests.harness.processes import resident_megabytes
@@ -106,7 +106,7 @@ def grown(postgres: EmbeddedPostgres, folder: Path, count: int, stack: ExitStack
     token = make_page_token(
         rows.created_at(count // 2 + PAGE // 2),
         rows.lead_id(count // 2 + PAGE // 2),
-        list_identity=f"{LeadFilter()!r}/",  # what the service makes of a list without any filter
+        list_identity=f"leads/{LeadOrder.CREATED_DESC.name}/[]",  # what the service makes of a list without any filter
         tags=encryption.page_token_tags,
     )
     page = pb.ListLeadsRequest(page_size=PAGE, page_token=token, view=pb.LEAD_VIEW_MASKED).SerializeToString()

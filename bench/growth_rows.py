@@ -12,6 +12,7 @@ import base64
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -31,13 +32,31 @@ WINDOW = 300
 """Real leads side by side, where a page is listed: the newest ones, and some in the middle."""
 
 _COLUMNS = (
-    "id, name, interested_policy, phone, nid, address, email, notes, conversation_id, status, created_at, updated_at, "
-    "version, phone_index, nid_index, email_index, index_epoch, created_by, content_digest"
+    "id, name, interested_policy, status, updated_at, version, created_by, assignee, source, resubmissions, "
+    "resubmitted_at, phone, nid, address, email, notes, conversation_id, created_at, phone_index, nid_index, "
+    "email_index, index_epoch, content_digest"
 )
+_NULL = r"\N"
 _LINK_COLUMNS = "lead_id, submission_id, conversation_id, conversation_index, linked_at"
 _SEALED = ("phone", "nid", "address", "email", "notes", "conversation_id")
 _EVERY_THIRD = 3
 """Such leads were contacted, and have a history."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clear:
+    """What stands in clear in a lead."""
+
+    name: str
+    interested_policy: str = "Term Life 20-Year"
+    status: str = "new"
+    updated_at: datetime
+    version: int = 1
+    created_by: str = "chatbot"
+    assignee: str | None = None
+    source: str | None = None
+    resubmissions: int = 0
+    resubmitted_at: datetime | None = None
 
 
 class Rows:
@@ -50,7 +69,7 @@ class Rows:
         scheme = IndexScheme(encryption.index_primary_id, validation.normaliser_identity)
         encryption.plan = IndexPlan(epoch, (scheme, None))
         self._epoch = epoch
-        self._newest = datetime.now(UTC)
+        self.newest = datetime.now(UTC)
         self._random = random.Random(count)
         self._noise = base64.urlsafe_b64encode(os.urandom(3 << 18)).decode()
         example = self._sealer.seal(UUID(int=1), self._details(0), created_by="chatbot", request_id=None)
@@ -61,7 +80,7 @@ class Rows:
 
     def created_at(self, number: int) -> datetime:
         """When the lead with this number was created."""
-        return self._newest - APART * (self.count - number)
+        return self.newest - APART * (self.count - number)
 
     def lead_id(self, number: int) -> UUID:
         """Its UUIDv7."""
@@ -94,10 +113,16 @@ class Rows:
                         copy.write(chunk)
             connection.execute("VACUUM (ANALYZE)")
 
+    def clear(self, number: int) -> Clear:
+        """What stands in clear in the lead with this number."""
+        at, name = self.created_at(number), f"Person {number:010}"
+        if number % _EVERY_THIRD:
+            return Clear(name=name, updated_at=at)
+        return Clear(name=name, updated_at=at, status="contacted", version=2)
+
     def _leads(self) -> Iterator[str]:
         for number in range(self.count):
             lead_id, at = self.lead_id(number), self.created_at(number).isoformat()
-            moved = number % _EVERY_THIRD == 0
             if self.is_real(number):
                 made = self._sealer.seal(lead_id, self._details(number), created_by="chatbot", request_id=None)
                 tokens = [made.sealed[name] for name in _SEALED]
@@ -109,10 +134,9 @@ class Rows:
                 digests = [os.urandom(32) for _ in range(3)]
             sealed = "\t".join(tokens)
             phone_index, nid_index, content = (f"\\\\x{(digest or b'').hex()}" for digest in digests)
+            clear = "\t".join(_NULL if value is None else str(value) for value in astuple(self.clear(number)))
             yield (
-                f"{lead_id}\tPerson {number:010}\tTerm Life 20-Year\t{sealed}\t"
-                f"{'contacted' if moved else 'new'}\t{at}\t{at}\t{2 if moved else 1}\t"
-                f"{phone_index}\t{nid_index}\t{email}\t{self._epoch}\tchatbot\t{content}\n"
+                f"{lead_id}\t{clear}\t{sealed}\t{at}\t{phone_index}\t{nid_index}\t{email}\t{self._epoch}\t{content}\n"
             )
 
     def _conversations(self) -> Iterator[str]:

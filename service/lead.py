@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
 from operator import itemgetter
 from typing import Annotated, Any, get_type_hints
 from uuid import UUID
@@ -32,6 +32,27 @@ class LeadGroup(StrEnum):
     SOURCE = "source"
     ASSIGNEE = "assignee"
     DAY = "created_at"
+
+
+class LeadOrder(Enum):
+    """Order of a list of leads: the column that it runs by, and whether the latest comes first."""
+
+    CREATED_DESC = ("created_at", True)
+    CREATED_ASC = ("created_at", False)
+    UPDATED_DESC = ("updated_at", True)
+    UPDATED_ASC = ("updated_at", False)
+    RESUBMITTED_DESC = ("resubmitted_at", True)
+    RESUBMITTED_ASC = ("resubmitted_at", False)
+
+    @property
+    def column(self) -> str:
+        """The time that it runs by. A lead without one is not in the list."""
+        return self.value[0]
+
+    @property
+    def is_descending(self) -> bool:
+        """Whether the latest comes first."""
+        return self.value[1]
 
 
 class ConflictResolution(StrEnum):

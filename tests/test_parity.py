@@ -61,6 +61,7 @@ NOT_SHOWN = {
     "index_epoch": "which plan the blind indexes follow",
     "request_id": "makes CreateLead safe to repeat",
     "content_digest": "tells a repeat from a request_id used again",
+    "resubmitted_at": "a list is ordered by it",
     "phone_shared": "a person decided that the lead stands beside another one with this phone",
     "nid_shared": "the same for the nid",
 }

@@ -81,6 +81,10 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
             "drain": ("Bring what waits into the database.", "spool:drain"),
         },
     ),
+    "leads": (
+        "Leads, as the running service shows them.",
+        {"list": ("List leads, sensitive values masked; all filters that are given must match.", "leads:list_leads")},
+    ),
     "conflicts": (
         "Submissions that matched a lead when they came out of the spool.",
         {

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message as Header
+from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -78,6 +79,7 @@ def fill(
     names: Collection[str],
     ignored: Collection[str] = (),
     may_be_left_out: Collection[str] = (),
+    barred: Mapping[str, str] = MappingProxyType({}),
     whole: str,
 ) -> None:
     """Set the fields of a message that are given; null counts as not given.
@@ -85,10 +87,10 @@ def fill(
     Names are the contract's or their lowerCamelCase, as in protobuf's JSON. `names` may be given, and every other name
     is a fault; of the messages inside, every field may be given. Fields at the paths in `ignored` (`lead.id`) are
     passed over whatever they hold. A field at a path in `may_be_left_out` that cannot be read is set to what validation
-    leaves out and names. `whole` is what holds the fields, for faults that belong to no field. Raises
-    LeadValidationError with all faults.
+    leaves out and names. `barred` holds the paths of fields that cannot be given here, and why. `whole` is what holds
+    the fields, for faults that belong to no field. Raises LeadValidationError with all faults.
     """
-    filling = _Filling(ignored, may_be_left_out)
+    filling = _Filling(ignored, may_be_left_out, barred)
     filling.fill(message, given, names, "")
     violations = [*filling.violations, *_unknown_fields(filling.unknown, whole)]
     if len(violations) > filling.left_out:
@@ -101,6 +103,7 @@ class _Filling:
 
     ignored: Collection[str]
     may_be_left_out: Collection[str]
+    barred: Mapping[str, str]
     violations: list[Violation] = field(default_factory=list)
     left_out: int = 0
     """How many of the violations cost no request."""
@@ -112,10 +115,13 @@ class _Filling:
         seen: set[str] = set()
         for key, value in given:
             found = _field_called(message, key)
+            at = path + (found.name if found is not None else "")
+            if at in self.barred:
+                self.violations.append(Violation(at, self.barred[at]))
+                continue
             if found is None or found.name not in names:
                 self.unknown.add((path, key))
                 continue
-            at = path + found.name
             if at in self.ignored or value is None:
                 continue
             if found.name in seen and not found.is_repeated:

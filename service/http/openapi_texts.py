@@ -94,7 +94,7 @@ FIELDS: dict[str, dict[str, str]] = {
     },
     "ListLeadsRequest": {
         "page_size": "How many leads a page holds: 1 to 100, 50 when not given.",
-        "page_token": "`next_page_token` of the page before, with the same filters.",
+        "page_token": "`next_page_token` of the page before, with the same filters and the same order.",
         "statuses": "Only leads with one of these statuses; repeated, or separated by commas.",
         "created_after": "Only leads created at or after this moment (RFC 3339).",
         "created_before": "Only leads created before this moment (RFC 3339).",
@@ -102,6 +102,12 @@ FIELDS: dict[str, dict[str, str]] = {
         "interested_policy": "Only leads interested in exactly this policy.",
         "conversation_id": "Only leads linked to this conversation.",
         "source": "Only leads that came from exactly here.",
+        "updated_after": "Only leads last changed at or after this moment (RFC 3339). No feed: ask again for the last "
+        "60 seconds when you poll.",
+        "updated_before": "Only leads last changed before this moment (RFC 3339).",
+        "unassigned": "`true`: only leads that are assigned to nobody. Not together with `assignee`.",
+        "created_by": "Only leads that exactly this subject created.",
+        "order_by": "In which order; when not given, newest first. By resubmissions: only leads that have some.",
         "phone": "Only the lead with this phone number. Needs `leads:unmask:phone`. The service logs no query string, "
         "but proxies on the way may: where that matters, ask over gRPC.",
         "nid": "Only the lead with this national ID. Needs `leads:unmask:nid`. The service logs no query string, but "
@@ -169,7 +175,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "next_page_token": "Send it as `page_token` for the next page; empty on the last page.",
     },
     "ListLeadsResponse": {
-        "leads": "The leads, newest first.",
+        "leads": "The leads, in the order that was asked for.",
         "next_page_token": "Send it as `page_token` for the next page; empty on the last page.",
     },
 }
@@ -193,8 +199,10 @@ OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
         (413, 415),
     ),
     "ListLeads": (
-        "List leads, newest first",
-        "All filters that are given must match. Scope: `leads:read`, or `leads:read-own` for the caller's own.",
+        "List leads, newest first or in another order",
+        "All filters that are given must match. `name_prefix` goes into the body of "
+        "`POST /leadkeep.v1.LeadService/ListLeads`: URLs are logged. Scope: `leads:read`, or `leads:read-own` for the "
+        "caller's own.",
         (),
     ),
     "SummarizeLeads": (

@@ -26,6 +26,12 @@ _LOST_PLUS: dict[str, Callable[[str], str]] = {
 }
 """What undoes, in a query string, that a + was not percent-encoded and arrived as a space."""
 
+_NOT_IN_A_URL = (
+    "is customer data, and URLs are logged on the way: send it in the body of POST /leadkeep.v1.LeadService/ListLeads"
+)
+BARRED_IN_QUERY = {"ListLeads": {"email": _NOT_IN_A_URL, "name_prefix": _NOT_IN_A_URL}}
+"""Fields of a request that are no query parameters, and why."""
+
 STATUS_FIELDS = ("status", "reason", "expected_version")
 
 ERASURE_FIELDS = ("reason",)
@@ -55,17 +61,15 @@ class Operation:
         return 202 if delayed else 201, {"location": f"/api/leads/{response.id}"}
 
 
+LIST_PARAMETERS = tuple(
+    name for name in pb.ListLeadsRequest.DESCRIPTOR.fields_by_name if name not in BARRED_IN_QUERY["ListLeads"]
+)
+
 OPERATIONS = (
     Operation("POST", "/api/leads", "CreateLead", query=("phone_region",)),
     # No id holds a colon.
     Operation("POST", "/api/leads:validate", "ValidateLead", query=("phone_region",)),
-    Operation(
-        "GET",
-        "/api/leads",
-        "ListLeads",
-        # Proxies on the way log query strings. Connect carries it in the body.
-        query=tuple(name for name in pb.ListLeadsRequest.DESCRIPTOR.fields_by_name if name != "email"),
-    ),
+    Operation("GET", "/api/leads", "ListLeads", query=LIST_PARAMETERS),
     # No id: those are UUIDs.
     Operation(
         "GET", "/api/leads/summary", "SummarizeLeads", query=tuple(pb.SummarizeLeadsRequest.DESCRIPTOR.fields_by_name)
@@ -141,7 +145,13 @@ class Route:
             fill_from_json(message, [("lead", parse_object(body))], ("lead",), self._optional)
         elif body or self._operation.method == "POST":
             fill_from_json(message, parse_object(body).items(), self._operation.body, self._optional)
-        fill(message, comma_separated(query, "statuses"), names=self._operation.query, whole="query")
+        fill(
+            message,
+            comma_separated(query, "statuses"),
+            names=self._operation.query,
+            barred=BARRED_IN_QUERY.get(self._operation.rpc, {}),
+            whole="query",
+        )
 
     def answer(self, call: Call, response: Message) -> Response:
         """The answer in JSON."""

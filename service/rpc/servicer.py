@@ -121,19 +121,10 @@ class LeadServicer:
         """Show a page of leads."""
         leads, next_page_token = await self._leads.list_leads(
             _caller(call),
+            wire.filters_of(request),
+            order=wire.order_of(request.order_by, "order_by"),
             page_size=request.page_size,
             page_token=request.page_token,
-            statuses=[wire.status_of(number, "statuses") for number in request.statuses],
-            created_after=wire.moment_of(request, "created_after"),
-            created_before=wire.moment_of(request, "created_before"),
-            assignee=request.assignee,
-            interested_policy=request.interested_policy,
-            conversation_id=request.conversation_id,
-            source=request.source,
-            phone=request.phone,
-            nid=request.nid,
-            email=request.email,
-            reference=request.reference,
             hidden=call.hidden,
         )
         return pb.ListLeadsResponse(leads=[wire.lead_message(lead) for lead in leads], next_page_token=next_page_token)

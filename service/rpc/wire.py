@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,6 +20,7 @@ from service.lead import (
     ConflictResolution,
     Lead,
     LeadGroup,
+    LeadOrder,
     LeadStatus,
     Resubmission,
     StatusChange,
@@ -36,6 +38,13 @@ _RESOLUTION_FROM_WIRE = {
     for resolution in ConflictResolution
 }
 _GROUP_FROM_WIRE = {pb.LeadGroup.Value(f"LEAD_GROUP_{group.name}"): group for group in LeadGroup}
+_ORDER_FROM_WIRE = {
+    pb.LEAD_ORDER_UNSPECIFIED: LeadOrder.CREATED_DESC,
+    **{pb.LeadOrder.Value(name): LeadOrder[name.removeprefix("LEAD_ORDER_")] for name in pb.LeadOrder.keys()[1:]},
+}
+_NO_FILTERS = frozenset({"page_size", "page_token", "view", "order_by", "reveal"})
+"""Fields of ListLeadsRequest; every other one is a filter."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LEAD_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -98,6 +107,24 @@ def moment_of(
     except (ValueError, OverflowError):
         raise _invalid(name, "is not a moment between the years 1 and 9999") from None
     return moment
+
+
+def filters_of(request: pb.ListLeadsRequest) -> dict[str, Any]:
+    """The filters that a request sets, by name. Raises LeadValidationError."""
+    found: dict[str, Any] = {}
+    for field, value in request.ListFields():
+        if field.name == "statuses":
+            found[field.name] = tuple(sorted({status_of(number, field.name) for number in value}))
+        elif field.name not in _NO_FILTERS:
+            found[field.name] = moment_of(request, field.name) if field.message_type is not None else value
+    return found
+
+
+def order_of(number: int, path: str) -> LeadOrder:
+    """The order of a list. Raises LeadValidationError."""
+    if number not in _ORDER_FROM_WIRE:
+        raise _invalid(path, f"must be one of: {', '.join(pb.LeadOrder.keys())}")
+    return _ORDER_FROM_WIRE[number]
 
 
 def lead_message(lead: Lead) -> pb.Lead:

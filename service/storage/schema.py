@@ -22,7 +22,7 @@ from service.storage.database.failures import StorageFaultError, cause_of, is_tr
 from service.storage.database.session import SETTINGS, encoding_refusal, open_unproven, shown
 from service.storage.postgres.embedded import EmbeddedPostgres
 
-REVISION = "0015"
+REVISION = "0016"
 """The schema that this release works with: the newest file in migrations/versions."""
 
 APPLICATION_ROLE = "leadkeep_app"

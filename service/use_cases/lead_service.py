@@ -6,11 +6,11 @@ exist for it. Whether sensitive fields are shown unmasked is decided once, in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from service.access import Caller
@@ -26,6 +26,7 @@ from service.lead import (
     SENSITIVE_FIELDS,
     AssignmentChange,
     Lead,
+    LeadOrder,
     LeadStatus,
     Resubmission,
     SealedLead,
@@ -42,7 +43,8 @@ from service.storage.leads.decision import (
     InConflict,
     RequestIdReused,
 )
-from service.storage.leads.parameters import AssignmentStep, Correction, LeadFilter, Position, StatusStep
+from service.storage.leads.lists import Filters
+from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.confirmation import Confirmation, ConfirmationService
 from service.use_cases.page_token import Tags, read_page
@@ -88,6 +90,24 @@ class LeadService:
         self._confirmation = confirmation
         self._page_token_tags = page_token_tags
         self._new_id = new_id
+        self._checks: Mapping[str, Callable[[str], object]] = {
+            "assignee": validation.assignee,
+            "interested_policy": validation.policy_key,
+            "source": validation.source,
+            "created_by": validation.creator,
+            "conversation_id": validation.conversation_id,
+            "phone": validation.phone_key,
+            "nid": validation.nid_key,
+            "email": validation.email_key,
+            "reference": validation.reference,
+            "name_prefix": validation.name_prefix,
+        }
+        self._sought: Mapping[str, Callable[[str], object]] = {
+            "phone": sealer.phone_indexes,
+            "nid": sealer.nid_indexes,
+            "email": sealer.email_indexes,
+            "conversation_id": lambda talk: (talk, sealer.conversation_indexes(talk)),
+        }
 
     async def create_lead(
         self,
@@ -169,70 +189,51 @@ class LeadService:
     async def list_leads(
         self,
         caller: Caller,
+        filters: Filters,
         *,
+        order: LeadOrder,
         page_size: int,
         page_token: str,
-        statuses: Sequence[LeadStatus],
-        created_after: datetime | None,
-        created_before: datetime | None,
-        assignee: str,
-        interested_policy: str,
-        conversation_id: str,
-        source: str,
-        phone: str,
-        nid: str,
-        email: str,
-        reference: str,
         hidden: Collection[str],
     ) -> tuple[list[Lead], str]:
         """One page of leads and the token of the next, empty on the last.
 
-        A filter that is empty means any. `hidden` fields are not opened; a field that cannot be opened is named in its
-        lead. Raises LeadValidationError, PageTokenInvalidError, TooManyMatchesError, IndexIncompleteError, and, of a
-        reference that no lead has, StorageUnavailableError and LeadInConflictError.
+        `filters` as the caller sent them. `hidden` fields are not opened; a field that cannot be opened is named in its
+        lead. Raises LeadValidationError, PageTokenInvalidError, TooManyMatchesError, IndexIncompleteError,
+        QueryTimeoutError, and, of a reference that no lead has, StorageUnavailableError and LeadInConflictError.
         """
-        violations: list[Violation] = []
+        wanted = self._checked_filters(filters)
+        if caller.own_only is not None:
+            wanted["reader"] = caller.own_only
+        sought = {name: self._sought[name](value) if name in self._sought else value for name, value in wanted.items()}
 
-        def checked(check: Callable[[str], R | None], value: str) -> R | None:
-            return _checked(check, value, violations) if value else None
-
-        phone_key = checked(self._validation.phone_key, phone)
-        nid_key = checked(self._validation.nid_key, nid)
-        email_key = checked(self._validation.email_key, email)
-        talk = checked(self._validation.conversation_id, conversation_id)
-        wanted = LeadFilter(
-            statuses=tuple(sorted(set(statuses))),
-            created_after=created_after,
-            created_before=created_before,
-            assignee=checked(self._validation.assignee, assignee),
-            interested_policy=checked(self._validation.policy_key, interested_policy),
-            source=checked(self._validation.source, source),
-            conversation_id=talk,
-            conversation_indexes=self._sealer.conversation_indexes(talk) if talk else (),
-            phone_indexes=self._sealer.phone_indexes(phone_key) if phone_key else None,
-            nid_indexes=self._sealer.nid_indexes(nid_key) if nid_key else None,
-            email_indexes=self._sealer.email_indexes(email_key) if email_key else None,
-            reference=checked(self._validation.reference, reference),
-            created_by=caller.own_only,
-        )
-        if violations:
-            raise LeadValidationError(violations)
-
-        async def find(after: tuple[datetime, UUID] | None, limit: int) -> list[SealedLead]:
-            place = Position(*after) if after else None
-            return await self._repository.list_leads(wanted, after=place, limit=limit)
+        async def find(after: tuple[datetime, UUID] | None, limit: int) -> list[tuple[datetime, SealedLead]]:
+            return await self._repository.list_leads(sought, order, after=after, limit=limit)
 
         page, token = await read_page(
             find,
-            lambda sealed: (sealed.created_at, sealed.id),
+            lambda row: (row[0], row[1].id),
             UUID,
             size=page_size,
             token=page_token,
             # A token holds a keyed digest of it only. Not the blind indexes: those change while a caller leafs through.
-            list_identity=f"{wanted!r}{(phone_key, nid_key, talk, email_key)!r}",
+            list_identity=f"leads/{order.name}/{sorted(wanted.items())!r}",
             tags=self._page_token_tags,
         )
-        return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for sealed in page], token
+        return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for _, sealed in page], token
+
+    def _checked_filters(self, filters: Filters) -> dict[str, Any]:
+        """The filters in the form in which values are kept; one with nothing in it is left out."""
+        violations: list[Violation] = []
+        wanted = {
+            name: _checked(self._checks[name], value, violations) if name in self._checks else value
+            for name, value in filters.items()
+        }
+        if wanted.get("unassigned") and wanted.get("assignee"):
+            violations.append(Violation("unassigned", "cannot be sent with assignee"))
+        if violations:
+            raise LeadValidationError(violations)
+        return {name: value for name, value in wanted.items() if value is not None}
 
     async def update_status(
         self,

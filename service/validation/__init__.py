@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from service.access import MAX_SUBJECT_CHARACTERS, is_subject
 from service.errors import LeadValidationError, Violation
 from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, FIELD_RULES, IDENTIFIERS, REQUIRED_FIELDS, CustomerFields
 from service.validation.email import email_key, normalise_email
@@ -33,6 +34,9 @@ _REQUEST_ID = TextRule(limit=128, spaces=False)
 _POLICY = _TEXTS["interested_policy"]
 _REASON = TextRule(limit=500, lines=True)
 _ASSIGNEE = TextRule(limit=200)
+
+SHORTEST_PREFIX = 2
+"""Characters of a name to look for: a single one finds more leads than are looked through."""
 
 _POLICIES_NAMED = 10
 """How many policies of the catalogue a violation lists."""
@@ -221,6 +225,19 @@ class ValidationService:
     def source(self, value: str, path: str = "source") -> str | None:
         """Where leads came from, at most 100 characters in one line; None if empty. Raises LeadValidationError."""
         return _optional(_TEXTS["source"], value, path)
+
+    def creator(self, value: str, path: str = "created_by") -> str:
+        """The subject that created leads, exactly as its token has it. Raises LeadValidationError."""
+        if not is_subject(value):
+            raise LeadValidationError([Violation(path, f"must be 1 to {MAX_SUBJECT_CHARACTERS} visible characters")])
+        return value
+
+    def name_prefix(self, value: str, path: str = "name_prefix") -> str:
+        """How a name begins, in the form in which names are kept. Raises LeadValidationError."""
+        prefix = _required(_TEXTS["name"], value, path)
+        if len(prefix) < SHORTEST_PREFIX:
+            raise LeadValidationError([Violation(path, f"must have at least {SHORTEST_PREFIX} characters")])
+        return prefix
 
     def _refuse_unknown(self, fields: Iterable[str]) -> None:
         if not self._rules.keys() >= set(fields):

@@ -165,7 +165,9 @@ class RunningService:
             _started.add(_command("service", arguments))
         return subprocess.CompletedProcess(arguments, code, *written)
 
-    def leadkeep_here(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def leadkeep_here(
+        self, *arguments: str, env: Mapping[str, str] | None = None, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Like `leadkeep`, in this process: the same command without the second in which a new one starts.
 
         Not for commands that start PostgreSQL or its programs: this process must not fork while gRPC is at work in it.
@@ -174,7 +176,7 @@ class RunningService:
 
         with chdir(self.data_dir.parent):
             done = CliRunner(env=self.operators_environment | dict(env or {})).invoke(
-                app, arguments, catch_exceptions=False
+                app, arguments, input=stdin, catch_exceptions=False
             )
         return subprocess.CompletedProcess(
             arguments, done.exit_code, done.stdout_bytes.decode(), done.stderr_bytes.decode()

@@ -56,7 +56,8 @@ async def test_every_filter_is_a_parameter(client: httpx.AsyncClient, servicer: 
         "?page_size=7&page_token=t&statuses=new,CONTACTED&statuses=LEAD_STATUS_CONVERTED&assignee=a%20b"
         "&created_after=2026-01-31T09:00:00%2B06:00&createdBefore=2026-02-01T00:00:00Z"
         "&interested_policy=Term+Life&conversation_id=c%2F1&phone=%2B1234567890&nid=123&view=full&source=ads"
-        "&reference=LK-3CP3-TKJZ"
+        "&updated_after=2026-01-31T09:00:00%2B06:00&updatedBefore=2026-02-01T00:00:00Z&unassigned=true&created_by=bot"
+        "&order_by=updated_desc&reference=LK-3CP3-TKJZ"
     )
     response = await client.get(path + query)
     assert response.status_code == 200
@@ -73,12 +74,43 @@ async def test_every_filter_is_a_parameter(client: httpx.AsyncClient, servicer: 
         nid="123",
         view="LEAD_VIEW_FULL",
         source="ads",
+        updated_after=after,
+        updated_before=before,
+        unassigned=True,
+        created_by="bot",
+        order_by="LEAD_ORDER_UPDATED_DESC",
         reference="LK-3CP3-TKJZ",
     )
     assert servicer.requests == [expected]
+    # reveal stands in for view.
     every = set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
-    # No query string holds an e-mail address; reveal stands in for view.
-    assert {field.name for field, _ in expected.ListFields()} == every - {"email", "reveal"}
+    assert {field.name for field, _ in expected.ListFields()} == every - {"email", "name_prefix", "reveal"}
+
+
+@pytest.mark.parametrize(("name", "field"), [("namePrefix", "name_prefix"), ("email", "email")])
+async def test_a_customers_value_is_refused_in_a_url(
+    client: httpx.AsyncClient, servicer: Servicer, name: str, field: str
+) -> None:
+    response = await client.get("/api/leads", params={name: "Rahima"})
+    assert response.status_code == 400
+    assert [violation["field"] for violation in response.json()["violations"]] == [field]
+    assert "POST /leadkeep.v1.LeadService/ListLeads" in response.json()["violations"][0]["description"]
+    assert "Rahima" not in response.text
+    assert servicer.requests == []
+
+
+@pytest.mark.parametrize(("written", "read"), [("true", True), ("false", False)])
+async def test_a_truth_is_written_as_in_json(
+    client: httpx.AsyncClient, servicer: Servicer, written: str, read: bool
+) -> None:
+    await client.get("/api/leads", params={"unassigned": written})
+    assert servicer.requests == [pb.ListLeadsRequest(unassigned=read)]
+
+
+@pytest.mark.parametrize("wrong", ["unassigned=1", "unassigned=TRUE", "order_by=name", "updated_after=today"])
+async def test_a_filter_that_cannot_be_read_is_named(client: httpx.AsyncClient, wrong: str) -> None:
+    response = await client.get(f"/api/leads?{wrong}")
+    assert [violation["field"] for violation in response.json()["violations"]] == [wrong.partition("=")[0]]
 
 
 @pytest.mark.parametrize("name", ["conversation_id", "conversationId"])

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
+from sqlalchemy import select
 
 from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService
@@ -22,12 +23,11 @@ from service.keys.keyring import Keyring, Purpose, create_keyring
 from service.lead import CustomerFields
 from service.lead_sealer import LeadSealer
 from service.rotation.key_service import KeyService
-from service.storage import schema
+from service.storage import models, schema
 from service.storage.database.database import Database
 from service.storage.keys.canary import confirm_canary, plan_of
 from service.storage.keys.rekeying import rekeying
-from service.storage.leads.parameters import LeadFilter
-from service.storage.leads.queries import filtered
+from service.storage.leads.lists import CONDITIONS
 from service.storage.leads.submissions import SubmissionStore
 from service.validation import ValidationService
 from tests.conftest import StartService
@@ -167,7 +167,8 @@ class Rotation:
 
     async def found_with(self, encryption: EncryptionService) -> Sequence[UUID]:
         indexes = LeadSealer(encryption, VALIDATION, transcript_url=None).email_indexes("RAHIMA@example.com")
-        return [row.id for row in await self.connected.rows(filtered(LeadFilter(email_indexes=indexes)))]
+        query = select(models.lead.c.id).where(CONDITIONS["email"](indexes))
+        return [row.id for row in await self.connected.rows(query)]
 
     @asynccontextmanager
     async def keys(self, on_progress: Callable[[str], None] = lambda _: None) -> AsyncIterator[KeyService]:

@@ -27,8 +27,7 @@ from service.storage import models, schema
 from service.storage.database.database import Database
 from service.storage.keys.canary import confirm_canary, plan_of
 from service.storage.keys.rekeying import rekeying
-from service.storage.leads.parameters import LeadFilter
-from service.storage.leads.queries import filtered
+from service.storage.leads.lists import CONDITIONS
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool
 from service.validation import ValidationService
@@ -267,7 +266,8 @@ async def test_a_reindex_replaces_the_index_of_every_link_and_the_old_key_can_be
 
     async def leads_found(by: LeadSealer) -> list[UUID]:
         indexes = by.conversation_indexes(CLEAR["lead"])
-        rows = await connected.rows(filtered(LeadFilter(conversation_id=CLEAR["lead"], conversation_indexes=indexes)))
+        query = select(models.lead.c.id).where(CONDITIONS["conversation_id"]((CLEAR["lead"], indexes)))
+        rows = await connected.rows(query)
         return [row.id for row in rows]
 
     async with rekeying(database.serve_url) as tables:

@@ -304,6 +304,7 @@ def test_what_the_person_submitted_goes_from_another_lead_whose_file_follows(
 
     assert admin.resubmissions(first) == []
     assert admin.get(first).resubmissions == 0
+    assert admin.listed_ids(phone=husband.phone, order_by=pb.LEAD_ORDER_RESUBMITTED_DESC) == []
     assert soon_in(today, first, kept_resubmissions=[])
 
 

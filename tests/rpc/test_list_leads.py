@@ -37,6 +37,13 @@ def pages(client: Client, **request: Any) -> list[list[str]]:
             return found
 
 
+def come_again(client: Client, lead_id: str) -> None:
+    """Let the person of a lead submit once more, with another policy."""
+    lead = client.get(lead_id)
+    with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+        client.create(somebody(phone=lead.phone, nid=lead.nid, name=f"Again {uuid4()}"))
+
+
 def timestamp(moment: datetime) -> Timestamp:
     made = Timestamp()
     made.FromDatetime(moment)
@@ -138,13 +145,35 @@ class TestPageTokens:
             {"reference": "LK-7F3K-9QXM"},
             {"created_after": Timestamp(seconds=1)},
             {"created_before": Timestamp(seconds=1)},
+            {"updated_after": Timestamp(seconds=1)},
+            {"updated_before": Timestamp(seconds=1)},
+            {"name_prefix": "Pe"},
+            {"unassigned": True},
+            {"created_by": "admin"},
+            {"source": "ad"},
+            *({"order_by": order} for order in pb.LeadOrder.values()[1:]),
         ],
     )
-    def test_a_token_of_another_filter_is_refused(
+    def test_a_token_of_another_filter_or_order_is_refused(
         self, admin: Client, policy: str, token: str, other: dict[str, Any]
     ) -> None:
         with refused(StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"):
             admin.list_leads(**({"interested_policy": policy} | other), page_token=token)
+
+    @pytest.mark.parametrize("order", pb.LeadOrder.values()[1:])
+    def test_a_token_of_an_order_leads_on_in_it_alone(
+        self, admin: Client, policy: str, token: str, order: pb.LeadOrder
+    ) -> None:
+        for lead_id in admin.listed_ids(interested_policy=policy):
+            come_again(admin, lead_id)
+        of_order = {"interested_policy": policy, "page_size": 1, "order_by": order}
+        first = admin.list_leads(**of_order)
+
+        rest = admin.list_leads(**of_order, page_token=first.next_page_token)
+
+        assert len({lead.id for lead in (*first.leads, *rest.leads)}) == 2
+        with refused(StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"):
+            admin.list_leads(interested_policy=policy, page_token=first.next_page_token)
 
     def test_a_token_of_another_subject_is_refused(self, connect: Connect) -> None:
         policy = some_policy()
@@ -256,6 +285,87 @@ class TestFilters:
         assert admin.listed_ids(phone=new.phone) == [lead_id]
         assert admin.listed_ids(phone=old.phone) == []
 
+    def test_by_moment_of_the_last_change(self, admin: Client) -> None:
+        policy = some_policy()
+        first, second, third = people(admin, 3, interested_policy=policy)
+        moved = admin.move(first, pb.LEAD_STATUS_CONTACTED)
+
+        assert admin.listed_ids(interested_policy=policy, updated_after=moved.updated_at) == [first]
+        assert admin.listed_ids(interested_policy=policy, updated_before=moved.updated_at) == [third, second]
+
+    def test_leads_of_nobody(self, admin: Client) -> None:
+        policy = some_policy()
+        taken, free = people(admin, 2, interested_policy=policy)
+        admin.assign(taken, "Sam")
+        assert admin.listed_ids(interested_policy=policy, unassigned=True) == [free]
+
+        admin.assign(taken, "")
+        assert admin.listed_ids(interested_policy=policy, unassigned=True) == [free, taken]
+
+    @pytest.mark.parametrize("assignee", ["Sam", "  Sam "])
+    def test_nobody_and_somebody_at_once_is_refused(self, admin: Client, assignee: str) -> None:
+        with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+            admin.list_leads(unassigned=True, assignee=assignee)
+
+        assert list(refusal.violations) == ["unassigned"]
+
+    def test_by_creator(self, admin: Client, connect: Connect) -> None:
+        policy = some_policy()
+        [made] = people(connect("chatbot", subject="bot-of-the-web"), 1, interested_policy=policy)
+        people(admin, 1, interested_policy=policy)
+
+        assert admin.listed_ids(interested_policy=policy, created_by="bot-of-the-web") == [made]
+        assert admin.listed_ids(interested_policy=policy, created_by="bot-of-the-we") == []
+
+    def test_who_reads_only_its_own_finds_nothing_of_another_creator(self, admin: Client, connect: Connect) -> None:
+        policy = some_policy()
+        bot = connect("chatbot", subject="bot-that-asks")
+        [own] = people(bot, 1, interested_policy=policy)
+        people(admin, 1, interested_policy=policy)
+
+        assert bot.listed_ids(interested_policy=policy, created_by="bot-that-asks") == [own]
+        assert bot.listed_ids(interested_policy=policy, created_by="admin") == []
+        assert bot.listed_ids(name_prefix="Person", interested_policy=policy) == [own]
+
+    @pytest.mark.parametrize(
+        ("name", "prefixes"),
+        [
+            ("Quibbleworth, Zephyrine", ["qu", "QUIBBLEWORTH,", "  Quibbleworth, z "]),
+            ("Ñandú", ["ña", "N\u0303AND", "ñandú"]),
+            ("মোছাম্মৎ", ["মো", "মোছাম্মৎ", "ম\u09c7\u09beছ"]),
+            ("%_\\ wild", ["%_", "%_\\", "%_\\ WI"]),
+        ],
+    )
+    def test_by_the_beginning_of_a_name_in_any_case(self, admin: Client, name: str, prefixes: list[str]) -> None:
+        policy = some_policy()
+        [lead_id] = people(admin, 1, interested_policy=policy, name=name)
+        people(admin, 1, interested_policy=policy, name=f"not {name}")
+
+        for prefix in prefixes:
+            assert admin.listed_ids(interested_policy=policy, name_prefix=prefix) == [lead_id], prefix
+
+    @pytest.mark.parametrize("prefix", ["%%", "__", "q%", "qu_", "quibbleworthx", "uibble"])
+    def test_a_prefix_is_no_pattern(self, admin: Client, prefix: str) -> None:
+        policy = some_policy()
+        people(admin, 1, interested_policy=policy, name="Quibbleworth")
+
+        assert admin.listed_ids(interested_policy=policy, name_prefix=prefix) == []
+
+    @pytest.mark.parametrize("prefix", ["q", " q ", "ম", "  ", "x" * 201, "a\u0000b"])
+    def test_a_prefix_of_one_character_or_none_is_refused(self, admin: Client, prefix: str) -> None:
+        with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+            admin.list_leads(name_prefix=prefix)
+
+        assert list(refusal.violations) == ["name_prefix"]
+
+    def test_a_corrected_name_is_found_and_the_old_one_is_not(self, admin: Client) -> None:
+        policy = some_policy()
+        [lead_id] = people(admin, 1, interested_policy=policy, name="Before")
+        admin.correct(lead_id, name="After")
+
+        assert admin.listed_ids(interested_policy=policy, name_prefix="aft") == [lead_id]
+        assert admin.listed_ids(interested_policy=policy, name_prefix="bef") == []
+
     def test_all_filters_must_match(self, admin: Client) -> None:
         policy, talk, sam, source = some_policy(), f"talk-{uuid4()}", f"Sam {uuid4()}", f"ad {uuid4()}"
         person = somebody(interested_policy=policy, conversation_id=talk, source=source)
@@ -275,6 +385,10 @@ class TestFilters:
             "nid": person.nid,
             "email": person.email.upper(),
             "reference": reference,
+            "updated_after": Timestamp(seconds=1),
+            "updated_before": timestamp(datetime.now(UTC) + timedelta(hours=1)),
+            "name_prefix": person.name,
+            "created_by": "admin",
         }
         differing: dict[str, Any] = {
             "statuses": [pb.LEAD_STATUS_CONVERTED],
@@ -288,6 +402,10 @@ class TestFilters:
             "nid": "nobody0001",
             "email": "nobody@example.com",
             "reference": "LK-0000-0000",
+            "updated_after": matching["updated_before"],
+            "updated_before": matching["updated_after"],
+            "name_prefix": "another",
+            "created_by": "another",
         }
 
         assert admin.listed_ids(**matching) == [lead_id]
@@ -295,7 +413,8 @@ class TestFilters:
             assert admin.listed_ids(**(matching | {name: value})) == [], name
 
     def test_every_field_of_the_request_but_paging_and_view_is_a_filter_that_is_tested_above(self) -> None:
-        filters = set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name) - {"page_size", "page_token", "view", "reveal"}
+        others = {"page_size", "page_token", "view", "order_by", "reveal"}
+        filters = set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name) - others
 
         assert filters == {
             "statuses",
@@ -309,6 +428,11 @@ class TestFilters:
             "nid",
             "email",
             "reference",
+            "updated_after",
+            "updated_before",
+            "unassigned",
+            "created_by",
+            "name_prefix",
         }
 
     @pytest.mark.parametrize("name", ["phone", "nid"])
@@ -330,6 +454,62 @@ class TestFilters:
 
     def test_filters_that_no_lead_could_have_are_violations_all_at_once(self, admin: Client) -> None:
         with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
-            admin.list_leads(phone="12", nid="!", conversation_id="a b", assignee="x" * 201)
+            admin.list_leads(
+                phone="12",
+                nid="!",
+                conversation_id="a b",
+                assignee="x" * 201,
+                created_by=" bot",
+                name_prefix="x",
+                unassigned=True,
+            )
 
-        assert set(refusal.violations) == {"phone", "nid", "conversation_id", "assignee"}
+        named = {"phone", "nid", "conversation_id", "assignee", "created_by", "name_prefix"}
+        assert set(refusal.violations) == named
+
+
+class TestOrders:
+    def test_by_moment_of_creation_both_ways(self, admin: Client) -> None:
+        policy = some_policy()
+        made = people(admin, 3, interested_policy=policy)
+
+        assert admin.listed_ids(interested_policy=policy) == made[::-1]
+        assert admin.listed_ids(interested_policy=policy, order_by=pb.LEAD_ORDER_CREATED_ASC) == made
+
+    def test_by_the_last_change_of_any_kind_both_ways(self, admin: Client) -> None:
+        policy = some_policy()
+        one, two, three, four = people(admin, 4, interested_policy=policy)
+        admin.move(two, pb.LEAD_STATUS_CONTACTED)
+        admin.assign(one, "Sam")
+        admin.correct(three, address="2 Hill St")
+        changed = [four, two, one, three]
+
+        assert admin.listed_ids(interested_policy=policy, order_by=pb.LEAD_ORDER_UPDATED_ASC) == changed
+        assert admin.listed_ids(interested_policy=policy, order_by=pb.LEAD_ORDER_UPDATED_DESC) == changed[::-1]
+
+    def test_by_the_last_resubmission_both_ways_and_only_leads_that_have_one(self, admin: Client) -> None:
+        policy = some_policy()
+        one, two, three, _never = people(admin, 4, interested_policy=policy)
+        for lead_id in (one, two, three, one):
+            come_again(admin, lead_id)
+
+        found = admin.listed_ids(interested_policy=policy, order_by=pb.LEAD_ORDER_RESUBMITTED_ASC)
+        assert found == [two, three, one]
+        assert admin.listed_ids(interested_policy=policy, order_by=pb.LEAD_ORDER_RESUBMITTED_DESC) == found[::-1]
+
+    def test_an_unknown_order_is_refused(self, admin: Client) -> None:
+        with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
+            admin.list_leads(order_by=99)
+
+        assert list(refusal.violations) == ["order_by"]
+
+    def test_a_lead_that_changes_takes_another_place(self, admin: Client) -> None:
+        policy = some_policy()
+        one, two, three = people(admin, 3, interested_policy=policy)
+        of_order = {"interested_policy": policy, "page_size": 1, "order_by": pb.LEAD_ORDER_UPDATED_ASC}
+        first = admin.list_leads(**of_order)
+        admin.move(one, pb.LEAD_STATUS_CONTACTED)
+
+        rest = admin.listed_ids(**(of_order | {"page_size": 9}), page_token=first.next_page_token)
+
+        assert ([lead.id for lead in first.leads], rest) == ([one], [two, three, one])

@@ -23,6 +23,15 @@ class LeadView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LEAD_VIEW_MASKED: _ClassVar[LeadView]
     LEAD_VIEW_FULL: _ClassVar[LeadView]
 
+class LeadOrder(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEAD_ORDER_UNSPECIFIED: _ClassVar[LeadOrder]
+    LEAD_ORDER_CREATED_ASC: _ClassVar[LeadOrder]
+    LEAD_ORDER_UPDATED_DESC: _ClassVar[LeadOrder]
+    LEAD_ORDER_UPDATED_ASC: _ClassVar[LeadOrder]
+    LEAD_ORDER_RESUBMITTED_DESC: _ClassVar[LeadOrder]
+    LEAD_ORDER_RESUBMITTED_ASC: _ClassVar[LeadOrder]
+
 class SaveState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SAVE_STATE_UNSPECIFIED: _ClassVar[SaveState]
@@ -52,6 +61,12 @@ LEAD_STATUS_NOT_INTERESTED: LeadStatus
 LEAD_VIEW_UNSPECIFIED: LeadView
 LEAD_VIEW_MASKED: LeadView
 LEAD_VIEW_FULL: LeadView
+LEAD_ORDER_UNSPECIFIED: LeadOrder
+LEAD_ORDER_CREATED_ASC: LeadOrder
+LEAD_ORDER_UPDATED_DESC: LeadOrder
+LEAD_ORDER_UPDATED_ASC: LeadOrder
+LEAD_ORDER_RESUBMITTED_DESC: LeadOrder
+LEAD_ORDER_RESUBMITTED_ASC: LeadOrder
 SAVE_STATE_UNSPECIFIED: SaveState
 SAVE_STATE_SAVED: SaveState
 SAVE_STATE_DELAYED: SaveState
@@ -257,7 +272,7 @@ class GetLeadByConversationResponse(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., other_lead_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListLeadsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "statuses", "created_after", "created_before", "assignee", "interested_policy", "conversation_id", "phone", "nid", "view", "reference", "email", "source", "reveal")
+    __slots__ = ("page_size", "page_token", "statuses", "created_after", "created_before", "assignee", "interested_policy", "conversation_id", "phone", "nid", "view", "reference", "email", "name_prefix", "updated_after", "updated_before", "unassigned", "created_by", "source", "order_by", "reveal")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     STATUSES_FIELD_NUMBER: _ClassVar[int]
@@ -271,7 +286,13 @@ class ListLeadsRequest(_message.Message):
     VIEW_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     EMAIL_FIELD_NUMBER: _ClassVar[int]
+    NAME_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_AFTER_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    UNASSIGNED_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ORDER_BY_FIELD_NUMBER: _ClassVar[int]
     REVEAL_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
@@ -286,9 +307,15 @@ class ListLeadsRequest(_message.Message):
     view: LeadView
     reference: str
     email: str
+    name_prefix: str
+    updated_after: _timestamp_pb2.Timestamp
+    updated_before: _timestamp_pb2.Timestamp
+    unassigned: bool
+    created_by: str
     source: str
+    order_by: LeadOrder
     reveal: _field_mask_pb2.FieldMask
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., reference: _Optional[str] = ..., email: _Optional[str] = ..., source: _Optional[str] = ..., reveal: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[LeadStatus, str]]] = ..., created_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., assignee: _Optional[str] = ..., interested_policy: _Optional[str] = ..., conversation_id: _Optional[str] = ..., phone: _Optional[str] = ..., nid: _Optional[str] = ..., view: _Optional[_Union[LeadView, str]] = ..., reference: _Optional[str] = ..., email: _Optional[str] = ..., name_prefix: _Optional[str] = ..., updated_after: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_before: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., unassigned: bool = ..., created_by: _Optional[str] = ..., source: _Optional[str] = ..., order_by: _Optional[_Union[LeadOrder, str]] = ..., reveal: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
 
 class ListLeadsResponse(_message.Message):
     __slots__ = ("leads", "next_page_token")

@@ -223,16 +223,22 @@ class LeadServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListLeads(self, request, context):
-        """ListLeads shows leads, newest first, page by page. All filters that are set must match.
+        """ListLeads shows leads page by page, newest first unless `order_by` is set. All filters that are set must match.
+
+        A lead that is created meanwhile moves no later page. One that changes meanwhile, in an order by updated_at or by
+        resubmissions, takes another place: it may be seen twice, or not at all.
+
+        The filters `reference`, `email`, `phone`, `nid`, `conversation_id` and `name_prefix` find at most 1,000 leads together
+        with the others, which are sorted then: what matches more is refused as LEAD_INVALID, so set more filters. Every other
+        filter alone is read in order from an index. A combination that finds little in much may have to read many leads: the
+        service gives up after 2 seconds.
 
         A lead with a field that cannot be opened stays in the list, without that field and with `unreadable_fields` set.
 
-        The filters `reference`, `email`, `phone`, `nid` and `conversation_id` find at most 1,000 leads together with the
-        others: what matches more is refused as LEAD_INVALID, so set more filters.
-
         Scope: `leads:read`, or `leads:read-own` for leads that the same subject created. The filters `phone`, `nid` and
         `email` also need the scope of that field, such as `leads:unmask:phone`.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this list, or of another filter); FAILED_PRECONDITION
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this list, or of another filter or order);
+        DEADLINE_EXCEEDED QUERY_TIMEOUT (the database takes too long to find them); FAILED_PRECONDITION
         INDEX_INCOMPLETE (filter `email`: leads from before there was such a filter cannot be found by it yet; the operator
         runs `leadkeep keys reseal`). Of a `reference` that no lead has: UNAVAILABLE STORAGE_UNAVAILABLE (it is that of a lead
         that was acknowledged as DELAYED and has not reached the database yet); FAILED_PRECONDITION LEAD_IN_CONFLICT (that of

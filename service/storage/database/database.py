@@ -38,7 +38,7 @@ from service.storage.database.failures import (
     spoils_connection,
 )
 from service.storage.database.fence import Fence
-from service.storage.database.pool import ConnectionPool, PooledConnection
+from service.storage.database.pool import CONNECTIONS, ConnectionPool, PooledConnection
 from service.storage.database.retry import with_retries
 from service.storage.database.session import (
     Driver,
@@ -118,6 +118,7 @@ class Database:
         self._in_use: set[PooledConnection] = set()
         self._left_behind: set[int] = set()
         self._pool = ConnectionPool(url, self._prove, self._on_failure)
+        self._long_reads = asyncio.Semaphore(CONNECTIONS // 2)  # new leads find a connection at any time
         self._fence = fence
         if fence is not None:
             fence.on_promotion.append(self._pool.close_idle)
@@ -189,12 +190,10 @@ class Database:
 
         Raises QueryTimeoutError, and like `write`.
         """
+        settings = f"; SET LOCAL statement_timeout = {round(seconds * 1000)}; {MUCH_AT_ONCE}"
 
         async def transaction(pooled: PooledConnection) -> T:
-            await self._begin(pooled)
-            await pooled.driver.execute(
-                f"SET LOCAL statement_timeout = {round(seconds * 1000)}; {MUCH_AT_ONCE}".encode()
-            )
+            await self._begin(pooled, settings)
             try:
                 result = await work(pooled.connection)
             except Exception as error:
@@ -204,7 +203,11 @@ class Database:
             await pooled.driver.commit()
             return result
 
-        return await with_retries(partial(self._once, transaction, longer=seconds))
+        async def attempt() -> T:
+            async with self._long_reads:
+                return await self._once(transaction, longer=seconds)
+
+        return await with_retries(attempt)
 
     async def rows(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
         """The rows of one statement. Raises like `write`."""
@@ -272,13 +275,13 @@ class Database:
             raise LeftBehindError
         self._left_behind.difference_update(pids)
 
-    async def _begin(self, pooled: PooledConnection) -> None:
-        """Begin a transaction, which behind a pooler proves its session first."""
+    async def _begin(self, pooled: PooledConnection, settings: str = "") -> None:
+        """Begin a transaction, which behind a pooler proves its session first, with settings of its own."""
         if not pooled.behind_pooler:
-            await pooled.driver.execute("BEGIN")
+            await pooled.driver.execute(f"BEGIN{settings}".encode())
             return
         pooled.server_pid = None
-        query = f"BEGIN; {proof(None, identity=self._identity is not None)}"
+        query = f"BEGIN; {proof(None, identity=self._identity is not None)}{settings}"
         with self._noting_refusal():
             cursor = await pooled.driver.execute(query.encode())
             cursor.nextset()

@@ -1,8 +1,8 @@
-"""Arguments of the repository: steps and corrections of a lead, filters and positions of lists."""
+"""Arguments of the repository: steps and corrections of a lead, positions of lists."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -50,39 +50,6 @@ class Correction:
 
 
 Step = StatusStep | AssignmentStep
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeadFilter:
-    """What a list holds; None and empty mean: any. `created_by` restricts it to one subject's leads."""
-
-    statuses: Sequence[LeadStatus] = ()
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    assignee: str | None = None
-    interested_policy: str | None = None
-    source: str | None = None
-    conversation_id: str | None = field(default=None, repr=False)
-    conversation_indexes: Sequence[str] = field(default=(), repr=False)
-    phone_indexes: Sequence[bytes] | None = field(default=None, repr=False)
-    """The blind indexes of one phone, one of which a lead must have; likewise `nid_indexes`."""
-    nid_indexes: Sequence[bytes] | None = field(default=None, repr=False)
-    email_indexes: Sequence[str] | None = field(default=None, repr=False)
-    reference: bytes | None = None
-    """The end of the ids that lead to a lead."""
-    created_by: str | None = None
-
-    @property
-    def selective(self) -> tuple[str, ...]:
-        """The names of the set filters that few leads match: those are fetched first and sorted then."""
-        given = {
-            "reference": self.reference,
-            "email": self.email_indexes,
-            "phone": self.phone_indexes,
-            "nid": self.nid_indexes,
-            "conversation_id": self.conversation_id,
-        }
-        return tuple(name for name, value in given.items() if value is not None)
 
 
 @dataclass(frozen=True, slots=True)

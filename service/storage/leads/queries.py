@@ -12,7 +12,6 @@ import psycopg
 from psycopg.rows import namedtuple_row
 from sqlalchemy import (
     ARRAY,
-    Select,
     Table,
     Text,
     Uuid,
@@ -36,7 +35,6 @@ from service.storage import models
 from service.storage.database import session
 from service.storage.database.database import Database, Statement
 from service.storage.database.failures import StorageFaultError, cause_of, violated_constraint
-from service.storage.leads.parameters import LeadFilter
 
 T = TypeVar("T")
 
@@ -133,7 +131,7 @@ LEADS_OF_IDS = Statement(
 """Of many `ids`, the leads that have them, or that they lead to; first the id that was given."""
 
 
-def _linked_to(conversation: Any, indexes: Any) -> Any:
+def linked_to(conversation: Any, indexes: Any) -> Any:
     """The condition of leads that a conversation is linked to, also where its id is in clear yet."""
     in_clear = and_(literal_column(models.IN_CLEAR), _LINK.c.conversation_id == conversation)
     return LEAD.c.id.in_(select(_LINK.c.lead_id).where(or_(_LINK.c.conversation_index == any_(indexes), in_clear)))
@@ -141,7 +139,7 @@ def _linked_to(conversation: Any, indexes: Any) -> Any:
 
 LEADS_OF_CONVERSATION = Statement(
     select(*COLUMNS)
-    .where(_linked_to(bindparam("conversation", type_=Text), bindparam("indexes", type_=ARRAY(Text))))
+    .where(linked_to(bindparam("conversation", type_=Text), bindparam("indexes", type_=ARRAY(Text))))
     .where(or_(_CREATOR.is_(None), LEAD.c.created_by == _CREATOR))
     .order_by(LEAD.c.created_at.desc(), LEAD.c.id.desc())
     .limit(literal_column(str(OTHER_LEADS_SHOWN + 1)))
@@ -213,45 +211,6 @@ async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnectio
         except BlindIndexTakenError:
             continue
     raise StorageUnavailableError
-
-
-def filtered(wanted: LeadFilter) -> Select[Any]:
-    """The leads that pass a filter, in no order."""
-    query = select(*COLUMNS)
-    equals = {
-        LEAD.c.assignee: wanted.assignee,
-        LEAD.c.interested_policy: wanted.interested_policy,
-        LEAD.c.source: wanted.source,
-        LEAD.c.created_by: wanted.created_by,
-    }
-    for column, value in equals.items():
-        if value is not None:
-            query = query.where(column == value)
-    for columns, shared, indexes in (
-        ((LEAD.c.phone_index, LEAD.c.phone_index_2), LEAD.c.phone_shared, wanted.phone_indexes),
-        ((LEAD.c.nid_index, LEAD.c.nid_index_2), LEAD.c.nid_shared, wanted.nid_indexes),
-    ):
-        if indexes is not None:
-            # Each part has its partial index; without them this would read every lead.
-            parts = (and_(column.in_(indexes), way) for column in columns for way in (~shared, shared))
-            query = query.where(or_(*parts))
-    if wanted.statuses:
-        query = query.where(LEAD.c.status.in_([status.value for status in wanted.statuses]))
-    if wanted.created_after is not None:
-        query = query.where(LEAD.c.created_at >= wanted.created_after)
-    if wanted.created_before is not None:
-        query = query.where(LEAD.c.created_at < wanted.created_before)
-    if wanted.conversation_id is not None:
-        given = bindparam("indexes", list(wanted.conversation_indexes), type_=ARRAY(Text))
-        query = query.where(_linked_to(wanted.conversation_id, given))
-    if wanted.email_indexes is not None:
-        given = bindparam("email_indexes", list(wanted.email_indexes), type_=ARRAY(Text))
-        query = query.where(LEAD.c.email_index == any_(given))
-    if wanted.reference is not None:
-        own = select(LEAD.c.id).where(refers_to(LEAD, wanted.reference)).correlate(None)
-        leads_to = select(_ALIAS.c.lead_id).where(refers_to(_ALIAS, wanted.reference))
-        query = query.where(LEAD.c.id.in_(own.union_all(leads_to)))
-    return query
 
 
 def refers_to(table: Table, reference: bytes) -> Any:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import FromClause, Uuid, func, null, select, text, tuple_, union_all
+from sqlalchemy import Uuid, func, null, select, text, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.access import Scope
@@ -27,10 +27,10 @@ from service.errors import (
     LeadNotFoundError,
     ScopeMissingError,
     StorageUnavailableError,
-    TooManyMatchesError,
 )
 from service.lead import (
     AssignmentChange,
+    LeadOrder,
     LeadStatus,
     SealedLead,
     SealedResubmission,
@@ -42,14 +42,13 @@ from service.storage.database.database import Database, Statement
 from service.storage.database.retry import with_retries
 from service.storage.intake.writer import LeadWriter
 from service.storage.leads.decision import DuplicateMatch
-from service.storage.leads.parameters import AssignmentStep, Correction, LeadFilter, Position, StatusStep, Step
+from service.storage.leads.lists import LIST_SECONDS, Filters, find_page
+from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep, Step
 from service.storage.leads.queries import (
     COLUMNS,
-    LEAD,
     LEADS_OF_CONVERSATION,
     LEADS_OF_IDS,
     fields_of,
-    filtered,
     lead_of,
     lock_lead,
     refers_to,
@@ -59,9 +58,6 @@ from service.storage.leads.queries import (
 from service.storage.leads.submissions import find_duplicates
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
-
-MOST_MATCHES = 1000
-"""Leads that a filter like a phone or an e-mail may match, so that they are sorted in memory, within milliseconds."""
 
 LARGEST_READ = 128
 """Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
@@ -174,40 +170,31 @@ class LeadRepository:
             raise StorageUnavailableError if waits else ConversationNotFoundError
         return lead_of(rows[0]), [row[0] for row in rows[1:]]
 
-    async def list_leads(self, lead_filter: LeadFilter, *, after: Position | None, limit: int) -> list[SealedLead]:
-        """At most `limit` leads behind the position `after`, newest first.
+    async def list_leads(
+        self, wanted: Filters, order: LeadOrder, *, after: tuple[datetime, UUID] | None, limit: int
+    ) -> list[tuple[datetime, SealedLead]]:
+        """At most `limit` leads behind the place `after`, each with the time that the order runs by.
 
-        Raises TooManyMatchesError, IndexIncompleteError, and, of a reference that no lead has, StorageUnavailableError
-        and LeadInConflictError.
+        Raises TooManyMatchesError, IndexIncompleteError, QueryTimeoutError, and, of a reference that no lead has,
+        StorageUnavailableError and LeadInConflictError.
         """
-        if lead_filter.email_indexes is not None and await self._database.rows(_LACKS_EMAIL_INDEX):
+        if "email" in wanted and await self._database.rows(_LACKS_EMAIL_INDEX):
             raise IndexIncompleteError
         # Before the database is read: what is drained meanwhile is found there.
-        waits = await self._reference_waits(lead_filter)
-        query = filtered(lead_filter)
-        listed: FromClause = LEAD
-        if lead_filter.selective:
-            # Else the planner may read all leads in the order of the list until enough of them match.
-            matched = query.limit(MOST_MATCHES + 1).cte("matched")
-            query = select(matched, select(func.count()).select_from(matched).scalar_subquery())
-            listed = matched
-        if after is not None:
-            query = query.where(tuple_(listed.c.created_at, listed.c.id) < tuple_(after.created_at, after.id))
-        query = query.order_by(listed.c.created_at.desc(), listed.c.id.desc()).limit(limit)
-        rows = await self._database.rows(query)
-        if lead_filter.selective and rows and rows[0][-1] > MOST_MATCHES:
-            raise TooManyMatchesError(lead_filter.selective, MOST_MATCHES)
-        if not rows and after is None and lead_filter.reference is not None:
-            await self._require_unknown(lead_filter.reference, lead_filter.created_by, waits=waits)
-        return [lead_of(row[: len(COLUMNS)]) for row in rows]
+        waits = await self._reference_waits(wanted)
+        find = partial(find_page, wanted=wanted, order=order, after=after, limit=limit)
+        found = await self._database.read_within(LIST_SECONDS, find)
+        if not found and after is None and "reference" in wanted:
+            await self._require_unknown(wanted["reference"], wanted.get("reader"), waits=waits)
+        return found
 
-    async def _reference_waits(self, lead_filter: LeadFilter) -> bool:
+    async def _reference_waits(self, wanted: Filters) -> bool:
         """Whether a submission with the reference that is looked for waits in the spool, or may do so."""
-        if lead_filter.reference is None:
+        if "reference" not in wanted:
             return False
-        creator = lead_filter.created_by
+        reader = wanted.get("reader")
         try:
-            return await self._spool.holds_reference(lead_filter.reference, lambda subject: creator in (None, subject))
+            return await self._spool.holds_reference(wanted["reference"], lambda subject: reader in (None, subject))
         except SpoolError:
             return True
 

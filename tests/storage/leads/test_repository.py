@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -25,7 +24,7 @@ from service.storage.database.failures import CommitNotDurableError, StorageFaul
 from service.storage.database.retry import Retry, RetryScope, retry_scope
 from service.storage.leads import submissions
 from service.storage.leads.decision import Created, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
-from service.storage.leads.parameters import AssignmentStep, Correction, LeadFilter, Position, StatusStep
+from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep
 from service.storage.leads.queries import OTHER_LEADS_SHOWN, columns_of, index_columns
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
@@ -685,43 +684,6 @@ class TestCorrect:
         assert isinstance(corrected, SealedLead)
         assert "notes" not in corrected.sealed
         assert corrected.version == 2
-
-
-class TestLists:
-    async def test_a_position_stands_behind_its_lead_also_among_leads_of_one_moment(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, database: TestDatabase
-    ) -> None:
-        ids = sorted([(await store.create(submit())).lead.id for _ in range(5)], reverse=True)  # type: ignore[union-attr]
-        with psycopg.connect(database.admin_url) as connection:
-            connection.execute("UPDATE lead SET created_at = '2026-01-31 09:00:00.123456+00'")
-        first = await repository.list_leads(LeadFilter(), after=None, limit=2)
-        place = Position(first[-1].created_at, first[-1].id)
-
-        rest = await repository.list_leads(LeadFilter(), after=place, limit=10)
-
-        assert [lead.id for lead in first + rest] == ids
-
-    async def test_the_filter_by_subject_is_exact(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
-    ) -> None:
-        mine = submit(created_by="me")
-        await store.create(mine)
-        await store.create(submit(created_by="me-too"))
-
-        found = await repository.list_leads(LeadFilter(created_by="me"), after=None, limit=10)
-
-        assert [lead.id for lead in found] == [mine.id]
-
-    async def test_the_last_moment_of_created_before_is_excluded(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
-    ) -> None:
-        lead = lead_of(await store.create(submit()))
-        at, later = lead.created_at, lead.created_at + timedelta(microseconds=1)
-
-        assert await repository.list_leads(LeadFilter(created_before=at), after=None, limit=1) == []
-        assert await repository.list_leads(LeadFilter(created_before=later), after=None, limit=1) == [lead]
-        assert await repository.list_leads(LeadFilter(created_after=at), after=None, limit=1) == [lead]
-        assert await repository.list_leads(LeadFilter(created_after=later), after=None, limit=1) == []
 
 
 class TestWhatTheDatabaseRefuses:

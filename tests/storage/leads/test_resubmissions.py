@@ -48,6 +48,10 @@ def counted(database: TestDatabase, lead_id: UUID) -> object:
     return value_of(database.admin_url, f"SELECT resubmissions FROM lead WHERE id = '{lead_id}'")
 
 
+def last_time(database: TestDatabase, lead_id: UUID) -> object:
+    return value_of(database.admin_url, f"SELECT resubmitted_at FROM lead WHERE id = '{lead_id}'")
+
+
 async def test_of_five_callers_at_once_nothing_is_lost(
     store: SubmissionStore, repository: LeadRepository, submit: Submit, database: TestDatabase
 ) -> None:
@@ -65,6 +69,7 @@ async def test_of_five_callers_at_once_nothing_is_lost(
     assert {each.submission_id for each in kept} == {each.id for each in sent}
     assert [each.submitted_at for each in kept] == sorted((each.submitted_at for each in kept), reverse=True)
     assert (len(kept), counted(database, first.id)) == (44, 44)
+    assert last_time(database, first.id) == kept[0].submitted_at
 
 
 async def test_what_was_refused_in_the_spool_is_kept_when_it_is_drained_once(
@@ -84,6 +89,22 @@ async def test_what_was_refused_in_the_spool_is_kept_when_it_is_drained_once(
     assert [each.submission_id for each in kept] == [each.id for each in reversed(sent)]
     assert [each.submitted_at for each in kept] == [each.accepted_at for each in reversed(sent)]
     assert counted(database, first.id) == 44
+    assert last_time(database, first.id) == sent[-1].accepted_at
+
+
+async def test_one_that_is_drained_late_does_not_come_after_a_later_one(
+    store: SubmissionStore, submit: Submit, database: TestDatabase
+) -> None:
+    first = submit(phone=PHONE)
+    await store.create(first)
+    assert last_time(database, first.id) is None
+    await store.create(submit(phone=PHONE))
+    later = last_time(database, first.id)
+
+    early = datetime.now(UTC) - timedelta(hours=1)
+    await store.create_all_once([replace(submit(phone=PHONE), accepted_at=early, refused=True)])
+
+    assert (counted(database, first.id), last_time(database, first.id)) == (2, later)
 
 
 async def test_a_repeated_request_is_kept_once_however_many_came_since(
@@ -127,6 +148,8 @@ async def test_an_erasure_takes_what_its_person_submitted_and_the_count_follows(
     assert {each.id for each in others} | {each.id for each in more[:10]} <= kept
     assert not kept & {each.id for each in hers}
     assert counted(database, husband.id) == len(kept)
+    [newest, *_] = await kept_with(repository, husband.id)
+    assert last_time(database, husband.id) == newest.submitted_at
 
 
 async def test_calls_go_on_while_a_person_with_many_neighbours_is_erased(world: World, submit: Submit) -> None:
@@ -177,4 +200,5 @@ async def test_the_rows_of_the_ring_survive_the_migration_in_their_order(
     assert [each.submission_id for each in found] == [each.id for each in reversed(kept)]
     assert [sealer.open_resubmission(each).phone for each in found] == [PHONE] * 20
     assert counted(database, lead.id) == 25
+    assert last_time(database, lead.id) == datetime(2026, 1, 1, 0, 0, 24, tzinfo=UTC)
     assert value_of(database.admin_url, "SELECT count(*) > 0 FROM lead_touch"), "its day's file shows the slots"

@@ -1,0 +1,130 @@
+"""`leadkeep leads`, as an operator uses it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.cli.leads import COLUMNS, Order
+from tests.harness.faults import value_of
+from tests.harness.leads import somebody
+from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.running_service import RunningService
+
+AGENT = "sam"
+
+
+@pytest.fixture(scope="module")
+def database(postgres_server: TestServer) -> TestDatabase:
+    return postgres_server.fresh_database()
+
+
+@pytest.fixture(scope="module")
+def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    running = RunningService(tmp_path_factory.mktemp("leads") / "leadkeep", database_url=database.serve_url)
+    yield running.start()
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def people(service: RunningService) -> list[pb.Lead]:
+    """Three leads: the first is contacted, the second is the agent's, the third has a name that could forge a line."""
+    with service.channel() as channel:
+        stub, metadata = service.stub(channel), service.metadata("admin")
+        made = [
+            somebody(name="Rahima Begum", source="web", conversation_id="talk-1"),
+            somebody(name="Rahim Uddin", source="ad", interested_policy="Whole Life"),
+            somebody(name="Tabea\u00a0\u202eT."),
+        ]
+        for lead in made:
+            lead.id = stub.CreateLead(pb.CreateLeadRequest(lead=lead), metadata=metadata, timeout=10).id
+        moved = pb.UpdateStatusRequest(id=made[0].id, status=pb.LEAD_STATUS_CONTACTED)
+        stub.UpdateStatus(moved, metadata=metadata, timeout=10)
+        stub.AssignLead(pb.AssignLeadRequest(id=made[1].id, assignee=AGENT), metadata=metadata, timeout=10)
+    return made
+
+
+def ids(service: RunningService, *arguments: str, stdin: str | None = None) -> list[str]:
+    done = service.leadkeep_here("leads", "list", "--json", *arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return [lead["id"] for lead in json.loads(done.stdout)]
+
+
+def test_a_table_with_a_line_for_each_lead_newest_first_and_masked(
+    service: RunningService, people: list[pb.Lead]
+) -> None:
+    done = service.leadkeep_here("leads", "list")
+    head, *lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert (tuple(head), done.stderr) == (COLUMNS, "")
+    assert [line[0] for line in lines] == [lead.id for lead in reversed(people)]
+    assert {len(line) for line in lines} == {len(COLUMNS)}
+    assert all("•••" in line[COLUMNS.index("phone")] for line in lines)
+    assert not [lead.phone for lead in people if lead.phone in done.stdout]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--status", "contacted"], [0]),
+        (["--status", "contacted", "--status", "new"], [2, 1, 0]),
+        (["--assignee", AGENT], [1]),
+        (["--unassigned"], [2, 0]),
+        (["--policy", "Whole Life"], [1]),
+        (["--source", "web"], [0]),
+        (["--created-by", "admin"], [2, 1, 0]),
+        (["--created-by", "bot"], []),
+        (["--created-after", "2026-01-31"], [2, 1, 0]),
+        (["--created-before", "2026-01-31T09:00:00+06:00"], []),
+        (["--updated-after", "2026-01-31T09:00:00"], [2, 1, 0]),
+        (["--updated-before", "2026-01-31"], []),
+        (["--name-prefix", "rahim"], [1, 0]),
+        (["--conversation-id", "talk-1"], [0]),
+        (["--order", "created-asc"], [0, 1, 2]),
+        (["--order", "updated-desc"], [1, 0, 2]),
+        (["--order", "resubmitted-desc"], []),
+        (["--unassigned", "--name-prefix", "Rahim"], [0]),
+    ],
+)
+def test_each_filter_and_order_is_an_option(
+    service: RunningService, people: list[pb.Lead], arguments: list[str], found: list[int]
+) -> None:
+    assert ids(service, *arguments) == [people[number].id for number in found]
+
+
+@pytest.mark.parametrize("field", ["phone", "nid"])
+def test_a_customers_value_is_read_from_standard_input_and_the_search_is_on_record(
+    service: RunningService, people: list[pb.Lead], database: TestDatabase, field: str
+) -> None:
+    value = getattr(people[1], field)
+    assert ids(service, f"--{field}", "-", "--reason", f"by {field}", stdin=f"{value}\n") == [people[1].id]
+    recorded = f"SELECT array_to_string(fields, ',') FROM access_record WHERE reason = 'by {field}'"
+    assert value_of(database.admin_url, recorded) == field
+
+
+def test_more_leads_than_asked_for_are_said_to_be_there(service: RunningService, people: list[pb.Lead]) -> None:
+    few = service.leadkeep_here("leads", "list", "--limit", "2", "--json")
+    assert [lead["id"] for lead in json.loads(few.stdout)] == [lead.id for lead in people[:0:-1]]
+    assert "--limit" in few.stderr
+    assert service.leadkeep_here("leads", "list", "--limit", "3").stderr == ""
+
+
+def test_every_order_of_the_contract_is_a_choice() -> None:
+    orders = [name.removeprefix("LEAD_ORDER_").lower().replace("_", "-") for name in pb.LeadOrder.keys()[1:]]
+    assert set(get_args(Order)) == {"created-desc", *orders}
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--order", "name"], ["--status", "old"], ["--created-after", "x"], ["--limit", "0"]]
+)
+def test_what_makes_no_sense_is_wrong_usage(service: RunningService, wrong: list[str]) -> None:
+    assert service.leadkeep_here("leads", "list", *wrong).returncode == 2
+
+
+def test_what_the_service_refuses_is_said(service: RunningService) -> None:
+    done = service.leadkeep_here("leads", "list", "--unassigned", "--assignee", "sam")
+    assert (done.returncode, done.stdout.count("{")) == (1, 0)
+    assert "unassigned cannot be sent with assignee" in done.stderr
