@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PEER_INSTALLED := .venv-peer/.installed
 STUBS_INSTALLED := .venv-stubs/.installed
 
-.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated dist lock clean
+.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated tools dist lock clean
 
 install: $(INSTALLED)
 
@@ -107,6 +107,19 @@ GENERATED := generated clients/policy/reasons.json
 check-generated: generate
 	@git diff --exit-code -- $(GENERATED) || { echo "stale: run 'make generate' and commit it" >&2; exit 1; }
 	@test -z "$$(git status --porcelain -- $(GENERATED))" || { git status --short -- $(GENERATED) >&2; exit 1; }
+
+# Compilers and callers of other languages. Tests that need them are skipped without.
+TOOLS := $(CURDIR)/.venv-tools
+LANGUAGES := tests/contract/languages
+tools: $(TOOLS)/.installed
+$(TOOLS)/.installed: $(wildcard $(LANGUAGES)/*)
+	@mkdir -p $(TOOLS)
+	@cd $(LANGUAGES) && GOBIN=$(TOOLS)/bin go install tool
+	@cp $(LANGUAGES)/package.json $(LANGUAGES)/package-lock.json $(TOOLS) && npm ci --silent --no-audit --no-fund --prefix $(TOOLS)
+	@mvn --quiet --batch-mode --file $(LANGUAGES)/pom.xml dependency:copy -Dtools=$(TOOLS)
+	@chmod +x $(TOOLS)/protoc-*/protoc $(TOOLS)/bin/*
+	@for jar in $(TOOLS)/protoc-*/*.jar; do $(PYTHON) -m zipfile -e $$jar $$(dirname $$jar); done # google/protobuf/*.proto
+	@touch $@
 
 # What a release consists of: the wheel, the contract as files to generate clients from, and as a descriptor set (with
 # google/rpc for the details of errors), for tools that read no reflection and no files.
