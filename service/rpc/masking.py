@@ -76,13 +76,17 @@ def mask_message(message: Message, *phones: str, shown: Collection[str] = ()) ->
 
 def _mask(message: Message, phone_ends: Sequence[str], shown: Collection[str]) -> None:
     plan = _plan(message.DESCRIPTOR)
-    masked = [name for name in plan.masked if name not in shown and getattr(message, name)]
+    masked = []
+    for name in plan.masked:
+        if name not in shown and (value := getattr(message, name)):
+            mask = MASKS.get(name)
+            setattr(message, name, MASK if mask is None else mask(value))
+            masked.append(name)
     follows = [name for name in plan.follows_phone if getattr(message, name)]
     if follows and _holds_hidden_phone(message, phone_ends, shown):
         masked += follows
-    for name in masked:
-        mask = MASKS.get(name)
-        setattr(message, name, MASK if mask is None else mask(getattr(message, name)))
+        for name in follows:
+            setattr(message, name, MASK)
     if plan.says_masked and masked:
         message.masked = True  # type: ignore[attr-defined]
         message.masked_fields.extend(masked)  # type: ignore[attr-defined]
@@ -184,6 +188,12 @@ def _plan(descriptor: Descriptor) -> _Plan:
         single=tuple(field.name for field in inner if not field.is_repeated),
         repeated=tuple(field.name for field in inner if field.is_repeated),
     )
+
+
+@cache
+def takes_reveal(descriptor: Descriptor) -> bool:
+    """Whether a request can name the fields that it wants unmasked."""
+    return "reveal" in descriptor.fields_by_name
 
 
 @cache

@@ -47,6 +47,7 @@ from service.rpc.masking import (
     mask_message,
     searches_phone,
     shown_values,
+    takes_reveal,
 )
 from service.rpc.reasons import ReasonRules
 from service.storage.access.chain import Access
@@ -219,30 +220,31 @@ def accesses_to(
 
 
 def _revealed(request: Message) -> tuple[str, ...]:
-    mask = getattr(request, "reveal", None)
-    return () if mask is None else tuple(mask.paths)
+    if not takes_reveal(request.DESCRIPTOR) or not request.HasField("reveal"):
+        return ()
+    return tuple(request.reveal.paths)  # type: ignore[attr-defined]
 
 
 def _shown_to(caller: Caller, view: int, revealed: Sequence[str]) -> frozenset[str]:
     """The fields that a request wants unmasked. Raises LeadValidationError, ScopeMissingError."""
+    if not revealed:
+        if view not in VIEWS:
+            raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
+        if caller.may(Scope.UNMASK):
+            return NOTHING if view == pb.LEAD_VIEW_MASKED else EVERYTHING
+        if view == pb.LEAD_VIEW_FULL:
+            raise ScopeMissingError(Scope.UNMASK)
+        return NOTHING
     violations = []
-    if view not in VIEWS:
-        violations.append(Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}"))
-    if revealed and view != pb.LEAD_VIEW_UNSPECIFIED:
+    if view != pb.LEAD_VIEW_UNSPECIFIED:
         violations.append(Violation("reveal", "must not be sent together with view"))
     if not EVERYTHING.issuperset(revealed):
         violations.append(Violation("reveal", f"may name only: {', '.join(UNMASK_SCOPES)}"))
     if violations:
         raise LeadValidationError(violations)
-    if revealed:
-        for field in revealed:
-            _require(caller, field)
-        return frozenset(revealed)
-    if caller.may(Scope.UNMASK):
-        return NOTHING if view == pb.LEAD_VIEW_MASKED else EVERYTHING
-    if view == pb.LEAD_VIEW_FULL:
-        raise ScopeMissingError(Scope.UNMASK)
-    return NOTHING
+    for field in revealed:
+        _require(caller, field)
+    return frozenset(revealed)
 
 
 def _require(caller: Caller, field: str) -> None:
