@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -220,3 +221,30 @@ def test_ghz_calls_without_a_file(service: RunningService) -> None:
     load = ["--data", '{"page_size": 1}', "--total", "20", "--concurrency", "2", "--format", "json"]
     report = json.loads(run(tool("ghz"), *options, *load, service.grpc_address))
     assert report["statusCodeDistribution"] == {"OK": 20}
+
+
+def test_lines_of_the_guide_run(service: RunningService) -> None:
+    for name in ("grpcurl", "ghz"):
+        tool(name)
+    blocks = re.findall(r"```sh\n(.*?)```", (TOOLS.parents[1] / "docs/grpcurl.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("127.0.0.1:50051", service.grpc_address)
+    lines = lines.replace("http://127.0.0.1:8080", service.http_url)
+    # The tokens are of this service, and the lead is the one that the guide saves.
+    lines = re.sub(r"^\w+=\$\(.venv/bin/leadkeep token.*\n", "", lines, flags=re.MULTILINE)
+    [placeholder] = re.findall(r"^LEAD=.*$", lines, flags=re.MULTILINE)
+    lines = lines.replace(placeholder, r"""LEAD=$(grep -m 1 -o '[0-9a-f]\{8\}-[0-9a-f-]*' saved)""")
+    save = "leadkeep.v1.LeadService/CreateLead\n"
+    lines = lines.replace(save, f"{save.rstrip()} > saved\n")
+    roles = {role.upper(): service.token(role) for role in ("chatbot", "agent", "admin")}
+    path = f"{TOOLS}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", lines],
+        cwd=service.data_dir,
+        env=os.environ | roles | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    assert "LEAD_STATUS_CONTACTED" in done.stdout
