@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -10,9 +11,9 @@ import typer
 from google.protobuf.json_format import MessageToDict
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
-from service.cli.client import connected, listed
-from service.cli.command import AsJson, ReasonToLook, cell, echo, moment, report
+from service.access import UNMASK_SCOPES, Scope
+from service.cli.client import connected, listed, showing
+from service.cli.command import AsJson, ReasonToLook, Reveal, cell, echo, moment, report
 from service.config import load_settings
 from service.lead import LeadStatus
 
@@ -54,13 +55,17 @@ def list_leads(
     nid: Annotated[str, _customers_option("With this national ID")] = "",
     order: Annotated[Order, typer.Option(help="By which time, and whether the latest comes first.")] = "created-desc",
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    reveal: Reveal = "",
     reason: ReasonToLook = "",
     as_json: AsJson = False,
 ) -> None:
     """List leads, sensitive values masked; all filters that are given must match."""
+    view, scopes = showing(unmask=False, reveal=reveal)
+    scopes += [UNMASK_SCOPES[name] for name, value in (("phone", phone), ("nid", nid)) if value]
     request = pb.ListLeadsRequest(
-        page_size=min(limit, LARGEST_PAGE),
-        view=pb.LEAD_VIEW_MASKED,
+        # One more than is shown, not a page more: each lead of a page is recorded.
+        page_size=min(limit + 1, LARGEST_PAGE),
+        **view,
         statuses=[f"LEAD_STATUS_{status.name}" for status in statuses or ()],
         assignee=assignee,
         unassigned=unassigned,
@@ -77,20 +82,20 @@ def list_leads(
         nid=nid,
         order_by=None if order == "created-desc" else f"LEAD_ORDER_{order.replace('-', '_').upper()}",
     )
-    scopes = (Scope.READ, Scope.UNMASK) if phone or nid else (Scope.READ,)
-    with connected(load_settings(), *scopes, reason=reason) as call:
+    with connected(load_settings(), Scope.READ, *scopes, reason=reason) as call:
         found = listed(call, "ListLeads", request, "leads")
         leads = list(islice(found, limit))
         if next(found, None) is not None:
             echo("leadkeep: more leads match: raise --limit", err=True)
     shown = [MessageToDict(lead, preserving_proto_field_name=True) for lead in leads]
-    report(shown, ["\t".join(COLUMNS), *map(_as_line, leads)], as_json=as_json)
+    columns = tuple(dict.fromkeys((*COLUMNS, *filter(None, reveal.split(",")))))
+    report(shown, ["\t".join(columns), *(_as_line(lead, columns) for lead in leads)], as_json=as_json)
 
 
-def _as_line(lead: pb.Lead) -> str:
+def _as_line(lead: pb.Lead, columns: Sequence[str]) -> str:
     shown = {
         "created_at": lead.created_at.ToJsonString(),
         "updated_at": lead.updated_at.ToJsonString(),
         "status": pb.LeadStatus.Name(lead.status).removeprefix("LEAD_STATUS_").lower(),
     }
-    return "\t".join(cell(shown.get(name) or getattr(lead, name)) or "-" for name in COLUMNS)
+    return "\t".join(cell(shown.get(name) or getattr(lead, name)) or "-" for name in columns)

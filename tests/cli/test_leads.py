@@ -128,3 +128,15 @@ def test_what_the_service_refuses_is_said(service: RunningService) -> None:
     done = service.leadkeep_here("leads", "list", "--unassigned", "--assignee", "sam")
     assert (done.returncode, done.stdout.count("{")) == (1, 0)
     assert "unassigned cannot be sent with assignee" in done.stderr
+
+
+def test_a_revealed_field_is_a_column_and_on_record(
+    service: RunningService, database: TestDatabase, people: list[pb.Lead]
+) -> None:
+    done = service.leadkeep_here("leads", "list", "--limit", "1", "--reveal", "email", "--reason", "reveal test")
+    assert done.returncode == 0, done.stderr
+    head, line = done.stdout.splitlines()
+    assert (head.split("\t")[-1], line.split("\t")[-1]) == ("email", people[-1].email)
+    assert people[-1].phone not in line
+    recorded = "SELECT array_agg(DISTINCT array_to_string(fields, ',')) FROM access_record WHERE reason = 'reveal test'"
+    assert value_of(database.admin_url, recorded) == ["email"]
