@@ -151,7 +151,13 @@ class TestReference:
 
 
 class TestEmail:
-    @pytest.mark.parametrize("written", [str, str.lower, str.upper, "  {} ".format, "\u200b{}\u00a0".format])
+    @pytest.mark.parametrize(
+        "written",
+        [
+            *(str, str.lower, str.upper, "  {} ".format, "\u200b{}\u00a0".format),
+            lambda given: given.replace("@", " @ "),
+        ],
+    )
     def test_it_is_found_in_another_case_and_with_spaces(self, admin: Client, written: object) -> None:
         email = mailbox()
         lead_id = admin.create(somebody(email=email)).id

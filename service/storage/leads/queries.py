@@ -167,6 +167,12 @@ async def link_conversation(connection: AsyncConnection, submission: SealedSubmi
         await connection.execute(_LINK_CONVERSATION, link)
 
 
+NOT_FOUND_BY_EMAIL = text(
+    f"SELECT id FROM lead WHERE {models.LACKS_EMAIL_INDEX} ORDER BY email_index LIMIT 1"  # noqa: S608 # our own text
+)
+"""A lead that cannot be found by its e-mail yet, if there is one. The order makes its small index the cheapest way."""
+
+
 async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
     """The lead that an id leads to, locked. With `key_share` others may still refer to it. Raises LeadNotFoundError.
 

@@ -48,6 +48,7 @@ from service.storage.leads.queries import (
     COLUMNS,
     LEADS_OF_CONVERSATION,
     LEADS_OF_IDS,
+    NOT_FOUND_BY_EMAIL,
     fields_of,
     lead_of,
     lock_lead,
@@ -61,10 +62,6 @@ from service.storage.spool.spool import Spool
 
 LARGEST_READ = 128
 """Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
-
-_LACKS_EMAIL_INDEX = text(
-    f"SELECT FROM lead WHERE {models.LACKS_EMAIL_INDEX} ORDER BY email_index LIMIT 1"  # our own text
-)
 
 MayRead = Callable[[str], bool]
 """Whether the caller may read leads that this subject created."""
@@ -178,7 +175,7 @@ class LeadRepository:
         Raises TooManyMatchesError, IndexIncompleteError, QueryTimeoutError, and, of a reference that no lead has,
         StorageUnavailableError and LeadInConflictError.
         """
-        if "email" in wanted and await self._database.rows(_LACKS_EMAIL_INDEX):
+        if "email" in wanted and await self._database.rows(NOT_FOUND_BY_EMAIL):
             raise IndexIncompleteError
         # Before the database is read: what is drained meanwhile is found there.
         waits = await self._reference_waits(wanted)
