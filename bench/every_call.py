@@ -67,6 +67,13 @@ def main(address: str, token: str) -> None:
         corrected = pb.Lead(id=made.id, phone="+4912345679")
         call(stub.UpdateLead, pb.UpdateLeadRequest(lead=corrected, update_mask=FieldMask(paths=["phone"])))
         call(stub.ListStatusChanges, pb.ListStatusChangesRequest(lead_id=made.id))
+        for newest_first in (False, True):
+            request = pb.ListLeadEventsRequest(lead_id=made.id, page_size=2, newest_first=newest_first)
+            request.page_token = call(stub.ListLeadEvents, request).next_page_token
+            call(stub.ListLeadEvents, request)
+            request.page_token, request.include_accesses = "", True
+            request.page_token = call(stub.ListLeadEvents, request).next_page_token
+            call(stub.ListLeadEvents, request)
         call(stub.ListResubmissions, pb.ListResubmissionsRequest(lead_id=made.id))
         call(stub.ListConflicts, pb.ListConflictsRequest())
         call(stub.ListAccesses, pb.ListAccessesRequest())

@@ -130,7 +130,7 @@ def disk(postgres: EmbeddedPostgres, size: Size) -> Disk:
     with psycopg.connect(postgres.url(user="postgres", database=f"leads_{size.count}")) as connection:
         tables = connection.execute(
             "SELECT c.relname, pg_table_size(c.oid), pg_indexes_size(c.oid) FROM pg_class c"
-            " WHERE c.relname IN ('lead', 'lead_conversation', 'status_change') ORDER BY 1"
+            " WHERE c.relname IN ('lead', 'lead_conversation', 'lead_event') ORDER BY 1"
         ).fetchall()
         indexes = connection.execute(
             "SELECT indexrelname, pg_relation_size(indexrelid) FROM pg_stat_user_indexes WHERE relname = 'lead'"

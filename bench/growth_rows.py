@@ -106,7 +106,7 @@ class Rows:
             for table, lines in (
                 (f"lead ({_COLUMNS})", self._leads()),
                 (f"lead_conversation ({_LINK_COLUMNS})", self._conversations()),
-                ("status_change (lead_id, from_status, to_status, actor, changed_at, version)", self._histories()),
+                ("lead_event (lead_id, type, version, actor, from_status, to_status, at)", self._events()),
             ):
                 with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
                     for chunk in _chunks(lines):
@@ -150,9 +150,12 @@ class Rows:
                 index = f"{self._key_id}.{base64.urlsafe_b64encode(os.urandom(32)).decode()}"
             yield f"{lead_id}\t{lead_id}\t{token}\t{index}\t{self.created_at(number).isoformat()}\n"
 
-    def _histories(self) -> Iterator[str]:
-        for number in range(0, self.count, _EVERY_THIRD):
-            yield f"{self.lead_id(number)}\tnew\tcontacted\tagent\t{self.created_at(number).isoformat()}\t2\n"
+    def _events(self) -> Iterator[str]:
+        for number in range(self.count):
+            lead_id, at = self.lead_id(number), self.created_at(number).isoformat()
+            yield f"{lead_id}\t1\t1\tchatbot\t\\N\t\\N\t{at}\n"
+            if number % _EVERY_THIRD == 0:
+                yield f"{lead_id}\t3\t2\tagent\tnew\tcontacted\t{at}\n"
 
     def _details(self, number: int) -> CustomerFields:
         return CustomerFields(**{name: numbered(text, number) for name, text in PERSON.items()})

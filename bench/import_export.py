@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+
 from bench.databases import database
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import prepare_own_database
@@ -34,17 +36,24 @@ SPEED_GOAL = 3_000.0
 MEMORY_GOAL = 40.0
 """Megabytes that ten times the leads may cost: what allocators and caches of four processes vary by."""
 
-TABLES = ("lead", "status_change", "assignment_change", "resubmission", "lead_alias")
-"""What a dump must show alike; the links of conversations have numbers of their own, and are left out."""
+TABLES = ("lead", "resubmission", "lead_alias")
+"""What a dump must show alike; links of conversations and events are numbered by each database itself."""
+
+EVENTS = """
+    SELECT (lead_id, row_number() OVER (PARTITION BY lead_id ORDER BY version, id), version, type, actor, reason,
+        fields, from_status, to_status, from_assignee, to_assignee, at)::text FROM lead_event
+"""
 
 # What a year of work leaves behind, with times and numbers of its own.
 HISTORIES = (
     "UPDATE lead SET status = 'contacted', assignee = 'rahima', version = 3, resubmissions = 0,"
     " created_at = created_at - (random() * 30)::int * interval '1 day'",
-    "INSERT INTO status_change (lead_id, from_status, to_status, actor, reason, changed_at, version)"
-    " SELECT id, 'new', 'contacted', 'agent', E'said \"yes\" \\\\ twice\\n', created_at + interval '1 h', 2 FROM lead",
-    "INSERT INTO assignment_change (lead_id, to_assignee, actor, changed_at, version)"
-    " SELECT id, 'rahima', 'agent', created_at + interval '2 h', 3 FROM lead",
+    "UPDATE lead_event SET at = created_at FROM lead WHERE lead.id = lead_id AND type = 1",
+    "INSERT INTO lead_event (type, lead_id, from_status, to_status, actor, reason, at, version)"
+    " SELECT 3, id, 'new', 'contacted', 'agent', E'said \"yes\" \\\\ twice\\n', created_at + interval '1 h', 2"
+    " FROM lead",
+    "INSERT INTO lead_event (type, lead_id, to_assignee, actor, at, version)"
+    " SELECT 4, id, 'rahima', 'agent', created_at + interval '2 h', 3 FROM lead",
     "INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)"
     " SELECT lead_id, submission_id, conversation_id, conversation_index FROM lead_conversation",
     "INSERT INTO lead_alias (id, lead_id, created_by) SELECT gen_random_uuid(), id, 'chatbot' FROM lead LIMIT 1000",
@@ -95,11 +104,13 @@ def leads_file(folder: Path, first: int, count: int) -> Path:
 
 
 def dumped(postgres: EmbeddedPostgres, url: str) -> list[str]:
-    """What pg_dump writes of leads, histories and links, the rows in an order of their own."""
+    """What pg_dump writes of leads and links, and their events; the rows in an order of their own."""
     chosen = [part for table in TABLES for part in ("--table", table)]
     command = [str(postgres.bin_dir / "pg_dump"), "--data-only", *chosen, "--dbname", url]
     text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    return sorted(line for line in text.splitlines() if not re.match(r"\\(un)?restrict ", line))
+    with psycopg.connect(url) as connection:
+        events = [event for (event,) in connection.execute(EVENTS)]
+    return sorted([*events, *(line for line in text.splitlines() if not re.match(r"\\(un)?restrict ", line))])
 
 
 def main() -> None:

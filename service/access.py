@@ -46,6 +46,7 @@ READ_SCOPES: dict[str, tuple[Scope, ...]] = {
     "SummarizeLeads": (Scope.READ, Scope.READ_OWN),
     "ListStatusChanges": (Scope.READ,),
     "ListAssignments": (Scope.READ,),
+    "ListLeadEvents": (Scope.READ,),
     "ListResubmissions": (Scope.READ,),
     "ListConflicts": (Scope.OPERATE,),
     "ListAccesses": (Scope.OPERATE,),

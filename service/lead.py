@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import Enum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 from operator import itemgetter
 from typing import Annotated, Any, get_type_hints
 from uuid import UUID
@@ -382,30 +382,40 @@ class SealedConflict(SealedSubmission):
         return tuple(dict.fromkeys(lead_id for lead_id in matched if lead_id is not None))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeadChange:
-    """One row of a lead's history."""
+class LeadEventType(IntEnum):
+    """What happened to a lead; the numbers of the contract, which are also those that are stored."""
 
-    actor: str
-    reason: str | None
-    changed_at: datetime
+    CREATED = 1
+    CORRECTED = 2
+    STATUS_CHANGED = 3
+    ASSIGNED = 4
+    RESUBMITTED = 5
+    CONFLICT_DECIDED = 6
+    ERASED = 7
+    """What stays of the history of an erased lead."""
+    REVEALED = 8
+    """A look at values in clear. The access record has it; it is not stored twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeadEvent:
+    """One event of a lead's history. It holds no value of a customer field."""
+
+    id: int
+    """Of the event, or of the access that it is made of: two kinds of numbers."""
+    type: LeadEventType
+    lead_id: UUID
     version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusChange(LeadChange):
-    """One row of a lead's status history."""
-
-    from_status: LeadStatus
-    to_status: LeadStatus
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssignmentChange(LeadChange):
-    """One row of a lead's assignment history; None means nobody."""
-
+    """The lead's version after it; 0 for an access, which knows none."""
+    fields: tuple[str, ...]
+    """The customer fields that were corrected, or shown."""
+    from_status: LeadStatus | None
+    to_status: LeadStatus | None
     from_assignee: str | None
     to_assignee: str | None
+    actor: str
+    reason: str | None
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,7 +165,9 @@ class LeadSealer:
             indexes=replace(submission.indexes, conversation=self.conversation_indexes(conversation_id)),
         )
 
-    def correction(self, lead_id: UUID, changed: Mapping[str, str | None]) -> Correction:
+    def correction(
+        self, lead_id: UUID, changed: Mapping[str, str | None], *, actor: str, reason: str | None = None
+    ) -> Correction:
         """New normalised values of a lead's fields, ready to be stored; None removes an optional one."""
         columns: dict[str, str | bytes | bool | int | None] = {
             name: None if value is None else self._stored(lead_id, name, value) for name, value in changed.items()
@@ -178,7 +180,7 @@ class LeadSealer:
                 columns["index_epoch"] = indexes.epoch
         if "email" in changed:
             columns["email_index"] = indexes.email
-        return Correction(columns=columns)
+        return Correction(columns=columns, actor=actor, reason=reason)
 
     def acknowledged(self, lead_id: UUID, entered: CustomerFields, accepted_at: datetime, created_by: str) -> Lead:
         """The lead that a submission is acknowledged as before the database has it."""

@@ -33,6 +33,7 @@ from service.storage.keys.canary import read_key_state
 from service.storage.keys.replicas import ReplicaReport, replica_name
 from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.erasures import Erasures
+from service.storage.leads.history import LeadHistory
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.leads.summaries import LeadSummaries
@@ -41,6 +42,7 @@ from service.supervisor import Component, Supervisor
 from service.use_cases.confirmation import ConfirmationService
 from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
+from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService
 from service.use_cases.summary_service import SummaryService
 
@@ -91,15 +93,17 @@ class ServiceParts:
 
     def servicer(self, confirmation: ConfirmationService) -> LeadServicer:
         """The use cases on these parts, as the contract's methods."""
+        leads = LeadRepository(self.database, self.spool, self.writer)
         return LeadServicer(
             LeadService(
-                repository=LeadRepository(self.database, self.spool, self.writer),
+                repository=leads,
                 sealer=self.sealer,
                 validation=self.validation,
                 confirmation=confirmation,
                 page_token_tags=self.page_token_tags,
                 new_id=new_id,
             ),
+            HistoryService(leads=leads, history=LeadHistory(self.database), page_token_tags=self.page_token_tags),
             ConflictService(
                 conflicts=ConflictRepository(self.database),
                 sealer=self.sealer,

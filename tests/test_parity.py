@@ -16,6 +16,7 @@ from alembic.script import ScriptDirectory
 from google.protobuf.descriptor import Descriptor
 from leadkeep.v1 import lead_service_pb2 as pb
 from sqlalchemy import CheckConstraint, Table
+from sqlalchemy.dialects.postgresql.base import ischema_names
 
 import service
 from service.access import SCOPES, UNMASK_SCOPES
@@ -215,6 +216,7 @@ class TestSchema:
 
     def test_alembic_finds_nothing_to_migrate(self, database: TestDatabase) -> None:
         engine = schema.engine_of(database.admin_url)
+        ischema_names["xid8"] = models.TransactionId
         with engine.connect() as connection:
             context = MigrationContext.configure(
                 connection, opts={"compare_type": True, "compare_server_default": True}

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -107,6 +107,17 @@ def echo(line: str, *, err: bool = False) -> None:
 def cell(value: object) -> str:
     """A value as it stands in a column."""
     return "" if value is None else " ".join(printable(str(value), kept="\n\t").split())
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table in columns, as wide as the terminal shows their cells."""
+    from rich.cells import cell_len  # loading it takes longer than most commands
+
+    cells = [[cell(value) for value in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (value + " " * (width - cell_len(value)) for value, width in zip(row, widths, strict=True))
+        yield "  ".join(padded).rstrip()
 
 
 def print_json(value: object) -> None:

@@ -83,7 +83,10 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
     ),
     "leads": (
         "Leads, as the running service shows them.",
-        {"list": ("List leads, sensitive values masked; all filters that are given must match.", "leads:list_leads")},
+        {
+            "list": ("List leads, sensitive values masked; all filters that are given must match.", "leads:list_leads"),
+            "history": ("Show everything that happened to a lead, oldest first.", "history:show"),
+        },
     ),
     "conflicts": (
         "Submissions that matched a lead when they came out of the spool.",

@@ -47,8 +47,7 @@ MEANINGS = {
     "request_id": "the request that created it",
     "content_digest": "keyed digest of what was submitted, base64",
     "conversations": "all conversations that are linked to it; their tokens are bound to submission_id",
-    "status_changes": "its status history, oldest first",
-    "assignment_changes": "its assignment history, oldest first",
+    "events": "what happened to it since it was created, oldest first",
     "kept_resubmissions": "its resubmissions, oldest first; their tokens are bound to submission_id",
     "aliases": "other ids that lead to it",
 }

@@ -143,6 +143,7 @@ def _schemas() -> _Json:
         "Access": _message(_MESSAGES["Access"]),
         "Resubmission": _message(_MESSAGES["Resubmission"]),
         "LeadCount": _message(_MESSAGES["LeadCount"]),
+        "LeadEvent": _message(_MESSAGES["LeadEvent"]),
         "StatusUpdate": _body_schema("UpdateStatusRequest", STATUS_FIELDS) | {"required": ["status"]},
         "Erasure": _body_schema("EraseLeadRequest", ERASURE_FIELDS),
         "Problem": _PROBLEM,

@@ -136,6 +136,30 @@ FIELDS: dict[str, dict[str, str]] = {
         "group first, at most 1,000 and one for all others.",
         "total": "How many leads were created within the span: the sum of all groups.",
     },
+    "LeadEvent": {
+        "id": "Identifier of the event.",
+        "type": "What happened. Nobody can list the event of an erased lead.",
+        "lead_id": "The lead.",
+        "version": "The lead's version after it; 0 for a look at values in clear.",
+        "fields": "Names of the customer fields that were corrected or shown.",
+        "from_status": "The status before.",
+        "to_status": "The status after.",
+        "from_assignee": "Who had the lead before; empty for nobody.",
+        "to_assignee": "Who has it after; empty for nobody.",
+        "actor": "Who did it: the `sub` of the token.",
+        "reason": "Why, as it was given.",
+        "at": "When. What waited in a queue keeps the moment at which it was accepted.",
+    },
+    "ListLeadEventsRequest": {
+        "page_size": "How many events a page holds: 1 to 100, 50 when not given.",
+        "page_token": "`next_page_token` of the page before, of the same lead, order and selection.",
+        "newest_first": "The newest event first, instead of the oldest.",
+        "include_accesses": "Also who was shown values of the lead unmasked. Needs `leads:operate`.",
+    },
+    "ListLeadEventsResponse": {
+        "events": "The events, in the order that was asked for.",
+        "next_page_token": "Send it as `page_token` for the next page; empty on the last page.",
+    },
     "Resubmission": {
         "lead": "The submission as it was sent; output fields are not set, but for masked, transcript_uri and "
         "unreadable_fields.",
@@ -220,6 +244,12 @@ OPERATIONS: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "ListResubmissions": (
         "List what was refused as a duplicate of a lead, newest first",
         "All that was submitted is kept. Scope: `leads:read`.",
+        (404,),
+    ),
+    "ListLeadEvents": (
+        "List everything that happened to a lead, in the order of its versions",
+        "Who did what, when and why, and the names of the fields, never a value. Corrections that an earlier release "
+        "made are unknown. Scope: `leads:read`.",
         (404,),
     ),
     "EraseLead": (

@@ -84,6 +84,12 @@ OPERATIONS = (
         "ListResubmissions",
         query=("page_size", "page_token", *VIEW_FIELDS),
     ),
+    Operation(
+        "GET",
+        "/api/leads/{lead_id}/events",
+        "ListLeadEvents",
+        query=("page_size", "page_token", "newest_first", "include_accesses"),
+    ),
     # `path`: a conversation's id may hold a slash, as %2F.
     Operation("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation", query=VIEW_FIELDS),
     Operation("GET", "/api/accesses", "ListAccesses", query=tuple(pb.ListAccessesRequest.DESCRIPTOR.fields_by_name)),

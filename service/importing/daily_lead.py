@@ -17,7 +17,15 @@ from service.access import is_subject
 from service.errors import LeadValidationError
 from service.files.daily_file import MEANINGS
 from service.keys.encryption import EncryptionService
-from service.lead import CUSTOMER_FIELDS, FIELD_RULES, SENSITIVE_FIELDS, LeadStatus, digested, is_sealed
+from service.lead import (
+    CORRECTABLE_FIELDS,
+    CUSTOMER_FIELDS,
+    FIELD_RULES,
+    SENSITIVE_FIELDS,
+    LeadStatus,
+    digested,
+    is_sealed,
+)
 from service.validation import ValidationService
 from service.validation.text import TextRule, ValueRefusedError
 
@@ -121,22 +129,32 @@ _LEAD: dict[str, _Check] = {
     "request_id": _REQUEST_ID,
     "content_digest": _digest,
     "conversations": _list,
-    "status_changes": _list,
-    "assignment_changes": _list,
+    "events": _list,
     "kept_resubmissions": _list,
     "aliases": _list,
 }
-_STEP: dict[str, _Check] = {
-    "id": _positive,
-    "actor": is_subject,
-    "reason": _REASON,
-    "changed_at": _moment,
-    "version": _positive,
+_EVENT_TYPES = {"corrected", "status_changed", "assigned", "resubmitted", "conflict_decided"}
+_DETAIL_OF = {
+    "fields": "corrected",
+    **dict.fromkeys(("from_status", "to_status"), "status_changed"),
+    **dict.fromkeys(("from_assignee", "to_assignee"), "assigned"),
 }
+"""The type of the events that may hold a member. They make a version each."""
+
 _MEMBERS: dict[str, dict[str, _Check]] = {
     "conversations": {"submission_id": _id, "conversation_id": _conversation, "linked_at": _moment},
-    "status_changes": {**_STEP, "from_status": _status, "to_status": _status},
-    "assignment_changes": {**_STEP, "from_assignee": _ASSIGNEE, "to_assignee": _ASSIGNEE},
+    "events": {
+        "type": lambda value: value in _EVENT_TYPES,
+        "version": _positive,
+        "fields": _optional(lambda value: isinstance(value, list) and set(value) <= set(CORRECTABLE_FIELDS)),
+        "from_status": _optional(_status),
+        "to_status": _optional(_status),
+        "from_assignee": _ASSIGNEE,
+        "to_assignee": _ASSIGNEE,
+        "actor": is_subject,
+        "reason": _REASON,
+        "at": _moment,
+    },
     "kept_resubmissions": {
         "submission_id": _id,
         **_FIELDS,
@@ -162,10 +180,26 @@ def require_form(lead: Any) -> None:
             _require(each, checks, f"{name}: ")
     if len(lead["kept_resubmissions"]) > lead["resubmissions"]:
         raise LeadRefusedError("its resubmissions are more than it counts")
-    for name in ("status_changes", "assignment_changes"):
-        versions = [step["version"] for step in lead[name]]
-        if len(set(versions)) < len(versions) or any(not 1 < version <= lead["version"] for version in versions):
-            raise LeadRefusedError(f"its {name} do not fit its version")
+    _require_history(lead["events"], lead["version"])
+
+
+def _require_history(events: list[dict[str, Any]], version: int) -> None:
+    versions = [event["version"] for event in events]
+    made = [event["version"] for event in events if event["type"] in _DETAIL_OF.values()]
+    if (
+        versions != sorted(versions)
+        or len(set(made)) < len(made)
+        or 1 in made
+        or any(each > version for each in versions)
+    ):
+        raise LeadRefusedError("its events do not fit its version")
+    for event in events:
+        if any(event[name] is not None and event["type"] != owner for name, owner in _DETAIL_OF.items()):
+            raise LeadRefusedError("its events hold more than belongs to their types")
+        statuses = {event["from_status"], event["to_status"]}
+        is_known = {"corrected": bool(event["fields"]), "status_changed": len(statuses - {None}) == 2}
+        if not is_known.get(event["type"], True):
+            raise LeadRefusedError("its events do not name what changed")
 
 
 def _require(row: Mapping[str, Any], checks: Mapping[str, _Check], where: str) -> None:
@@ -188,9 +222,8 @@ def opened(lead: Mapping[str, Any], encryption: EncryptionService) -> tuple[dict
         values = _open(kept, UUID(kept["submission_id"]), encryption)
         _require_digest(kept, values, "a resubmission of it", encryption)
     values = _open(lead, UUID(lead["id"]), encryption)
-    steps = {step["version"] for step in (*lead["status_changes"], *lead["assignment_changes"])}
-    # Each version has its step in a history, but those that a correction made.
-    if len(steps) == lead["version"] - 1:
+    # Each version has its event, but those that an earlier release's correction made.
+    if sum(event["type"] in ("status_changed", "assigned") for event in lead["events"]) == lead["version"] - 1:
         _require_digest(lead, values, "it", encryption)
     linked = [
         encryption.open(UUID(link["submission_id"]), "conversation_id", link["conversation_id"])

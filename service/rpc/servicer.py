@@ -12,13 +12,14 @@ from uuid import UUID
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller
-from service.lead import SENSITIVE_FIELDS
+from service.lead import SENSITIVE_FIELDS, LeadEventType
 from service.rpc import wire
 from service.rpc.call import Call
 from service.storage.access.chain import RecordedAccess
 from service.storage.access.queries import AccessRecords
 from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
+from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService
 from service.use_cases.page_token import Tags, read_page
 from service.use_cases.summary_service import SummaryService
@@ -30,6 +31,7 @@ class LeadServicer:
     def __init__(
         self,
         leads: LeadService,
+        history: HistoryService,
         conflicts: ConflictService,
         accesses: AccessRecords,
         erasures: ErasureService,
@@ -37,6 +39,7 @@ class LeadServicer:
         page_token_tags: Tags,
     ) -> None:
         self._leads = leads
+        self._history = history
         self._conflicts = conflicts
         self._accesses = accesses
         self._erasures = erasures
@@ -100,6 +103,7 @@ class LeadServicer:
             _caller(call),
             wire.lead_id_of(request.lead.id, "lead.id"),
             fields,
+            reason=request.reason,
             phone_region=request.phone_region,
             expected_version=wire.expected_version_of(request.expected_version),
             compared=compared if compares else None,
@@ -145,15 +149,31 @@ class LeadServicer:
         self, call: Call, request: pb.ListStatusChangesRequest
     ) -> pb.ListStatusChangesResponse:
         """Show a lead's status history."""
-        changes = await self._leads.status_changes(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        lead_id = wire.lead_id_of(request.lead_id, "lead_id")
+        changes = await self._history.of_type(_caller(call), lead_id, LeadEventType.STATUS_CHANGED)
         return pb.ListStatusChangesResponse(changes=wire.status_change_messages(changes))
 
     async def ListAssignments(  # noqa: N802
         self, call: Call, request: pb.ListAssignmentsRequest
     ) -> pb.ListAssignmentsResponse:
         """Show a lead's assignment history."""
-        changes = await self._leads.assignments(_caller(call), wire.lead_id_of(request.lead_id, "lead_id"))
+        lead_id = wire.lead_id_of(request.lead_id, "lead_id")
+        changes = await self._history.of_type(_caller(call), lead_id, LeadEventType.ASSIGNED)
         return pb.ListAssignmentsResponse(assignments=wire.assignment_messages(changes))
+
+    async def ListLeadEvents(  # noqa: N802
+        self, call: Call, request: pb.ListLeadEventsRequest
+    ) -> pb.ListLeadEventsResponse:
+        """Show a page of a lead's history."""
+        events, next_page_token = await self._history.events(
+            _caller(call),
+            wire.lead_id_of(request.lead_id, "lead_id"),
+            page_size=request.page_size,
+            page_token=request.page_token,
+            newest_first=request.newest_first,
+            include_accesses=request.include_accesses,
+        )
+        return pb.ListLeadEventsResponse(events=wire.event_messages(events), next_page_token=next_page_token)
 
     async def ListResubmissions(  # noqa: N802
         self, call: Call, request: pb.ListResubmissionsRequest

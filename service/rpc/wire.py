@@ -16,14 +16,14 @@ from service.errors import LeadValidationError, Violation
 from service.lead import (
     CORRECTABLE_FIELDS,
     CUSTOMER_FIELDS,
-    AssignmentChange,
     ConflictResolution,
     Lead,
+    LeadEvent,
+    LeadEventType,
     LeadGroup,
     LeadOrder,
     LeadStatus,
     Resubmission,
-    StatusChange,
 )
 from service.storage.access.chain import RecordedAccess
 from service.storage.access.queries import AccessFilter
@@ -187,7 +187,7 @@ def summary_message(summary: Summary, group: LeadGroup) -> pb.SummarizeLeadsResp
     )
 
 
-def status_change_messages(changes: Iterable[StatusChange]) -> list[pb.StatusChange]:
+def status_change_messages(changes: Iterable[LeadEvent]) -> list[pb.StatusChange]:
     """A status history."""
     return [
         pb.StatusChange(
@@ -195,14 +195,14 @@ def status_change_messages(changes: Iterable[StatusChange]) -> list[pb.StatusCha
             to_status=_status(change.to_status),
             actor=change.actor,
             reason=change.reason,
-            changed_at=_timestamp(change.changed_at),
+            changed_at=_timestamp(change.at),
             version=change.version,
         )
         for change in changes
     ]
 
 
-def assignment_messages(changes: Iterable[AssignmentChange]) -> list[pb.Assignment]:
+def assignment_messages(changes: Iterable[LeadEvent]) -> list[pb.Assignment]:
     """An assignment history."""
     return [
         pb.Assignment(
@@ -210,10 +210,31 @@ def assignment_messages(changes: Iterable[AssignmentChange]) -> list[pb.Assignme
             to_assignee=change.to_assignee,
             actor=change.actor,
             reason=change.reason,
-            changed_at=_timestamp(change.changed_at),
+            changed_at=_timestamp(change.at),
             version=change.version,
         )
         for change in changes
+    ]
+
+
+def event_messages(events: Iterable[LeadEvent]) -> list[pb.LeadEvent]:
+    """A history. Accesses have numbers of their own, so theirs are marked."""
+    return [
+        pb.LeadEvent(
+            id=f"access-{event.id}" if event.type is LeadEventType.REVEALED else str(event.id),
+            type=f"LEAD_EVENT_TYPE_{event.type.name}",
+            lead_id=str(event.lead_id),
+            version=event.version,
+            fields=event.fields,
+            from_status=_status(event.from_status),
+            to_status=_status(event.to_status),
+            from_assignee=event.from_assignee,
+            to_assignee=event.to_assignee,
+            actor=event.actor,
+            reason=event.reason,
+            at=_timestamp(event.at),
+        )
+        for event in events
     ]
 
 
@@ -286,8 +307,8 @@ def resolution_of(number: int, path: str) -> ConflictResolution:
     return _RESOLUTION_FROM_WIRE[number]
 
 
-def _status(status: LeadStatus) -> str:
-    return f"LEAD_STATUS_{status.name}"
+def _status(status: LeadStatus | None) -> str | None:
+    return f"LEAD_STATUS_{status.name}" if status else None
 
 
 def _timestamp(moment: datetime) -> Timestamp:

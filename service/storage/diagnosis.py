@@ -20,11 +20,11 @@ from service.storage.schema import APPLICATION_ROLE
 
 _RIGHTS = {
     "SELECT": (
-        "lead status_change assignment_change lead_conversation resubmission lead_alias lead_conflict tombstone "
+        "lead lead_event lead_conversation resubmission lead_alias lead_conflict tombstone "
         "key_canary replica lead_touch daily_file file_turn access_record access_chain access_head alembic_version"
     ),
     "INSERT": (
-        "lead status_change assignment_change lead_conversation resubmission lead_alias lead_conflict tombstone "
+        "lead lead_event lead_conversation resubmission lead_alias lead_conflict tombstone "
         "replica lead_touch daily_file access_record access_chain access_head"
     ),
     "UPDATE": "lead resubmission lead_conflict tombstone replica daily_file file_turn",

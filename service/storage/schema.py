@@ -22,8 +22,11 @@ from service.storage.database.failures import StorageFaultError, cause_of, is_tr
 from service.storage.database.session import SETTINGS, encoding_refusal, open_unproven, shown
 from service.storage.postgres.embedded import EmbeddedPostgres
 
-REVISION = "0016"
+REVISION = "0018"
 """The schema that this release works with: the newest file in migrations/versions."""
+
+_HISTORIES_MOVE = "0017"
+"""The schema at which `migrate` moves the histories, before the next revision removes the tables of before."""
 
 APPLICATION_ROLE = "leadkeep_app"
 """The group role that holds the rights of `serve`; the login role of `serve` is a member of it."""
@@ -73,26 +76,28 @@ def engine_of(url: str) -> Engine:
 def migrate(url: str) -> str | None:
     """Bring the schema to REVISION; the revision found before, None for an empty database. Safe to repeat.
 
+    In several transactions where rows move, none of them long; when it is interrupted, the same again goes on.
     Raises StartRefusedError when the database is of a later release or of none, cannot be reached, or refuses.
     """
-    from alembic import command  # costs 440 ms, which a start without migrations should not pay
-    from alembic.config import Config
-    from alembic.util import CommandError
+    from alembic.util import CommandError  # costs 440 ms, which a start without migrations should not pay
+
+    from service.storage.migrations.histories import move_histories
 
     engine = engine_of(url)
     try:
-        # In one transaction: a pooler would keep the lock of a session for others.
-        with engine.begin() as connection:
-            _begin_migration(connection)
+        with _migrating(engine) as connection:
             before = _revision(connection)
             if before is not None and before > REVISION:
                 raise StartRefusedError(_newer(before))
-            config = Config()
-            config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if before is not None and before < _HISTORIES_MOVE:
+                _upgrade(connection, _HISTORIES_MOVE)
+        goes_on = True
+        while goes_on:
+            with _migrating(engine) as connection:
+                goes_on = _revision(connection) == _HISTORIES_MOVE and move_histories(connection)
+        with _migrating(engine) as connection:
+            _upgrade(connection, "head")
             _grant_where_allowed(connection)
-            return before
     except CommandError:
         raise StartRefusedError(f"the database is at schema {before}, which no release knows how to migrate") from None
     except DBAPIError as error:
@@ -104,6 +109,25 @@ def migrate(url: str) -> str | None:
         ) from None
     finally:
         engine.dispose()
+    return before
+
+
+@contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
+    """One transaction of a migration. A pooler would keep the lock of a session for others."""
+    with engine.begin() as connection:
+        _begin_migration(connection)
+        yield connection
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 def _begin_migration(connection: Connection) -> None:

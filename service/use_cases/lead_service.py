@@ -24,14 +24,12 @@ from service.errors import (
 )
 from service.lead import (
     SENSITIVE_FIELDS,
-    AssignmentChange,
     Lead,
     LeadOrder,
     LeadStatus,
     Resubmission,
     SealedLead,
     SealedResubmission,
-    StatusChange,
 )
 from service.lead_sealer import LeadSealer
 from service.storage.leads.decision import (
@@ -293,6 +291,7 @@ class LeadService:
         lead_id: UUID,
         fields: Mapping[str, str],
         *,
+        reason: str = "",
         phone_region: str = "",
         expected_version: int = 0,
         compared: Callable[[UUID | None], None] | None = None,
@@ -306,33 +305,25 @@ class LeadService:
         Raises LeadValidationError, LeadNotFoundError, VersionMismatchError, DuplicateLeadError.
         """
         accepted = self._validation.correction(fields, phone_region=phone_region)
+        why = self._validation.reason(reason)
+        corrected_to = partial(self._sealer.correction, actor=caller.subject, reason=why)
 
         def decide(current: SealedLead) -> Correction | None:
             if compared is None:
                 _require_version(current, expected_version)
-                return self._sealer.correction(current.id, accepted)
+                return corrected_to(current.id, accepted)
             changed = {name: value for name, value in accepted.items() if not self._sealer.holds(current, name, value)}
             stale = expected_version not in (0, current.version)
             compared(current.id if stale or not changed else None)
             if not changed:
                 return None
             _require_version(current, expected_version)
-            return self._sealer.correction(current.id, changed)
+            return corrected_to(current.id, changed)
 
         corrected = await self._repository.correct(lead_id, decide, caller.may_read_lead_created_by)
         if isinstance(corrected, DuplicateMatch):
             raise _duplicate(corrected, caller)
         return self._sealer.open(corrected)
-
-    async def status_changes(self, caller: Caller, lead_id: UUID) -> list[StatusChange]:
-        """A lead's status history, oldest first. Raises LeadNotFoundError."""
-        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
-        return await self._repository.status_changes(lead.id)
-
-    async def assignments(self, caller: Caller, lead_id: UUID) -> list[AssignmentChange]:
-        """A lead's assignment history, oldest first. Raises LeadNotFoundError."""
-        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
-        return await self._repository.assignments(lead.id)
 
     async def resubmissions(
         self, caller: Caller, lead_id: UUID, *, page_size: int, page_token: str, hidden: Collection[str]

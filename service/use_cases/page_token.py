@@ -20,7 +20,7 @@ Tags = Callable[[bytes], Sequence[bytes]]
 """Every keyed tag that a payload may bear; a new token bears the first one."""
 
 Row = TypeVar("Row")
-RowId = TypeVar("RowId", UUID, int)
+RowId = TypeVar("RowId", UUID, int, str)
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 100
@@ -57,7 +57,7 @@ async def read_page(
     return page, make_page_token(*place_of(page[-1]), list_identity=list_identity, tags=tags)
 
 
-def make_page_token(moment: datetime, row_id: UUID | int, *, list_identity: str, tags: Tags) -> str:
+def make_page_token(moment: datetime, row_id: UUID | int | str, *, list_identity: str, tags: Tags) -> str:
     """The token of the page behind a row. `list_identity` names the list, its filter and the reader."""
     place = f"{moment.astimezone(UTC).isoformat()} {row_id}".encode()
     return base64.urlsafe_b64encode(_tags(place, list_identity, tags)[0] + place).rstrip(b"=").decode()

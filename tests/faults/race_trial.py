@@ -45,6 +45,7 @@ from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
 from service.validation import ValidationService
 from tests.faults.race_rules import DECIDING, ERASING, WHOLE, Person, is_right, left_of
+from tests.harness import histories
 from tests.harness.postgres import TestDatabase, own_postgres
 from tests.storage.conftest import everyone
 from tests.storage.intake.test_writer import World
@@ -74,11 +75,12 @@ class Faults:
     persons_left: int = 0
     duplicates: int = 0
     lost: int = 0
+    wrong_histories: int = 0
     examples: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
-        return not (self.wrong_answers or self.persons_left or self.duplicates or self.lost)
+        return not any(getattr(self, name) for name in _COLUMNS)
 
 
 @dataclass
@@ -95,12 +97,10 @@ class Verdict:
 
     def table(self) -> str:
         """A row for each pair, and the sums."""
-        rows = [f"{'pair':44} {'wrong answers':>14} {'persons left':>13} {'duplicates':>11} {'lost':>5}"]
+        rows = [f"{'pair':32} {'  '.join(_COLUMNS)}"]
         for (one, other), each in self.pairs.items():
-            pair = f"{one} x {other}"
-            rows.append(
-                f"{pair:44} {each.wrong_answers:>14} {each.persons_left:>13} {each.duplicates:>11} {each.lost:>5}"
-            )
+            counts = (f"{getattr(each, name):>{len(name)}}" for name in _COLUMNS)
+            rows.append(f"{one} x {other}".ljust(33) + "  ".join(counts))
             rows += [f"    {example}" for example in each.examples[:3]]
         sums = [sum(getattr(each, name) for each in self.pairs.values()) for name in _COLUMNS]
         rows.append(f"{len(self.pairs)} pairs: {dict(zip(_COLUMNS, sums, strict=True))}, deadlocks {self.deadlocks}")
@@ -108,7 +108,7 @@ class Verdict:
         return "\n".join(rows)
 
 
-_COLUMNS = ("wrong_answers", "persons_left", "duplicates", "lost")
+_COLUMNS = ("wrong_answers", "persons_left", "duplicates", "lost", "wrong_histories")
 
 
 class Replicas:
@@ -150,9 +150,8 @@ class Replicas:
         async def correct(name: str, person: Person) -> str:
             number = person.lead.id.int % 10**8
             values = {"phone": f"+88016{number:08d}"} if name == "phone" else {"nid": f"55{number:011d}"}
-            changed = await repository.correct(
-                person.lead.id, lambda _: self.sealer.correction(person.lead.id, values), everyone
-            )
+            correction = self.sealer.correction(person.lead.id, values, actor=OPERATOR.subject)
+            changed = await repository.correct(person.lead.id, lambda _: correction, everyone)
             return "duplicate" if isinstance(changed, DuplicateMatch) else "corrected"
 
         async def submit(name: str, person: Person) -> str:
@@ -255,7 +254,7 @@ class Replicas:
             name: base64.b64encode(each).decode() if isinstance(each, bytes) else each for name, each in row.items()
         }
         line |= {name: str(each) for name, each in line.items() if isinstance(each, datetime | UUID)}
-        details = ("conversations", "status_changes", "assignment_changes", "kept_resubmissions", "aliases")
+        details = ("conversations", "events", "kept_resubmissions", "aliases")
         return line | {name: [] for name in details}
 
 
@@ -332,6 +331,7 @@ async def run(database: TestDatabase, folder: Path, *, races: int, seed: int = 1
             for _ in range(races):
                 await race(replicas, names, rng, found, answers)
             found.duplicates = int(str(value_of(database, ORPHANS)))
+            found.wrong_histories = int(str(value_of(database, histories.WRONG)))
     return Verdict(pairs, int(str(value_of(database, _DEADLOCKS))), answers)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import grpc
 import httpx
+import psycopg
 from leadkeep.v1 import lead_service_pb2 as pb
 from typer.testing import CliRunner
 
@@ -132,7 +133,7 @@ def create(on: Trial) -> None:
     """Saved, corrected, moved, assigned."""
     with on.admin() as admin:
         on.lead_id = admin.create(person(), request_id=REQUEST).id
-        admin.correct(on.lead_id, address=SENSITIVE["corrected address"])
+        admin.correct(on.lead_id, address=SENSITIVE["corrected address"], reason=WHY)
         admin.move(on.lead_id, pb.LEAD_STATUS_CONTACTED, reason=WHY)
         for assignee in ("rahima", "karim"):
             admin.assign(on.lead_id, assignee, reason=WHY)
@@ -205,6 +206,7 @@ def show(on: Trial) -> None:
     unmasked = ("--unmask", "--reason", "trial", "--output", str(on.folder / "unmasked" / "all.json"))
     on.run("export-unmasked", "export", "--format", "json", *unmasked, token=on.here.token())
     on.run("backup", "backup", str(on.folder / "backup"))
+    on.run("history", "leads", "history", on.lead_id, "--accesses")
     given = on.folder / "given" / "leads.csv"
     with given.open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, list(failing.as_json(person())))
@@ -328,6 +330,12 @@ def dump(on: Trial) -> Path:
     command: list[str | Path] = [on.server.postgres.bin_dir / "pg_dump", "--dbname", on.database.admin_url]
     path.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
     return path
+
+
+def events(on: Trial) -> list[tuple[int, str]]:
+    """Type and text of each event in the table of histories."""
+    with psycopg.connect(on.database.admin_url) as connection:
+        return connection.execute("SELECT type, e::text FROM lead_event e ORDER BY id").fetchall()
 
 
 def after_erasure(on: Trial) -> Iterable[Path]:

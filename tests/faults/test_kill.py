@@ -16,6 +16,8 @@ from leadkeep.v1 import lead_service_pb2_grpc
 from service.storage.postgres.embedded import EmbeddedPostgres
 from tests.conftest import StartService
 from tests.faults import times
+from tests.harness import histories
+from tests.harness.faults import value_of
 from tests.harness.leads import somebody
 from tests.harness.processes import embedded_home, eventually, postgres_pid, processes_in
 from tests.harness.running_service import RunningService
@@ -79,9 +81,10 @@ async def repeat(service: RunningService, submissions: Submissions, request_ids:
 
 
 def stored(data_dir: Path) -> list[tuple[str, str]]:
-    """Request and lead of every row."""
+    """Request and lead of every row; each has the event of its creation."""
     url = EmbeddedPostgres.running_url(data_dir, user="postgres", database="leadkeep")
     assert url is not None
+    assert value_of(url, histories.WRONG) == 0
     with psycopg.connect(url) as connection:
         return connection.execute("SELECT request_id, id::text FROM lead ORDER BY request_id").fetchall()
 

@@ -84,6 +84,13 @@ def test_what_is_kept_in_clear_is_in_no_log(gone_through: Trial) -> None:
     assert hidden_under([gone_through.folder / "here" / "files"], forms(CLEAR)) != {}
 
 
+def test_a_history_holds_no_value_of_any_field(gone_through: Trial) -> None:
+    events = sentinel.events(gone_through)
+    assert {kind for kind, _ in events} >= {1, 2, 3, 4, 5}
+    looked_for = forms({**SENSITIVE, **CLEAR, "policy": sentinel.POLICY})
+    assert hidden_in("\n".join(text for _, text in events).encode(), looked_for) == set()
+
+
 @pytest.mark.parametrize("value", SENSITIVE.values())
 def test_the_search_finds_a_value_that_hides(value: str, tmp_path: Path) -> None:
     hidden = f"xyz{value} and more".encode()
@@ -143,6 +150,7 @@ def test_after_an_erasure_no_token_no_digest_and_no_name_is_left(gone_through: T
     looked_for = {**on.traces, **forms(SENSITIVE)}
     # Of the table of which no part of Leadkeep knows.
     assert hidden_under(sentinel.after_erasure(on), looked_for) == {str(sentinel.dump(on)): {"trial.digest"}}
+    assert [kind for kind, text in sentinel.events(on) if on.lead_id in text] == [7]
 
 
 # A new column or table that is not known to erasure, restore, daily files, import and rotation is found here. Where a

@@ -59,12 +59,18 @@ def test_a_file_with_every_kind_of_history_matches_the_schema(service: RunningSe
             create(service, phone="+8801712345678")
         stub.UpdateStatus(pb.UpdateStatusRequest(id=created, status=pb.LEAD_STATUS_CONTACTED), metadata=metadata)
         stub.AssignLead(pb.AssignLeadRequest(id=created, assignee="rahima", reason="north"), metadata=metadata)
-    assert soon_in(file_of(service), created, assignee="rahima", status="contacted", resubmissions=1, version=3)
+        stub.UpdateLead(pb.UpdateLeadRequest(lead=pb.Lead(id=created, name="Rahima")), metadata=metadata)
+    assert soon_in(file_of(service), created, assignee="rahima", status="contacted", resubmissions=1, version=4)
     validate(file_of(service))
     lead = leads_in(file_of(service))[created]
     assert [each["conversation_id"] for each in lead["conversations"]] == [lead["conversation_id"]]
-    assert [each["to_status"] for each in lead["status_changes"]] == ["contacted"]
-    assert [each["to_assignee"] for each in lead["assignment_changes"]] == ["rahima"]
+    assert [(each["type"], each["version"]) for each in lead["events"]] == [
+        ("resubmitted", 1),
+        ("status_changed", 2),
+        ("assigned", 3),
+        ("corrected", 4),
+    ]
+    assert [each["fields"] for each in lead["events"]] == [None, None, None, ["name"]]
     assert len(lead["kept_resubmissions"]) == 1
 
 

@@ -27,6 +27,13 @@ STAYS: Mapping[str, str] = {
     "tombstone.request_digest": "by which a copy of the request is recognised; a digest of no customer's value",
     **dict.fromkeys(
         (
+            *("lead_event.at", "lead_event.transaction_id", "lead_event.id", "lead_event.version"),
+            *("lead_event.lead_id", "lead_event.type", "lead_event.actor", "lead_event.reason"),
+        ),
+        "one event says that this lead was erased, by whom and why",
+    ),
+    **dict.fromkeys(
+        (
             *("access_record.id", "access_record.recorded_at", "access_record.subject", "access_record.operation"),
             *("access_record.lead_id", "access_record.fields", "access_record.reason", "access_record.request_id"),
             *("access_record.chain_id", "access_record.number", "access_record.key_id", "access_record.digest"),
@@ -80,6 +87,7 @@ MOVES: Mapping[str, str] = {
     "lead_touch": "settled by each render",
     "daily_file": "noted by each render",
     "access_head": "added when a chain ends",
+    "lead_event.transaction_id": "counted by the server: a restore numbers them anew",
 }
 """Tables that a running service changes by itself, and why: a backup of them is older a moment later."""
 
@@ -89,6 +97,7 @@ NOT_IN_FILES: Mapping[str, str] = {
         "computed anew, for the pair of columns that the database which imports uses",
     ),
     "lead_conversation.id": "a number of the database's own",
+    **dict.fromkeys(("lead_event.id", "lead_event.transaction_id"), "numbers of the database's own"),
     **dict.fromkeys(
         ("tombstone", "lead_conflict", "access_record", "access_chain", "access_head"),
         "of no lead that is in the file",

@@ -94,7 +94,7 @@ def slow_changes(admin_url: str, seconds: float) -> None:
         admin_url,
         f"""CREATE OR REPLACE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$""",
-        f"""CREATE OR REPLACE TRIGGER take_time BEFORE INSERT ON status_change
+        f"""CREATE OR REPLACE TRIGGER take_time BEFORE INSERT ON lead_event
             FOR EACH ROW WHEN (NEW.reason = '{SLOW}') EXECUTE FUNCTION take_time()""",
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -49,7 +48,8 @@ def submitted(submission: UUID) -> dict[str, Any]:
 
 
 def lead() -> dict[str, Any]:
-    step = {"actor": "agent", "reason": "said yes", "changed_at": MOMENT}
+    event = dict.fromkeys(("fields", "from_status", "to_status", "from_assignee", "to_assignee"))
+    event |= {"actor": "agent", "reason": "said yes", "at": MOMENT}
     made = submitted(LEAD) | {
         "id": str(LEAD),
         "status": "contacted",
@@ -69,8 +69,11 @@ def lead() -> dict[str, Any]:
                 "linked_at": MOMENT,
             }
         ],
-        "status_changes": [{"id": 1, "from_status": "new", "to_status": "contacted", "version": 2, **step}],
-        "assignment_changes": [{"id": 1, "from_assignee": None, "to_assignee": "rahima", "version": 3, **step}],
+        "events": [
+            event | {"type": "status_changed", "version": 2, "from_status": "new", "to_status": "contacted"},
+            event | {"type": "assigned", "version": 3, "to_assignee": "rahima"},
+            event | {"type": "resubmitted", "version": 3},
+        ],
         "kept_resubmissions": [
             {"submission_id": str(AGAIN), "actor": "chatbot", "request_id": "r-2", "verified": True}
             | {"submitted_at": MOMENT}
@@ -99,7 +102,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 PLACES = list(places(lead()))
-OPTIONAL = {"assignee", "request_id", "reason", "from_assignee", "to_assignee"}
+OPTIONAL = {"assignee", "request_id", "reason", "fields", "from_assignee", "to_assignee", "from_status", "to_status"}
 TEXTS = {*OPTIONAL, "actor", "created_by"}
 """What nothing proves, and may be any text that the service would have kept."""
 
@@ -184,11 +187,18 @@ def test_a_retired_index_key_still_proves_and_one_that_is_gone_does_not() -> Non
         opened(lead(), EncryptionService(gone))
 
 
-@pytest.mark.parametrize("versions", [(2, 2), (1,), (4,)])
+@pytest.mark.parametrize("versions", [(2, 2), (1, 2), (2, 4), (3, 2)])
 def test_a_history_fits_the_version(versions: tuple[int, ...]) -> None:
     made = lead()
-    (step,) = made["status_changes"]
-    made["status_changes"] = [copy.deepcopy(step) | {"id": n, "version": n_} for n, n_ in enumerate(versions, start=1)]
+    for event, version in zip(made["events"], versions, strict=False):
+        event["version"] = version
+    assert not accepted(made)
+
+
+@pytest.mark.parametrize("event_type", ["status_changed", "created", "erased", "revealed"])
+def test_an_event_fits_its_type(event_type: str) -> None:
+    made = lead()
+    made["events"][-1]["type"] = event_type
     assert not accepted(made)
 
 

@@ -81,6 +81,7 @@ class Client:
         *,
         expected_version: int = 0,
         phone_region: str = "",
+        reason: str = "",
         **fields: str,
     ) -> pb.Lead:
         request = pb.UpdateLeadRequest(
@@ -88,6 +89,7 @@ class Client:
             update_mask=FieldMask(paths=mask) if mask is not None else None,
             expected_version=expected_version,
             phone_region=phone_region,
+            reason=reason,
         )
         lead: pb.Lead = self.call("UpdateLead", request).lead
         return lead
@@ -97,6 +99,21 @@ class Client:
 
     def assignments(self, lead_id: str) -> list[pb.Assignment]:
         return list(self.call("ListAssignments", pb.ListAssignmentsRequest(lead_id=lead_id)).assignments)
+
+    def event_page(self, lead_id: str, **request: Any) -> pb.ListLeadEventsResponse:
+        response: pb.ListLeadEventsResponse = self.call(
+            "ListLeadEvents", pb.ListLeadEventsRequest(lead_id=lead_id, **request)
+        )
+        return response
+
+    def events(self, lead_id: str, **request: Any) -> list[pb.LeadEvent]:
+        """Those of all pages."""
+        page = self.event_page(lead_id, **request)
+        found = list(page.events)
+        while page.next_page_token:
+            page = self.event_page(lead_id, page_token=page.next_page_token, **request)
+            found += page.events
+        return found
 
     def resubmission_page(self, lead_id: str, **request: Any) -> pb.ListResubmissionsResponse:
         response: pb.ListResubmissionsResponse = self.call(

@@ -92,6 +92,8 @@ def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
             return pb.ListStatusChangesRequest(lead_id=lead_id)
         case "ListAssignments":
             return pb.ListAssignmentsRequest(lead_id=lead_id)
+        case "ListLeadEvents":
+            return pb.ListLeadEventsRequest(lead_id=lead_id, include_accesses=True)
         case "ListResubmissions":
             return pb.ListResubmissionsRequest(lead_id=lead_id)
         case "AssignLead":

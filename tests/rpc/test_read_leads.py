@@ -92,7 +92,7 @@ class TestReadOwn:
 
         assert both.get(lead_id).id == lead_id
 
-    @pytest.mark.parametrize("rpc", ["ListStatusChanges", "ListAssignments", "ListResubmissions"])
+    @pytest.mark.parametrize("rpc", ["ListStatusChanges", "ListAssignments", "ListLeadEvents", "ListResubmissions"])
     def test_histories_are_not_for_chatbots(self, chatbot: Client, rpc: str) -> None:
         lead_id = chatbot.create(somebody()).id
 
@@ -102,7 +102,7 @@ class TestReadOwn:
         assert refusal.metadata == {"scope": "leads:read"}
 
 
-@pytest.mark.parametrize("rpc", ["ListStatusChanges", "ListAssignments", "ListResubmissions"])
+@pytest.mark.parametrize("rpc", ["ListStatusChanges", "ListAssignments", "ListLeadEvents", "ListResubmissions"])
 def test_the_history_of_an_unknown_lead_is_not_found(agent: Client, rpc: str) -> None:
     with refused(StatusCode.NOT_FOUND, "LEAD_NOT_FOUND"):
         agent.call(rpc, getattr(pb, f"{rpc}Request")(lead_id=str(uuid4())))

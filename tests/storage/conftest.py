@@ -17,6 +17,7 @@ from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.intake.writer import LeadWriter
+from service.storage.leads.history import LeadHistory
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool
@@ -93,6 +94,11 @@ def store(connected: Database) -> SubmissionStore:
 @pytest.fixture
 def repository(connected: Database, spool: Spool, store: SubmissionStore) -> LeadRepository:
     return LeadRepository(connected, spool, LeadWriter(store, spool, Outage(), RecentRequests()))
+
+
+@pytest.fixture
+def history(connected: Database) -> LeadHistory:
+    return LeadHistory(connected)
 
 
 def everyone(_creator: str) -> bool:

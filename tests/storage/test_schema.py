@@ -31,7 +31,6 @@ TABLES = {
     "access_chain",
     "access_head",
     "alembic_version",
-    "assignment_change",
     "daily_file",
     "file_turn",
     "key_canary",
@@ -39,10 +38,10 @@ TABLES = {
     "lead_alias",
     "lead_conflict",
     "lead_conversation",
+    "lead_event",
     "lead_touch",
     "replica",
     "resubmission",
-    "status_change",
     "tombstone",
 }
 NOTES = {"lead_touch", "replica"}
@@ -185,12 +184,8 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
             [LEAD, TOKEN, TOKEN, TOKEN, b"p" * 32, b"n" * 32, b"c" * 32],
         )
         connection.execute(
-            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
-            " VALUES (%s, 'new', 'contacted', 'agent', 2)",
-            [LEAD],
-        )
-        connection.execute(
-            "INSERT INTO assignment_change (lead_id, to_assignee, actor, version) VALUES (%s, 'rahima', 'agent', 3)",
+            "INSERT INTO lead_event (type, lead_id, from_status, to_status, actor, version)"
+            " VALUES (3, %s, 'new', 'contacted', 'agent', 2)",
             [LEAD],
         )
         connection.execute(
@@ -214,8 +209,7 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
     [
         *(f"DELETE FROM {table}" for table in sorted(TABLES - NOTES)),
         *(f"TRUNCATE {table} CASCADE" for table in sorted(TABLES)),
-        "UPDATE status_change SET actor = 'nobody'",
-        "UPDATE assignment_change SET actor = 'nobody'",
+        "UPDATE lead_event SET actor = 'nobody'",
         "UPDATE lead_conversation SET submission_id = gen_random_uuid()",
         "UPDATE key_canary SET database = gen_random_uuid()",
         "UPDATE access_record SET subject = 'nobody'",
@@ -266,15 +260,20 @@ def test_the_role_of_serve_cannot_give_itself_rights(stored: psycopg.Connection)
         ("UPDATE lead SET notes = ''", "ck_lead_sealed"),
         ("UPDATE resubmission SET phone = '+8801712345678'", "ck_resubmission_sealed"),
         ("UPDATE resubmission SET notes = 'call me'", "ck_resubmission_sealed"),
-        (
-            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
-            f" VALUES ('{LEAD}', 'new', 'lost', 'agent', 9)",
-            "ck_status_change_status",
-        ),
-        (
-            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
-            f" VALUES ('{LEAD}', 'new', 'new', 'agent', 9)",
-            "ck_status_change_changes",
+        *(
+            (
+                "INSERT INTO lead_event (type, lead_id, from_status, to_status, actor, version)"
+                f" VALUES ({kind}, '{LEAD}', {statuses}, 'agent', 9)",
+                constraint,
+            )
+            for kind, statuses, constraint in (
+                (3, "'new', 'lost'", "ck_lead_event_status"),
+                (3, "'new', 'new'", "ck_lead_event_status"),
+                (3, "'new', NULL", "ck_lead_event_status"),
+                (2, "'new', 'contacted'", "ck_lead_event_status"),
+                (0, "NULL, NULL", "ck_lead_event_type"),
+                (8, "NULL, NULL", "ck_lead_event_type"),
+            )
         ),
         ("INSERT INTO key_canary (id, sealed, digest, normaliser) VALUES (2, 's', 'd', 'n')", "ck_key_canary_single"),
     ],
@@ -283,15 +282,6 @@ def test_a_check_refuses(statement: str, constraint: str, stored: psycopg.Connec
     with pytest.raises(errors.CheckViolation) as refused:
         stored.execute(statement.encode())
     assert refused.value.diag.constraint_name == constraint
-
-
-def test_one_version_of_a_lead_has_one_status_change(stored: psycopg.Connection) -> None:
-    with pytest.raises(errors.UniqueViolation):
-        stored.execute(
-            "INSERT INTO status_change (lead_id, from_status, to_status, actor, version)"
-            " VALUES (%s, 'contacted', 'converted', 'agent', 2)",
-            [LEAD],
-        )
 
 
 # What a dump must not hold.
@@ -361,7 +351,7 @@ async def test_no_trigger_of_the_migrations_is_called_foreign(connected: Databas
             (f"UPDATE ({column}) ON {table}", f"change {table}")
             for table, column in (
                 *(("access_record", "reason"), ("access_chain", "writer"), ("access_head", "ended")),
-                *(("status_change", "actor"), ("lead_alias", "lead_id"), ("alembic_version", "version_num")),
+                *(("lead_event", "actor"), ("lead_alias", "lead_id"), ("alembic_version", "version_num")),
             )
         ),
         *((f"DELETE ON {table}", f"delete from {table}") for table in sorted(TABLES - NOTES)),

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import UUID
+
 import psycopg
 import pytest
 
-from service.lead import SealedSubmission
+from service.lead import LeadEventType, SealedSubmission
 from service.storage import schema
 from service.storage.database.database import Database
 from service.storage.leads.decision import Created
+from service.storage.leads.history import LeadHistory
 from service.storage.leads.submissions import SubmissionStore
+from service.storage.migrations.histories import BATCH_LEADS
+from tests.harness import histories
 from tests.harness.faults import value_of
 from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.processes import eventually
+from tests.harness.running_service import RunningService
 from tests.storage.conftest import Submit
 
+MIGRATION_LOCK = 0x4C4B_4D49
 FIRST_EDITION = "0006"
 
 
@@ -54,10 +66,145 @@ async def test_a_request_of_before_is_repeated_after(old: TestDatabase, submit: 
     assert (outcome.lead.id, outcome.is_new) == (first.id, False)
 
 
+LEADS = 2500
+"""Three batches of `migrate`."""
+
+HISTORIES_OF_BEFORE = (
+    "SET session_replication_role = replica",
+    f"""INSERT INTO lead (id, name, phone, nid, address, interested_policy, phone_index, nid_index, created_by,
+            created_at, content_digest, version, status, assignee)
+        SELECT gen_random_uuid(), 'Somebody', token, token, token, 'Term', sha256(convert_to('p' || n, 'UTF8')),
+            sha256(convert_to('n' || n, 'UTF8')), 'bot-' || n % 3, now() - n * interval '1 min', 'digest', 3,
+            'contacted', 'rahima'
+        FROM generate_series(1, {LEADS}) AS n, (SELECT 'e1.gAAAAAAAAAAAtoken' AS token) AS any_token""",
+    """INSERT INTO status_change (lead_id, from_status, to_status, actor, reason, changed_at, version)
+        SELECT id, 'new', 'contacted', 'agent', 'called', created_at + interval '1 h', 2 FROM lead""",
+    """INSERT INTO assignment_change (lead_id, to_assignee, actor, changed_at, version)
+        SELECT id, 'rahima', 'boss', created_at + interval '2 h', 3 FROM lead""",
+)
+STATUS_CHANGES = (
+    "SELECT lead_id, from_status, to_status, actor, reason, {} AS changed_at, version FROM {} ORDER BY 1, 7"
+)
+ASSIGNMENTS = (
+    "SELECT lead_id, from_assignee, to_assignee, actor, reason, {} AS changed_at, version FROM {} ORDER BY 1, 7"
+)
+
+
+def rows_of(database: TestDatabase, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(database.admin_url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+@pytest.fixture
+def with_histories(postgres_server: TestServer) -> TestDatabase:
+    """A database from before there was one history, with many leads."""
+    database = postgres_server.database_at("0014")
+    with psycopg.connect(database.admin_url) as connection:
+        for statement in HISTORIES_OF_BEFORE:
+            connection.execute(statement.encode())
+    return database
+
+
+class Turns:
+    """Lets a process that migrates make one transaction after another: each of them takes the same lock."""
+
+    def __init__(self, database: TestDatabase, threads: ThreadPoolExecutor) -> None:
+        self._threads, self._url = threads, database.admin_url
+        self._holding, self._next = (psycopg.connect(database.admin_url, autocommit=True) for _ in range(2))
+        self._holding.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+
+    def wait_for(self, waiting: int) -> None:
+        """Wait until so many wait for the turn."""
+        query = (
+            f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = {MIGRATION_LOCK} AND NOT granted"
+        )
+        assert eventually(lambda: value_of(self._url, query) == waiting, within=30)
+
+    def give(self) -> None:
+        """Let the one that waits make one transaction, and hold it up before the next."""
+        self.wait_for(1)
+        turn = self._threads.submit(self._next.execute, "SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+        self.wait_for(2)
+        self._holding.execute("SELECT pg_advisory_unlock(%s)", [MIGRATION_LOCK])
+        turn.result(timeout=60)
+        self._holding, self._next = self._next, self._holding
+
+    def end(self) -> None:
+        for connection in (self._holding, self._next):
+            connection.close()
+
+
+def test_histories_that_move_in_a_migration_that_is_killed_are_whole_after_the_next(
+    with_histories: TestDatabase, tmp_path: Path
+) -> None:
+    database = with_histories
+    before = [
+        rows_of(database, STATUS_CHANGES.format("changed_at", "status_change")),
+        rows_of(database, ASSIGNMENTS.format("changed_at", "assignment_change")),
+    ]
+    settings = {"LEADKEEP_ADMIN_DATABASE_URL": database.admin_url}
+    operator = RunningService(tmp_path / "leadkeep", database_url=database.serve_url, settings=settings)
+    with ThreadPoolExecutor(1) as threads:
+        turns = Turns(database, threads)
+        migrating = subprocess.Popen([sys.executable, "-m", "service", "migrate"], env=operator.environment)
+        turns.give()  # creates the table
+        turns.give()  # moves the first leads
+        turns.wait_for(1)
+        migrating.kill()
+        migrating.wait()
+        turns.end()
+    moved = value_of(database.admin_url, "SELECT count(DISTINCT lead_id) FROM lead_event")
+    refused = operator.leadkeep("serve")
+
+    schema.migrate(database.admin_url)
+
+    assert moved == BATCH_LEADS < LEADS
+    assert (refused.returncode, "leadkeep migrate" in refused.stderr) == (1, True)
+    after = [
+        rows_of(database, STATUS_CHANGES.format("at", "lead_event WHERE type = 3")),
+        rows_of(database, ASSIGNMENTS.format("at", "lead_event WHERE type = 4")),
+    ]
+    assert after == before
+    assert len(before[0]) == LEADS
+    assert value_of(database.admin_url, histories.WRONG) == 0
+    assert value_of(database.admin_url, "SELECT count(*) = count(DISTINCT id) FROM lead_event")
+    largest = """
+        SELECT max(leads) FROM (
+            SELECT count(DISTINCT lead_id) AS leads FROM lead_event GROUP BY transaction_id) AS one"""
+    assert value_of(database.admin_url, largest) == BATCH_LEADS
+
+
+async def test_a_lead_of_before_shows_its_histories_as_before(with_histories: TestDatabase) -> None:
+    schema.migrate(with_histories.admin_url)
+    lead_id, created_at = rows_of(with_histories, "SELECT id, created_at FROM lead WHERE created_by = 'bot-2' LIMIT 1")[
+        0
+    ]
+
+    connected = Database(with_histories.serve_url)
+    history = LeadHistory(connected)
+    (moved,) = await history.of_type(UUID(str(lead_id)), LeadEventType.STATUS_CHANGED)
+    (assigned,) = await history.of_type(UUID(str(lead_id)), LeadEventType.ASSIGNED)
+    page = await history.page(UUID(str(lead_id)), after=None, limit=9, newest_first=False, with_accesses=False)
+    await connected.close()
+
+    assert (moved.from_status, moved.to_status, moved.reason, moved.version) == ("new", "contacted", "called", 2)
+    assert (assigned.from_assignee, assigned.to_assignee, assigned.actor, assigned.version) == (
+        None,
+        "rahima",
+        "boss",
+        3,
+    )
+    created = page[0][0]
+    assert [event for event, _ in page] == [created, moved, assigned]
+    assert (created.type, created.actor, created.at) == (LeadEventType.CREATED, "bot-2", created_at)
+
+
 def test_every_daily_file_is_rendered_anew_after(old: TestDatabase, submit: Submit) -> None:
     insert(old, submit())
 
     schema.migrate(old.admin_url)
 
-    quarters = "SELECT count(*) FROM lead JOIN lead_touch ON quarter = date_bin('15 min', created_at, 'epoch')"
+    quarters = (
+        "SELECT count(DISTINCT lead.id) FROM lead JOIN lead_touch ON quarter = date_bin('15 min', created_at, 'epoch')"
+    )
     assert value_of(old.admin_url, quarters) == 1

@@ -47,6 +47,18 @@ class LeadGroup(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LEAD_GROUP_ASSIGNEE: _ClassVar[LeadGroup]
     LEAD_GROUP_DAY: _ClassVar[LeadGroup]
 
+class LeadEventType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEAD_EVENT_TYPE_UNSPECIFIED: _ClassVar[LeadEventType]
+    LEAD_EVENT_TYPE_CREATED: _ClassVar[LeadEventType]
+    LEAD_EVENT_TYPE_CORRECTED: _ClassVar[LeadEventType]
+    LEAD_EVENT_TYPE_STATUS_CHANGED: _ClassVar[LeadEventType]
+    LEAD_EVENT_TYPE_ASSIGNED: _ClassVar[LeadEventType]
+    LEAD_EVENT_TYPE_RESUBMITTED: _ClassVar[LeadEventType]
+    LEAD_EVENT_TYPE_CONFLICT_DECIDED: _ClassVar[LeadEventType]
+    LEAD_EVENT_TYPE_ERASED: _ClassVar[LeadEventType]
+    LEAD_EVENT_TYPE_REVEALED: _ClassVar[LeadEventType]
+
 class ConflictResolution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CONFLICT_RESOLUTION_UNSPECIFIED: _ClassVar[ConflictResolution]
@@ -76,6 +88,15 @@ LEAD_GROUP_POLICY: LeadGroup
 LEAD_GROUP_SOURCE: LeadGroup
 LEAD_GROUP_ASSIGNEE: LeadGroup
 LEAD_GROUP_DAY: LeadGroup
+LEAD_EVENT_TYPE_UNSPECIFIED: LeadEventType
+LEAD_EVENT_TYPE_CREATED: LeadEventType
+LEAD_EVENT_TYPE_CORRECTED: LeadEventType
+LEAD_EVENT_TYPE_STATUS_CHANGED: LeadEventType
+LEAD_EVENT_TYPE_ASSIGNED: LeadEventType
+LEAD_EVENT_TYPE_RESUBMITTED: LeadEventType
+LEAD_EVENT_TYPE_CONFLICT_DECIDED: LeadEventType
+LEAD_EVENT_TYPE_ERASED: LeadEventType
+LEAD_EVENT_TYPE_REVEALED: LeadEventType
 CONFLICT_RESOLUTION_UNSPECIFIED: ConflictResolution
 CONFLICT_RESOLUTION_KEEP_FIRST: ConflictResolution
 CONFLICT_RESOLUTION_TAKE_NEW: ConflictResolution
@@ -236,16 +257,18 @@ class UpdateStatusResponse(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
 
 class UpdateLeadRequest(_message.Message):
-    __slots__ = ("lead", "update_mask", "expected_version", "phone_region")
+    __slots__ = ("lead", "update_mask", "expected_version", "reason", "phone_region")
     LEAD_FIELD_NUMBER: _ClassVar[int]
     UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     PHONE_REGION_FIELD_NUMBER: _ClassVar[int]
     lead: Lead
     update_mask: _field_mask_pb2.FieldMask
     expected_version: int
+    reason: str
     phone_region: str
-    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., expected_version: _Optional[int] = ..., phone_region: _Optional[str] = ...) -> None: ...
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., expected_version: _Optional[int] = ..., reason: _Optional[str] = ..., phone_region: _Optional[str] = ...) -> None: ...
 
 class UpdateLeadResponse(_message.Message):
     __slots__ = ("lead",)
@@ -410,6 +433,56 @@ class ListAssignmentsResponse(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
     assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
     def __init__(self, assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ...) -> None: ...
+
+class LeadEvent(_message.Message):
+    __slots__ = ("id", "type", "lead_id", "version", "fields", "from_status", "to_status", "from_assignee", "to_assignee", "actor", "reason", "at")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    LEAD_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    FROM_STATUS_FIELD_NUMBER: _ClassVar[int]
+    TO_STATUS_FIELD_NUMBER: _ClassVar[int]
+    FROM_ASSIGNEE_FIELD_NUMBER: _ClassVar[int]
+    TO_ASSIGNEE_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    type: LeadEventType
+    lead_id: str
+    version: int
+    fields: _containers.RepeatedScalarFieldContainer[str]
+    from_status: LeadStatus
+    to_status: LeadStatus
+    from_assignee: str
+    to_assignee: str
+    actor: str
+    reason: str
+    at: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., type: _Optional[_Union[LeadEventType, str]] = ..., lead_id: _Optional[str] = ..., version: _Optional[int] = ..., fields: _Optional[_Iterable[str]] = ..., from_status: _Optional[_Union[LeadStatus, str]] = ..., to_status: _Optional[_Union[LeadStatus, str]] = ..., from_assignee: _Optional[str] = ..., to_assignee: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ListLeadEventsRequest(_message.Message):
+    __slots__ = ("lead_id", "page_size", "page_token", "newest_first", "include_accesses")
+    LEAD_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIRST_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_ACCESSES_FIELD_NUMBER: _ClassVar[int]
+    lead_id: str
+    page_size: int
+    page_token: str
+    newest_first: bool
+    include_accesses: bool
+    def __init__(self, lead_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., newest_first: bool = ..., include_accesses: bool = ...) -> None: ...
+
+class ListLeadEventsResponse(_message.Message):
+    __slots__ = ("events", "next_page_token")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[LeadEvent]
+    next_page_token: str
+    def __init__(self, events: _Optional[_Iterable[_Union[LeadEvent, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ListResubmissionsRequest(_message.Message):
     __slots__ = ("lead_id", "view", "page_size", "page_token", "reveal")

@@ -90,6 +90,11 @@ class LeadServiceStub(object):
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListAssignmentsRequest.SerializeToString,
                 response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListAssignmentsResponse.FromString,
                 _registered_method=True)
+        self.ListLeadEvents = channel.unary_unary(
+                '/leadkeep.v1.LeadService/ListLeadEvents',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListLeadEventsRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListLeadEventsResponse.FromString,
+                _registered_method=True)
         self.ListResubmissions = channel.unary_unary(
                 '/leadkeep.v1.LeadService/ListResubmissions',
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListResubmissionsRequest.SerializeToString,
@@ -279,6 +284,17 @@ class LeadServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLeadEvents(self, request, context):
+        """ListLeadEvents shows everything that happened to a lead, in the order of its versions, page by page: who did what, when
+        and why, and the names of the fields, never a value. Corrections that an earlier release made are unknown.
+
+        Scope: `leads:read`; `include_accesses` also needs `leads:operate`. Errors: NOT_FOUND LEAD_NOT_FOUND (also for a lead
+        that was erased); INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this lead, or of another order or selection).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListResubmissions(self, request, context):
         """ListResubmissions shows the submissions that were refused as duplicates of a lead, newest first. All are kept.
 
@@ -411,6 +427,11 @@ def add_LeadServiceServicer_to_server(servicer, server):
                     servicer.ListAssignments,
                     request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListAssignmentsRequest.FromString,
                     response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListAssignmentsResponse.SerializeToString,
+            ),
+            'ListLeadEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeadEvents,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ListLeadEventsRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListLeadEventsResponse.SerializeToString,
             ),
             'ListResubmissions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListResubmissions,
@@ -713,6 +734,33 @@ class LeadService(object):
             '/leadkeep.v1.LeadService/ListAssignments',
             leadkeep_dot_v1_dot_lead__service__pb2.ListAssignmentsRequest.SerializeToString,
             leadkeep_dot_v1_dot_lead__service__pb2.ListAssignmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeadEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/ListLeadEvents',
+            leadkeep_dot_v1_dot_lead__service__pb2.ListLeadEventsRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.ListLeadEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -257,6 +257,8 @@ def _begin_anew(url: str) -> None:
             "INSERT INTO lead_touch (quarter) SELECT DISTINCT"
             " date_bin('15 minutes', created_at, TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead"
         )
+        # Those of the backed-up server may be ahead of this one's, and would hide an event from a reader until then.
+        connection.execute("ALTER TABLE lead_event ALTER COLUMN transaction_id TYPE xid8 USING pg_current_xact_id()")
         connection.commit()
         connection.autocommit = True
         connection.execute("ANALYZE")

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 from psycopg import IsolationLevel, sql
 
-from service.lead import CUSTOMER_FIELDS, SEALED_FORM, SENSITIVE_FIELDS
+from service.lead import CUSTOMER_FIELDS, SEALED_FORM, SENSITIVE_FIELDS, LeadEventType
 from service.storage.daily.frozen_server import leave_when_frozen
 from service.storage.database import session
 
@@ -69,14 +69,12 @@ SELECT row_to_json(line)::text FROM (
                SELECT row_to_json(link) FROM (
                    SELECT submission_id, conversation_id, linked_at FROM lead_conversation WHERE lead_id = lead.id
                    ORDER BY linked_at, submission_id, conversation_id) link)) AS conversations,
-           CASE WHEN version = 1 THEN '[]' ELSE array_to_json(ARRAY(
-               SELECT row_to_json(step) FROM (
-                   SELECT id, from_status, to_status, actor, reason, changed_at, version FROM status_change
-                   WHERE lead_id = lead.id ORDER BY version) step)) END AS status_changes,
-           CASE WHEN version = 1 THEN '[]' ELSE array_to_json(ARRAY(
-               SELECT row_to_json(step) FROM (
-                   SELECT id, from_assignee, to_assignee, actor, reason, changed_at, version FROM assignment_change
-                   WHERE lead_id = lead.id ORDER BY version) step)) END AS assignment_changes,
+           array_to_json(ARRAY(
+               SELECT row_to_json(event) FROM (
+                   SELECT (ARRAY[{types}])[type] AS type, version, fields, from_status, to_status, from_assignee,
+                          to_assignee, actor, reason, at
+                   FROM lead_event WHERE lead_id = lead.id AND type > 1 ORDER BY lead_id, version, id) event
+           )) AS events,
            CASE WHEN resubmissions = 0 THEN '[]' ELSE array_to_json(ARRAY(
                SELECT row_to_json(kept) FROM (
                    SELECT submission_id, {fields}, actor, request_id,
@@ -185,6 +183,7 @@ class Snapshot:
         """Each lead as one line of JSON without its line end, oldest first."""
         query = sql.SQL(_LINE).format(
             fields=sql.SQL(", ").join(map(sql.Identifier, CUSTOMER_FIELDS)),
+            types=sql.SQL(", ").join(sql.Literal(each.name.lower()) for each in LeadEventType),
             **{name: sql.Literal(at) for name, at in self._bounds.items()},
         )
         with (

@@ -15,11 +15,12 @@ from sqlalchemy import Row, case, exists, func, insert, literal, or_, select, tu
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConflictNotFoundError, ConflictResolvedError
-from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
+from service.lead import ConflictResolution, LeadEventType, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Database
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.erasing import NO_INDEXES, drop_within, wait_for_erasures
+from service.storage.leads.history import DECIDED, with_event
 from service.storage.leads.parameters import Correction, Position
 from service.storage.leads.queries import (
     columns_of,
@@ -48,11 +49,11 @@ class KeepFirst:
 
 @dataclass(frozen=True, slots=True)
 class TakeNew:
-    """The same, and the lead takes the submission's values: `correction` of the lead, when it is shown that."""
+    """The same, and the lead takes the submission's values: `correction` of the lead; None where it has them."""
 
     lead_id: UUID
     submission: SealedSubmission
-    correction: Callable[[SealedLead], Correction]
+    correction: Callable[[SealedLead], Correction | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,8 @@ class ConflictRepository:
             repeats = select(_CONFLICT.c.id, literal(lead.id), _CONFLICT.c.created_by)
             repeats = repeats.where(_CONFLICT.c.repeats == conflict.id)
             await connection.execute(insert(models.lead_alias).from_select(["id", "lead_id", "created_by"], repeats))
+            about = {"ids": [lead.id, *conflict.lead_ids], "actor": actor, "reason": reason}
+            await connection.execute(DECIDED, about)
             return lead
 
         return await write_anew_if_taken(self._database, work)
@@ -158,8 +161,8 @@ class ConflictRepository:
         if isinstance(decision, OwnLead):
             return await self._insert(connection, conflict, decision.submission)
         lead = await lock_lead(connection, decision.lead_id)
-        if isinstance(decision, TakeNew):
-            taken = await correct_locked(connection, lead, decision.correction(lead), again=again)
+        if isinstance(decision, TakeNew) and (correction := decision.correction(lead)) is not None:
+            taken = await correct_locked(connection, lead, correction, again=again)
             if isinstance(taken, DuplicateMatch):
                 return taken
             lead = taken
@@ -186,7 +189,13 @@ class ConflictRepository:
             "nid_shared": held is not None and held.nid is not None,
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
         }
-        lead = await returned_lead(connection, insert(_LEAD).values(values).returning(_LEAD))
+        statement = with_event(
+            insert(_LEAD).values(values).returning(_LEAD),
+            LeadEventType.CREATED,
+            actor=submission.created_by,
+            at=conflict.accepted_at,
+        )
+        lead = await returned_lead(connection, statement)
         await link_conversation(connection, submission, submission.id)
         return lead
 

@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.lead import CUSTOMER_FIELDS, SealedSubmission
+from service.lead import CUSTOMER_FIELDS, LeadEventType, SealedSubmission
 from service.storage.database.database import Database, Statement
 from service.storage.leads.decision import Outcome
 from service.storage.leads.erasing import wait_for_erasures
@@ -35,7 +35,9 @@ _LEADS = f"""json_to_recordset(CAST(:leads AS json)) AS given (
     updated_at timestamptz, version bigint, assignee text, resubmissions integer, phone_shared boolean,
     nid_shared boolean, created_by text, request_id text, content_digest text, phone_index text, nid_index text,
     phone_index_2 text, nid_index_2 text, index_epoch bigint, email_index text,
-    conversations json, status_changes json, assignment_changes json, kept_resubmissions json, aliases json)"""
+    conversations json, events json, kept_resubmissions json, aliases json)"""
+
+_EVENT_COLUMNS = "type, version, fields, from_status, to_status, from_assignee, to_assignee, actor, reason, at"
 
 _PRESENT = text(f"""
     SELECT given.id, lead.version, EXISTS (
@@ -118,40 +120,14 @@ _DETAILS = tuple(
             FROM {_LEADS}, json_to_recordset(aliases) AS other (id uuid, created_by text, created_at timestamptz)
             WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = other.id)
             ON CONFLICT DO NOTHING""",
+        f"""INSERT INTO lead_event (lead_id, {_EVENT_COLUMNS})
+            SELECT given.id, {", ".join(f"event.{name}" for name in _EVENT_COLUMNS.split(", "))}
+            FROM {_LEADS}, ROWS FROM (json_to_recordset(events) AS (type smallint, version bigint, fields text[],
+                from_status text, to_status text, from_assignee text, to_assignee text, actor text, reason text,
+                at timestamptz)) WITH ORDINALITY AS event ({_EVENT_COLUMNS}, place)
+            ORDER BY given.created_at, given.id, place""",
     )
 )
-
-
-def _history(table: str, columns: str, types: str, source: str) -> tuple[Any, Any, Any]:
-    """Three statements: the counter is moved first, so that no live change takes a number of ours; rows keep their
-    numbers; a number that another lead's row has already is replaced by a new one."""
-    rows = f"FROM {_LEADS}, json_to_recordset({source}) AS step (id bigint, {types})"  # our own names
-    named = ", ".join(f"step.{column.strip()}" for column in columns.split(","))
-    return (
-        text(f"""SELECT setval('{table}_id_seq', :largest) FROM {table}_id_seq WHERE last_value < :largest"""),
-        text(f"""INSERT INTO {table} (id, lead_id, {columns}) OVERRIDING SYSTEM VALUE
-                 SELECT step.id, given.id, {named} {rows} ORDER BY step.id ON CONFLICT DO NOTHING"""),
-        text(f"""INSERT INTO {table} (lead_id, {columns})
-                 SELECT given.id, {named} {rows}
-                 WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.lead_id = given.id AND t.version = step.version)
-                 ORDER BY step.id"""),
-    )
-
-
-_HISTORIES = {
-    "status_changes": _history(
-        "status_change",
-        "from_status, to_status, actor, reason, changed_at, version",
-        "from_status text, to_status text, actor text, reason text, changed_at timestamptz, version bigint",
-        "status_changes",
-    ),
-    "assignment_changes": _history(
-        "assignment_change",
-        "from_assignee, to_assignee, actor, reason, changed_at, version",
-        "from_assignee text, to_assignee text, actor text, reason text, changed_at timestamptz, version bigint",
-        "assignment_changes",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,15 +225,15 @@ def _claimed_twice(leads: dict[UUID, dict[str, Any]]) -> set[UUID]:
 
 
 async def _add_details(connection: AsyncConnection, leads: Sequence[dict[str, Any]]) -> None:
-    given = _given(leads)
+    given = _given([lead | {"events": _history(lead)} for lead in leads])
     for statement in _DETAILS:
         await connection.execute(statement, given)
-    for name, (move_counter, insert_numbered, insert_anew) in _HISTORIES.items():
-        numbers = [step["id"] for lead in leads for step in lead[name]]
-        if numbers:
-            await connection.execute(move_counter, {"largest": max(numbers)})
-            await connection.execute(insert_numbered, given)
-            await connection.execute(insert_anew, given)
+
+
+def _history(lead: dict[str, Any]) -> list[dict[str, Any]]:
+    """All events of a lead of a file, with the first one, which its other members show."""
+    created = {"type": "created", "version": 1, "actor": lead["created_by"], "at": lead["created_at"]}
+    return [each | {"type": LeadEventType[each["type"].upper()]} for each in (created, *lead["events"])]
 
 
 def _given(leads: Sequence[dict[str, Any]]) -> dict[str, str]:

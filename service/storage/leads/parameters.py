@@ -31,9 +31,11 @@ class AssignmentStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """New values of clear columns, new tokens of sealed ones (None: removed), new blind indexes."""
+    """New values of clear columns, new tokens of sealed ones (None: removed), new blind indexes; and why."""
 
     columns: Mapping[str, Any] = field(repr=False)
+    actor: str
+    reason: str | None
 
     @property
     def phones(self) -> tuple[bytes, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
@@ -30,11 +30,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadStatus, SealedLead, SealedSubmission
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadEventType, LeadStatus, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database import session
 from service.storage.database.database import Database, Statement
 from service.storage.database.failures import StorageFaultError, cause_of, violated_constraint
+from service.storage.leads.history import with_event
+from service.storage.leads.parameters import Correction
 
 T = TypeVar("T")
 
@@ -190,14 +192,21 @@ async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bo
     raise LeadNotFoundError
 
 
-async def update_lead(connection: AsyncConnection, current: SealedLead, columns: Mapping[str, Any]) -> SealedLead:
+async def update_lead(connection: AsyncConnection, current: SealedLead, correction: Correction) -> SealedLead:
     """Give a locked lead new values. Raises BlindIndexTakenError."""
-    values = {**columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
-    return await returned_lead(connection, update(LEAD).where(LEAD.c.id == current.id).values(values).returning(LEAD))
+    values = {**correction.columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
+    statement = with_event(
+        update(LEAD).where(LEAD.c.id == current.id).values(values).returning(LEAD),
+        LeadEventType.CORRECTED,
+        actor=correction.actor,
+        reason=correction.reason,
+        fields=[name for name in CUSTOMER_FIELDS if name in correction.columns],
+    )
+    return await returned_lead(connection, statement)
 
 
 async def returned_lead(connection: AsyncConnection, statement: Any) -> SealedLead:
-    """The lead that an INSERT or UPDATE returns. Raises BlindIndexTakenError."""
+    """The lead that an insert or update returns. Raises BlindIndexTakenError."""
     try:
         return lead_of_row((await connection.execute(statement)).one())
     except IntegrityError as error:

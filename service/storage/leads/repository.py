@@ -28,14 +28,7 @@ from service.errors import (
     ScopeMissingError,
     StorageUnavailableError,
 )
-from service.lead import (
-    AssignmentChange,
-    LeadOrder,
-    LeadStatus,
-    SealedLead,
-    SealedResubmission,
-    StatusChange,
-)
+from service.lead import LeadEventType, LeadOrder, SealedLead, SealedResubmission
 from service.storage import models
 from service.storage.database.batcher import Entry, OnDemandBatcher
 from service.storage.database.database import Database, Statement
@@ -262,38 +255,6 @@ class LeadRepository:
         except LeadNotFoundError:
             raise await self._missing(lead_id, may_read) from None
 
-    async def status_changes(self, lead_id: UUID) -> list[StatusChange]:
-        """A lead's status history, oldest first."""
-        history = models.status_change
-        query = select(history).where(history.c.lead_id == lead_id).order_by(history.c.version)
-        return [
-            StatusChange(
-                from_status=LeadStatus(row.from_status),
-                to_status=LeadStatus(row.to_status),
-                actor=row.actor,
-                reason=row.reason,
-                changed_at=row.changed_at,
-                version=row.version,
-            )
-            for row in await self._database.rows(query)
-        ]
-
-    async def assignments(self, lead_id: UUID) -> list[AssignmentChange]:
-        """A lead's assignment history, oldest first."""
-        history = models.assignment_change
-        query = select(history).where(history.c.lead_id == lead_id).order_by(history.c.version)
-        return [
-            AssignmentChange(
-                from_assignee=row.from_assignee,
-                to_assignee=row.to_assignee,
-                actor=row.actor,
-                reason=row.reason,
-                changed_at=row.changed_at,
-                version=row.version,
-            )
-            for row in await self._database.rows(query)
-        ]
-
     async def resubmissions(
         self, lead_id: UUID, *, after: tuple[datetime, UUID] | None, limit: int
     ) -> list[SealedResubmission]:
@@ -324,11 +285,11 @@ async def correct_locked(
     """
     phones, nids = correction.phones, correction.nids
     match = await find_duplicates(connection, phones, nids, other_than=current.id) if again else None
-    return match or await update_lead(connection, current, correction.columns)
+    return match or await update_lead(connection, current, correction)
 
 
 async def _take_step(seen: SealedLead, step: Step, connection: AsyncConnection) -> SealedLead | None:
-    """The lead after the step, with its entry in the history; None, and nothing is done, if it is not as it was seen.
+    """The lead after the step, with its event in the history; None, and nothing is done, if it is not as it was seen.
 
     The version alone does not show it: after a failover another step may have been numbered like one that was lost.
     """
@@ -344,7 +305,7 @@ async def _take_step(seen: SealedLead, step: Step, connection: AsyncConnection) 
     return lead_of(moved[0]) if moved else None
 
 
-def _step_statement(column: str, history: str) -> Statement:
+def _step_statement(column: str, event_type: LeadEventType) -> Statement:
     columns = ", ".join(each.name for each in COLUMNS)
     return Statement(
         text(f"""
@@ -353,14 +314,14 @@ def _step_statement(column: str, history: str) -> Statement:
             WHERE id = :id AND version = :version AND {column} IS NOT DISTINCT FROM CAST(:before AS text)
             RETURNING {columns}
         ), noted AS (
-            INSERT INTO {history} (lead_id, version, actor, reason, from_{column}, to_{column})
-            SELECT id, version, CAST(:actor AS text), CAST(:reason AS text), CAST(:before AS text), CAST(:after AS text)
-            FROM moved
+            INSERT INTO lead_event (type, lead_id, version, actor, reason, from_{column}, to_{column})
+            SELECT {event_type:d}, id, version, CAST(:actor AS text), CAST(:reason AS text), CAST(:before AS text),
+                CAST(:after AS text) FROM moved
         )
         SELECT {columns} FROM moved
     """)  # noqa: S608 # our own names
     )
 
 
-_STATUS_STEP = _step_statement("status", "status_change")
-_ASSIGNMENT_STEP = _step_statement("assignee", "assignment_change")
+_STATUS_STEP = _step_statement("status", LeadEventType.STATUS_CHANGED)
+_ASSIGNMENT_STEP = _step_statement("assignee", LeadEventType.ASSIGNED)

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.lead import SealedSubmission
+from service.lead import LeadEventType, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Statement
 from service.storage.leads.decision import DuplicateMatch
@@ -37,14 +37,19 @@ _KEEP = Statement(
         FROM given WHERE verified AND conversation_indexes <> '{{}}' AND NOT EXISTS (
             SELECT FROM lead_conversation known
             WHERE known.lead_id = given.lead_id AND known.conversation_index = ANY (given.conversation_indexes))
+    ), added AS (
+        INSERT INTO resubmission ({_DATED}, {_KEPT_COLUMNS})
+        SELECT coalesce({_DATED}, now()), {_KEPT_COLUMNS} FROM given WHERE NOT EXISTS (
+            SELECT FROM resubmission kept
+            WHERE (kept.lead_id, kept.actor, kept.request_id) = (given.lead_id, given.actor, given.request_id)
+                AND (kept.content_digest = given.content_digest
+                     OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests)))
+        ON CONFLICT DO NOTHING
+        RETURNING lead_id, submission_id, actor, {_DATED}
     )
-    INSERT INTO resubmission ({_DATED}, {_KEPT_COLUMNS})
-    SELECT coalesce({_DATED}, now()), {_KEPT_COLUMNS} FROM given WHERE NOT EXISTS (
-        SELECT FROM resubmission kept
-        WHERE (kept.lead_id, kept.actor, kept.request_id) = (given.lead_id, given.actor, given.request_id)
-            AND (kept.content_digest = given.content_digest
-                 OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests)))
-    ON CONFLICT DO NOTHING
+    INSERT INTO lead_event (type, lead_id, version, actor, at)
+    SELECT {LeadEventType.RESUBMITTED:d}, lead.id, lead.version, added.actor, {_DATED}
+    FROM added JOIN lead ON lead.id = added.lead_id ORDER BY {_DATED}, submission_id
 """)  # noqa: S608 # our own names
 )
 

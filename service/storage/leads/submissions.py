@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.lead import CUSTOMER_FIELDS, SealedSubmission
+from service.lead import CUSTOMER_FIELDS, LeadEventType, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Database, Statement, Work
 from service.storage.database.failures import NoStandbyError
@@ -88,7 +88,10 @@ _INSERT_SQL = f"""
               SELECT FROM lead_conflict c WHERE c.created_by = entry.created_by AND c.request_id = entry.request_id))
         ORDER BY place
         ON CONFLICT DO NOTHING
-        RETURNING id, created_at
+        RETURNING id, created_at, created_by
+    ), noted AS (
+        INSERT INTO lead_event (type, lead_id, version, actor, at)
+        SELECT {LeadEventType.CREATED:d}, id, 1, created_by, created_at FROM inserted
     ), linked AS (
         INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
         SELECT id, id, conversation_id, conversation_index FROM inserted JOIN entry USING (id)

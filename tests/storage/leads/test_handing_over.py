@@ -66,7 +66,7 @@ def leave(request: pytest.FixtureRequest, world: World, repository: LeadReposito
 
     async def corrected(lead: SealedSubmission) -> object:
         values = {"phone": "+8801799000099", "nid": "1990000000099"}
-        return await repository.correct(lead.id, lambda _: sealer.correction(lead.id, values), everyone)
+        return await repository.correct(lead.id, lambda _: sealer.correction(lead.id, values, actor="sam"), everyone)
 
     return {"erased": erased, "too old": too_old, "corrected": corrected}[request.param]
 

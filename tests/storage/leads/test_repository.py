@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConversationNotFoundError, LeadNotFoundError, StorageUnavailableError
-from service.lead import SENSITIVE_FIELDS, LeadStatus, SealedLead, SealedSubmission
+from service.lead import SENSITIVE_FIELDS, LeadEventType, LeadStatus, SealedLead, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage import models
 from service.storage.database.database import Database, Work
@@ -24,6 +24,7 @@ from service.storage.database.failures import CommitNotDurableError, StorageFaul
 from service.storage.database.retry import Retry, RetryScope, retry_scope
 from service.storage.leads import submissions
 from service.storage.leads.decision import Created, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
+from service.storage.leads.history import LeadHistory
 from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep
 from service.storage.leads.queries import OTHER_LEADS_SHOWN, columns_of, index_columns
 from service.storage.leads.repository import LeadRepository
@@ -334,7 +335,7 @@ class TestConcurrency:
         assert sum(isinstance(outcome, Created) for outcome in outcomes) == rows_of(database) <= 6
 
     async def test_changes_at_once_each_get_a_version_of_their_own(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+        self, history: LeadHistory, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         lead = submit()
         await store.create(lead)
@@ -344,7 +345,9 @@ class TestConcurrency:
 
         await asyncio.gather(*(repository.change(lead.id, assign, everyone) for _ in range(20)))
 
-        assert [change.version for change in await repository.assignments(lead.id)] == list(range(2, 22))
+        assert [change.version for change in await history.of_type(lead.id, LeadEventType.ASSIGNED)] == list(
+            range(2, 22)
+        )
 
 
 class TestForeignLocks:
@@ -531,7 +534,12 @@ class TestUnknownOutcomes:
         assert len(await repository.resubmissions(lead.id, after=None, limit=100)) == 1
 
     async def test_a_step_that_was_decided_on_a_lost_state_is_decided_anew(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, database: TestDatabase
+        self,
+        history: LeadHistory,
+        repository: LeadRepository,
+        store: SubmissionStore,
+        submit: Submit,
+        database: TestDatabase,
     ) -> None:
         lead = submit()
         await store.create(lead)
@@ -545,11 +553,16 @@ class TestUnknownOutcomes:
 
         await repository.change(lead.id, decide, everyone)
 
-        [step] = await repository.status_changes(lead.id)
+        [step] = await history.of_type(lead.id, LeadEventType.STATUS_CHANGED)
         assert step.from_status is LeadStatus.CONVERTED
 
     async def test_a_status_change_is_made_once_when_who_decides_looks_again(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+        self,
+        history: LeadHistory,
+        repository: LeadRepository,
+        store: SubmissionStore,
+        submit: Submit,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         lead = submit()
         await store.create(lead)
@@ -560,22 +573,22 @@ class TestUnknownOutcomes:
         )
 
         assert (changed.status, changed.version) == (LeadStatus.CONTACTED, 2)
-        assert len(await repository.status_changes(lead.id)) == 1
+        assert len(await history.of_type(lead.id, LeadEventType.STATUS_CHANGED)) == 1
 
 
 class TestChange:
     async def test_a_status_step_is_taken_and_recorded(
-        self, repository: LeadRepository, store: SubmissionStore, submit: Submit
+        self, history: LeadHistory, repository: LeadRepository, store: SubmissionStore, submit: Submit
     ) -> None:
         lead = submit()
         created = lead_of(await store.create(lead))
 
         changed = await repository.change(lead.id, contact, everyone)
 
-        [change] = await repository.status_changes(lead.id)
+        [change] = await history.of_type(lead.id, LeadEventType.STATUS_CHANGED)
         assert (changed.status, changed.version) == (LeadStatus.CONTACTED, 2)
         assert (change.from_status, change.to_status, change.actor, change.version) == ("new", "contacted", "sam", 2)
-        assert change.changed_at.utcoffset() is not None
+        assert change.at.utcoffset() is not None
         assert changed.updated_at > created.updated_at
         assert changed.created_at == created.created_at
 
@@ -617,7 +630,7 @@ class TestCorrect:
         await store.create(other)
 
         refused = await repository.correct(
-            lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567"}), everyone
+            lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567"}, actor="sam"), everyone
         )
 
         assert refused == DuplicateMatch(phone=MatchedLead(other.id, "other-bot"), nid=None)
@@ -631,7 +644,9 @@ class TestCorrect:
             await store.create(submission)
 
         refused = await repository.correct(
-            lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567", "nid": "1234567"}), everyone
+            lead.id,
+            lambda _: sealer.correction(lead.id, {"phone": "+1234567", "nid": "1234567"}, actor="sam"),
+            everyone,
         )
 
         assert refused == DuplicateMatch(phone=MatchedLead(one.id, "bot"), nid=MatchedLead(other.id, "bot"))
@@ -644,7 +659,7 @@ class TestCorrect:
             await store.create(lead)
 
         def to_one_phone(lead: SealedSubmission) -> Callable[[SealedLead], Correction]:
-            return lambda _: sealer.correction(lead.id, {"phone": "+1234567"})
+            return lambda _: sealer.correction(lead.id, {"phone": "+1234567"}, actor="sam")
 
         outcomes = await asyncio.gather(
             *(repository.correct(lead.id, to_one_phone(lead), everyone) for lead in leads), return_exceptions=True
@@ -665,7 +680,9 @@ class TestCorrect:
 
         outcomes = await asyncio.gather(
             *(store.create(submit(phone=phone)) for _ in range(10) for phone in ("+1234567", "+7654321")),
-            repository.correct(lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567"}), everyone),
+            repository.correct(
+                lead.id, lambda _: sealer.correction(lead.id, {"phone": "+1234567"}, actor="sam"), everyone
+            ),
             return_exceptions=True,
         )
 
@@ -679,7 +696,9 @@ class TestCorrect:
         lead = submit(notes="something")
         await store.create(lead)
 
-        corrected = await repository.correct(lead.id, lambda _: sealer.correction(lead.id, {"notes": None}), everyone)
+        corrected = await repository.correct(
+            lead.id, lambda _: sealer.correction(lead.id, {"notes": None}, actor="sam"), everyone
+        )
 
         assert isinstance(corrected, SealedLead)
         assert "notes" not in corrected.sealed
@@ -712,9 +731,8 @@ class TestWhatTheDatabaseRefuses:
         "statement",
         [
             "DELETE FROM lead",
-            "DELETE FROM status_change",
-            "UPDATE status_change SET actor = ''",
-            "DELETE FROM assignment_change",
+            "DELETE FROM lead_event",
+            "UPDATE lead_event SET actor = ''",
             "DELETE FROM lead_conversation",
             "DELETE FROM resubmission",
             "TRUNCATE lead CASCADE",

@@ -199,7 +199,9 @@ class TestConflicts:
         await own_lead(world, sharing)
         assert row_of(database, sharing)[3] is True
 
-        await repository.correct(holder.id, lambda lead: sealer.correction(lead.id, {"nid": None}), everyone)
+        await repository.correct(
+            holder.id, lambda lead: sealer.correction(lead.id, {"nid": None}, actor="sam"), everyone
+        )
 
         assert row_of(database, holder) == NO_NID
         assert row_of(database, sharing)[3] is False
