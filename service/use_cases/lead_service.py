@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from service.access import Caller
+from service.access import Caller, Scope
 from service.errors import (
     DuplicateLeadError,
     LeadValidationError,
@@ -318,7 +318,8 @@ class LeadService:
             if not changed:
                 return None
             _require_version(current, expected_version)
-            return corrected_to(current.id, changed)
+            # The history names the fields that are set: of several, it would show which had another value.
+            return corrected_to(current.id, changed if caller.may(Scope.UNMASK) else accepted)
 
         corrected = await self._repository.correct(lead_id, decide, caller.may_read_lead_created_by)
         if isinstance(corrected, DuplicateMatch):

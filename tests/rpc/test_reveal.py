@@ -260,6 +260,15 @@ def test_a_right_guess_among_others_makes_a_version_like_a_wrong_one(nosy: Clien
     assert (right.version, wrong.version) == (2, 3)
 
 
+def test_the_history_does_not_tell_which_of_several_fields_was_guessed(connect: Connect, admin: Client) -> None:
+    person = known_person()
+    lead_id = admin.create(person).id
+    connect("agent").correct(lead_id, phone=person.phone, email=known_person().email)
+    asked = pb.ListLeadEventsRequest(lead_id=lead_id, newest_first=True, page_size=1)
+    (event,) = admin.call("ListLeadEvents", asked).events
+    assert set(event.fields) == {"phone", "email"}
+
+
 def test_a_refused_reveal_decides_nothing(nosy: Client, admin: Client, service: RunningService) -> None:
     lead = somebody()
     lead_id = admin.create(lead).id
