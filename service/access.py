@@ -14,6 +14,8 @@ class Scope(StrEnum):
     """Read what the same subject created."""
     READ = "leads:read"
     UPDATE = "leads:update"
+    UPDATE_OWN = "leads:update-own"
+    """Correct what the same subject created, for a while and as long as nobody else has changed it."""
     UNMASK = "leads:unmask"
     """See every sensitive field unmasked: all of those below."""
     UNMASK_PHONE = "leads:unmask:phone"
@@ -31,7 +33,7 @@ UNMASK_SCOPES: dict[str, Scope] = {
 """The fields that `reveal` may name, and the scope of each."""
 
 ROLES: dict[str, frozenset[Scope]] = {
-    "chatbot": frozenset({Scope.CREATE, Scope.READ_OWN}),
+    "chatbot": frozenset({Scope.CREATE, Scope.READ_OWN, Scope.UPDATE_OWN}),
     # Who must call can see the number.
     "agent": frozenset({Scope.READ, Scope.UPDATE, Scope.UNMASK_PHONE, Scope.UNMASK_EMAIL}),
     "admin": frozenset(Scope),
@@ -56,7 +58,7 @@ READ_SCOPES: dict[str, tuple[Scope, ...]] = {
 SCOPES: dict[str, tuple[Scope, ...]] = READ_SCOPES | {
     "CreateLead": (Scope.CREATE,),
     "UpdateStatus": (Scope.UPDATE,),
-    "UpdateLead": (Scope.UPDATE,),
+    "UpdateLead": (Scope.UPDATE, Scope.UPDATE_OWN),
     "AssignLead": (Scope.UPDATE,),
     "EraseLead": (Scope.ERASE,),
     "ResolveConflict": (Scope.OPERATE,),
@@ -102,3 +104,7 @@ class Caller:
     def may_read_lead_created_by(self, creator: str) -> bool:
         """Whether the caller may read a lead that the subject `creator` created."""
         return self.may(Scope.READ) or (self.may(Scope.READ_OWN) and creator == self.subject)
+
+    def may_correct_lead_created_by(self, creator: str) -> bool:
+        """Whether the caller may correct a lead that the subject `creator` created."""
+        return self.may(Scope.UPDATE) or (self.may(Scope.UPDATE_OWN) and creator == self.subject)

@@ -26,6 +26,7 @@ Reason = Literal[
     "CONFLICT_RESOLVED",
     "VERSION_MISMATCH",
     "STATUS_TRANSITION",
+    "CORRECTION_CLOSED",
     "TOKEN_MISSING",
     "TOKEN_INVALID",
     "TOKEN_EXPIRED",
@@ -237,6 +238,16 @@ class StatusTransitionError(LeadkeepError):
         super().__init__(
             f"a lead that is {from_status} cannot become {to_status}", {"from": from_status, "to": to_status}
         )
+
+
+class CorrectionClosedError(LeadkeepError):
+    """Who created the lead may correct it no longer."""
+
+    reason = "CORRECTION_CLOSED"
+    text = (
+        "who created this lead can correct it no longer: a day is over, its status is not NEW, or somebody else has "
+        "changed it"
+    )
 
 
 class TokenMissingError(LeadkeepError):

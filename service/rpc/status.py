@@ -45,6 +45,7 @@ REASONS: dict[Reason, ReasonRule] = {
     "CONFLICT_RESOLVED": ReasonRule(code_pb2.FAILED_PRECONDITION, metadata=("resolution",)),
     "VERSION_MISMATCH": ReasonRule(code_pb2.ABORTED, metadata=("current_version",)),
     "STATUS_TRANSITION": ReasonRule(code_pb2.FAILED_PRECONDITION, metadata=("from", "to")),
+    "CORRECTION_CLOSED": ReasonRule(code_pb2.FAILED_PRECONDITION),
     "TOKEN_MISSING": ReasonRule(code_pb2.UNAUTHENTICATED),
     "TOKEN_INVALID": ReasonRule(code_pb2.UNAUTHENTICATED),
     "TOKEN_EXPIRED": ReasonRule(code_pb2.UNAUTHENTICATED),

@@ -15,7 +15,9 @@ from uuid import UUID
 
 from service.access import Caller, Scope
 from service.errors import (
+    CorrectionClosedError,
     DuplicateLeadError,
+    LeadNotFoundError,
     LeadValidationError,
     RequestIdReusedError,
     StatusTransitionError,
@@ -302,9 +304,20 @@ class LeadService:
         `compared` gets the lead's id when its values decided the answer, else None. Without it the answer is the same
         whatever the lead holds, so that nobody can test guesses of what they see masked.
 
-        Raises LeadValidationError, LeadNotFoundError, VersionMismatchError, DuplicateLeadError.
+        Raises LeadValidationError, LeadNotFoundError, CorrectionClosedError, VersionMismatchError, DuplicateLeadError.
         """
         accepted = self._validation.correction(fields, phone_region=phone_region)
+        is_creator = not caller.may(Scope.UPDATE)
+        if is_creator and not expected_version:
+            needed = f"is required with {Scope.UPDATE_OWN}: the version that you have read"
+            raise LeadValidationError([Violation("expected_version", needed, "REQUIRED")])
+
+        def admit(current: SealedLead, creators_alone: bool) -> None:
+            if not caller.may_correct_lead_created_by(current.created_by):
+                raise LeadNotFoundError
+            if current.status is not LeadStatus.NEW or not creators_alone:
+                raise CorrectionClosedError
+
         why = self._validation.reason(reason)
         corrected_to = partial(self._sealer.correction, actor=caller.subject, reason=why)
 
@@ -321,7 +334,9 @@ class LeadService:
             # The history names the fields that are set: of several, it would show which had another value.
             return corrected_to(current.id, changed if caller.may(Scope.UNMASK) else accepted)
 
-        corrected = await self._repository.correct(lead_id, decide, caller.may_read_lead_created_by)
+        corrected = await self._repository.correct(
+            lead_id, decide, caller.may_correct_lead_created_by, admit=admit if is_creator else None
+        )
         if isinstance(corrected, DuplicateMatch):
             raise _duplicate(corrected, caller)
         return self._sealer.open(corrected)

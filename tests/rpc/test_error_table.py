@@ -174,6 +174,15 @@ def status_transition(world: World) -> Iterator[Attempt]:
 
 
 @contextmanager
+def correction_closed(world: World) -> Iterator[Attempt]:
+    request = pb.CreateLeadRequest(lead=somebody())
+    lead = world.stub.CreateLead(request, metadata=world.service.metadata("chatbot"), timeout=10).lead
+    world.stub.AssignLead(pb.AssignLeadRequest(id=lead.id, assignee="sam"), metadata=world.service.metadata())
+    late = pb.UpdateLeadRequest(lead=pb.Lead(id=lead.id, name="Too Late"), expected_version=2)
+    yield Attempt("UpdateLead", late, None, role="chatbot")
+
+
+@contextmanager
 def token_missing(world: World) -> Iterator[Attempt]:
     yield get(str(uuid4()), token="")
 
@@ -335,6 +344,7 @@ TABLE = {
     "CONVERSATION_NOT_FOUND": Row(conversation_not_found, grpc.StatusCode.NOT_FOUND, 404),
     "VERSION_MISMATCH": Row(version_mismatch, grpc.StatusCode.ABORTED, 409, frozenset({"current_version"})),
     "STATUS_TRANSITION": Row(status_transition, grpc.StatusCode.FAILED_PRECONDITION, 400, frozenset({"from", "to"})),
+    "CORRECTION_CLOSED": Row(correction_closed, grpc.StatusCode.FAILED_PRECONDITION, 400),
     "TOKEN_MISSING": Row(token_missing, grpc.StatusCode.UNAUTHENTICATED, 401),
     "TOKEN_INVALID": Row(token_invalid, grpc.StatusCode.UNAUTHENTICATED, 401),
     "TOKEN_EXPIRED": Row(token_expired, grpc.StatusCode.UNAUTHENTICATED, 401),
@@ -385,6 +395,7 @@ NOT_IN_TABLE: dict[Reason, str] = {
 """Reasons that no call to these services can answer, each with why."""
 
 GRPC_ONLY = {
+    "CORRECTION_CLOSED": "UpdateLead has no path at the JSON endpoint",
     "CONFLICT_NOT_FOUND": "ResolveConflict has no path at the JSON endpoint",
     "CONFLICT_RESOLVED": "ResolveConflict has no path at the JSON endpoint",
     "INDEX_INCOMPLETE": "the filter `email` is no parameter of a route, because query strings are logged",

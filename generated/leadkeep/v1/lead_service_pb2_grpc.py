@@ -209,7 +209,10 @@ class LeadServiceServicer(object):
         A duplicate is recorded as an access of the lead that it matches, whoever calls and beyond any limit, before it is
         answered; when it cannot be, the answer is UNAVAILABLE STORAGE_UNAVAILABLE and nothing is changed.
 
-        Scope: `leads:update`. Errors: NOT_FOUND LEAD_NOT_FOUND; ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID;
+        Scope: `leads:update`, or `leads:update-own` for leads that the same subject created, within a day, while the status is
+        NEW and nobody else has changed them; `expected_version` is required then.
+        Errors: NOT_FOUND LEAD_NOT_FOUND (also for a lead that the caller may not correct); FAILED_PRECONDITION
+        CORRECTION_CLOSED (with `leads:update-own`: no longer); ALREADY_EXISTS DUPLICATE_PHONE, DUPLICATE_NID;
         ABORTED VERSION_MISMATCH (metadata `current_version`); RESOURCE_EXHAUSTED DUPLICATE_LIMIT, as of CreateLead, for a
         correction of phone or nid.
         """

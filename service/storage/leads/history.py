@@ -7,7 +7,7 @@ holds a lock on the lead's row, or the one that keeps erasures out: of an erased
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from service.lead import LeadEvent, LeadEventType, LeadStatus
@@ -65,6 +66,24 @@ DECIDED = text(f"""
     SELECT {LeadEventType.CONFLICT_DECIDED:d}, id, version, :actor, :reason FROM lead WHERE id = ANY(:ids) ORDER BY id
 """)  # noqa: S608 # our own number
 """Adds the event of a decided conflict to the leads that it was about."""
+
+
+_CREATORS_ALONE = text(f"""
+    SELECT created_at > now() - CAST(:within AS interval) AND version = 1 + (
+        SELECT count(DISTINCT version) FROM lead_event
+        WHERE lead_id = lead.id AND version > 1 AND actor = lead.created_by
+            AND type IN ({LeadEventType.CORRECTED:d}, {LeadEventType.ASSIGNED:d})
+    ) FROM lead WHERE id = :id
+""")  # noqa: S608 # our own numbers
+
+
+async def is_creators_alone(connection: AsyncConnection, lead_id: UUID, *, within: timedelta) -> bool:
+    """Whether a lead was created so lately, and each of its changes was made by who created it.
+
+    A change from before there were events counts as somebody else's.
+    """
+    found = await connection.execute(_CREATORS_ALONE, {"id": lead_id, "within": within})
+    return bool(found.scalar_one())
 
 
 class Place(NamedTuple):

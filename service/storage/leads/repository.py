@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -35,6 +35,7 @@ from service.storage.database.database import Database, Statement
 from service.storage.database.retry import with_retries
 from service.storage.intake.writer import LeadWriter
 from service.storage.leads.decision import DuplicateMatch
+from service.storage.leads.history import is_creators_alone
 from service.storage.leads.lists import LIST_SECONDS, Filters, find_page
 from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep, Step
 from service.storage.leads.queries import (
@@ -55,6 +56,9 @@ from service.storage.spool.spool import Spool
 
 LARGEST_READ = 128
 """Ids in a statement: it takes a few milliseconds, which those behind it wait for."""
+
+CREATORS_TIME = timedelta(hours=24)
+"""For which its creator may correct a lead."""
 
 MayRead = Callable[[str], bool]
 """Whether the caller may read leads that this subject created."""
@@ -236,14 +240,24 @@ class LeadRepository:
             raise await self._missing(lead_id, may_read) from None
 
     async def correct(
-        self, lead_id: UUID, decide: Callable[[SealedLead], Correction | None], may_read: MayRead
+        self,
+        lead_id: UUID,
+        decide: Callable[[SealedLead], Correction | None],
+        may_read: MayRead,
+        *,
+        admit: Callable[[SealedLead, bool], None] | None = None,
     ) -> SealedLead | DuplicateMatch:
-        """Like `change`, for customer fields; the leads that have the new phone or nid if there are any."""
+        """Like `change`, for customer fields; the leads that have the new phone or nid if there are any.
+
+        `admit` raises what the caller is refused with, given the lead and whether it `is_creators_alone`, of a day.
+        """
 
         async def work(connection: AsyncConnection, again: bool) -> SealedLead | DuplicateMatch:
             # A new phone or nid needs the strongest lock. Taking it at once, not on top of a weaker one, keeps a
             # submission that matches this lead from waiting for us while we wait for it.
             current = await lock_lead(connection, lead_id)
+            if admit is not None:
+                admit(current, await is_creators_alone(connection, current.id, within=CREATORS_TIME))
             correction = decide(current)
             if correction is None:
                 return current
