@@ -277,7 +277,7 @@ def test_a_lead_of_its_own_beside_an_erased_one_stays(
 
     assert admin.get(own).phone == person.phone
     assert tombstone(rows, own) is None
-    assert named_in(rows, own) == {"lead.id"}
+    assert named_in(rows, own) == {"lead.id", "lead_event.lead_id"}
     erase(admin, own)
     assert named_in(rows, own) == set()
 
@@ -368,7 +368,13 @@ def test_what_happens_at_the_same_moment_leaves_nothing_behind(
     assert named_in(rows, lead_id) == set(), codes
     # The submission of another person was decided to be a lead of its own, before the erasure or after it.
     assert codes["ResolveConflict"] is StatusCode.OK
-    of_its_own = {"lead.id", "lead_conflict.id", "lead_conversation.lead_id", "resubmission.lead_id"}
+    of_its_own = {
+        "lead.id",
+        "lead_event.lead_id",
+        "lead_conflict.id",
+        "lead_conversation.lead_id",
+        "resubmission.lead_id",
+    }
     assert {"lead.id"} <= named_in(rows, conflict_id) <= of_its_own, codes
 
 
