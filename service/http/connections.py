@@ -160,9 +160,13 @@ class HttpConnection(H11Protocol):
         self._connections.set_untaken(self, False)
 
     def on_response_complete(self) -> None:
-        """Note whether the call had a token that was accepted."""
+        """Note whether the call had a token that was accepted, and close what asks on without one."""
         self.is_proven |= self.scope["state"].get(PROVEN, False)
         self.since = time.monotonic()
+        # Requests that were sent before the answer to the first: without a token nobody gets many for one connection.
+        # A client must be prepared for it (RFC 9112, 9.3.2), and proxies and browsers do not send so.
+        if not self.is_proven and self.conn.trailing_data[0].strip():
+            self.transport.close()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 # uvicorn's text is for people only

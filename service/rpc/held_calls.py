@@ -27,6 +27,9 @@ SWEEP_SECONDS = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+TAKING_SECONDS = 1.0
+"""After this an answer counts as not taken: a client that reads has it within a round trip."""
+
 CALL_BYTES = 16 * 1024
 """What a call costs that waits for its answer to be taken, apart from the answer."""
 
@@ -48,6 +51,8 @@ class HeldCalls:
         self._untaken: dict[Context, tuple[float, int]] = {}
         """Since when, and how many bytes. In the order of time: the oldest first."""
         self._untaken_bytes = 0
+        self._not_reading: set[str] = set()
+        """Connections that leave answers untaken, by gRPC's name of the peer: they get no others."""
         self._streams: dict[Context, tuple[float, asyncio.Task[Any] | None]] = {}
         self._ended: Counter[str] = Counter()
         """Calls that ended with an error, and streams, by gRPC's name of the peer."""
@@ -70,6 +75,8 @@ class HeldCalls:
                 each for each, (since, _) in self._untaken.items() if now - since > self._limits.answer_seconds
             ]:
                 self._cut(context, "answer_late")
+            left = Counter(each.peer() for each, (since, _) in self._untaken.items() if now - since > TAKING_SECONDS)
+            self._not_reading = {peer for peer, number in left.items() if number >= self._limits.untaken_answers}
             self._end_unclosed()
 
     def prove(self, peer: str) -> None:
@@ -95,6 +102,9 @@ class HeldCalls:
         answer = handler.unary_unary
 
         async def respond(_requests: object, context: Context) -> Any:
+            if self._not_reading and (peer := context.peer()) in self._not_reading:
+                self._refusals.add("grpc", "answers_not_taken", peer_of(host_of(peer)))
+                await self.abort(context, QueueFullError())
             response = await answer(await self._message(context), context)
             if isinstance(response, bytes):
                 self._hold_answer(context, len(response))

@@ -68,6 +68,8 @@ class Limits:
     """Health watches and reflection streams. A load balancer needs one for each replica of its own."""
     untaken_bytes: int = 32 * 1024 * 1024
     """Of answers that callers have not taken: eight of the largest."""
+    untaken_answers: int = 16
+    """Of one connection, for a second or longer: until they are taken, its calls are refused unread."""
     unclosed_calls: int = 1000
     """Calls that are over, but whose callers do not take the end: 10 MB of tasks."""
     answer_seconds: float = 30.0

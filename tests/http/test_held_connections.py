@@ -146,9 +146,44 @@ async def test_answers_that_are_not_taken_are_bounded_in_bytes(
             writer.close()
 
 
-async def test_an_answer_that_is_not_taken_in_time_ends_the_connection(methods: Mapping[str, Handler]) -> None:
+async def test_without_a_token_a_connection_is_closed_behind_the_first_of_many_requests(
+    methods: Mapping[str, Handler],
+) -> None:
+    async with running(methods, Limits()) as run:
+        reader, writer = await run.connect(PIPELINE)
+        async with asyncio.timeout(10):
+            assert (await reader.read()).count(b"HTTP/1.1 200") == 1
+        writer.close()
+
+
+async def test_one_request_behind_the_other_is_answered_without_a_token(methods: Mapping[str, Handler]) -> None:
+    async with running(methods, Limits()) as run:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1)) as client:
+            for _ in range(5):
+                assert (await client.get(f"http://127.0.0.1:{run.port}/healthz")).status_code == 200
+                assert (await client.get(f"http://127.0.0.1:{run.port}/api/leads")).status_code == 401
+        assert not run.refused
+
+
+async def test_requests_behind_one_with_a_token_are_answered_in_order(
+    methods: Mapping[str, Handler], servicer: Servicer
+) -> None:
+    servicer.answers["ListLeads"] = pb.ListLeadsResponse()
+    async with running(methods, Limits()) as run:
+        listing = b"GET /api/leads HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\n\r\n"
+        last = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        reader, writer = await run.connect(listing * 3 + last)
+        async with asyncio.timeout(10):
+            assert (await reader.read()).count(b"HTTP/1.1 200") == 4
+        writer.close()
+
+
+async def test_an_answer_that_is_not_taken_in_time_ends_the_connection(
+    methods: Mapping[str, Handler], servicer: Servicer
+) -> None:
+    servicer.answers["ListLeads"] = pb.ListLeadsResponse(leads=[lead(notes="x" * 4000)] * 1000)
     async with running(methods, Limits(answer_seconds=0.2, arrival_seconds=0.1)) as run:
-        _, writer = await run.connect(PIPELINE)
+        _, writer = await run.connect(b"GET /api/leads HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\n\r\n")
         await until(lambda: run.refused["answer_late"] == 1)
         writer.close()
 

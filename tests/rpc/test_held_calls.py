@@ -34,10 +34,11 @@ EMPTY_MESSAGE = bytes(5)
 
 @dataclass
 class Endpoint:
-    """A running endpoint that accepts every call, and what it refused."""
+    """A running endpoint that accepts every call, what it refused, and how many calls it answered."""
 
     port: int
     refused: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
 
     def channel(self) -> grpc.aio.Channel:
         """A connection of its own."""
@@ -47,6 +48,7 @@ class Endpoint:
 @asynccontextmanager
 async def endpoint(limits: Limits, *, answer: Message | None = None) -> AsyncIterator[Endpoint]:
     async def handle(call: Call, _request: Message) -> Message:
+        running.calls += 1
         # A call with a token is proven, like behind the chain.
         if "authorization" in call.metadata:
             call.caller = Caller("somebody", ROLES["admin"])
@@ -190,6 +192,32 @@ async def test_answers_that_are_not_taken_are_bounded_in_bytes() -> None:
         writer.close()
         async with running.channel() as channel:
             assert await _create(channel)(b"")
+
+
+async def test_a_connection_that_takes_no_answers_gets_no_more_of_them() -> None:
+    answer = pb.CreateLeadResponse(message="x")
+    async with endpoint(Limits(untaken_answers=3), answer=answer) as running, running.channel() as honest:
+        _, writer = await _unread(running, LIST_LEADS, 3)
+        stream = 5
+
+        async def call_again() -> None:
+            nonlocal stream
+            stream += 2
+            headers = frame(1, 0x4, stream, call_headers(LIST_LEADS, "x"))
+            writer.write(headers + frame(0, 0x1, stream, EMPTY_MESSAGE))
+            await asyncio.sleep(0.2)
+
+        async with asyncio.timeout(30):
+            while not running.refused["answers_not_taken"]:
+                await call_again()
+            answered = running.calls
+            for _ in range(5):
+                await call_again()
+            await until(lambda: running.refused["answers_not_taken"] >= 6)
+        assert running.calls == answered
+        # Another connection does not pay for it.
+        assert await _create(honest)(b"")
+        writer.close()
 
 
 async def test_an_answer_that_is_not_taken_in_time_ends_its_connection() -> None:
