@@ -49,11 +49,11 @@ class KeepFirst:
 
 @dataclass(frozen=True, slots=True)
 class TakeNew:
-    """The same, and the lead takes the submission's values: `correction` of the lead; None where it has them."""
+    """The same, and the lead takes the submission's values: `correction` of the lead, when it is shown that."""
 
     lead_id: UUID
     submission: SealedSubmission
-    correction: Callable[[SealedLead], Correction | None]
+    correction: Callable[[SealedLead], Correction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,8 @@ class ConflictRepository:
         if isinstance(decision, OwnLead):
             return await self._insert(connection, conflict, decision.submission)
         lead = await lock_lead(connection, decision.lead_id)
-        if isinstance(decision, TakeNew) and (correction := decision.correction(lead)) is not None:
-            taken = await correct_locked(connection, lead, correction, again=again)
+        if isinstance(decision, TakeNew):
+            taken = await correct_locked(connection, lead, decision.correction(lead), again=again)
             if isinstance(taken, DuplicateMatch):
                 return taken
             lead = taken
