@@ -285,7 +285,7 @@ class TestCorrection:
         self, agent: Client, lead_id: str, person: pb.Lead
     ) -> None:
         with refused(StatusCode.ABORTED, "VERSION_MISMATCH"):
-            agent.correct(lead_id, phone=person.phone, expected_version=99)
+            agent.correct(lead_id, nid=person.nid, expected_version=99)
 
     @pytest.mark.parametrize("right", [True, False])
     def test_a_masked_caller_cannot_test_a_guess_with_the_true_version(

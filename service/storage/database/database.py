@@ -78,7 +78,7 @@ STILL_AT_WORK = text(
 """How many of the backends that we left behind still wait, as one does whose commit waits for a standby. By the age of
 the statement, because a new connection may have an old one's process id."""
 
-_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy says nothing of its arguments
+DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy says nothing of its arguments
 
 
 class Statement:
@@ -89,7 +89,7 @@ class Statement:
     """
 
     def __init__(self, statement: ClauseElement) -> None:
-        compiled = statement.compile(dialect=_DIALECT)
+        compiled = statement.compile(dialect=DIALECT)
         self._sql = compiled.string.encode()
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
 

@@ -15,12 +15,12 @@ from sqlalchemy import Row, case, exists, func, insert, literal, or_, select, tu
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConflictNotFoundError, ConflictResolvedError
-from service.lead import ConflictResolution, LeadEventType, SealedConflict, SealedLead, SealedSubmission
+from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Database
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.erasing import NO_INDEXES, drop_within, wait_for_erasures
-from service.storage.leads.history import DECIDED, with_event
+from service.storage.leads.history import CREATED, DECIDED
 from service.storage.leads.parameters import Correction, Position
 from service.storage.leads.queries import (
     columns_of,
@@ -189,13 +189,8 @@ class ConflictRepository:
             "nid_shared": held is not None and held.nid is not None,
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
         }
-        statement = with_event(
-            insert(_LEAD).values(values).returning(_LEAD),
-            LeadEventType.CREATED,
-            actor=submission.created_by,
-            at=conflict.accepted_at,
-        )
-        lead = await returned_lead(connection, statement)
+        lead = await returned_lead(connection, insert(_LEAD).values(values).returning(_LEAD))
+        await connection.execute(CREATED, {"id": lead.id})
         await link_conversation(connection, submission, submission.id)
         return lead
 

@@ -6,7 +6,6 @@ holds a lock on the lead's row, or the one that keeps erasures out: of an erased
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -16,7 +15,6 @@ from sqlalchemy import (
     String,
     cast,
     func,
-    insert,
     literal,
     null,
     select,
@@ -24,9 +22,7 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from service.lead import LeadEvent, LeadEventType, LeadStatus
 from service.storage import models
@@ -37,29 +33,11 @@ _DETAILS = ("version", "id", "lead_id", "type", "actor", "reason", "fields", "at
 _CHANGES = ("from_status", "to_status", "from_assignee", "to_assignee")
 
 
-def with_event(
-    change: ReturningInsert[Any] | ReturningUpdate[Any],
-    event_type: LeadEventType,
-    *,
-    actor: str,
-    reason: str | None = None,
-    fields: Sequence[str] | None = None,
-    at: datetime | None = None,
-) -> Select[Any]:
-    """A statement that makes a change of one lead and adds its event; it returns what the change returns."""
-    changed = change.cte("changed")
-    event = {
-        "type": literal(event_type.value),
-        "lead_id": changed.c.id,
-        "version": changed.c.version,
-        "actor": literal(actor),
-        "reason": literal(reason, String),
-        "fields": literal(fields, ARRAY(String)),
-        "at": literal(at) if at else func.now(),
-    }
-    added = insert(models.lead_event).from_select(list(event), select(*event.values())).cte("added")
-    return select(changed).add_cte(added)
-
+CREATED = text(f"""
+    INSERT INTO lead_event (type, lead_id, version, actor, at)
+    SELECT {LeadEventType.CREATED:d}, id, version, created_by, created_at FROM lead WHERE id = :id
+""")  # noqa: S608 # our own number
+"""Adds the event of the creation of a lead."""
 
 DECIDED = text(f"""
     INSERT INTO lead_event (type, lead_id, version, actor, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -18,13 +19,11 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
-    func,
     literal_column,
     or_,
     select,
     text,
     union_all,
-    update,
 )
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,9 +32,8 @@ from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadEventType, LeadStatus, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database import session
-from service.storage.database.database import Database, Statement
+from service.storage.database.database import DIALECT, Database, Statement
 from service.storage.database.failures import StorageFaultError, cause_of, violated_constraint
-from service.storage.leads.history import with_event
 from service.storage.leads.parameters import Correction
 
 T = TypeVar("T")
@@ -175,34 +173,67 @@ NOT_FOUND_BY_EMAIL = text(
 """A lead that cannot be found by its e-mail yet, if there is one. The order makes its small index the cheapest way."""
 
 
+_NAMES = ", ".join(column.name for column in COLUMNS)
+
+
+def _lock_statement(*, key_share: bool) -> Statement:
+    sharing = "" if key_share else "UNION ALL SELECT leads_sharing_with(wanted.id) FROM wanted"
+    return Statement(
+        text(f"""
+        WITH wanted AS MATERIALIZED (
+            SELECT coalesce((SELECT lead_id FROM lead_alias WHERE id = CAST(:id AS uuid)), CAST(:id AS uuid)) AS id
+        )
+        SELECT {_NAMES}, id = (SELECT id FROM wanted) AS is_wanted FROM lead
+        WHERE id IN (SELECT id FROM wanted {sharing}) ORDER BY id FOR {"NO KEY UPDATE" if key_share else "UPDATE"}
+    """)  # noqa: S608 # our own names
+    )
+
+
+_LOCK, _LOCK_WITH_SHARING = _lock_statement(key_share=True), _lock_statement(key_share=False)
+
+
 async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
     """The lead that an id leads to, locked. With `key_share` others may still refer to it. Raises LeadNotFoundError.
 
     Without it, the leads that would take over its phone or nid are locked too: all in the order of ids.
     """
-    leads_to = select(_ALIAS.c.lead_id).where(_ALIAS.c.id == lead_id).scalar_subquery()
-    wanted = func.coalesce(leads_to, lead_id)
-    condition = LEAD.c.id == wanted
-    if not key_share:
-        condition = LEAD.c.id.in_(select(wanted).union_all(select(func.leads_sharing_with(wanted))))
-    locked = select(LEAD, (LEAD.c.id == wanted).label("is_wanted")).where(condition).order_by(LEAD.c.id)
-    for row in await connection.execute(locked.with_for_update(key_share=key_share, of=LEAD)):
-        if row.is_wanted:
-            return lead_of_row(row)
+    for row in await (_LOCK if key_share else _LOCK_WITH_SHARING).rows(connection, {"id": lead_id}):
+        *values, is_wanted = row
+        if is_wanted:
+            return lead_of(values)
     raise LeadNotFoundError
 
 
-async def update_lead(connection: AsyncConnection, current: SealedLead, correction: Correction) -> SealedLead:
-    """Give a locked lead new values. Raises BlindIndexTakenError."""
-    values = {**correction.columns, "version": current.version + 1, "updated_at": func.clock_timestamp()}
-    statement = with_event(
-        update(LEAD).where(LEAD.c.id == current.id).values(values).returning(LEAD),
-        LeadEventType.CORRECTED,
-        actor=correction.actor,
-        reason=correction.reason,
-        fields=[name for name in CUSTOMER_FIELDS if name in correction.columns],
+@cache  # one for each set of columns that are corrected together
+def _correction_statement(columns: tuple[str, ...]) -> Statement:
+    new = ", ".join(f"{name} = CAST(:{name} AS {LEAD.c[name].type.compile(DIALECT)})" for name in columns)
+    return Statement(
+        text(f"""
+        WITH changed AS (
+            UPDATE lead SET {new}, version = version + 1, updated_at = clock_timestamp() WHERE id = :id
+            RETURNING {_NAMES}
+        ), noted AS (
+            INSERT INTO lead_event (type, lead_id, version, actor, reason, fields)
+            SELECT {LeadEventType.CORRECTED:d}, id, version, CAST(:actor AS text), CAST(:reason AS text),
+                CAST(:fields AS text[]) FROM changed
+        )
+        SELECT {_NAMES} FROM changed
+    """)  # noqa: S608 # our own names
     )
-    return await returned_lead(connection, statement)
+
+
+async def update_lead(connection: AsyncConnection, current: SealedLead, correction: Correction) -> SealedLead:
+    """Give a locked lead new values, and its history their names. Raises BlindIndexTakenError."""
+    about = {"id": current.id, "actor": correction.actor, "reason": correction.reason}
+    fields = [name for name in CUSTOMER_FIELDS if name in correction.columns]
+    statement = _correction_statement(tuple(sorted(correction.columns)))
+    try:
+        (row,) = await statement.rows(connection, {**about, "fields": fields, **correction.columns})
+    except psycopg.errors.UniqueViolation as error:
+        if error.diag.constraint_name in BLIND_INDEXES:
+            raise BlindIndexTakenError from None
+        raise
+    return lead_of(row)
 
 
 async def returned_lead(connection: AsyncConnection, statement: Any) -> SealedLead:
