@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import typer
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest
@@ -46,8 +47,10 @@ Call = Callable[[str, Message], Any]
 def connected(settings: Settings, *scopes: Scope, reason: str = "") -> Iterator[Call]:
     """Call the service of these settings with LEADKEEP_TOKEN, else with a token of the local key for these scopes.
 
-    Raises StartRefusedError without a token.
+    Raises StartRefusedError without a token; typer.BadParameter for a reason of several lines.
     """
+    if any(character < " " for character in reason):
+        raise typer.BadParameter("must be one line of text", param_hint="--reason")
     token = given_token() or _local_token(settings, scopes)
     metadata: list[tuple[str, str | bytes]] = [("authorization", f"Bearer {token}")]
     if reason:

@@ -177,7 +177,7 @@ def reseal(
     timeout: Timeout = PATIENCE,
     as_json: AsJson = False,
 ) -> None:
-    """Seal everything in the database with the primary encryption key, and index e-mails that are not indexed yet.
+    """Seal everything in the database with the primary encryption key, and index e-mails not yet indexed.
 
     May be stopped and run again.
     """

@@ -57,7 +57,10 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
                 "active.",
                 "keys:promote",
             ),
-            "reseal": ("Seal everything in the database with the primary encryption key.", "keys:reseal"),
+            "reseal": (
+                "Seal everything in the database with the primary encryption key, and index e-mails not yet indexed.",
+                "keys:reseal",
+            ),
             "reindex": (
                 "Compute the blind indexes anew: with a new primary index key, or after the rules for phone and NID "
                 "changed.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from service.errors import (
     LeadkeepError,
@@ -13,7 +14,9 @@ from service.errors import (
     ReasonRequiredError,
     Violation,
 )
-from service.rpc.call import Call
+
+if TYPE_CHECKING:
+    from service.rpc.call import Call  # commands that call nothing load the rules, too
 
 REASON = "leadkeep-reason"
 """The metadata, and header, of a reason. gRPC's metadata takes ASCII only."""

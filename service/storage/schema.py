@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -69,8 +68,13 @@ _HOLDS_SOMETHING = (
 
 def engine_of(url: str) -> Engine:
     """An engine without a pool. The URL is libpq's own, which names no driver and may list several hosts."""
-    creator = partial(open_unproven, url, "leadkeep-migrate", connect_timeout=_CONNECT_SECONDS)
-    return create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool, hide_parameters=True)
+
+    def connect() -> psycopg.Connection:
+        connection = open_unproven(url, "leadkeep-migrate", connect_timeout=_CONNECT_SECONDS)
+        connection.prepare_threshold = None  # a pooler would keep what is prepared for the session of somebody else
+        return connection
+
+    return create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool, hide_parameters=True)
 
 
 def migrate(url: str) -> str | None:

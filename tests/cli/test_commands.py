@@ -83,12 +83,12 @@ def test_an_agents_token_creates_no_lead(embedded: RunningService) -> None:
 @pytest.mark.parametrize(
     ("role", "scopes"),
     [
-        ("chatbot", "leads:create leads:read-own"),
+        ("chatbot", "leads:create leads:read-own leads:update-own"),
         ("agent", "leads:read leads:unmask:email leads:unmask:phone leads:update"),
         (
             "admin",
             "leads:create leads:erase leads:operate leads:read leads:read-own leads:unmask leads:unmask:address "
-            "leads:unmask:email leads:unmask:nid leads:unmask:notes leads:unmask:phone leads:update",
+            "leads:unmask:email leads:unmask:nid leads:unmask:notes leads:unmask:phone leads:update leads:update-own",
         ),
     ],
 )

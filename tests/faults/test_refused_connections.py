@@ -50,8 +50,9 @@ def test_a_lead_is_saved_once_and_soon_after_connections_are_accepted_again(
         took = time.monotonic() - began
     print(f"refused for {seconds} s: {pb.SaveState.Name(answer.state)} after {took:.2f} s")  # noqa: T201 # with -s, the trial
     assert answer.state == pb.SAVE_STATE_SAVED
-    # It waited for the connection: attempts that fail at once would be used up before a long restart is over.
-    assert dict(call.trailing_metadata())["leadkeep-retries"] == "0"
+    # It waited for the connection: attempts that fail at once would be used up before a long restart is over. One may
+    # have been under way when the old connection ended.
+    assert dict(call.trailing_metadata())["leadkeep-retries"] in ("0", "1")
     assert took < seconds + ANSWERED_WITHIN
     kept = f"SELECT count(*) FROM lead WHERE request_id = '{request_id}'"
     assert faults.value_of(service_database.admin_url, kept) == 1

@@ -13,10 +13,13 @@ from service.validation import Faults, ValidationService
 
 
 class Untouchable:
-    """Must not be used."""
+    """Its methods must not be called."""
 
     def __getattribute__(self, name: str) -> Any:
-        raise AssertionError(f"{name} was used")
+        def used(*_: object, **__: object) -> None:
+            raise AssertionError(f"{name} was used")
+
+        return used
 
 
 def faults(*required: str, **fields: str) -> Faults:

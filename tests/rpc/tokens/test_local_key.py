@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from service.access import ROLES, Caller, Scope
+from service.access import ROLES, Caller
 from service.errors import StartRefusedError, TokenExpiredError, TokenInvalidError
 from service.rpc.tokens.jwks import JwksFile
 from service.rpc.tokens.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
@@ -38,7 +38,7 @@ def verifier(key: LocalSigningKey, clock: Clock) -> TokenVerifier:
 
 async def test_issued_token_verifies(key: LocalSigningKey, verifier: TokenVerifier) -> None:
     token = key.issue("bot", ROLES["chatbot"], timedelta(hours=1), now=NOW)
-    assert await verifier.verify(token) == Caller("bot", frozenset({Scope.CREATE, Scope.READ_OWN}))
+    assert await verifier.verify(token) == Caller("bot", ROLES["chatbot"])
 
 
 async def test_issued_token_ends_with_its_ttl(key: LocalSigningKey, verifier: TokenVerifier, clock: Clock) -> None:
