@@ -50,7 +50,7 @@ HISTORIES = (
     " created_at = created_at - (random() * 30)::int * interval '1 day'",
     "UPDATE lead_event SET at = created_at FROM lead WHERE lead.id = lead_id AND type = 1",
     "INSERT INTO lead_event (type, lead_id, from_status, to_status, actor, reason, at, version)"
-    " SELECT 3, id, 'new', 'contacted', 'agent', E'said \"yes\" \\\\ twice\\n', created_at + interval '1 h', 2"
+    " SELECT 3, id, 'new', 'contacted', 'agent', E'said \"yes\" \\\\ twice', created_at + interval '1 h', 2"
     " FROM lead",
     "INSERT INTO lead_event (type, lead_id, to_assignee, actor, at, version)"
     " SELECT 4, id, 'rahima', 'agent', created_at + interval '2 h', 3 FROM lead",
