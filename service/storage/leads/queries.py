@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
@@ -49,6 +49,9 @@ COLUMNS = tuple(
     )
 )
 """What statements select of leads, in the order that `lead_of` reads."""
+
+COLUMN_NAMES = ", ".join(column.name for column in COLUMNS)
+"""The same, in SQL."""
 
 OTHER_LEADS_SHOWN = 100
 """How many further leads of one conversation are named."""
@@ -173,9 +176,6 @@ NOT_FOUND_BY_EMAIL = text(
 """A lead that cannot be found by its e-mail yet, if there is one. The order makes its small index the cheapest way."""
 
 
-_NAMES = ", ".join(column.name for column in COLUMNS)
-
-
 def _lock_statement(*, key_share: bool) -> Statement:
     sharing = "" if key_share else "UNION ALL SELECT leads_sharing_with(wanted.id) FROM wanted"
     return Statement(
@@ -183,7 +183,7 @@ def _lock_statement(*, key_share: bool) -> Statement:
         WITH wanted AS MATERIALIZED (
             SELECT coalesce((SELECT lead_id FROM lead_alias WHERE id = CAST(:id AS uuid)), CAST(:id AS uuid)) AS id
         )
-        SELECT {_NAMES}, id = (SELECT id FROM wanted) AS is_wanted FROM lead
+        SELECT {COLUMN_NAMES}, id = (SELECT id FROM wanted) AS is_wanted FROM lead
         WHERE id IN (SELECT id FROM wanted {sharing}) ORDER BY id FOR {"NO KEY UPDATE" if key_share else "UPDATE"}
     """)  # noqa: S608 # our own names
     )
@@ -204,22 +204,30 @@ async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bo
     raise LeadNotFoundError
 
 
-@cache  # one for each set of columns that are corrected together
-def _correction_statement(columns: tuple[str, ...]) -> Statement:
-    new = ", ".join(f"{name} = CAST(:{name} AS {LEAD.c[name].type.compile(DIALECT)})" for name in columns)
+def change_statement(new: str, condition: str, event_type: LeadEventType, event: Mapping[str, str]) -> Statement:
+    """A statement that gives one lead `new` values, adds the event of that, and returns COLUMNS of the lead.
+
+    `event` holds what the event has besides `actor` and `reason`, in SQL by column.
+    """
     return Statement(
         text(f"""
         WITH changed AS (
-            UPDATE lead SET {new}, version = version + 1, updated_at = clock_timestamp() WHERE id = :id
-            RETURNING {_NAMES}
+            UPDATE lead SET {new}, version = version + 1, updated_at = clock_timestamp() WHERE {condition}
+            RETURNING {COLUMN_NAMES}
         ), noted AS (
-            INSERT INTO lead_event (type, lead_id, version, actor, reason, fields)
-            SELECT {LeadEventType.CORRECTED:d}, id, version, CAST(:actor AS text), CAST(:reason AS text),
-                CAST(:fields AS text[]) FROM changed
+            INSERT INTO lead_event (type, lead_id, version, actor, reason, {", ".join(event)})
+            SELECT {event_type:d}, id, version, CAST(:actor AS text), CAST(:reason AS text), {", ".join(event.values())}
+            FROM changed
         )
-        SELECT {_NAMES} FROM changed
+        SELECT {COLUMN_NAMES} FROM changed
     """)  # noqa: S608 # our own names
     )
+
+
+@cache  # one for each set of columns that are corrected together
+def _correction_statement(columns: tuple[str, ...]) -> Statement:
+    new = ", ".join(f"{name} = CAST(:{name} AS {LEAD.c[name].type.compile(DIALECT)})" for name in columns)
+    return change_statement(new, "id = :id", LeadEventType.CORRECTED, {"fields": "CAST(:fields AS text[])"})
 
 
 async def update_lead(connection: AsyncConnection, current: SealedLead, correction: Correction) -> SealedLead:
@@ -269,8 +277,7 @@ def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedL
 
     One snapshot of the database; memory does not grow with the number of leads. Raises StorageFaultError.
     """
-    columns = ", ".join(column.name for column in COLUMNS)
-    query = f"SELECT {columns} {_SPAN} ORDER BY created_at, id"  # our own names
+    query = f"SELECT {COLUMN_NAMES} {_SPAN} ORDER BY created_at, id"  # our own names
     with _snapshot(url) as connection, connection.cursor("exported", row_factory=namedtuple_row) as cursor:
         cursor.itersize = ROWS_AHEAD
         for row in cursor.execute(query.encode(), {"start": start, "end": end}):

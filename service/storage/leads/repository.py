@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Uuid, func, null, select, text, tuple_, union_all
+from sqlalchemy import Uuid, func, null, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.access import Scope
@@ -39,10 +39,10 @@ from service.storage.leads.history import is_creators_alone
 from service.storage.leads.lists import LIST_SECONDS, Filters, find_page
 from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep, Step
 from service.storage.leads.queries import (
-    COLUMNS,
     LEADS_OF_CONVERSATION,
     LEADS_OF_IDS,
     NOT_FOUND_BY_EMAIL,
+    change_statement,
     fields_of,
     lead_of,
     lock_lead,
@@ -320,20 +320,12 @@ async def _take_step(seen: SealedLead, step: Step, connection: AsyncConnection) 
 
 
 def _step_statement(column: str, event_type: LeadEventType) -> Statement:
-    columns = ", ".join(each.name for each in COLUMNS)
-    return Statement(
-        text(f"""
-        WITH moved AS (
-            UPDATE lead SET {column} = CAST(:after AS text), version = version + 1, updated_at = clock_timestamp()
-            WHERE id = :id AND version = :version AND {column} IS NOT DISTINCT FROM CAST(:before AS text)
-            RETURNING {columns}
-        ), noted AS (
-            INSERT INTO lead_event (type, lead_id, version, actor, reason, from_{column}, to_{column})
-            SELECT {event_type:d}, id, version, CAST(:actor AS text), CAST(:reason AS text), CAST(:before AS text),
-                CAST(:after AS text) FROM moved
-        )
-        SELECT {columns} FROM moved
-    """)  # noqa: S608 # our own names
+    before, after = "CAST(:before AS text)", "CAST(:after AS text)"
+    return change_statement(
+        f"{column} = {after}",
+        f"id = :id AND version = :version AND {column} IS NOT DISTINCT FROM {before}",
+        event_type,
+        {f"from_{column}": before, f"to_{column}": after},
     )
 
 
