@@ -7,31 +7,19 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import httpx
-from prometheus_client import CollectorRegistry
 
-from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
 from service.rpc.limits import Limits
-from tests.http.conftest import FixedReadiness
+from tests.http.test_held_connections import running
 
 
 @asynccontextmanager
 async def client(methods: Mapping[str, Handler], limits: Limits) -> AsyncIterator[httpx.AsyncClient]:
-    endpoint = HttpEndpoint(
-        methods,
-        host="127.0.0.1",
-        port=0,
-        tls=None,
-        readiness=FixedReadiness(),
-        registry=CollectorRegistry(),
-        limits=limits,
-    )
-    await endpoint.start()
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{endpoint.port}", timeout=20) as caller:
-            yield caller
-    finally:
-        await endpoint.stop(1)
+    async with (
+        running(methods, limits) as run,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{run.port}", timeout=20) as caller,
+    ):
+        yield caller
 
 
 async def test_an_old_connection_is_closed_after_an_answer_that_says_so(methods: Mapping[str, Handler]) -> None:
