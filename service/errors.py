@@ -80,7 +80,7 @@ class LeadkeepError(Exception):
     reason: Reason
     text: str
     localized: LocalizedText | None = None
-    """What a customer can be told; None: the call was not for a customer."""
+    """A text for the customer; None: the call was not for a customer."""
 
     def __init__(self, text: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         self.text = text or self.text
@@ -113,7 +113,7 @@ class Violation:
     description: str
     reason: ViolationReason = "INVALID"
     localized: LocalizedText | None = None
-    """What a customer can be told; None: the call was not for a customer."""
+    """A text for the customer; None: the call was not for a customer."""
 
 
 class LeadValidationError(LeadkeepError):

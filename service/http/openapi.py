@@ -333,7 +333,7 @@ _READINESS: _Json = {
 
 _LOCALIZED: _Json = {
     "type": "object",
-    "description": "What the customer can be told, in the language of Accept-Language; only when a lead is created.",
+    "description": "The text for the customer, in the language of Accept-Language; only when a lead is created.",
     "properties": {"locale": {"type": "string"}, "message": {"type": "string"}},
     "required": ["locale", "message"],
 }

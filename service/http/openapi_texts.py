@@ -58,7 +58,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "Violation": {
         "field": "The field's path, such as `lead.phone`.",
         "reason": "Why it is refused; the same words as in the violations of a problem.",
-        "text": "What the customer can be told, in the language of Accept-Language.",
+        "text": "The text for the customer, in the language of Accept-Language.",
     },
     "ValidateLeadResponse": {
         "violations": "What a lead with these fields would be refused for; empty when there is nothing.",

@@ -188,14 +188,14 @@ class ConfirmationService:
         )
 
     def explain(self, error: LeadkeepError, locales: str) -> None:
-        """Add to an error, and to each of its violations, what the customer can be told; `locales` as in `confirm`."""
+        """Add to an error, and to each of its violations, a text for the customer; `locales` as in `confirm`."""
         locale, words = self._failed[self._look_up(locales)]
         error.localized = LocalizedText(words.text_of(error), locale)
         if isinstance(error, LeadValidationError):
             error.violations = self.explained(error.violations, locales)
 
     def explained(self, violations: Iterable[Violation], locales: str) -> tuple[Violation, ...]:
-        """Violations with what the customer can be told of each; `locales` as in `confirm`."""
+        """Violations, each with a text for the customer; `locales` as in `confirm`."""
         locale, words = self._failed[self._look_up(locales)]
         return tuple(replace(each, localized=LocalizedText(words.fault_of(each), locale)) for each in violations)
 
