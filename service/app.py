@@ -17,6 +17,7 @@ from functools import partial
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
+from uuid_utils import uuid7
 
 from service.config import Settings
 from service.factories import keyring_source, new_id, reason_rules, token_verifier
@@ -114,7 +115,7 @@ async def _serve(
                 max_concurrent_calls=settings.max_concurrent_calls,
                 default_deadline=settings.default_deadline,
                 work=work,
-                new_id=new_id,
+                new_id=uuid7,
             )
             methods = chained(chain, parts.servicer(confirmation))
             files = FileRendering(

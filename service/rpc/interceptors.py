@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, partial
-from uuid import UUID
 
 import structlog
 from google.protobuf.message import Message
@@ -71,7 +70,7 @@ def standard_chain(
     max_concurrent_calls: int,
     default_deadline: float,
     work: Work,
-    new_id: Callable[[], UUID],
+    new_id: Callable[[], object],
     limiting: Sequence[Interceptor] = (),
 ) -> Sequence[Interceptor]:
     """Every interceptor, outermost first.
@@ -85,7 +84,7 @@ def standard_chain(
         max_concurrent_calls: the places for calls at work.
         default_deadline: seconds for callers who set no deadline.
         work: what goes on when callers have gone.
-        new_id: makes ids of calls and incidents.
+        new_id: makes ids of calls and incidents, which are written out at once.
         limiting: duplicate_limit, where a limit is set.
     """
     places = Places(max_concurrent_calls)
@@ -131,7 +130,7 @@ def duplicate_limit(require_room: Callable[[str], Awaitable[None]]) -> Intercept
     return intercept
 
 
-def request_ids(new_id: Callable[[], UUID]) -> Interceptor:
+def request_ids(new_id: Callable[[], object]) -> Interceptor:
     """Name the call: by the caller's `x-request-id` if it has a usable one, else by a new id."""
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
@@ -182,7 +181,7 @@ def access_log(metrics: Metrics) -> Interceptor:
     return intercept
 
 
-def errors(new_id: Callable[[], UUID], explain: Explain | None = None) -> Interceptor:
+def errors(new_id: Callable[[], object], explain: Explain | None = None) -> Interceptor:
     """Let only domain errors leave, those of CreateLead with words for the customer in the request's locale."""
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
@@ -197,7 +196,7 @@ def errors(new_id: Callable[[], UUID], explain: Explain | None = None) -> Interc
     return intercept
 
 
-def _domain_error(error: Exception, call: Call, new_id: Callable[[], UUID]) -> LeadkeepError:
+def _domain_error(error: Exception, call: Call, new_id: Callable[[], object]) -> LeadkeepError:
     """The error that leaves, and a line in the log if it concerns the operator. Only the type and place of an
     unforeseen one are logged."""
     log = structlog.get_logger("leadkeep.errors")

@@ -34,6 +34,7 @@ PHONE_END = 8
 
 _SENSITIVE: Any = options_pb2.sensitive
 
+_NO_DIGITS = re.compile(r"\D+")
 _LOOKS_LIKE_PHONE = re.compile(rf"\d{{{PHONE_END}}}")
 
 COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
@@ -101,7 +102,9 @@ def _holds_hidden_phone(message: Message, phone_ends: Sequence[str], shown: Coll
     if "phone" in shown:
         return False
     conversation_id: str = message.conversation_id  # type: ignore[attr-defined]
-    digits = "".join(str(unicodedata.decimal(each)) for each in conversation_id if each.isdecimal())
+    digits = _NO_DIGITS.sub("", conversation_id)
+    if not digits.isascii():
+        digits = "".join(str(unicodedata.decimal(each)) for each in digits)
     return any(end in digits for end in phone_ends)
 
 

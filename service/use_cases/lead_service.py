@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -124,7 +124,7 @@ class LeadService:
         """
         (details, ignored), request = self._validated(fields, request_id, phone_region)
         lead_id = self._new_id()
-        seal = cache(partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request))
+        seal = partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request)
         outcome = await self._repository.create(seal)
         match outcome:
             case Created(sealed, is_new):

@@ -21,7 +21,8 @@ _PREFIX = "LK"
 # Base 32 without I, L, O and U: nothing in it is misheard or misread for something else in it.
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _STANDARD = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
-_SPELT = str.maketrans(_STANDARD, _CROCKFORD)
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
+"""What ten bits spell: a reference is made twice in each CreateLead, and base64.b32encode takes four times as long."""
 _READ = str.maketrans(_CROCKFORD, _STANDARD)
 _MISREAD = str.maketrans("OIL", "011")
 """What a reader may take a digit for (Crockford)."""
@@ -29,8 +30,9 @@ _MISREAD = str.maketrans("OIL", "011")
 
 def reference_of(lead_id: UUID) -> str:
     """The reference of the lead with this id."""
-    letters = base64.b32encode(lead_id.bytes[-REFERENCE_BYTES:]).decode().translate(_SPELT)
-    return f"{_PREFIX}-{letters[:4]}-{letters[4:]}"
+    bits = lead_id.int
+    first, second, third, last = (_PAIRS[bits >> shift & 0x3FF] for shift in (30, 20, 10, 0))
+    return f"{_PREFIX}-{first}{second}-{third}{last}"
 
 
 def read_reference(text: str) -> bytes:

@@ -59,7 +59,14 @@ class _Lead:
     on_retry: Callable[[Retry], None]
     gives_up_at: float
     """When its caller's time to wait for the database is over, on the monotonic clock."""
+    sealed: SealedSubmission | None = None
     attempts: int = 0
+
+    @property
+    def submission(self) -> SealedSubmission:
+        if self.sealed is None:
+            self.sealed = self.seal()
+        return self.sealed
 
     def note_retry(self, wait: float, cause: str) -> None:
         self.attempts += 1
@@ -106,8 +113,8 @@ class LeadWriter:
     async def create(self, seal: Callable[[], SealedSubmission]) -> Outcome:
         """Make a submission durable, or find out which lead it duplicates. Safe to repeat.
 
-        `seal` makes the submission, the same one each time. Raises what `seal` raises, StorageUnavailableError when
-        the submission cannot be made durable anywhere, StorageFaultError when the database refuses its content.
+        `seal` makes the submission, and is called once. Raises what `seal` raises, StorageUnavailableError when the
+        submission cannot be made durable anywhere, StorageFaultError when the database refuses its content.
         """
         if self._stopped:
             raise StorageUnavailableError
@@ -162,15 +169,15 @@ class LeadWriter:
             return batch
         overlap = await self._overlap(batch)
         for entry in batch:
-            if entry.item.seal().id in overlap.repeats:
+            if entry.item.submission.id in overlap.repeats:
                 self._to_spool.add([entry])
-            elif entry.item.seal().id in overlap.rivals:
+            elif entry.item.submission.id in overlap.rivals:
                 asyncio.get_running_loop().call_later(RIVAL_SECONDS, self._batches.add, [entry])
-        return [entry for entry in batch if entry.item.seal().id not in overlap.repeats | overlap.rivals]
+        return [entry for entry in batch if entry.item.submission.id not in overlap.repeats | overlap.rivals]
 
     async def _overlap(self, batch: Sequence[_Entry]) -> SpoolOverlap:
         try:
-            return await self._spool.overlap([entry.item.seal() for entry in batch])
+            return await self._spool.overlap([entry.item.submission for entry in batch])
         except SpoolError:
             # The database decides; what comes out of the spool later becomes a conflict at worst.
             return SpoolOverlap()
@@ -178,11 +185,11 @@ class LeadWriter:
     async def _store(self, batch: list[_Entry]) -> None:
         if not batch:
             return
-        outcomes = await self._submissions.create_all_once([entry.item.seal() for entry in batch])
+        outcomes = await self._submissions.create_all_once([entry.item.submission for entry in batch])
         self._outage.over()
         self._on_batch(len(batch))
         for entry in batch:
-            submission = entry.item.seal()
+            submission = entry.item.submission
             outcome = outcomes[submission.id]
             if isinstance(outcome, Created):
                 self._recent.remember(submission, outcome.lead)
@@ -234,13 +241,13 @@ class LeadWriter:
         had_room = self._stopped or self._spool.usable
         batch = _sealed(batch)
         for entry in batch:
-            if known := self._recent.answer(entry.item.seal()):
+            if known := self._recent.answer(entry.item.submission):
                 entry.resolve(known)
         back: set[_Entry] = set()
         if not self._outage.lasting:
             overlap = await self._overlap(batch)
             for entry in batch:
-                if entry.item.seal().id not in overlap.rivals - overlap.repeats:
+                if entry.item.submission.id not in overlap.rivals - overlap.repeats:
                     continue
                 # The spool would refuse a repeat of an older lead; the database is there to decide.
                 if time.monotonic() < entry.item.gives_up_at:
@@ -254,7 +261,7 @@ class LeadWriter:
         if not batch:
             return
         try:
-            outcomes = await self._spool.put([entry.item.seal() for entry in batch])
+            outcomes = await self._spool.put([entry.item.submission for entry in batch])
         except SpoolError as error:
             if error.full and had_room and len(batch) > 1:
                 # The last room is for as many as fit.
@@ -267,9 +274,9 @@ class LeadWriter:
             return
         # While we wrote to the spool, the database answered some of these. Remove those, or the drain would turn a
         # refused duplicate into a conflict; except one that is the answer to a repeat beside it.
-        answered = {entry.item.seal().id for entry in batch if entry.answer.done()}
+        answered = {entry.item.submission.id for entry in batch if entry.answer.done()}
         for entry in batch:
-            outcome = outcomes[entry.item.seal().id]
+            outcome = outcomes[entry.item.submission.id]
             if isinstance(outcome, Delayed):
                 self._on_delayed()
                 if not entry.answer.done():
@@ -285,7 +292,7 @@ def _sealed(batch: list[_Entry]) -> list[_Entry]:
     for entry in batch:
         if not entry.answer.done():
             try:
-                entry.item.seal()
+                _ = entry.item.submission
             except Exception as error:  # noqa: BLE001 # reported by the chain
                 entry.fail(error)
     return [entry for entry in batch if not entry.answer.done()]
