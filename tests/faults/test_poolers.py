@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +20,7 @@ from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
 from tests.harness.pooler import ODD, pooler, reset_role, set_role
 from tests.harness.postgres import TestDatabase, TestServer, own_postgres
-from tests.harness.processes import eventually
+from tests.harness.processes import eventually, send_all
 from tests.harness.running_service import RunningService
 
 MODES = pytest.mark.parametrize("mode", ["session", "transaction"])
@@ -43,16 +41,8 @@ def lazy_server() -> Iterator[TestServer]:
 
 def kill_postgres(server: TestServer) -> None:
     """kill -9 of the server and of every process of it, and its start, with a recovery."""
-    admin = server.postgres.url(user="postgres", database="postgres")
-    with psycopg.connect(admin) as connection:
-        row = connection.execute("SELECT pg_backend_pid()").fetchone()
-        assert row is not None
-        children = Path(f"/proc/{row[0]}/status").read_text()
-    parent = int(next(line for line in children.splitlines() if line.startswith("PPid:")).split()[1])
-    os.kill(parent, signal.SIGSTOP)  # it must not let its processes end in order
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
-    for pid in [*map(int, listed.stdout.split()), parent]:
-        os.kill(pid, signal.SIGKILL)
+    assert server.postgres.pid is not None
+    send_all(server.postgres.pid, signal.SIGKILL)
     server.postgres.stop()
     server.postgres.start()
 
@@ -220,7 +210,9 @@ def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_
             done = service.leadkeep(*arguments, env={"LEADKEEP_ADMIN_DATABASE_URL": direct})
         else:
             done = service.leadkeep_here(*arguments)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        # Whole it would be cut in a report, and of a hundred lines that are well one is not.
+        unwell = [line for line in done.stdout.splitlines() if not line.startswith("ok ")]
+        assert done.returncode == 0, "\n".join((str(command), *unwell[-20:], done.stderr[-2000:]))
     service.kill()
     assert soon_in(file_of(second), create(second), within=40)
     for replica in (service, second):

@@ -25,6 +25,7 @@ from service.storage import schema
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.postgres.folders import find_binaries
 from service.storage.schema import OWN_LOGIN, prepare_own_database
+from tests.harness.processes import eventually, working_in
 
 REPO = Path(__file__).parents[2]
 PREPARED = REPO / ".pytest_cache" / "postgres"
@@ -113,13 +114,15 @@ def own_postgres() -> Iterator[TestServer]:
     """A running server in a folder of its own."""
     with folder_for_postgres() as folder:
         server = TestServer(folder / "data")
-        yield server
-        server.stop()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager
 def folder_for_postgres() -> Iterator[Path]:
-    """A folder that PostgreSQL's user can enter, when root runs it.
+    """A folder that PostgreSQL's user can enter, when root runs it. Raises AssertionError when a server outlives it.
 
     Not one of pytest's: every run of pytest closes the folder above all of its folders to others, also those of a
     run beside it.
@@ -128,6 +131,7 @@ def folder_for_postgres() -> Iterator[Path]:
     folder.chmod(0o711)
     try:
         yield folder
+        assert eventually(lambda: not working_in(folder), within=20), f"{len(working_in(folder))} processes are left"
     finally:
         shutil.rmtree(folder)
 

@@ -33,15 +33,31 @@ def resident_megabytes(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1_000_000
 
 
+def send_all(pid: int, number: signal.Signals) -> list[int]:
+    """A signal to a server and to all of its children; who got it.
+
+    The server is stopped first: it starts no more of them, and they do not lose their parent before they are found.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    found = family(pid)
+    _signal(found, number)
+    return found
+
+
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
     """A server and its children, stopped in their tracks for a while."""
-    stopped = family(pid)
-    _signal(stopped, signal.SIGSTOP)
+    stopped = send_all(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         _signal(stopped, signal.SIGCONT)
+
+
+def working_in(folder: Path) -> list[int]:
+    """The processes whose working directory is a folder or below it; a server of PostgreSQL works in its data."""
+    real = folder.resolve()
+    return [pid for pid in _pids() if real in (at := _working_directory(pid), *at.parents)]
 
 
 def embedded_home(data_dir: Path) -> Path:
@@ -103,6 +119,13 @@ def _parent(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def _working_directory(pid: int) -> Path:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:  # it has ended, or is another user's
+        return Path()
 
 
 def _command_line(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from service.storage.daily.daily_leads import DailyLeads, DailyLeadsError, Days
 from service.storage.daily.frozen_server import leave_when_frozen
 from service.storage.database.session import connect
-from tests.harness.postgres import TestDatabase, TestServer
-from tests.harness.processes import frozen
+from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
+from tests.harness.processes import frozen, send_all
 
 
 @pytest.fixture
@@ -32,6 +33,15 @@ def test_a_frozen_server_is_left_within_seconds(server: TestServer, frozen_datab
     assert took < 15
     assert leads.touched() == set()
     leads.close()
+
+
+def test_a_frozen_server_that_is_killed_leaves_no_process_behind() -> None:
+    with folder_for_postgres() as folder:  # looks for them at its end
+        server = TestServer(folder / "data")
+        assert server.postgres.pid is not None
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            send_all(server.postgres.pid, number)
+        server.stop()
 
 
 def test_a_statement_that_is_only_slow_is_waited_for(frozen_database: TestDatabase) -> None:

@@ -19,9 +19,9 @@ from service.storage.postgres.process import spawn
 from service.storage.schema import OWN_LOGIN
 from tests.faults.chaos.history import History, Stored
 from tests.faults.chaos.launcher import Launcher
-from tests.faults.chaos.postgres import send, stored_in
+from tests.faults.chaos.postgres import stored_in
 from tests.harness.postgres import TestServer
-from tests.harness.processes import eventually
+from tests.harness.processes import eventually, send_all
 
 STANDBY = "s1"
 SETTINGS = {
@@ -86,7 +86,7 @@ class Pair:
 
     def lose_primary(self, how: signal.Signals) -> None:
         """SIGKILL or SIGSTOP to all of its processes."""
-        send(self._pids[self.primary.folder], how)
+        send_all(self._pids[self.primary.folder], how)
 
     def promote(self) -> None:
         """Make the standby the primary; it takes writes when this returns."""
@@ -162,5 +162,5 @@ def _launch(node: Node) -> int:
 def _bury(node: Node, pid: int) -> None:
     process = _running.pop(pid)
     if process.poll() is None:
-        send(pid, signal.SIGKILL)
+        send_all(pid, signal.SIGKILL)
     process.wait(20)

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,7 +19,7 @@ from tests.faults.chaos.history import History, Row, Stored
 from tests.faults.chaos.launcher import Launcher
 from tests.faults.chaos.proxy import Mode, PostgresProxy
 from tests.harness.postgres import TestDatabase, TestServer
-from tests.harness.processes import family
+from tests.harness.processes import frozen
 
 
 class FaultyPostgres:
@@ -67,14 +67,8 @@ class FaultyPostgres:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Stopped in its tracks, all of its processes, for a while."""
-        with self._history.window("PostgreSQL frozen"):
-            stopped = send(self.pid, signal.SIGSTOP)
-            try:
-                yield
-            finally:
-                for each in stopped:
-                    with suppress(ProcessLookupError):
-                        os.kill(each, signal.SIGCONT)
+        with self._history.window("PostgreSQL frozen"), frozen(self.pid):
+            yield
 
     @contextmanager
     def cut_off(self) -> Iterator[None]:
@@ -148,17 +142,6 @@ def _stop(folder: Path, how: signal.Signals) -> None:
     if (pid := _pid(folder)) is not None:
         os.kill(pid, how)
     _servers[folder].postgres.stop()
-
-
-def send(pid: int, number: signal.Signals) -> list[int]:
-    """A signal to a server, its postmaster first so that it forks no more, and to all of its processes."""
-    os.kill(pid, number)
-    reached = [pid]
-    for child in family(pid)[1:]:
-        with suppress(ProcessLookupError):
-            os.kill(child, number)
-            reached.append(child)
-    return reached
 
 
 def stored_in(admin_url: str) -> Stored:

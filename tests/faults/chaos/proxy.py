@@ -43,6 +43,8 @@ class PostgresProxy:
         self._to_lose: list[Loss] = []
         self.lost: Counter[Loss] = Counter()
         """How many of each were swallowed."""
+        self.refused = 0
+        """How many connections were refused."""
         self.port = 0
 
     async def start(self) -> None:
@@ -74,6 +76,7 @@ class PostgresProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             if self._mode is Mode.REFUSE:
+                self.refused += 1
                 writer.close()
                 return
             await self._connect(reader, writer)
