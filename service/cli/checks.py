@@ -12,8 +12,9 @@ import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, TypeVar
 
 import typer
 
@@ -27,7 +28,7 @@ from service.rpc.tokens.local_key import LocalSigningKey
 from service.storage.access.chain import logged_heads
 from service.storage.access.check import Findings, check
 from service.storage.database.database import Database
-from service.storage.database.failures import NoStandbyError, StorageFaultError, cause_of
+from service.storage.database.failures import NoStandbyError, StorageFaultError, cause_of, is_transient
 from service.storage.database.fence import Fence
 from service.storage.diagnosis import Diagnosis, diagnose, excess_rights, foreign_triggers, lacks_group
 from service.storage.keys.canary import compare_canary
@@ -35,6 +36,13 @@ from service.storage.keys.rekeying import EMAILS, LACKS_EMAIL_INDEX, rekeying
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.schema import APPLICATION_ROLE, require_current, revision_of
 from service.storage.spool.rows import peek
+
+T = TypeVar("T")
+
+LOOKS = 5
+LOOK_AGAIN_SECONDS = 0.2
+"""How often a look is taken before doctor reports what a busy moment explains too, and the time between two. Each look
+has as long as the service's own statements: 2 seconds in all, and 200 ms for a lock."""
 
 STATEMENTS = "statements of the service"
 """The check whether the database takes what the service asks of it."""
@@ -46,8 +54,10 @@ MENDS = {
     "42501": "a right is missing that was granted otherwise, such as EXECUTE on a function: run leadkeep migrate",
     "42P01": "the schema is missing, or a table that another one's trigger names: run leadkeep migrate, or restore",
     "53100": "the disk of the server is full: free space on it",
+    "55P03": "something holds a lock for long: see pg_locks",
+    "hung": "it takes longer than the service waits: see what the server is busy with",
 }
-"""What to do about an SQLSTATE whose cause the catalogue does not show."""
+"""What to do about a cause that the catalogue does not show: an SQLSTATE, or a word of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,9 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
     fence = Fence(url, settings.spool_path, remembers=False)
     database = Database(url, fence=fence)
     try:
-        diagnosis = await diagnose(database)
+        diagnosis = await _settled(
+            partial(diagnose, database), lambda found: found.reachable or database.refusal is not None
+        )
         if not diagnosis.reachable:
             refused = await database.why_refused()
             return [Finding("database", False, f"{refused or 'cannot be reached'}{KEPT}")]
@@ -189,11 +201,11 @@ async def _statements(database: Database, diagnosis: Diagnosis, settings: Settin
                 mend = f"the login has none of the rights; run: GRANT {APPLICATION_ROLE} TO {login}"
                 return [Finding(STATEMENTS, False, f"{mend}{KEPT}")]
         return _lacking(diagnosis)
-    refused = diagnosis.refused or await _trial(database, settings)
-    if refused is None:
+    cause = diagnosis.refused or await _trial(database, settings)
+    if cause is None:
         return [Finding(STATEMENTS, True, "every right is there, and a submission passes")]
-    detail = f"a submission that was undone again is refused (SQLSTATE {refused})"
-    mends = [MENDS[refused]] if refused in MENDS else []
+    detail = f"a submission that was to be undone again fails (cause {cause})"
+    mends = [MENDS[cause]] if cause in MENDS else []
     with suppress(LeadkeepError, StorageFaultError):
         mends += [f"a trigger that is not Leadkeep's, {each}" for each in await foreign_triggers(database)]
     return [Finding(STATEMENTS, False, f"{'; '.join((detail, *mends))}{KEPT}")]
@@ -204,8 +216,18 @@ def _lacking(diagnosis: Diagnosis) -> list[Finding]:
 
 
 async def _trial(database: Database, settings: Settings) -> str | None:
-    error = await SubmissionStore(database, require_standby=settings.require_standby).trial()
+    store = SubmissionStore(database, require_standby=settings.require_standby)
+    error = await _settled(store.trial, lambda found: found is None or not is_transient(found))
     return cause_of(error) if error is not None and not isinstance(error, NoStandbyError) else None
+
+
+async def _settled(look: Callable[[], Awaitable[T]], is_settled: Callable[[T], bool]) -> T:
+    """What a look finds, taken again while it finds what passes by itself: the operator would look for a fault."""
+    for _ in range(LOOKS - 1):
+        if is_settled(found := await look()):
+            return found
+        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+    return await look()
 
 
 def _standbys(diagnosis: Diagnosis, *, required: bool) -> Finding:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import CompletedProcess
+from urllib.parse import parse_qs, urlsplit
 
+import psycopg
 import pytest
 
 from tests.conftest import StartService
+from tests.faults.chaos.proxy import Mode, PostgresProxy
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.harness.processes import eventually, until
 from tests.harness.refusals import REFUSALS, Refusal, refusing
 from tests.harness.running_service import RunningService
 
@@ -65,3 +75,50 @@ def test_every_right_that_the_migrations_grant_is_checked(installed: RunningServ
     assert sorted(f"{right} {table}" for right, table in named if table not in ("key_canary", "alembic_version")) == (
         sorted([*granted, "UPDATE tombstone"])
     )
+
+
+@contextmanager
+def doctor_beside_a_lock(
+    installed: RunningService, database: TestDatabase
+) -> Iterator[tuple[psycopg.Connection, Future[CompletedProcess[str]]]]:
+    """Doctor, whose first try to store something has waited in vain for a lock, and the connection that holds it."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with psycopg.connect(database.admin_url) as holding, ThreadPoolExecutor(1) as threads:
+        holding.execute("LOCK TABLE lead IN SHARE ROW EXCLUSIVE MODE")  # as the erasure of an unknown id does
+        running = threads.submit(installed.leadkeep_here, "doctor")
+        for count in (1, 0):
+            assert eventually(lambda: holding.execute(waiting).fetchone() == (count,), within=60)  # noqa: B023
+        yield holding, running
+
+
+def test_a_lock_that_is_held_for_a_moment_is_no_fault(installed: RunningService, database: TestDatabase) -> None:
+    with doctor_beside_a_lock(installed, database) as (holding, running):
+        holding.rollback()
+        done = running.result()
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_lock_that_stays_is_named(installed: RunningService, database: TestDatabase) -> None:
+    with doctor_beside_a_lock(installed, database) as (_, running):
+        done = running.result()
+    assert done.returncode == 3
+    assert "fails (cause 55P03); something holds a lock for long" in done.stdout
+
+
+async def test_a_database_that_is_away_for_a_moment_is_no_fault(
+    installed: RunningService, database: TestDatabase
+) -> None:
+    parts = urlsplit(database.serve_url)
+    socket = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    proxy = PostgresProxy(Path(socket["host"], f".s.PGSQL.{socket['port']}"))
+    await proxy.start()
+    await proxy.set_mode(Mode.REFUSE)
+    url = f"postgresql://{parts.username}@127.0.0.1:{proxy.port}{parts.path}"
+    doctor = asyncio.create_task(
+        asyncio.to_thread(installed.leadkeep_here, "doctor", env={"LEADKEEP_DATABASE_URL": url})
+    )
+    await until(lambda: proxy.refused)
+    await proxy.set_mode(Mode.FORWARD)
+    done = await doctor
+    await proxy.stop()
+    assert done.returncode == 0, done.stdout
