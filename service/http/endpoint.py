@@ -33,7 +33,7 @@ from service.http.openapi import document
 from service.http.paths import HttpHandler, Paths
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.http.protocols import rpc_paths
-from service.http.routes import OPERATIONS, json_response, route_handler
+from service.http.routes import ROUTES, json_response, route_handler
 from service.lead import REQUIRED_FIELDS
 from service.rpc.call import SERVICE, Call, Handler
 from service.rpc.interceptors import errors
@@ -200,9 +200,8 @@ def _paths(
 
         paths["/openapi.json"] = {"GET": openapi}
         optional = may_be_left_out(required)
-        for operation in OPERATIONS:
-            handler = route_handler(operation, methods[operation.rpc], optional)
-            paths.setdefault(operation.path, {})[operation.method] = handler
+        for route in ROUTES:
+            paths.setdefault(route.path, {})[route.verb] = route_handler(route, methods[route.rpc], optional)
         paths |= rpc_paths(SERVICE, methods, optional)
         paths |= rpc_paths(_HEALTH, {"Check": _health(readiness)})  # type: ignore[arg-type] # as its stubs have it
     return Paths(paths)

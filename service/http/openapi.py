@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from service.errors import Reason, ViolationReason
 from service.http import openapi_texts as texts
 from service.http.json_codec import short_enum_names
 from service.http.problems import MEDIA_TYPE
-from service.http.routes import ERASURE_FIELDS, OPERATIONS, STATUS_FIELDS, Operation
+from service.http.routes import ROUTES, Route
 from service.lead import CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS
 from service.rpc.call import SERVICE
 from service.rpc.masking import can_show_values
@@ -41,8 +41,8 @@ _SCALARS: dict[int, _Json] = {
 def document(required: Collection[str] = REQUIRED_FIELDS) -> _Json:
     """The document, ready for JSON. `required`: the fields without which there is no lead."""
     paths: _Json = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path.replace(":path}", "}"), {})[operation.method.lower()] = _operation(operation)
+    for route in ROUTES:
+        paths.setdefault(route.path.replace(":path}", "}"), {})[route.verb.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -63,15 +63,14 @@ def document(required: Collection[str] = REQUIRED_FIELDS) -> _Json:
     }
 
 
-def _operation(operation: Operation) -> _Json:
-    summary, description, more_errors = texts.OPERATIONS[operation.rpc]
-    method = SERVICE.methods_by_name[operation.rpc]
-    answer: _Json = {"schema": _ref("schemas", method.output_type.name)}
+def _operation(route: Route) -> _Json:
+    summary, description, more_errors = texts.OPERATIONS[route.rpc]
+    answer: _Json = {"schema": _ref("schemas", route.method.output_type.name)}
     described: _Json = {
-        "operationId": operation.rpc,
+        "operationId": route.rpc,
         "summary": summary,
         "description": description,
-        "parameters": [*_path_parameters(operation), *_query_parameters(operation, method.input_type), *_PARAMETERS],
+        "parameters": [*_path_parameters(route), *_query_parameters(route), *_PARAMETERS],
         "responses": {
             "200": _success("Done.", answer),
             **{
@@ -80,9 +79,9 @@ def _operation(operation: Operation) -> _Json:
             },
         },
     }
-    if can_show_values(method.output_type):
+    if can_show_values(route.method.output_type):
         described["parameters"] += _REASONS
-    if operation.rpc == "CreateLead":
+    if route.rpc == "CreateLead":
         saved, delayed = (
             answer | {"examples": {"story": {"value": texts.EXAMPLE_CREATED | {"state": state}}}}
             for state in ("SAVE_STATE_SAVED", "SAVE_STATE_DELAYED")
@@ -96,25 +95,25 @@ def _operation(operation: Operation) -> _Json:
                 "The lead lies in the service's durable queue and reaches the database later.", delayed, "Location"
             ),
         }
-    elif operation.rpc == "ValidateLead":
+    elif route.rpc == "ValidateLead":
         described["parameters"].append(_LANGUAGE)
         described["requestBody"] = _body("LeadFields", {"phone": texts.EXAMPLE_SUBMISSION["phone"]})
-    elif operation.rpc == "UpdateStatus":
+    elif route.rpc == "UpdateStatus":
         described["requestBody"] = _body("StatusUpdate", {"status": "contacted", "expected_version": 1})
-    elif operation.rpc == "EraseLead":
+    elif route.rpc == "EraseLead":
         described["requestBody"] = _body("Erasure", {"reason": "the customer asked for it"}) | {"required": False}
     return described
 
 
-def _path_parameters(operation: Operation) -> list[_Json]:
-    names = [part.strip("{}").split(":")[0] for part in operation.path.split("/") if part.startswith("{")]
+def _path_parameters(route: Route) -> list[_Json]:
     return [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"} | _FORMATS.get(name, {})}
-        for name in names
+        for name in route.in_path
     ]
 
 
-def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
+def _query_parameters(route: Route) -> list[_Json]:
+    request = route.method.input_type
     # One text serves every `view`.
     words = texts.FIELDS["ListLeadsRequest"] | texts.FIELDS.get(request.name, {})
     return [
@@ -126,12 +125,12 @@ def _query_parameters(operation: Operation, request: Descriptor) -> list[_Json]:
             "allowEmptyValue": True,
             "schema": _request_schema(request.fields_by_name[name]) | _FORMATS.get(name, {}),
         }
-        for name in operation.query
+        for name in route.query
     ]
 
 
 def _schemas() -> _Json:
-    answers = [SERVICE.methods_by_name[operation.rpc].output_type for operation in OPERATIONS]
+    answers = [route.method.output_type for route in ROUTES]
     lead = _message(_MESSAGES["Lead"])
     return {
         **{answer.name: _message(answer) for answer in answers},
@@ -144,8 +143,8 @@ def _schemas() -> _Json:
         "Resubmission": _message(_MESSAGES["Resubmission"]),
         "LeadCount": _message(_MESSAGES["LeadCount"]),
         "LeadEvent": _message(_MESSAGES["LeadEvent"]),
-        "StatusUpdate": _body_schema("UpdateStatusRequest", STATUS_FIELDS) | {"required": ["status"]},
-        "Erasure": _body_schema("EraseLeadRequest", ERASURE_FIELDS),
+        "StatusUpdate": _body_schema("UpdateStatus") | {"required": ["status"]},
+        "Erasure": _body_schema("EraseLead"),
         "Problem": _PROBLEM,
         "Readiness": _READINESS,
     }
@@ -199,14 +198,17 @@ def _submission(required: Collection[str]) -> _Json:
     }
 
 
-def _body_schema(request: str, names: Iterable[str]) -> _Json:
-    fields, words = _MESSAGES[request].fields_by_name, texts.FIELDS[request]
+def _body_schema(rpc: str) -> _Json:
+    route = next(route for route in ROUTES if route.rpc == rpc)
+    request = route.method.input_type
+    fields, words = request.fields_by_name, texts.FIELDS[request.name]
     limits: dict[str, _Json] = {
         "reason": {"maxLength": texts.LONGEST_REASON},
         "expected_version": {"type": ["integer", "string"]},
     }
     properties = {
-        name: _request_schema(fields[name]) | {"description": words[name]} | limits.get(name, {}) for name in names
+        name: _request_schema(fields[name]) | {"description": words[name]} | limits.get(name, {})
+        for name in route.members
     }
     return {"type": "object", "properties": properties, "additionalProperties": False}
 

@@ -1,23 +1,31 @@
-"""The paths of the story: how each reads its request, and how its answer is written."""
+"""The story's routes: a table of verb, path, rpc and parameters, and the one way in which all of them are called."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import LeadkeepError, LeadValidationError, Violation
-from service.http.calls import Submission, body_within, fill_from_json, http_handler
+from service.http.calls import body_within, fill_from_json, http_handler
 from service.http.json_codec import comma_separated, fill, is_utf8_json, parse_object, parse_query, to_json, with_plus
 from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.rpc.call import SERVICE, Call, Handler
 from service.rpc.server import LARGEST_REQUEST
+
+WHOLE = "*"
+"""As a body: every field of the request that is not in the path."""
+
+TIMEOUT = r"[0-9]{1,6}(\.[0-9]{1,9})?"
+"""Seconds in Request-Timeout, above 0."""
 
 _LOST_PLUS: dict[str, Callable[[str], str]] = {
     "phone": with_plus,
@@ -26,96 +34,106 @@ _LOST_PLUS: dict[str, Callable[[str], str]] = {
 }
 """What undoes, in a query string, that a + was not percent-encoded and arrived as a space."""
 
-_NOT_IN_A_URL = (
-    "is customer data, and URLs are logged on the way: send it in the body of POST /leadkeep.v1.LeadService/ListLeads"
-)
-BARRED_IN_QUERY = {"ListLeads": {"email": _NOT_IN_A_URL, "name_prefix": _NOT_IN_A_URL}}
-"""Fields of a request that are no query parameters, and why."""
 
-STATUS_FIELDS = ("status", "reason", "expected_version")
+@dataclass(frozen=True)
+class Route:
+    """One method of the contract at one path. Each field of its request has one place, as in `google.api.http`.
 
-ERASURE_FIELDS = ("reason",)
+    What is neither in the path nor in a header nor in the body is a parameter of the query.
+    """
 
-VIEW_FIELDS = ("view", "reveal")
-
-_TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One method of the contract at one path."""
-
-    method: str
+    verb: str
     path: str
     rpc: str
-    body: tuple[str, ...] = ()
-    """The request's fields that are members of the body. A request with a `lead` has that lead as its body."""
-    query: tuple[str, ...] = ()
-    """The request's fields that are query parameters. Those of the path are in the path."""
+    body: str = ""
+    """The field that is the body, or WHOLE; empty: there is no body."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Fields that are headers, each with its header."""
+    barred: tuple[str, ...] = ()
+    """Fields that hold customer data and have no other place than the query: URLs are logged on the way."""
+    success: tuple[int, int] = (200, 200)
+    """The status code of an answer, and that of one which says that the lead is DELAYED. 201: Location is sent, too."""
 
-    def status_and_headers(self, response: Message) -> tuple[int, dict[str, str]]:
-        """The status code and headers that express the response in HTTP."""
-        if not isinstance(response, pb.CreateLeadResponse):
-            return 200, {}
-        delayed = response.state == pb.SAVE_STATE_DELAYED
-        return 202 if delayed else 201, {"location": f"/api/leads/{response.id}"}
+    @property
+    def method(self) -> MethodDescriptor:
+        """The method of the contract."""
+        return SERVICE.methods_by_name[self.rpc]
+
+    @cached_property
+    def in_path(self) -> tuple[str, ...]:
+        """The fields in the path."""
+        return tuple(re.findall(r"{(\w+)", self.path))
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """The fields that are the body, or members of it."""
+        return tuple(name for name in self._unplaced if self.body in (name, WHOLE))
+
+    @cached_property
+    def query(self) -> tuple[str, ...]:
+        """The fields that are parameters of the query."""
+        # A client that can send no body with DELETE gives its fields in the query, which then count.
+        in_body = self.members if self.verb != "DELETE" else ()
+        return tuple(name for name in self._unplaced if name not in {*in_body, *self.barred})
+
+    @property
+    def _unplaced(self) -> list[str]:
+        placed = {*self.in_path, *(name for name, _ in self.headers)}
+        return [name for name in self.method.input_type.fields_by_name if name not in placed]
 
 
-LIST_PARAMETERS = tuple(
-    name for name in pb.ListLeadsRequest.DESCRIPTOR.fields_by_name if name not in BARRED_IN_QUERY["ListLeads"]
-)
+_LOCALE = ("locale", "Accept-Language")
 
-OPERATIONS = (
-    Operation("POST", "/api/leads", "CreateLead", query=("phone_region",)),
+ROUTES = (
+    Route(
+        "POST",
+        "/api/leads",
+        "CreateLead",
+        body="lead",
+        headers=(("request_id", "Idempotency-Key"), _LOCALE),
+        success=(201, 202),
+    ),
     # No id holds a colon.
-    Operation("POST", "/api/leads:validate", "ValidateLead", query=("phone_region",)),
-    Operation("GET", "/api/leads", "ListLeads", query=LIST_PARAMETERS),
+    Route("POST", "/api/leads:validate", "ValidateLead", body="lead", headers=(_LOCALE,)),
+    Route("GET", "/api/leads", "ListLeads", barred=("email", "name_prefix")),
     # No id: those are UUIDs.
-    Operation(
-        "GET", "/api/leads/summary", "SummarizeLeads", query=tuple(pb.SummarizeLeadsRequest.DESCRIPTOR.fields_by_name)
-    ),
-    Operation("GET", "/api/leads/{id}", "GetLead", query=VIEW_FIELDS),
-    # A client that can send no body with DELETE gives the reason in the query, which then counts.
-    Operation("DELETE", "/api/leads/{id}", "EraseLead", body=ERASURE_FIELDS, query=ERASURE_FIELDS),
-    Operation("POST", "/api/leads/{id}/status", "UpdateStatus", body=STATUS_FIELDS),
-    Operation(
-        "GET",
-        "/api/leads/{lead_id}/resubmissions",
-        "ListResubmissions",
-        query=("page_size", "page_token", *VIEW_FIELDS),
-    ),
-    Operation(
-        "GET",
-        "/api/leads/{lead_id}/events",
-        "ListLeadEvents",
-        query=("page_size", "page_token", "newest_first", "include_accesses"),
-    ),
+    Route("GET", "/api/leads/summary", "SummarizeLeads"),
+    Route("GET", "/api/leads/{id}", "GetLead"),
+    Route("DELETE", "/api/leads/{id}", "EraseLead", body=WHOLE),
+    Route("POST", "/api/leads/{id}/status", "UpdateStatus", body=WHOLE),
+    Route("GET", "/api/leads/{lead_id}/resubmissions", "ListResubmissions"),
+    Route("GET", "/api/leads/{lead_id}/events", "ListLeadEvents"),
     # `path`: a conversation's id may hold a slash, as %2F.
-    Operation("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation", query=VIEW_FIELDS),
-    Operation("GET", "/api/accesses", "ListAccesses", query=tuple(pb.ListAccessesRequest.DESCRIPTOR.fields_by_name)),
+    Route("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation"),
+    Route("GET", "/api/accesses", "ListAccesses"),
 )
 
 
-class Route:
-    """A call at a path of the story: its body is the message's members or its lead, errors are problem details."""
+class RouteForm:
+    """A call at a route: JSON in and out, errors are problem details."""
 
-    def __init__(self, operation: Operation, optional: Collection[str]) -> None:
+    def __init__(self, route: Route, optional: Collection[str]) -> None:
         """`optional`: the fields of a submission, by path, that cost no lead when they cannot be read."""
-        self._operation, self._optional = operation, optional
+        self._route, self._optional = route, optional
+        why = (
+            "is customer data, and URLs are logged on the way: send it in the body of "
+            f"POST /{SERVICE.full_name}/{route.rpc}"
+        )
+        self._barred = dict.fromkeys(route.barred, why)
 
     def seconds(self, request: Request) -> float | None:
         """The time in Request-Timeout."""
         sent = request.headers.get("request-timeout")
         if sent is None:
             return None
-        if not _TIMEOUT.fullmatch(sent) or float(sent) == 0:
+        if not re.fullmatch(TIMEOUT, sent) or float(sent) == 0:
             wanted = "must be a number of seconds above 0 and below 1000000, such as 2.5"
             raise LeadValidationError([Violation("Request-Timeout", wanted)])
         return float(sent)
 
     async def body(self, request: Request) -> bytes:
-        """The JSON object of the body, where the method has one."""
-        if self._operation.method == "GET":
+        """The JSON object of the body, where the route has one."""
+        if not self._route.body:
             return b""
         if _codings(request.headers.get("content-encoding", "")) - {"identity"}:
             # RFC 9110, 12.5.3: the header names what would have been taken.
@@ -130,39 +148,36 @@ class Route:
 
     def read(self, request: Request, body: bytes, kind: type[Message]) -> tuple[Message, LeadkeepError | None]:
         """The request in the contract's words."""
-        message, fault = kind(**request.path_params), None
+        message = kind(**request.path_params)
+        # Also beside a fault: it is explained to the customer in the language of the request.
+        for name, header in self._route.headers:
+            setattr(message, name, _unquoted(request.headers.get(header, "")))
         try:
             self._fill(message, request, body)
         except LeadValidationError as error:
-            fault = error
-        if isinstance(message, Submission):
-            # Also beside a fault: it is explained to the customer.
-            message.locale = request.headers.get("accept-language", "")
-        return message, fault
+            return message, error
+        return message, None
 
     def _fill(self, message: Message, request: Request, body: bytes) -> None:
+        route = self._route
         query = [
             (name, _LOST_PLUS[name](value) if name in _LOST_PLUS else value)
             for name, value in parse_query(request.scope["query_string"])
         ]
-        if isinstance(message, pb.CreateLeadRequest):
-            message.request_id = _unquoted(request.headers.get("idempotency-key", ""))
-        if isinstance(message, Submission):
-            fill_from_json(message, [("lead", parse_object(body))], ("lead",), self._optional)
-        elif body or self._operation.method == "POST":
-            fill_from_json(message, parse_object(body).items(), self._operation.body, self._optional)
-        fill(
-            message,
-            comma_separated(query, "statuses"),
-            names=self._operation.query,
-            barred=BARRED_IN_QUERY.get(self._operation.rpc, {}),
-            whole="query",
-        )
+        # Only DELETE may go without a body.
+        if body or route.verb == "POST":
+            given = parse_object(body)
+            inside = given.items() if route.body == WHOLE else [(route.body, given)]
+            fill_from_json(message, inside, route.members, self._optional)
+        fill(message, comma_separated(query, "statuses"), names=route.query, barred=self._barred, whole="query")
 
     def answer(self, call: Call, response: Message) -> Response:
         """The answer in JSON."""
-        status, headers = self._operation.status_and_headers(response)
-        return json_response(to_json(response), status, {**call.trailers(), **headers})
+        is_delayed = getattr(response, "state", pb.SAVE_STATE_SAVED) == pb.SAVE_STATE_DELAYED
+        headers = call.trailers()
+        if self._route.success[0] == 201:
+            headers["location"] = f"{self._route.path}/{response.id}"  # type: ignore[attr-defined] # it made a thing
+        return json_response(to_json(response), self._route.success[is_delayed], headers)
 
     def failure(self, call: Call, error: LeadkeepError) -> Response:
         """Problem details."""
@@ -173,10 +188,10 @@ class Route:
         return problem.response()
 
 
-def route_handler(operation: Operation, handle: Handler, optional: Collection[str]) -> HttpHandler:
-    """The operation as a function of the HTTP request."""
-    route = Route(operation, optional)
-    return http_handler(SERVICE.methods_by_name[operation.rpc], handle, lambda _request: route)
+def route_handler(route: Route, handle: Handler, optional: Collection[str]) -> HttpHandler:
+    """The route as a function of the HTTP request."""
+    form = RouteForm(route, optional)
+    return http_handler(route.method, handle, lambda _request: form)
 
 
 def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -188,6 +203,6 @@ def _codings(content_encoding: str) -> set[str]:
     return {coding.strip().lower() for coding in content_encoding.split(",")} - {""}
 
 
-def _unquoted(key: str) -> str:
+def _unquoted(value: str) -> str:
     """The Idempotency-Key draft of the IETF writes the key in quotes, most clients do not: both mean one key."""
-    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value

@@ -12,7 +12,7 @@ from service.errors import LeadValidationError
 from service.http import openapi_texts as texts
 from service.http.openapi import document
 from service.http.problems import HTTP_STATUS
-from service.http.routes import OPERATIONS
+from service.http.routes import ROUTES
 from service.lead import CUSTOMER_FIELDS, FIELD_RULES
 from service.rpc.call import SERVICE
 from service.rpc.readiness import ReadinessReason
@@ -32,10 +32,10 @@ def test_every_path_of_the_endpoint_is_in_the_document() -> None:
         for method in methods
         if path.startswith("/api")
     }
-    assert described == {(operation.method, operation.path.replace(":path", "")) for operation in OPERATIONS}
+    assert described == {(route.verb, route.path.replace(":path", "")) for route in ROUTES}
 
 
-@pytest.mark.parametrize("name", ["Lead", "Confirmation", *(f"{operation.rpc}Response" for operation in OPERATIONS)])
+@pytest.mark.parametrize("name", ["Lead", "Confirmation", *(f"{route.rpc}Response" for route in ROUTES)])
 def test_a_schema_has_the_fields_of_its_message(name: str) -> None:
     fields = set(SERVICE.file.message_types_by_name[name].fields_by_name)
     assert set(document()["components"]["schemas"][name]["properties"]) == fields

@@ -20,7 +20,7 @@ from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
-from service.http.routes import OPERATIONS
+from service.http.routes import ROUTES as ALL_ROUTES
 from service.rpc.call import SERVICE
 from service.validation import MASK
 from tests.harness.faults import conflict_with
@@ -38,7 +38,7 @@ REVEALS = {"empty": [], "allowed": ["phone"], "forbidden": ["phone", "nid"], "un
 
 CHANGES = ["CreateLead", "UpdateStatus", "UpdateLead", "AssignLead"]
 
-ROUTES = {operation.rpc: operation for operation in OPERATIONS if operation.rpc in WITH_VIEW}
+ROUTES = {route.rpc: route for route in ALL_ROUTES if route.rpc in WITH_VIEW}
 
 Refused = tuple[str, str]
 """The reason of a refusal, and the scope that it names."""
