@@ -94,6 +94,7 @@ generate: $(STUBS_INSTALLED)
 	@.venv-stubs/bin/python -m grpc_tools.protoc --proto_path=protos --python_out=generated --pyi_out=generated \
 	  --grpc_python_out=generated protos/leadkeep/v1/*.proto
 	@$(BIN)/python -m clients.policy.generate
+	@$(BIN)/python -m clients.openapi.generate
 
 # Stubs refuse an older gRPC and protobuf than those that made them. So they are made with the oldest that callers may have.
 $(STUBS_INSTALLED): requirements-stubs.lock $(INSTALLED)
@@ -102,8 +103,8 @@ $(STUBS_INSTALLED): requirements-stubs.lock $(INSTALLED)
 	@$(UV) pip sync --quiet --require-hashes --python .venv-stubs/bin/python requirements-stubs.lock
 	@touch $@
 
-# Stubs and reasons are committed so that nobody needs our tools to use them; this catches what moved without them.
-GENERATED := generated clients/policy/reasons.json
+# Stubs, reasons and OpenAPI are committed so that nobody needs our tools to use them; this catches what moved without them.
+GENERATED := generated clients/policy/reasons.json service/http/openapi.json
 check-generated: generate
 	@git diff --exit-code -- $(GENERATED) || { echo "stale: run 'make generate' and commit it" >&2; exit 1; }
 	@test -z "$$(git status --porcelain -- $(GENERATED))" || { git status --short -- $(GENERATED) >&2; exit 1; }
@@ -121,8 +122,8 @@ $(TOOLS)/.installed: $(wildcard $(LANGUAGES)/*)
 	@for jar in $(TOOLS)/protoc-*/*.jar; do $(PYTHON) -m zipfile -e $$jar $$(dirname $$jar); done # google/protobuf/*.proto
 	@touch $@
 
-# What a release consists of: the wheel, the contract as files to generate clients from, and as a descriptor set (with
-# google/rpc for the details of errors), for tools that read no reflection and no files.
+# What a release consists of: the wheel, the contract as files to generate clients from, as a descriptor set (with
+# google/rpc for the details of errors), for tools that read no reflection and no files, and as an OpenAPI document.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 dist: install
 	@rm -rf dist && mkdir dist
@@ -131,6 +132,7 @@ dist: install
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=protos --proto_path=third_party/googleapis --include_imports \
 	  --include_source_info --descriptor_set_out=dist/leadkeep-$(VERSION).binpb \
 	  protos/leadkeep/v1/*.proto third_party/googleapis/google/rpc/*.proto
+	@cp service/http/openapi.json dist/leadkeep-$(VERSION).openapi.json
 
 # Versions and hashes only: no registry's address belongs in a lock.
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header

@@ -70,8 +70,6 @@ class ConflictResolution(StrEnum):
 class FieldRule:
     """What holds of one customer field, wherever it is checked, stored, shown or described."""
 
-    description: str
-    """For callers: what to send."""
     meaning: str
     """For readers of a daily file: what it is."""
     limit: int | None = None
@@ -97,12 +95,10 @@ class CustomerFields:
     comes here, into the contract, and with a migration into models.py; everything else derives from these.
     """
 
-    name: Annotated[str, FieldRule(description="Full name.", meaning="the customer's name", limit=200, required=True)]
+    name: Annotated[str, FieldRule(meaning="the customer's name", limit=200, required=True)]
     phone: Annotated[
         str | None,
         FieldRule(
-            description="Phone number in any usual form, kept as `+` and 7 to 15 digits. Unique among leads. "
-            "Masked: country code and last 2 digits.",
             meaning="the phone number, + and digits",
             required=True,
             sensitive=True,
@@ -111,8 +107,6 @@ class CustomerFields:
     nid: Annotated[
         str | None,
         FieldRule(
-            description="National ID, 4 to 32 letters or digits, kept upper-cased and without separators. Unique among "
-            "leads. Masked: last 2 characters.",
             meaning="the national ID",
             required=True,
             optional_by_setting=True,
@@ -122,7 +116,6 @@ class CustomerFields:
     address: Annotated[
         str | None,
         FieldRule(
-            description="Postal address; may have several lines. Masked whole.",
             meaning="the postal address",
             limit=500,
             lines=True,
@@ -134,7 +127,6 @@ class CustomerFields:
     interested_policy: Annotated[
         str | None,
         FieldRule(
-            description="Policy of interest. An operator may restrict it to the policies on offer.",
             meaning="the policy that the customer asks for",
             limit=200,
             required=True,
@@ -144,7 +136,6 @@ class CustomerFields:
     email: Annotated[
         str | None,
         FieldRule(
-            description="E-mail address. Masked: first letter and domain.",
             meaning="the e-mail address",
             limit=254,  # RFC 5321
             sensitive=True,
@@ -153,7 +144,6 @@ class CustomerFields:
     preferred_contact_time: Annotated[
         str | None,
         FieldRule(
-            description="When the customer likes to be contacted, in free text.",
             meaning="when the customer wants to be called",
             limit=200,
         ),
@@ -161,7 +151,6 @@ class CustomerFields:
     notes: Annotated[
         str | None,
         FieldRule(
-            description="Notes and comments; may have several lines. Masked whole.",
             meaning="what the customer said besides",
             limit=4000,
             lines=True,
@@ -173,8 +162,6 @@ class CustomerFields:
     conversation_id: Annotated[
         str | None,
         FieldRule(
-            description="The conversation that the lead came from: visible characters without spaces. Masked whole if "
-            "it contains the last 8 digits of the phone, else shown.",
             meaning="the conversation that the lead came from",
             limit=200,
             spaces=False,
@@ -185,7 +172,6 @@ class CustomerFields:
     source: Annotated[
         str | None,
         FieldRule(
-            description="Where the lead came from, such as a channel or a campaign. Shown to all who may see the lead.",
             meaning="where the lead came from",
             limit=100,
         ),

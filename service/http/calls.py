@@ -6,6 +6,7 @@ call's `fault`, which is shown only to callers who may make the call.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import LeadkeepError, LeadValidationError
+from service.errors import LeadkeepError, LeadValidationError, Violation
 from service.http.json_codec import fill
 from service.http.paths import HttpHandler
 from service.http.problems import HttpProblemError
@@ -93,6 +94,17 @@ def http_handler(method: MethodDescriptor, handle: Handler, form_of: FormOf) -> 
         return form.answer(call, response)
 
     return answer
+
+
+def given_time(request: Request, header: str, pattern: re.Pattern[str], wanted: str) -> re.Match[str] | None:
+    """How long the caller waits, by a header; None without it. Raises LeadValidationError, which says `wanted`."""
+    sent = request.headers.get(header)
+    if sent is None:
+        return None
+    found = pattern.fullmatch(sent)
+    if found is None:
+        raise LeadValidationError([Violation(header, wanted)])
+    return found
 
 
 def _seconds(form: Form, request: Request) -> tuple[float | None, LeadkeepError | None]:

@@ -29,7 +29,7 @@ from service.http.calls import may_be_left_out
 from service.http.connections import LARGEST_HEAD, HttpConnection, HttpConnections
 from service.http.cors import Cors
 from service.http.json_codec import encoded
-from service.http.openapi import document
+from service.http.openapi import described
 from service.http.paths import HttpHandler, Paths
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.http.protocols import rpc_paths
@@ -193,10 +193,10 @@ def _paths(
 ) -> Paths:
     paths = _operators_paths(readiness, registry)
     if methods is not None:
-        described = encoded(document(required))
+        document = described(required)
 
         async def openapi(_request: Request) -> Response:
-            return json_response(described)
+            return json_response(document)
 
         paths["/openapi.json"] = {"GET": openapi}
         optional = may_be_left_out(required)

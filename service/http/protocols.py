@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import LeadkeepError, LeadValidationError, Violation
-from service.http.calls import Form, body_within, fill_from_json, http_handler
+from service.http.calls import Form, body_within, fill_from_json, given_time, http_handler
 from service.http.json_codec import encoded, is_utf8_json, parse_object, to_json
 from service.http.paths import HttpHandler
 from service.http.problems import HTTP_STATUS, SAFE_HEADERS, HttpProblemError, headers_of
@@ -50,7 +50,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 _CODE_OF = {404: code_pb2.NOT_FOUND, 413: code_pb2.RESOURCE_EXHAUSTED, 415: code_pb2.UNIMPLEMENTED}
 """What both protocols call an error that is none of the contract."""
 
-_CONNECT_CODE = {number: name.lower() for name, number in code_pb2.Code.items()} | {code_pb2.CANCELLED: "canceled"}
+CONNECT_CODE = {number: name.lower() for name, number in code_pb2.Code.items()} | {code_pb2.CANCELLED: "canceled"}
 
 _MESSAGE_CHARACTERS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 """What grpc-message holds as it is."""
@@ -120,12 +120,9 @@ class Connect:
 
     def seconds(self, request: Request) -> float | None:
         """The time in Connect-Timeout-Ms."""
-        sent = request.headers.get("connect-timeout-ms")
-        if sent is None:
-            return None
-        if not _MILLISECONDS.fullmatch(sent):
-            raise _invalid("Connect-Timeout-Ms", "must be a whole number of milliseconds of at most 10 digits")
-        return int(sent) / 1000
+        wanted = "must be a whole number of milliseconds of at most 10 digits"
+        found = given_time(request, "Connect-Timeout-Ms", _MILLISECONDS, wanted)
+        return int(found[0]) / 1000 if found else None
 
     async def body(self, request: Request) -> bytes:
         """The message, perhaps in gzip."""
@@ -160,7 +157,7 @@ class Connect:
 
     def _error(self, status: status_pb2.Status, headers: Mapping[str, str]) -> Response:
         content = {
-            "code": _CONNECT_CODE[status.code],
+            "code": CONNECT_CODE[status.code],
             "message": status.message,
             "details": [{"type": detail.TypeName(), "value": _base64(detail.value)} for detail in status.details],
         }
@@ -178,13 +175,9 @@ class GrpcWeb:
 
     def seconds(self, request: Request) -> float | None:
         """The time in grpc-timeout."""
-        sent = request.headers.get("grpc-timeout")
-        if sent is None:
-            return None
-        found = _GRPC_TIMEOUT.fullmatch(sent)
-        if not found:
-            raise _invalid("grpc-timeout", "must be at most 8 digits and a unit: one of H, M, S, m, u, n")
-        return int(found[1]) * _SECONDS[found[2]]
+        wanted = "must be at most 8 digits and a unit: one of H, M, S, m, u, n"
+        found = given_time(request, "grpc-timeout", _GRPC_TIMEOUT, wanted)
+        return int(found[1]) * _SECONDS[found[2]] if found else None
 
     async def body(self, request: Request) -> bytes:
         """The envelope."""

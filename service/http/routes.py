@@ -13,8 +13,8 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import LeadkeepError, LeadValidationError, Violation
-from service.http.calls import body_within, fill_from_json, http_handler
+from service.errors import LeadkeepError, LeadValidationError
+from service.http.calls import body_within, fill_from_json, given_time, http_handler
 from service.http.json_codec import comma_separated, fill, is_utf8_json, parse_object, parse_query, to_json, with_plus
 from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
@@ -24,7 +24,7 @@ from service.rpc.server import LARGEST_REQUEST
 WHOLE = "*"
 """As a body: every field of the request that is not in the path."""
 
-TIMEOUT = r"[0-9]{1,6}(\.[0-9]{1,9})?"
+TIMEOUT = re.compile(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,9})?")
 """Seconds in Request-Timeout, above 0."""
 
 _LOST_PLUS: dict[str, Callable[[str], str]] = {
@@ -123,13 +123,9 @@ class RouteForm:
 
     def seconds(self, request: Request) -> float | None:
         """The time in Request-Timeout."""
-        sent = request.headers.get("request-timeout")
-        if sent is None:
-            return None
-        if not re.fullmatch(TIMEOUT, sent) or float(sent) == 0:
-            wanted = "must be a number of seconds above 0 and below 1000000, such as 2.5"
-            raise LeadValidationError([Violation("Request-Timeout", wanted)])
-        return float(sent)
+        wanted = "must be a number of seconds above 0 and below 1000000, such as 2.5"
+        found = given_time(request, "Request-Timeout", TIMEOUT, wanted)
+        return float(found[0]) if found else None
 
     async def body(self, request: Request) -> bytes:
         """The JSON object of the body, where the route has one."""

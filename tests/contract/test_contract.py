@@ -56,7 +56,7 @@ def test_buf_finds_nothing_to_complain_about() -> None:
 
 
 def test_a_field_without_a_comment_is_found(copy: Path) -> None:
-    replace(copy, r"^  // The lead's identifier\.\n(  string id = 1;\n  // \"Lead created)", r"\1")
+    replace(copy, r"^  // The lead's identifier, a UUID\.\n(  string id = 1;\n  // \"Lead created)", r"\1")
     found = buf("lint", folder=copy)
     assert found.returncode != 0
     assert "comment" in found.stdout
