@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PEER_INSTALLED := .venv-peer/.installed
 STUBS_INSTALLED := .venv-stubs/.installed
 
-.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated tools dist lock clean
+.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated tools browser dist lock clean
 
 install: $(INSTALLED)
 
@@ -122,6 +122,14 @@ $(TOOLS)/.installed: $(wildcard $(LANGUAGES)/*)
 	@for jar in $(TOOLS)/protoc-*/*.jar; do $(PYTHON) -m zipfile -e $$jar $$(dirname $$jar); done # google/protobuf/*.proto
 	@touch $@
 
+# The page of examples/browser. Tests open it in Chromium where there is one, and are skipped without.
+PAGE := examples/browser
+browser: $(PAGE)/dist/page.js
+$(PAGE)/dist/page.js: $(addprefix $(PAGE)/,package-lock.json buf.gen.yaml tsconfig.json) $(wildcard $(PAGE)/src/*.ts) \
+  $(wildcard protos/leadkeep/v1/*.proto) clients/policy/reasons.json
+	@npm ci --silent --no-audit --no-fund --prefix $(PAGE)
+	@npm run --silent build --prefix $(PAGE)
+
 # What a release consists of: the wheel, the contract as files to generate clients from, as a descriptor set (with
 # google/rpc for the details of errors), for tools that read no reflection and no files, and as an OpenAPI document.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -144,4 +152,4 @@ lock: install
 	@grep '^uv==' requirements-dev.lock | cut -d' ' -f1 | $(COMPILE) - --output-file requirements-uv.lock
 
 clean:
-	@rm -rf .venv .venv-peer .venv-stubs .venv-tools .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-peer .venv-stubs .venv-tools .pytest_cache .mypy_cache .ruff_cache $(addprefix $(PAGE)/,node_modules dist src/gen)

@@ -94,6 +94,24 @@ async def test_credentials_are_never_allowed(page: httpx.AsyncClient) -> None:
         assert "access-control-allow-credentials" not in response.headers
 
 
+async def test_each_listed_origin_is_answered_with_its_own_name(page: httpx.AsyncClient) -> None:
+    for origin in (LISTED, "http://localhost:3000"):
+        response = await preflight(page, PATHS[0], origin)
+        assert (response.headers["access-control-allow-origin"], response.headers["vary"]) == (origin, "Origin")
+
+
+async def test_private_networks_are_left_to_the_browser(page: httpx.AsyncClient) -> None:
+    """Chromium asked for them in a preflight and now asks its user, whatever a service answers."""
+    asked = {
+        "origin": LISTED,
+        "access-control-request-method": "POST",
+        "access-control-request-private-network": "true",
+    }
+    response = await page.options(PATHS[0], headers=asked)
+    assert response.headers["access-control-allow-origin"] == LISTED
+    assert not {name for name in response.headers if "private-network" in name or "local-network" in name}
+
+
 async def test_without_listed_origins_nothing_is_said(client: httpx.AsyncClient) -> None:
     for response in (await preflight(client, PATHS[0], LISTED), await client.get("/api/leads")):
         assert cors(response) == set()
