@@ -75,6 +75,12 @@ def main(address: str, token: str) -> None:
             request.page_token = call(stub.ListLeadEvents, request).next_page_token
             call(stub.ListLeadEvents, request)
         call(stub.ListResubmissions, pb.ListResubmissionsRequest(lead_id=made.id))
+        for searched in ({"phone": lead.phone}, {"nid": lead.nid}, {"email": lead.email}):
+            call(stub.FindPerson, pb.FindPersonRequest(**searched))
+        chosen = [pb.PersonRef(kind=pb.PERSON_MATCH_KIND_LEAD, id=made.id)]
+        call(stub.ExportPerson, pb.ExportPersonRequest(refs=chosen))
+        gone = pb.PersonRef(kind=pb.PERSON_MATCH_KIND_RESUBMISSION, id="01900000-0000-7000-8000-00000000ffff")
+        call(stub.ErasePerson, pb.ErasePersonRequest(refs=[gone], reason="measured"))
         call(stub.ListConflicts, pb.ListConflictsRequest())
         call(stub.ListAccesses, pb.ListAccessesRequest())
         call(stub.EraseLead, pb.EraseLeadRequest(id=made.id, reason="measured"))

@@ -25,6 +25,8 @@ class Scope(StrEnum):
     UNMASK_NOTES = "leads:unmask:notes"
     ERASE = "leads:erase"
     OPERATE = "leads:operate"
+    PERSON = "leads:person"
+    """Find, export and erase what is kept of a person; together with the scopes for what is shown or erased."""
 
 
 UNMASK_SCOPES: dict[str, Scope] = {
@@ -52,6 +54,8 @@ READ_SCOPES: dict[str, tuple[Scope, ...]] = {
     "ListResubmissions": (Scope.READ,),
     "ListConflicts": (Scope.OPERATE,),
     "ListAccesses": (Scope.OPERATE,),
+    "FindPerson": (Scope.PERSON,),
+    "ExportPerson": (Scope.PERSON,),
 }
 """The rpcs that change nothing, so that refusing their answer undoes them; scopes as in SCOPES."""
 
@@ -61,6 +65,7 @@ SCOPES: dict[str, tuple[Scope, ...]] = READ_SCOPES | {
     "UpdateLead": (Scope.UPDATE, Scope.UPDATE_OWN),
     "AssignLead": (Scope.UPDATE,),
     "EraseLead": (Scope.ERASE,),
+    "ErasePerson": (Scope.PERSON,),
     "ResolveConflict": (Scope.OPERATE,),
 }
 """The scopes of which a caller needs one; the first is the one that an error names."""

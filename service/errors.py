@@ -195,10 +195,10 @@ class LeadInConflictError(LeadkeepError):
 
 
 class IndexIncompleteError(LeadkeepError):
-    """Leads from before there was a filter cannot be found by it yet, so that its answer would be incomplete."""
+    """What was stored before there was a search cannot be found by it yet, so that its answer would be incomplete."""
 
     reason = "INDEX_INCOMPLETE"
-    text = "not every lead can be found by its e-mail yet: the operator runs 'leadkeep keys reseal'; then ask again"
+    text = "not everything can be found by this search yet: the operator runs 'leadkeep keys reseal'; then ask again"
 
 
 class ConflictNotFoundError(LeadkeepError):

@@ -6,6 +6,7 @@ parity test holds the three together. Nothing here knows how a lead is stored, s
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -282,6 +283,8 @@ class BlindIndexes:
     """Those of the conversation id, made with each index key; the first one is stored. Outside of pairs and plans."""
     email: str | None = field(default=None, repr=False)
     """That of the e-mail address; None: it has none, or is not stored yet. Outside of pairs and plans, too."""
+    scheme: str = ""
+    """How those of phone and nid in the first pair that is not empty were made: the beginning of their text form."""
 
     @property
     def phones(self) -> tuple[bytes, ...]:
@@ -292,6 +295,17 @@ class BlindIndexes:
     def nids(self) -> tuple[bytes, ...]:
         """The indexes of the nid, whatever their pair."""
         return tuple(index for index in self.nid if index is not None)
+
+    @property
+    def texts(self) -> dict[str, str | None]:
+        """Those by which resubmissions and conflicts are found, by column: text, like that of the e-mail address."""
+        phone, nid = (scheme_text(self.scheme, found[0]) if found else None for found in (self.phones, self.nids))
+        return {"phone_index": phone, "nid_index": nid, "email_index": self.email}
+
+
+def scheme_text(scheme: str, digest: bytes) -> str:
+    """A blind index as text, behind the name of the scheme that it was made by."""
+    return scheme + base64.urlsafe_b64encode(digest).decode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

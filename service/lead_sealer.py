@@ -26,8 +26,9 @@ from service.lead import (
     SealedResubmission,
     SealedSubmission,
     digested,
+    scheme_text,
 )
-from service.storage.leads.parameters import Correction
+from service.storage.leads.parameters import Correction, Wanted
 from service.validation import MASK, ValidationService
 from service.validation.email import email_key
 from service.validation.index_rule import IndexRule
@@ -76,6 +77,19 @@ class LeadSealer:
         """The blind indexes by which leads with a normalised e-mail address are found."""
         return self._encryption.text_indexes("email", email_key(email))
 
+    def wanted(self, keys: Mapping[str, str]) -> Wanted:
+        """The blind indexes by which a person is found, of what the search for a phone, nid or e-mail begins with."""
+        schemes = self._encryption.found_by(self._plan().schemes)
+        of_leads: dict[str, tuple[Any, ...]] = {}
+        of_submissions: dict[str, tuple[str, ...]] = {}
+        for name, key in keys.items():
+            if name == "email":
+                of_leads[name] = of_submissions[name] = self.email_indexes(key)
+                continue
+            of_leads[name] = self.phone_indexes(key) if name == "phone" else self.nid_indexes(key)
+            of_submissions[name] = tuple(scheme_text(each.text, self._index(name, key, each)) for each in schemes)
+        return Wanted(of_leads, of_submissions, tuple(scheme.text for scheme in schemes))
+
     def indexes(
         self, phone: str | None, nid: str | None, conversation_id: str | None = None, email: str | None = None
     ) -> BlindIndexes:
@@ -92,6 +106,7 @@ class LeadSealer:
             email=self._encryption.text_index("email", email_key(email), key_id=plan.schemes[0].key_id)
             if email
             else None,
+            scheme=plan.schemes[0].text,
         )
 
     def _plan(self) -> IndexPlan:

@@ -34,6 +34,7 @@ from service.storage.keys.replicas import ReplicaReport, replica_name
 from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.erasures import Erasures
 from service.storage.leads.history import LeadHistory
+from service.storage.leads.persons import Persons
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.leads.summaries import LeadSummaries
@@ -44,6 +45,7 @@ from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
 from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService
+from service.use_cases.person_service import PersonService
 from service.use_cases.summary_service import SummaryService
 
 ANSWER_SECONDS = 0.3
@@ -93,7 +95,14 @@ class ServiceParts:
 
     def servicer(self, confirmation: ConfirmationService) -> LeadServicer:
         """The use cases on these parts, as the contract's methods."""
-        leads = LeadRepository(self.database, self.spool, self.writer)
+        leads, history = LeadRepository(self.database, self.spool, self.writer), LeadHistory(self.database)
+        erasing = ErasureService(
+            erasures=self.erasures,
+            spool=self.spool,
+            recent=self.recent,
+            validation=self.validation,
+            reseal=self.sealer.resealed_and_reindexed,
+        )
         return LeadServicer(
             LeadService(
                 repository=leads,
@@ -103,7 +112,7 @@ class ServiceParts:
                 page_token_tags=self.page_token_tags,
                 new_id=new_id,
             ),
-            HistoryService(leads=leads, history=LeadHistory(self.database), page_token_tags=self.page_token_tags),
+            HistoryService(leads=leads, history=history, page_token_tags=self.page_token_tags),
             ConflictService(
                 conflicts=ConflictRepository(self.database),
                 sealer=self.sealer,
@@ -111,15 +120,19 @@ class ServiceParts:
                 page_token_tags=self.page_token_tags,
             ),
             self.records,
-            ErasureService(
-                erasures=self.erasures,
-                spool=self.spool,
-                recent=self.recent,
-                validation=self.validation,
-                reseal=self.sealer.resealed_and_reindexed,
-            ),
+            erasing,
             SummaryService(
                 summaries=LeadSummaries(self.database), zone=self.files_timezone, now=partial(datetime.now, UTC)
+            ),
+            PersonService(
+                persons=Persons(self.database, self.sealer.resealed_and_reindexed),
+                history=history,
+                erasures=self.erasures,
+                erasing=erasing,
+                spools=None,
+                sealer=self.sealer,
+                validation=self.validation,
+                page_token_tags=self.page_token_tags,
             ),
             self.page_token_tags,
         )

@@ -32,6 +32,12 @@ REQUESTS: dict[str, Json] = {
     "ListResubmissions": {"lead_id": LEAD_ID, "page_size": 10},
     "AssignLead": {"id": LEAD_ID, "assignee": "sam", "reason": "speaks Spanish"},
     "EraseLead": {"id": LEAD_ID, "reason": "the customer asked for it"},
+    "FindPerson": {"email": "john@example.com"},
+    "ExportPerson": {"refs": [{"kind": "PERSON_MATCH_KIND_LEAD", "id": LEAD_ID}]},
+    "ErasePerson": {
+        "refs": [{"kind": "PERSON_MATCH_KIND_RESUBMISSION", "id": LEAD_ID}],
+        "reason": "the customer asked for it",
+    },
     "ListConflicts": {"page_size": 10},
     "ResolveConflict": {"id": LEAD_ID, "resolution": "CONFLICT_RESOLUTION_KEEP_FIRST", "reason": "the same person"},
     "ListAccesses": {"page_size": 10, "lead_id": LEAD_ID},

@@ -31,7 +31,7 @@ from service.storage.database.database import Database
 from service.storage.database.failures import NoStandbyError, StorageFaultError, cause_of, is_transient
 from service.storage.database.fence import Fence
 from service.storage.diagnosis import Diagnosis, diagnose, excess_rights, foreign_triggers, lacks_group
-from service.storage.keys.canary import compare_canary
+from service.storage.keys.canary import compare_canary, found_by, read_key_state
 from service.storage.keys.rekeying import EMAILS, LACKS_EMAIL_INDEX, rekeying
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.schema import APPLICATION_ROLE, require_current, revision_of
@@ -130,6 +130,7 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         findings.append(await _asked("canary", _canary(database, settings)))
         findings.append(await _asked("conversation ids", _conversation_ids(url)))
         findings.append(await _asked("e-mail index", _email_index(url)))
+        findings.append(await _asked("person index", _person_index(url, database, settings)))
         return findings
     finally:
         await database.close()
@@ -180,6 +181,21 @@ async def _email_index(url: str) -> str:
             "reseal"
         )
     return "every lead can be found by its e-mail"
+
+
+async def _person_index(url: str, database: Database, settings: Settings) -> str:
+    state = await database.read(read_key_state)
+    if state is None:
+        return "no service has started yet"
+    async with rekeying(url) as tables:
+        lacking = await tables.not_found(found_by(state, factories.encryption_of(settings)))
+    if lacking:
+        counted = " and ".join(f"{count} {plural}" for plural, count in lacking.items())
+        raise StartRefusedError(
+            f"{counted} cannot be found by phone, nid or e-mail yet, so that leadkeep person is refused; run leadkeep "
+            "keys reseal"
+        )
+    return "every resubmission and conflict can be found by phone, nid and e-mail"
 
 
 def _writes(diagnosis: Diagnosis, *, embedded: bool) -> Finding:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -57,6 +57,15 @@ Reveal = Annotated[
     str, typer.Option("--reveal", metavar="FIELDS", help="Only these in clear, as phone,email; recorded like --unmask.")
 ]
 ReasonToLook = Annotated[str, typer.Option("--reason", help="Why values are looked at, for the record.")]
+
+
+def customers_option(meaning: str) -> Any:
+    """An option for a customer's value, `-` for a line of standard input: other users of the machine read arguments."""
+    return typer.Option(parser=_customers_value, metavar="TEXT", help=f"{meaning}; - reads it from standard input.")
+
+
+def _customers_value(text: str) -> str:
+    return sys.stdin.readline().strip() if text == "-" else text
 
 
 def moment(text: str, option: str, zone: tzinfo = UTC, *, end: bool = False) -> datetime | None:

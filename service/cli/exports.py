@@ -63,6 +63,8 @@ BYTE_ORDER_MARK = "\ufeff"
 CHAIN_END_SECONDS = 5.0
 """How long the end of a command waits for the record: the transaction in flight, and the end of the chain."""
 
+Output = Annotated[Path | None, typer.Option(help="A new file, mode 0600; else standard output.")]
+
 Release = Callable[[Sequence[pb.Lead]], None]
 """Masks leads, or commits that they are shown in clear; they may be shown when it has returned."""
 
@@ -84,23 +86,21 @@ def export(
     reveal: Reveal = "",
     token_file: TokenFile = None,
     reason: ReasonToLook = "",
-    output: Annotated[Path | None, typer.Option(help="A new file, mode 0600; else standard output.")] = None,
+    output: Output = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write leads as JSON or CSV, sensitive fields masked. Exit code 5 if a field could not be opened."""
     require_order(first, last)
     settings = load_settings()
-    if output is not None and output.exists() and not force:
-        raise StartRefusedError(f"{output} is there already: name another file, or replace it with --force")
-    if output is not None and not output.parent.is_dir():
-        raise StartRefusedError(f"{output} cannot be written: {output.parent} is no folder")
+    check_output(output, force=force)
     span = f"{first.date() if first else 'the first day'} to {last.date() if last else 'the last day'}"
     look = look_of(settings, token_file, f"export of {span}", reason, unmask=unmask, reveal=reveal)
     start, end = _bounds(settings.files_timezone, first, last)
     try:
         with interruptible() as check_interrupted, confirmed_database_url(settings) as url:
             count = count_leads(url, start, end) if look else 0
-            with releasing(settings, url, look, operation="export", leads=count) as release, _opened(output) as file:
+            released = releasing(settings, url, look, operation="export", leads=count)
+            with released as release, output_file(output) as file:
                 unreadable = _write(file, file_format, _leads(settings, url, start, end, release))
                 check_interrupted()
     except StorageFaultError as fault:
@@ -112,6 +112,14 @@ def export(
     if unreadable:
         echo(f"leadkeep: {unreadable} leads have fields that cannot be opened: see unreadable_fields", err=True)
         raise typer.Exit(SOME_UNREADABLE)
+
+
+def check_output(output: Path | None, *, force: bool) -> None:
+    """Raise StartRefusedError unless the file can be new, or may be replaced."""
+    if output is not None and output.exists() and not force:
+        raise StartRefusedError(f"{output} is there already: name another file, or replace it with --force")
+    if output is not None and not output.parent.is_dir():
+        raise StartRefusedError(f"{output} cannot be written: {output.parent} is no folder")
 
 
 def look_of(
@@ -262,7 +270,7 @@ def _cell(value: Any) -> str:
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[IO[str]]:
+def output_file(output: Path | None) -> Iterator[IO[str]]:
     """Standard output, or a file that appears whole or not at all."""
     if output is None or str(output) == "-":
         file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")

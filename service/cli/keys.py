@@ -177,13 +177,14 @@ def reseal(
     timeout: Timeout = PATIENCE,
     as_json: AsJson = False,
 ) -> None:
-    """Seal everything in the database with the primary encryption key, and index e-mails not yet indexed.
+    """Seal everything in the database with the primary encryption key, and index what is not indexed yet.
 
     May be stopped and run again.
     """
     done = _run(load_settings(), lambda keys: keys.reseal(), timeout=timeout, rate=rate)
     counted = ", ".join(f"{count} {kind}" for kind, count in done.sealed_anew.items())
-    line = f"Sealed anew with {done.key_id}: {counted}. Indexed {done.emails} e-mails. It took {done.seconds:.1f} s."
+    indexed = f"{done.emails} e-mails, {done.submissions} resubmissions and conflicts"
+    line = f"Sealed anew with {done.key_id}: {counted}. Indexed {indexed}. It took {done.seconds:.1f} s."
     report(asdict(done), [line], as_json=as_json)
     if done.unreadable:
         named = ", ".join(done.unreadable[:10])
@@ -210,8 +211,11 @@ def reindex(
     settings = load_settings()
     normaliser = validation_of(settings).normaliser_identity
     done = _run(settings, lambda keys: keys.reindex(normaliser), timeout=timeout, rate=rate, forget=forget)
-    if done.needed or done.conversations or done.emails:
-        counted = f"{done.leads} leads, {done.conversations} conversations and {done.emails} e-mails"
+    if done.needed or done.conversations or done.emails or done.submissions:
+        counted = (
+            f"{done.leads} leads, {done.conversations} conversations, {done.emails} e-mails, {done.submissions} "
+            "resubmissions and conflicts"
+        )
         lines = [f"Indexed {counted} anew, in {done.seconds:.1f} s."]
     else:
         lines = ["The blind indexes are those of the primary index key and of these settings already."]

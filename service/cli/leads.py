@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import UNMASK_SCOPES, Scope
 from service.cli.client import connected, listed, showing
-from service.cli.command import AsJson, ReasonToLook, Reveal, cell, echo, moment, report
+from service.cli.command import AsJson, ReasonToLook, Reveal, cell, customers_option, echo, moment, report
 from service.config import load_settings
 from service.lead import LeadStatus
 
@@ -29,15 +28,6 @@ def _moment_option(meaning: str) -> Any:
     return typer.Option(metavar="MOMENT", help=f"{meaning} this moment, or the beginning of this day (UTC).")
 
 
-def _customers_option(meaning: str) -> Any:
-    return typer.Option(parser=_customers_value, metavar="TEXT", help=f"{meaning}; - reads it from standard input.")
-
-
-def _customers_value(text: str) -> str:
-    """A value of a customer's: other users of the machine can read arguments."""
-    return sys.stdin.readline().strip() if text == "-" else text
-
-
 def list_leads(
     statuses: Annotated[list[LeadStatus] | None, typer.Option("--status", help="Of this status; repeatable.")] = None,
     assignee: Annotated[str, typer.Option(help="Assigned to exactly this person.")] = "",
@@ -49,10 +39,10 @@ def list_leads(
     created_before: Annotated[str, _moment_option("Created before")] = "",
     updated_after: Annotated[str, _moment_option("Last changed at or after")] = "",
     updated_before: Annotated[str, _moment_option("Last changed before")] = "",
-    name_prefix: Annotated[str, _customers_option("Whose name begins so")] = "",
-    conversation_id: Annotated[str, _customers_option("Linked to this conversation")] = "",
-    phone: Annotated[str, _customers_option("With this phone")] = "",
-    nid: Annotated[str, _customers_option("With this national ID")] = "",
+    name_prefix: Annotated[str, customers_option("Whose name begins so")] = "",
+    conversation_id: Annotated[str, customers_option("Linked to this conversation")] = "",
+    phone: Annotated[str, customers_option("With this phone")] = "",
+    nid: Annotated[str, customers_option("With this national ID")] = "",
     order: Annotated[Order, typer.Option(help="By which time, and whether the latest comes first.")] = "created-desc",
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     reveal: Reveal = "",

@@ -58,7 +58,7 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
                 "keys:promote",
             ),
             "reseal": (
-                "Seal everything in the database with the primary encryption key, and index e-mails not yet indexed.",
+                "Seal everything in the database with the primary encryption key, and index what is not indexed yet.",
                 "keys:reseal",
             ),
             "reindex": (
@@ -89,6 +89,23 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         {
             "list": ("List leads, sensitive values masked; all filters that are given must match.", "leads:list_leads"),
             "history": ("Show everything that happened to a lead, oldest first.", "history:show"),
+        },
+    ),
+    "person": (
+        "What is kept of a person, who may ask for it or want it erased.",
+        {
+            "find": (
+                "List what carries a phone, a national ID or an e-mail address, masked. The search is recorded.",
+                "person:find",
+            ),
+            "export": (
+                "Write everything about what is chosen as one JSON document, values in clear. Each look is recorded.",
+                "person:export",
+            ),
+            "erase": (
+                "Erase what is chosen; only tombstones stay. Cannot be undone. Repeating is harmless.",
+                "person:erase",
+            ),
         },
     ),
     "conflicts": (

@@ -105,6 +105,10 @@ ROUTES = (
     Route("GET", "/api/leads/{lead_id}/events", "ListLeadEvents"),
     # `path`: a conversation's id may hold a slash, as %2F.
     Route("GET", "/api/conversations/{conversation_id:path}/lead", "GetLeadByConversation"),
+    # Identifiers are in the body: URLs are logged on the way.
+    Route("POST", "/api/persons:find", "FindPerson", body=WHOLE),
+    Route("POST", "/api/persons:export", "ExportPerson", body=WHOLE),
+    Route("POST", "/api/persons:erase", "ErasePerson", body=WHOLE),
     Route("GET", "/api/accesses", "ListAccesses"),
 )
 

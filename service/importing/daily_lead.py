@@ -212,14 +212,17 @@ def _require(row: Mapping[str, Any], checks: Mapping[str, _Check], where: str) -
             raise LeadRefusedError(f"{where}{name} is not in the form in which it is kept")
 
 
-def opened(lead: Mapping[str, Any], encryption: EncryptionService) -> tuple[dict[str, str], list[str]]:
-    """The sensitive values of a lead, by field, and the conversation ids that are linked to it, in their order.
+def opened(
+    lead: Mapping[str, Any], encryption: EncryptionService
+) -> tuple[dict[str, str], list[str], list[dict[str, str]]]:
+    """The sensitive values of a lead, by field, the conversation ids that are linked to it, and the values of each
+    resubmission, in their order.
 
     Each sealed field is opened, which proves that it belongs to this lead and this keyring, and what was not changed
     since it was submitted is compared with its keyed digest. Raises FieldUnreadableError and LeadRefusedError.
     """
-    for kept in lead["kept_resubmissions"]:
-        values = _open(kept, UUID(kept["submission_id"]), encryption)
+    of_kept = [_open(kept, UUID(kept["submission_id"]), encryption) for kept in lead["kept_resubmissions"]]
+    for kept, values in zip(lead["kept_resubmissions"], of_kept, strict=True):
         _require_digest(kept, values, "a resubmission of it", encryption)
     values = _open(lead, UUID(lead["id"]), encryption)
     # Each version has its event, but those that an earlier release's correction made.
@@ -229,7 +232,7 @@ def opened(lead: Mapping[str, Any], encryption: EncryptionService) -> tuple[dict
         encryption.open(UUID(link["submission_id"]), "conversation_id", link["conversation_id"])
         for link in lead["conversations"]
     ]
-    return values, linked
+    return values, linked, of_kept
 
 
 def _open(row: Mapping[str, Any], sealed_for: UUID, encryption: EncryptionService) -> dict[str, str]:

@@ -6,7 +6,7 @@ The processes get the keyring through a pipe, never through their command line, 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,7 @@ from service.importing.daily_lead import opened, require_form
 from service.importing.reports import Result, RowResult
 from service.keys.encryption import EncryptionService, IndexPlan
 from service.keys.keyring import Keyring
-from service.lead import digested, is_sealed
+from service.lead import BlindIndexes, digested, is_sealed
 from service.lead_sealer import LeadSealer
 from service.storage.leads.queries import index_columns
 from service.validation import ValidationService
@@ -101,14 +101,20 @@ def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | RowResult]:
 def _indexed(lead: dict[str, Any], worker: _Worker) -> dict[str, Any]:
     """The lead of a line with its blind indexes, in base64. Raises LeadRefusedError and FieldUnreadableError."""
     require_form(lead)
-    values, conversation_ids = opened(lead, worker.encryption)
+    values, conversation_ids, of_kept = opened(lead, worker.encryption)
     for link, conversation_id in zip(lead["conversations"], conversation_ids, strict=True):
         link["conversation_index"] = worker.sealer.conversation_indexes(conversation_id)[0]
     _seal_conversations(lead, worker.encryption)
-    columns = index_columns(worker.sealer.indexes(values["phone"], values.get("nid"), email=values.get("email")))
+    for kept, each in zip(lead["kept_resubmissions"], of_kept, strict=True):
+        kept |= _indexes_of(each, worker.sealer).texts
+    columns = index_columns(_indexes_of(values, worker.sealer))
     return lead | {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in columns.items()
     }
+
+
+def _indexes_of(values: Mapping[str, str], sealer: LeadSealer) -> BlindIndexes:
+    return sealer.indexes(values["phone"], values.get("nid"), email=values.get("email"))
 
 
 def _seal_conversations(lead: dict[str, Any], encryption: EncryptionService) -> None:

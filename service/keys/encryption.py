@@ -21,6 +21,7 @@ import hmac
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from uuid import UUID
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -47,6 +48,9 @@ TEXT_INDEX_BYTES = {"conversation_id": 32, "email": 16}
 """Bytes of the digest in a blind index that is text, by field. Half of an HMAC-SHA256 suffices to find leads by: it
 takes some 2^64 addresses until two share one, and every lead is smaller."""
 
+RULES_BYTES = 6
+"""Of the digest of a normaliser's identity, by which a few of them are told apart: 8 characters."""
+
 _HEADER = struct.Struct(">16sBH")  # lead id, length of the field's name, length of the value in bytes
 
 
@@ -64,6 +68,12 @@ class IndexScheme:
 
     key_id: str
     normaliser: str
+
+    @property
+    def text(self) -> str:
+        """Its name, with which a blind index that is text begins: `<key id>.<of the rules>.`."""
+        rules = sha256(self.normaliser.encode()).digest()[:RULES_BYTES]
+        return f"{self.key_id}.{base64.urlsafe_b64encode(rules).decode()}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +174,14 @@ class EncryptionService:
     def index_primary_id(self) -> str:
         """The index key that new databases begin with, and that `keys reindex` moves an old one to."""
         return self._keys.index_primary_id
+
+    def found_by(self, schemes: Iterable[IndexScheme]) -> list[IndexScheme]:
+        """The schemes by which blind indexes that are text are looked for, while a database uses these.
+
+        With every index key: what is indexed anew meanwhile is found all the time.
+        """
+        normalisers = dict.fromkeys(scheme.normaliser for scheme in schemes)
+        return [IndexScheme(key_id, normaliser) for normaliser in normalisers for key_id in self._keys.index]
 
     @property
     def audit_key_id(self) -> str:

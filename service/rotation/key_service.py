@@ -22,13 +22,16 @@ from service.keys.keyring import Purpose, RootKey
 from service.rotation.reports import Reindexed, Resealed, Verified
 from service.rotation.workers import (
     Task,
+    Tokens,
     fault,
     index,
     index_fault,
+    index_submission,
     index_text,
     map_batches,
     pace,
     reseal,
+    submission_index_fault,
     workers_for,
 )
 from service.storage.database.database import Database
@@ -36,6 +39,7 @@ from service.storage.keys.canary import (
     DatabaseKeys,
     accept_key,
     flip_pairs,
+    found_by,
     note_cleared,
     read_key_state,
     refuse_key,
@@ -51,6 +55,7 @@ from service.storage.keys.rekeying import (
     INDEXED,
     LACKS_EMAIL_INDEX,
     LEADS,
+    SUBMISSIONS,
     TABLES,
     Rekeying,
     RowFilter,
@@ -60,6 +65,7 @@ from service.storage.keys.rekeying import (
     indexed_with,
     is_indexed,
     lacks_index,
+    lacks_scheme,
     sealed_otherwise,
 )
 from service.storage.keys.replicas import ReplicaStatus, forget, known_name, replicas
@@ -123,15 +129,16 @@ class KeyService:
         state = await self._state()
         if not self.encryption.is_sealed_with_primary(state.canary.sealed):
             await seal_canary(self.database, self.encryption, state)
-        index_key_id = schemes_of(state, self.encryption)[0].key_id
+        scheme = schemes_of(state, self.encryption)[0]
         with await self._workers() as workers:
             for table in TABLES:
                 old, store = sealed_otherwise(table, report.key_id), partial(self.rekeying.replace_tokens, table)
-                task = partial(index_text, table, index_key_id) if table is CONVERSATIONS else reseal
+                task = partial(index_text, table, scheme.key_id) if table is CONVERSATIONS else reseal
                 report.sealed_anew[table.plural], unreadable = await self._repeat(table, old, task, store, workers)
                 report.unreadable += unreadable
                 report.left += await self.rekeying.count(table, old)
-        report.emails = await self._index_texts(EMAILS, LACKS_EMAIL_INDEX, index_key_id)
+        report.emails = await self._index_texts(EMAILS, LACKS_EMAIL_INDEX, partial(index_text, EMAILS, scheme.key_id))
+        report.submissions = await self._index_submissions(scheme)
         report.seconds = round(time.monotonic() - began, 3)
         return report
 
@@ -171,17 +178,26 @@ class KeyService:
             state = await self._clear(state)
             report.beside = await self.rekeying.sharing_leads(state.pair)
         # Last, when no replica indexes conversations and e-mails with another key any more.
-        talks, emails = (indexed_otherwise(table, wanted.key_id) for table in INDEXED)
-        report.conversations = await self._index_texts(CONVERSATIONS, talks, wanted.key_id)
-        report.emails = await self._index_texts(EMAILS, emails, wanted.key_id)
+        report.conversations, report.emails = [
+            await self._index_texts(
+                table, indexed_otherwise(table, wanted.key_id), partial(index_text, table, wanted.key_id)
+            )
+            for table in (CONVERSATIONS, EMAILS)
+        ]
+        report.submissions = await self._index_submissions(wanted)
         report.seconds = round(time.monotonic() - began, 3)
         return report
 
-    async def _index_texts(self, table: SealedTable, where: RowFilter, key_id: str) -> int:
-        """Give rows that match a condition blind indexes of a key; how many got one."""
+    async def _index_submissions(self, scheme: IndexScheme) -> int:
+        """Index the resubmissions and conflicts that are not indexed by a scheme; how many those were."""
+        make, where = partial(index_submission, scheme), lacks_scheme(scheme.text)
+        return sum([await self._index_texts(table, where, make) for table in SUBMISSIONS])
+
+    async def _index_texts(self, table: SealedTable, where: RowFilter, make: Task[Tokens]) -> int:
+        """Give rows that match a condition the blind indexes that `make` makes; how many got one."""
         store = partial(self.rekeying.replace_tokens, table)
         with await self._workers() as workers:
-            done, _ = await self._repeat(table, where, partial(index_text, table, key_id), store, workers)
+            done, _ = await self._repeat(table, where, make, store, workers)
         return done
 
     async def _fill_and_check(self, state: DatabaseKeys, scheme: IndexScheme) -> int:
@@ -327,11 +343,14 @@ class KeyService:
         with await self._workers() as workers:
             for table in TABLES:
                 report.rows[table.plural] = 0
-                async for batch in self._batches(replace(table, index=""), EVERY_ROW, fault, workers):
+                async for batch in self._batches(replace(table, indexes=()), EVERY_ROW, fault, workers):
                     report.rows[table.plural] += len(batch)
                     report.faults += [f"{_named(table, row)}: {wrong}" for row, wrong in batch if wrong]
             for table in INDEXED:
-                async for batch in self._batches(table, is_indexed(table), partial(index_fault, table), workers):
+                check = (
+                    partial(submission_index_fault, current) if table in SUBMISSIONS else partial(index_fault, table)
+                )
+                async for batch in self._batches(table, is_indexed(table), check, workers):
                     report.faults += [f"{_named(table, row)}: {wrong}" for row, wrong in batch if wrong]
             wrong = await self._wrong_indexes(state.pair, current, workers)
         report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
@@ -341,6 +360,10 @@ class KeyService:
         ]
         if lacking := await self.rekeying.count(LEADS, LACKS_EMAIL_INDEX):
             report.faults.append(f"{lacking} leads lack the blind index of their e-mail: run leadkeep keys reseal")
+        report.faults += [
+            f"{count} {plural} lack the blind indexes by which a person is found: run leadkeep keys reseal"
+            for plural, count in (await self.rekeying.not_found(found_by(state, self.encryption))).items()
+        ]
         for key_id, where in (await self.rekeying.sealed_counts()).items():
             if not self.encryption.opens_with(key_id):
                 held = ", ".join(f"{count} tokens of {holder}" for holder, count in where.items())

@@ -14,6 +14,8 @@ class Resealed:
     """Rows by kind."""
     emails: int = 0
     """E-mails that could not be found by before."""
+    submissions: int = 0
+    """Resubmissions and conflicts that could not be found before."""
     unreadable: list[str] = field(default_factory=list)
     """Rows that do not open, which stay as they are."""
     left: int = 0
@@ -29,6 +31,7 @@ class Reindexed:
     leads: int = 0
     conversations: int = 0
     emails: int = 0
+    submissions: int = 0
     beside: list[dict[str, str]] = field(default_factory=list)
     """Leads that share a phone or nid with another one, see `Rekeying.sharing_leads`."""
     seconds: float = 0.0

@@ -17,6 +17,7 @@ from uuid import UUID
 from service.errors import FieldUnreadableError
 from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Keyring
+from service.lead import scheme_text
 from service.storage.keys.rekeying import EMAILS, NO_INDEX, Indexes, SealedTable, Stored
 from service.validation.email import email_key
 from service.validation.index_rule import IndexRule
@@ -71,15 +72,61 @@ def index_text(
     table: SealedTable, key_id: str, encryption: EncryptionService, bound_to: UUID, tokens: Tokens
 ) -> Tokens:
     """What is found by a blind index: sealed with the primary key, and that index made with the key `key_id`."""
-    [name] = table.sealed
+    [name], [column] = table.sealed, table.indexes
     try:
         value = encryption.open(bound_to, name, tokens[name])
     except FieldUnreadableError:
-        if table != EMAILS or table.index in tokens:
+        if table != EMAILS or column in tokens:
             raise
-        return tokens | {table.index: NO_INDEX}
+        return tokens | {column: NO_INDEX}
     made = encryption.text_index(name, _key_of(name, value), key_id=key_id)
-    return reseal(encryption, bound_to, {name: tokens[name]}) | {table.index: made}
+    return reseal(encryption, bound_to, {name: tokens[name]}) | {column: made}
+
+
+def index_submission(scheme: IndexScheme, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> Tokens:
+    """A resubmission or conflict with its blind indexes; the tokens stay.
+
+    The index of a value that does not open stays if it is made by the same rules. Raises FieldUnreadableError if
+    nothing changes.
+    """
+    made = _submission_indexes(scheme, encryption, bound_to, tokens)
+    changed = {
+        column: NO_INDEX if text is None else text
+        for column, text in made.items()
+        if text is not None or not _has_rules_of(scheme, tokens.get(column))
+    }
+    if all(tokens.get(column) == text for column, text in changed.items()):
+        raise FieldUnreadableError(list(made))
+    return tokens | changed
+
+
+def _submission_indexes(
+    scheme: IndexScheme, encryption: EncryptionService, bound_to: UUID, tokens: Tokens
+) -> dict[str, str | None]:
+    """The blind indexes of a resubmission or conflict, by column; None: the value does not open."""
+    rule = _rule_of(scheme.normaliser)
+    keys = {"phone": rule.phone_key, "nid": rule.nid_key, "email": email_key}
+    made: dict[str, str | None] = {}
+    for name in keys.keys() & tokens.keys():
+        try:
+            key = keys[name](encryption.open(bound_to, name, tokens[name]))
+        except FieldUnreadableError:
+            made[f"{name}_index"] = None
+            continue
+        if name == "email":
+            made["email_index"] = encryption.text_index(name, key, key_id=scheme.key_id)
+        else:
+            digest = encryption.blind_index(name, key, key_id=scheme.key_id)
+            made[f"{name}_index"] = scheme_text(scheme.text, digest)
+    return made
+
+
+def _has_rules_of(scheme: IndexScheme, text: str | None) -> bool:
+    """Whether a blind index was made by the rules of a scheme, with whatever key; that of an e-mail knows no rules."""
+    if text in (None, NO_INDEX):
+        return False
+    parts = text.split(".")
+    return len(parts) == 2 or parts[1] == scheme.text.split(".")[1]
 
 
 def fault(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
@@ -95,14 +142,23 @@ def fault(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
 
 def index_fault(table: SealedTable, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
     """Whether a blind index is not that of its value, in words; empty also where it cannot be compared."""
-    [name] = table.sealed
+    [name], [column] = table.sealed, table.indexes
     try:
         key = _key_of(name, encryption.open(bound_to, name, tokens[name]))
     except FieldUnreadableError:
         return ""
-    if tokens[table.index] in encryption.text_indexes(name, key):
+    if tokens[column] in encryption.text_indexes(name, key):
         return ""
     return f"its blind index is not that of its {name}"
+
+
+def submission_index_fault(scheme: IndexScheme, encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> str:
+    """Like `index_fault` of a resubmission or conflict that is indexed by this scheme."""
+    if not tokens["phone_index"].startswith(scheme.text):
+        return ""
+    made = _submission_indexes(scheme, encryption, bound_to, tokens)
+    wrong = sorted(column for column, text in made.items() if text is not None and text != tokens[column])
+    return f"not that of its value: {', '.join(wrong)}" if wrong else ""
 
 
 def _key_of(name: str, value: str) -> str:

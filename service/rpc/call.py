@@ -55,6 +55,8 @@ class Call:
     caller: Caller | None = None
     shown_lead_id: str = ""
     """Id of the lead in an answer whose messages do not name it; the request may have named an alias of it."""
+    found: tuple[UUID, ...] = ()
+    """Leads and submissions that a search by value found; also those of which the answer shows nothing else."""
     phones: tuple[str, ...] = ()
     """Phones that the answer does not hold, and that a conversation id in it may; "" for one that cannot be opened."""
     comparable: Collection[str] = ()

@@ -22,6 +22,7 @@ from service.use_cases.erasure_service import ErasureService
 from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService
 from service.use_cases.page_token import Tags, read_page
+from service.use_cases.person_service import PersonService
 from service.use_cases.summary_service import SummaryService
 
 
@@ -36,6 +37,7 @@ class LeadServicer:
         accesses: AccessRecords,
         erasures: ErasureService,
         summaries: SummaryService,
+        persons: PersonService,
         page_token_tags: Tags,
     ) -> None:
         self._leads = leads
@@ -44,6 +46,7 @@ class LeadServicer:
         self._accesses = accesses
         self._erasures = erasures
         self._summaries = summaries
+        self._persons = persons
         self._page_token_tags = page_token_tags
 
     async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
@@ -207,6 +210,40 @@ class LeadServicer:
         """Erase the person of a lead."""
         kept = await self._erasures.erase_lead(_caller(call), wire.lead_id_of(request.id, "id"), reason=request.reason)
         return pb.EraseLeadResponse(kept_ids=[str(each) for each in kept])
+
+    async def FindPerson(self, call: Call, request: pb.FindPersonRequest) -> pb.FindPersonResponse:  # noqa: N802
+        """Show a page of what carries an identifier."""
+        found, next_page_token, unanswered = await self._persons.find(
+            wire.identifiers_of(request), page_token=request.page_token, hidden=call.hidden
+        )
+        call.found = tuple(each.match.id for each in found)
+        return pb.FindPersonResponse(
+            matches=wire.match_messages(found), next_page_token=next_page_token, unanswered_replicas=unanswered
+        )
+
+    async def ExportPerson(self, call: Call, request: pb.ExportPersonRequest) -> pb.ExportPersonResponse:  # noqa: N802
+        """Show a page of everything about chosen matches."""
+        caller = _caller(call)
+        page = await self._persons.export(caller, wire.refs_of(request.refs), page_token=request.page_token)
+        response = pb.ExportPersonResponse(
+            records=wire.record_messages(page.parts),
+            next_page_token=page.next_page_token,
+            exported_by=caller.subject,
+            not_found=wire.ref_messages(page.not_found),
+            unanswered_replicas=page.unanswered,
+        )
+        response.exported_at.GetCurrentTime()
+        return response
+
+    async def ErasePerson(self, call: Call, request: pb.ErasePersonRequest) -> pb.ErasePersonResponse:  # noqa: N802
+        """Erase chosen matches."""
+        done = await self._persons.erase(_caller(call), wire.refs_of(request.refs), reason=request.reason)
+        return pb.ErasePersonResponse(
+            erased=wire.ref_messages(done.erased),
+            unanswered_replicas=done.unanswered,
+            not_found=wire.ref_messages(done.not_found),
+            kept_ids=[str(each) for each in done.kept],
+        )
 
     async def ListConflicts(self, call: Call, request: pb.ListConflictsRequest) -> pb.ListConflictsResponse:  # noqa: N802
         """Show a page of conflicts."""

@@ -57,6 +57,9 @@ PATIENCE_AFTER_CHANGE = 1.0
 """Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.
 Its caller wants to know that the change is done, and a lead is taken while the database is away."""
 
+_MASKED_ONLY = {"FindPerson": pb.LEAD_VIEW_MASKED}
+"""Rpcs that show nothing unmasked, whoever calls."""
+
 VIEWS = frozenset(pb.LeadView.values())
 
 NOTHING: frozenset[str] = frozenset()
@@ -83,7 +86,8 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         caller = call.caller or NOBODY
-        view, revealed = getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED), _revealed(request)
+        view = _MASKED_ONLY.get(call.rpc, getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED))
+        revealed = _revealed(request)
         shown = _shown_to(caller, view, revealed)
         asked = asked_by_value(request)
         for field in asked:
@@ -174,6 +178,8 @@ class _Look:
             request_id=call.id,
             lead_id=call.shown_lead_id or getattr(request, "lead_id", "") or getattr(request, "id", ""),
         )
+        seen = {access.lead_id for access in found}
+        found += (self._access(each, self.searched) for each in dict.fromkeys(call.found) if each not in seen)
         return found or self._accesses_without_lead()
 
     def _accesses_without_lead(self) -> list[Access]:

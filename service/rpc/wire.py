@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -27,8 +28,10 @@ from service.lead import (
 )
 from service.storage.access.chain import RecordedAccess
 from service.storage.access.queries import AccessFilter
+from service.storage.leads.persons import MatchKind, Ref
 from service.use_cases.confirmation import Confirmation
 from service.use_cases.conflict_service import Conflict
+from service.use_cases.person_service import FoundMatch, Part
 from service.use_cases.summary_service import Summary
 from service.validation.reference import reference_of
 
@@ -298,6 +301,64 @@ def access_messages(accesses: Iterable[RecordedAccess]) -> list[pb.Access]:
         )
         for each in accesses
     ]
+
+
+def identifiers_of(request: pb.FindPersonRequest) -> dict[str, str]:
+    """What a person is looked for by, by field."""
+    return {name: value for name in ("phone", "nid", "email") if (value := getattr(request, name))}
+
+
+def refs_of(refs: Iterable[pb.PersonRef]) -> list[Ref]:
+    """Chosen matches. Raises LeadValidationError."""
+    if not {int(ref.kind) for ref in refs} <= {*MatchKind}:
+        raise _invalid("refs.kind", f"must be one of: {', '.join(pb.PersonMatchKind.keys()[1:])}")
+    return [Ref(MatchKind(ref.kind), lead_id_of(ref.id, "refs.id")) for ref in refs]
+
+
+def ref_messages(refs: Iterable[Ref]) -> list[pb.PersonRef]:
+    """Chosen matches."""
+    return [pb.PersonRef(kind=_match_kind(ref.kind), id=str(ref.id)) for ref in refs]
+
+
+def match_messages(found: Iterable[FoundMatch]) -> list[pb.PersonMatch]:
+    """Matches, with their leads unmasked."""
+    return [
+        pb.PersonMatch(
+            kind=_match_kind(each.match.kind),
+            id=str(each.match.id),
+            lead_id=str(each.match.lead_id) if each.match.lead_id else "",
+            matched_fields=each.match.fields,
+            lead=lead_message(each.lead) if each.lead else None,
+        )
+        for each in found
+    ]
+
+
+def record_messages(parts: Iterable[Part]) -> list[pb.PersonRecord]:
+    """The parts of an export, unmasked."""
+    return [_record_message(part) for part in parts]
+
+
+def _record_message(part: Part) -> pb.PersonRecord:
+    [ref] = ref_messages([part.ref])
+    why = "CHOSEN" if part.item.is_chosen else "SAME_PERSON"
+    lead_id = str(part.item.lead_id) if part.item.lead_id else ""
+    record = partial(pb.PersonRecord, ref=ref, part=f"PERSON_PART_{why}", id=str(part.item.id), lead_id=lead_id)
+    match part.content:
+        case Resubmission():
+            return record(resubmission=resubmission_messages([part.content])[0])
+        case Conflict():
+            [conflict] = conflict_messages([part.content])
+            conflict.leads.extend(pb.Lead(id=str(lead_id)) for lead_id in part.content.sealed.lead_ids)
+            return record(conflict=conflict)
+        case LeadEvent():
+            return record(part=pb.PERSON_PART_HISTORY, event=event_messages([part.content])[0])
+        case lead:
+            return record(lead=lead_message(lead))
+
+
+def _match_kind(kind: MatchKind) -> str:
+    return f"PERSON_MATCH_KIND_{kind.name}"
 
 
 def resolution_of(number: int, path: str) -> ConflictResolution:

@@ -47,6 +47,9 @@ IN_CLEAR = f"strpos(conversation_id, '{SEALED_FORM}') = 0"
 LACKS_EMAIL_INDEX = "email IS NOT NULL AND email_index IS NULL"
 """The condition of leads that cannot be found by their e-mail yet."""
 
+INDEX_SCHEME = "substring(phone_index, '.*[.]')"
+"""Of a resubmission or conflict, the name of the scheme by which its blind indexes were made; NULL: not made yet."""
+
 BLIND_INDEXES_ARE_WHOLE = (
     "num_nonnulls(phone_index, phone_index_2) > 0 AND (num_nonnulls(nid_index, nid_index_2) > 0) = (nid IS NOT NULL)"
     " AND octet_length(phone_index) = 32 AND octet_length(nid_index) = 32"
@@ -55,6 +58,12 @@ BLIND_INDEXES_ARE_WHOLE = (
 """Whatever pair is in use, a lead can be found by its phone, and by its nid if it has one; an empty pair is NULL and
 passes."""
 
+
+INDEXES_ARE_TOGETHER = (
+    "CASE WHEN phone_index IS NULL THEN num_nonnulls(nid_index, email_index) = 0"
+    " ELSE (nid_index IS NULL) = (nid IS NULL) AND (email_index IS NULL) = (email IS NULL) END"
+)
+"""Of resubmissions and conflicts."""
 
 TIME = DateTime(timezone=True)
 
@@ -98,6 +107,21 @@ def _submission_columns() -> list[Column[Any] | CheckConstraint | Index]:
         ),
         # Empty once `keys reseal` has run: shows at once that nothing is left in clear.
         Index(None, "conversation_id", postgresql_where=text(IN_CLEAR)),
+    ]
+
+
+def _person_columns(table: str) -> list[Column[Any] | CheckConstraint | Index]:
+    """The blind indexes by which a resubmission or conflict is found, not unique; see `BlindIndexes.texts`.
+
+    All are made together, so that NULL in the first one shows that they are not made yet.
+    """
+    columns = [f"{name}_index" for name in ("phone", "nid", "email")]
+    return [
+        # In the order of bytes, which Python sorts by: schemes are told apart by spans.
+        *(Column(name, Text(collation="C")) for name in columns),
+        *(Index(None, name, postgresql_where=text(f"{name} IS NOT NULL")) for name in columns),
+        Index(f"ix_{table}_index_scheme", text(f"({INDEX_SCHEME})")),
+        CheckConstraint(INDEXES_ARE_TOGETHER, name="blind_indexes"),
     ]
 
 
@@ -239,6 +263,7 @@ resubmission = Table(
     Column("actor", Text, nullable=False),
     Column("verified", Boolean, nullable=False),
     Column("submitted_at", TIME, server_default=NOW, nullable=False),
+    *_person_columns("resubmission"),
     # In the order in which they are listed.
     Index(None, "lead_id", "submitted_at", "submission_id"),
     # By which a repeat of a request is recognised.
@@ -279,6 +304,7 @@ lead_conflict = Table(
     Column("resolved_by", Text),
     Column("resolved_at", TIME),
     Column("reason", Text),
+    *_person_columns("lead_conflict"),
     Index(None, "created_by", "request_id"),
     CheckConstraint(f"resolution IN ({RESOLUTIONS})", name="resolution"),
     CheckConstraint("(resolution IS NULL) = (resolved_at IS NULL)", name="resolved"),

@@ -31,7 +31,7 @@ def value_of(admin_url: str, query: str) -> object:
 
 def conflict_with(database_url: str, lead_id: str) -> str:
     """Make a conflict of the newest resubmission of a lead, as if it had been acknowledged and came late; its id."""
-    copied = ", ".join((*CUSTOMER_FIELDS, "request_id", "content_digest"))
+    copied = ", ".join((*CUSTOMER_FIELDS, "request_id", "content_digest", "phone_index", "nid_index", "email_index"))
     query = f"""
         INSERT INTO lead_conflict (id, {copied}, created_by, phone_lead_id, accepted_at)
         SELECT submission_id, {copied}, actor, lead_id, submitted_at FROM resubmission WHERE lead_id = '{lead_id}'

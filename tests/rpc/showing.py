@@ -100,6 +100,14 @@ def requests_for(rpc: str, lead_id: str, person: pb.Lead) -> Message:
             return pb.AssignLeadRequest(id=lead_id, assignee=f"Sam {uuid4()}")
         case "EraseLead":
             return pb.EraseLeadRequest(id=str(uuid4()))  # its answer is empty, and the other rpcs need the lead
+        case "FindPerson":
+            return pb.FindPersonRequest(phone=person.phone, nid=person.nid, email=person.email)
+        case "ExportPerson":
+            refs = [(pb.PERSON_MATCH_KIND_LEAD, lead_id), (pb.PERSON_MATCH_KIND_CONFLICT, CONFLICT_WITH[lead_id])]
+            return pb.ExportPersonRequest(refs=[pb.PersonRef(kind=kind, id=each) for kind, each in refs])
+        case "ErasePerson":
+            nobody = pb.PersonRef(kind=pb.PERSON_MATCH_KIND_RESUBMISSION, id=str(uuid4()))
+            return pb.ErasePersonRequest(refs=[nobody])  # as of EraseLead
         case "ListConflicts":
             return pb.ListConflictsRequest(include_resolved=True)
         case "ResolveConflict":
@@ -114,7 +122,13 @@ CONFLICT_WITH: dict[str, str] = {}
 """The conflict that met a lead, by the lead."""
 
 RPCS = [method.name for method in SERVICE.methods]
-SHOWING = [method.name for method in SERVICE.methods if list(texts(filled(method.output_type, CANARY), sensitive=True))]
+MASKED_FOR_ALL = {"FindPerson"}
+"""What shows nothing unmasked, whoever calls."""
+SHOWING = [
+    method.name
+    for method in SERVICE.methods
+    if list(texts(filled(method.output_type, CANARY), sensitive=True)) and method.name not in MASKED_FOR_ALL
+]
 WITH_VIEW = [method.name for method in SERVICE.methods if "view" in method.input_type.fields_by_name]
 
 

@@ -65,6 +65,21 @@ class ConflictResolution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONFLICT_RESOLUTION_KEEP_FIRST: _ClassVar[ConflictResolution]
     CONFLICT_RESOLUTION_TAKE_NEW: _ClassVar[ConflictResolution]
     CONFLICT_RESOLUTION_OWN_LEAD: _ClassVar[ConflictResolution]
+
+class PersonMatchKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PERSON_MATCH_KIND_UNSPECIFIED: _ClassVar[PersonMatchKind]
+    PERSON_MATCH_KIND_LEAD: _ClassVar[PersonMatchKind]
+    PERSON_MATCH_KIND_RESUBMISSION: _ClassVar[PersonMatchKind]
+    PERSON_MATCH_KIND_CONFLICT: _ClassVar[PersonMatchKind]
+    PERSON_MATCH_KIND_WAITING: _ClassVar[PersonMatchKind]
+
+class PersonPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PERSON_PART_UNSPECIFIED: _ClassVar[PersonPart]
+    PERSON_PART_CHOSEN: _ClassVar[PersonPart]
+    PERSON_PART_SAME_PERSON: _ClassVar[PersonPart]
+    PERSON_PART_HISTORY: _ClassVar[PersonPart]
 LEAD_STATUS_UNSPECIFIED: LeadStatus
 LEAD_STATUS_NEW: LeadStatus
 LEAD_STATUS_CONTACTED: LeadStatus
@@ -101,6 +116,15 @@ CONFLICT_RESOLUTION_UNSPECIFIED: ConflictResolution
 CONFLICT_RESOLUTION_KEEP_FIRST: ConflictResolution
 CONFLICT_RESOLUTION_TAKE_NEW: ConflictResolution
 CONFLICT_RESOLUTION_OWN_LEAD: ConflictResolution
+PERSON_MATCH_KIND_UNSPECIFIED: PersonMatchKind
+PERSON_MATCH_KIND_LEAD: PersonMatchKind
+PERSON_MATCH_KIND_RESUBMISSION: PersonMatchKind
+PERSON_MATCH_KIND_CONFLICT: PersonMatchKind
+PERSON_MATCH_KIND_WAITING: PersonMatchKind
+PERSON_PART_UNSPECIFIED: PersonPart
+PERSON_PART_CHOSEN: PersonPart
+PERSON_PART_SAME_PERSON: PersonPart
+PERSON_PART_HISTORY: PersonPart
 
 class Lead(_message.Message):
     __slots__ = ("id", "name", "phone", "nid", "address", "interested_policy", "email", "preferred_contact_time", "notes", "conversation_id", "status", "created_at", "updated_at", "version", "assignee", "masked", "transcript_uri", "resubmissions", "unreadable_fields", "source", "reference", "created_by", "masked_fields")
@@ -663,3 +687,111 @@ class ListAccessesResponse(_message.Message):
     accesses: _containers.RepeatedCompositeFieldContainer[Access]
     next_page_token: str
     def __init__(self, accesses: _Optional[_Iterable[_Union[Access, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class PersonRef(_message.Message):
+    __slots__ = ("kind", "id")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    kind: PersonMatchKind
+    id: str
+    def __init__(self, kind: _Optional[_Union[PersonMatchKind, str]] = ..., id: _Optional[str] = ...) -> None: ...
+
+class FindPersonRequest(_message.Message):
+    __slots__ = ("phone", "nid", "email", "page_token")
+    PHONE_FIELD_NUMBER: _ClassVar[int]
+    NID_FIELD_NUMBER: _ClassVar[int]
+    EMAIL_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    phone: str
+    nid: str
+    email: str
+    page_token: str
+    def __init__(self, phone: _Optional[str] = ..., nid: _Optional[str] = ..., email: _Optional[str] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class PersonMatch(_message.Message):
+    __slots__ = ("kind", "id", "lead_id", "matched_fields", "lead")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LEAD_ID_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    kind: PersonMatchKind
+    id: str
+    lead_id: str
+    matched_fields: _containers.RepeatedScalarFieldContainer[str]
+    lead: Lead
+    def __init__(self, kind: _Optional[_Union[PersonMatchKind, str]] = ..., id: _Optional[str] = ..., lead_id: _Optional[str] = ..., matched_fields: _Optional[_Iterable[str]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ...) -> None: ...
+
+class FindPersonResponse(_message.Message):
+    __slots__ = ("matches", "next_page_token", "unanswered_replicas")
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    UNANSWERED_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    matches: _containers.RepeatedCompositeFieldContainer[PersonMatch]
+    next_page_token: str
+    unanswered_replicas: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, matches: _Optional[_Iterable[_Union[PersonMatch, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., unanswered_replicas: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExportPersonRequest(_message.Message):
+    __slots__ = ("refs", "page_token")
+    REFS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    refs: _containers.RepeatedCompositeFieldContainer[PersonRef]
+    page_token: str
+    def __init__(self, refs: _Optional[_Iterable[_Union[PersonRef, _Mapping]]] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class PersonRecord(_message.Message):
+    __slots__ = ("ref", "part", "id", "lead", "resubmission", "conflict", "event", "lead_id")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    RESUBMISSION_FIELD_NUMBER: _ClassVar[int]
+    CONFLICT_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    LEAD_ID_FIELD_NUMBER: _ClassVar[int]
+    ref: PersonRef
+    part: PersonPart
+    id: str
+    lead: Lead
+    resubmission: Resubmission
+    conflict: Conflict
+    event: LeadEvent
+    lead_id: str
+    def __init__(self, ref: _Optional[_Union[PersonRef, _Mapping]] = ..., part: _Optional[_Union[PersonPart, str]] = ..., id: _Optional[str] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ..., resubmission: _Optional[_Union[Resubmission, _Mapping]] = ..., conflict: _Optional[_Union[Conflict, _Mapping]] = ..., event: _Optional[_Union[LeadEvent, _Mapping]] = ..., lead_id: _Optional[str] = ...) -> None: ...
+
+class ExportPersonResponse(_message.Message):
+    __slots__ = ("records", "next_page_token", "exported_by", "exported_at", "not_found", "unanswered_replicas")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EXPORTED_BY_FIELD_NUMBER: _ClassVar[int]
+    EXPORTED_AT_FIELD_NUMBER: _ClassVar[int]
+    NOT_FOUND_FIELD_NUMBER: _ClassVar[int]
+    UNANSWERED_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[PersonRecord]
+    next_page_token: str
+    exported_by: str
+    exported_at: _timestamp_pb2.Timestamp
+    not_found: _containers.RepeatedCompositeFieldContainer[PersonRef]
+    unanswered_replicas: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, records: _Optional[_Iterable[_Union[PersonRecord, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., exported_by: _Optional[str] = ..., exported_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., not_found: _Optional[_Iterable[_Union[PersonRef, _Mapping]]] = ..., unanswered_replicas: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ErasePersonRequest(_message.Message):
+    __slots__ = ("refs", "reason")
+    REFS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    refs: _containers.RepeatedCompositeFieldContainer[PersonRef]
+    reason: str
+    def __init__(self, refs: _Optional[_Iterable[_Union[PersonRef, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ErasePersonResponse(_message.Message):
+    __slots__ = ("erased", "unanswered_replicas", "not_found", "kept_ids")
+    ERASED_FIELD_NUMBER: _ClassVar[int]
+    UNANSWERED_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    NOT_FOUND_FIELD_NUMBER: _ClassVar[int]
+    KEPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    erased: _containers.RepeatedCompositeFieldContainer[PersonRef]
+    unanswered_replicas: _containers.RepeatedScalarFieldContainer[str]
+    not_found: _containers.RepeatedCompositeFieldContainer[PersonRef]
+    kept_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, erased: _Optional[_Iterable[_Union[PersonRef, _Mapping]]] = ..., unanswered_replicas: _Optional[_Iterable[str]] = ..., not_found: _Optional[_Iterable[_Union[PersonRef, _Mapping]]] = ..., kept_ids: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -110,6 +110,21 @@ class LeadServiceStub(object):
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadRequest.SerializeToString,
                 response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadResponse.FromString,
                 _registered_method=True)
+        self.FindPerson = channel.unary_unary(
+                '/leadkeep.v1.LeadService/FindPerson',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.FindPersonRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.FindPersonResponse.FromString,
+                _registered_method=True)
+        self.ExportPerson = channel.unary_unary(
+                '/leadkeep.v1.LeadService/ExportPerson',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ExportPersonRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ExportPersonResponse.FromString,
+                _registered_method=True)
+        self.ErasePerson = channel.unary_unary(
+                '/leadkeep.v1.LeadService/ErasePerson',
+                request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ErasePersonRequest.SerializeToString,
+                response_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ErasePersonResponse.FromString,
+                _registered_method=True)
         self.ListConflicts = channel.unary_unary(
                 '/leadkeep.v1.LeadService/ListConflicts',
                 request_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ListConflictsRequest.SerializeToString,
@@ -346,6 +361,55 @@ class LeadServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindPerson(self, request, context):
+        """FindPerson finds what is kept of a person: what carries exactly this phone, this nid or this e-mail (one is enough), never
+        what is kept beside it. Many people may share a phone: choose what is the person's before you export or erase it.
+
+        It finds leads, refused submissions (of whatever lead), conflicts (decided ones too), and what waits in the durable
+        queue of any replica. Values are masked. What waits comes first, then leads, resubmissions and conflicts, each oldest
+        first. A search is recorded like any look, whether it finds something or not: also with `leads:unmask` nothing in its
+        answer is unmasked.
+
+        Scope: `leads:person`, and that of each field that is searched, such as `leads:unmask:phone`.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this search); FAILED_PRECONDITION INDEX_INCOMPLETE (something was
+        stored before there was this search, or under other rules, and cannot be found by it yet: the operator runs `leadkeep
+        keys reseal`; an answer now could wrongly be "nothing"); DEADLINE_EXCEEDED QUERY_TIMEOUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportPerson(self, request, context):
+        """ExportPerson shows everything about chosen matches, unmasked, part by part, for the person who asked for it.
+
+        A lead comes with its history, with who looked at it, and with the person's other submissions: those that an erasure
+        of the lead would take (see EraseLead). Another person's lead appears as its id only. Each lead and submission is
+        recorded as a look before it is shown.
+
+        Chosen matches that are not there any more are named in `not_found`: search again.
+
+        Scope: `leads:person`, and `leads:unmask`. Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of these matches).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ErasePerson(self, request, context):
+        """ErasePerson erases chosen matches. It cannot be undone.
+
+        A lead is erased as by EraseLead, with what is the person's. A resubmission, a conflict or what waits is erased alone:
+        the lead beside which it is kept stays whole and counts one less. A match that moved meanwhile (a submission that
+        waited and became a lead, a resubmission that became a conflict) is erased where it is now.
+
+        What is erased stays erased, also when the call fails before its end: the same again goes on, and succeeds. Under each
+        erased id a tombstone stays, so that no spool, file or backup brings it back.
+
+        Scope: `leads:person`, and `leads:erase`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListConflicts(self, request, context):
         """ListConflicts shows submissions that were acknowledged as DELAYED and matched a lead when they reached the database,
         oldest first. Nothing of them is lost; a person decides about them.
@@ -450,6 +514,21 @@ def add_LeadServiceServicer_to_server(servicer, server):
                     servicer.EraseLead,
                     request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadRequest.FromString,
                     response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadResponse.SerializeToString,
+            ),
+            'FindPerson': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindPerson,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.FindPersonRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.FindPersonResponse.SerializeToString,
+            ),
+            'ExportPerson': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportPerson,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ExportPersonRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ExportPersonResponse.SerializeToString,
+            ),
+            'ErasePerson': grpc.unary_unary_rpc_method_handler(
+                    servicer.ErasePerson,
+                    request_deserializer=leadkeep_dot_v1_dot_lead__service__pb2.ErasePersonRequest.FromString,
+                    response_serializer=leadkeep_dot_v1_dot_lead__service__pb2.ErasePersonResponse.SerializeToString,
             ),
             'ListConflicts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListConflicts,
@@ -845,6 +924,87 @@ class LeadService(object):
             '/leadkeep.v1.LeadService/EraseLead',
             leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadRequest.SerializeToString,
             leadkeep_dot_v1_dot_lead__service__pb2.EraseLeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindPerson(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/FindPerson',
+            leadkeep_dot_v1_dot_lead__service__pb2.FindPersonRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.FindPersonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportPerson(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/ExportPerson',
+            leadkeep_dot_v1_dot_lead__service__pb2.ExportPersonRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.ExportPersonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ErasePerson(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/leadkeep.v1.LeadService/ErasePerson',
+            leadkeep_dot_v1_dot_lead__service__pb2.ErasePersonRequest.SerializeToString,
+            leadkeep_dot_v1_dot_lead__service__pb2.ErasePersonResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -117,6 +117,11 @@ def plan_of(state: DatabaseKeys, encryption: EncryptionService) -> IndexPlan:
     return IndexPlan(state.epoch, (current, following) if state.pair == 1 else (following, current))
 
 
+def found_by(state: DatabaseKeys, encryption: EncryptionService) -> list[str]:
+    """The names of the schemes by which resubmissions and conflicts are found. Raises like `schemes_of`."""
+    return [scheme.text for scheme in encryption.found_by(filter(None, schemes_of(state, encryption)))]
+
+
 def _scheme(encryption: EncryptionService, digest: bytes, normaliser: str) -> IndexScheme:
     key_id = encryption.index_key_of(digest)
     if key_id is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -58,13 +58,13 @@ class SealedTable:
     plural: str
     sealed: tuple[str, ...] = SENSITIVE_FIELDS
     """Its columns that hold tokens."""
-    index: str = ""
-    """Its column with a blind index that is not unique, and is replaced together with the token that it is of."""
+    indexes: tuple[str, ...] = ()
+    """Its columns with blind indexes that are text and not unique: of each token in `sealed`, in that order."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """What is read and replaced."""
-        return (*self.sealed, *([self.index] if self.index else ()))
+        return (*self.sealed, *self.indexes)
 
 
 TABLES = (
@@ -78,17 +78,22 @@ TABLES = (
         "submission_id",
         "conversations",
         sealed=("conversation_id",),
-        index="conversation_index",
+        indexes=("conversation_index",),
     ),
 )
-LEADS, CONVERSATIONS = TABLES[0], TABLES[-1]
-EMAILS = SealedTable("lead", ("id",), ("uuid",), "id", "e-mails", sealed=("email",), index="email_index")
+LEADS, RESUBMISSIONS, CONFLICTS, CONVERSATIONS = TABLES
+EMAILS = SealedTable("lead", ("id",), ("uuid",), "id", "e-mails", sealed=("email",), indexes=("email_index",))
 """The leads by their e-mail alone. None of TABLES, because its tokens are counted and resealed with the leads."""
-INDEXED = (CONVERSATIONS, EMAILS)
-"""What is found by a blind index that is text."""
+SUBMISSIONS = tuple(
+    replace(table, sealed=("phone", "nid", "email"), indexes=("phone_index", "nid_index", "email_index"))
+    for table in (RESUBMISSIONS, CONFLICTS)
+)
+"""Resubmissions and conflicts by what a person is found by; the tokens are resealed with all others."""
+INDEXED = (CONVERSATIONS, EMAILS, *SUBMISSIONS)
+"""What is found by blind indexes that are text. The first one shows how all of a row were made."""
 NO_INDEX = "."
-"""In place of the blind index of an e-mail that does not open: one damaged token must not keep everybody from searching
-by e-mail. It names no key, so that each reindex tries again and every key can be retired."""
+"""In place of the blind index of a value that does not open: one damaged token must not keep everybody from searching.
+It names no key, so that each reindex tries again and every key can be retired."""
 
 # A conversation id that is not sealed yet has no key, and nothing of it may be taken for one.
 _SEALED_COUNTS = sql.SQL("""
@@ -120,7 +125,7 @@ class Stored:
     bound_to: UUID
     seen: str
     tokens: dict[str, str] = field(repr=False)
-    """By column; of a table with an `index` that one too."""
+    """By column; of a table with `indexes` those too."""
     indexes: tuple[bytes | None, bytes | None] = field(default=(None, None), repr=False)
     """The blind indexes of phone and nid in the pair of columns that was asked for; of leads only."""
 
@@ -158,6 +163,12 @@ class Rekeying:
         """How many conversation ids are in clear yet, by where they are; only where there are some."""
         where: RowFilter = sql.SQL(models.IN_CLEAR)
         counts = {table.plural: await self.count(table, where) for table in TABLES}
+        return {plural: count for plural, count in counts.items() if count}
+
+    async def not_found(self, schemes: Sequence[str]) -> dict[str, int]:
+        """How many resubmissions and conflicts cannot be found by these schemes; only where there are some."""
+        where = lacks_scheme(*schemes, NO_INDEX)
+        counts = {table.plural: await self.count(table, where) for table in SUBMISSIONS}
         return {plural: count for plural, count in counts.items() if count}
 
     async def sealed_counts(self) -> dict[str, dict[str, int]]:
@@ -339,14 +350,23 @@ LACKS_EMAIL_INDEX: RowFilter = sql.SQL(models.LACKS_EMAIL_INDEX)
 
 def is_indexed(table: SealedTable) -> RowFilter:
     """The condition of rows that have a blind index, which is text."""
-    return sql.SQL("{} IS NOT NULL").format(sql.Identifier(table.index))
+    return sql.SQL("{} IS NOT NULL").format(sql.Identifier(table.indexes[0]))
 
 
 def indexed_with(table: SealedTable, key_id: str) -> RowFilter:
-    """The condition of rows whose blind index, which is text, is made with this key."""
-    return sql.SQL("starts_with({}, {})").format(sql.Identifier(table.index), sql.Literal(f"{key_id}."))
+    """The condition of rows with a blind index, which is text, that is made with this key."""
+    made = (
+        sql.SQL("starts_with({}, {})").format(sql.Identifier(name), sql.Literal(f"{key_id}.")) for name in table.indexes
+    )
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(made))
 
 
 def indexed_otherwise(table: SealedTable, key_id: str) -> RowFilter:
     """The condition of rows whose blind index is made with another key; not of those that have none yet."""
-    return sql.SQL("NOT {}").format(indexed_with(table, key_id))
+    return sql.SQL("NOT starts_with({}, {})").format(sql.Identifier(table.indexes[0]), sql.Literal(f"{key_id}."))
+
+
+def lacks_scheme(*schemes: str) -> RowFilter:
+    """The condition of resubmissions or conflicts whose blind indexes were made by none of these, or not yet."""
+    made = sql.SQL(models.INDEX_SCHEME)
+    return sql.SQL("coalesce({} <> ALL ({}), true)").format(made, sql.Literal(list(schemes)))

@@ -91,7 +91,7 @@ class ConflictRepository:
             query = query.where(tuple_(_CONFLICT.c.accepted_at, _CONFLICT.c.id) > tuple_(after.created_at, after.id))
 
         async def work(connection: AsyncConnection) -> list[tuple[SealedConflict, list[SealedLead]]]:
-            conflicts = [self._conflict(row) for row in await connection.execute(query)]
+            conflicts = [conflict_of(row) for row in await connection.execute(query)]
             ids = {lead_id for conflict in conflicts for lead_id in conflict.lead_ids}
             rows = await connection.execute(select(_LEAD).where(_LEAD.c.id.in_(ids)))
             leads = {row.id: lead_of_row(row) for row in rows}
@@ -125,7 +125,9 @@ class ConflictRepository:
             row = (await connection.execute(lock)).one_or_none()
             if row is None and resolution is ConflictResolution.KEEP_FIRST and await _dropped(connection, conflict_id):
                 return None
-            conflict = self._conflict(row)
+            if row is None:
+                raise ConflictNotFoundError
+            conflict = conflict_of(row)
             if conflict.resolution is not None:
                 if conflict.resolution is not resolution:
                     raise ConflictResolvedError(conflict.resolution.value)
@@ -194,15 +196,15 @@ class ConflictRepository:
         await link_conversation(connection, submission, submission.id)
         return lead
 
-    def _conflict(self, row: Row[Any] | None) -> SealedConflict:
-        if row is None:
-            raise ConflictNotFoundError
-        return SealedConflict(
-            **{name: getattr(row, name) for name in _CLEAR},
-            fields=fields_of(row),
-            indexes=NO_INDEXES,
-            resolution=ConflictResolution(row.resolution) if row.resolution is not None else None,
-        )
+
+def conflict_of(row: Row[Any]) -> SealedConflict:
+    """The conflict of a row of the table."""
+    return SealedConflict(
+        **{name: getattr(row, name) for name in _CLEAR},
+        fields=fields_of(row),
+        indexes=NO_INDEXES,
+        resolution=ConflictResolution(row.resolution) if row.resolution is not None else None,
+    )
 
 
 async def _dropped(connection: AsyncConnection, conflict_id: UUID) -> bool:

@@ -99,6 +99,13 @@ _RESUBMISSIONS = Statement(
         AND (CAST(:until AS timestamptz) IS NULL OR submitted_at <= :until)
 """)
 )
+_KEPT_WITH = Statement(text("SELECT lead_id FROM resubmission WHERE submission_id = ANY(CAST(:ids AS uuid[]))"))
+_LOCK_CONFLICTS = Statement(
+    text("SELECT FROM lead_conflict WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+)
+ALONE = UUID(int=0)
+"""In a tombstone, in place of the lead with which something was erased: it was erased alone, and a copy of it that
+comes out of a spool says nothing about what else is its person's."""
 NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
 """Of a submission whose indexes are computed from its opened fields before they are used."""
 
@@ -250,6 +257,54 @@ async def drop_within(
         own_conflicts=[conflict_id],
         known=KnownTombstone(lead_id=erased_with),
     )
+
+
+async def erase_alone(
+    connection: AsyncConnection,
+    ids: Sequence[UUID],
+    *,
+    actor: str,
+    reason: str | None,
+    known: KnownTombstone | None = None,
+) -> frozenset[UUID]:
+    """Erase resubmissions and conflicts, and nothing else of their persons; the ids that got a tombstone.
+
+    The leads beside which they are kept stay, and count them no more. The transaction must have begun with
+    `wait_for_drains`.
+    """
+    await lock_leads(connection, [row.lead_id for row in await _KEPT_WITH.rows(connection, {"ids": list(ids)})])
+    await _LOCK_CONFLICTS.rows(connection, {"ids": list(ids)})
+    return await _erase(
+        connection,
+        wanted=ids[0],
+        target=ALONE,
+        actor=actor,
+        reason=reason,
+        own_conflicts=ids,
+        own_submissions=ids,
+        known=replace(known or KnownTombstone(), lead_id=ALONE),
+    )
+
+
+async def bury_alone(
+    connection: AsyncConnection, wanted: UUID, *, actor: str, reason: str | None, known: KnownTombstone | None = None
+) -> bool:
+    """Put up the tombstone of a submission alone that may wait in a spool; False for one that is a lead by now.
+
+    It gets none if its id leads to another lead. The transaction must have begun with `wait_for_drains`.
+    """
+    ((target,),) = await _LOCK.rows(connection, {"wanted": wanted})
+    if target is None:
+        alone = replace(known or KnownTombstone(), lead_id=ALONE)
+        await _erase(connection, wanted=wanted, target=None, actor=actor, reason=reason, known=alone)
+    return target != wanted or not await _LEAD.rows(connection, {"wanted": wanted})
+
+
+async def other_submissions(
+    connection: AsyncConnection, lead_id: UUID, reseal: Reseal | None
+) -> tuple[list[UUID], list[UUID]]:
+    """The conflicts and the resubmissions that an erasure of a lead would take with it."""
+    return await _rows_of(connection, await person_of(connection, lead_id, reseal), lead_id, reseal, until=None)
 
 
 async def _erase(

@@ -9,23 +9,26 @@ and interrupted continues when the same is done again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, tuple_
+from sqlalchemy import func, select, text, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import LeadStatus, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Database
 from service.storage.leads.erasing import (
+    ALONE,
     KnownTombstone,
     Person,
     Reseal,
+    bury_alone,
+    erase_alone,
     erase_within,
     lock_leads,
     lock_person,
@@ -137,6 +140,34 @@ class Erasures:
 
         return await self._database.write(work)
 
+    async def bury_alone(self, ids: Iterable[UUID], *, actor: str, reason: str | None) -> list[UUID]:
+        """Put up tombstones of submissions that may wait in spools, of each alone; those that are leads by now.
+
+        A transaction each: one that has no row yet is waited for by all who write leads.
+        """
+
+        async def work(lead_id: UUID, connection: AsyncConnection) -> bool:
+            await wait_for_drains(connection)
+            return await bury_alone(connection, lead_id, actor=actor, reason=reason)
+
+        return [each for each in ids if not await self._database.write(partial(work, each))]
+
+    async def erase_alone(self, ids: Sequence[UUID], *, actor: str, reason: str | None) -> frozenset[UUID]:
+        """Erase resubmissions and conflicts alone, in one transaction; those of the ids that are known to be erased.
+
+        The leads beside which they are kept stay.
+        """
+
+        async def work(connection: AsyncConnection) -> frozenset[UUID]:
+            await wait_for_drains(connection)
+            await erase_alone(connection, ids, actor=actor, reason=reason)
+            seen = select(_STONE.c.id).where(_STONE.c.id.in_(ids), _STONE.c.created_at.is_not(None))
+            # A conflict's id that became a lead, or leads to one, has no tombstone.
+            others = (select(table.c.id).where(table.c.id.in_(ids)) for table in (models.lead, models.lead_alias))
+            return frozenset((await connection.execute(union_all(seen, *others))).scalars())
+
+        return await self._database.write(work)
+
     async def erase_rest_of_person(self, drained: SealedSubmission) -> None:
         """Erase the rest of a person, one of whose submissions was drained and found to be erased before it came.
 
@@ -173,14 +204,12 @@ class Erasures:
                     lead_id=each.lead_id,
                     request_digest=each.request_digest,
                 )
-                await erase_within(
-                    connection,
-                    each.id,
-                    actor=each.erased_by,
-                    reason=each.reason,
-                    reseal=self._reseal,
-                    known=known,
-                )
+                actor, why = each.erased_by, each.reason
+                if each.lead_id == ALONE:
+                    await erase_alone(connection, [each.id], actor=actor, reason=why, known=known)
+                    await bury_alone(connection, each.id, actor=actor, reason=why, known=known)
+                else:
+                    await erase_within(connection, each.id, actor=actor, reason=why, reseal=self._reseal, known=known)
 
         await self._database.write(work)
 

@@ -108,12 +108,13 @@ _DETAILS = tuple(
             FROM {_LEADS}, json_to_recordset(conversations) AS link (submission_id uuid, conversation_id text,
                 conversation_index text, linked_at timestamptz)""",
         f"""INSERT INTO resubmission (lead_id, submission_id, {_FIELDS}, actor, request_id, content_digest,
-                verified, submitted_at)
+                verified, submitted_at, phone_index, nid_index, email_index)
             SELECT given.id, kept.submission_id, {", ".join(f"kept.{name}" for name in CUSTOMER_FIELDS)},
-                kept.actor, kept.request_id, decode(kept.content_digest, 'base64'), kept.verified, kept.submitted_at
+                kept.actor, kept.request_id, decode(kept.content_digest, 'base64'), kept.verified, kept.submitted_at,
+                kept.phone_index, kept.nid_index, kept.email_index
             FROM {_LEADS}, json_to_recordset(kept_resubmissions) AS kept (submission_id uuid,
                 {_TYPED_FIELDS}, actor text, request_id text, content_digest text, verified boolean,
-                submitted_at timestamptz)
+                submitted_at timestamptz, phone_index text, nid_index text, email_index text)
             WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = kept.submission_id)""",
         f"""INSERT INTO lead_alias (id, lead_id, created_by, created_at)
             SELECT other.id, given.id, other.created_by, other.created_at

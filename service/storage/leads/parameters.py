@@ -51,6 +51,18 @@ class Correction:
         return tuple(index for name in names if (index := self.columns.get(name)) is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a person is looked for by: the blind indexes of each identifier (phone, nid, email), by field."""
+
+    of_leads: Mapping[str, tuple[Any, ...]] = field(repr=False)
+    """As leads have them, and submissions that wait: those of phone and nid are bytes."""
+    of_submissions: Mapping[str, tuple[str, ...]] = field(repr=False)
+    """As resubmissions and conflicts have them: text."""
+    schemes: tuple[str, ...]
+    """How those were made. What was indexed by another scheme cannot be found."""
+
+
 Step = StatusStep | AssignmentStep
 
 

@@ -43,13 +43,13 @@ from service.storage.leads.queries import (
     LEADS_OF_IDS,
     NOT_FOUND_BY_EMAIL,
     change_statement,
-    fields_of,
     lead_of,
     lock_lead,
     refers_to,
     update_lead,
     write_anew_if_taken,
 )
+from service.storage.leads.resubmissions import resubmission_of
 from service.storage.leads.submissions import find_duplicates
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
@@ -278,16 +278,7 @@ class LeadRepository:
         if after is not None:
             query = query.where(tuple_(kept.c.submitted_at, kept.c.submission_id) < tuple_(*after))
         query = query.order_by(kept.c.submitted_at.desc(), kept.c.submission_id.desc()).limit(limit)
-        return [
-            SealedResubmission(
-                submission_id=row.submission_id,
-                fields=fields_of(row),
-                submitted_at=row.submitted_at,
-                actor=row.actor,
-                verified=row.verified,
-            )
-            for row in await self._database.rows(query)
-        ]
+        return [resubmission_of(row) for row in await self._database.rows(query)]
 
 
 async def correct_locked(

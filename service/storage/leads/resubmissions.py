@@ -10,11 +10,11 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.lead import LeadEventType, SealedSubmission
+from service.lead import LeadEventType, SealedResubmission, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Statement
 from service.storage.leads.decision import DuplicateMatch
-from service.storage.leads.queries import columns_of
+from service.storage.leads.queries import columns_of, fields_of
 
 _DATED = "submitted_at"
 _KEPT_COLUMNS = ", ".join(column.name for column in models.resubmission.c if column.name != _DATED)
@@ -30,6 +30,8 @@ _KEEP = Statement(
             ARRAY(SELECT json_array_elements_text(entry -> 'conversation_indexes')) AS conversation_indexes
         FROM json_array_elements(CAST(:refused AS json)) AS list (entry),
             json_populate_record(CAST(NULL AS resubmission), entry) AS kept
+        -- What was erased alone is not kept again by the rest of its call.
+        WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = kept.submission_id)
     ), linked AS (
         INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
         SELECT DISTINCT ON (lead_id, conversation_indexes[1])
@@ -62,7 +64,9 @@ async def keep_refused(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]
     rows: dict[tuple[UUID, object], dict[str, Any]] = {}
     for submission, match in refused:
         digest = submission.content_digest
-        row = columns_of(submission) | {
+        row = {
+            **columns_of(submission),
+            **submission.indexes.texts,
             "content_digest": f"\\x{digest.hex()}",
             "submission_id": str(submission.id),
             "actor": submission.created_by,
@@ -80,3 +84,14 @@ async def keep_refused(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]
     if rows:
         await _LOCK_MATCHED.rows(connection, {"ids": list({lead_id for lead_id, _ in rows})})
         await _KEEP.rows(connection, {"refused": to_json(list(rows.values())).decode()})
+
+
+def resubmission_of(row: Any) -> SealedResubmission:
+    """The resubmission of a row of the table."""
+    return SealedResubmission(
+        submission_id=row.submission_id,
+        fields=fields_of(row),
+        submitted_at=row.submitted_at,
+        actor=row.actor,
+        verified=row.verified,
+    )

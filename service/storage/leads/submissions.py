@@ -417,6 +417,7 @@ async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubm
                     "request_lead_id": request_lead_id,
                     "repeats": repeats,
                     "erased_lead_id": erased,
+                    **entry.indexes.texts,
                 }
                 await connection.execute(insert(models.lead_conflict).values(conflict).on_conflict_do_nothing())
     await keep_refused(

@@ -1,0 +1,212 @@
+"""`leadkeep person`: what is kept of a person, for who answers "what do you have on me?" and "forget me"."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
+
+from service.access import UNMASK_SCOPES, Scope
+from service.cli.client import Call, connected
+from service.cli.command import AsJson, ReasonToLook, aligned, customers_option, echo, report
+from service.cli.exports import Output, check_output, output_file
+from service.config import load_settings
+from service.errors import StartRefusedError
+
+EXPORT_FORMAT = "leadkeep-person-export/1"
+"""Of the document, see docs/person-export.schema.json."""
+
+AT_ONCE = 100
+"""Chosen matches that the service takes in one call."""
+
+HEADINGS = ("", "kind", "id", "lead", "has", "name", "phone")
+
+Phone = Annotated[str, customers_option("With this phone")]
+Nid = Annotated[str, customers_option("With this national ID")]
+Email = Annotated[str, customers_option("With this e-mail address")]
+Chosen = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CHOSEN]...", help="Numbers of the list that find prints, or ids, which never move."),
+]
+All = Annotated[bool, typer.Option("--all", help="Everything in the list.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing; for scripts.")]
+
+
+def find(
+    phone: Phone = "", nid: Nid = "", email: Email = "", reason: ReasonToLook = "", as_json: AsJson = False
+) -> None:
+    """List what carries a phone, a national ID or an e-mail address, masked. The search is recorded."""
+    wanted = _wanted(phone, nid, email)
+    with connected(load_settings(), *_scopes(wanted), reason=reason) as call:
+        matches, unanswered = _found(call, wanted)
+    shown = {"matches": [_as_json(match) for match in matches], "unanswered_replicas": unanswered}
+    report(shown, _lines(matches), as_json=as_json)
+    _warn(unanswered)
+
+
+def export(
+    chosen: Chosen = None,
+    phone: Phone = "",
+    nid: Nid = "",
+    email: Email = "",
+    everything: All = False,
+    yes: Yes = False,
+    reason: ReasonToLook = "",
+    output: Output = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write everything about what is chosen as one JSON document, values in clear. Each look is recorded."""
+    check_output(output, force=force)
+    wanted = _wanted(phone, nid, email)
+    with connected(load_settings(), *_scopes(wanted), Scope.UNMASK, reason=reason) as call:
+        matches, unanswered = _chosen(call, wanted, chosen or [], everything=everything, yes=yes, what="Export")
+        document = _exported(call, matches) | {"asked": wanted, "reason": reason}
+    document["unanswered_replicas"] = sorted({*document["unanswered_replicas"], *unanswered})
+    with output_file(output) as file:
+        json.dump(document, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    _warn(document["unanswered_replicas"])
+
+
+def erase(
+    chosen: Chosen = None,
+    phone: Phone = "",
+    nid: Nid = "",
+    email: Email = "",
+    everything: All = False,
+    yes: Yes = False,
+    reason: Annotated[str, typer.Option(help="Why; kept with the record and the tombstones. No customer data.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Erase what is chosen; only tombstones stay. Cannot be undone. Repeating is harmless."""
+    wanted = _wanted(phone, nid, email)
+    with connected(load_settings(), *_scopes(wanted), Scope.ERASE, reason=reason) as call:
+        matches, unanswered = _chosen(call, wanted, chosen or [], everything=everything, yes=yes, what="Erase")
+        done = pb.ErasePersonResponse()
+        for refs in _batches(matches):
+            done.MergeFrom(call("ErasePerson", pb.ErasePersonRequest(refs=refs, reason=reason)))
+    left = sorted({*done.unanswered_replicas, *unanswered})
+    lines = [f"Erased: {len(done.erased)}. Tombstones stay; the daily files follow."]
+    lines += [f"Not found any more: {each.id}." for each in done.not_found]
+    lines += [
+        f"Kept: {each}, which shares only a phone or an NID. Decide: leadkeep conflicts resolve {each}"
+        for each in done.kept_ids
+    ]
+    report(_as_json(done) | {"unanswered_replicas": left}, lines, as_json=as_json)
+    _warn(left)
+
+
+def _wanted(phone: str, nid: str, email: str) -> dict[str, str]:
+    wanted = {name: value for name, value in (("phone", phone), ("nid", nid), ("email", email)) if value}
+    if not wanted:
+        raise typer.BadParameter("give one of --phone, --nid, --email", param_hint="--phone")
+    return wanted
+
+
+def _scopes(wanted: dict[str, str]) -> list[Scope]:
+    return [Scope.PERSON, *(UNMASK_SCOPES[name] for name in wanted)]
+
+
+def _found(call: Call, wanted: dict[str, str]) -> tuple[list[pb.PersonMatch], list[str]]:
+    """Every match, and the replicas that did not answer."""
+    request, matches, unanswered = pb.FindPersonRequest(**wanted), list[pb.PersonMatch](), set[str]()
+    while True:
+        page = call("FindPerson", request)
+        matches += page.matches
+        unanswered |= set(page.unanswered_replicas)
+        if not page.next_page_token:
+            return matches, sorted(unanswered)
+        request.page_token = page.next_page_token
+
+
+def _chosen(
+    call: Call, wanted: dict[str, str], chosen: Sequence[str], *, everything: bool, yes: bool, what: str
+) -> tuple[list[pb.PersonMatch], list[str]]:
+    """The matches that are chosen and confirmed, and the replicas that did not answer the search.
+
+    Raises typer.BadParameter, StartRefusedError, typer.Exit.
+    """
+    if bool(chosen) == everything:
+        raise typer.BadParameter("give numbers, ids, or --all", param_hint="CHOSEN")
+    asks = not yes
+    if asks and not sys.stdin.isatty():
+        raise StartRefusedError("nobody can be asked here: choose by id, or --all, and confirm with --yes")
+    matches, unanswered = _found(call, wanted)
+    if not matches:
+        raise StartRefusedError("nothing was found" + (", but not every replica has answered" if unanswered else ""))
+    named = matches if everything else [each for text in chosen for each in _named(text, matches)]
+    if asks:
+        for line in _lines(matches):
+            echo(line, err=True)
+        numbers = ", ".join(str(1 + matches.index(each)) for each in named)
+        if not typer.confirm(f"{what} {len(named)} of {len(matches)}: {numbers}?", err=True):
+            raise typer.Exit(1)
+    return named, unanswered
+
+
+def _named(text: str, matches: Sequence[pb.PersonMatch]) -> list[pb.PersonMatch]:
+    if text.isdecimal():
+        found = [match for number, match in enumerate(matches, start=1) if number == int(text)]
+    else:
+        try:
+            wanted = str(UUID(text))
+        except ValueError:
+            raise typer.BadParameter("must be a number of the list, or an id", param_hint="CHOSEN") from None
+        found = [match for match in matches if match.id == wanted]
+    if not found:
+        raise StartRefusedError(f"the search does not find {text}: leadkeep person find lists what it finds")
+    return found
+
+
+def _exported(call: Call, matches: Sequence[pb.PersonMatch]) -> dict[str, Any]:
+    """The document of what is chosen, joined from all pages."""
+    whole = pb.ExportPersonResponse()
+    for refs in _batches(matches):
+        request = pb.ExportPersonRequest(refs=refs)
+        while True:
+            page = call("ExportPerson", request)
+            whole.MergeFrom(page)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+    whole.ClearField("next_page_token")
+    shown = _as_json(whole)
+    return {
+        "format": EXPORT_FORMAT,
+        "exported_at": shown["exported_at"],
+        "exported_by": whole.exported_by,
+        "chosen": [_as_json(match) for match in matches],
+        **{name: shown.get(name, []) for name in ("records", "not_found", "unanswered_replicas")},
+    }
+
+
+def _batches(matches: Sequence[pb.PersonMatch]) -> list[list[pb.PersonRef]]:
+    refs = list({(each.kind, each.id): pb.PersonRef(kind=each.kind, id=each.id) for each in matches}.values())
+    return [refs[start : start + AT_ONCE] for start in range(0, len(refs), AT_ONCE)]
+
+
+def _as_json(message: Message) -> dict[str, Any]:
+    return dict(MessageToDict(message, preserving_proto_field_name=True))
+
+
+def _lines(matches: Sequence[pb.PersonMatch]) -> list[str]:
+    return list(aligned([HEADINGS, *(_row(number, match) for number, match in enumerate(matches, start=1))]))
+
+
+def _row(number: int, match: pb.PersonMatch) -> tuple[str, ...]:
+    kind = pb.PersonMatchKind.Name(match.kind).removeprefix("PERSON_MATCH_KIND_").lower()
+    lead_id = match.lead_id if match.lead_id != match.id else ""
+    fields = ",".join(match.matched_fields)
+    return str(number), kind, match.id, lead_id or "-", fields, match.lead.name or "-", match.lead.phone or "-"
+
+
+def _warn(unanswered: Sequence[str]) -> None:
+    for each in unanswered:
+        echo(f"leadkeep: the replica {each} has not answered: something may wait in its spool; ask again", err=True)

@@ -1,0 +1,254 @@
+"""What is kept of a person in the database: the matches of an identifier, and what is exported of a chosen match.
+
+Promise: a match carries the identifier itself, by the blind index of its canonical form. What is kept beside it is not
+a match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Executable,
+    Select,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import IndexIncompleteError
+from service.lead import SealedConflict, SealedLead, SealedResubmission, SealedSubmission
+from service.storage import models
+from service.storage.database.database import Database
+from service.storage.keys.rekeying import NO_INDEX
+from service.storage.leads.conflicts import conflict_of
+from service.storage.leads.erasing import Reseal, other_submissions
+from service.storage.leads.lists import CONDITIONS, LIST_SECONDS
+from service.storage.leads.parameters import Wanted
+from service.storage.leads.queries import COLUMNS, LEAD, NOT_FOUND_BY_EMAIL, lead_of
+from service.storage.leads.resubmissions import resubmission_of
+
+_KEPT, _CONFLICT = models.resubmission, models.lead_conflict
+
+
+class MatchKind(IntEnum):
+    """Where a match is kept; the numbers of the contract."""
+
+    LEAD = 1
+    RESUBMISSION = 2
+    CONFLICT = 3
+    WAITING = 4
+
+
+class Ref(NamedTuple):
+    """What names a match."""
+
+    kind: MatchKind
+    id: UUID
+
+
+class Place(NamedTuple):
+    """The place of a match in the list of all."""
+
+    rank: int
+    """What waits comes first: it may be drained before the next page is read, and then it is found behind."""
+    at: datetime
+    id: UUID
+    lead_id: UUID
+    """Its own id, where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """A lead or a submission that carries an identifier."""
+
+    kind: MatchKind
+    id: UUID
+    at: datetime
+    """When it was accepted."""
+    lead_id: UUID | None
+    """The lead that it is, is kept with, or leads to."""
+    fields: tuple[str, ...]
+    """Which of the identifiers it carries: phone, nid, email."""
+    lead: SealedLead | None = None
+    """Of a lead: the lead."""
+
+    @property
+    def place(self) -> Place:
+        """Its place in the list of all."""
+        return Place(self.kind % MatchKind.WAITING, self.at, self.id, self.lead_id or self.id)
+
+
+class Spools(Protocol):
+    """What waits in the spools of all replicas, this one's included.
+
+    Each method also returns the names of the replicas that did not answer within seconds.
+    """
+
+    async def find(self, wanted: Wanted) -> tuple[Sequence[Match], Sequence[str]]:
+        """Must return every submission that waits and carries one of the digests, as a match of the kind WAITING."""
+
+    async def export(self, ids: Sequence[UUID]) -> tuple[Sequence[SealedSubmission], Sequence[str]]:
+        """Must return those of the submissions that wait, with `accepted_at`; their tokens are bound to their ids."""
+
+    async def erase(self, ids: Sequence[UUID]) -> tuple[Collection[UUID], Sequence[str]]:
+        """Must remove the submissions from every spool; returns those that waited.
+
+        The database holds a tombstone of each by then, so that none becomes a lead, whenever a replica drains it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A lead or a submission, as a chosen match is exported."""
+
+    id: UUID
+    sealed: SealedLead | SealedResubmission | SealedConflict | SealedSubmission
+    is_chosen: bool = True
+    """Not so: it is another submission of the person of the chosen lead."""
+    lead_id: UUID | None = None
+    """Of a resubmission: the lead with which it is kept."""
+
+    @property
+    def place(self) -> tuple[bool, UUID, UUID]:
+        """Its place among the items of a match."""
+        return not self.is_chosen, self.id, self.lead_id or self.id
+
+
+class Persons:
+    """What one database keeps of persons."""
+
+    def __init__(self, database: Database, reseal: Reseal) -> None:
+        self._database = database
+        self._reseal = reseal
+
+    async def find(self, wanted: Wanted, *, after: Place | None, limit: int) -> list[Match]:
+        """At most `limit` matches behind a place, in their order. Raises IndexIncompleteError, QueryTimeoutError."""
+
+        async def work(connection: AsyncConnection) -> list[Match]:
+            incomplete: list[Executable] = [_indexed_otherwise(table, wanted.schemes) for table in (_KEPT, _CONFLICT)]
+            incomplete += [NOT_FOUND_BY_EMAIL] if "email" in wanted.of_leads else []
+            for query in incomplete:
+                if (await connection.execute(query)).first() is not None:
+                    raise IndexIncompleteError
+            rows = (await connection.execute(_matches(wanted, after, limit))).all()
+            ids = [row.id for row in rows if row.kind == MatchKind.LEAD]
+            leads = {lead.id: lead for lead in await _leads(connection, ids)}
+            return [
+                Match(
+                    kind=MatchKind(row.kind),
+                    id=row.id,
+                    at=row.at,
+                    lead_id=row.lead_id,
+                    fields=tuple(name for name in wanted.of_leads if name in row.fields),
+                    lead=leads.get(row.id) if row.kind == MatchKind.LEAD else None,
+                )
+                for row in rows
+            ]
+
+        return await self._database.read_within(LIST_SECONDS, work)
+
+    async def items(self, ref: Ref) -> list[Item]:
+        """What there is of a chosen match, in order: it, wherever it is kept by now, and what an erasure of the chosen
+        lead would take with it."""
+
+        async def work(connection: AsyncConnection) -> list[Item]:
+            conflicts, kept = [ref.id], [ref.id]
+            found = []
+            if ref.kind in (MatchKind.LEAD, MatchKind.WAITING):
+                found += [Item(lead.id, lead) for lead in await _leads(connection, [ref.id])]
+            if found:
+                conflicts, kept = await other_submissions(connection, ref.id, self._reseal)
+            chosen = not found
+            rows = await connection.execute(select(_CONFLICT).where(_CONFLICT.c.id.in_(conflicts)))
+            found += [Item(row.id, conflict_of(row), chosen) for row in rows]
+            rows = await connection.execute(select(_KEPT).where(_KEPT.c.submission_id.in_(kept)))
+            found += [Item(row.submission_id, resubmission_of(row), chosen, row.lead_id) for row in rows]
+            return sorted(found, key=lambda item: item.place)
+
+        return await self._database.read(work)
+
+
+async def _leads(connection: AsyncConnection, ids: Sequence[UUID]) -> list[SealedLead]:
+    given = bindparam("ids", list(ids), type_=ARRAY(Uuid))
+    return [lead_of(row) for row in await connection.execute(select(*COLUMNS).where(LEAD.c.id == any_(given)))]
+
+
+def _matches(wanted: Wanted, after: Place | None, limit: int) -> Select[Any]:
+    """The statement of a page. A match by several fields is one."""
+    parts = [_leads_with(name, digests) for name, digests in wanted.of_leads.items()]
+    parts += [
+        part(name, texts) for name, texts in wanted.of_submissions.items() for part in (_kept_with, _conflicts_with)
+    ]
+    hits = union_all(*parts).subquery()
+    keys = (hits.c.kind, hits.c.at, hits.c.id)
+    place = (*keys, func.coalesce(hits.c.lead_id, hits.c.id))
+    query = select(*keys, hits.c.lead_id, func.array_agg(hits.c.field).label("fields"))
+    query = query.group_by(*keys, hits.c.lead_id).order_by(*place).limit(limit)
+    return query if after is None else query.where(tuple_(*place) > tuple_(*after))
+
+
+def _hit(kind: MatchKind, name: str, at: Any, match_id: Any, lead_id: Any) -> Select[Any]:
+    return select(
+        literal_column(str(kind.value)).label("kind"),
+        at.label("at"),
+        match_id.label("id"),
+        lead_id.label("lead_id"),
+        literal(name, Text).label("field"),
+    )
+
+
+def _leads_with(name: str, digests: tuple[Any, ...]) -> Select[Any]:
+    query = _hit(MatchKind.LEAD, name, LEAD.c.created_at, LEAD.c.id, LEAD.c.id)
+    return query.where(CONDITIONS[name](digests))
+
+
+def _kept_with(name: str, texts: tuple[str, ...]) -> Select[Any]:
+    kept = _KEPT.c
+    query = _hit(MatchKind.RESUBMISSION, name, kept.submitted_at, kept.submission_id, kept.lead_id)
+    return query.where(_has_text(_KEPT, name, texts))
+
+
+def _conflicts_with(name: str, texts: tuple[str, ...]) -> Select[Any]:
+    alias = models.lead_alias.c
+    leads_to = select(alias.lead_id).where(alias.id == _CONFLICT.c.id).scalar_subquery()
+    own = select(LEAD.c.id).where(LEAD.c.id == _CONFLICT.c.id).scalar_subquery()
+    query = _hit(MatchKind.CONFLICT, name, _CONFLICT.c.accepted_at, _CONFLICT.c.id, func.coalesce(leads_to, own))
+    return query.where(_has_text(_CONFLICT, name, texts))
+
+
+def _has_text(table: Table, name: str, texts: tuple[str, ...]) -> ColumnElement[bool]:
+    condition: ColumnElement[bool] = table.c[f"{name}_index"] == any_(bindparam(None, list(texts), type_=ARRAY(Text)))
+    return condition
+
+
+def _indexed_otherwise(table: Table, schemes: Sequence[str]) -> Select[Any]:
+    """A row that cannot be found by these schemes, if there is one: spans of an index, which are empty."""
+    scheme: ColumnElement[str] = literal_column(models.INDEX_SCHEME, Text)
+    known = sorted({*schemes, NO_INDEX})
+    between = (and_(scheme > low, scheme < high) for low, high in pairwise(known))
+    return (
+        select(literal(1))
+        .select_from(table)
+        .where(or_(scheme.is_(None), scheme < known[0], *between, scheme > known[-1]))
+        .limit(1)
+    )
