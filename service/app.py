@@ -185,8 +185,6 @@ async def _serve(
                     Component(name="drain", run=parts.drain.run),
                     Component(name="erasures", run=parts.drain.run_erasures),
                     Component(name="limits", run=grpc_endpoint.run),
-                    Component(name="HTTP endpoint", run=http_endpoint.run),
-                    *([Component(name="operators' endpoint", run=ops_endpoint.run)] if ops_endpoint else []),
                     Component(name="readiness", run=readiness.run),
                 ]
             )

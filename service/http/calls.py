@@ -24,10 +24,6 @@ from service.http.problems import HttpProblemError
 from service.lead import CUSTOMER_FIELDS, IDENTIFIERS
 from service.rpc.call import Call, Handler, answer_by, joined
 
-PROVEN = "leadkeep.proven"
-"""In a request's state: whether a token was accepted."""
-
-
 _OUTPUT_FIELDS = frozenset(f"lead.{name}" for name in pb.Lead.DESCRIPTOR.fields_by_name if name not in CUSTOMER_FIELDS)
 """Fields of a lead that a submission may carry, as a copy of an answer does, and that are ignored."""
 
@@ -45,8 +41,8 @@ class Form(Protocol):
     async def body(self, request: Request) -> bytes:
         """The body. Must read no further than its limit, and raise HttpProblemError for what is not taken."""
 
-    def read(self, request: Request, body: bytes, kind: type[Message]) -> tuple[Message, LeadkeepError | None]:
-        """The message of a request, and why it could not be read."""
+    def read(self, request: Request, body: bytes, message: Message) -> None:
+        """Fill the message of a request, as far as it can be read. Must raise LeadValidationError for what cannot."""
 
     def answer(self, call: Call, response: Message) -> Response:
         """The answer to a call that succeeded."""
@@ -67,21 +63,27 @@ def http_handler(method: MethodDescriptor, handle: Handler, form_of: FormOf) -> 
 
     async def answer(request: Request) -> Response:
         form = form_of(request)
-        seconds, late = _seconds(form, request)
+        message, seconds = kind(), None
+        fault: LeadkeepError | None = None
+        try:
+            seconds = form.seconds(request)
+        except LeadValidationError as error:
+            fault = error
         # Counted from here: the caller waits while the body arrives, too.
         deadline = answer_by(seconds)
         try:
-            body = await form.body(request)
+            form.read(request, await form.body(request), message)
         except HttpProblemError as problem:
             return form.refusal(problem)
-        message, fault = form.read(request, body, kind)
+        except LeadValidationError as error:
+            fault = fault or error
         call = Call(
             rpc=method.name,
             transport="http",
             peer=f"{request.client.host}:{request.client.port}" if request.client else "",
             metadata=joined(request.headers.items()),
             deadline=deadline,
-            fault=late or fault,
+            fault=fault,
         )
         try:
             response = await handle(call, message)
@@ -90,7 +92,7 @@ def http_handler(method: MethodDescriptor, handle: Handler, form_of: FormOf) -> 
         except HttpProblemError as problem:
             return form.refusal(problem)
         finally:
-            request.scope["state"][PROVEN] = call.caller is not None
+            request.state.connection.is_proven |= call.caller is not None
         return form.answer(call, response)
 
     return answer
@@ -105,13 +107,6 @@ def given_time(request: Request, header: str, pattern: re.Pattern[str], wanted: 
     if found is None:
         raise LeadValidationError([Violation(header, wanted)])
     return found
-
-
-def _seconds(form: Form, request: Request) -> tuple[float | None, LeadkeepError | None]:
-    try:
-        return form.seconds(request), None
-    except LeadValidationError as error:
-        return None, error
 
 
 async def body_within(request: Request, limit: int) -> bytes:

@@ -10,17 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Literal
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from service.http.calls import PROVEN
-from service.http.problems import MEDIA_TYPE, HttpProblemError
+from service.http.problems import HttpProblemError
 from service.rpc.limits import Held, Limits, RefusalReason, Refusals, peer_of, to_evict
 
 LARGEST_HEAD = 16 * 1024
 """Bytes of a request's line and headers. A token is at most 8 kB."""
+
+PIECE = 512
+"""Bytes that are parsed at once: the parser cannot be stopped within, and each request that it finds takes 3 kB. So a
+connection holds few requests that wait for the answer to the one before."""
 
 # uvicorn prints the exceptions that reach it, and their texts may hold values. What can fail is caught and logged
 # before, without texts.
@@ -33,17 +40,14 @@ class HttpConnections:
     def __init__(self, limits: Limits, refusals: Refusals) -> None:
         self.limits, self._refusals = limits, refusals
         self._open: set[HttpConnection] = set()
-        self._of_peer: dict[str, int] = {}
         self._arriving: dict[HttpConnection, float] = {}
         # In the order of time: the oldest first.
         self._untaken: dict[HttpConnection, None] = {}
 
     def add(self, connection: HttpConnection) -> None:
         """Take a new connection in, in place of others if need be."""
-        peer = connection.peer
         self._open.add(connection)
-        self._of_peer[peer] = self._of_peer.get(peer, 0) + 1
-        if not self._is_over(peer):
+        if not self._is_over(connection.peer):
             return
         held = [
             Held(each, each.peer, each.is_proven, each.since, each.is_at_work)
@@ -53,19 +57,18 @@ class HttpConnections:
         busy = len(self._open) - len(held)
         for victim, reason in to_evict(held, self.limits.connections, self.limits.connections_of_peer, busy=busy):
             self.close(victim.item, reason)
-        if self._is_over(peer):
+        if self._is_over(connection.peer):
             self.close(connection, "connections")
 
     def _is_over(self, peer: str) -> bool:
-        return len(self._open) > self.limits.connections or self._of_peer.get(peer, 0) > self.limits.connections_of_peer
+        in_all, of_peer = self.limits.connections, self.limits.connections_of_peer
+        return len(self._open) > in_all or (
+            len(self._open) > of_peer and sum(each.peer == peer for each in self._open) > of_peer
+        )
 
     def remove(self, connection: HttpConnection) -> None:
         """Forget a connection that was closed."""
-        if connection in self._open:
-            self._open.remove(connection)
-            self._of_peer[connection.peer] -= 1
-            if not self._of_peer[connection.peer]:
-                del self._of_peer[connection.peer]
+        self._open.discard(connection)
         self._arriving.pop(connection, None)
         self._untaken.pop(connection, None)
 
@@ -98,11 +101,12 @@ class HttpConnections:
         connection.transport.abort()
 
 
-class HttpConnection(H11Protocol):
+class HttpConnection(HttpToolsProtocol):
     """One connection; a request that does not arrive in time ends it, and so does an answer that is not taken."""
 
-    def __init__(self, connections: HttpConnections, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, connections: HttpConnections, config: Config, state: ServerState) -> None:
+        # What each request carries to whoever handles it.
+        super().__init__(config, state, app_state={"connection": self})
         self.logger = _SILENT
         # Its lines hold query strings; the chain logs calls.
         self.access_log = False
@@ -112,6 +116,10 @@ class HttpConnection(H11Protocol):
         """When its last request ended, or it began."""
         self.is_proven = False
         """Whether a token was accepted on it."""
+        self._unparsed = memoryview(b"")
+        self._owed: Literal["head", "body"] = "head"
+        self._bytes_since_event = 0
+        """What the parser holds of a head, of a chunk's head or of trailers, at most."""
         self._waiting_for: object = None
         self._waits_since = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -119,14 +127,27 @@ class HttpConnection(H11Protocol):
     @property
     def is_at_work(self) -> bool:
         """Whether the service has a whole request of it, and its caller waits for an answer."""
-        if self.cycle is None or self.cycle.response_complete or self.flow.write_paused:
-            return False
-        return not self.cycle.more_body
+        return self._owes_answer and not self.flow.write_paused
 
     @property
     def bytes_untaken(self) -> int:
         """Bytes of answers that wait for the peer."""
         return self.transport.get_write_buffer_size()
+
+    @property
+    def _answers(self) -> bool:
+        """Whether the answer to the last request is not complete."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _owes_answer(self) -> bool:
+        """Whether a whole request has no complete answer."""
+        return bool(self.pipeline) or (self._answers and not self.cycle.more_body)
+
+    @property
+    def _arrives(self) -> bool:
+        """Whether a part of a body is there, and the caller may send the rest."""
+        return self._owed == "body" and not self.pipeline
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin to check whether its requests arrive."""
@@ -143,11 +164,43 @@ class HttpConnection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrived. An answer that an old connection has yet to begin is its last."""
-        super().data_received(data)
-        if self.cycle is not None and time.monotonic() - self._began > self._connections.limits.connection_seconds:
-            self.cycle.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
-        self._connections.set_arriving(self, self.conn.their_state is h11.SEND_BODY)
+        """Take what arrived."""
+        self._unset_keepalive_if_required()
+        self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
+        self._parse()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; trailers, which come behind the body, are none."""
+        if self._owed == "head":
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin the request. Its target stays as it was sent: what it means is decided by the paths."""
+        if self._declines_upgrade:
+            return
+        if not _is_accepted(self.parser.get_http_version(), self.url, self.headers):
+            raise ValueError("the parser ends, and so does the connection")
+        target, self.url = self.url, b"/"
+        self.server_state.default_headers = [(b"date", _date(int(time.time())))]
+        super().on_headers_complete()
+        self.scope["raw_path"], _, self.scope["query_string"] = target.partition(b"?")
+        self._owed, self._bytes_since_event = "body", 0
+        is_old = time.monotonic() - self._began > self._connections.limits.connection_seconds
+        if is_old or self.parser.should_upgrade():
+            # The last one. Behind CONNECT, which is the one that gets here, stands no HTTP.
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._bytes_since_event = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request."""
+        if self._declines_upgrade:
+            return
+        self._owed, self._bytes_since_event = "head", 0
+        super().on_message_complete()
 
     def pause_writing(self) -> None:
         """Note that the caller does not take an answer as fast as it is sent."""
@@ -160,25 +213,65 @@ class HttpConnection(H11Protocol):
         self._connections.set_untaken(self, False)
 
     def on_response_complete(self) -> None:
-        """Note whether the call had a token that was accepted, and close what asks on without one."""
-        self.is_proven |= self.scope["state"].get(PROVEN, False)
+        """Go on with what was sent behind the request, or close."""
         self.since = time.monotonic()
         # Requests that were sent before the answer to the first: without a token nobody gets many for one connection.
         # A client must be prepared for it (RFC 9112, 9.3.2), and proxies and browsers do not send so.
-        if not self.is_proven and self.conn.trailing_data[0].strip():
+        if not self.is_proven and (self.pipeline or self._unparsed):
             self.transport.close()
         super().on_response_complete()
+        self._parse()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 # uvicorn's text is for people only
+    @property
+    def _declines_upgrade(self) -> bool:
+        """Whether the request offers another protocol. The parser takes what stands behind its head for that one."""
+        return self._owed == "head" and self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _without_upgrade(self) -> bytes:
+        """The head anew without the offer, which is declined by not answering it (RFC 9110, 7.8)."""
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        headers = (b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade")
+        return b"\r\n".join((line, *headers, b"", b""))
+
+    def _parse(self) -> None:
+        """Parse what was received, until a request waits for the answer to the one before."""
+        while self._unparsed and not self.pipeline and not self.transport.is_closing():
+            piece = self._unparsed[:PIECE]
+            self._bytes_since_event += len(piece)
+            try:
+                if self._bytes_since_event > LARGEST_HEAD + PIECE:
+                    raise httptools.HttpParserError  # noqa: TRY301 # it ends as every other fault
+                self.parser.feed_data(piece)
+                self._unparsed = self._unparsed[PIECE:]
+            except httptools.HttpParserUpgrade as upgrade:
+                behind, self._unparsed = self._unparsed[upgrade.args[0] :], memoryview(b"")
+                self._bytes_since_event = 0
+                # Behind CONNECT stands no HTTP.
+                if self._declines_upgrade:
+                    self._unparsed = memoryview(self._without_upgrade() + bytes(behind))
+                    self.parser = httptools.HttpRequestParser(self)
+            except httptools.HttpParserError:
+                # What is wrong stands behind a request that is answered first.
+                if self._owes_answer:
+                    break
+                self._refuse()
+        if self._unparsed:
+            # Whoever reads the body of the request that is answered has the socket read.
+            self.flow.pause_reading()
+        self._connections.set_arriving(self, self._arrives)
+
+    def _refuse(self) -> None:
         """Refuse what is no HTTP, in the form of every other error."""
-        # Once an answer has begun, another would raise, and asyncio would print what h11 could not read.
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            detail = f"this is not a valid HTTP request, or its head is longer than {LARGEST_HEAD} bytes"
-            body = HttpProblemError(400, detail).body
-            headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-        if self.cycle is not None:
+        if self._owed == "head" or not self.cycle.response_started:
+            detail = (
+                "this is not a valid HTTP request (one Host; one Content-Length, or Transfer-Encoding: chunked), "
+                f"or its head is longer than {LARGEST_HEAD} bytes"
+            )
+            status = 431 if self._bytes_since_event > LARGEST_HEAD else 400
+            refusal = HttpProblemError(status, detail, {"connection": "close"}).response()
+            head = b"".join(b"%s: %s\r\n" % each for each in refusal.raw_headers)
+            self.transport.write(STATUS_LINE[status] + head + b"\r\n" + refusal.body)
+        if self._answers:
             # A request that broke off half-way has its answer now; what reads it must not send a second one.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -200,5 +293,24 @@ class HttpConnection(H11Protocol):
         if self.bytes_untaken:
             return ("taking", self.cycle), "answer_late", limits.answer_seconds
         # Between two requests uvicorn's keep-alive timer has the watch.
-        arriving = self.timeout_keep_alive_task is None and self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
-        return (self.cycle, self.conn.their_state) if arriving else None, "message_late", limits.arrival_seconds
+        arriving = self._arrives or (self.timeout_keep_alive_task is None and not self._answers)
+        return (self.cycle, self._owed) if arriving else None, "message_late", limits.arrival_seconds
+
+
+def _is_accepted(version: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a head is short enough, and what stands between caller and service reads the same host, length and target
+    in it (RFC 9112, 3.2 and 6.1)."""
+    names = [name for name, _ in headers]
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    return (
+        len(target) + sum(len(name) + len(value) for name, value in headers) <= LARGEST_HEAD
+        and version in ("1.0", "1.1")
+        and target.isascii()
+        and names.count(b"host") in ((0, 1) if version == "1.0" else (1,))
+        and (not codings or (codings == [b"chunked"] and version == "1.1" and b"content-length" not in names))
+    )
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

@@ -1,32 +1,32 @@
-"""The HTTP endpoint: a socket, TLS, the paths, and uvicorn in the loop of the process.
+"""The HTTP endpoint: a socket, TLS, the paths, and uvicorn's connections in the loop of the process.
 
-uvicorn is kept from logging what callers send, from waiting for a caller without end, and from handling signals.
+uvicorn is kept from logging what callers send, and from waiting for a caller without end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import socket
 import ssl
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn import Config, Server
+from uvicorn import Config
+from uvicorn.server import ServerState
 
-from service.errors import DeadlineTooShortError, LeadkeepError, StartRefusedError
+from service.errors import DeadlineTooShortError, StartRefusedError
 from service.http.calls import may_be_left_out
-from service.http.connections import LARGEST_HEAD, HttpConnection, HttpConnections
+from service.http.connections import HttpConnection, HttpConnections
 from service.http.cors import Cors
 from service.http.json_codec import encoded
 from service.http.openapi import described
@@ -36,7 +36,7 @@ from service.http.protocols import rpc_paths
 from service.http.routes import ROUTES, json_response, route_handler
 from service.lead import REQUIRED_FIELDS
 from service.rpc.call import SERVICE, Call, Handler
-from service.rpc.interceptors import errors
+from service.rpc.interceptors import domain_error
 from service.rpc.limits import DEFAULT, Limits, Refusals
 from service.rpc.readiness import Readiness
 from service.rpc.tls_files import TlsFiles
@@ -46,6 +46,9 @@ BACKLOG = 1024
 
 OPS_LIMITS = Limits(connections=64, connections_of_peer=64)
 """Probes and scrapers: one or two connections each."""
+
+POLL_SECONDS = 0.01
+"""Between two looks at what still runs at a stop."""
 
 CUT_SECONDS = 1.0
 """For requests whose connection was cut to end."""
@@ -81,111 +84,69 @@ class HttpEndpoint:
 
         Raises StartRefusedError, which names `setting`, when the address cannot be used.
         """
-        context = _RenewedContext(ssl.PROTOCOL_TLS_SERVER, tls) if tls else None
+        self._tls = _RenewedContext(ssl.PROTOCOL_TLS_SERVER, tls) if tls else None
         self._socket = _bound(host, port, setting)
         self.port: int = self._socket.getsockname()[1]
-        self._config = Config(
-            _Guard(_paths(methods, readiness, registry, required), Cors(allowed_origins)),
-            http=partial(HttpConnection, HttpConnections(limits, refusals or Refusals())),  # type: ignore[arg-type]
+        self._state = ServerState()
+        config = Config(
+            partial(_answer, _paths(methods, readiness, registry, required), Cors(allowed_origins)),
+            interface="asgi3",
+            http=HttpConnection,
             ws="none",
             lifespan="off",
             log_config=None,
-            access_log=False,
-            server_header=False,
             # A header must not say where a call comes from: callers write headers, too.
             proxy_headers=False,
-            h11_max_incomplete_event_size=LARGEST_HEAD,
             timeout_keep_alive=KEEP_ALIVE,
-            backlog=BACKLOG,
-            ssl_context_factory=(lambda _config, _default: context) if context else None,
         )
-        self._server = UvicornServer(self._config)
-        self._serving: asyncio.Task[None] | None = None
+        self._connect = partial(HttpConnection, HttpConnections(limits, refusals or Refusals()), config, self._state)
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Begin to answer."""
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        while not self._server.started and not self._serving.done():  # noqa: ASYNC110 # uvicorn has no event for it
-            await asyncio.sleep(0.01)
-        if self._serving.done():
-            await self._serving
-
-    async def run(self) -> None:
-        """Wait for the end of the serving. What ended it by a fault is raised, again each time this is called."""
-        if self._serving is not None:
-            await asyncio.shield(self._serving)
+        self._server = await asyncio.get_running_loop().create_server(
+            self._connect, sock=self._socket, ssl=self._tls, backlog=BACKLOG
+        )
 
     async def stop(self, grace: float) -> None:
         """Take no new requests and wait at most `grace` seconds for those that run."""
-        if self._serving is None:
-            self._socket.close()
-            return
-        self._config.timeout_graceful_shutdown = grace  # type: ignore[assignment] # asyncio takes fractions
-        self._server.should_exit = True
-        await asyncio.wait({self._serving})
-        # uvicorn has cancelled what still ran, and waits in it for callers that do not read.
-        left = self._server.server_state
-        for connection in list(left.connections):
+        if self._server is not None:
+            self._server.close()
+        self._socket.close()
+        open_ones, running = self._state.connections, self._state.tasks
+        for connection in list(open_ones):
+            connection.shutdown()
+        end = time.monotonic() + grace
+        while (open_ones or running) and time.monotonic() < end:  # noqa: ASYNC110 # transports have no event for it
+            await asyncio.sleep(POLL_SECONDS)
+        answered = asyncio.gather(*running, return_exceptions=True)
+        # Each is answered that the outcome is not known.
+        answered.cancel()
+        await asyncio.wait({answered}, timeout=POLL_SECONDS)
+        for connection in list(open_ones):
+            # Not close(), which waits for callers that do not read.
             connection.transport.abort()
-        if left.tasks:
-            await asyncio.wait(left.tasks, timeout=CUT_SECONDS)
+        await asyncio.wait({answered}, timeout=CUT_SECONDS)
 
 
-class UvicornServer(Server):
-    """uvicorn's server inside a process that handles its signals itself."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the process's signals to the process."""
-        yield
-
-
-class _Guard:
-    """Outermost: no exception leaves it, so that no text of one reaches a caller or uvicorn's log."""
-
-    def __init__(self, paths: Paths, cors: Cors) -> None:
-        self._paths, self._cors = paths, cors
-        self._errors = errors(uuid4)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-
-        async def respond(response: Response) -> None:
-            self._cors.add_to(response, request)
-            await response(scope, receive, send)
-
-        async def serve(_call: Call, message: Message) -> Message:
-            try:
-                _check_head(scope)
-                response = await self._paths.answer(request)
-            except HttpProblemError as problem:
-                response = problem.response()
-            except ClientDisconnect:
-                # Gone before the body was there: nothing was begun, and nobody receives an answer.
-                return message
-            await respond(response)
-            return message
-
+async def _answer(paths: Paths, cors: Cors, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request. No exception leaves it, so that no text of one reaches a caller or uvicorn's log."""
+    request = Request(scope, receive)
+    try:
+        response = await paths.answer(request)
+    except HttpProblemError as problem:
+        response = problem.response()
+    except ClientDisconnect:
+        # Gone before the body was there: nothing was begun, and nobody receives an answer.
+        return
+    except asyncio.CancelledError:
+        # Only the end of the grace at a stop cancels a request, and its work goes on: the outcome is not known.
+        response = failure_response(DeadlineTooShortError(), {})
+    except Exception as error:  # noqa: BLE001 # a fault of what reads the request and writes the answer
         call = Call(rpc="(outside of a call)", transport="http", peer="", metadata={}, deadline=math.inf)
-        try:
-            # The chain's own interceptor: an incident is logged and answered in one way only.
-            await self._errors(call, Empty(), serve)
-        except LeadkeepError as error:
-            await respond(failure_response(error, {}))
-        except asyncio.CancelledError:
-            # Only the end of the grace at a stop cancels a request, and its work goes on: the outcome is not known.
-            await respond(failure_response(DeadlineTooShortError(), {}))
-
-
-def _check_head(scope: Scope) -> None:
-    """Refuse a head that h11 lets pass. Raises HttpProblemError."""
-    fields = sum(len(name) + len(value) for name, value in scope["headers"])
-    # h11 bounds only what it waits for: a longer head that arrives at once passes it.
-    if fields + len(scope["raw_path"]) + len(scope["query_string"]) > LARGEST_HEAD:
-        raise HttpProblemError(431, f"the head is longer than {LARGEST_HEAD} bytes")
-    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-        # What stands between caller and service may have read another length (RFC 9112, 6.1).
-        raise HttpProblemError(400, "send Content-Length or Transfer-Encoding, not both", {"connection": "close"})
+        response = failure_response(domain_error(error, call, uuid4), {})
+    cors.add_to(response, request)
+    await response(scope, receive, send)
 
 
 def _paths(

@@ -62,15 +62,11 @@ class HttpProblemError(Exception):
         self.detail = detail
         self.headers = dict(headers or {})
 
-    @property
-    def body(self) -> bytes:
-        """The problem details."""
-        title = HTTPStatus(self.status).phrase
-        return encoded({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
-
     def response(self) -> Response:
-        """The answer to the request."""
-        return Response(self.body, self.status, {**SAFE_HEADERS, **self.headers}, MEDIA_TYPE)
+        """The answer to the request: the problem details."""
+        title = HTTPStatus(self.status).phrase
+        body = encoded({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
+        return Response(body, self.status, {**SAFE_HEADERS, **self.headers}, MEDIA_TYPE)
 
 
 def failure_response(error: LeadkeepError, headers: Mapping[str, str]) -> Response:

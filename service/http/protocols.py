@@ -30,7 +30,7 @@ from service.http.json_codec import encoded, is_utf8_json, parse_object, to_json
 from service.http.paths import HttpHandler
 from service.http.problems import HTTP_STATUS, SAFE_HEADERS, HttpProblemError, headers_of
 from service.rpc.call import Call, Handler
-from service.rpc.server import LARGEST_REQUEST, decoded
+from service.rpc.server import LARGEST_REQUEST, decode
 from service.rpc.status import pushback, status_of
 
 STATUS_DETAILS = "grpc-status-details-bin"
@@ -60,7 +60,7 @@ _MESSAGE_CHARACTERS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(cod
 class Codec:
     """How messages are written."""
 
-    read: Callable[[type[Message], bytes], tuple[Message, LeadkeepError | None]]
+    read: Callable[[bytes, Message], None]
     write: Callable[[Message], bytes]
 
 
@@ -90,7 +90,7 @@ def rpc_paths(
 
 
 def _forms(optional: Collection[str]) -> dict[str, Form]:
-    proto = Codec(decoded, lambda message: message.SerializeToString())
+    proto = Codec(decode, lambda message: message.SerializeToString())
     json = Codec(partial(_read_json, optional), to_json)
     return {
         "application/proto": Connect("application/proto", proto),
@@ -103,20 +103,34 @@ def _forms(optional: Collection[str]) -> dict[str, Form]:
     }
 
 
-def _read_json(optional: Collection[str], kind: type[Message], body: bytes) -> tuple[Message, LeadkeepError | None]:
-    message = kind()
-    try:
-        fill_from_json(message, parse_object(body).items(), message.DESCRIPTOR.fields_by_name, optional)
-    except LeadValidationError as error:
-        return message, error
-    return message, None
+def _read_json(optional: Collection[str], body: bytes, message: Message) -> None:
+    fill_from_json(message, parse_object(body).items(), message.DESCRIPTOR.fields_by_name, optional)
 
 
-class Connect:
-    """A unary call in Connect: the body is the message, trailing metadata are headers called `trailer-…`."""
+class _RpcForm:
+    """What the forms of both protocols have in common."""
+
+    coding, accepted_codings = "content-encoding", "accept-encoding"
+    """The headers that name a request's compression, and which ones are taken."""
 
     def __init__(self, content_type: str, codec: Codec) -> None:
         self._content_type, self._codec = content_type, codec
+        self._longest = LARGEST_REQUEST
+
+    async def body(self, request: Request) -> bytes:
+        """The body, perhaps in gzip."""
+        if self.coding_of(request) not in ("identity", "gzip", ""):
+            detail = "the request's compression is not known; send it as it is or in gzip"
+            raise HttpProblemError(415, detail, {self.accepted_codings: "gzip"})
+        return await body_within(request, self._longest)
+
+    def coding_of(self, request: Request) -> str:
+        """The compression of a request."""
+        return request.headers.get(self.coding, "identity").strip().lower()
+
+
+class Connect(_RpcForm):
+    """A unary call in Connect: the body is the message, trailing metadata are headers called `trailer-…`."""
 
     def seconds(self, request: Request) -> float | None:
         """The time in Connect-Timeout-Ms."""
@@ -124,21 +138,11 @@ class Connect:
         found = given_time(request, "Connect-Timeout-Ms", _MILLISECONDS, wanted)
         return int(found[0]) / 1000 if found else None
 
-    async def body(self, request: Request) -> bytes:
-        """The message, perhaps in gzip."""
-        _require_coding(request, "content-encoding", "accept-encoding")
-        return await body_within(request, LARGEST_REQUEST)
-
-    def read(self, request: Request, body: bytes, kind: type[Message]) -> tuple[Message, LeadkeepError | None]:
+    def read(self, request: Request, body: bytes, message: Message) -> None:
         """The message."""
-        try:
-            if request.headers.get("connect-protocol-version", "1") != "1":
-                raise _invalid("Connect-Protocol-Version", "must be 1")
-            if _coding(request, "content-encoding") == "gzip":
-                body = inflated(body)
-        except LeadValidationError as error:
-            return kind(), error
-        return self._codec.read(kind, body)
+        if request.headers.get("connect-protocol-version", "1") != "1":
+            raise _invalid("Connect-Protocol-Version", "must be 1")
+        self._codec.read(inflated(body) if self.coding_of(request) == "gzip" else body, message)
 
     def answer(self, call: Call, response: Message) -> Response:
         """The message of the answer."""
@@ -152,8 +156,7 @@ class Connect:
 
     def refusal(self, problem: HttpProblemError) -> Response:
         """An error without details: it is none of the contract."""
-        status = status_pb2.Status(code=_CODE_OF[problem.status], message=problem.detail)
-        return self._error(status, problem.headers)
+        return self._error(_status_of_problem(problem), problem.headers)
 
     def _error(self, status: status_pb2.Status, headers: Mapping[str, str]) -> Response:
         content = {
@@ -164,14 +167,19 @@ class Connect:
         return Response(encoded(content), HTTP_STATUS[status.code], {**SAFE_HEADERS, **headers}, "application/json")
 
 
-class GrpcWeb:
+class GrpcWeb(_RpcForm):
     """A unary call in gRPC-Web: an envelope with the message, and in the answer one with status and trailers.
 
     The answer's HTTP status is 200, whatever the call's. `is_text`: the bodies are the base64 of it.
     """
 
+    coding, accepted_codings = "grpc-encoding", "grpc-accept-encoding"
+
     def __init__(self, content_type: str, codec: Codec, *, is_text: bool = False) -> None:
-        self._content_type, self._codec, self._is_text = content_type, codec, is_text
+        super().__init__(content_type, codec)
+        self._longest, self._is_text = LARGEST_REQUEST + ENVELOPE.size, is_text
+        if is_text:
+            self._longest = (self._longest + 2) // 3 * 4
 
     def seconds(self, request: Request) -> float | None:
         """The time in grpc-timeout."""
@@ -179,19 +187,10 @@ class GrpcWeb:
         found = given_time(request, "grpc-timeout", _GRPC_TIMEOUT, wanted)
         return int(found[1]) * _SECONDS[found[2]] if found else None
 
-    async def body(self, request: Request) -> bytes:
-        """The envelope."""
-        _require_coding(request, "grpc-encoding", "grpc-accept-encoding")
-        longest = LARGEST_REQUEST + ENVELOPE.size
-        return await body_within(request, (longest + 2) // 3 * 4 if self._is_text else longest)
-
-    def read(self, request: Request, body: bytes, kind: type[Message]) -> tuple[Message, LeadkeepError | None]:
+    def read(self, request: Request, body: bytes, message: Message) -> None:
         """The message in its envelope."""
-        try:
-            message = _only_message(_from_base64(body) if self._is_text else body, _coding(request, "grpc-encoding"))
-        except LeadValidationError as error:
-            return kind(), error
-        return self._codec.read(kind, message)
+        body = _from_base64(body) if self._is_text else body
+        self._codec.read(_only_message(body, self.coding_of(request)), message)
 
     def answer(self, call: Call, response: Message) -> Response:
         """The message of the answer, and its status."""
@@ -203,8 +202,7 @@ class GrpcWeb:
 
     def refusal(self, problem: HttpProblemError) -> Response:
         """An error without details: it is none of the contract."""
-        status = status_pb2.Status(code=_CODE_OF[problem.status], message=problem.detail)
-        return self._response(None, status, problem.headers)
+        return self._response(None, _status_of_problem(problem), problem.headers)
 
     def _response(self, message: bytes | None, status: status_pb2.Status, trailers: Mapping[str, str]) -> Response:
         said = {"grpc-status": str(status.code), **trailers}
@@ -223,12 +221,13 @@ def enveloped(message: bytes, flags: int = 0) -> bytes:
 
 
 def _only_message(body: bytes, coding: str) -> bytes:
-    """The message of a unary request. Raises LeadValidationError."""
-    if len(body) < ENVELOPE.size:
-        raise _invalid("request", "is missing: there was no envelope with a message")
-    flags, length = ENVELOPE.unpack_from(body)
+    """The message of a unary request. Raises LeadValidationError, and HttpProblemError for none or several messages."""
+    flags, length = ENVELOPE.unpack_from(body.ljust(ENVELOPE.size, b"\0"))
     message = body[ENVELOPE.size :]
-    if len(message) != length:
+    if not body or len(message) > length:
+        # gRPC's own word for it is UNIMPLEMENTED.
+        raise HttpProblemError(415, "send one envelope: each rpc takes one message")
+    if len(body) < ENVELOPE.size or len(message) < length:
         raise _invalid("request", "must be one envelope, whose length is that of the message behind it")
     if flags == COMPRESSED and coding == "gzip":
         return inflated(message)
@@ -264,15 +263,8 @@ def _base64(content: bytes) -> str:
     return b64encode(content).rstrip(b"=").decode()
 
 
-def _coding(request: Request, header: str) -> str:
-    return request.headers.get(header, "identity").strip().lower()
-
-
-def _require_coding(request: Request, header: str, accept: str) -> None:
-    if _coding(request, header) not in ("identity", "gzip", ""):
-        raise HttpProblemError(
-            415, "the request's compression is not known; send it as it is or in gzip", {accept: "gzip"}
-        )
+def _status_of_problem(problem: HttpProblemError) -> status_pb2.Status:
+    return status_pb2.Status(code=_CODE_OF[problem.status], message=problem.detail)
 
 
 def _error_trailers(call: Call, error: LeadkeepError) -> dict[str, str]:

@@ -13,7 +13,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import LeadkeepError, LeadValidationError
+from service.errors import LeadkeepError
 from service.http.calls import body_within, fill_from_json, given_time, http_handler
 from service.http.json_codec import comma_separated, fill, is_utf8_json, parse_object, parse_query, to_json, with_plus
 from service.http.paths import HttpHandler
@@ -146,19 +146,12 @@ class RouteForm:
             raise HttpProblemError(415, detail, {"accept": "application/json"})
         return body
 
-    def read(self, request: Request, body: bytes, kind: type[Message]) -> tuple[Message, LeadkeepError | None]:
+    def read(self, request: Request, body: bytes, message: Message) -> None:
         """The request in the contract's words."""
-        message = kind(**request.path_params)
+        message.MergeFrom(type(message)(**request.path_params))
         # Also beside a fault: it is explained to the customer in the language of the request.
         for name, header in self._route.headers:
             setattr(message, name, _unquoted(request.headers.get(header, "")))
-        try:
-            self._fill(message, request, body)
-        except LeadValidationError as error:
-            return message, error
-        return message, None
-
-    def _fill(self, message: Message, request: Request, body: bytes) -> None:
         route = self._route
         query = [
             (name, _LOST_PLUS[name](value) if name in _LOST_PLUS else value)

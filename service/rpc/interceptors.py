@@ -188,7 +188,7 @@ def errors(new_id: Callable[[], object], explain: Explain | None = None) -> Inte
         try:
             return await proceed(call, request)
         except Exception as error:  # noqa: BLE001 # the text of an unforeseen error must not reach a caller
-            failure = _domain_error(error, call, new_id)
+            failure = domain_error(error, call, new_id)
         if explain is not None and isinstance(request, pb.CreateLeadRequest):
             explain(failure, request.locale)
         raise failure
@@ -196,7 +196,7 @@ def errors(new_id: Callable[[], object], explain: Explain | None = None) -> Inte
     return intercept
 
 
-def _domain_error(error: Exception, call: Call, new_id: Callable[[], object]) -> LeadkeepError:
+def domain_error(error: Exception, call: Call, new_id: Callable[[], object]) -> LeadkeepError:
     """The error that leaves, and a line in the log if it concerns the operator. Only the type and place of an
     unforeseen one are logged."""
     log = structlog.get_logger("leadkeep.errors")

@@ -18,7 +18,7 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, Violation
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
@@ -120,13 +120,12 @@ class GrpcServer:
             method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name], self._held, wait))
             for method in SERVICE.methods
         }
-        collected = _Services({SERVICE.full_name: handlers})
+        services = {SERVICE.full_name: handlers, "grpc.health.v1.Health": self._health.handlers}
         described: tuple[Any, ...] = (SERVICE.file, health_pb2.DESCRIPTOR)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, collected)  # type: ignore[arg-type] # all that it uses
         self._server.add_generic_rpc_handlers(
             tuple(
                 grpc.method_handlers_generic_handler(name, self._held.bounded(handlers))
-                for name, handlers in (collected.by_name | reflection_handlers(described)).items()
+                for name, handlers in (services | reflection_handlers(described)).items()
             )
         )
 
@@ -153,27 +152,17 @@ class GrpcServer:
         await asyncio.wait({stopping}, timeout=grace + CUT_SECONDS)
 
 
-class _Services:
-    """Takes what generated code registers with a server, so that it can be bounded first."""
-
-    def __init__(self, by_name: dict[str, dict[str, Any]]) -> None:
-        self.by_name = by_name
-
-    def add_generic_rpc_handlers(self, _handlers: object) -> None:
-        """Ignore the second form of the same methods."""
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Keep the methods of a service."""
-        self.by_name[service] = handlers
-
-
 def _adapted(
     method: MethodDescriptor, handle: Handler, held: HeldCalls, wait: QueueWait
 ) -> Callable[[bytes, Any], Any]:
     request_class = message_factory.GetMessageClass(method.input_type)
 
     async def answer(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        request, fault = decoded(request_class, raw)
+        request, fault = request_class(), None
+        try:
+            decode(raw, request)
+        except LeadValidationError as unread:
+            fault = unread
         seconds = context.time_remaining()
         call = Call(
             rpc=method.name,
@@ -210,13 +199,14 @@ def _as_text(entry: tuple[str, str | bytes]) -> tuple[str, str]:
     return key, value if isinstance(value, str) else base64.b64encode(value).decode()
 
 
-def decoded(request_class: type[Message], raw: bytes) -> tuple[Message, LeadkeepError | None]:
-    """A message in binary protobuf, and why it could not be read; the message is empty then."""
+def decode(raw: bytes, message: Message) -> None:
+    """Fill a message from binary protobuf. Raises LeadValidationError; the message is empty then."""
     try:
-        return request_class.FromString(raw), None
+        message.MergeFromString(raw)
     except DecodeError:
-        what = f"is not a {request_class.DESCRIPTOR.name}: damaged, or a text in it is not valid UTF-8"
-        return request_class(), LeadValidationError([Violation("request", what)])
+        message.Clear()
+        what = f"is not a {message.DESCRIPTOR.name}: damaged, or a text in it is not valid UTF-8"
+        raise LeadValidationError([Violation("request", what)]) from None
 
 
 def _probe(address: str) -> None:
@@ -242,7 +232,7 @@ def _probe(address: str) -> None:
         raise OSError(errno.EADDRNOTAVAIL, "no address of the host can be bound")
 
 
-class _Health(health_pb2_grpc.HealthServicer):
+class _Health:
     """Health of the server and its services, without a token.
 
     In place of grpcio-health-checking's, which holds a lock while it writes: one watcher that does not read would keep
@@ -254,6 +244,15 @@ class _Health(health_pb2_grpc.HealthServicer):
         self._statuses: dict[str, Any] = {}
         self._changed = asyncio.Event()
         self._stopping = False
+
+    @property
+    def handlers(self) -> dict[str, Any]:
+        """The methods, by name."""
+        kinds = (health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString)
+        return {
+            "Check": grpc.unary_unary_rpc_method_handler(self.Check, *kinds),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.Watch, *kinds),
+        }
 
     def set(self, names: Iterable[str], *, serving: bool) -> None:
         """Set the health of some services."""

@@ -12,7 +12,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from service.http.endpoint import UvicornServer
 from service.rpc.readiness import Readiness
 from service.storage.access.writer import AccessWriter
 from service.storage.intake.drain import Drain
@@ -74,7 +73,6 @@ FAULTS: dict[str, Callable[[], None]] = {
     "spool writer": lambda: dying(LeadWriter, "create", "run_spooling"),
     "spool": lambda: setattr(Spool, "put", failing(Spool.put)),
     "drain": lambda: setattr(Drain, "step", failing(Drain.step)),
-    "HTTP endpoint": lambda: setattr(UvicornServer, "on_tick", failing(UvicornServer.on_tick)),
     "readiness": lambda: setattr(Readiness, "check", failing(Readiness.check)),
 }
 

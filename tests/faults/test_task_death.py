@@ -154,18 +154,6 @@ def test_an_access_writer_that_dies_ends_the_process_and_shows_nothing(start_fau
     assert ended(service) == 1
 
 
-def test_an_http_endpoint_that_dies_is_reported_while_grpc_goes_on(start_faulty: StartFaulty, fault: Path) -> None:
-    service = start_faulty("HTTP endpoint")
-    fault.touch()
-    assert eventually(lambda: len(lines(service, "a background task failed")) >= 2, within=10)
-    failed = lines(service, "a background task failed")[0]
-    assert (failed["task"], failed["error"]) == ("HTTP endpoint", "KeyError")
-    with service.channel() as channel:
-        assert outcome(lambda: create(service, channel)) == "SAVE_STATE_SAVED"
-    assert VALUE not in service.log()
-    assert service.stop() == 0
-
-
 def readiness(service: RunningService) -> dict[str, Any]:
     state: dict[str, Any] = httpx.get(f"{service.http_url}/readyz").json()
     return state

@@ -146,11 +146,11 @@ async def test_an_unforeseen_error_of_the_endpoint_is_an_incident(
 async def test_uvicorn_prints_no_exception(
     methods: Mapping[str, Handler], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(_guard: object, _scope: object, _receive: object, _send: object) -> None:
+    def broken(_cors: object, _response: object, _request: object) -> None:
         raise RuntimeError("+8801712345678")
 
-    # Nothing is known that gets past the guard: so it is taken away.
-    monkeypatch.setattr("service.http.endpoint._Guard.__call__", broken)
+    # Nothing is known that gets past the endpoint: so a part is broken that stands outside of what it catches.
+    monkeypatch.setattr("service.http.cors.Cors.add_to", broken)
     caplog.set_level(logging.DEBUG)
     endpoint = _endpoint(methods)
     await endpoint.start()

@@ -226,9 +226,14 @@ async def test_options_begins_no_call(endpoint: HttpEndpoint, servicer: Servicer
 
 
 async def test_another_method_is_refused_with_those_of_the_path(any_endpoint: HttpEndpoint) -> None:
-    for method in ("POST", "PUT", "TRACE", "PROPFIND", "connect"):
+    for method in ("POST", "PUT", "TRACE", "PROPFIND"):
         status, headers, _ = await ask(any_endpoint, "/healthz", method=method)
         assert (status, headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+async def test_a_method_that_http_does_not_have_is_refused(any_endpoint: HttpEndpoint) -> None:
+    for method in ("connect", "get", "BREW2", "GET,"):
+        assert (await ask(any_endpoint, "/healthz", method=method))[0] == 400
 
 
 async def test_no_tunnel_is_opened(any_endpoint: HttpEndpoint) -> None:
