@@ -115,7 +115,8 @@ LANGUAGES := tests/contract/languages
 tools: $(TOOLS)/.installed
 $(TOOLS)/.installed: $(wildcard $(LANGUAGES)/*)
 	@mkdir -p $(TOOLS)
-	@cd $(LANGUAGES) && GOBIN=$(TOOLS)/bin go install tool
+	@cd $(LANGUAGES) && GOBIN=$(TOOLS)/bin go install tool && rm -rf $(TOOLS)/conformance && \
+	  cp -r --no-preserve=mode "$$(go list -m -f '{{.Dir}}' connectrpc.com/conformance)/proto" $(TOOLS)/conformance
 	@cp $(LANGUAGES)/package.json $(LANGUAGES)/package-lock.json $(TOOLS) && npm ci --silent --no-audit --no-fund --prefix $(TOOLS)
 	@mvn --quiet --batch-mode --file $(LANGUAGES)/pom.xml dependency:copy -Dtools=$(TOOLS)
 	@chmod +x $(TOOLS)/protoc-*/protoc $(TOOLS)/bin/*

@@ -237,7 +237,7 @@ def _only_message(body: bytes, coding: str) -> bytes:
 
 
 def inflated(body: bytes) -> bytes:
-    """What a body in gzip holds. Raises LeadValidationError, also when it is longer than a request may be."""
+    """What a body in gzip holds. Raises LeadValidationError, and HttpProblemError for more than a request may be."""
     inflater = zlib.decompressobj(_GZIP)
     try:
         # No further than one byte beyond the limit, whatever the body would become.
@@ -245,7 +245,7 @@ def inflated(body: bytes) -> bytes:
     except zlib.error:
         raise _invalid("request", "is not gzip, as its headers have it") from None
     if len(content) > LARGEST_REQUEST:
-        raise _invalid("request", f"is longer than {LARGEST_REQUEST} bytes when it is decompressed")
+        raise HttpProblemError(413, f"the body is longer than {LARGEST_REQUEST} bytes when it is decompressed")
     if not inflater.eof or inflater.unused_data:
         raise _invalid("request", "must be one whole member of gzip")
     return content
