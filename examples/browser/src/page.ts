@@ -98,7 +98,7 @@ async function list(pageToken: string): Promise<string> {
   for (const lead of page.leads) fill(rows.insertRow(), lead);
   nextPage = page.nextPageToken;
   more.hidden = !nextPage;
-  return `${rows.rows.length} leads.`;
+  return `${rows.rows.length} ${rows.rows.length === 1 ? "lead" : "leads"}.`;
 }
 
 function fill(row: HTMLTableRowElement, lead: Lead): void {
