@@ -125,7 +125,7 @@ def _channel(settings: Settings, address: str) -> grpc.Channel:
         return grpc.insecure_channel(address, options)
     from service.rpc.tls_files import certificate_to_trust
 
-    certificate, name = certificate_to_trust(settings.tls_cert)
+    certificate, name = certificate_to_trust(settings.tls_cert, settings.grpc_address.host)
     options.append(("grpc.ssl_target_name_override", name))
     if settings.tls_client_ca is None:
         return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options)

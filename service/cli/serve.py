@@ -16,7 +16,9 @@ import typer
 from service import app
 from service.access import ROLES
 from service.config import Settings, load_settings
+from service.errors import StartRefusedError
 from service.log import configure_logging
+from service.rpc.tls_files import certificate_to_trust
 from service.rpc.tokens.local_key import LocalSigningKey
 
 FIRST_TOKEN_LIFE = timedelta(hours=1)
@@ -51,8 +53,7 @@ def _welcome(settings: Settings, grpc_port: int, http_port: int, ops_port: int |
     """The addresses of the endpoints; on the first start, calls that can be pasted, with a token."""
     grpc = settings.grpc_address.reachable(grpc_port)
     http = settings.http_address.reachable(http_port)
-    secure = settings.tls_cert is not None
-    scheme = "https" if secure else "http"
+    scheme = "https" if settings.tls_cert is not None else "http"
     lines = [f"Leadkeep is ready: gRPC on {grpc}, JSON on {scheme}://{http}"]
     if settings.ops_address is not None and ops_port is not None:
         lines.append(
@@ -65,19 +66,60 @@ def _welcome(settings: Settings, grpc_port: int, http_port: int, ops_port: int |
     header = f"authorization: Bearer {token}"
     lead = json.dumps(EXAMPLE)
     request = json.dumps({"lead": {**EXAMPLE, "phone": "+1234567891", "nid": "123456790"}})
-    grpcurl = ["grpcurl", *([] if secure else ["-plaintext"]), "-H", header, "-d", request, grpc]
-    curl = ["curl", "-H", header, "-H", "content-type: application/json", "-d", lead, f"{scheme}://{http}/api/leads/"]
+    grpcurl = [*_grpcurl(settings, grpc), "-H", header, "-d", request, grpc, "leadkeep.v1.LeadService/CreateLead"]
+    curl, url = _curl(settings, http)
+    curl += ["-H", header, "-H", "content-type: application/json", "-d", lead, f"{url}/api/leads/"]
     lines += [
         "",
         "Create a lead as a chatbot (this token is good for an hour):",
         "",
-        shlex.join([*grpcurl, "leadkeep.v1.LeadService/CreateLead"]),
+        shlex.join(grpcurl),
         "",
         shlex.join(curl),
         "",
         f"More tokens, in another terminal: {_command()} token --role agent (or admin, chatbot)",
     ]
     return "\n".join(lines)
+
+
+def _grpcurl(settings: Settings, address: str) -> list[str]:
+    """grpcurl with what it needs to reach this endpoint."""
+    if settings.tls_cert is None:
+        return ["grpcurl", "-plaintext"]
+    host, name = _host(address), _certified_name(settings.tls_cert, address)
+    return ["grpcurl", *_tls_files(settings, "-"), *(["-authority", name] if name != host else [])]
+
+
+def _curl(settings: Settings, address: str) -> tuple[list[str], str]:
+    """curl with what it needs to reach this endpoint, and the base of its URL."""
+    if settings.tls_cert is None:
+        return ["curl"], f"http://{address}"
+    host, name = _host(address), _certified_name(settings.tls_cert, address)
+    curl = ["curl", *_tls_files(settings, "--")]
+    if name == host:
+        return curl, f"https://{address}"
+    return [*curl, "--connect-to", f"::{address}"], f"https://{name}:{address.rpartition(':')[2]}"
+
+
+def _tls_files(settings: Settings, dashes: str) -> list[str]:
+    """Trust the service's own certificate, and show the one that operators' commands show where one is required."""
+    files = {"cacert": settings.tls_cert}
+    if settings.tls_client_ca is not None:
+        own = settings.tls_client_cert
+        files |= {"cert": own or settings.tls_cert, "key": own or settings.tls_key}
+    return [word for name, path in files.items() for word in (dashes + name, str(Path(path or "").absolute()))]
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _certified_name(certificate: Path, address: str) -> str:
+    """A name that the service's certificate is valid for: that of the address if it is one, or if there is none."""
+    try:
+        return certificate_to_trust(certificate, _host(address))[1]
+    except StartRefusedError:
+        return _host(address)
 
 
 def _command() -> str:

@@ -151,18 +151,19 @@ class TlsFiles:
         return leaf.not_valid_after_utc
 
 
-def certificate_to_trust(path: Path) -> tuple[bytes, str]:
-    """The certificate of a service on this machine, PEM, and a name that it is valid for.
+def certificate_to_trust(path: Path, host: str) -> tuple[bytes, str]:
+    """The certificate of a service on this machine, PEM, and a name that it is valid for: `host` if it is one.
 
     Who trusts this one alone needs no authority: only the service has its key. Raises StartRefusedError.
     """
     try:
         leaf = x509.load_pem_x509_certificates(_usable(_bytes_of(path)))[0]
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        name = (*names.get_values_for_type(x509.DNSName), *names.get_values_for_type(x509.IPAddress))[0]
+        valid = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+        name = host if host in valid else valid[0]
     except (ValueError, IndexError, x509.ExtensionNotFound):
         raise _refused(f"LEADKEEP_TLS_CERT ({path}) must be a PEM certificate chain with host names") from None
-    return leaf.public_bytes(Encoding.PEM), str(name).replace("*", "any")
+    return leaf.public_bytes(Encoding.PEM), name.replace("*", "any")
 
 
 def _bytes_of(path: Path) -> bytes | str:
