@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PEER_INSTALLED := .venv-peer/.installed
 STUBS_INSTALLED := .venv-stubs/.installed
 
-.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated tools browser dist lock clean
+.PHONY: install serve demo test test-waiting test-rest test-fast faults bench lint format generate check-generated tools browser interop interop-build dist lock clean
 
 install: $(INSTALLED)
 
@@ -33,7 +33,7 @@ demo: install
 # measures, or holds the service to its deadlines, runs after both and alone. With PYTEST_ARGS only what they name runs.
 WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py database_refuses.py embedded_outage.py \
   full_spool_disk.py key_rotation.py kill.py poolers.py refused_connections.py sentinel.py standby_away.py start_without_database.py stop.py \
-  stop_under_load.py strangers.py superseded_primary.py synchronous_standby.py task_death.py)
+  stop_under_load.py strangers.py superseded_primary.py synchronous_standby.py task_death.py) tests/interop
 MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
 # Else every worker of every run rewrites the assertions of all modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
@@ -54,7 +54,7 @@ test-rest:
 
 # What a change is tried with: nothing that starts the service, or many servers of PostgreSQL.
 test-fast: install
-	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/storage/postgres/test_embedded.py
+	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/interop --ignore=tests/storage/postgres/test_embedded.py
 
 # Races, kills and freezes the service and PostgreSQL, and makes it refuse, for about an hour, and writes docs/faults.md and docs/faults.svg.
 # Before that strangers besiege it for forty minutes, and calls come at three times the capacity.
@@ -131,17 +131,26 @@ $(PAGE)/dist/page.js: $(addprefix $(PAGE)/,package-lock.json buf.gen.yaml tsconf
 	@npm ci --silent --no-audit --no-fund --prefix $(PAGE)
 	@npm run --silent build --prefix $(PAGE)
 
-# What a release consists of: the wheel, the contract as files to generate clients from, as a descriptor set (with
-# google/rpc for the details of errors), for tools that read no reflection and no files, and as an OpenAPI document.
+# The examples of clients, built as their README says and driven through restarts, refused connections and outages.
+interop: interop-build
+	@FAULTS=whole $(PYTEST) -rA tests/interop
+
+interop-build: tools
+	@$(BIN)/python -m tests.interop.build
+
+# What a release consists of: the wheel, the contract as files to generate clients from, with the policy of clients, as
+# a descriptor set (with google/rpc for the details of errors), for tools that read no reflection and no files, and as an
+# OpenAPI document.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DIST := dist
 dist: install
-	@rm -rf dist && mkdir dist
-	@$(UV) build --quiet --wheel --out-dir dist --require-hashes --build-constraints requirements-dev.lock
-	@tar -czf dist/leadkeep-protos-$(VERSION).tar.gz protos/leadkeep third_party/googleapis
+	@rm -rf $(DIST) && mkdir $(DIST)
+	@$(UV) build --quiet --wheel --out-dir $(DIST) --require-hashes --build-constraints requirements-dev.lock
+	@tar -czf $(DIST)/leadkeep-protos-$(VERSION).tar.gz protos/leadkeep third_party/googleapis clients/policy/*.json
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=protos --proto_path=third_party/googleapis --include_imports \
-	  --include_source_info --descriptor_set_out=dist/leadkeep-$(VERSION).binpb \
+	  --include_source_info --descriptor_set_out=$(DIST)/leadkeep-$(VERSION).binpb \
 	  protos/leadkeep/v1/*.proto third_party/googleapis/google/rpc/*.proto
-	@cp service/http/openapi.json dist/leadkeep-$(VERSION).openapi.json
+	@cp service/http/openapi.json $(DIST)/leadkeep-$(VERSION).openapi.json
 
 # Versions and hashes only: no registry's address belongs in a lock.
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header
@@ -150,7 +159,8 @@ lock: install
 	@$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
 	@$(COMPILE) --group peer --constraint requirements.lock --output-file requirements-peer.lock
 	@$(COMPILE) --group stubs --output-file requirements-stubs.lock
+	@$(COMPILE) examples/python/requirements.in --constraint requirements-dev.lock --output-file examples/python/requirements.txt
 	@grep '^uv==' requirements-dev.lock | cut -d' ' -f1 | $(COMPILE) - --output-file requirements-uv.lock
 
 clean:
-	@rm -rf .venv .venv-peer .venv-stubs .venv-tools .pytest_cache .mypy_cache .ruff_cache $(addprefix $(PAGE)/,node_modules dist src/gen)
+	@rm -rf .venv .venv-peer .venv-stubs .venv-tools .venv-interop .pytest_cache .mypy_cache .ruff_cache $(addprefix $(PAGE)/,node_modules dist src/gen)

@@ -1,0 +1,159 @@
+// A client of Leadkeep: a channel that outlives a restart of the service, a token that is renewed, typed errors.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"os"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+)
+
+// deadline is for all attempts of a call together, when its context has none: a restart of the service fits.
+const deadline = 15 * time.Second
+
+//go:embed gen/policy/retry_policy.json
+var serviceConfig string
+
+//go:embed gen/policy/reasons.json
+var reasons []byte
+
+// Error is a call that failed. Its text and its fields hold no value of a lead, so it may be logged.
+type Error struct {
+	Code       codes.Code
+	Reason     string // empty: no answer of the service, but of the channel (connection, certificate, time)
+	Metadata   map[string]string
+	Violations []*errdetails.BadRequest_FieldViolation
+	RetryAfter time.Duration
+	Repeat     bool // whether the same request, with its request_id, may succeed later
+}
+
+func (e *Error) Error() string {
+	if e.Reason == "" {
+		return e.Code.String() + " (no answer of the service)"
+	}
+	return e.Code.String() + " " + e.Reason
+}
+
+// typed reads the details that the service adds to a status.
+func typed(err error) *Error {
+	failed := status.Convert(err)
+	made := &Error{Code: failed.Code()}
+	for _, detail := range failed.Details() {
+		switch detail := detail.(type) {
+		case *errdetails.ErrorInfo:
+			made.Reason, made.Metadata = detail.Reason, detail.Metadata
+		case *errdetails.BadRequest:
+			made.Violations = detail.FieldViolations
+		case *errdetails.RetryInfo:
+			made.RetryAfter = detail.RetryDelay.AsDuration()
+		}
+	}
+	made.Repeat = mayBeRepeated[made.Reason]
+	if made.Reason == "" {
+		made.Repeat = made.Code == codes.Unavailable || made.Code == codes.DeadlineExceeded || made.Code == codes.Canceled
+	}
+	return made
+}
+
+// mayBeRepeated is reasons.json: whether the same request may succeed later.
+var mayBeRepeated = func() map[string]bool {
+	var table struct {
+		Reasons []struct {
+			Reason string
+			Repeat bool
+		}
+	}
+	if err := json.Unmarshal(reasons, &table); err != nil {
+		panic(err)
+	}
+	found := map[string]bool{}
+	for _, row := range table.Reasons {
+		found[row.Reason] = row.Repeat
+	}
+	return found
+}()
+
+// guard gives a call its deadline and its typed error. A token that had expired is read once more: whatever renews it may
+// have done so meanwhile. Everything else that may be repeated the channel repeats, as the service asks.
+func guard(ctx context.Context, method string, request, reply any, channel *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+	if _, limited := ctx.Deadline(); !limited {
+		limit, cancel := context.WithTimeout(ctx, deadline)
+		defer cancel()
+		ctx = limit
+	}
+	err := invoke(ctx, method, request, reply, channel, options...)
+	if err != nil && typed(err).Reason == "TOKEN_EXPIRED" {
+		err = invoke(ctx, method, request, reply, channel, options...)
+	}
+	if err != nil {
+		return typed(err)
+	}
+	return nil
+}
+
+// token is asked for every attempt of a call, so it may read a file that something else renews.
+type token func() (string, error)
+
+func (read token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	text, err := read()
+	return map[string]string{"authorization": "Bearer " + text}, err
+}
+
+// RequireTransportSecurity would refuse plain text, which is for your own machine only.
+func (token) RequireTransportSecurity() bool { return false }
+
+// Connect opens the channel, which lives as long as your program. ca turns TLS on; with cert and key, your own
+// certificate, it is mutual.
+func Connect(address string, read token, ca, cert, key string) (*grpc.ClientConn, error) {
+	transport, err := transportOf(ca, cert, key)
+	if err != nil {
+		return nil, err
+	}
+	// The values of clients/policy/channel.json.
+	return grpc.NewClient(address,
+		grpc.WithTransportCredentials(transport),
+		grpc.WithPerRPCCredentials(read),
+		grpc.WithUnaryInterceptor(guard),
+		grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 1 * time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+	)
+}
+
+func transportOf(ca, cert, key string) (credentials.TransportCredentials, error) {
+	if ca == "" {
+		return insecure.NewCredentials(), nil
+	}
+	authority, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	if !config.RootCAs.AppendCertsFromPEM(authority) {
+		return nil, errors.New(ca + " holds no certificate")
+	}
+	if cert != "" {
+		own, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{own}
+	}
+	return credentials.NewTLS(config), nil
+}

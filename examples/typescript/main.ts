@@ -1,0 +1,4 @@
+import { connect, run } from './example.js';
+
+const client = connect();
+await run(client).finally(() => client.leads.close());
