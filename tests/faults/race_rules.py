@@ -27,7 +27,7 @@ WHOLE = [
 ]
 """The places that one id may be in."""
 
-ERASING = {"erase lead": "lead", "erase alias": "alias", "erase conflict": "conflict"}
+ERASING = {"erase lead": "lead", "erase alias": "alias", "erase conflict": "conflict", "erase person": "lead"}
 DECIDING = {"keep first", "take new", "own lead"}
 CORRECTING = {"correct phone", "correct nid"}
 MAY_BE_GONE = {*ERASING, "retention"}

@@ -39,10 +39,13 @@ from service.storage.database.database import Database
 from service.storage.leads.conflicts import ConflictRepository, OwnLead
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch
 from service.storage.leads.erasures import RetentionRule, erase_due
+from service.storage.leads.history import LeadHistory
 from service.storage.leads.lead_import import restore_leads
+from service.storage.leads.persons import Persons, Ref
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
+from service.use_cases.person_service import PersonService
 from service.validation import ValidationService
 from tests.faults.race_rules import DECIDING, ERASING, WHOLE, Person, is_right, left_of
 from tests.harness import histories
@@ -143,6 +146,30 @@ class Replicas:
             await erasures.erase_lead(OPERATOR, person.ids()[name], reason="asked for it")
             return "erased"
 
+        persons = PersonService(
+            persons=Persons(world.database, world.reseal),
+            history=LeadHistory(world.database),
+            erasures=world.erasures,
+            erasing=erasures,
+            spools=None,
+            sealer=self.sealer,
+            validation=ValidationService(),
+            page_token_tags=self._encryption.page_token_tags,
+        )
+
+        async def erase_person(person: Person) -> str:
+            number = person.row["number"]
+            wanted = {"phone": f"+88015{number:08d}", "nid": f"77{number:011d}"}
+            matches, _, _ = await persons.find(wanted, page_token="", hidden=())
+            # By one of them: the other one may be corrected just now. A lead that shares the phone is another person's.
+            own = {person.lead.id, person.resubmission.id, *([person.conflict.id] if person.is_same else [])}
+            refs = [Ref(each.match.kind, each.match.id) for each in matches]
+            if chosen := [
+                ref for ref, each in zip(refs, matches, strict=True) if ref.id in own or "nid" in each.match.fields
+            ]:
+                await persons.erase(OPERATOR, chosen, reason="asked for it")
+            return "erased"
+
         async def decide(resolution: ConflictResolution, person: Person) -> str:
             await conflicts.resolve_conflict(OPERATOR, person.conflict.id, resolution, lead_id=None, reason="")
             return "decided"
@@ -182,6 +209,7 @@ class Replicas:
             "erase lead": partial(erase, "lead"),
             "erase alias": partial(erase, "alias"),
             "erase conflict": partial(erase, "conflict"),
+            "erase person": erase_person,
             "keep first": partial(decide, ConflictResolution.KEEP_FIRST),
             "take new": partial(decide, ConflictResolution.TAKE_NEW),
             "own lead": partial(decide, ConflictResolution.OWN_LEAD),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+import httpx
 import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
@@ -305,3 +306,23 @@ def test_after_an_erasure_of_everything_nothing_is_found_and_the_stranger_is_who
     after.resubmissions = before.resubmissions
     assert after == before
     assert len(erase(admin, [pb.PersonMatch(kind=LEAD, id=each) for each in life.leads]).erased) == 2
+
+
+def test_the_routes_take_identifiers_in_the_body_alone(service: RunningService, admin: Client) -> None:
+    life = live(admin)
+    with httpx.Client(
+        base_url=service.http_url, headers={"authorization": f"Bearer {service.token('admin')}"}, timeout=20
+    ) as http:
+        found = http.post("/api/persons:find", json={"email": life.email})
+        in_url = http.post("/api/persons:find", params={"email": life.email}, json={})
+        chosen = [{"kind": "RESUBMISSION", "id": found.json()["matches"][2]["id"]}]
+        shown = http.post("/api/persons:export", json={"refs": chosen})
+        gone = http.post("/api/persons:erase", json={"refs": chosen, "reason": "asked for it"})
+
+    assert [each["kind"] for each in found.json()["matches"][:3]] == [
+        *["PERSON_MATCH_KIND_LEAD"] * 2,
+        "PERSON_MATCH_KIND_RESUBMISSION",
+    ]
+    assert in_url.status_code == 400
+    assert shown.json()["records"][0]["resubmission"]["lead"]["email"] == life.email
+    assert [each["id"] for each in gone.json()["erased"]] == [chosen[0]["id"]]

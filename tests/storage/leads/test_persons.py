@@ -141,12 +141,26 @@ async def test_no_copy_of_what_was_erased_alone_returns_from_a_spool_and_the_lea
 
     await forget(persons, (RESUBMISSION, refused.id))
     await drain(world)
-    again = await stored_late(world, refused)
     await world.store.create(refused)
 
     assert [where(database, each) for each in (copy, refused)] == [{"tombstone"}, {"tombstone"}]
-    assert isinstance(again[0], Erased)
     assert where(database, lead) == {"lead"}
+
+
+async def test_what_was_erased_alone_and_comes_out_of_a_spool_once_more_takes_nothing_with_it(
+    world: World, persons: PersonService, database: TestDatabase, submit: Submit
+) -> None:
+    same = {"phone": PHONE, "nid": "1990000000007"}
+    lead, refused = submit(**same), submit(**same)
+    # As if the answer of its commit had been lost.
+    await world.spool.put([refused])
+    await world.store.create(lead)
+    await world.store.create(refused)
+
+    await forget(persons, (RESUBMISSION, refused.id))
+    await drain(world)
+
+    assert [where(database, each) for each in (lead, refused)] == [{"lead"}, {"tombstone"}]
 
 
 async def test_a_conflict_goes_alone(
