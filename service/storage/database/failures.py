@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import psycopg
 from psycopg.errors import Diagnostic
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.errors import LeadkeepError
@@ -109,8 +109,12 @@ def cause_of(error: BaseException) -> str:
     return _sqlstate(error) or "connection"
 
 
+def _driver_error(error: BaseException) -> BaseException | None:
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
 def _sqlstate(error: BaseException) -> str | None:
-    driver_error = error.orig if isinstance(error, DBAPIError) else error
+    driver_error = _driver_error(error)
     return driver_error.sqlstate if isinstance(driver_error, psycopg.Error) else None
 
 
@@ -123,7 +127,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later: nothing was stored, or what was stored is found by its id."""
     if type(error) in _OWN_FAILURES or isinstance(error, SessionRefusedError | PoolTimeoutError | OSError):
         return True
-    driver_error = error.orig if isinstance(error, DBAPIError) else error
+    driver_error = _driver_error(error)
     if not isinstance(driver_error, psycopg.Error):
         return False
     sqlstate = driver_error.sqlstate
@@ -183,6 +187,7 @@ def may_give_up_standby(notice: Diagnostic) -> bool:
     return is_warning and notice.source_function in (None, "SyncRepWaitForLSN")
 
 
-def violated_constraint(error: IntegrityError) -> str | None:
+def violated_constraint(error: BaseException) -> str | None:
     """The name of the constraint that a statement violated."""
-    return error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None
+    driver_error = _driver_error(error)
+    return driver_error.diag.constraint_name if isinstance(driver_error, psycopg.Error) else None

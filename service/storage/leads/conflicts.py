@@ -29,7 +29,6 @@ from service.storage.leads.queries import (
     lead_of_row,
     link_conversation,
     lock_lead,
-    returned_lead,
     write_anew_if_taken,
 )
 from service.storage.leads.repository import correct_locked
@@ -191,7 +190,7 @@ class ConflictRepository:
             "nid_shared": held is not None and held.nid is not None,
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
         }
-        lead = await returned_lead(connection, insert(_LEAD).values(values).returning(_LEAD))
+        lead = lead_of_row((await connection.execute(insert(_LEAD).values(values).returning(_LEAD))).one())
         await connection.execute(CREATED, {"id": lead.id})
         await link_conversation(connection, submission, submission.id)
         return lead

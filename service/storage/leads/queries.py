@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -25,7 +25,6 @@ from sqlalchemy import (
     text,
     union_all,
 )
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
@@ -231,27 +230,12 @@ def _correction_statement(columns: tuple[str, ...]) -> Statement:
 
 
 async def update_lead(connection: AsyncConnection, current: SealedLead, correction: Correction) -> SealedLead:
-    """Give a locked lead new values, and its history their names. Raises BlindIndexTakenError."""
+    """Give a locked lead new values, and its history their names. Only within `write_anew_if_taken`."""
     about = {"id": current.id, "actor": correction.actor, "reason": correction.reason}
     fields = [name for name in CUSTOMER_FIELDS if name in correction.columns]
     statement = _correction_statement(tuple(sorted(correction.columns)))
-    try:
-        (row,) = await statement.rows(connection, {**about, "fields": fields, **correction.columns})
-    except psycopg.errors.UniqueViolation as error:
-        if error.diag.constraint_name in BLIND_INDEXES:
-            raise BlindIndexTakenError from None
-        raise
+    (row,) = await statement.rows(connection, {**about, "fields": fields, **correction.columns})
     return lead_of(row)
-
-
-async def returned_lead(connection: AsyncConnection, statement: Any) -> SealedLead:
-    """The lead that an insert or update returns. Raises BlindIndexTakenError."""
-    try:
-        return lead_of_row((await connection.execute(statement)).one())
-    except IntegrityError as error:
-        if violated_constraint(error) in BLIND_INDEXES:
-            raise BlindIndexTakenError from None
-        raise
 
 
 async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnection, bool], Awaitable[T]]) -> T:
@@ -259,9 +243,18 @@ async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnectio
 
     Raises StorageUnavailableError when no duplicate is found and the phone or nid is taken all the same.
     """
-    for attempt in range(ATTEMPTS):
+
+    async def attempt(connection: AsyncConnection, *, again: bool) -> T:
         try:
-            return await database.write(lambda connection, again=attempt > 0: work(connection, again))  # type: ignore[misc]
+            return await work(connection, again)
+        except Exception as error:
+            if violated_constraint(error) in BLIND_INDEXES:
+                raise BlindIndexTakenError from None
+            raise
+
+    for number in range(ATTEMPTS):
+        try:
+            return await database.write(partial(attempt, again=number > 0))
         except BlindIndexTakenError:
             continue
     raise StorageUnavailableError
