@@ -29,6 +29,7 @@ from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spooled
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.harness.processes import until
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World
 from tests.storage.leads.test_tombstones import drain, erase, replica, twins
@@ -270,6 +271,25 @@ class TestResubmissions:
         assert where(database, back) == {"tombstone"}
         assert where(database, child) == {"resubmission"}
         assert where(database, husband) == {"lead"}
+
+    async def test_an_erasure_that_waits_for_the_lead_which_counts_one_less_holds_none_of_a_later_id(
+        self, world: World, submit: Submit, database: TestDatabase
+    ) -> None:
+        """A correction of the husband's lead locks the wife's, too, which would take his phone over: his first."""
+        husband, wife = submit(phone=PHONE), submit(phone=PHONE, nid=NID)
+        await world.create(husband)
+        await stored_late(world, wife)
+        await own_lead(world, wife)
+        await world.create(submit(phone=PHONE, nid=NID))
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        with psycopg.connect(database.admin_url) as other, faults.locked_lead(database.admin_url, str(husband.id)):
+            other.autocommit = True
+            erasing = asyncio.create_task(erase(world, wife.id))
+            for _ in range(3):  # it waits 200 ms, and again
+                await until(lambda: other.execute(waiting).fetchone() == (1,))
+                other.execute("SELECT FROM lead WHERE id = %s FOR UPDATE NOWAIT", [wife.id])
+                await until(lambda: other.execute(waiting).fetchone() == (0,))
+        await erasing
 
     async def test_the_husbands_erasure_leaves_her_what_is_hers(
         self, world: World, submit: Submit, database: TestDatabase
