@@ -53,6 +53,10 @@ class Call:
     id: str = ""
     """Names the call in the log and in the trailing metadata `x-request-id`."""
     caller: Caller | None = None
+    places: int = 1
+    """Places among the calls in flight that it takes."""
+    keep_places: Callable[[Call], Callable[[], None]] | None = None
+    """Keeps its places while its answer is not taken yet, until the result is called; None before it has its own."""
     shown_lead_id: str = ""
     """Id of the lead in an answer whose messages do not name it; the request may have named an alias of it."""
     found: tuple[UUID, ...] = ()

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -41,6 +42,15 @@ STATUS_DETAILS = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
+@dataclass(frozen=True, slots=True)
+class _Untaken:
+    """An answer that its caller has not taken yet; `leave` gives the places of its call back."""
+
+    since: float
+    size: int
+    leave: Callable[[], None] | None
+
+
 class HeldCalls:
     """The calls of the endpoint that wait for their caller. `run` keeps the limits of time."""
 
@@ -48,8 +58,8 @@ class HeldCalls:
         self._limits = limits
         self._connections, self._refusals = connections, refusals
         self._arriving: dict[Context, float] = {}
-        self._untaken: dict[Context, tuple[float, int]] = {}
-        """Since when, and how many bytes. In the order of time: the oldest first."""
+        self._untaken: dict[Context, _Untaken] = {}
+        """In the order of time: the oldest first."""
         self._untaken_bytes = 0
         self._not_reading: set[str] = set()
         """Connections that leave answers untaken, by gRPC's name of the peer: they get no others."""
@@ -72,16 +82,27 @@ class HeldCalls:
             ]:
                 self._refuse(context, "message_late", DeadlineTooShortError())
             for context in [
-                each for each, (since, _) in self._untaken.items() if now - since > self._limits.answer_seconds
+                each for each, untaken in self._untaken.items() if now - untaken.since > self._limits.answer_seconds
             ]:
                 self._cut(context, "answer_late")
-            left = Counter(each.peer() for each, (since, _) in self._untaken.items() if now - since > TAKING_SECONDS)
+            left = Counter(
+                each.peer() for each, untaken in self._untaken.items() if now - untaken.since > TAKING_SECONDS
+            )
             self._not_reading = {peer for peer, number in left.items() if number >= self._limits.untaken_answers}
             self._end_unclosed()
 
     def prove(self, peer: str) -> None:
         """Note that a token was accepted on the connection of a peer, by gRPC's name of it."""
         self._connections.proven[peer] = time.monotonic()
+
+    def hold_answer(self, context: Context, call: Call, size: int) -> None:
+        """Note an answer of so many bytes, which is about to be sent: its call is in flight until it is taken."""
+        leave = call.keep_places(call) if call.keep_places is not None else None
+        self._untaken[context] = _Untaken(time.monotonic(), size + CALL_BYTES, leave)
+        self._untaken_bytes += size + CALL_BYTES
+        context.add_done_callback(self._on_taken)  # type: ignore[arg-type] # the stubs' context is another one
+        while self._untaken_bytes > self._limits.untaken_bytes:
+            self._cut(next(iter(self._untaken)), "answers_not_taken")
 
     async def abort(self, context: Context, error: LeadkeepError, call: Call | None = None) -> None:
         """Answer with an error, by raising in the method. The one place where a gRPC call is aborted.
@@ -105,10 +126,7 @@ class HeldCalls:
             if self._not_reading and (peer := context.peer()) in self._not_reading:
                 self._refusals.add("grpc", "answers_not_taken", peer_of(host_of(peer)))
                 await self.abort(context, QueueFullError())
-            response = await answer(await self._message(context), context)
-            if isinstance(response, bytes):
-                self._hold_answer(context, len(response))
-            return response
+            return await answer(await self._message(context), context)
 
         return grpc.stream_unary_rpc_method_handler(respond, *serializers)
 
@@ -148,18 +166,12 @@ class HeldCalls:
             await self.abort(context, LeadValidationError([Violation("request", "is missing: there was no message")]))
         return message
 
-    def _hold_answer(self, context: Context, size: int) -> None:
-        if context in self._untaken:
-            return
-        self._untaken[context] = time.monotonic(), size + CALL_BYTES
-        self._untaken_bytes += size + CALL_BYTES
-        context.add_done_callback(self._on_taken)  # type: ignore[arg-type] # the stubs' context is another one
-        while self._untaken_bytes > self._limits.untaken_bytes:
-            self._cut(next(iter(self._untaken)), "answers_not_taken")
-
     def _on_taken(self, context: Context) -> None:
-        _, size = self._untaken.pop(context, (0.0, 0))
-        self._untaken_bytes -= size
+        if (untaken := self._untaken.pop(context, None)) is None:
+            return
+        self._untaken_bytes -= untaken.size
+        if untaken.leave is not None:
+            untaken.leave()
 
     def _cut(self, context: Context, reason: RefusalReason) -> None:
         # An answer that gRPC has cannot be taken back otherwise.

@@ -284,7 +284,7 @@ def concurrency(places: Places) -> Interceptor:
         try:
             return await proceed(call, request)
         finally:
-            places.leave(call.caller.subject if call.caller else None)
+            places.leave(call)
 
     return intercept
 
@@ -294,7 +294,7 @@ def authentication(verify: Verify, places: Places) -> Interceptor:
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         call.caller = caller = await verify(bearer_token(call.metadata.get("authorization")))
-        places.claim(caller.subject)
+        places.claim(call, request)
         scopes = SCOPES[call.rpc]
         if not any(caller.may(scope) for scope in scopes):
             raise ScopeMissingError(scopes[0])

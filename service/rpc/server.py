@@ -183,6 +183,7 @@ def _adapted(
             error = InternalError(call.id)
         else:
             context.set_trailing_metadata(tuple(call.trailers().items()))
+            held.hold_answer(context, call, len(answered))
             return answered
         finally:
             if call.caller is not None:

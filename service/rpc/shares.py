@@ -6,6 +6,8 @@ import asyncio
 import math
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 from google.protobuf.message import Message
 
@@ -15,6 +17,12 @@ from service.rpc.call import Call, Handler, Interceptor
 SUBJECT_SHARE = 3
 """Calls that a subject may have in flight for each place that is free: a subject alone gets three quarters of the
 places, two get three sevenths each, and a newcomer always finds one."""
+
+PAGE_PLACES = 8
+"""Places that a page of a list takes: it costs as much as so many calls for one lead. At most an eighth of all."""
+
+PAGES_SHARE = SUBJECT_SHARE / 2
+"""What a subject may have of places when it asks for a page: its other calls, such as new leads, still find some."""
 
 FAILURES = 20
 FAILURE_SECONDS = 1.0
@@ -36,7 +44,11 @@ MOST_CONNECTIONS = 10_000
 
 
 class Places:
-    """The calls in flight: `limit` in all, and of each subject a share of what is free."""
+    """The calls in flight: `limit` in all, and of each subject a share of what is free.
+
+    A call is in flight until its answer is taken, as far as its endpoint can see that: else a caller who takes none
+    could have as many as it likes, on as many connections.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -49,19 +61,38 @@ class Places:
             raise QueueFullError
         self._taken += 1
 
-    def claim(self, subject: str) -> None:
-        """Count the taken place for its subject. Raises QueueFullError when it has its share."""
-        self._of_subject[subject] += 1
-        if self._of_subject[subject] > SUBJECT_SHARE * (self._limit - self._taken + 1):
+    def claim(self, call: Call, request: Message) -> None:
+        """Count the taken place, and those that the request needs besides, for the subject of a call.
+
+        Raises QueueFullError when it has its share.
+        """
+        share: float = SUBJECT_SHARE
+        if "page_token" in request.DESCRIPTOR.fields_by_name:
+            call.places, share = max(1, min(PAGE_PLACES, self._limit // 8)), PAGES_SHARE
+            self._taken += call.places - 1
+        call.keep_places = self._keep
+        subject = _subject(call)
+        self._of_subject[subject] += call.places
+        if self._of_subject[subject] > share * (self._limit - self._taken + 1):
             raise QueueFullError
 
-    def leave(self, subject: str | None) -> None:
-        """Give the place back; `subject` if it was claimed for one."""
-        self._taken -= 1
-        if subject is not None:
-            self._of_subject[subject] -= 1
+    def leave(self, call: Call) -> None:
+        """Give the places of a call back."""
+        self._taken -= call.places
+        if call.keep_places is not None:
+            subject = _subject(call)
+            self._of_subject[subject] -= call.places
             if not self._of_subject[subject]:
                 del self._of_subject[subject]
+
+    def _keep(self, call: Call) -> Callable[[], None]:
+        self._taken += call.places
+        self._of_subject[_subject(call)] += call.places
+        return partial(self.leave, call)
+
+
+def _subject(call: Call) -> str:
+    return call.caller.subject if call.caller is not None else ""
 
 
 def strangers() -> Interceptor:

@@ -187,7 +187,7 @@ _POST = b"POST /api/leads HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\
 
 
 def kinds(token: str = "") -> dict[str, Calls | Connections]:
-    """Every kind of stranger, by name. Only the unread lists have a token, one that may read its own leads."""
+    """Every kind of stranger, by name. Only the unread lists have a token."""
     return {
         "half-sent messages": Calls(CREATE_LEAD, announced=200_000, sent=60_000),
         "watches": Calls(WATCH, announced=0, sent=5, half_close=True),
@@ -234,10 +234,12 @@ async def besiege(kind: Calls | Connections, grpc: tuple[str, int], http: tuple[
 
     number = kind.number if isinstance(kind, Connections) else CALLING_CONNECTIONS
     tasks = [asyncio.create_task(each) for each in (pace(), *(again() for _ in range(number)))]
-    await asyncio.wait(tasks, timeout=seconds)
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
+    try:
+        await asyncio.wait(tasks, timeout=seconds)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
     return count
 
 

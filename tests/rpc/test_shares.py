@@ -18,33 +18,36 @@ from service.rpc.call import Call
 from service.rpc.shares import FAILURES, HOLD_SECONDS, MOST_HELD, Places, strangers
 from tests.harness.answers import Failure, failure_of
 from tests.harness.leads import somebody
+from tests.harness.processes import until
 from tests.harness.running_service import RunningService
+from tests.harness.strangers import LIST_LEADS, Calls, besiege
 
 
-def taken(places: Places, subject: str, wanted: int) -> int:
-    """How many places a subject gets that wants so many."""
-    got = 0
+def taken(places: Places, subject: str, wanted: int, request: Message | None = None) -> list[Call]:
+    """The calls of a subject that get their places, of so many."""
+    got = []
     for _ in range(wanted):
         try:
             places.take()
         except QueueFullError:
             break
+        call = a_call(subject=subject)
         try:
-            places.claim(subject)
-            got += 1
+            places.claim(call, request or pb.GetLeadRequest())
+            got.append(call)
         except QueueFullError:
-            places.leave(subject)
+            places.leave(call)
     return got
 
 
 @pytest.mark.parametrize(("limit", "share"), [(1, 1), (2, 2), (3, 3), (4, 3), (512, 384)])
 def test_a_subject_alone_gets_three_quarters_of_the_places(limit: int, share: int) -> None:
-    assert taken(Places(limit), "greedy", 10_000) == share
+    assert len(taken(Places(limit), "greedy", 10_000)) == share
 
 
 def test_each_further_subject_finds_a_place() -> None:
     places = Places(512)
-    shares = [taken(places, f"subject {number}", 10_000) for number in range(4)]
+    shares = [len(taken(places, f"subject {number}", 10_000)) for number in range(4)]
     assert all(shares)
     assert sum(shares) < 512
 
@@ -52,13 +55,39 @@ def test_each_further_subject_finds_a_place() -> None:
 def test_a_place_that_is_left_can_be_taken_again() -> None:
     places = Places(4)
     for _ in range(3):
-        assert taken(places, "one", 10) == 3
-        for _ in range(3):
-            places.leave("one")
+        got = taken(places, "one", 10)
+        assert len(got) == 3
+        for call in got:
+            places.leave(call)
 
 
-def a_call(peer: str = "ipv4:127.0.0.1:4711") -> Call:
-    return Call(rpc="GetLead", transport="grpc", peer=peer, metadata={}, deadline=time.monotonic() + 5)
+@pytest.mark.parametrize(("limit", "pages"), [(1, 1), (16, 5), (512, 38)])
+def test_a_page_takes_the_places_of_several_calls(limit: int, pages: int) -> None:
+    places = Places(limit)
+    got = taken(places, "reader", 10_000, pb.ListLeadsRequest())
+    assert len(got) == pages
+    for call in got:
+        places.leave(call)
+    assert len(taken(places, "reader", 10_000, pb.ListLeadsRequest())) == pages
+
+
+def test_a_call_keeps_its_places_until_its_answer_is_taken() -> None:
+    places = Places(4)
+    got = taken(places, "one", 10)
+    for call in got:
+        places.leave(call)
+    assert all(call.keep_places for call in got)
+    taking = [call.keep_places(call) for call in got if call.keep_places]
+    assert taken(places, "one", 10) == []
+    assert len(taken(places, "two", 10)) == 1
+    for take in taking:
+        take()
+    assert taken(places, "one", 10)
+
+
+def a_call(peer: str = "ipv4:127.0.0.1:4711", *, subject: str | None = None) -> Call:
+    caller = Caller(subject, frozenset()) if subject is not None else None
+    return Call(rpc="GetLead", transport="grpc", peer=peer, metadata={}, deadline=time.monotonic() + 5, caller=caller)
 
 
 async def tokenless(_call: Call, _request: Message) -> Message:
@@ -143,3 +172,34 @@ def test_callers_beside_a_flood_without_tokens_are_answered(service: RunningServ
         refused = Counter(refusal(call).reason for call in flood)
     assert refused.keys() == {"TOKEN_MISSING", "QUEUE_FULL"}
     assert refused["QUEUE_FULL"] > 500
+
+
+async def test_pages_that_a_subject_does_not_take_are_few_on_however_many_connections(service: RunningService) -> None:
+    calls = 'leadkeep_calls_total{code="%s",door="grpc",rpc="ListLeads"}'
+    token = service.token("agent", subject="unread")
+    unread = Calls(LIST_LEADS, sent=5, half_close=True, window=0, token=token)
+    host, _, port = service.grpc_address.rpartition(":")
+    task = asyncio.create_task(besiege(unread, (host, int(port)), (host, 0), 60))
+    await until(lambda: service.metric(calls % "RESOURCE_EXHAUSTED") > 100)
+    # 38, and some that begin between the end of one's work and the sending of its answer.
+    assert 0 < service.metric(calls % "OK") < 60
+
+    def list_as(subject: str) -> str:
+        with service.channel() as channel:
+            request, metadata = pb.ListLeadsRequest(), service.metadata("agent", subject=subject)
+            call = service.stub(channel).ListLeads.with_call
+            try:
+                call(request, timeout=10, metadata=metadata)
+            except grpc.RpcError as error:
+                return failure_of(error).reason
+            return "OK"
+
+    assert await asyncio.to_thread(list_as, "unread") == "QUEUE_FULL"
+    create = pb.CreateLeadRequest(lead=somebody())
+    with service.channel() as channel:  # its other calls find places
+        metadata = service.metadata("chatbot", subject="unread")
+        assert await asyncio.to_thread(service.stub(channel).CreateLead, create, timeout=10, metadata=metadata)
+    assert await asyncio.to_thread(list_as, "another") == "OK"
+    task.cancel()
+    await asyncio.wait({task})
+    await until(lambda: list_as("unread") == "OK")
