@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import time
@@ -32,8 +33,12 @@ from tests.harness.policy import RETRY_POLICY
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
+from tests.harness.strangers import LIST_LEADS, Calls, besiege
 
 BURST = 1000
+PAGES = 32
+"""That an address may have in flight."""
+
 CONNECTIONS = 16
 ALONE = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -134,6 +139,52 @@ def test_the_retry_policy_repeats_what_had_no_place(
         busy()
         assert call.result().state == pb.SAVE_STATE_SAVED
         assert dict(call.trailing_metadata())["leadkeep-retries"] != "0"
+
+
+@pytest.fixture(scope="module")
+def wide_front(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """nginx as it is shipped."""
+    if INSTALLED is None:
+        pytest.skip("nginx is not installed")
+    with Nginx(tmp_path_factory.mktemp("nginx"), service.grpc_address, service.http_address) as nginx:
+        yield nginx
+
+
+async def answers_to(front: Nginx, request: bytes) -> list[bytes]:
+    """The status codes that come back until the connection is closed."""
+    host, _, port = front.http_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    received = await reader.read()
+    writer.close()
+    return re.findall(rb"HTTP/1\.1 (\d+) ", received)
+
+
+async def test_of_many_requests_sent_at_once_for_what_is_no_call_the_first_is_answered(wide_front: Nginx) -> None:
+    request = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+    assert await answers_to(wide_front, request * 20) == [b"200"]
+
+
+async def test_requests_for_what_is_no_call_are_few_a_second(wide_front: Nginx) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    # As many would pass in 23 seconds.
+    answers = await asyncio.gather(*(answers_to(wide_front, request) for _ in range(500)))
+    assert {answer for (answer,) in answers} == {b"200", b"429"}
+
+
+def test_an_address_gets_few_pages_that_it_does_not_read(wide_front: Nginx, service: RunningService) -> None:
+    def served() -> float:
+        codes = ("OK", "RESOURCE_EXHAUSTED")
+        return sum(service.metric(f'leadkeep_calls_total{{code="{c}",door="grpc",rpc="ListLeads"}}') for c in codes)
+
+    async def besieged() -> int:
+        unread = Calls(LIST_LEADS, sent=5, half_close=True, window=0, token=service.token("agent"))
+        host, _, port = wide_front.grpc_address.rpartition(":")
+        return (await besiege(unread, (host, int(port)), (host, 0), 3)).opened
+
+    before = served()
+    assert asyncio.run(besieged()) > PAGES
+    assert served() - before <= PAGES
 
 
 @pytest.mark.skipif(INSTALLED is None, reason="nginx is not installed")
