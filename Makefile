@@ -33,7 +33,7 @@ demo: install
 # measures, or holds the service to its deadlines, runs after both and alone. With PYTEST_ARGS only what they name runs.
 WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py database_refuses.py embedded_outage.py \
   full_spool_disk.py key_rotation.py kill.py poolers.py refused_connections.py sentinel.py standby_away.py start_without_database.py stop.py \
-  stop_under_load.py strangers.py superseded_primary.py synchronous_standby.py task_death.py) tests/interop
+  stop_under_load.py strangers.py superseded_primary.py synchronous_standby.py task_death.py wrong_clocks.py) tests/interop
 MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
 # Else every worker of every run rewrites the assertions of all modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
@@ -60,7 +60,7 @@ test-fast: install
 # Before that strangers besiege it for forty minutes, and calls come at three times the capacity.
 faults: install
 	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py \
-	  database_refuses.py poolers.py races.py refused_connections.py stop_under_load.py)
+	  database_refuses.py poolers.py races.py refused_connections.py stop_under_load.py wrong_clocks.py)
 	@$(BIN)/python -m tests.faults.strangers
 	@$(BIN)/python -m tests.faults.overload
 	@$(BIN)/python -m tests.faults.malformed_http
