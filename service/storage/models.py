@@ -47,8 +47,9 @@ IN_CLEAR = f"strpos(conversation_id, '{SEALED_FORM}') = 0"
 LACKS_EMAIL_INDEX = "email IS NOT NULL AND email_index IS NULL"
 """The condition of leads that cannot be found by their e-mail yet."""
 
-INDEX_SCHEME = "substring(phone_index, '.*[.]')"
-"""Of a resubmission or conflict, the name of the scheme by which its blind indexes were made; NULL: not made yet."""
+INDEX_SCHEME = "left(phone_index, -44)"
+"""Of a resubmission or conflict, the name of the scheme by which its blind indexes were made: what precedes a digest in
+base64. NULL: not made yet; empty: the phone does not open."""
 
 BLIND_INDEXES_ARE_WHOLE = (
     "num_nonnulls(phone_index, phone_index_2) > 0 AND (num_nonnulls(nid_index, nid_index_2) > 0) = (nid IS NOT NULL)"

@@ -167,7 +167,7 @@ class Rekeying:
 
     async def not_found(self, schemes: Sequence[str]) -> dict[str, int]:
         """How many resubmissions and conflicts cannot be found by these schemes; only where there are some."""
-        where = lacks_scheme(*schemes, NO_INDEX)
+        where = lacks_scheme(*schemes, "")
         counts = {table.plural: await self.count(table, where) for table in SUBMISSIONS}
         return {plural: count for plural, count in counts.items() if count}
 

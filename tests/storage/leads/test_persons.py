@@ -11,17 +11,19 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from sqlalchemy import text
 
 from service.access import ROLES, Caller
 from service.errors import IndexIncompleteError
 from service.factories import new_id
 from service.keys.encryption import EncryptionService
 from service.lead_sealer import LeadSealer
-from service.storage.database.database import Database
+from service.storage import models
+from service.storage.database.database import DIALECT, Database
 from service.storage.leads.decision import Aliased, Erased
 from service.storage.leads.erasures import Tombstone
 from service.storage.leads.history import LeadHistory
-from service.storage.leads.persons import Match, MatchKind, Persons, Ref
+from service.storage.leads.persons import Match, MatchKind, Persons, Ref, indexed_otherwise
 from service.use_cases.erasure_service import ErasureService
 from service.use_cases.person_service import ErasedPerson, PersonService
 from service.validation import ValidationService
@@ -281,7 +283,9 @@ async def test_the_alias_of_a_decided_conflict_outlives_it(
 
 
 @pytest.mark.parametrize("table", ["resubmission", "lead_conflict"])
-@pytest.mark.parametrize("index", ["NULL", "'k.otherrule.x'"])
+@pytest.mark.parametrize(
+    "index", ["NULL", "'k.other-rules.' || repeat('x', 44)", "'zz.other-rules.' || repeat('x', 44)"]
+)
 async def test_nothing_is_never_said_while_something_is_not_indexed(
     world: World, persons: PersonService, database: TestDatabase, submit: Submit, table: str, index: str
 ) -> None:
@@ -292,3 +296,24 @@ async def test_nothing_is_never_said_while_something_is_not_indexed(
 
     with pytest.raises(IndexIncompleteError):
         await found(persons, phone="+8801799000009")
+
+
+async def test_whether_all_is_indexed_is_read_from_an_index_whatever_the_statistics_are(
+    connected: Database, database: TestDatabase
+) -> None:
+    faults.execute(
+        database.admin_url,
+        "SET session_replication_role = replica",
+        """INSERT INTO resubmission (submission_id, lead_id, name, phone, nid, actor, verified, content_digest,
+                phone_index, nid_index)
+            SELECT gen_random_uuid(), gen_random_uuid(), 'N', token, token, 'bot', false, '', made, made
+            FROM generate_series(1, 3000),
+                (SELECT 'k.gAAAAAAAAAAA' AS token, 'k.r.' || repeat('x', 44) AS made) AS one""",
+    )
+    query = indexed_otherwise(models.resubmission, ["k.r."])
+    plain = query.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
+    for _ in range(2):
+        plan = "\n".join(row[0] for row in await connected.rows(text(f"EXPLAIN {plain}")))
+        assert plan.count("Index Scan using ix_resubmission_index_scheme") == 3, plan
+        assert await connected.rows(query) == []
+        faults.execute(database.admin_url, "ANALYZE resubmission")

@@ -54,6 +54,6 @@ def upgrade() -> None:
         for name in COLUMNS:
             op.add_column(table, sa.Column(name, sa.Text(collation="C"), nullable=True))
             op.create_index(op.f(f"ix_{table}_{name}"), table, [name], postgresql_where=sa.text(f"{name} IS NOT NULL"))
-        op.execute(f"CREATE INDEX ix_{table}_index_scheme ON {table} (substring(phone_index, '.*[.]'))")
+        op.execute(f"CREATE INDEX ix_{table}_index_scheme ON {table} (left(phone_index, -44))")
         op.create_check_constraint(op.f(f"ck_{table}_blind_indexes"), table, TOGETHER)
     op.execute(ERASE)
