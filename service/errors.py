@@ -127,6 +127,11 @@ class LeadValidationError(LeadkeepError):
         super().__init__(f"the request is not valid, see the violations of: {fields}")
 
 
+def invalid(field: str, description: str, reason: ViolationReason = "INVALID") -> LeadValidationError:
+    """The error about one fault of one field."""
+    return LeadValidationError([Violation(field, description, reason)])
+
+
 class TooManyMatchesError(LeadValidationError):
     """More leads match a filter than are fetched to be sorted."""
 

@@ -54,10 +54,7 @@ class Form(Protocol):
         """The answer to a request that is none of this form."""
 
 
-FormOf = Callable[[Request], Form]
-
-
-def http_handler(method: MethodDescriptor, handle: Handler, form_of: FormOf) -> HttpHandler:
+def http_handler(method: MethodDescriptor, handle: Handler, form_of: Callable[[Request], Form]) -> HttpHandler:
     """A method of the contract as a function of the HTTP request."""
     kind = message_factory.GetMessageClass(method.input_type)
 

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from email.utils import formatdate
-from functools import lru_cache
 from typing import Literal
 
 import httptools
@@ -54,8 +53,8 @@ class HttpConnections:
             for each in self._open
             if each is not connection and not (each.is_at_work and each.is_proven)
         ]
-        busy = len(self._open) - len(held)
-        for victim, reason in to_evict(held, self.limits.connections, self.limits.connections_of_peer, busy=busy):
+        limits, busy = self.limits, len(self._open) - len(held)
+        for victim, reason in to_evict(held, limits.connections, limits.connections_of_peer, busy=busy):
             self.close(victim.item, reason)
         if self._is_over(connection.peer):
             self.close(connection, "connections")
@@ -108,8 +107,6 @@ class HttpConnection(HttpToolsProtocol):
         # What each request carries to whoever handles it.
         super().__init__(config, state, app_state={"connection": self})
         self.logger = _SILENT
-        # Its lines hold query strings; the chain logs calls.
-        self.access_log = False
         self._connections = connections
         self.peer = ""
         self.since = self._began = time.monotonic()
@@ -169,11 +166,6 @@ class HttpConnection(HttpToolsProtocol):
         self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
         self._parse()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; trailers, which come behind the body, are none."""
-        if self._owed == "head":
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Begin the request. Its target stays as it was sent: what it means is decided by the paths."""
         if self._declines_upgrade:
@@ -181,13 +173,17 @@ class HttpConnection(HttpToolsProtocol):
         if not _is_accepted(self.parser.get_http_version(), self.url, self.headers):
             raise ValueError("the parser ends, and so does the connection")
         target, self.url = self.url, b"/"
-        self.server_state.default_headers = [(b"date", _date(int(time.time())))]
+        self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
         super().on_headers_complete()
         self.scope["raw_path"], _, self.scope["query_string"] = target.partition(b"?")
+        # Trailers, which come behind the body, are no headers.
+        self.headers = []
         self._owed, self._bytes_since_event = "body", 0
-        is_old = time.monotonic() - self._began > self._connections.limits.connection_seconds
-        if is_old or self.parser.should_upgrade():
-            # The last one. Behind CONNECT, which is the one that gets here, stands no HTTP.
+        if (
+            time.monotonic() - self._began > self._connections.limits.connection_seconds
+            # CONNECT, the one upgrade that gets here: behind it stands no HTTP.
+            or self.parser.should_upgrade()
+        ):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -309,8 +305,3 @@ def _is_accepted(version: str, target: bytes, headers: list[tuple[bytes, bytes]]
         and names.count(b"host") in ((0, 1) if version == "1.0" else (1,))
         and (not codings or (codings == [b"chunked"] and version == "1.1" and b"content-length" not in names))
     )
-
-
-@lru_cache(maxsize=1)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()

@@ -44,8 +44,12 @@ class Cors:
             return
         response.headers["access-control-allow-origin"] = sent[0]
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
-            response.headers["access-control-allow-methods"] = response.headers.get("allow", "")
-            response.headers["access-control-allow-headers"] = _REQUEST_HEADERS
-            response.headers["access-control-max-age"] = str(PREFLIGHT_SECONDS)
+            response.headers.update(
+                {
+                    "access-control-allow-methods": response.headers.get("allow", ""),
+                    "access-control-allow-headers": _REQUEST_HEADERS,
+                    "access-control-max-age": str(PREFLIGHT_SECONDS),
+                }
+            )
         else:
             response.headers["access-control-expose-headers"] = _ANSWER_HEADERS

@@ -95,6 +95,8 @@ class HttpEndpoint:
             ws="none",
             lifespan="off",
             log_config=None,
+            # Its lines hold query strings; the chain logs calls.
+            access_log=False,
             # A header must not say where a call comes from: callers write headers, too.
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,

@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import strict_json
-from service.errors import LeadValidationError, Violation
+from service.errors import LeadValidationError, Violation, invalid
 from service.validation.json_value import UNREADABLE, text_of
 from service.validation.text import ValueRefusedError
 
@@ -46,13 +46,13 @@ _BITS = {FieldDescriptor.TYPE_INT32: 32, FieldDescriptor.TYPE_INT64: 64}
 def parse_object(raw: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises LeadValidationError."""
     if not raw.strip():
-        raise _invalid("body", "is required: a JSON object")
+        raise invalid("body", "is required: a JSON object")
     try:
         parsed = strict_json.parse(raw)
     except ValueError as fault:
-        raise _invalid("body", str(fault).removeprefix("it ")) from None
+        raise invalid("body", str(fault).removeprefix("it ")) from None
     if not isinstance(parsed, dict):
-        raise _invalid("body", "must be a JSON object")
+        raise invalid("body", "must be a JSON object")
     return parsed
 
 
@@ -69,7 +69,7 @@ def parse_query(raw: bytes) -> list[tuple[str, str]]:
         return parse_qsl(raw.decode("ascii"), errors="strict", max_num_fields=MOST_PARAMETERS)
     except ValueError:
         description = f"must be percent-encoded UTF-8 with at most {MOST_PARAMETERS} parameters"
-    raise _invalid("query", description)
+    raise invalid("query", description)
 
 
 def fill(
@@ -288,7 +288,3 @@ def _moment(text: str) -> Timestamp:
     except (ValueError, OverflowError):
         raise ValueRefusedError("must be an RFC 3339 time, such as 2026-01-31T09:00:00Z") from None
     return moment
-
-
-def _invalid(field: str, description: str) -> LeadValidationError:
-    return LeadValidationError([Violation(field, description)])

@@ -58,9 +58,7 @@ class HttpProblemError(Exception):
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.headers = dict(headers or {})
+        self.status, self.detail, self.headers = status, detail, dict(headers or {})
 
     def response(self) -> Response:
         """The answer to the request: the problem details."""

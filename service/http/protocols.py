@@ -14,7 +14,6 @@ import time
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote
 
@@ -24,7 +23,7 @@ from google.rpc import code_pb2, status_pb2
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import LeadkeepError, LeadValidationError, Violation
+from service.errors import LeadkeepError, invalid
 from service.http.calls import Form, body_within, fill_from_json, given_time, http_handler
 from service.http.json_codec import encoded, is_utf8_json, parse_object, to_json
 from service.http.paths import HttpHandler
@@ -56,12 +55,8 @@ _MESSAGE_CHARACTERS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(cod
 """What grpc-message holds as it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How messages are written."""
-
-    read: Callable[[bytes, Message], None]
-    write: Callable[[Message], bytes]
+_Codec = tuple[Callable[[bytes, Message], None], Callable[[Message], bytes]]
+"""What reads a message, and what writes one."""
 
 
 def rpc_paths(
@@ -90,8 +85,8 @@ def rpc_paths(
 
 
 def _forms(optional: Collection[str]) -> dict[str, Form]:
-    proto = Codec(decode, lambda message: message.SerializeToString())
-    json = Codec(partial(_read_json, optional), to_json)
+    proto: _Codec = (decode, lambda message: message.SerializeToString())
+    json: _Codec = (partial(_read_json, optional), to_json)
     return {
         "application/proto": Connect("application/proto", proto),
         "application/json": Connect("application/json", json),
@@ -113,8 +108,8 @@ class _RpcForm:
     coding, accepted_codings = "content-encoding", "accept-encoding"
     """The headers that name a request's compression, and which ones are taken."""
 
-    def __init__(self, content_type: str, codec: Codec) -> None:
-        self._content_type, self._codec = content_type, codec
+    def __init__(self, content_type: str, codec: _Codec) -> None:
+        self._content_type, (self._read, self._write) = content_type, codec
         self._longest = LARGEST_REQUEST
 
     async def body(self, request: Request) -> bytes:
@@ -141,14 +136,12 @@ class Connect(_RpcForm):
     def read(self, request: Request, body: bytes, message: Message) -> None:
         """The message."""
         if request.headers.get("connect-protocol-version", "1") != "1":
-            raise _invalid("Connect-Protocol-Version", "must be 1")
-        self._codec.read(inflated(body) if self.coding_of(request) == "gzip" else body, message)
+            raise invalid("Connect-Protocol-Version", "must be 1")
+        self._read(inflated(body) if self.coding_of(request) == "gzip" else body, message)
 
     def answer(self, call: Call, response: Message) -> Response:
         """The message of the answer."""
-        return Response(
-            self._codec.write(response), 200, {**SAFE_HEADERS, **_trailing(call.trailers())}, self._content_type
-        )
+        return Response(self._write(response), 200, {**SAFE_HEADERS, **_trailing(call.trailers())}, self._content_type)
 
     def failure(self, call: Call, error: LeadkeepError) -> Response:
         """The error with its details."""
@@ -175,11 +168,10 @@ class GrpcWeb(_RpcForm):
 
     coding, accepted_codings = "grpc-encoding", "grpc-accept-encoding"
 
-    def __init__(self, content_type: str, codec: Codec, *, is_text: bool = False) -> None:
+    def __init__(self, content_type: str, codec: _Codec, *, is_text: bool = False) -> None:
         super().__init__(content_type, codec)
-        self._longest, self._is_text = LARGEST_REQUEST + ENVELOPE.size, is_text
-        if is_text:
-            self._longest = (self._longest + 2) // 3 * 4
+        longest = LARGEST_REQUEST + ENVELOPE.size
+        self._is_text, self._longest = is_text, (longest + 2) // 3 * 4 if is_text else longest
 
     def seconds(self, request: Request) -> float | None:
         """The time in grpc-timeout."""
@@ -190,11 +182,11 @@ class GrpcWeb(_RpcForm):
     def read(self, request: Request, body: bytes, message: Message) -> None:
         """The message in its envelope."""
         body = _from_base64(body) if self._is_text else body
-        self._codec.read(_only_message(body, self.coding_of(request)), message)
+        self._read(_only_message(body, self.coding_of(request)), message)
 
     def answer(self, call: Call, response: Message) -> Response:
         """The message of the answer, and its status."""
-        return self._response(self._codec.write(response), status_pb2.Status(), call.trailers())
+        return self._response(self._write(response), status_pb2.Status(), call.trailers())
 
     def failure(self, call: Call, error: LeadkeepError) -> Response:
         """The error with its details."""
@@ -228,11 +220,11 @@ def _only_message(body: bytes, coding: str) -> bytes:
         # gRPC's own word for it is UNIMPLEMENTED.
         raise HttpProblemError(415, "send one envelope: each rpc takes one message")
     if len(body) < ENVELOPE.size or len(message) < length:
-        raise _invalid("request", "must be one envelope, whose length is that of the message behind it")
+        raise invalid("request", "must be one envelope, whose length is that of the message behind it")
     if flags == COMPRESSED and coding == "gzip":
         return inflated(message)
     if flags:
-        raise _invalid("request", "has flags on its envelope that mean nothing here")
+        raise invalid("request", "has flags on its envelope that mean nothing here")
     return message
 
 
@@ -243,11 +235,11 @@ def inflated(body: bytes) -> bytes:
         # No further than one byte beyond the limit, whatever the body would become.
         content = inflater.decompress(body, LARGEST_REQUEST + 1)
     except zlib.error:
-        raise _invalid("request", "is not gzip, as its headers have it") from None
+        raise invalid("request", "is not gzip, as its headers have it") from None
     if len(content) > LARGEST_REQUEST:
         raise HttpProblemError(413, f"the body is longer than {LARGEST_REQUEST} bytes when it is decompressed")
     if not inflater.eof or inflater.unused_data:
-        raise _invalid("request", "must be one whole member of gzip")
+        raise invalid("request", "must be one whole member of gzip")
     return content
 
 
@@ -255,7 +247,7 @@ def _from_base64(body: bytes) -> bytes:
     try:
         return binascii.a2b_base64(body, strict_mode=True)
     except binascii.Error:
-        raise _invalid("request", "must be base64 without line breaks") from None
+        raise invalid("request", "must be base64 without line breaks") from None
 
 
 def _base64(content: bytes) -> str:
@@ -273,7 +265,3 @@ def _error_trailers(call: Call, error: LeadkeepError) -> dict[str, str]:
 
 def _trailing(trailers: Mapping[str, str]) -> dict[str, str]:
     return {f"trailer-{name}": value for name, value in trailers.items()}
-
-
-def _invalid(field: str, description: str) -> LeadValidationError:
-    return LeadValidationError([Violation(field, description)])

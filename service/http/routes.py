@@ -152,17 +152,16 @@ class RouteForm:
         # Also beside a fault: it is explained to the customer in the language of the request.
         for name, header in self._route.headers:
             setattr(message, name, _unquoted(request.headers.get(header, "")))
-        route = self._route
         query = [
             (name, _LOST_PLUS[name](value) if name in _LOST_PLUS else value)
             for name, value in parse_query(request.scope["query_string"])
         ]
         # Only DELETE may go without a body.
-        if body or route.verb == "POST":
+        if body or self._route.verb == "POST":
             given = parse_object(body)
-            inside = given.items() if route.body == WHOLE else [(route.body, given)]
-            fill_from_json(message, inside, route.members, self._optional)
-        fill(message, comma_separated(query, "statuses"), names=route.query, barred=self._barred, whole="query")
+            inside = given.items() if self._route.body == WHOLE else [(self._route.body, given)]
+            fill_from_json(message, inside, self._route.members, self._optional)
+        fill(message, comma_separated(query, "statuses"), names=self._route.query, barred=self._barred, whole="query")
 
     def answer(self, call: Call, response: Message) -> Response:
         """The answer in JSON."""

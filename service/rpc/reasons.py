@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from service.errors import (
     LeadkeepError,
-    LeadValidationError,
     ReasonNotAcceptedError,
     ReasonRequiredError,
-    Violation,
+    invalid,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class ReasonRules:
         if encoded is None:
             return self.check(_text(call), REASON)
         if REASON in call.metadata:
-            raise _invalid(f"must not be sent together with {REASON}")
+            raise invalid(REASON_BIN, f"must not be sent together with {REASON}")
         return self.check(_decoded(encoded), REASON_BIN)
 
     def fault_of(self, reason: str | None) -> LeadkeepError | None:
@@ -69,12 +68,8 @@ def _decoded(encoded: str) -> str:
         # gRPC's own libraries leave the padding out.
         raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except ValueError:
-        raise _invalid("must be base64 of UTF-8 text, once") from None
+        raise invalid(REASON_BIN, "must be base64 of UTF-8 text, once") from None
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise _invalid("must be UTF-8 text") from None
-
-
-def _invalid(description: str) -> LeadValidationError:
-    return LeadValidationError([Violation(REASON_BIN, description)])
+        raise invalid(REASON_BIN, "must be UTF-8 text") from None

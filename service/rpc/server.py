@@ -20,7 +20,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
-from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, Violation
+from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, invalid
 from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
 from service.rpc.connections import GrpcConnections
 from service.rpc.held_calls import HeldCalls
@@ -206,8 +206,9 @@ def decode(raw: bytes, message: Message) -> None:
         message.MergeFromString(raw)
     except DecodeError:
         message.Clear()
-        what = f"is not a {message.DESCRIPTOR.name}: damaged, or a text in it is not valid UTF-8"
-        raise LeadValidationError([Violation("request", what)]) from None
+        raise invalid(
+            "request", f"is not a {message.DESCRIPTOR.name}: damaged, or a text in it is not valid UTF-8"
+        ) from None
 
 
 def _probe(address: str) -> None:

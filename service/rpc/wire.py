@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import MAX_SUBJECT_CHARACTERS
-from service.errors import LeadValidationError, Violation
+from service.errors import Violation, invalid
 from service.lead import (
     CORRECTABLE_FIELDS,
     CUSTOMER_FIELDS,
@@ -55,7 +55,7 @@ _LEAD_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 def lead_id_of(text: str, path: str) -> UUID:
     """A lead's id. Raises LeadValidationError."""
     if not _LEAD_ID.fullmatch(text):
-        raise _invalid(path, "is required: a lead's id, as CreateLead answered it")
+        raise invalid(path, "is required: a lead's id, as CreateLead answered it")
     return UUID(text)
 
 
@@ -72,30 +72,30 @@ def corrected_fields(request: pb.UpdateLeadRequest) -> dict[str, str]:
     elif not paths:
         paths = [name for name in CORRECTABLE_FIELDS if getattr(lead, name)]
         if not paths:
-            raise _invalid("update_mask", "names no field, and lead holds none to set")
+            raise invalid("update_mask", "names no field, and lead holds none to set")
     if not set(paths) <= set(CORRECTABLE_FIELDS):
-        raise _invalid("update_mask", f"may name only: {', '.join(CORRECTABLE_FIELDS)}")
+        raise invalid("update_mask", f"may name only: {', '.join(CORRECTABLE_FIELDS)}")
     return {name: getattr(lead, name) for name in paths}
 
 
 def status_of(number: int, path: str) -> LeadStatus:
     """A status to set or to filter by. Raises LeadValidationError."""
     if number not in _STATUS_FROM_WIRE:
-        raise _invalid(path, f"must be one of: {', '.join(pb.LeadStatus.keys()[1:])}")
+        raise invalid(path, f"must be one of: {', '.join(pb.LeadStatus.keys()[1:])}")
     return _STATUS_FROM_WIRE[number]
 
 
 def expected_version_of(number: int) -> int:
     """The version that the caller has seen, 0 for any. Raises LeadValidationError."""
     if number < 0:
-        raise _invalid("expected_version", "must not be negative; 0 means any version")
+        raise invalid("expected_version", "must not be negative; 0 means any version")
     return number
 
 
 def group_of(number: int, path: str) -> LeadGroup:
     """What leads are to be counted by. Raises LeadValidationError."""
     if number not in _GROUP_FROM_WIRE:
-        raise _invalid(path, f"must be one of: {', '.join(pb.LeadGroup.keys()[1:])}")
+        raise invalid(path, f"must be one of: {', '.join(pb.LeadGroup.keys()[1:])}")
     return _GROUP_FROM_WIRE[number]
 
 
@@ -108,7 +108,7 @@ def moment_of(
     try:
         moment: datetime = getattr(request, name).ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise _invalid(name, "is not a moment between the years 1 and 9999") from None
+        raise invalid(name, "is not a moment between the years 1 and 9999") from None
     return moment
 
 
@@ -126,7 +126,7 @@ def filters_of(request: pb.ListLeadsRequest) -> dict[str, Any]:
 def order_of(number: int, path: str) -> LeadOrder:
     """The order of a list. Raises LeadValidationError."""
     if number not in _ORDER_FROM_WIRE:
-        raise _invalid(path, f"must be one of: {', '.join(pb.LeadOrder.keys())}")
+        raise invalid(path, f"must be one of: {', '.join(pb.LeadOrder.keys())}")
     return _ORDER_FROM_WIRE[number]
 
 
@@ -276,7 +276,7 @@ def conflict_messages(conflicts: Iterable[Conflict]) -> list[pb.Conflict]:
 def access_filter(request: pb.ListAccessesRequest) -> AccessFilter:
     """Which accesses a caller wants listed. Raises LeadValidationError."""
     if len(request.subject) > MAX_SUBJECT_CHARACTERS or not request.subject.isprintable():
-        raise _invalid("subject", f"must be at most {MAX_SUBJECT_CHARACTERS} visible characters")
+        raise invalid("subject", f"must be at most {MAX_SUBJECT_CHARACTERS} visible characters")
     return AccessFilter(
         lead_id=lead_id_of(request.lead_id, "lead_id") if request.lead_id else None,
         subject=request.subject or None,
@@ -311,7 +311,7 @@ def identifiers_of(request: pb.FindPersonRequest) -> dict[str, str]:
 def refs_of(refs: Iterable[pb.PersonRef]) -> list[Ref]:
     """Chosen matches. Raises LeadValidationError."""
     if not {int(ref.kind) for ref in refs} <= {*MatchKind}:
-        raise _invalid("refs.kind", f"must be one of: {', '.join(pb.PersonMatchKind.keys()[1:])}")
+        raise invalid("refs.kind", f"must be one of: {', '.join(pb.PersonMatchKind.keys()[1:])}")
     return [Ref(MatchKind(ref.kind), lead_id_of(ref.id, "refs.id")) for ref in refs]
 
 
@@ -364,7 +364,7 @@ def _match_kind(kind: MatchKind) -> str:
 def resolution_of(number: int, path: str) -> ConflictResolution:
     """How a conflict is to be resolved. Raises LeadValidationError."""
     if number not in _RESOLUTION_FROM_WIRE:
-        raise _invalid(path, f"must be one of: {', '.join(pb.ConflictResolution.keys()[1:])}")
+        raise invalid(path, f"must be one of: {', '.join(pb.ConflictResolution.keys()[1:])}")
     return _RESOLUTION_FROM_WIRE[number]
 
 
@@ -376,7 +376,3 @@ def _timestamp(moment: datetime) -> Timestamp:
     # What FromDatetime does for a moment with a time zone, in a third of its time.
     since = moment - _EPOCH
     return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
-
-
-def _invalid(path: str, description: str) -> LeadValidationError:
-    return LeadValidationError([Violation(path, description)])

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from service.access import Caller
-from service.errors import LeadValidationError, Violation, ViolationReason
+from service.errors import invalid
 from service.lead import LeadGroup, LeadStatus
 from service.storage.daily.daily_leads import ONE_DAY, Days
 from service.storage.leads.summaries import MOST_GROUPS, Counted, LeadSummaries
@@ -67,7 +67,7 @@ class SummaryService:
             after = _start(created_after, before, days)
             starts = _starts(after, before, days)
         except OverflowError:
-            raise _invalid("created_after", "must be some days away from the years 1 and 9999") from None
+            raise invalid("created_after", "must be some days away from the years 1 and 9999") from None
         if group is LeadGroup.DAY:
             counts = await self._summaries.by_day(list(starts.values()), before, caller.own_only)
             return Summary(list(map(LeadCount, starts, counts)), sum(counts))
@@ -83,18 +83,18 @@ def _days_of(zone: str) -> Days:
     # ZoneInfoNotFoundError is a KeyError; a name such as .. is a ValueError, a folder's an OSError.
     except (KeyError, ValueError, OSError):
         wanted = "must be the name of a time zone in the IANA database, such as Asia/Dhaka"
-        raise _invalid("time_zone", wanted) from None
+        raise invalid("time_zone", wanted) from None
 
 
 def _start(after: datetime | None, before: datetime, days: Days) -> datetime:
     """The start of a span. Raises LeadValidationError, OverflowError."""
     if after is None:
-        raise _invalid("created_after", f"is required: a summary covers {LONGEST_SPAN.days} days at most", "REQUIRED")
+        raise invalid("created_after", f"is required: a summary covers {LONGEST_SPAN.days} days at most", "REQUIRED")
     if after >= before:
-        raise _invalid("created_after", "must be before created_before, or before now where that is not set")
+        raise invalid("created_after", "must be before created_before, or before now where that is not set")
     # By the hour, or by the calendar: when the clocks change, 400 days are an hour longer or shorter.
     if before > max(after + LONGEST_SPAN, after.astimezone(ZoneInfo(days.zone)) + LONGEST_SPAN):
-        raise _invalid("created_after", f"must be at most {LONGEST_SPAN.days} days before created_before")
+        raise invalid("created_after", f"must be at most {LONGEST_SPAN.days} days before created_before")
     return after
 
 
@@ -119,7 +119,3 @@ def _largest(counted: Counted) -> list[LeadCount]:
     if others := counted.total - sum(each.count for each in groups):
         groups.append(LeadCount(OTHER, others, is_other=True))
     return groups
-
-
-def _invalid(field: str, description: str, reason: ViolationReason = "INVALID") -> LeadValidationError:
-    return LeadValidationError([Violation(field, description, reason)])
