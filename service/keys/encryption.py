@@ -21,6 +21,7 @@ import hmac
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from uuid import UUID
 
@@ -72,8 +73,12 @@ class IndexScheme:
     @property
     def text(self) -> str:
         """Its name, with which a blind index that is text begins: `<key id>.<of the rules>.`."""
-        rules = sha256(self.normaliser.encode()).digest()[:RULES_BYTES]
-        return f"{self.key_id}.{base64.urlsafe_b64encode(rules).decode()}."
+        return f"{self.key_id}.{_name_of_rules(self.normaliser)}."
+
+
+@cache
+def _name_of_rules(normaliser: str) -> str:
+    return base64.urlsafe_b64encode(sha256(normaliser.encode()).digest()[:RULES_BYTES]).decode()
 
 
 @dataclass(frozen=True, slots=True)

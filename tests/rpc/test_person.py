@@ -274,7 +274,11 @@ def test_a_long_export_comes_page_by_page_without_gap_or_repeat(admin: Client) -
     lead = pb.PersonMatch(kind=LEAD, id=lead_id)
 
     records = export(admin, [lead])
+    token = admin.call("ExportPerson", pb.ExportPersonRequest(refs=refs_of([lead]))).next_page_token
 
+    with refused(StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"):
+        other = pb.PersonMatch(kind=CONFLICT, id=lead_id)
+        admin.call("ExportPerson", pb.ExportPersonRequest(refs=refs_of([other]), page_token=token))
     content = [each.id for each in records if each.part != pb.PERSON_PART_HISTORY]
     events = [(each.id, each.event.id) for each in records if each.part == pb.PERSON_PART_HISTORY]
     assert len(content) == len(set(content)) == 61
