@@ -99,7 +99,7 @@ class Page:
 @contextmanager
 def chromium() -> Iterator[Page]:
     """A browser without a past."""
-    with TemporaryDirectory() as profile, _driver() as url, httpx.Client(base_url=url, timeout=PATIENCE) as driver:
+    with TemporaryDirectory() as profile, _driver() as url, httpx.Client(base_url=url, timeout=2 * PATIENCE) as driver:
         options = {
             "binary": CHROMIUM,
             "args": [f"--{argument}" for argument in (*_ARGUMENTS, f"user-data-dir={profile}")],
