@@ -132,8 +132,8 @@ $(PAGE)/dist/page.js: $(addprefix $(PAGE)/,package-lock.json buf.gen.yaml tsconf
 	@npm run --silent build --prefix $(PAGE)
 
 # The examples of clients, built as their README says and driven through restarts, refused connections and outages.
-interop: interop-build
-	@FAULTS=whole $(PYTEST) -rA tests/interop
+interop: interop-build browser
+	@FAULTS=whole $(PYTEST) -rA tests/interop tests/clients/test_browser.py
 
 interop-build: tools
 	@$(BIN)/python -m tests.interop.build
