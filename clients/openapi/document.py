@@ -270,7 +270,7 @@ _PARAMETERS: Json = {
         (
             "Connect-Timeout-Ms",
             "How many milliseconds the caller waits; when not given, 10 seconds or what the operator has set.",
-            {"type": "string", "pattern": "^[0-9]{1,10}$"},
+            {"type": "string", "pattern": "^(?=.*[1-9])[0-9]{1,10}$"},
         ),
         (
             "Connect-Protocol-Version",

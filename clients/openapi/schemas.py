@@ -67,18 +67,25 @@ class Schemas:
             message.name, self._object(message, properties, [name for name in properties if name not in optional])
         )
         if message.name == "Lead":
-            self._add("SubmittedLead", self._submitted())
+            self._add("PartialLead", self._partial())
         return ref("schemas", message.name)
 
     def request(self, message: Descriptor) -> Json:
-        """The schema of a request: unknown names are refused, and what its comment calls so is required."""
+        """The schema of a request."""
         return self._add(message.name, self.members(message, message.fields_by_name))
 
-    def members(self, message: Descriptor, names: Collection[str]) -> Json:
-        """The schema of a request's fields of these names."""
+    def members(self, message: Descriptor, names: Collection[str], required: Collection[str] | None = None) -> Json:
+        """The schema of a request's fields of these names; any other name is refused.
+
+        `required`: which of them are; None: those that their comments call so.
+        """
         fields = [field for field in message.fields if field.name in names]
         properties = {field.name: self.field(field, is_request=True) for field in fields}
-        required = [field.name for field in fields if self.is_required(field)]
+        if required is None:
+            required = [field.name for field in fields if self.is_required(field)]
+        for name in required:
+            if properties[name].get("type") == "string":
+                properties[name]["minLength"] = 1
         return self._object(message, properties, required) | {"additionalProperties": False}
 
     def is_required(self, field: FieldDescriptor) -> bool:
@@ -98,7 +105,7 @@ class Schemas:
         if field.enum_type is not None:
             return self._enum(field.enum_type)
         if field.message_type is not None:
-            return self._inner(field.message_type, field.name, comment)
+            return self._inner(field, field.message_type)
         schema = _SCALARS[field.type]
         if not is_request:
             return schema | _format(comment)
@@ -108,32 +115,28 @@ class Schemas:
             return schema | {"minimum": 0}
         return schema | _format(comment) | _limits(field, comment)
 
-    def _inner(self, message: Descriptor, name: str, comment: str) -> Json:
+    def _inner(self, field: FieldDescriptor, message: Descriptor) -> Json:
         match message.full_name:
             case "google.protobuf.Timestamp":
                 return {"type": "string", "format": "date-time"}
             case "google.protobuf.FieldMask":
-                names = "|".join(map(re.escape, _MASKS[name]))
+                names = "|".join(map(re.escape, _MASKS[field.name]))
                 return {"type": "string", "pattern": f"^(({names})(,({names}))*)?$"}
+        # One schema for requests and answers: what a caller was given can be sent back.
         answer = self.response(message)
-        # A submission that has become no lead lacks what only a lead has.
-        return ref("schemas", "SubmittedLead") if "output fields are not set" in comment else answer
+        return ref("schemas", "PartialLead") if "output fields are not set" in self._comment_of(field) else answer
 
     def _lead(self, field: FieldDescriptor) -> Json:
         name, names = _LEADS[field.full_name]
-        schema = self.members(_LEAD, names)
-        if name == "LeadSubmission":
-            for required in schema["required"]:
-                schema["properties"][required]["minLength"] = 1
-        else:
-            schema["required"] = [each for each in ("id",) if each in names]
+        required = None if name == "LeadSubmission" else [each for each in ("id",) if each in names]
+        schema = self.members(_LEAD, names, required)
         return self._add(name, schema | {"description": self._comment_of(field)})
 
-    def _submitted(self) -> Json:
+    def _partial(self) -> Json:
         lead = self.components["Lead"]
         without_format = {name: value for name, value in lead["properties"]["id"].items() if name != "format"}
         return lead | {
-            "description": "A submission as it was sent. Output fields are not set.",
+            "description": "A Lead of which output fields are not set, such as a submission that has become none.",
             "properties": lead["properties"] | {"id": without_format},
             "required": [name for name in lead["required"] if not name.endswith("_at")],
         }

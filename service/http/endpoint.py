@@ -173,7 +173,9 @@ def _paths(
 def _health(readiness: Readiness) -> Handler:
     """Health.Check without a token, as the gRPC endpoint answers it."""
 
-    async def check(_call: Call, request: Message) -> Message:
+    async def check(call: Call, request: Message) -> Message:
+        if call.fault is not None:
+            raise call.fault
         if request.service not in ("", SERVICE.full_name):  # type: ignore[attr-defined] # it is a HealthCheckRequest
             raise HttpProblemError(404, "there is no service of this name")
         answers = health_pb2.HealthCheckResponse

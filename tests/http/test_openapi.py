@@ -163,7 +163,7 @@ def test_what_is_always_there_is_required() -> None:
     assert {"created_at", "updated_at", "phone"} <= {*SCHEMAS["Lead"]["required"]}
     assert {"lead", "confirmation"} <= {*SCHEMAS["CreateLeadResponse"]["required"]}
     assert "recorded_at" in SCHEMAS["Access"]["required"]
-    assert "created_at" not in SCHEMAS["SubmittedLead"]["required"]
+    assert "created_at" not in SCHEMAS["PartialLead"]["required"]
     assert "resolved_at" not in SCHEMAS["Conflict"]["required"]
 
 
