@@ -156,6 +156,10 @@ def test_45_people_on_one_phone_are_found_page_by_page_and_erasing_one_leaves_44
     erase(admin, found[7:8])
     assert [each.id for each in find(admin, phone=shared.phone)] == [each.id for each in found if each != found[7]]
     assert admin.get(found[0].id).resubmissions == 49
+    # Beside whom the others were kept: they stay, for a person to decide.
+    kept = erase(admin, found[:1]).kept_ids
+    left = find(admin, phone=shared.phone)
+    assert (len(left), {each.kind for each in left}, {each.id for each in left}) == (49, {CONFLICT}, set(kept))
 
 
 @pytest.mark.parametrize("field_name", ["phone", "nid", "email"])
