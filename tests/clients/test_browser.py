@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -58,19 +59,24 @@ def sites(folder: Path) -> Iterator[tuple[Site, Site]]:
 def service(
     service_database: TestDatabase, sites: tuple[Site, Site], folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    origins = f"https://sales.example {sites[0].origin}"
-    running = RunningService(
-        tmp_path_factory.mktemp("service") / "leadkeep",
-        database_url=service_database.serve_url,
-        settings={"LEADKEEP_ALLOWED_ORIGINS": origins},
-    ).start()
-    # So that it comes back at the address that the page knows.
-    running.environment["LEADKEEP_HTTP_ADDRESS"] = running.http_address
-    page = (EXAMPLE / "index.html").read_text()
-    assert page.count("http://127.0.0.1:8080") == 2
-    (folder / "index.html").write_text(page.replace("http://127.0.0.1:8080", running.http_url))
-    yield running
-    running.stop()
+    with socket.socket() as placeholder:
+        # Bound and never listening, it keeps the page's address for the service while that restarts.
+        placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        placeholder.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{placeholder.getsockname()[1]}"
+        page = (EXAMPLE / "index.html").read_text()
+        assert page.count("127.0.0.1:8080") == 2
+        (folder / "index.html").write_text(page.replace("127.0.0.1:8080", address))
+        running = RunningService(
+            tmp_path_factory.mktemp("service") / "leadkeep",
+            database_url=service_database.serve_url,
+            settings={
+                "LEADKEEP_HTTP_ADDRESS": address,
+                "LEADKEEP_ALLOWED_ORIGINS": f"https://sales.example {sites[0].origin}",
+            },
+        ).start()
+        yield running
+        running.stop()
 
 
 @pytest.fixture(scope="module")
