@@ -60,7 +60,8 @@ test-fast: install
 # Before that strangers besiege it for forty minutes, and calls come at three times the capacity.
 faults: install
 	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py \
-	  database_refuses.py poolers.py races.py refused_connections.py stop_under_load.py wrong_clocks.py)
+	  database_refuses.py poolers.py races.py refused_connections.py stop_under_load.py wrong_clocks.py) \
+	  tests/clients/test_generated_clients.py
 	@$(BIN)/python -m tests.faults.strangers
 	@$(BIN)/python -m tests.faults.overload
 	@$(BIN)/python -m tests.faults.malformed_http
@@ -109,12 +110,14 @@ check-generated: generate
 	@git diff --exit-code -- $(GENERATED) || { echo "stale: run 'make generate' and commit it" >&2; exit 1; }
 	@test -z "$$(git status --porcelain -- $(GENERATED))" || { git status --short -- $(GENERATED) >&2; exit 1; }
 
-# Compilers and callers of other languages. Tests that need them are skipped without.
+# Compilers and callers of other languages, and what OpenAPI is tried with. Tests that need them are skipped without.
 TOOLS := $(CURDIR)/.venv-tools
 LANGUAGES := tests/contract/languages
 tools: $(TOOLS)/.installed
-$(TOOLS)/.installed: $(wildcard $(LANGUAGES)/*)
+$(TOOLS)/.installed: $(wildcard $(LANGUAGES)/*) requirements-tools.lock $(INSTALLED)
 	@mkdir -p $(TOOLS)
+	@$(PYTHON) -m venv --clear --without-pip $(TOOLS)/python
+	@$(UV) pip sync --quiet --require-hashes --python $(TOOLS)/python/bin/python requirements-tools.lock
 	@cd $(LANGUAGES) && GOBIN=$(TOOLS)/bin go install tool && rm -rf $(TOOLS)/conformance && \
 	  cp -r --no-preserve=mode "$$(go list -m -f '{{.Dir}}' connectrpc.com/conformance)/proto" $(TOOLS)/conformance
 	@cp $(LANGUAGES)/package.json $(LANGUAGES)/package-lock.json $(TOOLS) && npm ci --silent --no-audit --no-fund --prefix $(TOOLS)
@@ -160,6 +163,7 @@ lock: install
 	@$(COMPILE) --group peer --constraint requirements.lock --output-file requirements-peer.lock
 	@$(COMPILE) --group stubs --output-file requirements-stubs.lock
 	@$(COMPILE) examples/python/requirements.in --constraint requirements-dev.lock --output-file examples/python/requirements.txt
+	@$(COMPILE) --group tools --output-file requirements-tools.lock
 	@grep '^uv==' requirements-dev.lock | cut -d' ' -f1 | $(COMPILE) - --output-file requirements-uv.lock
 
 clean:
