@@ -29,7 +29,7 @@ from service.rpc.call import Work, chained
 from service.rpc.interceptors import duplicate_limit, standard_chain
 from service.rpc.limits import Limits, Refusals, limits_within, raise_open_files
 from service.rpc.metrics import Metrics
-from service.rpc.readiness import Condition, Readiness, condition_of
+from service.rpc.readiness import Condition, Readiness, condition_of, erasures_alarm
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.rpc.unmasking import unmasking
@@ -140,6 +140,7 @@ async def _serve(
                     session_refusal=database.refusal or parts.confirming.refusal,
                     restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
                     longest_wait=settings.spool_alarm_age,
+                    erasures_alarm=erasures_alarm(parts.answers.waiting),
                     files_alarm=files.alarm,
                     failing_tasks=supervisor.failing,
                     tls_alarm=tls.alarm if tls is not None else None,
@@ -162,7 +163,7 @@ async def _serve(
                 setting = "LEADKEEP_OPS_ADDRESS"
                 ops_endpoint = http(None, host=ops_at.host, port=ops_at.port, setting=setting, limits=OPS_LIMITS)
             metrics.watch_tasks(asyncio.get_running_loop())
-            metrics.watch(spool, files)
+            metrics.watch(spool, files, parts.answers)
 
             await grpc_endpoint.start()
             await http_endpoint.start()

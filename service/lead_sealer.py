@@ -5,7 +5,7 @@ Everything sensitive passes through here on its way into storage and out of it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,6 +29,7 @@ from service.lead import (
     scheme_text,
 )
 from service.storage.leads.parameters import Correction, Wanted
+from service.storage.spool.search import SearchKeys
 from service.validation import MASK, ValidationService
 from service.validation.email import email_key
 from service.validation.index_rule import IndexRule
@@ -166,6 +167,20 @@ class LeadSealer:
             indexes=self.indexes(values["phone"], values["nid"], values["conversation_id"], values["email"]),
             repeat_window=self._repeat_window,
             fields={**submission.fields, **anew},
+        )
+
+    def search_keys(self, submission: SealedSubmission, schemes: Sequence[IndexScheme]) -> SearchKeys:
+        """The digests by which a submission is found: of phone and nid by each scheme, of the e-mail by each index key.
+
+        Those of a field that does not open are missing.
+        """
+        sought = {name: submission.fields[name] for name in ("phone", "nid", "email") if name in submission.fields}
+        values, _ = self._opened(submission.id, sought)
+        phone, nid, email = values["phone"], values["nid"], values["email"]
+        return SearchKeys(
+            phones=frozenset(self._index("phone", phone, scheme) for scheme in schemes) if phone else frozenset(),
+            nids=frozenset(self._index("nid", nid, scheme) for scheme in schemes) if nid else frozenset(),
+            emails=frozenset(self.email_indexes(email)) if email else frozenset(),
         )
 
     def with_conversation_index(self, submission: SealedSubmission) -> SealedSubmission:

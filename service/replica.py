@@ -25,8 +25,10 @@ from service.storage.access.writer import AccessWriter
 from service.storage.database.database import Database
 from service.storage.database.fence import Fence
 from service.storage.diagnosis import diagnose
+from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.drain import Drain
 from service.storage.intake.outage import Outage, RecentRequests
+from service.storage.intake.spool_answers import SpoolAnswers
 from service.storage.intake.writer import LeadWriter
 from service.storage.keys.admission import Admission
 from service.storage.keys.canary import read_key_state
@@ -34,6 +36,7 @@ from service.storage.keys.replicas import ReplicaReport, replica_name
 from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.erasures import Erasures
 from service.storage.leads.history import LeadHistory
+from service.storage.leads.open_erasures import OpenErasures
 from service.storage.leads.persons import Persons
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
@@ -68,13 +71,16 @@ class ServiceParts:
         normaliser = self.validation.normaliser_identity
         self.report = ReplicaReport(replica_name(settings.spool_path), self.database, spool, encryption)
         self.admission = Admission(self.database, self.confirming, spool, encryption, normaliser, self.report)
-        submissions = SubmissionStore(self.database, require_standby=settings.require_standby)
+        open_erasures = OpenErasures(self.report.name, encryption)
+        submissions = SubmissionStore(
+            self.database, require_standby=settings.require_standby, open_erasures=open_erasures
+        )
         self.sealer = LeadSealer(
             *(encryption, self.validation),
             transcript_url=settings.transcript_url,
             repeat_window=timedelta(seconds=settings.repeat_window),
         )
-        self.erasures = Erasures(self.database, self.sealer.resealed_and_reindexed)
+        self.erasures = Erasures(self.database, self.sealer.resealed_and_reindexed, open_erasures)
         self.records = AccessRecords(self.database, encryption)
         self.recent, self.outage = RecentRequests(), Outage()
         self.writer = LeadWriter(
@@ -82,12 +88,23 @@ class ServiceParts:
             on_batch=metrics.batches.observe,
             on_delayed=metrics.delayed.inc,
         )
+        self.answers = SpoolAnswers(
+            database=self.database,
+            spool=spool,
+            encryption=encryption,
+            open_erasures=open_erasures,
+            erasures=self.erasures,
+            recent=self.recent,
+            make_keys=self.sealer.search_keys,
+        )
+        self.spools = AllSpools(self.database, encryption, self.answers)
         self.drain = Drain(
             submissions=submissions,
             spool=spool,
             outage=self.outage,
             recent=self.recent,
             erasures=self.erasures,
+            apply_erasures=self.answers.apply_erasures,
             reseal=self.sealer.resealed_and_reindexed,
             busy=lambda: self.writer.busy,
             on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
@@ -129,7 +146,7 @@ class ServiceParts:
                 history=history,
                 erasures=self.erasures,
                 erasing=erasing,
-                spools=None,
+                spools=self.spools,
                 sealer=self.sealer,
                 validation=self.validation,
                 page_token_tags=self.page_token_tags,
@@ -152,6 +169,7 @@ async def running_replica(parts: ServiceParts, supervisor: Supervisor, grace: fl
                     on_clean_stop=partial(parts.report.withdraw, parts.database),
                 ),
                 Component(name="admission", run=parts.admission.run),
+                Component(name="spool answers", run=parts.answers.run),
                 *([Component(name="fence", run=parts.fence.run)] if parts.fence.several_hosts else []),
             ]
         )

@@ -23,7 +23,7 @@ from service.cli.command import FAULT_FOUND, AsJson, report
 from service.cli.database import confirmed_database_url, database_url, is_untouched
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
-from service.rpc.readiness import spool_alarms
+from service.rpc.readiness import erasures_alarm, spool_alarms
 from service.rpc.tokens.local_key import LocalSigningKey
 from service.storage.access.chain import logged_heads
 from service.storage.access.check import Findings, check
@@ -33,6 +33,7 @@ from service.storage.database.fence import Fence
 from service.storage.diagnosis import Diagnosis, diagnose, excess_rights, foreign_triggers, lacks_group
 from service.storage.keys.canary import compare_canary, found_by, read_key_state
 from service.storage.keys.rekeying import EMAILS, LACKS_EMAIL_INDEX, rekeying
+from service.storage.leads.open_erasures import waiting_erasures
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.schema import APPLICATION_ROLE, require_current, revision_of
 from service.storage.spool.rows import peek
@@ -131,6 +132,7 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         findings.append(await _asked("conversation ids", _conversation_ids(url)))
         findings.append(await _asked("e-mail index", _email_index(url)))
         findings.append(await _asked("person index", _person_index(url, database, settings)))
+        findings.append(await _asked("erasures", _erasures(database)))
         return findings
     finally:
         await database.close()
@@ -196,6 +198,13 @@ async def _person_index(url: str, database: Database, settings: Settings) -> str
             "keys reseal"
         )
     return "every resubmission and conflict can be found by phone, nid and e-mail"
+
+
+async def _erasures(database: Database) -> str:
+    waiting = await waiting_erasures(database)
+    if alarm := erasures_alarm(waiting):
+        raise StartRefusedError(alarm)
+    return f"{sum(each.erasures for each in waiting)} wait for a replica"
 
 
 def _writes(diagnosis: Diagnosis, *, embedded: bool) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -284,7 +285,7 @@ def _run(
                 rate=rate,
             )
             if forget:
-                await keys.forget(forget)
+                await keys.forget(forget, actor=f"cli:{getpass.getuser()}")
             return await work(keys)
 
     try:

@@ -34,6 +34,7 @@ from service.rotation.workers import (
     submission_index_fault,
     workers_for,
 )
+from service.storage.access.queries import AccessRecords
 from service.storage.database.database import Database
 from service.storage.keys.canary import (
     DatabaseKeys,
@@ -69,6 +70,7 @@ from service.storage.keys.rekeying import (
     sealed_otherwise,
 )
 from service.storage.keys.replicas import ReplicaStatus, forget, known_name, replicas
+from service.storage.leads.open_erasures import erasures_with_key
 from service.storage.spool.rows import has_owner, peek_key_ids
 from service.validation.index_rule import KNOWS_INDEX_RULE, have_same_settings
 
@@ -103,10 +105,10 @@ class KeyService:
     rate: float
     """Rows a second at most; 0 is no bound."""
 
-    async def forget(self, names: Sequence[str]) -> None:
-        """Remove replicas that are gone for good."""
-        gone = await forget(self.database, names)
-        if unknown := set(names) - set(gone):
+    async def forget(self, names: Sequence[str], *, actor: str) -> None:
+        """Remove replicas that are gone for good. What they had yet to erase is on record, by `actor`."""
+        gone = await forget(self.database, AccessRecords(self.database, self.encryption), names, actor=actor)
+        if unknown := set(names) - gone:
             there = ", ".join(each.name for each in await replicas(self.database)) or "none"
             raise StartRefusedError(f"there is no replica {', '.join(sorted(unknown))}; there is: {there}")
 
@@ -290,6 +292,7 @@ class KeyService:
             in_use = {scheme.key_id for scheme in schemes_of(state, self.encryption) if scheme}
             if key.id in in_use or state.clearing:
                 holders.append("the blind indexes of leads: run leadkeep keys reindex")
+            holders += [f"{each}, --forget it" for each in await erasures_with_key(self.database, key.id)]
             for table in INDEXED:
                 if count := await self.rekeying.count(table, indexed_with(table, key.id)):
                     holders.append(f"the blind indexes of {count} {table.plural}: run leadkeep keys reindex")

@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 
 from service.files.renderer_process import FileRendering
+from service.storage.intake.spool_answers import SpoolAnswers
 from service.storage.spool.spool import Spool
 
 # Seconds: from a call that needs no database (half a millisecond) to the longest one that is waited for.
@@ -88,14 +89,19 @@ class Metrics:
             lambda: len(asyncio.all_tasks(loop))
         )
 
-    def watch(self, spool: Spool, files: FileRendering) -> None:
-        """Measure the spool and the daily files whenever somebody asks."""
+    def watch(self, spool: Spool, files: FileRendering, answers: SpoolAnswers) -> None:
+        """Measure the spool, the daily files and the erasures that wait whenever somebody asks."""
         for name, meaning, value in (
             ("spool_entries", "Leads that wait in the spool.", lambda: spool.size.waiting),
             ("spool_damaged", "Spooled leads that were set aside.", lambda: spool.size.damaged),
             ("spool_bytes", "Bytes in the spool.", lambda: spool.size.bytes),
             ("spool_oldest_seconds", "Age of the oldest spooled lead.", lambda: spool.size.age),
             ("spool_usable", "1 while the spool takes leads.", lambda: float(spool.usable)),
+            (
+                "open_erasures",
+                "Erasures that wait for some replica to apply them to its spool.",
+                lambda: sum(each.erasures for each in answers.waiting),
+            ),
             ("files_lag_seconds", "How long the oldest change has waited for its file.", lambda: files.lag),
             ("files_alarm", "1 while the daily files cannot be rendered.", lambda: float(files.alarm is not None)),
         ):

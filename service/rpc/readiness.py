@@ -16,6 +16,7 @@ import structlog
 from service.storage.database.session import SessionRefusedError
 from service.storage.diagnosis import AWAY, Diagnosis
 from service.storage.intake.outage import Outage
+from service.storage.leads.open_erasures import WaitingErasures
 from service.storage.spool.rows import SpoolSize
 from service.storage.spool.spool import Spool
 
@@ -32,6 +33,9 @@ CHECK_AWAY_SECONDS = 0.25
 FULL_SHARE = 0.8
 """Of the spool's limit; beyond it there is little time left to bring the database back."""
 
+
+LONGEST_ERASURE = 600.0
+"""Seconds for which an erasure may wait for a replica: it takes less to replace all of them, one after the other."""
 
 HANGING = frozenset({"hung", "left_behind", "not_durable"})
 """Causes of an outage in which the database answers, and what is stored does not end."""
@@ -89,6 +93,7 @@ class ReadinessReason(StrEnum):
     SPOOL_FILLING = "spool_filling", "The spool holds more than 80 % of its limit."
     LEADS_SET_ASIDE = "leads_set_aside", "Spooled leads were set aside and wait for an operator."
     LEADS_WAIT_LONG = "leads_wait_long", "Leads have waited in the spool for longer than the alarm age."
+    ERASURES_WAIT = "erasures_wait", "Erasures wait for a replica that does not run, or cannot read its spool."
     FILES_BEHIND = "files_behind", "The daily files cannot be rendered."
     TLS_FILES_REFUSED = "tls_files_refused", "New TLS files cannot be used; the certificate before stays in use."
     TASKS_FAILING = "tasks_failing", "Background tasks fail and are restarted."
@@ -121,6 +126,7 @@ def condition_of(
     session_refusal: SessionRefusedError | None,
     restarting_log: Path | None,
     longest_wait: float,
+    erasures_alarm: str | None,
     files_alarm: str | None,
     tls_alarm: str | None,
     failing_tasks: Sequence[str],
@@ -165,6 +171,7 @@ def condition_of(
             f"the spool {spool.folder} takes no leads: {spool.fault}" if spool.fault is not None else None
         ),
         **spool_alarms(spool.size, max_bytes=spool.max_bytes, longest_wait=longest_wait),
+        ReadinessReason.ERASURES_WAIT: erasures_alarm,
         ReadinessReason.FILES_BEHIND: files_alarm,
         ReadinessReason.TLS_FILES_REFUSED: tls_alarm,
         **(tasks_fail(failing_tasks) if failing_tasks else {}),
@@ -201,6 +208,18 @@ def spool_alarms(size: SpoolSize, *, max_bytes: int, longest_wait: float) -> dic
         ),
     }
     return _without_none(alarms)
+
+
+def erasures_alarm(waiting: Sequence[WaitingErasures]) -> str | None:
+    """The alarm of erasures that wait for replicas, which an operator should act on."""
+    late = [each for each in waiting if each.seconds > LONGEST_ERASURE]
+    if not late:
+        return None
+    named = ", ".join(f"{each.erasures} for the replica {each.replica}" for each in late)
+    return (
+        f"erasures wait, {named}: start it with its spool, or, if it is gone for good, leave it out with leadkeep keys "
+        "reindex --forget NAME"
+    )
 
 
 class Readiness:

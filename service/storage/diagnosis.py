@@ -21,14 +21,15 @@ from service.storage.schema import APPLICATION_ROLE
 _RIGHTS = {
     "SELECT": (
         "lead lead_event lead_conversation resubmission lead_alias lead_conflict tombstone "
-        "key_canary replica lead_touch daily_file file_turn access_record access_chain access_head alembic_version"
+        "key_canary replica spool_search spool_erasure lead_touch daily_file file_turn "
+        "access_record access_chain access_head alembic_version"
     ),
     "INSERT": (
         "lead lead_event lead_conversation resubmission lead_alias lead_conflict tombstone "
-        "replica lead_touch daily_file access_record access_chain access_head"
+        "replica spool_search spool_erasure lead_touch daily_file access_record access_chain access_head"
     ),
-    "UPDATE": "lead resubmission lead_conflict tombstone replica daily_file file_turn",
-    "DELETE": "replica lead_touch",
+    "UPDATE": "lead resubmission lead_conflict tombstone replica spool_search daily_file file_turn",
+    "DELETE": "replica spool_search spool_erasure lead_touch",
 }
 """What the service needs while it runs. Any other right to change or delete what is stored is one too many."""
 

@@ -35,6 +35,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import UserDefinedType
 
 from service.lead import SEALED_FORM, SENSITIVE_FIELDS, ConflictResolution, LeadEventType, LeadStatus
@@ -391,6 +392,36 @@ replica = Table(
     CheckConstraint("state IN ('running', 'stopped')", name="state"),
 )
 """The keys that each service had at its last heartbeat: see storage/keys/replicas.py."""
+
+spool_search = Table(
+    "spool_search",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    # The replica that is asked.
+    Column("replica", Text, nullable=False),
+    Column("asked_at", TIME, server_default=text("clock_timestamp()"), nullable=False),
+    # What is sought, as keyed digests: see storage/spool/search.py.
+    Column("question", JSONB, nullable=False),
+    # Sealed with a key of the spool, bound to `id`.
+    Column("answer", Text),
+    # Neither in the log nor in a backup: it lasts seconds.
+    prefixes=["UNLOGGED"],
+)
+"""Questions to other replicas about what waits in their spools, with the answers. None is older than a minute."""
+
+spool_erasure = Table(
+    "spool_erasure",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # The replica that has yet to erase.
+    Column("replica", Text, index=True, nullable=False),
+    # The lead, or the submission alone. Its tombstone names who erased it, when and why.
+    Column("erased_id", Uuid, index=True, nullable=False),
+    Column("opened_at", TIME, server_default=NOW, nullable=False),
+    # The phones and nids of the lead's person, as keyed digests: see storage/spool/search.py.
+    Column("sought", JSONB, nullable=False),
+)
+"""What each replica has yet to erase from its spool, before it stores anything from there. Removed when it has."""
 
 lead_touch = Table(
     "lead_touch",

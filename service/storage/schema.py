@@ -21,7 +21,7 @@ from service.storage.database.failures import StorageFaultError, cause_of, is_tr
 from service.storage.database.session import SETTINGS, encoding_refusal, open_unproven, shown
 from service.storage.postgres.embedded import EmbeddedPostgres
 
-REVISION = "0019"
+REVISION = "0020"
 """The schema that this release works with: the newest file in migrations/versions."""
 
 _HISTORIES_MOVE = "0017"

@@ -17,10 +17,11 @@ from service.access import Caller, Scope
 from service.errors import LeadNotFoundError, LeadValidationError, ScopeMissingError, Violation
 from service.lead import Lead, LeadEvent, Resubmission, SealedConflict, SealedLead, SealedResubmission
 from service.lead_sealer import LeadSealer
+from service.storage.intake.all_spools import AllSpools
 from service.storage.leads.erasures import Erasures
 from service.storage.leads.history import LeadHistory
 from service.storage.leads.history import Place as EventPlace
-from service.storage.leads.persons import Item, Match, MatchKind, Persons, Place, Ref, Spools
+from service.storage.leads.persons import Item, Match, MatchKind, Persons, Place, Ref
 from service.use_cases.conflict_service import Conflict
 from service.use_cases.erasure_service import ErasureService
 from service.use_cases.page_token import LARGEST_PAGE, Tags, make_page_token, read_page, read_page_token
@@ -72,7 +73,7 @@ class ErasedPerson:
 
 
 class PersonService:
-    """The use cases around persons. `spools`: None where nothing is known of what waits."""
+    """The use cases around persons."""
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class PersonService:
         history: LeadHistory,
         erasures: Erasures,
         erasing: ErasureService,
-        spools: Spools | None,
+        spools: AllSpools,
         sealer: LeadSealer,
         validation: ValidationService,
         page_token_tags: Tags,
@@ -112,7 +113,7 @@ class PersonService:
             place = _place(*after) if after else None
             waiting: Sequence[Match] = ()
             # Before the database is read: what is drained meanwhile is found there.
-            if self._spools is not None and (place is None or place.rank == 0):
+            if place is None or place.rank == 0:
                 waiting, unanswered = await self._spools.find(wanted)
             behind = sorted((each for each in waiting if place is None or each.place > place), key=lambda m: m.place)
             found = await self._persons.find(wanted, after=place, limit=limit)
@@ -163,9 +164,7 @@ class PersonService:
             first, after = int(text.partition("/")[0]), (at, text)
         page, ids = Export(), {each.id for each in refs}
         waiting: dict[UUID, Item] = {}
-        if self._spools is not None and (
-            wanted := [each.id for each in refs[first:] if each.kind is MatchKind.WAITING]
-        ):
+        if wanted := [each.id for each in refs[first:] if each.kind is MatchKind.WAITING]:
             sealed, page.unanswered = await self._spools.export(wanted)
             waiting = {each.id: Item(each.id, each) for each in sealed}
         for number, ref in enumerate(refs[first:], first):
@@ -231,15 +230,14 @@ class PersonService:
         # What waited and is a lead by now is erased as one.
         drained = await self._erasures.bury_alone(waiting, **by)
         gone: set[UUID] = set()
-        for lead_id in dict.fromkeys([*(ref.id for ref in refs if ref.kind is MatchKind.LEAD), *drained]):
+        leads = list(dict.fromkeys([*(ref.id for ref in refs if ref.kind is MatchKind.LEAD), *drained]))
+        for lead_id in leads:
             try:
                 done.kept += await self._erasing.erase_lead(caller, lead_id, reason=reason)
                 gone.add(lead_id)
             except LeadNotFoundError:
                 continue
-        if self._spools is not None and (left := [each for each in waiting if each not in drained]):
-            erased, done.unanswered = await self._spools.erase(left)
-            gone |= set(erased)
+        done.unanswered = await self._spools.erase([each for each in waiting if each not in drained], leads=leads)
         if alone := [ref.id for ref in refs if ref.kind is not MatchKind.LEAD and ref.id not in drained]:
             gone |= await self._erasures.erase_alone(alone, **by)
         done.kept = [each for each in dict.fromkeys(done.kept) if each not in gone]

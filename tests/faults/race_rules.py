@@ -85,12 +85,11 @@ def is_right(operation: str, answered: str, other: str) -> bool:
     return answered in allowed | words | {each.__name__ for each in errors}
 
 
-def left_of(person: Person, names: tuple[str, str], at_second: bool, where: dict[UUID, set[str]]) -> list[str]:
+def left_of(person: Person, names: tuple[str, str], where: dict[UUID, set[str]]) -> list[str]:
     """What of an erased person is left, after the operations of these names.
 
     What an operator made a lead of its own stays. A correction or a decision that gives the lead other values decides
-    whose the rest is, so that is not looked at then. Nor is what waits in a spool when the lead may have been erased at
-    the other replica, unless it is a copy of the request.
+    whose the rest is, so that is not looked at then.
     """
     ids = person.ids()
     gone: set[str] = set()
@@ -100,7 +99,7 @@ def left_of(person: Person, names: tuple[str, str], at_second: bool, where: dict
         gone.add(ERASING[name])
         if name != "erase conflict":
             gone |= {"lead", "alias", "resubmission"}
-            if person.waits_as_copy or (at_second and other not in {*MAY_BE_GONE, *CORRECTING, "take new"}):
+            if person.waits_as_copy or other not in {*MAY_BE_GONE, *CORRECTING, "take new"}:
                 gone.add("waiting")
         if person.is_same and other not in {*CORRECTING, "own lead", "retention"}:
             gone |= {"lead", "alias", "resubmission", "conflict"}

@@ -22,6 +22,7 @@ from functools import partial
 from itertools import combinations_with_replacement, count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import psycopg
@@ -31,11 +32,14 @@ from psycopg.rows import dict_row
 from service.access import ROLES, Caller
 from service.errors import LeadkeepError, StorageUnavailableError
 from service.factories import new_id
-from service.keys.encryption import EncryptionService
+from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keys.keyring import Keyring
 from service.lead import ConflictResolution, CustomerFields, LeadStatus, SealedConflict, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
+from service.storage.intake import spool_answers
+from service.storage.intake.all_spools import AllSpools
+from service.storage.keys.replicas import ReplicaReport
 from service.storage.leads.conflicts import ConflictRepository, OwnLead
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch
 from service.storage.leads.erasures import RetentionRule, erase_due
@@ -43,13 +47,16 @@ from service.storage.leads.history import LeadHistory
 from service.storage.leads.lead_import import restore_leads
 from service.storage.leads.persons import Persons, Ref
 from service.storage.leads.repository import LeadRepository
+from service.storage.leads.submissions import SubmissionStore
+from service.supervisor import Component
 from service.use_cases.conflict_service import ConflictService
 from service.use_cases.erasure_service import ErasureService
 from service.use_cases.person_service import PersonService
 from service.validation import ValidationService
-from tests.faults.race_rules import DECIDING, ERASING, WHOLE, Person, is_right, left_of
+from tests.faults.race_rules import DECIDING, WHOLE, Person, is_right, left_of
 from tests.harness import histories
 from tests.harness.postgres import TestDatabase, own_postgres
+from tests.harness.supervision import running
 from tests.storage.conftest import everyone
 from tests.storage.intake.test_writer import World
 from tests.storage.leads.test_handing_over import ORPHANS
@@ -121,6 +128,8 @@ class Replicas:
         self, worlds: Sequence[World], sealer: LeadSealer, encryption: EncryptionService, looking: AsyncConnection[Any]
     ) -> None:
         self.first, self.second = worlds
+        self.drained = SubmissionStore(self.first.database)
+        """As a third replica's drain stores."""
         self.sealer = sealer
         self.looking = looking
         self._encryption = encryption
@@ -151,7 +160,7 @@ class Replicas:
             history=LeadHistory(world.database),
             erasures=world.erasures,
             erasing=erasures,
-            spools=None,
+            spools=AllSpools(world.database, self._encryption, world.answers),
             sealer=self.sealer,
             validation=ValidationService(),
             page_token_tags=self._encryption.page_token_tags,
@@ -256,7 +265,7 @@ class Replicas:
             is_same=is_same,
             waits_as_copy=as_copy,
         )
-        store = self.first.store
+        store = self.drained
         await store.create_all_once([person.lead])
         await store.create_all_once([_late(person.sharing), _late(person.alias)])
         await ConflictRepository(self.first.database).resolve(
@@ -321,7 +330,7 @@ async def race(
     heard = await asyncio.gather(*map(answer, operations, [person, person], waits))
     await replicas.drain()
     if not undecided:
-        await replicas.first.store.create(_late(person.conflict))
+        await replicas.drained.create(_late(person.conflict))
     ids = person.ids()
     where: dict[UUID, set[str]] = {each: set() for each in ids.values()}
     for table, each in await (await replicas.looking.execute(_WHERE.encode(), {"ids": list(where)})).fetchall():
@@ -332,8 +341,7 @@ async def race(
         if not is_right(name, word, other):
             found.wrong_answers += 1
             found.examples.append(f"wrong answer: {example}")
-    at_second = any(name in ERASING and world is replicas.second for name, world in zip(names, worlds, strict=True))
-    if left := left_of(person, names, at_second, where):
+    if left := left_of(person, names, where):
         found.persons_left += 1
         found.examples.append(f"left {left}, same {person.is_same}, copy {person.waits_as_copy}: {example}")
     if lost := [name for name, each in ids.items() if where[each] not in WHOLE]:
@@ -378,13 +386,22 @@ def value_of(database: TestDatabase, query: str) -> object:
 async def two_replicas(database: TestDatabase, folder: Path) -> AsyncIterator[Replicas]:
     """Two replicas with one keyring, each with connections and a spool of its own."""
     encryption = EncryptionService(Keyring.generate(now=datetime.now(UTC)))
+    scheme = IndexScheme(encryption.index_primary_id, ValidationService().normaliser_identity)
+    encryption.plan = IndexPlan(1, (scheme, None))
     sealer = LeadSealer(encryption, ValidationService(), transcript_url=None)
     async with AsyncExitStack() as stack:
+        # Else most of a race is the wait for the other one's next look.
+        stack.enter_context(patch.object(spool_answers, "LOOK_SECONDS", 0.01))
         worlds = []
         for name in ("first", "second"):
             opened = Database(database.serve_url)
             stack.push_async_callback(opened.close)
-            worlds.append(await stack.enter_async_context(replica(opened, folder / name, encryption, sealer)))
+            world = await stack.enter_async_context(replica(opened, folder / name, encryption, sealer))
+            report = ReplicaReport(name, opened, world.spool, encryption)
+            await report.announce(opened)
+            for task in (report.run, world.answers.run):
+                await stack.enter_async_context(running(Component(name=f"{name} {task.__qualname__}", run=task)))
+            worlds.append(world)
         looking = await stack.enter_async_context(await AsyncConnection.connect(database.admin_url, autocommit=True))
         yield Replicas(worlds, sealer, encryption, looking)
 

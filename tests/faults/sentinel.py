@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import grpc
 import httpx
@@ -251,7 +252,16 @@ def hang_up(on: Trial) -> None:
     os.kill(on.here.pid, signal.SIGHUP)
 
 
-PATHS: tuple[Callable[[Trial], None], ...] = (create, fail, spool_and_crash, conflict, show, rotate)
+def erase_for_the_dead(on: Trial) -> None:
+    """Something that only the other replica may have is erased: it waits for that one."""
+    with on.admin() as admin, suppress(grpc.RpcError):
+        admin.call("EraseLead", pb.EraseLeadRequest(id=str(uuid4())))
+    assert faults.value_of(on.database.admin_url, "SELECT count(*) FROM spool_erasure") == 1
+
+
+PATHS: tuple[Callable[[Trial], None], ...] = (
+    *(create, fail, spool_and_crash, conflict, erase_for_the_dead, show, rotate),
+)
 
 
 def every_failure(on: Trial) -> None:

@@ -77,6 +77,13 @@ STAYS: Mapping[str, str] = {
 NOT_FILLED: Mapping[str, str] = {
     **dict.fromkeys(("key_canary.next_digest", "key_canary.next_normaliser"), "only while `keys reindex` runs"),
     **dict.fromkeys(("lead_touch.id", "lead_touch.quarter"), "only until the day's file is rendered"),
+    **dict.fromkeys(
+        (
+            *("spool_search.id", "spool_search.replica", "spool_search.asked_at", "spool_search.question"),
+            "spool_search.answer",
+        ),
+        "only while a replica is asked",
+    ),
     **dict.fromkeys(("access_chain.earlier_entries", "access_chain.earlier_digest"), "of a record older than chains"),
 }
 """What this trial need not fill, and why."""
@@ -102,7 +109,10 @@ NOT_IN_FILES: Mapping[str, str] = {
         ("tombstone", "lead_conflict", "access_record", "access_chain", "access_head"),
         "of no lead that is in the file",
     ),
-    **dict.fromkeys(("key_canary", "replica", "daily_file", "file_turn", "lead_touch"), "of the database itself"),
+    **dict.fromkeys(
+        ("key_canary", "replica", "daily_file", "file_turn", "lead_touch", "spool_search"), "of the database itself"
+    ),
+    "spool_erasure": "of no lead that is in the file",
 }
 """Columns and whole tables that an import of daily files does not bring back, and why."""
 

@@ -42,10 +42,12 @@ TABLES = {
     "lead_touch",
     "replica",
     "resubmission",
+    "spool_erasure",
+    "spool_search",
     "tombstone",
 }
-NOTES = {"lead_touch", "replica"}
-"""What is removed again: by renders of the daily files, and when a replica is gone for good."""
+NOTES = {"lead_touch", "replica", "spool_erasure", "spool_search"}
+"""What is removed again: by renders of the daily files, when a replica is gone for good, or has answered."""
 
 
 def tables(database: TestDatabase) -> set[str]:

@@ -53,6 +53,12 @@ _KEY_IDS: LiteralString = """
 """
 
 
+_LOGGED_TABLES: LiteralString = """
+    SELECT relname FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND relpersistence = 'p' ORDER BY relname
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class TableContent:
     """How many rows a table has, and the SHA-256 of the sorted SHA-256 of each."""
@@ -206,8 +212,9 @@ def whole_dump(folder: Path, manifest: Manifest) -> Iterator[IO[bytes]]:
 
 
 def contents(connection: psycopg.Connection) -> dict[str, TableContent]:
-    """What every table holds, in the transaction, which began with TRANSACTION; rows in an order of their digests."""
-    names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").fetchall()
+    """What every table of a dump holds, in the transaction, which began with TRANSACTION; rows in an order of their
+    digests."""
+    names = connection.execute(_LOGGED_TABLES).fetchall()
     return {name: _content(connection, name) for (name,) in names}
 
 

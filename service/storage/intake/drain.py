@@ -2,7 +2,8 @@
 
 A submission is removed from the spool only after the commit that has it. A crash in between changes nothing: the same
 submission again is found by its id. What cannot be opened, or is refused by the database for its content, is set aside
-in the spool and reported; the rest goes on. What was erased, here or by another replica, is dropped.
+in the spool and reported; the rest goes on. What was erased, here or by another replica, is dropped; an erasure that
+this replica has yet to apply to its spool comes before everything that waits there.
 
 While the database refuses made-up submissions too, nothing is wrong with those that wait: the drain stands still, and
 goes on by itself when the database is mended. One that is refused alone, and not for its content, stays and is held.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,6 +43,7 @@ from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.leads.decision import Aliased, Created, DuplicateMatch, Erased, InConflict, Outcome
 from service.storage.leads.erasing import Reseal
 from service.storage.leads.erasures import Erasures
+from service.storage.leads.open_erasures import OpenErasuresError
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
@@ -97,6 +99,7 @@ class Drain:
         outage: Outage,
         recent: RecentRequests,
         erasures: Erasures,
+        apply_erasures: Callable[[], Awaitable[None]],
         reseal: Reseal,
         busy: Callable[[], bool] = lambda: False,
         on_drained: Callable[[str], None] = lambda _: None,
@@ -107,6 +110,7 @@ class Drain:
         self._outage = outage
         self._recent = recent
         self._erasures = erasures
+        self._apply_erasures = apply_erasures
         self._erased_until: datetime | None = None
         self._reseal = reseal
         self._busy = busy
@@ -185,6 +189,8 @@ class Drain:
             outcomes = await self._submissions.create_all_once(submissions)
             self._outage.over()
             await self._remove(submissions, outcomes)
+        except OpenErasuresError:
+            return await self._erase_first()
         except SpoolError:
             raise
         except Exception as error:  # noqa: BLE001 # classified below
@@ -202,6 +208,8 @@ class Drain:
             try:
                 outcomes = await self._submissions.create_all_once([submission])
                 await self._remove([submission], outcomes)
+            except OpenErasuresError:
+                return await self._erase_first()
             except SpoolError:
                 raise
             except Exception as error:  # noqa: BLE001 # classified below
@@ -220,6 +228,14 @@ class Drain:
             else:
                 moved = True
         return DrainRound.DRAINED if moved else DrainRound.IDLE
+
+    async def _erase_first(self) -> DrainRound:
+        """Apply the erasures that other replicas have asked for; nothing is stored before."""
+        try:
+            await self._apply_erasures()
+        except StorageUnavailableError:
+            return DrainRound.UNREACHABLE
+        return DrainRound.IDLE
 
     async def _concerns_an_entry(self, error: Exception, *, since: float | None = None) -> bool:
         """Whether an error has to do with one of the submissions; else the outage is noted.

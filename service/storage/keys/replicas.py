@@ -14,9 +14,10 @@ import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import structlog
 from sqlalchemy import Float, delete, func, select
@@ -28,6 +29,8 @@ from service.keys.encryption import NOT_CONFIRMED, EncryptionService
 from service.keys.keyring import Keyring, Purpose
 from service.keys.secret_file import replace_secret_file
 from service.storage import models
+from service.storage.access.chain import Access, Chain
+from service.storage.access.queries import AccessRecords
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError, cause_of, is_transient
 from service.storage.keys.canary import DatabaseKeys, compare_canary, plan_of, read_key_state
@@ -42,7 +45,11 @@ small statements."""
 NAME_FILE = "replica-name"
 """File in the spool's folder with the name of the replica, which outlives its processes."""
 
+FORGOTTEN = "forget an open erasure"
+"""The operation on record when a replica is forgotten that had yet to erase something."""
+
 _REPLICAS = models.replica
+_OPEN = models.spool_erasure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +93,34 @@ async def replicas(database: Database) -> list[ReplicaStatus]:
     return [ReplicaStatus(**row._asdict()) for row in await database.rows(query)]
 
 
-async def forget(database: Database, names: Sequence[str]) -> list[str]:
-    """Remove replicas that are gone for good; the names that were found."""
-    statement = delete(_REPLICAS).where(_REPLICAS.c.name.in_(names)).returning(_REPLICAS.c.name)
+async def forget(database: Database, records: AccessRecords, names: Sequence[str], *, actor: str) -> set[str]:
+    """Remove replicas that are gone for good; the names that were found.
 
-    async def work(connection: AsyncConnection) -> list[str]:
-        return list((await connection.execute(statement)).scalars())
+    What they had yet to erase from their spools is noted in the access record, in the same transaction.
+    """
 
-    return await database.write(work)
+    async def work(connection: AsyncConnection) -> tuple[set[str], Chain | None]:
+        removed = delete(_REPLICAS).where(_REPLICAS.c.name.in_(names)).returning(_REPLICAS.c.name)
+        found = set((await connection.execute(removed)).scalars())
+        closed = delete(_OPEN).where(_OPEN.c.replica.in_(names)).returning(_OPEN.c.replica, _OPEN.c.erased_id)
+        rows = (await connection.execute(closed)).all()
+        if not rows:
+            return found, None
+        left = [
+            Access(
+                subject=actor, operation=FORGOTTEN, fields=(), lead_id=row.erased_id, reason=f"replica {row.replica}"
+            )
+            for row in rows
+        ]
+        now = datetime.now(UTC)
+        chain = await records.begin_chain(connection, uuid4(), f"keys@{socket.gethostname()}", now)
+        chain = await records.extend_chain(connection, chain, left, now)
+        return found | {row.replica for row in rows}, chain
+
+    found, chain = await database.write(work)
+    if chain is not None:
+        await records.end_chain(chain)
+    return found
 
 
 class ReplicaReport:
@@ -107,7 +134,7 @@ class ReplicaReport:
     """
 
     def __init__(self, name: str, database: Database, spool: Spool, encryption: EncryptionService) -> None:
-        self._name = name
+        self.name = name
         self._database = database
         self._spool = spool
         self._encryption = encryption
@@ -198,7 +225,7 @@ class ReplicaReport:
         }
         if starts:
             values["started_at"] = func.now()
-        upsert = insert(_REPLICAS).values(name=self._name, **values)
+        upsert = insert(_REPLICAS).values(name=self.name, **values)
         upsert = upsert.on_conflict_do_update(index_elements=["name"], set_=values)
 
         async def work(connection: AsyncConnection) -> None:

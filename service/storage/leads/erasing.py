@@ -200,7 +200,7 @@ async def person_of(connection: AsyncConnection, wanted: UUID, reseal: Reseal | 
         entry = replace(_entry(lead, lead.id, lead.created_by), indexes=indexes)
         return Person(person.ids | set(lead.aliases)).extended_by(entry)
     for conflict in await _CONFLICT.rows(connection, {"wanted": wanted}):
-        return person.extended_by(_opened(_entry(conflict, conflict.id, conflict.created_by), reseal))
+        return person.extended_by(opened(_entry(conflict, conflict.id, conflict.created_by), reseal))
     return person
 
 
@@ -354,7 +354,7 @@ async def _rows_of(
     def is_own(row: Any, row_id: UUID, subject: str) -> bool:
         entry = _entry(row, row_id, subject)
         # The first look costs nothing; opening a submission does.
-        return person.owns(entry) or person.owns(_opened(entry, reseal))
+        return person.owns(entry) or person.owns(opened(entry, reseal))
 
     def is_own_conflict(row: Any) -> bool:
         matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
@@ -401,7 +401,7 @@ def _entry(row: Any, row_id: UUID, subject: str) -> SealedSubmission:
     )
 
 
-def _opened(entry: SealedSubmission, reseal: Reseal | None) -> SealedSubmission:
+def opened(entry: SealedSubmission, reseal: Reseal | None) -> SealedSubmission:
     """With its blind indexes; without them when it cannot be opened: then what was noted decides whose it is."""
     try:
         return reseal(entry) if reseal else entry

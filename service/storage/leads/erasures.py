@@ -32,9 +32,11 @@ from service.storage.leads.erasing import (
     erase_within,
     lock_leads,
     lock_person,
+    opened,
     person_of,
     wait_for_drains,
 )
+from service.storage.leads.open_erasures import OpenErasure, OpenErasures
 from service.storage.leads.parameters import Position
 from service.storage.leads.submissions import store
 from service.storage.spool.spool import Spooled
@@ -105,9 +107,11 @@ class RetentionRule:
 class Erasures:
     """The erasures of one database, and the tombstones that they left."""
 
-    def __init__(self, database: Database, reseal: Reseal) -> None:
+    def __init__(self, database: Database, reseal: Reseal, open_erasures: OpenErasures | None = None) -> None:
+        """Without `open_erasures`, nobody else is asked to erase: for what replicas do not know either."""
         self._database = database
         self._reseal = reseal
+        self._open = open_erasures
 
     async def person(self, lead_id: UUID) -> Person:
         """What the database knows of the person that an id stands for."""
@@ -136,6 +140,7 @@ class Erasures:
                 waiting = [spooled.itself] if spooled.itself else []
                 await store([*waiting, *spooled.others], connection)
             gone |= await erase_one(lead_id, itself=spooled.itself, known=spooled.own.get(lead_id))
+            await self._ask_others(connection, lead_id, person, spooled.itself)
             return Erasure(frozenset(gone), await _kept(connection, lead_id)) if gone else None
 
         return await self._database.write(work)
@@ -190,6 +195,51 @@ class Erasures:
             )
 
         await self._database.write(work)
+
+    async def _ask_others(
+        self, connection: AsyncConnection, lead_id: UUID, person: Person, itself: SealedSubmission | None
+    ) -> None:
+        """Note that other replicas have to erase a person from their spools."""
+        if self._open is not None:
+            person = person.extended_by(itself) if itself else person
+            await self._open.note_lead(connection, lead_id, phones=person.phones, nids=person.nids)
+
+    async def erase_spooled(
+        self,
+        erasure: OpenErasure,
+        submission_id: UUID,
+        known: KnownTombstone,
+        submission: SealedSubmission | None,
+        *,
+        forwards: bool,
+    ) -> frozenset[UUID]:
+        """Erase a submission of this replica's spool, and what the database has of its person, as others ask for it.
+
+        `submission` is None when it cannot be opened. With `forwards` the other replicas are asked for its person too,
+        which they did not know. Returns the ids that are gone. Safe to repeat.
+        """
+        itself = opened(submission, self._reseal) if submission else None
+        actor, why = erasure.erased_by, erasure.reason
+
+        async def work(connection: AsyncConnection) -> frozenset[UUID]:
+            await wait_for_drains(connection)
+            if erasure.alone:
+                await bury_alone(connection, submission_id, actor=actor, reason=why, known=known)
+                return await erase_alone(connection, [submission_id], actor=actor, reason=why, known=known)
+            gone = await erase_within(
+                connection, submission_id, actor=actor, reason=why, reseal=self._reseal, itself=itself, known=known
+            )
+            if forwards and itself is not None:
+                await self._ask_others(connection, erasure.erased_id, Person(frozenset()), itself)
+            return gone
+
+        return await self._database.write(work)
+
+    async def keep_undecided(self, submission: SealedSubmission, erased_lead_id: UUID) -> None:
+        """Store a submission of this replica's spool as a conflict: it may have been accepted before its person was
+        erased, or after. Safe to repeat."""
+        resealed = self._reseal(submission)
+        await self._database.write(partial(store, [resealed], perhaps_erased={submission.id: erased_lead_id}))
 
     async def erase_again(self, tombstones: Sequence[Tombstone]) -> None:
         """Put up tombstones that were kept elsewhere, and erase what has come back, in one transaction."""

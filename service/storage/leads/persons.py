@@ -6,12 +6,12 @@ a match.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -95,25 +95,6 @@ class Match:
     def place(self) -> Place:
         """Its place in the list of all."""
         return Place(self.kind % MatchKind.WAITING, self.at, self.id, self.lead_id or self.id)
-
-
-class Spools(Protocol):
-    """What waits in the spools of all replicas, this one's included.
-
-    Each method also returns the names of the replicas that did not answer within seconds.
-    """
-
-    async def find(self, wanted: Wanted) -> tuple[Sequence[Match], Sequence[str]]:
-        """Must return every submission that waits and carries one of the digests, as a match of the kind WAITING."""
-
-    async def export(self, ids: Sequence[UUID]) -> tuple[Sequence[SealedSubmission], Sequence[str]]:
-        """Must return those of the submissions that wait, with `accepted_at`; their tokens are bound to their ids."""
-
-    async def erase(self, ids: Sequence[UUID]) -> tuple[Collection[UUID], Sequence[str]]:
-        """Must remove the submissions from every spool; returns those that waited.
-
-        The database holds a tombstone of each by then, so that none becomes a lead, whenever a replica drains it.
-        """
 
 
 @dataclass(frozen=True, slots=True)

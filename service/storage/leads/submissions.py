@@ -16,6 +16,7 @@ not, and could confirm a row that a failover then loses.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -44,6 +45,7 @@ from service.storage.leads.decision import (
     decide,
 )
 from service.storage.leads.erasing import wait_for_erasures
+from service.storage.leads.open_erasures import OpenErasures
 from service.storage.leads.queries import ATTEMPTS, columns_of, lead_of_row
 from service.storage.leads.resubmissions import keep_refused
 from service.storage.leads.tombstones import ErasedAmong, erased_among
@@ -154,12 +156,16 @@ _ALIASES = Statement(
 class SubmissionStore:
     """The submissions of one database, each stored in a transaction of its own or together with others.
 
-    With `require_standby`, only where commits wait for a synchronous standby: else NoStandbyError is raised.
+    With `require_standby`, only where commits wait for a synchronous standby: else NoStandbyError is raised. With
+    `open_erasures`, what comes from the spool only while this replica has none: else OpenErasuresError is raised.
     """
 
-    def __init__(self, database: Database, *, require_standby: bool = False) -> None:
+    def __init__(
+        self, database: Database, *, require_standby: bool = False, open_erasures: OpenErasures | None = None
+    ) -> None:
         self._database = database
         self._require_standby = require_standby
+        self._open_erasures = open_erasures
 
     async def create(self, submission: SealedSubmission) -> Outcome:
         """Store a submission, or find out what became of it or what it duplicates. Safe to repeat."""
@@ -171,7 +177,7 @@ class SubmissionStore:
         Some may be stored then. They are found by their ids when it is done again.
         """
         if any(submission.accepted_at for submission in batch):
-            return await self._database.write_once(self._work(store, batch))
+            return await self._database.write_once(self._work(partial(store, open_erasures=self._open_erasures), batch))
         inserted = await self._database.write_once(self._work(_insert_new, batch), alone=True)
         left = [submission for submission in batch if submission.id not in inserted]
         return inserted | (await self._database.write_once(self._work(store, left)) if left else {})
@@ -208,19 +214,28 @@ class _PassedError(Exception):
 
 
 async def store(
-    submissions: Sequence[SealedSubmission], connection: AsyncConnection, *, require_standby: bool = False
+    submissions: Sequence[SealedSubmission],
+    connection: AsyncConnection,
+    *,
+    require_standby: bool = False,
+    open_erasures: OpenErasures | None = None,
+    perhaps_erased: Mapping[UUID, UUID] | None = None,
 ) -> dict[UUID, Outcome]:
     """The outcome of each submission, applied in a transaction of the caller's; by id.
 
-    Each counts before the next. Raises StorageUnavailableError, and NoStandbyError with `require_standby`.
+    Each counts before the next. `perhaps_erased` names those whose person may have been erased after they were
+    accepted, each with the erased lead. Raises StorageUnavailableError, NoStandbyError with `require_standby`, and
+    OpenErasuresError with `open_erasures`.
     """
     if any(submission.accepted_at for submission in submissions):
         # Before the look-up: its snapshot must hold what an erasure has made of them, or they are stored twice.
         await wait_for_erasures(connection)
+        if open_erasures is not None:
+            await open_erasures.require_none(connection)
     # What was refused already makes way.
     in_order = sorted(submissions, key=lambda entry: entry.refused)
     for attempt in range(ATTEMPTS):
-        rows = await _look_up(connection, in_order, again=attempt > 0)
+        rows = await _look_up(connection, in_order, again=attempt > 0, perhaps_erased=perhaps_erased or {})
         new: list[SealedSubmission] = []
         decided: list[tuple[SealedSubmission, Outcome]] = []
         for entry in in_order:
@@ -271,7 +286,13 @@ async def _insert_new(
     }
 
 
-async def _look_up(connection: AsyncConnection, entries: Sequence[SealedSubmission], *, again: bool) -> _Rows:
+async def _look_up(
+    connection: AsyncConnection,
+    entries: Sequence[SealedSubmission],
+    *,
+    again: bool,
+    perhaps_erased: Mapping[UUID, UUID],
+) -> _Rows:
     keys: dict[str, list[Any]] = {
         name: [getattr(entry, name) for entry in entries] for name in ("id", "created_by", "request_id")
     }
@@ -284,7 +305,7 @@ async def _look_up(connection: AsyncConnection, entries: Sequence[SealedSubmissi
     # A new submission is erased only if an attempt to store it succeeded unnoticed. Most of those that were not
     # inserted are duplicates; it is asked when nothing else explains it.
     erased = await erased_among(connection, entries) if drained or again else ErasedAmong()
-    return _Rows(leads, conflicts, aliases, erased)
+    return _Rows(leads, conflicts, aliases, replace(erased, perhaps_with={**perhaps_erased, **erased.perhaps_with}))
 
 
 class _RowToBe(NamedTuple):

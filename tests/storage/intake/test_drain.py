@@ -42,7 +42,7 @@ async def world(
 ) -> AsyncIterator[World]:
     spool = Spool(tmp_path / "spool", encryption, max_bytes=10_000_000)
     spool.identified = True
-    yield World(connected, spool, sealer)
+    yield World(connected, spool, sealer, encryption)
     spool.close()
 
 
@@ -214,6 +214,7 @@ def drain_with(world: World, sealer: LeadSealer, clock: Clock) -> Callable[..., 
             outage=world.outage,
             recent=world.recent,
             erasures=world.erasures,
+            apply_erasures=world.answers.apply_erasures,
             reseal=reseal,
             clock=clock,
         )
@@ -381,9 +382,9 @@ async def test_what_the_driver_refuses_and_not_the_database_is_a_fault_of_ours(
 
 
 async def test_before_the_database_is_identified_nothing_leaves_the_spool(
-    world: World, submit: Submit, database: TestDatabase, sealer: LeadSealer
+    world: World, submit: Submit, database: TestDatabase, sealer: LeadSealer, encryption: EncryptionService
 ) -> None:
     await world.spool.put([submit()])
     unidentified = Database(database.serve_url, guarded=True)
-    assert await World(unidentified, world.spool, sealer).drain.step() is DrainRound.UNREACHABLE
+    assert await World(unidentified, world.spool, sealer, encryption).drain.step() is DrainRound.UNREACHABLE
     assert world.spool.size.waiting == 1

@@ -25,9 +25,11 @@ from service.storage.database.failures import StorageFaultError
 from service.storage.database.retry import LONGEST_RETRY, Retry, RetryScope, retry_scope
 from service.storage.intake.drain import Drain
 from service.storage.intake.outage import Outage, RecentRequests
+from service.storage.intake.spool_answers import SpoolAnswers
 from service.storage.intake.writer import LeadWriter
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
 from service.storage.leads.erasures import Erasures
+from service.storage.leads.open_erasures import OpenErasures
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool, SpoolOverlap
 from service.supervisor import Supervisor
@@ -41,17 +43,29 @@ POISONED = "Poisoned"
 
 
 class World:
-    """A writer, a spool and a drain on the test's database."""
+    """A replica's writer, spool, drain and answers on the test's database."""
 
-    def __init__(self, database: Database, spool: Spool, sealer: LeadSealer) -> None:
+    def __init__(
+        self, database: Database, spool: Spool, sealer: LeadSealer, encryption: EncryptionService, name: str = "here"
+    ) -> None:
         self.supervisor = Supervisor(on_death=lambda: None)
         self.batches: list[int] = []
         self.retries: list[Retry] = []
         self.outage, self.spool, self.database = Outage(), spool, database
-        self.store = SubmissionStore(database)
+        open_erasures = OpenErasures(name, encryption)
+        self.store = SubmissionStore(database, open_erasures=open_erasures)
         self.recent = RecentRequests()
         self.reseal = sealer.resealed_and_reindexed
-        self.erasures = Erasures(database, sealer.resealed_and_reindexed)
+        self.erasures = Erasures(database, sealer.resealed_and_reindexed, open_erasures)
+        self.answers = SpoolAnswers(
+            database=database,
+            spool=spool,
+            encryption=encryption,
+            open_erasures=open_erasures,
+            erasures=self.erasures,
+            recent=self.recent,
+            make_keys=sealer.search_keys,
+        )
         self.writer = LeadWriter(self.store, spool, self.outage, self.recent, on_batch=self.batches.append)
         self.drain = Drain(
             submissions=self.store,
@@ -59,6 +73,7 @@ class World:
             outage=self.outage,
             recent=self.recent,
             erasures=self.erasures,
+            apply_erasures=self.answers.apply_erasures,
             reseal=sealer.resealed_and_reindexed,
         )
 
@@ -88,8 +103,10 @@ class World:
 
 
 @pytest.fixture
-async def world(connected: Database, spool: Spool, sealer: LeadSealer) -> AsyncIterator[World]:
-    world = World(connected, spool, sealer)
+async def world(
+    connected: Database, spool: Spool, sealer: LeadSealer, encryption: EncryptionService
+) -> AsyncIterator[World]:
+    world = World(connected, spool, sealer, encryption)
     world.start()
     yield world
     await world.stop()
@@ -276,7 +293,7 @@ async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is
 ) -> None:
     second = Database(database.serve_url)
     spool = Spool(tmp_path / "second", encryption, max_bytes=10_000_000)
-    other = World(second, spool, sealer)
+    other = World(second, spool, sealer, encryption, "second")
     other.start()
     people = [(f"+1999{number:05d}", f"A{number:05d}") for number in range(60)]
     ours = [submit(phone=phone, nid=nid) for phone, nid in people]

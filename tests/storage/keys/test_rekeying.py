@@ -114,7 +114,7 @@ async def test_a_lead_of_an_old_plan_and_a_retired_key_waits_in_the_spool_and_is
     fresh = sealer_of(rotated)
     scheme = IndexScheme(rotated.index_primary_id, ValidationService().normaliser_identity)
     rotated.plan = IndexPlan(5, (None, scheme))
-    world = World(connected, spool, fresh)
+    world = World(connected, spool, fresh, rotated)
     world.start()
     try:
         assert isinstance(await world.create(stale, seconds=2.0), Delayed)

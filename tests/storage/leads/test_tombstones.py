@@ -44,7 +44,7 @@ async def replica(
     spool = Spool(folder, encryption, max_bytes=10_000_000)
     spool.identified = True
     spool.clock.measured(spool.clock.read(), datetime.now(UTC))  # as a heartbeat does it
-    world = World(database, spool, sealer)
+    world = World(database, spool, sealer, encryption, folder.name)
     world.start()
     yield world
     await world.stop()

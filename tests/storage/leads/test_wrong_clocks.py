@@ -50,7 +50,7 @@ async def skewed_replica(
     """A replica whose clock is wrong, and was not measured yet."""
     spool = Spool(folder, encryption, max_bytes=10_000_000, clock=DatabaseClock(skew.wall))
     spool.identified = True
-    world = World(database, spool, sealer)
+    world = World(database, spool, sealer, encryption)
     world.start()
     yield world
     await world.stop()

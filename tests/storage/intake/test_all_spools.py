@@ -1,0 +1,397 @@
+"""What waits in the spools of all replicas is found there, and what was erased leaves them before anything drains."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from service.errors import FieldUnreadableError, LeadNotFoundError
+from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
+from service.keys.keyring import Keyring, Purpose
+from service.lead_sealer import LeadSealer
+from service.storage.database.clock import ClockOffset, DatabaseClock
+from service.storage.database.database import Database
+from service.storage.database.retry import RetryScope, retry_scope
+from service.storage.intake.all_spools import AllSpools
+from service.storage.intake.drain import DrainRound
+from service.storage.keys.replicas import ReplicaReport
+from service.storage.leads.erasing import ALONE
+from service.storage.leads.parameters import Wanted
+from service.storage.leads.persons import MatchKind
+from service.storage.spool.file import SpoolError
+from service.storage.spool.rows import FILE_NAME
+from service.storage.spool.search import Sought
+from service.supervisor import Component
+from service.validation import ValidationService
+from tests.harness import faults
+from tests.harness.postgres import TestDatabase
+from tests.harness.processes import until
+from tests.harness.supervision import running
+from tests.storage.conftest import Submit
+from tests.storage.intake.test_writer import World
+from tests.storage.leads.test_erasure_neighbours import where
+from tests.storage.leads.test_tombstones import bytes_in, drain, erase, replica, spooled_forms
+
+PERSON = {"phone": "+8801733000001", "nid": "3310000000001", "email": "person@example.com"}
+
+
+@pytest.fixture(scope="module")
+def encryption() -> EncryptionService:
+    """Of a confirmed database."""
+    made = EncryptionService(Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC)))
+    scheme = IndexScheme(made.index_primary_id, ValidationService().normaliser_identity)
+    made.plan = IndexPlan(1, (scheme, None))
+    return made
+
+
+@pytest.fixture(scope="module")
+def sealer(encryption: EncryptionService) -> LeadSealer:
+    return LeadSealer(encryption, ValidationService(), transcript_url=None, repeat_window=timedelta(hours=24))
+
+
+class StoppedClock(DatabaseClock):
+    """A machine's clock that stands still, and by how many seconds it may be wrong; None: it was never compared."""
+
+    def __init__(self, at: datetime, error: int | None) -> None:
+        super().__init__()
+        self._now = at, None if error is None else ClockOffset(timedelta(0), timedelta(seconds=error))
+
+    def now(self) -> tuple[datetime, ClockOffset | None]:
+        return self._now
+
+
+@dataclass
+class Replicas:
+    """Two replicas, and the spools of both as the first one asks for them."""
+
+    here: World
+    there: World
+    spools: AllSpools
+    sealer: LeadSealer
+    encryption: EncryptionService
+
+    async def heartbeat(self, state: str = "running") -> None:
+        """Publish the status of both; the other one's state."""
+        for world, name, reported in ((self.here, "here", "running"), (self.there, "there", state)):
+            report = ReplicaReport(name, world.database, world.spool, self.encryption)
+            await (report.announce if reported == "running" else report.withdraw)(world.database)
+
+    def digests(self, *fields: str) -> Wanted:
+        """The blind indexes by which the person is looked for."""
+        return self.sealer.wanted({name: PERSON[name] for name in fields})
+
+    def answering(self) -> Any:
+        """The other replica answers meanwhile."""
+        return running(Component(name="spool answers", run=self.there.answers.run))
+
+
+@pytest.fixture
+async def replicas(
+    database: TestDatabase, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
+) -> AsyncIterator[Replicas]:
+    async with AsyncExitStack() as stack:
+        worlds = []
+        for name in ("here", "there"):
+            opened = Database(database.serve_url)
+            stack.push_async_callback(opened.close)
+            worlds.append(await stack.enter_async_context(replica(opened, tmp_path / name, encryption, sealer)))
+        here, there = worlds
+        made = Replicas(here, there, AllSpools(here.database, encryption, here.answers), sealer, encryption)
+        await made.heartbeat()
+        yield made
+
+
+@contextmanager
+def rotated(encryption: EncryptionService) -> Iterator[None]:
+    """Another index key makes the blind indexes; the one before is still in the keyring."""
+    before, plan = encryption.keyring, encryption.plan
+    keyring, fresh = before.with_new_key(Purpose.INDEX, now=datetime.now(UTC))
+    encryption.take(keyring.with_primary(fresh.id))
+    encryption.plan = IndexPlan(3, (None, IndexScheme(fresh.id, ValidationService().normaliser_identity)))
+    yield
+    encryption.take(before)
+    encryption.plan = plan
+
+
+def value(database: TestDatabase, query: str) -> object:
+    return faults.value_of(database.admin_url, query)
+
+
+def open_erasures(database: TestDatabase) -> object:
+    return value(database, "SELECT array_agg(replica ORDER BY replica) FROM spool_erasure")
+
+
+def leads(database: TestDatabase) -> object:
+    return value(database, "SELECT array_agg(id ORDER BY id) FROM lead")
+
+
+@pytest.mark.parametrize("name", ["phone", "nid", "email"])
+async def test_what_waits_in_any_spool_is_found_by_each_identifier(
+    replicas: Replicas, submit: Submit, database: TestDatabase, name: str
+) -> None:
+    ours, theirs, others = submit(**{name: PERSON[name]}), submit(**{name: PERSON[name]}), submit()
+    await replicas.here.spool.put([ours, submit()])
+    await replicas.there.spool.put([theirs, others])
+    await replicas.there.spool.set_aside(theirs.id, "refused by the database (22000)")
+
+    async with replicas.answering():
+        found, unanswered = await replicas.spools.find(replicas.digests(name))
+
+    assert {(match.kind, match.id, match.fields) for match in found} == {
+        (MatchKind.WAITING, each.id, (name,)) for each in (ours, theirs)
+    }
+    assert unanswered == ()
+    assert value(database, "SELECT count(*) FROM spool_search") == 0
+
+
+async def test_what_waits_elsewhere_is_exported_whole(replicas: Replicas, submit: Submit) -> None:
+    theirs = submit(**PERSON, notes="a note")
+    await replicas.there.spool.put([theirs, submit()])
+    async with replicas.answering():
+        [exported], unanswered = await replicas.spools.export([theirs.id])
+    assert unanswered == ()
+    assert (exported.id, exported.fields, exported.created_by) == (theirs.id, theirs.fields, theirs.created_by)
+
+
+async def test_what_is_damaged_is_found_by_what_was_noted_of_it(replicas: Replicas, submit: Submit) -> None:
+    theirs = submit(**PERSON)
+    await replicas.there.spool.put([theirs])
+    await replicas.there.spool.set_aside(theirs.id, "cannot be opened")
+    with sqlite3.connect(replicas.there.spool.folder / FILE_NAME) as file:
+        file.execute("UPDATE entry SET payload = 'damaged'")
+    async with replicas.answering():
+        [match], _ = await replicas.spools.find(replicas.digests("phone", "nid"))
+    assert (match.id, match.fields) == (theirs.id, ("phone", "nid"))
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+async def test_a_replica_that_does_not_answer_is_named(
+    replicas: Replicas, submit: Submit, database: TestDatabase, state: str
+) -> None:
+    await replicas.there.spool.put([submit(**PERSON)])
+    await replicas.heartbeat(state)
+    retry_scope.set(RetryScope(time.monotonic() + 0.5, lambda _: None))
+    assert await replicas.spools.find(replicas.digests("phone")) == ([], ("there",))
+    assert await replicas.spools.export([submit().id]) == ([], ("there",))
+    assert value(database, "SELECT count(*) FROM spool_search") == 0
+
+
+async def test_a_replica_that_stopped_with_an_empty_spool_is_not_asked(replicas: Replicas) -> None:
+    await replicas.heartbeat("stopped")
+    assert await replicas.spools.find(replicas.digests("phone")) == ([], ())
+
+
+async def test_a_replica_whose_own_spool_fails_is_named_itself(
+    replicas: Replicas, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object, **__: object) -> None:
+        raise SpoolError("the disk fails")
+
+    await replicas.here.spool.put([submit(**PERSON)])
+    await replicas.heartbeat("stopped")
+    monkeypatch.setattr(replicas.here.spool, "look_through", fails)
+    assert await replicas.spools.find(replicas.digests("phone")) == ([], ("here",))
+
+
+async def test_a_question_holds_no_value_and_an_answer_opens_for_it_alone(
+    replicas: Replicas, submit: Submit, database: TestDatabase
+) -> None:
+    theirs = submit(**PERSON, notes="a note that nobody reads")
+    await replicas.there.spool.put([theirs])
+    faults.execute(
+        database.admin_url,
+        "CREATE TABLE seen (id uuid, question jsonb, answer text)",
+        "GRANT ALL ON seen TO leadkeep_app",
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO seen SELECT NEW.id, NEW.question, NEW.answer; RETURN NULL; END $$",
+        "CREATE TRIGGER keep AFTER INSERT OR UPDATE ON spool_search FOR EACH ROW EXECUTE FUNCTION keep()",
+    )
+    async with replicas.answering():
+        await replicas.spools.find(replicas.digests("phone", "nid", "email"))
+        await replicas.spools.export([theirs.id])
+    with psycopg.connect(database.admin_url) as connection:
+        rows = connection.execute("SELECT id, question::text, answer FROM seen").fetchall()
+    assert len(rows) == 4
+    written = "".join(f"{question}{answer}" for _, question, answer in rows)
+    assert not [each for each in (*PERSON.values(), "nobody", "Somebody", theirs.fields["phone"]) if each in written]
+    (one, answer), (other, _) = [(row[0], row[2]) for row in rows if row[2]]
+    assert replicas.encryption.open_spooled(one, answer)
+    with pytest.raises(FieldUnreadableError):
+        replicas.encryption.open_spooled(other, answer)
+
+
+async def test_a_question_whose_caller_died_is_removed_with_its_answer(
+    replicas: Replicas, database: TestDatabase
+) -> None:
+    faults.execute(
+        database.admin_url,
+        "INSERT INTO spool_search (id, replica, asked_at, question, answer)"
+        f" SELECT gen_random_uuid(), 'gone', now() - interval '31 s', '{Sought().to_json()}', 'sealed'",
+        f"INSERT INTO spool_search (id, replica, question) SELECT gen_random_uuid(), 'gone', '{Sought().to_json()}'",
+    )
+    async with replicas.answering():
+        await until(lambda: value(database, "SELECT count(*) FROM spool_search") == 1)
+
+
+async def test_an_erased_lead_takes_its_person_from_every_spool_and_nobody_else(
+    replicas: Replicas, submit: Submit, database: TestDatabase
+) -> None:
+    lead, again = submit(**PERSON), submit(**PERSON)
+    shares_phone, shares_nid, other = submit(phone=PERSON["phone"]), submit(nid=PERSON["nid"]), submit()
+    await replicas.here.store.create(lead)
+    await replicas.there.spool.put([again, other])
+    await replicas.there.spool.put([shares_phone])
+    await replicas.there.spool.put([shares_nid])
+
+    await erase(replicas.here, lead.id)
+    assert open_erasures(database) == ["there"]
+    async with replicas.answering():
+        assert await replicas.spools.erase([], leads=[lead.id]) == ()
+
+    assert open_erasures(database) is None
+    content = bytes_in(replicas.there.spool.folder)
+    assert again.id.bytes not in content
+    assert all(each.id.bytes in content for each in (shares_phone, shares_nid, other))
+    assert value(database, f"SELECT lead_id FROM tombstone WHERE id = '{again.id}'") == lead.id
+    await drain(replicas.there)
+    assert leads(database) == sorted([other.id, shares_phone.id, shares_nid.id])
+
+
+async def test_a_replica_that_was_away_erases_before_its_first_drained_lead(
+    replicas: Replicas, submit: Submit, database: TestDatabase
+) -> None:
+    lead, first, again = submit(**PERSON), submit(), submit(**PERSON)
+    await replicas.here.store.create(lead)
+    await replicas.there.spool.put([first, again])
+    await replicas.heartbeat("stopped")
+    await erase(replicas.here, lead.id)
+    assert await replicas.spools.erase([], leads=[lead.id]) == ("there",)
+
+    assert await replicas.there.drain.step() is DrainRound.IDLE  # nothing was stored yet
+
+    assert (open_erasures(database), leads(database)) == (None, None)
+    assert [form for form in spooled_forms(again) if form in bytes_in(replicas.there.spool.folder)] == []
+    await drain(replicas.there)
+    assert leads(database) == [first.id]
+
+
+async def test_an_erasure_that_was_cut_off_goes_on_with_the_next_start(
+    replicas: Replicas, submit: Submit, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead, again = submit(**PERSON), submit(**PERSON)
+    await replicas.here.store.create(lead)
+    await replicas.there.spool.put([again])
+    await erase(replicas.here, lead.id)
+
+    async def killed(_: object) -> None:
+        raise KeyError
+
+    for name in ("remove", "look_through"):
+        with monkeypatch.context() as patch:
+            patch.setattr(replicas.there.spool, name, killed)
+            with pytest.raises(KeyError):
+                await replicas.there.answers.apply_erasures()
+        assert open_erasures(database) == ["there"]
+    await drain(replicas.there)
+    assert (open_erasures(database), leads(database), replicas.there.spool.size.waiting) == (None, None, 0)
+
+
+async def test_a_submission_that_waits_elsewhere_is_erased_with_what_else_is_its_persons(
+    replicas: Replicas, submit: Submit, database: TestDatabase
+) -> None:
+    """Nobody but the other replica knows whose it is."""
+    theirs, lead = submit(**PERSON), submit(**PERSON)
+    await replicas.there.spool.put([theirs])
+    await replicas.here.spool.put([lead])
+    with pytest.raises(LeadNotFoundError):
+        await erase(replicas.here, theirs.id)
+    await replicas.there.answers.apply_erasures()
+    assert open_erasures(database) == ["here"]
+    await drain(replicas.here)
+    assert (open_erasures(database), leads(database)) == (None, None)
+    assert (replicas.here.spool.size.waiting, replicas.there.spool.size.waiting) == (0, 0)
+
+
+async def test_what_waits_is_erased_alone_where_it_waits(
+    replicas: Replicas, submit: Submit, database: TestDatabase
+) -> None:
+    ours, theirs, same = submit(), submit(**PERSON), submit(**PERSON)
+    await replicas.here.spool.put([ours, same])
+    await replicas.there.spool.put([theirs])
+    faults.execute(
+        database.admin_url,
+        *(
+            f"INSERT INTO tombstone (id, lead_id, erased_by) VALUES ('{each.id}', '{ALONE}', 'boss')"
+            for each in (ours, theirs)
+        ),
+    )
+    async with replicas.answering():
+        assert await replicas.spools.erase([ours.id, theirs.id], leads=[]) == ()
+    assert value(database, "SELECT count(*) FROM tombstone WHERE created_at IS NOT NULL") == 2
+    assert (replicas.here.spool.size.waiting, replicas.there.spool.size.waiting) == (1, 0)
+    await drain(replicas.here)
+    assert (open_erasures(database), leads(database)) == (None, [same.id])
+
+
+@pytest.mark.parametrize(
+    ("ahead", "error", "becomes"),
+    [(-5, 1, "tombstone"), (5, 1, "lead"), (0, 60, "lead_conflict"), (0, None, "lead_conflict")],
+    ids=["before", "after", "the clocks leave it open", "no clock"],
+)
+async def test_what_was_accepted_after_the_erasure_is_new(
+    replicas: Replicas, submit: Submit, database: TestDatabase, ahead: int, error: int | None, becomes: str
+) -> None:
+    lead, again = submit(**PERSON), submit(**PERSON)
+    await replicas.here.store.create(lead)
+    await erase(replicas.here, lead.id)
+    replicas.there.spool.clock = StoppedClock(datetime.now(UTC) + timedelta(seconds=ahead), error)
+    await replicas.there.spool.put([again])
+    await drain(replicas.there)
+    assert where(database, again) == {becomes}
+    assert open_erasures(database) is None
+
+
+async def test_an_erasure_survives_a_rotation_of_the_index_key(
+    replicas: Replicas, submit: Submit, database: TestDatabase
+) -> None:
+    lead, again = submit(**PERSON), submit(**PERSON)
+    await replicas.here.store.create(lead)
+    await replicas.there.spool.put([again])
+    await erase(replicas.here, lead.id)
+
+    with rotated(replicas.encryption):
+        await drain(replicas.there)
+    assert (open_erasures(database), leads(database)) == (None, None)
+
+
+async def test_without_the_key_of_an_erasure_nothing_drains(
+    replicas: Replicas, submit: Submit, database: TestDatabase
+) -> None:
+    lead = submit(**PERSON)
+    await replicas.here.store.create(lead)
+    await replicas.there.spool.put([submit(**PERSON), submit()])
+    await erase(replicas.here, lead.id)
+    faults.execute(
+        database.admin_url,
+        """UPDATE spool_erasure SET sought = jsonb_set(sought, '{schemes,0,key_id}', '"gone"')""",
+    )
+    for _ in range(3):
+        assert await replicas.there.drain.step() is DrainRound.IDLE
+    assert (replicas.there.spool.size.waiting, open_erasures(database)) == (2, ["there"])
+
+
+async def test_the_same_erasure_again_adds_nothing(replicas: Replicas, submit: Submit, database: TestDatabase) -> None:
+    lead = submit(**PERSON)
+    await replicas.here.store.create(lead)
+    for _ in range(3):
+        await erase(replicas.here, lead.id)
+    assert open_erasures(database) == ["there"]
