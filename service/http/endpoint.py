@@ -115,20 +115,23 @@ class HttpEndpoint:
         if self._server is not None:
             self._server.close()
         self._socket.close()
-        open_ones, running = self._state.connections, self._state.tasks
-        for connection in list(open_ones):
+        for connection in list(self._state.connections):
             connection.shutdown()
-        end = time.monotonic() + grace
-        while (open_ones or running) and time.monotonic() < end:  # noqa: ASYNC110 # transports have no event for it
-            await asyncio.sleep(POLL_SECONDS)
-        answered = asyncio.gather(*running, return_exceptions=True)
-        # Each is answered that the outcome is not known.
-        answered.cancel()
-        await asyncio.wait({answered}, timeout=POLL_SECONDS)
-        for connection in list(open_ones):
+        await self._wait(grace)
+        for task in list(self._state.tasks):
+            # It answers that the outcome is not known.
+            task.cancel()
+        await self._wait(POLL_SECONDS)
+        for connection in list(self._state.connections):
             # Not close(), which waits for callers that do not read.
             connection.transport.abort()
-        await asyncio.wait({answered}, timeout=CUT_SECONDS)
+        await self._wait(CUT_SECONDS)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait until every request has its answer, and every caller has taken it, for so long at most."""
+        end = time.monotonic() + seconds
+        while (self._state.connections or self._state.tasks) and time.monotonic() < end:  # noqa: ASYNC110 # no event
+            await asyncio.sleep(POLL_SECONDS)
 
 
 async def _answer(paths: Paths, cors: Cors, scope: Scope, receive: Receive, send: Send) -> None:
