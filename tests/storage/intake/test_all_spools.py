@@ -14,15 +14,20 @@ from typing import Any
 import psycopg
 import pytest
 
-from service.errors import FieldUnreadableError, LeadNotFoundError
+from service.errors import FieldUnreadableError, LeadNotFoundError, StartRefusedError
 from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keys.keyring import Keyring, Purpose
 from service.lead_sealer import LeadSealer
+from service.rotation.key_service import KeyService
+from service.storage.backup.backup import make_backup, restore_backup
+from service.storage.backup.backup_manifest import DUMP
 from service.storage.database.clock import ClockOffset, DatabaseClock
 from service.storage.database.database import Database
 from service.storage.database.retry import RetryScope, retry_scope
 from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.drain import DrainRound
+from service.storage.keys.canary import confirm_canary
+from service.storage.keys.rekeying import rekeying
 from service.storage.keys.replicas import ReplicaReport
 from service.storage.leads.erasing import ALONE
 from service.storage.leads.parameters import Wanted
@@ -33,7 +38,7 @@ from service.storage.spool.search import Sought
 from service.supervisor import Component
 from service.validation import ValidationService
 from tests.harness import faults
-from tests.harness.postgres import TestDatabase
+from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import until
 from tests.harness.supervision import running
 from tests.storage.conftest import Submit
@@ -363,12 +368,14 @@ async def test_what_was_accepted_after_the_erasure_is_new(
 async def test_an_erasure_survives_a_rotation_of_the_index_key(
     replicas: Replicas, submit: Submit, database: TestDatabase
 ) -> None:
-    lead, again = submit(**PERSON), submit(**PERSON)
+    lead = submit(**PERSON)
     await replicas.here.store.create(lead)
-    await replicas.there.spool.put([again])
     await erase(replicas.here, lead.id)
 
+    replicas.there.spool.clock = StoppedClock(datetime.now(UTC) - timedelta(seconds=5), 1)
     with rotated(replicas.encryption):
+        # Nothing that was noted with it names the key of the erasure.
+        await replicas.there.spool.put([submit(**PERSON)])
         await drain(replicas.there)
     assert (open_erasures(database), leads(database)) == (None, None)
 
@@ -395,3 +402,46 @@ async def test_the_same_erasure_again_adds_nothing(replicas: Replicas, submit: S
     for _ in range(3):
         await erase(replicas.here, lead.id)
     assert open_erasures(database) == ["there"]
+
+
+async def test_a_backup_holds_open_erasures_and_no_question(
+    replicas: Replicas, submit: Submit, database: TestDatabase, postgres_server: TestServer, tmp_path: Path
+) -> None:
+    await confirm_canary(replicas.here.database, replicas.encryption, ValidationService().normaliser_identity)
+    lead = submit(**PERSON)
+    await replicas.here.store.create(lead)
+    await erase(replicas.here, lead.id)
+    faults.execute(
+        database.admin_url,
+        f"INSERT INTO spool_search (id, replica, question) SELECT gen_random_uuid(), 'gone', '{Sought().to_json()}'",
+    )
+    manifest = make_backup(database.admin_url, tmp_path / "backup", replicas.encryption)
+    assert "spool_search" not in manifest.tables
+    restored = postgres_server.empty_database()
+    with (tmp_path / "backup" / DUMP).open("rb") as dump:
+        restore_backup(restored.admin_url, dump, manifest)
+    assert (open_erasures(restored), value(restored, "SELECT count(*) FROM spool_search")) == (["there"], 0)
+
+
+async def test_an_index_key_that_an_open_erasure_needs_is_not_retired(
+    replicas: Replicas, submit: Submit, database: TestDatabase, tmp_path: Path
+) -> None:
+    await confirm_canary(replicas.here.database, replicas.encryption, ValidationService().normaliser_identity)
+    lead = submit(**PERSON)
+    await replicas.here.store.create(lead)
+    await erase(replicas.here, lead.id)
+    faults.execute(database.admin_url, "UPDATE replica SET seals = '{}'")
+    old = replicas.encryption.keyring.primary(Purpose.INDEX)
+    async with rekeying(database.serve_url) as tables:
+        keys = KeyService(
+            database=replicas.here.database,
+            rekeying=tables,
+            encryption=replicas.encryption,
+            on_wait=lambda _: None,
+            on_progress=lambda _: None,
+            spool=tmp_path,
+            timeout=1.0,
+            rate=0,
+        )
+        with pytest.raises(StartRefusedError, match="1 erasures that wait for the replica there: start it"):
+            await keys.retire(old, files=dict)
