@@ -59,6 +59,7 @@ class Language:
         """Copy and build it. Raises AssertionError with what the build printed."""
         if self.is_built:
             return
+        built = self._digest()  # of what is copied now, whatever is edited while it is built
         home = BUILT / self.name
         shutil.rmtree(home, ignore_errors=True)
         for name in TO_COPY:
@@ -70,7 +71,7 @@ class Language:
         _run(self.commands()[0], home)
         if self.build_driver:
             _run(self.build_driver, self.folder)
-        self._stamp.write_text(self._digest())
+        self._stamp.write_text(built)
 
     @property
     def _stamp(self) -> Path:
