@@ -266,8 +266,8 @@ class Replicas:
             waits_as_copy=as_copy,
         )
         store = self.drained
-        await store.create_all_once([person.lead])
-        await store.create_all_once([_late(person.sharing), _late(person.alias)])
+        for each in (person.lead, _late(person.sharing), _late(person.alias)):
+            await store.create(each)  # retried, unlike create_all_once: the machine may be busy
         await ConflictRepository(self.first.database).resolve(
             person.sharing.id,
             ConflictResolution.OWN_LEAD,
