@@ -72,7 +72,7 @@ _FOREIGN_TRIGGERS = text("""
         JOIN pg_proc f ON f.oid = t.tgfoid
     WHERE n.nspname = 'public' AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND f.proname <> ALL (ARRAY[
         'note_touched_leads', 'note_touched_aliases', 'refuse_old_leads', 'refuse_retired_keys', 'refuse_erased_leads',
-        'hand_over_index_entries', 'count_resubmissions'])
+        'hand_over_index_entries', 'count_resubmissions', 'place_event'])
     ORDER BY 2, 1
 """)
 

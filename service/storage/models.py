@@ -225,6 +225,8 @@ lead_event = Table(
     Column("to_status", Text),
     Column("from_assignee", Text),
     Column("to_assignee", Text),
+    # The latest moment of the events before it, if that is later than its own; by a trigger.
+    Column("placed_at", TIME),
     # The only index, in the order in which a history is read. A version may have several events.
     PrimaryKeyConstraint("lead_id", "version", "id"),
     CheckConstraint(f"type BETWEEN {LeadEventType.CREATED:d} AND {LeadEventType.ERASED:d}", name="type"),

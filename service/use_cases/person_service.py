@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,7 @@ from service.lead import Lead, LeadEvent, Resubmission, SealedConflict, SealedLe
 from service.lead_sealer import LeadSealer
 from service.storage.intake.all_spools import AllSpools
 from service.storage.leads.erasures import Erasures
-from service.storage.leads.history import LeadHistory
+from service.storage.leads.history import BEGINNING, LeadHistory
 from service.storage.leads.history import Place as EventPlace
 from service.storage.leads.persons import Item, Match, MatchKind, Persons, Place, Ref
 from service.use_cases.conflict_service import Conflict
@@ -29,9 +29,8 @@ from service.validation import ValidationService
 
 MOST_REFS = 100
 
-_NO_EVENT_YET = EventPlace(datetime(1, 1, 2, tzinfo=UTC), 0, 0, 0)
-_NOT_BEGUN = _NO_EVENT_YET._replace(is_access=-1)
-"""Places in an item's history: behind its content and before the first event; before its content."""
+_NOT_BEGUN = BEGINNING._replace(version=-1)
+"""The place in an item's history before its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,7 @@ class PersonService:
             if len(page.parts) == LARGEST_PAGE:
                 return _NOT_BEGUN
             page.parts.append(Part(ref, item, self._opened(item)))
-            after = _NO_EVENT_YET
+            after = BEGINNING
         while True:
             room = LARGEST_PAGE - len(page.parts)
             if room == 0:
@@ -280,5 +279,4 @@ def _resumed(after: tuple[datetime, str]) -> tuple[tuple[bool, UUID, UUID], Even
     """The item of a page token, and the event of it, behind which the page begins."""
     at, text = after
     _, is_other, item_id, lead_id, *event = text.split("/")
-    is_access, version, number = map(int, event)
-    return (is_other == "1", UUID(item_id), UUID(lead_id)), EventPlace(at, is_access, version, number)
+    return (is_other == "1", UUID(item_id), UUID(lead_id)), EventPlace(at, *map(int, event))

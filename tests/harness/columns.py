@@ -85,6 +85,7 @@ NOT_FILLED: Mapping[str, str] = {
         "only while a replica is asked",
     ),
     **dict.fromkeys(("access_chain.earlier_entries", "access_chain.earlier_digest"), "of a record older than chains"),
+    "lead_event.placed_at": "only behind an event whose submission waited in a spool",
 }
 """What this trial need not fill, and why."""
 

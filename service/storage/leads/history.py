@@ -6,22 +6,12 @@ holds a lock on the lead's row, or the one that keeps erasures out: of an erased
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import (
-    Select,
-    String,
-    cast,
-    func,
-    literal,
-    null,
-    select,
-    text,
-    tuple_,
-    union_all,
-)
+from sqlalchemy import Select, func, literal, null, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import LeadEvent, LeadEventType, LeadStatus
@@ -65,13 +55,18 @@ async def is_creators_alone(connection: AsyncConnection, lead_id: UUID, *, withi
 
 
 class Place(NamedTuple):
-    """The place of an event in a history; see `LeadHistory.page`."""
+    """How far a history was read: the last access, and the last event."""
 
     at: datetime
-    """The latest moment of it and all events before it; that of an access is its own."""
-    is_access: int
+    access_id: int
     version: int
-    id: int
+    event_id: int
+
+
+_LARGEST = 2**63 - 1
+_FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+BEGINNING, END = Place(_FIRST, 0, 0, 0), Place(_LAST, _LARGEST, _LARGEST, _LARGEST)
+"""The places before and behind everything."""
 
 
 class LeadHistory:
@@ -90,38 +85,38 @@ class LeadHistory:
     ) -> list[tuple[LeadEvent, Place]]:
         """At most `limit` events of a lead behind a place, in the order of its versions.
 
-        An access comes behind the events that had happened by then, and behind those that a version puts before one of
-        them: their moments need not be in the order of versions, because a submission keeps its own while it waits in a
-        spool. So the order is total, events that are added later are behind all others, and newest first is its
-        reverse.
+        An access comes behind the events that had happened by then, and before those that a version puts behind one
+        that had not: the moments of events need not be in the order of versions, because a submission keeps its own
+        while it waits in a spool. So the order is total, events that are added later are behind all others, and newest
+        first is its reverse.
         """
-        order = ("placed_at", "is_access", "version", "id") if with_accesses else ("version", "id")
+        place = after or (END if newest_first else BEGINNING)
 
-        def behind(listed: Select[Any]) -> Select[Any]:
-            rows = listed.subquery()
-            columns = [rows.c[name] for name in order]
-            query = select(rows).order_by(*(column.desc() if newest_first else column for column in columns))
-            if after is not None:
-                place = tuple_(*columns), tuple_(*after[-len(order) :])
-                query = query.where(place[0] < place[1] if newest_first else place[0] > place[1])
-            return query.limit(limit)
+        async def behind(listed: Select[Any], keys: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
+            row, last = tuple_(*keys), tuple_(*values)
+            query = listed.where(row < last if newest_first else row > last)
+            return await self._database.rows(
+                query.order_by(*(key.desc() if newest_first else key for key in keys)).limit(limit)
+            )
 
-        if not with_accesses:
-            query = behind(_events(lead_id))
-        else:
-            latest = func.max(_EVENT.at).over(order_by=(_EVENT.version, _EVENT.id))
-            query = behind(select(union_all(behind(_events(lead_id, latest)), behind(_accesses(lead_id))).subquery()))
-        return [
-            (_event(row), Place(row.placed_at, row.is_access, row.version, row.id))
-            for row in await self._database.rows(query)
-        ]
+        found = [*await behind(_events(lead_id), (_EVENT.version, _EVENT.id), place[2:])]
+        if with_accesses:
+            found += await behind(_accesses(lead_id), (_ACCESS.recorded_at, _ACCESS.id), place[:2])
+        found.sort(key=lambda row: (row.placed_at, row.is_access, row.version, row.id), reverse=newest_first)
+        page = []
+        for row in found[:limit]:
+            if row.is_access:
+                place = place._replace(at=row.at, access_id=row.id)
+            else:
+                place = place._replace(version=row.version, event_id=row.id)
+            page.append((_event(row), place))
+        return page
 
 
-def _events(lead_id: UUID, placed_at: Any = _EVENT.at) -> Select[Any]:
+def _events(lead_id: UUID) -> Select[Any]:
     columns = [_EVENT[name] for name in (*_DETAILS, *_CHANGES)]
-    return select(*columns, placed_at.label("placed_at"), literal(0).label("is_access")).where(
-        _EVENT.lead_id == lead_id
-    )
+    placed_at = func.coalesce(_EVENT.placed_at, _EVENT.at).label("placed_at")
+    return select(*columns, placed_at, literal(0).label("is_access")).where(_EVENT.lead_id == lead_id)
 
 
 def _accesses(lead_id: UUID) -> Select[Any]:
@@ -134,7 +129,7 @@ def _accesses(lead_id: UUID) -> Select[Any]:
         "reason": _ACCESS.reason,
         "fields": _ACCESS.fields,
         "at": _ACCESS.recorded_at,
-        **dict.fromkeys(_CHANGES, cast(null(), String)),
+        **dict.fromkeys(_CHANGES, null()),
         "placed_at": _ACCESS.recorded_at,
         "is_access": literal(1),
     }
