@@ -17,6 +17,11 @@ def cpu_seconds(pid: int, *, reaped: bool = False) -> float:
     return sum(map(int, fields if reaped else fields[:2])) * _TICK
 
 
+def cpu_nanoseconds(pid: int) -> int:
+    """The CPU time of a process with one thread, much finer than the ticks of `cpu_seconds`."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
 def family_cpu_seconds(pid: int) -> float:
     """The same for a process with all of its children, those that have ended too."""
     total = 0.0

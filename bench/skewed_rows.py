@@ -7,7 +7,7 @@ of COMMON_POLICY, from COMMON_SOURCE. So each pair of them finds nothing, though
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import accumulate
 
 from bench.growth_rows import Clear, Rows
@@ -62,10 +62,8 @@ class SkewedRows(Rows):
                 policy = COMMON_POLICY
             case "source":
                 source = COMMON_SOURCE
-        changed = min(created + timedelta(days=chance.expovariate(1 / 10)), self.newest)
-        back = (
-            min(created + timedelta(days=chance.expovariate(1 / 60)), self.newest) if chance.random() < 0.04 else None
-        )
+        changed = self._later(created, 10, chance)
+        back = self._later(created, 60, chance) if chance.random() < 0.04 else None
         return Clear(
             name=f"{chance.choice(_FIRST)}{chance.choice(_LAST)} {number:07}",
             interested_policy=policy,
@@ -78,6 +76,11 @@ class SkewedRows(Rows):
             resubmissions=0 if back is None else 1,
             resubmitted_at=back,
         )
+
+    def _later(self, created: datetime, days: float, chance: random.Random) -> datetime:
+        """A moment so many days later on average, and not in the future: no two leads have the same one."""
+        later = created + timedelta(days=chance.expovariate(1 / days))
+        return later if later < self.newest else created + (self.newest - created) * chance.random()
 
     @staticmethod
     def _pick(chance: random.Random, values: list[str], weights: list[float]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-import psycopg
 import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
@@ -121,14 +120,3 @@ class TestFilter:
             admin.list_leads(source="x" * 101)
 
         assert list(refusal.violations) == ["source"]
-
-    def test_an_index_has_its_leads_in_the_order_of_lists(self, service: RunningService) -> None:
-        with psycopg.connect(service.environment["LEADKEEP_DATABASE_URL"]) as connection:
-            connection.execute("SET enable_seqscan = off; SET enable_sort = off")
-            plan = connection.execute(
-                "EXPLAIN SELECT id FROM lead WHERE source = 'whatsapp' ORDER BY created_at DESC, id DESC LIMIT 51"
-            ).fetchall()
-
-        steps = "\n".join(step for (step,) in plan)
-        assert "Backward using ix_lead_source_created_at " in steps
-        assert "Presorted Key: created_at" in steps, "only leads of one moment are sorted"

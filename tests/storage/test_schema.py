@@ -228,7 +228,7 @@ def stored(database: TestDatabase) -> Iterator[psycopg.Connection]:
         "ALTER TABLE lead DROP CONSTRAINT ck_lead_sealed",
         "ALTER TABLE lead DISABLE TRIGGER ALL",
         "DROP TABLE lead CASCADE",
-        "DROP INDEX ix_lead_created_at_id",
+        "DROP INDEX ix_lead_created_at",
         "CREATE INDEX mine ON lead (name)",
         "CREATE ROLE mine",
         "SET ROLE postgres",

@@ -66,10 +66,12 @@ QUERY_CANCELED = "57014"
 """SQLSTATE of a statement that took longer than `statement_timeout`."""
 
 MUCH_AT_ONCE = (
-    "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0"
+    "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0;"
+    " SET LOCAL random_page_cost = 1"
 )
 """For statements that read much: planned for their values, because the best index depends on them; not compiled, which
-takes longer than it saves; on one processor, because calls that wait need the others."""
+takes longer than it saves; on one processor, because calls that wait need the others; by the index that finds the
+fewest rows, even if more of them would lie side by side: where they do, what is sought may be far away."""
 
 STILL_AT_WORK = text(
     "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(CAST(:pids AS int[])) AND state = 'active'"

@@ -1,12 +1,13 @@
 """Pages of leads: the filters of a list, its order, and the statement of a page.
 
-Promise: by each filter alone, a page is read in the order of an index, and what comes behind it is not read. What finds
-few leads is found first and sorted then. What pages take: bench/lists.md.
+Promise: by each filter alone, a page is read in the order of an index, and what comes behind it is not read. By two of
+status, assignee, policy and source it is read along one of them, and the other one is compared in the index: no lead is
+looked at that does not match. What finds few leads is found first and sorted then. What pages take: bench/lists.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from operator import eq, ge, lt
@@ -23,6 +24,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     func,
+    literal_column,
     or_,
     select,
     tuple_,
@@ -100,12 +102,8 @@ CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
 }
 """What each filter makes of its value. `reader` restricts a list to what one subject created."""
 
-_ACROSS = {
-    "created_at": frozenset({"updated_after", "updated_before"}),
-    "updated_at": frozenset({"created_after", "created_before"}),
-    "resubmitted_at": frozenset[str](),
-}
-"""The filters that the index of an order includes without being sorted by them."""
+_BY_FILTER = frozenset({"statuses", "assignee", "unassigned", "interested_policy", "source", "created_by", "reader"})
+"""Filters that have indexes of their own."""
 
 
 async def find_page(
@@ -115,17 +113,27 @@ async def find_page(
 
     Raises TooManyMatchesError.
     """
-    page = partial(_page, order=order, after=after, limit=limit, across=not _ACROSS[order.column].isdisjoint(wanted))
-    statuses = wanted.get("statuses", ())
+    # All leads of nobody have the same assignee, but PostgreSQL sees that only of a value: it is asked for the whole
+    # order of the index.
+    first = ["assignee"] if "unassigned" in wanted and order.column != "resubmitted_at" else []
+
+    def in_order(columns: Any, place: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+        ordered = [*(columns[name] for name in first), place, columns.id]
+        return [column.desc() if order.is_descending else column.asc() for column in ordered]
+
+    def page(conditions: Sequence[ColumnElement[bool]], place: ColumnElement[Any]) -> Select[Any]:
+        query = select(place.label("place"), *COLUMNS).where(place.is_not(None), *conditions)
+        if after is not None:
+            compare = tuple_(place, LEAD.c.id).__lt__ if order.is_descending else tuple_(place, LEAD.c.id).__gt__
+            query = query.where(compare(tuple_(*after)))
+        return query.order_by(*in_order(LEAD.c, place)).limit(limit)
+
     if finding := sorted(FOUND_FIRST & wanted.keys()):
-        query = page([await _found_first(connection, wanted, finding)])
-    elif len(statuses) > 1:
-        # An index holds the leads of one status in order: those of several are merged.
-        parts = [page(_conditions({**wanted, "statuses": [status]})) for status in statuses]
-        merged = union_all(*parts).subquery()
-        query = select(merged).order_by(*_direction(order, merged.c.place, merged.c.id)).limit(limit)
+        query = page([await _found_first(connection, wanted, finding)], LEAD.c[order.column])
     else:
-        query = page(_conditions(wanted))
+        parts = _parts(wanted, order, goes_on=after is not None)
+        merged = union_all(*(page(*part) for part in parts)).subquery()
+        query = select(merged).order_by(*in_order(merged.c, merged.c.place)).limit(limit)
     return [(row[0], lead_of(row[1:])) for row in await connection.execute(query)]
 
 
@@ -141,27 +149,35 @@ def _conditions(wanted: Filters) -> list[ColumnElement[bool]]:
     return [CONDITIONS[name](value) for name, value in wanted.items()]
 
 
-def _page(
-    conditions: list[ColumnElement[bool]],
-    *,
-    order: LeadOrder,
-    after: tuple[datetime, UUID] | None,
-    limit: int,
-    across: bool,
-) -> Select[Any]:
-    place, lead_id = LEAD.c[order.column], LEAD.c.id
-    query = select(place.label("place"), *((lead_id,) if across else COLUMNS)).where(place.is_not(None), *conditions)
-    if after is not None:
-        compare = tuple_(place, lead_id).__lt__ if order.is_descending else tuple_(place, lead_id).__gt__
-        query = query.where(compare(tuple_(*after)))
-    query = query.order_by(*_direction(order, place, lead_id)).limit(limit)
-    if across:
-        # What the index includes is compared without a look at the leads.
-        places = query.subquery()
-        query = select(places.c.place, *COLUMNS).join(places, places.c.id == lead_id)
-        query = query.order_by(*_direction(order, places.c.place, lead_id))
-    return query
+Part = tuple[list[ColumnElement[bool]], ColumnElement[Any]]
+"""The conditions of leads that an index has in order, and the time by which it has them."""
 
 
-def _direction(order: LeadOrder, *columns: ColumnElement[Any]) -> list[ColumnElement[Any]]:
-    return [column.desc() if order.is_descending else column.asc() for column in columns]
+def _parts(wanted: Filters, order: LeadOrder, *, goes_on: bool) -> Iterator[Part]:
+    """The parts that make up a list. It `goes_on` behind a place, which then says where it begins.
+
+    The index of a filter has the leads of each status apart, and those that were changed since they were created.
+    """
+    given: dict[str, Any] = {**wanted, **_narrowed(wanted)}
+    # Of those that were not changed both times are one.
+    unchanged = {name: value for name, value in given.items() if name not in ("created_after", "updated_before")}
+    if "updated_after" in unchanged:
+        unchanged["created_after"] = unchanged.pop("updated_after")
+    if goes_on:
+        # From where a span begins PostgreSQL would walk to the place.
+        side = "before" if order.is_descending else "after"
+        given.pop(f"{order.column.removesuffix('_at')}_{side}", None)
+        unchanged.pop(f"created_{side}", None)
+    if order.column == "resubmitted_at" or _BY_FILTER.isdisjoint(wanted):
+        yield _conditions(given), LEAD.c[order.column]
+        return
+    for status in [{"statuses": [each]} for each in wanted.get("statuses", ())] or [{}]:
+        yield [*_conditions(unchanged | status), literal_column(f"{models.IS_CHANGED} = 0")], LEAD.c.created_at
+        yield [*_conditions(given | status), literal_column(f"{models.IS_CHANGED} = 1")], LEAD.c[order.column]
+
+
+def _narrowed(wanted: Filters) -> dict[str, datetime]:
+    """The spans in which the leads of both given spans are: none was changed before it was created."""
+    after = [wanted[name] for name in ("created_after", "updated_after") if name in wanted]
+    before = [wanted[name] for name in ("created_before", "updated_before") if name in wanted]
+    return ({"updated_after": max(after)} if after else {}) | ({"created_before": min(before)} if before else {})

@@ -3,14 +3,14 @@
 Promise: a summary names no column but these five, so that nobody can count guesses of a value that is masked. One runs
 at a time, for SUMMARY_SECONDS at most, and on one of the server's processors: leads that come in meanwhile go first.
 
-Each statement reads the index that a list by the same group reads, and no lead. Leads without a value are not in the
-index by source, nor in that by assignee: they are what remains of all leads of the span.
+Each statement reads the span of one index, in which every lead has these values, and of the table only pages that were
+changed since they were vacuumed: as its leads lie there in the order of that index, each such page is read once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -37,28 +37,16 @@ _SPAN = """
     AND (CAST(:created_by AS text) IS NULL OR created_by = CAST(:created_by AS text))
 """
 
-_ALL_COUNTED = "SELECT coalesce(sum(count), 0) FROM counted"
-_ALL_OF_SPAN = f"SELECT count(*) FROM lead WHERE {_SPAN}"  # noqa: S608 # our own names
-
-_COUNTS = {
-    LeadGroup.STATUS: ("true", _ALL_COUNTED),
-    LeadGroup.POLICY: ("true", _ALL_COUNTED),
-    # Only leads that have one are in these indexes.
-    LeadGroup.SOURCE: ("source IS NOT NULL", _ALL_OF_SPAN),
-    LeadGroup.ASSIGNEE: ("assignee IS NOT NULL", _ALL_OF_SPAN),
-}
-"""Which leads a statement counts by their value, and how it counts all of them."""
-
-_BY_VALUE = {
+_BY_VALUE: Mapping[LeadGroup, Statement] = {
     group: Statement(
         text(f"""
-        WITH counted AS (SELECT {group} AS key, count(*) AS count FROM lead WHERE {given} AND {_SPAN} GROUP BY 1)
-        SELECT key, count, total, CAST(sum(count) FILTER (WHERE key IS NOT NULL) OVER () AS bigint) AS with_value
-        FROM (SELECT CAST(({every}) AS bigint) AS total) span LEFT JOIN counted ON true
+        SELECT key, count, CAST(sum(count) OVER () AS bigint) AS total,
+            CAST(sum(count) FILTER (WHERE key IS NOT NULL) OVER () AS bigint) AS with_value
+        FROM (SELECT {group} AS key, count(*) AS count FROM lead WHERE {_SPAN} GROUP BY 1) counted
         ORDER BY count DESC, key COLLATE "C" LIMIT {MOST_GROUPS + 1}
     """)  # noqa: S608 # our own names
     )
-    for group, (given, every) in _COUNTS.items()
+    for group in (LeadGroup.STATUS, LeadGroup.POLICY, LeadGroup.SOURCE, LeadGroup.ASSIGNEE)
 }
 
 _BY_DAY = Statement(
@@ -91,7 +79,7 @@ class LeadSummaries:
         """How many leads have each value. Raises QueueFullError, QueryTimeoutError, StorageUnavailableError."""
         found = await self._rows(_BY_VALUE[group], {"after": after, "before": before, "created_by": created_by})
         groups = {row.key: row.count for row in found if row.key is not None}
-        return Counted(groups, found[0].with_value or 0, found[0].total)
+        return Counted(groups, (found[0].with_value or 0) if found else 0, found[0].total if found else 0)
 
     async def by_day(self, starts: Sequence[datetime], before: datetime, created_by: str | None) -> list[int]:
         """How many leads were created from each of `starts` to before the next one. Raises like `by_value`."""

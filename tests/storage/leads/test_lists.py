@@ -93,8 +93,8 @@ def rows(listed: TestDatabase, submit: Submit) -> list[Row]:
                 "created_by": submission.created_by,
                 "status": chance.choices([status.value for status in LeadStatus], (60, 25, 5, 10))[0],
                 "assignee": chance.choice((None, None, "sam", "sam", "kim")),
-                "created_at": moment(),
-                "updated_at": moment(),
+                "created_at": (created := moment()),
+                "updated_at": created if chance.random() < 0.4 else max(created, moment()),
                 "resubmitted_at": moment() if chance.random() < 0.2 else None,
             }
             places = ", ".join(f"%({name})s" for name in row)

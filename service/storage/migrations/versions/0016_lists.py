@@ -23,7 +23,6 @@ BEGIN
 END $$
 """
 
-# Leads of one moment are few: only the index of all leads holds the id, by which those are sorted.
 OLD_INDEXES = (
     "ix_lead_created_at_id",
     *(
@@ -31,23 +30,28 @@ OLD_INDEXES = (
         for column in ("status", "interested_policy", "created_by", "assignee", "source")
     ),
 )
-INDEXES = (
-    "".join(
-        f"""
-CREATE INDEX ix_lead_{time}_id ON lead ({time}, id) INCLUDE ({other});
-CREATE INDEX ix_lead_status_{time} ON lead (status, {time});
-CREATE INDEX ix_lead_interested_policy_{time} ON lead (interested_policy, {time});
-CREATE INDEX ix_lead_created_by_{time} ON lead (created_by, {time});
-CREATE INDEX ix_lead_assignee_{time} ON lead (assignee, {time}) WHERE assignee IS NOT NULL;
-CREATE INDEX ix_lead_source_{time} ON lead (source, {time}) WHERE source IS NOT NULL;
-CREATE INDEX ix_lead_unassigned_{time} ON lead ({time}) WHERE assignee IS NULL;
-"""
-        for time, other in (("created_at", "updated_at"), ("updated_at", "created_at"))
-    )
-    + """
-CREATE INDEX ix_lead_resubmitted_at_id ON lead (resubmitted_at, id) WHERE resubmitted_at IS NOT NULL;
+FILTERS = "status, assignee, interested_policy, source"
+IS_CHANGED = "CAST(updated_at <> created_at AS integer)"
+INDEXES = f"""
+CREATE INDEX ix_lead_created_at ON lead (created_at, id, updated_at) INCLUDE ({FILTERS});
+CREATE INDEX ix_lead_updated_at ON lead (updated_at, id, created_at);
+CREATE INDEX ix_lead_resubmitted_at ON lead (resubmitted_at, id, created_at, updated_at, {FILTERS})
+    WHERE resubmitted_at IS NOT NULL;
+CREATE INDEX ix_lead_created_by_resubmitted_at ON lead (created_by, resubmitted_at, id)
+    WHERE resubmitted_at IS NOT NULL;
 CREATE INDEX ix_lead_name_prefix ON lead (lower(name) text_pattern_ops);
+""" + "".join(
+    f"""
+CREATE INDEX ix_lead_{name}_created_at ON lead ({name}, ({IS_CHANGED}), created_at, id{behind}){where};
+CREATE INDEX ix_lead_{name}_updated_at ON lead ({name}, updated_at, id{behind}) WHERE {IS_CHANGED} = 1;
 """
+    for name, behind, where in (
+        ("assignee", ", status, interested_policy, source", ""),
+        ("interested_policy", ", status, source", ""),
+        ("source", ", status", " WHERE source IS NOT NULL"),
+        ("status", "", ""),
+        ("created_by", "", ""),
+    )
 )
 
 
