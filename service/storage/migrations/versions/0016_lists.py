@@ -42,8 +42,8 @@ CREATE INDEX ix_lead_created_by_resubmitted_at ON lead (created_by, resubmitted_
 CREATE INDEX ix_lead_name_prefix ON lead (lower(name) text_pattern_ops);
 """ + "".join(
     f"""
-CREATE INDEX ix_lead_{name}_created_at ON lead ({name}, ({IS_CHANGED}), created_at, id{behind}){where};
-CREATE INDEX ix_lead_{name}_updated_at ON lead ({name}, updated_at, id{behind}) WHERE {IS_CHANGED} = 1;
+CREATE INDEX ix_lead_{name}_created_at ON lead ({name}, ({IS_CHANGED}), created_at{behind}){where};
+CREATE INDEX ix_lead_{name}_updated_at ON lead ({name}, updated_at{behind}) WHERE {IS_CHANGED} = 1;
 """
     for name, behind, where in (
         ("assignee", ", status, interested_policy, source", ""),
