@@ -273,7 +273,7 @@ def test_a_header_holds_a_reason_in_any_script(service: RunningService, admin: C
     assert accesses(admin, subject="mina")[0].reason == "গ্রাহক ফোন করেছেন"
 
 
-@pytest.mark.parametrize("reason", ["x" * 501, "a\tb\x7fc"])
+@pytest.mark.parametrize("reason", ["x" * 501, "a\x9fb"])
 def test_a_reason_is_checked_like_others(reason: str, service: RunningService, lead_id: str) -> None:
     refusal = read_with_reason(service, lead_id, reason, "joe")
     assert (refusal.status_code, refusal.json()["violations"][0]["field"]) == (400, "leadkeep-reason")
