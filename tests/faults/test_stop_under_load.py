@@ -177,6 +177,9 @@ def test_whoever_does_not_read_is_cut_at_the_end_of_the_grace(
             # Little fits between both ends.
             unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         pipelining.connect((host, int(port)))
+        # Without an accepted token the connection would be closed behind its first answer.
+        head = f"GET /api/leads/{lead.id} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.token()}\r\n\r\n"
+        pipelining.sendall(head.encode())
         pipelining.setblocking(False)
         request = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
         sent = 0
