@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from clients.openapi.schemas import Json
+from service.cli.serve import EXAMPLE
 from service.lead import CUSTOMER_FIELDS
 
 LEAD_ID = "01989f6e-7c1a-7d3e-9b52-0a1b2c3d4e5f"
 
-SUBMISSION: Json = {
-    "name": "John Doe",
-    "phone": "+1234567890",
-    "nid": "123456789",
-    "address": "123 Main St, City, Country",
-    "interested_policy": "Term Life 20-Year",
-    "email": "john@example.com",
-}
-"""The request of the user story."""
+SUBMISSION: Json = EXAMPLE
+"""The request of the user story, which the first start of the service prints too."""
 
 REQUESTS: dict[str, Json] = {
     "CreateLead": {"lead": SUBMISSION, "request_id": "0b1f6c1e-7f0c-4a55-9d7c-2f1f4a3c9a10", "locale": "en"},
