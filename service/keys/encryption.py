@@ -50,7 +50,7 @@ TEXT_INDEX_BYTES = {"conversation_id": 32, "email": 16}
 takes some 2^64 addresses until two share one, and every lead is smaller."""
 
 RULES_BYTES = 6
-"""Of the digest of a normaliser's identity, by which a few of them are told apart: 8 characters."""
+"""Of the digest of a normaliser's identity, by which a few of them are distinguished: 8 characters."""
 
 _HEADER = struct.Struct(">16sBH")  # lead id, length of the field's name, length of the value in bytes
 

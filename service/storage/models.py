@@ -122,7 +122,7 @@ def _person_columns(table: str) -> list[Column[Any] | CheckConstraint | Index]:
     """
     columns = [f"{name}_index" for name in ("phone", "nid", "email")]
     return [
-        # In the order of bytes, which Python sorts by: schemes are told apart by spans.
+        # In the order of bytes, which Python sorts by: schemes are distinguished by spans.
         *(Column(name, Text(collation="C")) for name in columns),
         *(Index(None, name, postgresql_where=text(f"{name} IS NOT NULL")) for name in columns),
         Index(f"ix_{table}_index_scheme", text(f"({INDEX_SCHEME})")),
