@@ -167,7 +167,7 @@ class LeadServiceServicer(object):
         ALREADY_EXISTS    REQUEST_ID_REUSED (the same request_id with other content; the first result stays)
         RESOURCE_EXHAUSTED  DUPLICATE_LIMIT (only where the operator has set LEADKEEP_DUPLICATE_LIMIT: the subject has found
         as many duplicates within an hour as it may; metadata `limit`, `google.rpc.RetryInfo`, pushback -1).
-        The one case in which a valid submission is not kept: nothing was looked up.
+        Only then is a valid submission not kept: the service has not looked for duplicates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,12 +214,13 @@ class LeadServiceServicer(object):
     def UpdateLead(self, request, context):
         """UpdateLead corrects customer fields. For phone and nid the service decides duplicates again.
 
-        For callers with the scope of each sensitive field that it sets (`leads:unmask:phone`, …, with a reason where one is
-        required, within the limit), a correction to the values that the lead holds already changes nothing and succeeds,
-        whatever the expected version, so that a repeat after a lost reply succeeds; this, like a VERSION_MISMATCH that it is
-        compared for, is recorded as an access. For all others the values are not compared, so that nobody can test guesses
-        of what is masked: each correction makes a new version, and with another expected version it is refused. The answer
-        is masked without `leads:unmask`.
+        The service compares the new values with the lead's for a caller with the scope of each sensitive field that the call
+        sets (`leads:unmask:phone`, …, with a reason where one is required, within the limit). If the lead has these values
+        already, nothing changes and the call succeeds, whatever the expected version: a repeat after a lost reply succeeds. The
+        comparison is recorded as an access, also when the answer is VERSION_MISMATCH.
+
+        For any other caller the service does not compare, so that nobody can test guesses of masked values: each correction
+        makes a new version, and with another expected version it is refused. The answer is masked without `leads:unmask`.
 
         A duplicate is recorded as an access of the lead that it matches, whoever calls and beyond any limit, before it is
         answered; when it cannot be, the answer is UNAVAILABLE STORAGE_UNAVAILABLE and nothing is changed.
@@ -248,13 +249,12 @@ class LeadServiceServicer(object):
     def ListLeads(self, request, context):
         """ListLeads shows leads page by page, newest first unless `order_by` is set. All filters that are set must match.
 
-        A lead that is created meanwhile moves no later page. One that changes meanwhile, in an order by updated_at or by
-        resubmissions, takes another place: it may be seen twice, or not at all.
+        A lead that is created while you page does not shift later pages. In an order by updated_at or by resubmissions, a lead
+        that changes while you page moves: you may see it twice, or not at all.
 
-        The filters `reference`, `email`, `phone`, `nid`, `conversation_id` and `name_prefix` find at most 1,000 leads together
-        with the others, which are sorted then: what matches more is refused as LEAD_INVALID, so set more filters. Every other
-        filter alone is read in order from an index. A combination that finds little in much may have to read many leads: the
-        service gives up after 2 seconds.
+        A search with one of the filters `reference`, `email`, `phone`, `nid`, `conversation_id` and `name_prefix` may match at
+        most 1,000 leads: more is refused as LEAD_INVALID, so set more filters. Any other filter alone is fast. A combination
+        that matches few of many leads may be slow: after 2 seconds the answer is QUERY_TIMEOUT.
 
         A lead with a field that cannot be opened stays in the list, without that field and with `unreadable_fields` set.
 
@@ -262,10 +262,10 @@ class LeadServiceServicer(object):
         `email` also need the scope of that field, such as `leads:unmask:phone`.
         Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this list, or of another filter or order);
         DEADLINE_EXCEEDED QUERY_TIMEOUT (the database takes too long to find them); FAILED_PRECONDITION
-        INDEX_INCOMPLETE (filter `email`: leads from before there was such a filter cannot be found by it yet; the operator
-        runs `leadkeep keys reseal`). Of a `reference` that no lead has: UNAVAILABLE STORAGE_UNAVAILABLE (it is that of a lead
-        that was acknowledged as DELAYED and has not reached the database yet); FAILED_PRECONDITION LEAD_IN_CONFLICT (that of
-        an undecided conflict; metadata `conflict_id`).
+        INDEX_INCOMPLETE (filter `email`: leads of an earlier release are not indexed yet; the operator runs `leadkeep keys
+        reseal`). For a `reference` that no lead in the database has: UNAVAILABLE STORAGE_UNAVAILABLE (it belongs to a lead that
+        was acknowledged as DELAYED and has not reached the database yet); FAILED_PRECONDITION LEAD_IN_CONFLICT (it belongs to an
+        undecided conflict; metadata `conflict_id`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -349,10 +349,11 @@ class LeadServiceServicer(object):
         and a daily file does not bring it back. The daily files follow within their pace.
 
         `id` may be an id that leads to another lead, or one of a submission that still waits in the spool or for a decision:
-        then a lead with both its phone and its nid is erased too. The same again succeeds. The phone and nid are free: the
-        person can come back as a new lead, and a repeat of the erased submission's request_id is a new submission. Where a
-        repeat was answered DELAYED, and the clocks do not show whether that was before the erasure, it becomes a conflict
-        (`met_fields` holds `erased`).
+        then a lead with both its phone and its nid is erased too. Repeating the call succeeds.
+
+        Afterwards phone and nid are free: the person can come back as a new lead, and a repeat of the erased submission's
+        request_id is a new submission. If that repeat was answered DELAYED, and the clocks do not show whether before or after
+        the erasure, it becomes a conflict (`met_fields` holds `erased`).
 
         Scope: `leads:erase`. Errors: NOT_FOUND LEAD_NOT_FOUND (no lead of this id is known here; if it waits in the spool
         of another replica, it is dropped there all the same).
@@ -362,18 +363,19 @@ class LeadServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FindPerson(self, request, context):
-        """FindPerson finds what is kept of a person: what carries exactly this phone, this nid or this e-mail (one is enough), never
-        what is kept beside it. Many people may share a phone: choose what is the person's before you export or erase it.
+        """FindPerson finds what carries exactly this phone, this nid or this e-mail (one is enough). It does not find other
+        submissions that are kept with a match. Many people may share a phone: choose what is the person's before you export or
+        erase it.
 
         It finds leads, refused submissions (of whatever lead), conflicts (decided ones too), and what waits in the durable
         queue of any replica. Values are masked. What waits comes first, then leads, resubmissions and conflicts, each oldest
-        first. A search is recorded like any look, whether it finds something or not: also with `leads:unmask` nothing in its
-        answer is unmasked.
+        first. Each search is recorded as an access, whether it finds something or not. The answer is masked even for callers
+        with `leads:unmask`.
 
         Scope: `leads:person`, and that of each field that is searched, such as `leads:unmask:phone`.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this search); FAILED_PRECONDITION INDEX_INCOMPLETE (something was
-        stored before there was this search, or under other rules, and cannot be found by it yet: the operator runs `leadkeep
-        keys reseal`; an answer now could wrongly be "nothing"); DEADLINE_EXCEEDED QUERY_TIMEOUT.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of this search); FAILED_PRECONDITION INDEX_INCOMPLETE (something that an
+        earlier release stored, or that was stored under other rules, is not indexed yet, so that an empty answer could be
+        wrong: the operator runs `leadkeep keys reseal`); DEADLINE_EXCEEDED QUERY_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -386,7 +388,7 @@ class LeadServiceServicer(object):
         of the lead would take (see EraseLead). Another person's lead appears as its id only. Each lead and submission is
         recorded as a look before it is shown.
 
-        Chosen matches that are not there any more are named in `not_found`: search again.
+        Chosen matches that no longer exist are named in `not_found`: search again.
 
         Scope: `leads:person`, and `leads:unmask`. Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID (not of these matches).
         """
@@ -397,12 +399,12 @@ class LeadServiceServicer(object):
     def ErasePerson(self, request, context):
         """ErasePerson erases chosen matches. It cannot be undone.
 
-        A lead is erased as by EraseLead, with what is the person's. A resubmission, a conflict or what waits is erased alone:
-        the lead beside which it is kept stays whole and counts one less. A match that moved meanwhile (a submission that
-        waited and became a lead, a resubmission that became a conflict) is erased where it is now.
+        A lead is erased as by EraseLead, together with the person's other submissions. A resubmission, a conflict or a waiting
+        submission is erased alone: the lead with which it is kept stays, and counts one less. A match that moved meanwhile (a
+        waiting submission that became a lead, a resubmission that became a conflict) is erased where it is now.
 
-        What is erased stays erased, also when the call fails before its end: the same again goes on, and succeeds. Under each
-        erased id a tombstone stays, so that no spool, file or backup brings it back.
+        What is erased stays erased, also when the call fails before its end: repeat it, and it continues. Each erased id keeps a
+        tombstone, so that no spool, file or backup brings it back.
 
         Scope: `leads:person`, and `leads:erase`.
         """
@@ -421,8 +423,8 @@ class LeadServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResolveConflict(self, request, context):
-        """ResolveConflict decides about such a submission. Its id leads to the answered lead from then on, or to none
-        when every lead that it matched was erased and KEEP_FIRST drops it.
+        """ResolveConflict decides about such a submission. From then on its id leads to the lead in the answer, or to none if
+        every lead that it matched was erased and KEEP_FIRST drops it.
 
         The same decision again changes nothing and succeeds.
 
