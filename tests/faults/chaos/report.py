@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from tests.faults.chaos.stage import Result
@@ -13,17 +13,14 @@ SHOWN = 20
 ABOUT = """\
 # What faults do to Leadkeep
 
-Written by `make faults` (`python -m tests.faults.chaos`), which runs the real service in front of a real PostgreSQL,
-kills and freezes both under load, and compares everything that callers were told with what is stored in the end.
-`--seed` repeats a run: the same faults in the same order, the same leads.
+`make faults` (`python -m tests.faults.chaos`) writes this page: the real service in front of a real PostgreSQL, both
+killed and frozen under load, and every answer compared with what is stored in the end. `--seed` repeats a run.
 """
 PROMISES = """\
-A promise is broken when an acknowledged lead is in no table, or in two rows; when two ids were acknowledged for one
-request; when an acknowledged id was answered NOT_FOUND; when an acknowledged request was refused later (but for what
-[clients.md](clients.md) says of a service that was killed while PostgreSQL is away); when a request was never settled,
-or a call ended with an answer that no fault explains; and when less than 99.9 % of the calls carried a status made by
-the service before their deadline. Calls under way while the service itself was killed or down do not count there, and
-neither do callers that hung up.
+The promises: an acknowledged lead is in exactly one row. A request has one acknowledged id, which is found, and it is
+not refused later (but for what [clients.md](clients.md) says of a service that was killed while PostgreSQL is away).
+Each call ends, with an answer that a fault explains. 99.9 % of the calls get a status of the service before their
+deadline, those left out that were in flight while it was killed or down, or whose callers hung up.
 """
 
 
@@ -36,31 +33,36 @@ def _lines(results: Sequence[Result], seed: int, at: datetime, minutes: float, c
     yield ABOUT
     yield f"Seed {seed}, {at:%Y-%m-%d}, {minutes:.0f} minutes on {cores} cores, which callers and PostgreSQL shared."
     yield ""
-    yield "| scenario | what was done | broken promises |"
-    yield "|---|---|---|"
-    for result in results:
-        link = f"[{result.name}](#{result.name.replace(' ', '-')})"
-        yield f"| {link} | {result.done} | {len(result.violations) or 'none'} |"
-    yield ""
+    yield from _table(
+        ("scenario", "what was done", "broken promises"),
+        ((result.name, result.done, len(result.violations) or "none") for result in results),
+    )
     yield PROMISES
     if any(result.plot for result in results):
         yield "![Answers a second and their latency through one fault of each kind](faults.svg)"
         yield ""
+    in_all = [name for name in results[0].counts if all(name in result.counts for result in results)]
+    yield from _table(
+        ("", *(result.name for result in results)),
+        ((name, *(result.counts[name] for result in results)) for name in in_all),
+    )
     for result in results:
-        yield from _section(result)
+        yield from _section(result, [name for name in result.counts if name not in in_all])
 
 
-def _section(result: Result) -> Iterator[str]:
-    yield f"## {result.name}"
+def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    for row in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(map(str, row))} |"
     yield ""
-    yield f"{result.done[0].upper()}{result.done[1:]}."
-    yield ""
-    yield "| | |"
-    yield "|---|---|"
-    yield from (f"| {name} | {value} |" for name, value in result.counts.items())
-    yield ""
+
+
+def _section(result: Result, names: Sequence[str]) -> Iterator[str]:
+    """What was counted in this scenario alone, and its broken promises."""
+    if names:
+        yield f"**{result.name}**: {'; '.join(f'{name} {result.counts[name]}' for name in names)}."
+        yield ""
     if result.violations:
-        yield f"**Broken promises: {len(result.violations)}**"
+        yield f"**Broken promises of {result.name}: {len(result.violations)}**"
         yield ""
         yield from (f"- {violation}" for violation in result.violations[:SHOWN])
         yield ""

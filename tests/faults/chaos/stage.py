@@ -90,12 +90,13 @@ def figures(history: History, stored: Stored) -> dict[str, object]:
     delayed = {call.id for call in history.acknowledged() if call.state == "DELAYED"}
     return {
         "calls": len(history.calls),
-        "ids acknowledged": f"{len(acknowledged)} ({len(delayed)} of them DELAYED at first)",
+        "ids acknowledged": len(acknowledged),
+        "DELAYED at first": len(delayed),
         "CreateLeads refused as UNAVAILABLE by the service": sum(map(_refused, history.calls)),
         "repeats refused without PostgreSQL, after a kill": sum(excused for _, excused in refused_later(history)),
         "leads stored": len(stored.leads),
         "conflicts": len(stored.conflicts),
         "aliases": len(stored.aliases),
-        "with a status of the service": f"{share.marked} of {share.counted} ({share.value:.3%})",
+        "with a status of the service": f"{share.value:.3%}",
         "under way while the service was down, or hung up": share.excused,
     }
