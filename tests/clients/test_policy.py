@@ -43,7 +43,7 @@ def test_every_reason_is_there_with_what_a_program_decides_by() -> None:
 def documented() -> Iterator[tuple[str, str, int, str]]:
     """Reason, status, HTTP status and advice of each row of the table of errors in docs/clients.md."""
     table = (ROOT / "docs/clients.md").read_text().partition("## Errors")[2].partition("### ")[0]
-    for reasons_, status, http, advice in re.findall(r"^\| ([A-Z_, ]+) \| ([A-Z_]+) \| (\d+) \| (.+) \|$", table, re.M):
+    for reasons_, status, http, advice in re.findall(r"^\| ([A-Z_, ]+) \| ([A-Z_]+), (\d+) \| (.+) \|$", table, re.M):
         for reason in reasons_.split(", "):
             yield reason, status, int(http), advice
 
