@@ -101,7 +101,7 @@ class Settings(BaseModel):
     tls_client_ca: _File | None = _setting(None, "with it, client certificates of this CA are required")
     tls_client_cert: _File | None = _setting(
         None,
-        "with it, what operators' commands show the service: certificate and key in one file, PEM",
+        "client certificate of operators' commands: certificate and key in one file, PEM",
         shown="the service's own certificate",
     )
     allow_plaintext: Annotated[bool, _read_by(values.switch)] = _setting(
@@ -142,17 +142,17 @@ class Settings(BaseModel):
     )
     spool_dir: Annotated[Path | None, _read_by(values.absolute)] = _setting(
         None,
-        "where leads wait while the database is away; on a lasting disk, one folder a service",
+        "where leads wait while the database is unavailable; on a lasting disk, one folder for each service",
         shown="<data>/spool",
     )
     spool_limit_mb: Annotated[int, _read_by(values.number(int, 1, 1_000_000))] = _setting(
         1024, "megabytes that may wait in the spool; beyond it leads are refused with UNAVAILABLE"
     )
     spool_alarm_age: Annotated[float, _read_by(values.number(float, 1, 31_536_000))] = _setting(
-        3600, "seconds for which a lead may wait in the spool before the service calls itself degraded"
+        3600, "seconds in the spool after which a lead makes the service degraded"
     )
     files_dir: Annotated[Path | None, _read_by(values.absolute)] = _setting(
-        None, "the folder of the daily files; one folder for all replicas, or one of each", shown="<data>/files"
+        None, "folder of the daily files; one for all replicas, or one for each", shown="<data>/files"
     )
     files_timezone: Annotated[str, _read_by(values.time_zone)] = _setting(
         "UTC", "a day of the daily files is a day of this time zone, such as Asia/Dhaka"
@@ -205,18 +205,18 @@ class Settings(BaseModel):
         "seconds within which a subject that sends the same again without request_id gets the same lead; 0: never",
     )
     confirmation_dir: _Folder | None = _setting(None, "folder with your own texts for customers, e.g. fr.toml")
-    default_locale: str = _setting("en", "the language of the customer's texts when the wanted one is not there")
+    default_locale: str = _setting("en", "the language when the requested one does not exist")
     default_deadline: Annotated[float, _read_by(values.number(float, 1, 30))] = _setting(
         10, "seconds within which a caller is answered who sets no deadline"
     )
     max_concurrent_calls: Annotated[int, _read_by(values.number(int, 1, 100_000))] = _setting(
-        512, "calls at work at once; more are refused with QUEUE_FULL"
+        512, "calls in flight at once; more are refused with QUEUE_FULL"
     )
     require_standby: Annotated[bool, _read_by(values.switch)] = _setting(
         False, "1: new leads wait in the spool while the database's commits wait for no standby", shown="0"
     )
     reason_required: Annotated[bool, _read_by(values.switch)] = _setting(
-        False, "1: values are shown unmasked only to those who say why (leadkeep-reason, --reason)", shown="0"
+        False, "1: unmasked answers require a reason (leadkeep-reason, --reason)", shown="0"
     )
     purposes: Annotated[tuple[str, ...], _read_by(values.purposes)] | None = _setting(
         None,
@@ -233,7 +233,7 @@ class Settings(BaseModel):
         "info", "debug, info, warning or error"
     )
     shutdown_grace: Annotated[float, _read_by(values.number(float, 0, 3600))] = _setting(
-        10, "seconds that running calls get to finish on SIGTERM"
+        10, "seconds for calls in flight and background tasks after the delay"
     )
 
     shutdown_delay: Annotated[float, _read_by(values.number(float, 0, 3600))] | None = _setting(

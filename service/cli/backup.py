@@ -124,7 +124,7 @@ def _opens(settings: Settings, manifest: Manifest) -> bool:
 
 
 def restore(folder: Folder, unproven: Unproven = False) -> None:
-    """Bring a backup into an empty database. Everything is checked before anything is touched."""
+    """Restore a backup into an empty database. Everything is checked before anything is changed."""
     settings = load_settings()
     manifest = read_manifest(folder)
     require_known_schema(manifest)

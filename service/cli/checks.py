@@ -71,7 +71,7 @@ class Finding:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Is everything well? Checks settings, database, schema, rights, keys and spool; exit code 3 if not."""
+    """Check settings, database, schema, rights, keys and spool; exit code 3 if something is wrong."""
     findings = _diagnose(load_settings())
     healthy = all(finding.ok for finding in findings)
     report(
@@ -330,7 +330,7 @@ def _files(settings: Settings) -> str:
 
 def verify_record(
     heads: Annotated[
-        Path | None, typer.Option(help="A file with lines of the service's log, such as it was shipped elsewhere.")
+        Path | None, typer.Option(help="File with lines of the service's log, as they were shipped elsewhere.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

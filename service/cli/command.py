@@ -48,15 +48,15 @@ def duration(text: str | timedelta) -> timedelta:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen, and change nothing.")]
 FirstDay = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first day.")]
 LastDay = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last day.")]
 Unmask = Annotated[bool, typer.Option("--unmask", help="Values in clear; needs a token and is recorded.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File with the token; else LEADKEEP_TOKEN.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with the token; default: LEADKEEP_TOKEN.")]
 Reveal = Annotated[
     str, typer.Option("--reveal", metavar="FIELDS", help="Only these in clear, as phone,email; recorded like --unmask.")
 ]
-ReasonToLook = Annotated[str, typer.Option("--reason", help="Why values are looked at, for the record.")]
+ReasonToLook = Annotated[str, typer.Option("--reason", help="Why values are shown, for the access record.")]
 
 
 def customers_option(meaning: str) -> Any:

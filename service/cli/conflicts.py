@@ -50,7 +50,7 @@ def resolve(
     conflict_id: Annotated[UUID, typer.Argument(metavar="ID", help="The conflict, see: leadkeep conflicts list.")],
     resolution: Annotated[Literal["keep-first", "take-new", "own-lead"], typer.Argument(help="The decision.")],
     lead: Annotated[
-        UUID | None, typer.Option(help="Which lead is kept or takes the values; when it matched several.")
+        UUID | None, typer.Option(help="The lead that is kept or takes the values, where several match.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Why; kept with the conflict. No customer data.")] = "",
 ) -> None:

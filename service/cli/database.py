@@ -140,7 +140,7 @@ def require_database(settings: Settings) -> None:
 
 
 def migrate() -> None:
-    """Bring the database's schema to this release; needs a role with DDL rights. Safe to repeat."""
+    """Migrate the database's schema to this release; needs a role with DDL rights. Safe to repeat."""
     settings = load_settings()
     if settings.migration_url is None:
         raise StartRefusedError(

@@ -54,11 +54,11 @@ def erase(
     reason: Annotated[str, typer.Option(help="Why; kept with the tombstone. No customer data.")] = "",
     listed: Annotated[bool, typer.Option("--list", help="List the tombstones, oldest first.")] = False,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Erase again what a file names that --list --json has written.")
+        Path | None, typer.Option("--from", help="Erase again what a file of --list --json names.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Erase a lead and all that belongs to it; only a tombstone stays. Cannot be undone. Repeating is harmless."""
+    """Erase a lead and all that belongs to it; only a tombstone stays. Cannot be undone. Safe to repeat."""
     if sum((lead_id is not None, listed, source is not None)) != 1:
         raise typer.BadParameter("give one of: an ID, --list, --from FILE", param_hint="ID")
     settings = load_settings()
@@ -153,7 +153,8 @@ def _read(path: Path) -> list[Tombstone]:
 def retention(
     status: Annotated[list[LeadStatus] | None, typer.Option(help="Only leads of this status; may be repeated.")] = None,
     older_than: Annotated[
-        timedelta | None, typer.Option(parser=duration, metavar="TIME", help="For how long they were not changed: 90d.")
+        timedelta | None,
+        typer.Option(parser=duration, metavar="TIME", help="Only leads without a change for so long: 90d."),
     ] = None,
     reason: Annotated[str, typer.Option(help="Why; kept with the tombstones. No customer data.")] = "",
     dry_run: DryRun = False,

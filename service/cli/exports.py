@@ -63,7 +63,7 @@ BYTE_ORDER_MARK = "\ufeff"
 CHAIN_END_SECONDS = 5.0
 """How long the end of a command waits for the record: the transaction in flight, and the end of the chain."""
 
-Output = Annotated[Path | None, typer.Option(help="A new file, mode 0600; else standard output.")]
+Output = Annotated[Path | None, typer.Option(help="A new file, mode 0600; default: standard output.")]
 
 Release = Callable[[Sequence[pb.Lead]], None]
 """Masks leads, or commits that they are shown in clear; they may be shown when it has returned."""

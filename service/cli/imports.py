@@ -77,17 +77,15 @@ def import_files(
         typer.Option("--map", help='"Their header=field", "A+B=field" to join two, "#2=field"; may be repeated.'),
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(parser=_delimiter, help="What separates cells, such as ';' or tab; else found.")
+        str | None, typer.Option(parser=_delimiter, help="Separator of cells, such as ';' or tab; default: found.")
     ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Such as cp1252; UTF-8, and UTF-16 with a mark, are found.")
-    ] = None,
-    results: Annotated[Path | None, typer.Option(help="Where the result of each row goes; FILE.results.csv.")] = None,
-    rejects: Annotated[Path | None, typer.Option(help="Where invalid rows go; FILE.rejects.csv or .jsonl.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Such as cp1252; default: UTF-8, or UTF-16 by its mark.")] = None,
+    results: Annotated[Path | None, typer.Option(help="For the result of each row; default: FILE.results.csv.")] = None,
+    rejects: Annotated[Path | None, typer.Option(help="For invalid rows; default: FILE.rejects.csv or .jsonl.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Import leads: daily files as they were, foreign files by their headers. Repeating is harmless.
+    """Import leads: daily files as they were, foreign files by their headers. Safe to repeat.
 
     Exit code 4 if rows could not be imported, 6 if many rows of a file match one lead by its phone or nid alone, 130 if
     it was interrupted.

@@ -49,7 +49,7 @@ Forget = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Write the keyring to this new file instead (mode 0600), to be put where it is kept."),
+    typer.Option(help="Write the keyring to this new file instead (mode 0600); put it where yours is kept."),
 ]
 
 
@@ -140,7 +140,7 @@ def add(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a fresh key that only opens yet (active). Then SIGHUP to every service, and leadkeep keys promote."""
+    """Add a fresh key, which opens and does not seal yet (active). Then SIGHUP to every service, and keys promote."""
     settings = load_settings()
     with _keyring_to_change(settings, output) as (keyring, write):
         changed, made = keyring.with_new_key(purpose, now=datetime.now(UTC))
@@ -154,7 +154,7 @@ def add(
 
 
 def promote(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, output: Output = None) -> None:
-    """Let a key be the one that seals, once every running replica can open with it; the one before stays active."""
+    """Make a key the one that seals, once every running replica can open with it; the previous one stays active."""
     settings = load_settings()
     with _keyring_to_change(settings, output) as (keyring, write):
         key = _usable_key(keyring, key_id)

@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
     "token": ("Print a token, signed with this service's own key.", "settings:token"),
     "config": ("Print every setting with value, default and meaning; secrets hidden.", "settings:config"),
     "doctor": (
-        "Is everything well? Checks settings, database, schema, rights, keys and spool; exit code 3 if not.",
+        "Check settings, database, schema, rights, keys and spool; exit code 3 if something is wrong.",
         "checks:doctor",
     ),
     "stats": (
@@ -39,9 +39,9 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         "Erase leads that are older than a policy: LEADKEEP_RETENTION, or --status and --older-than.",
         "erase:retention",
     ),
-    "migrate": ("Bring the database's schema to this release; needs a role with DDL rights.", "database:migrate"),
+    "migrate": ("Migrate the database's schema to this release; needs a role with DDL rights.", "database:migrate"),
     "backup": ("Back the database up into a new folder.", "backup:backup"),
-    "restore": ("Bring a backup into an empty database.", "backup:restore"),
+    "restore": ("Restore a backup into an empty database.", "backup:restore"),
     "keys": (
         "The keyring, without which no sealed field opens.",
         {
@@ -51,10 +51,10 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
                 "have.",
                 "keys:status",
             ),
-            "add": ("Add a fresh key that only opens yet (active).", "keys:add"),
+            "add": ("Add a fresh key, which opens and does not seal yet (active).", "keys:add"),
             "promote": (
-                "Let a key be the one that seals, once every running replica can open with it; the one before stays "
-                "active.",
+                "Make a key the one that seals (primary), once every running replica can open with it; the previous "
+                "one stays active.",
                 "keys:promote",
             ),
             "reseal": (
@@ -81,7 +81,7 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         {
             "status": ("How much waits, since when, and whether that is an alarm.", "spool:status"),
             "list": ("List what waits, oldest first: ids and times, no customer's value.", "spool:list_entries"),
-            "drain": ("Bring what waits into the database.", "spool:drain"),
+            "drain": ("Store what waits in the database.", "spool:drain"),
         },
     ),
     "leads": (
@@ -92,7 +92,7 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         },
     ),
     "person": (
-        "What is kept of a person, who may ask for it or want it erased.",
+        "Find, export and erase what is kept of a person.",
         {
             "find": (
                 "List what carries a phone, a national ID or an e-mail address, masked. The search is recorded.",
@@ -103,13 +103,13 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
                 "person:export",
             ),
             "erase": (
-                "Erase what is chosen; only tombstones stay. Cannot be undone. Repeating is harmless.",
+                "Erase what is chosen; only tombstones stay. Cannot be undone. Safe to repeat.",
                 "person:erase",
             ),
         },
     ),
     "conflicts": (
-        "Submissions that matched a lead when they came out of the spool.",
+        "Spooled submissions that matched a lead when they were drained.",
         {
             "list": (
                 "List what waits for a decision, oldest first, with both sides; sensitive values are masked.",

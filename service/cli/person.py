@@ -33,7 +33,7 @@ Nid = Annotated[str, customers_option("With this national ID")]
 Email = Annotated[str, customers_option("With this e-mail address")]
 Chosen = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CHOSEN]...", help="Numbers of the list that find prints, or ids, which never move."),
+    typer.Argument(metavar="[CHOSEN]...", help="Numbers of the list that find prints, or ids, which stay."),
 ]
 All = Annotated[bool, typer.Option("--all", help="Everything in the list.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing; for scripts.")]
@@ -85,7 +85,7 @@ def erase(
     reason: Annotated[str, typer.Option(help="Why; kept with the record and the tombstones. No customer data.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Erase what is chosen; only tombstones stay. Cannot be undone. Repeating is harmless."""
+    """Erase what is chosen; only tombstones stay. Cannot be undone. Safe to repeat."""
     wanted = _wanted(phone, nid, email)
     with connected(load_settings(), *_scopes(wanted), Scope.ERASE, reason=reason) as call:
         matches, unanswered = _chosen(call, wanted, chosen or [], everything=everything, yes=yes, what="Erase")

@@ -60,7 +60,7 @@ def token(
     subject: Annotated[str, typer.Option(help="Who acts with it; default: the role's name.")] = "",
     ttl: Annotated[
         timedelta,
-        typer.Option(parser=duration, metavar="TIME", show_default="1h", help="How long it is good: 30s, 15m, 1h, 7d."),
+        typer.Option(parser=duration, metavar="TIME", show_default="1h", help="How long it lives: 30s, 15m, 1h, 7d."),
     ] = timedelta(hours=1),
 ) -> None:
     """Print a token, signed with this service's own key."""

@@ -68,7 +68,7 @@ def list_entries(as_json: AsJson = False) -> None:
 def drain(
     retry: Annotated[bool, typer.Option("--retry-set-aside", help="Try again what was set aside.")] = False,
 ) -> None:
-    """Bring what waits into the database. A running service does so by itself; this then waits for its end."""
+    """Store what waits in the database. A running service does so by itself; this then waits for its end."""
     settings = load_settings()
     configure_logging("error")
     if retry:

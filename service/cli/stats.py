@@ -29,7 +29,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 def stats(
     by: Annotated[
-        Literal["status", "policy", "source", "assignee", "day"], typer.Option("--by", help="What is counted by.")
+        Literal["status", "policy", "source", "assignee", "day"], typer.Option("--by", help="What to count by.")
     ] = "status",
     first: Annotated[
         str,
@@ -37,7 +37,7 @@ def stats(
     ] = "",
     last: Annotated[str, typer.Option("--to", help="To the end of this day, or to before this moment; else now.")] = "",
     zone: Annotated[
-        str, typer.Option(help="Whose days these are, such as Asia/Dhaka; else LEADKEEP_FILES_TIMEZONE.")
+        str, typer.Option(help="Time zone of the days, such as Asia/Dhaka; else LEADKEEP_FILES_TIMEZONE.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
