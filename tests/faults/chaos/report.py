@@ -18,9 +18,8 @@ killed and frozen under load, and every answer compared with what is stored in t
 """
 PROMISES = """\
 The promises: an acknowledged lead is in exactly one row. A request has one acknowledged id, which is found, and it is
-not refused later (but for what [clients.md](clients.md) says of a service that was killed while PostgreSQL is away).
-Each call ends, with an answer that a fault explains. 99.9 % of the calls get a status of the service before their
-deadline, those left out that were in flight while it was killed or down, or whose callers hung up.
+not refused later (but after a kill without PostgreSQL, if [a duplicate waits](architecture.md#the-spool)). Each call
+ends, with an answer that a fault explains; 99.9 % of those that found the service running, in time.
 """
 
 
