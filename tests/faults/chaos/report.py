@@ -10,6 +10,9 @@ from tests.faults.chaos.stage import Result
 SHOWN = 20
 """Broken promises that are listed for a scenario; more of them say no more."""
 
+NAMED = "calls", "ids acknowledged", "DELAYED at first"
+"""The counts that are compared in the table of all scenarios."""
+
 ABOUT = """\
 # What faults do to Leadkeep
 
@@ -32,21 +35,24 @@ def _lines(results: Sequence[Result], seed: int, at: datetime, minutes: float, c
     yield ABOUT
     yield f"Seed {seed}, {at:%Y-%m-%d}, {minutes:.0f} minutes on {cores} cores, which callers and PostgreSQL shared."
     yield ""
-    yield from _table(
-        ("scenario", "what was done", "broken promises"),
-        ((result.name, result.done, len(result.violations) or "none") for result in results),
-    )
     yield PROMISES
+    yield from _table(
+        ("scenario", "what was done", *NAMED, "broken promises"),
+        (
+            (
+                result.name,
+                result.done,
+                *(result.counts.get(name, "") for name in NAMED),
+                len(result.violations) or "none",
+            )
+            for result in results
+        ),
+    )
     if any(result.plot for result in results):
         yield "![Answers a second and their latency through one fault of each kind](faults.svg)"
         yield ""
-    in_all = [name for name in results[0].counts if all(name in result.counts for result in results)]
-    yield from _table(
-        ("", *(result.name for result in results)),
-        ((name, *(result.counts[name] for result in results)) for name in in_all),
-    )
     for result in results:
-        yield from _section(result, [name for name in result.counts if name not in in_all])
+        yield from _section(result)
 
 
 def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Iterator[str]:
@@ -55,11 +61,11 @@ def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Iterator
     yield ""
 
 
-def _section(result: Result, names: Sequence[str]) -> Iterator[str]:
-    """What was counted in this scenario alone, and its broken promises."""
-    if names:
-        yield f"**{result.name}**: {'; '.join(f'{name} {result.counts[name]}' for name in names)}."
-        yield ""
+def _section(result: Result) -> Iterator[str]:
+    """What else was counted, unless it is nothing, and the broken promises."""
+    counted = (f"{name} {count}" for name, count in result.counts.items() if name not in NAMED and count)
+    yield f"**{result.name}**: {'; '.join(counted)}."
+    yield ""
     if result.violations:
         yield f"**Broken promises of {result.name}: {len(result.violations)}**"
         yield ""
