@@ -265,7 +265,7 @@ _PARAMETERS: Json = {
         (
             "Request-Timeout",
             "How many seconds the caller waits, such as 2.5; when not given, 10 or what the operator has set.",
-            {"type": "string", "pattern": f"^{TIMEOUT.pattern}$"},
+            {"type": "string", "pattern": f"^{TIMEOUT.pattern.pattern}$"},
         ),
         (
             "Connect-Timeout-Ms",

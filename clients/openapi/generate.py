@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from clients.openapi.document import document
-from service.http.openapi import DOCUMENT
+from service.http.endpoint import DOCUMENT
 
 
 def text() -> str:

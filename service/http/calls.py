@@ -7,7 +7,8 @@ call's `fault`, which is shown only to callers who may make the call.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from google.protobuf import message_factory
@@ -17,7 +18,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import LeadkeepError, LeadValidationError, Violation
+from service.errors import LeadkeepError, LeadValidationError, invalid
 from service.http.json_codec import fill
 from service.http.paths import HttpHandler
 from service.http.problems import HttpProblemError
@@ -32,16 +33,36 @@ Submission = pb.CreateLeadRequest | pb.ValidateLeadRequest
 """The requests whose lead is read as a new one, or as a part of it."""
 
 
+@dataclass(frozen=True)
+class Timeout:
+    """The header that says how long a caller waits."""
+
+    header: str
+    pattern: re.Pattern[str]
+    wanted: str
+    """What a fault says about it."""
+    read: Callable[[str], float]
+    """The seconds of a value that fits the pattern."""
+
+    def seconds(self, headers: Mapping[str, str]) -> float | None:
+        """How long the caller waits; None without the header. Raises LeadValidationError for what is no time."""
+        sent = headers.get(self.header.lower())
+        if sent is None:
+            return None
+        if not self.pattern.fullmatch(sent):
+            raise invalid(self.header, self.wanted)
+        return self.read(sent)
+
+
 class Form(Protocol):
-    """How a call is written over HTTP."""
+    """How a call is written over HTTP. `headers` are those of a request by name, in lower case."""
 
-    def seconds(self, request: Request) -> float | None:
-        """How long the caller waits, None where it did not say. Must raise LeadValidationError for what is no time."""
+    timeout: Timeout
 
-    async def body(self, request: Request) -> bytes:
+    async def body(self, request: Request, headers: Mapping[str, str]) -> bytes:
         """The body. Must read no further than its limit, and raise HttpProblemError for what is not taken."""
 
-    def read(self, request: Request, body: bytes, message: Message) -> None:
+    def read(self, request: Request, headers: Mapping[str, str], body: bytes, message: Message) -> None:
         """Fill the message of a request, as far as it can be read. Must raise LeadValidationError for what cannot."""
 
     def answer(self, call: Call, response: Message) -> Response:
@@ -54,63 +75,54 @@ class Form(Protocol):
         """The answer to a request that is none of this form."""
 
 
-def http_handler(method: MethodDescriptor, handle: Handler, form_of: Callable[[Request], Form]) -> HttpHandler:
-    """A method of the contract as a function of the HTTP request."""
+def http_handler(method: MethodDescriptor, handle: Handler, form_of: Callable[[str], Form]) -> HttpHandler:
+    """A method of the contract as a function of the HTTP request. `form_of`: the form of a Content-Type."""
     kind = message_factory.GetMessageClass(method.input_type)
 
-    async def answer(request: Request) -> Response:
-        form = form_of(request)
+    async def called(request: Request, headers: Mapping[str, str], form: Form) -> Response:
         message, seconds = kind(), None
         fault: LeadkeepError | None = None
         try:
-            seconds = form.seconds(request)
+            seconds = form.timeout.seconds(headers)
         except LeadValidationError as error:
             fault = error
         # Counted from here: the caller waits while the body arrives, too.
         deadline = answer_by(seconds)
         try:
-            form.read(request, await form.body(request), message)
-        except HttpProblemError as problem:
-            return form.refusal(problem)
+            form.read(request, headers, await form.body(request, headers), message)
         except LeadValidationError as error:
             fault = fault or error
         call = Call(
             rpc=method.name,
             transport="http",
-            peer=f"{request.client.host}:{request.client.port}" if request.client else "",
-            metadata=joined(request.headers.items()),
+            peer=":".join(map(str, request.scope["client"] or ())),
+            metadata=headers,
             deadline=deadline,
             fault=fault,
         )
         try:
-            response = await handle(call, message)
+            return form.answer(call, await handle(call, message))
         except LeadkeepError as error:
             return form.failure(call, error)
-        except HttpProblemError as problem:
-            return form.refusal(problem)
         finally:
             request.state.connection.is_proven |= call.caller is not None
-        return form.answer(call, response)
+
+    async def answer(request: Request) -> Response:
+        headers = joined(request.headers.items())
+        form = form_of(headers.get("content-type", ""))
+        try:
+            return await called(request, headers, form)
+        except HttpProblemError as problem:
+            return form.refusal(problem)
 
     return answer
 
 
-def given_time(request: Request, header: str, pattern: re.Pattern[str], wanted: str) -> re.Match[str] | None:
-    """How long the caller waits, by a header; None without it. Raises LeadValidationError, which says `wanted`."""
-    sent = request.headers.get(header)
-    if sent is None:
-        return None
-    found = pattern.fullmatch(sent)
-    if found is None:
-        raise LeadValidationError([Violation(header, wanted)])
-    return found
-
-
-async def body_within(request: Request, limit: int) -> bytes:
+async def body_within(request: Request, headers: Mapping[str, str], limit: int) -> bytes:
     """The body of a request, read no further than `limit` bytes. Raises HttpProblemError."""
     too_large = HttpProblemError(413, f"the body is longer than {limit} bytes")
     # The parser has checked that it is a number of at most 20 digits.
-    if int(request.headers.get("content-length", "0")) > limit:
+    if int(headers.get("content-length", "0")) > limit:
         raise too_large
     body = bytearray()
     async for chunk in request.stream():

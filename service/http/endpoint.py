@@ -1,4 +1,4 @@
-"""The HTTP endpoint: a socket, TLS, the paths, and uvicorn's connections in the loop of the process.
+"""The HTTP endpoint: a socket, TLS, what is at which path, and uvicorn's connections in the loop of the process.
 
 uvicorn is kept from logging what callers send, and from waiting for a caller without end.
 """
@@ -6,40 +6,39 @@ uvicorn is kept from logging what callers send, and from waiting for a caller wi
 from __future__ import annotations
 
 import asyncio
-import math
+import json
 import socket
 import ssl
 import time
 from collections.abc import Collection, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from service.errors import DeadlineTooShortError, StartRefusedError
+from service.errors import StartRefusedError
 from service.http.calls import may_be_left_out
 from service.http.connections import HttpConnection, HttpConnections
-from service.http.cors import Cors
 from service.http.json_codec import encoded
-from service.http.openapi import described
 from service.http.paths import HttpHandler, Paths
-from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
+from service.http.problems import SAFE_HEADERS, HttpProblemError
 from service.http.protocols import rpc_paths
 from service.http.routes import ROUTES, json_response, route_handler
 from service.lead import REQUIRED_FIELDS
 from service.rpc.call import SERVICE, Call, Handler
-from service.rpc.interceptors import domain_error
 from service.rpc.limits import DEFAULT, Limits, Refusals
 from service.rpc.readiness import Readiness
 from service.rpc.tls_files import TlsFiles
+
+DOCUMENT = Path(__file__).with_name("openapi.json")
+"""The OpenAPI document, which `make generate` makes of the contract, its comments and the table of routes."""
 
 BACKLOG = 1024
 """Connections that the kernel keeps while the loop is busy."""
@@ -89,7 +88,7 @@ class HttpEndpoint:
         self.port: int = self._socket.getsockname()[1]
         self._state = ServerState()
         config = Config(
-            partial(_answer, _paths(methods, readiness, registry, required), Cors(allowed_origins)),
+            Paths(_handlers(methods, readiness, registry, required), allowed_origins),
             interface="asgi3",
             http=HttpConnection,
             ws="none",
@@ -134,43 +133,48 @@ class HttpEndpoint:
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def _answer(paths: Paths, cors: Cors, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request. No exception leaves it, so that no text of one reaches a caller or uvicorn's log."""
-    request = Request(scope, receive)
-    try:
-        response = await paths.answer(request)
-    except HttpProblemError as problem:
-        response = problem.response()
-    except ClientDisconnect:
-        # Gone before the body was there: nothing was begun, and nobody receives an answer.
-        return
-    except asyncio.CancelledError:
-        # Only the end of the grace at a stop cancels a request, and its work goes on: the outcome is not known.
-        response = failure_response(DeadlineTooShortError(), {})
-    except Exception as error:  # noqa: BLE001 # a fault of what reads the request and writes the answer
-        call = Call(rpc="(outside of a call)", transport="http", peer="", metadata={}, deadline=math.inf)
-        response = failure_response(domain_error(error, call, uuid4), {})
-    cors.add_to(response, request)
-    await response(scope, receive, send)
+def described(required: Collection[str] = REQUIRED_FIELDS) -> bytes:
+    """The OpenAPI document in JSON. `required`: the fields without which there is no lead, of REQUIRED_FIELDS."""
+    document = json.loads(DOCUMENT.read_bytes())
+    submission = document["components"]["schemas"]["LeadSubmission"]
+    for name in REQUIRED_FIELDS.difference(required):
+        submission["required"].remove(name)
+        del submission["properties"][name]["minLength"]
+    return encoded(document)
 
 
-def _paths(
+def _handlers(
     methods: Mapping[str, Handler] | None, readiness: Readiness, registry: CollectorRegistry, required: Collection[str]
-) -> Paths:
-    paths = _operators_paths(readiness, registry)
-    if methods is not None:
-        document = described(required)
+) -> dict[str, dict[str, HttpHandler]]:
+    """What is at each path, by method."""
 
-        async def openapi(_request: Request) -> Response:
-            return json_response(document)
+    async def alive(_request: Request) -> Response:
+        return json_response(encoded({"alive": True}))
 
-        paths["/openapi.json"] = {"GET": openapi}
-        optional = may_be_left_out(required)
-        for route in ROUTES:
-            paths.setdefault(route.path, {})[route.verb] = route_handler(route, methods[route.rpc], optional)
-        paths |= rpc_paths(SERVICE, methods, optional)
-        paths |= rpc_paths(_HEALTH, {"Check": _health(readiness)})  # type: ignore[arg-type] # as its stubs have it
-    return Paths(paths)
+    async def ready(_request: Request) -> Response:
+        state = {"ready": readiness.ready, "degraded": readiness.degraded, "reasons": list(readiness.reasons)}
+        return json_response(encoded(state), 200 if readiness.ready else 503)
+
+    async def metrics(_request: Request) -> Response:
+        return Response(generate_latest(registry), headers={**SAFE_HEADERS, "content-type": CONTENT_TYPE_LATEST})
+
+    handlers: dict[str, dict[str, HttpHandler]] = {
+        "/healthz": {"GET": alive},
+        "/readyz": {"GET": ready},
+        "/metrics": {"GET": metrics},
+    }
+    if methods is None:
+        return handlers
+    document, optional = described(required), may_be_left_out(required)
+
+    async def openapi(_request: Request) -> Response:
+        return json_response(document)
+
+    handlers["/openapi.json"] = {"GET": openapi}
+    for route in ROUTES:
+        handlers.setdefault(route.path, {})[route.verb] = route_handler(route, methods[route.rpc], optional)
+    health = rpc_paths(_HEALTH, {"Check": _health(readiness)})  # type: ignore[arg-type] # as its stubs have it
+    return handlers | rpc_paths(SERVICE, methods, optional) | health
 
 
 def _health(readiness: Readiness) -> Handler:
@@ -185,20 +189,6 @@ def _health(readiness: Readiness) -> Handler:
         return answers(status=answers.SERVING if readiness.ready else answers.NOT_SERVING)
 
     return check
-
-
-def _operators_paths(readiness: Readiness, registry: CollectorRegistry) -> dict[str, dict[str, HttpHandler]]:
-    async def alive(_request: Request) -> Response:
-        return json_response(encoded({"alive": True}))
-
-    async def ready(_request: Request) -> Response:
-        state = {"ready": readiness.ready, "degraded": readiness.degraded, "reasons": list(readiness.reasons)}
-        return json_response(encoded(state), 200 if readiness.ready else 503)
-
-    async def metrics(_request: Request) -> Response:
-        return Response(generate_latest(registry), headers={**SAFE_HEADERS, "content-type": CONTENT_TYPE_LATEST})
-
-    return {"/healthz": {"GET": alive}, "/readyz": {"GET": ready}, "/metrics": {"GET": metrics}}
 
 
 def _bound(host: str, port: int, setting: str) -> socket.socket:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
+from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict
@@ -34,6 +35,8 @@ MOST_PARAMETERS = 100
 
 _FIELD_NAME = re.compile("[A-Za-z_]{1,40}")
 """What is repeated when it names no field. Without digits: a NID in the place of a name must not be repeated."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 _CAPITAL = re.compile("[A-Z]")
 
@@ -58,6 +61,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 def is_utf8_json(content_type: str) -> bool:
     """Whether a Content-Type names JSON in UTF-8."""
+    if content_type == "application/json":
+        return True
     header = Header()
     header["content-type"] = content_type
     return header.get_content_type() == "application/json" and header.get_content_charset("utf-8") in ("utf-8", "utf8")
@@ -137,29 +142,24 @@ class _Filling:
                     self.left_out += 1
 
     def _set(self, message: Message, field: FieldDescriptor, value: object, at: str) -> None:
-        if not field.is_repeated:
-            if _is_message_of_fields(field):
-                inner = getattr(message, field.name)
-                inner.SetInParent()
-                self._fill_inner(inner, value, at)
-            elif isinstance(read := _read(field, value), Message):
-                getattr(message, field.name).CopyFrom(read)
-            else:
-                setattr(message, field.name, read)
-            return
-        if not isinstance(value, list):
-            raise ValueRefusedError("must be a list")
-        items = getattr(message, field.name)
-        for each in value:
-            if _is_message_of_fields(field):
-                self._fill_inner(items.add(), each, at)
-            else:
-                items.append(_read(field, each))
+        if field.is_repeated:
+            if not isinstance(value, list):
+                raise ValueRefusedError("must be a list")
+            getattr(message, field.name).extend(self._read(field, each, at) for each in value)
+        elif isinstance(read := self._read(field, value, at), Message):
+            getattr(message, field.name).CopyFrom(read)
+        else:
+            setattr(message, field.name, read)
 
-    def _fill_inner(self, message: Message, value: object, at: str) -> None:
+    def _read(self, field: FieldDescriptor, value: object, at: str) -> str | int | Message:
+        if not _is_message_of_fields(field):
+            return _read(field, value)
         if not isinstance(value, dict):
             raise ValueRefusedError("must be a JSON object")
-        self.fill(message, value.items(), cast(Descriptor, message.DESCRIPTOR).fields_by_name, f"{at}.")
+        kind = cast(Descriptor, field.message_type)
+        inner = message_factory.GetMessageClass(kind)()
+        self.fill(inner, value.items(), kind.fields_by_name, f"{at}.")
+        return inner
 
 
 def comma_separated(given: Iterable[tuple[str, str]], name: str) -> list[tuple[str, object]]:
@@ -185,7 +185,7 @@ def to_json(message: Message) -> bytes:
 
 def encoded(content: object) -> bytes:
     """Compact JSON in UTF-8, without escapes that nobody needs."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(content).encode()
 
 
 def short_enum_names(enum: EnumDescriptor) -> list[str]:

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import LeadkeepError, invalid
-from service.http.calls import Form, body_within, fill_from_json, given_time, http_handler
+from service.http.calls import Form, Timeout, body_within, fill_from_json, http_handler
 from service.http.json_codec import encoded, is_utf8_json, parse_object, to_json
 from service.http.paths import HttpHandler
 from service.http.problems import HTTP_STATUS, SAFE_HEADERS, HttpProblemError, headers_of
@@ -40,9 +40,8 @@ ENVELOPE = struct.Struct(">BI")
 COMPRESSED, TRAILERS = 0x01, 0x80
 """Flags of an envelope."""
 
-_MILLISECONDS = re.compile("[0-9]{1,10}")
-_GRPC_TIMEOUT = re.compile("([0-9]{1,8})([HMSmun])")
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+"""Of each unit in grpc-timeout."""
 
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -68,8 +67,7 @@ def rpc_paths(
     """
     forms = _forms(optional)
 
-    def form_of(request: Request) -> Form:
-        sent = request.headers.get("content-type", "")
+    def form_of(sent: str) -> Form:
         form = forms.get(sent.partition(";")[0].strip().lower())
         if form is None or ("json" in sent and ";" in sent and not is_utf8_json(sent)):
             # Browsers send none of these across sites without asking, which keeps other sites' forms out.
@@ -112,32 +110,33 @@ class _RpcForm:
         self._content_type, (self._read, self._write) = content_type, codec
         self._longest = LARGEST_REQUEST
 
-    async def body(self, request: Request) -> bytes:
+    async def body(self, request: Request, headers: Mapping[str, str]) -> bytes:
         """The body, perhaps in gzip."""
-        if self.coding_of(request) not in ("identity", "gzip", ""):
+        if self.coding_of(headers) not in ("identity", "gzip", ""):
             detail = "the request's compression is not known; send it as it is or in gzip"
             raise HttpProblemError(415, detail, {self.accepted_codings: "gzip"})
-        return await body_within(request, self._longest)
+        return await body_within(request, headers, self._longest)
 
-    def coding_of(self, request: Request) -> str:
+    def coding_of(self, headers: Mapping[str, str]) -> str:
         """The compression of a request."""
-        return request.headers.get(self.coding, "identity").strip().lower()
+        return headers.get(self.coding, "identity").strip().lower()
 
 
 class Connect(_RpcForm):
     """A unary call in Connect: the body is the message, trailing metadata are headers called `trailer-…`."""
 
-    def seconds(self, request: Request) -> float | None:
-        """The time in Connect-Timeout-Ms."""
-        wanted = "must be a whole number of milliseconds of at most 10 digits"
-        found = given_time(request, "Connect-Timeout-Ms", _MILLISECONDS, wanted)
-        return int(found[0]) / 1000 if found else None
+    timeout = Timeout(
+        "Connect-Timeout-Ms",
+        re.compile("[0-9]{1,10}"),
+        "must be a whole number of milliseconds of at most 10 digits",
+        lambda sent: int(sent) / 1000,
+    )
 
-    def read(self, request: Request, body: bytes, message: Message) -> None:
+    def read(self, _request: Request, headers: Mapping[str, str], body: bytes, message: Message) -> None:
         """The message."""
-        if request.headers.get("connect-protocol-version", "1") != "1":
+        if headers.get("connect-protocol-version", "1") != "1":
             raise invalid("Connect-Protocol-Version", "must be 1")
-        self._read(inflated(body) if self.coding_of(request) == "gzip" else body, message)
+        self._read(inflated(body) if self.coding_of(headers) == "gzip" else body, message)
 
     def answer(self, call: Call, response: Message) -> Response:
         """The message of the answer."""
@@ -167,22 +166,22 @@ class GrpcWeb(_RpcForm):
     """
 
     coding, accepted_codings = "grpc-encoding", "grpc-accept-encoding"
+    timeout = Timeout(
+        "grpc-timeout",
+        re.compile("[0-9]{1,8}[HMSmun]"),
+        "must be at most 8 digits and a unit: one of H, M, S, m, u, n",
+        lambda sent: int(sent[:-1]) * _SECONDS[sent[-1]],
+    )
 
     def __init__(self, content_type: str, codec: _Codec, *, is_text: bool = False) -> None:
         super().__init__(content_type, codec)
         longest = LARGEST_REQUEST + ENVELOPE.size
         self._is_text, self._longest = is_text, (longest + 2) // 3 * 4 if is_text else longest
 
-    def seconds(self, request: Request) -> float | None:
-        """The time in grpc-timeout."""
-        wanted = "must be at most 8 digits and a unit: one of H, M, S, m, u, n"
-        found = given_time(request, "grpc-timeout", _GRPC_TIMEOUT, wanted)
-        return int(found[1]) * _SECONDS[found[2]] if found else None
-
-    def read(self, request: Request, body: bytes, message: Message) -> None:
+    def read(self, _request: Request, headers: Mapping[str, str], body: bytes, message: Message) -> None:
         """The message in its envelope."""
         body = _from_base64(body) if self._is_text else body
-        self._read(_only_message(body, self.coding_of(request)), message)
+        self._read(_only_message(body, self.coding_of(headers)), message)
 
     def answer(self, call: Call, response: Message) -> Response:
         """The message of the answer, and its status."""

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import LeadkeepError
-from service.http.calls import body_within, fill_from_json, given_time, http_handler
+from service.http.calls import Timeout, body_within, fill_from_json, http_handler
 from service.http.json_codec import comma_separated, fill, is_utf8_json, parse_object, parse_query, to_json, with_plus
 from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
@@ -24,8 +24,12 @@ from service.rpc.server import LARGEST_REQUEST
 WHOLE = "*"
 """As a body: every field of the request that is not in the path."""
 
-TIMEOUT = re.compile(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,9})?")
-"""Seconds in Request-Timeout, above 0."""
+TIMEOUT = Timeout(
+    "Request-Timeout",
+    re.compile(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,9})?"),
+    "must be a number of seconds above 0 and below 1000000, such as 2.5",
+    float,
+)
 
 _LOST_PLUS: dict[str, Callable[[str], str]] = {
     "phone": with_plus,
@@ -116,6 +120,8 @@ ROUTES = (
 class RouteForm:
     """A call at a route: JSON in and out, errors are problem details."""
 
+    timeout = TIMEOUT
+
     def __init__(self, route: Route, optional: Collection[str]) -> None:
         """`optional`: the fields of a submission, by path, that cost no lead when they cannot be read."""
         self._route, self._optional = route, optional
@@ -125,33 +131,27 @@ class RouteForm:
         )
         self._barred = dict.fromkeys(route.barred, why)
 
-    def seconds(self, request: Request) -> float | None:
-        """The time in Request-Timeout."""
-        wanted = "must be a number of seconds above 0 and below 1000000, such as 2.5"
-        found = given_time(request, "Request-Timeout", TIMEOUT, wanted)
-        return float(found[0]) if found else None
-
-    async def body(self, request: Request) -> bytes:
+    async def body(self, request: Request, headers: Mapping[str, str]) -> bytes:
         """The JSON object of the body, where the route has one."""
         if not self._route.body:
             return b""
-        if _codings(request.headers.get("content-encoding", "")) - {"identity"}:
+        if _codings(headers.get("content-encoding", "")) - {"identity"}:
             # RFC 9110, 12.5.3: the header names what would have been taken.
             detail = "send the body as it is, without Content-Encoding"
             raise HttpProblemError(415, detail, {"accept-encoding": "identity"})
-        body = await body_within(request, LARGEST_REQUEST)
-        if body and not is_utf8_json(request.headers.get("content-type", "")):
+        body = await body_within(request, headers, LARGEST_REQUEST)
+        if body and not is_utf8_json(headers.get("content-type", "")):
             # Also keeps other sites' forms out: a browser sends this type across sites only after asking.
             detail = "send the body as Content-Type: application/json, in UTF-8"
             raise HttpProblemError(415, detail, {"accept": "application/json"})
         return body
 
-    def read(self, request: Request, body: bytes, message: Message) -> None:
+    def read(self, request: Request, headers: Mapping[str, str], body: bytes, message: Message) -> None:
         """The request in the contract's words."""
         message.MergeFrom(type(message)(**request.path_params))
         # Also beside a fault: it is explained to the customer in the language of the request.
         for name, header in self._route.headers:
-            setattr(message, name, _unquoted(request.headers.get(header, "")))
+            setattr(message, name, _unquoted(headers.get(header.lower(), "")))
         query = [
             (name, _LOST_PLUS[name](value) if name in _LOST_PLUS else value)
             for name, value in parse_query(request.scope["query_string"])
@@ -183,7 +183,7 @@ class RouteForm:
 def route_handler(route: Route, handle: Handler, optional: Collection[str]) -> HttpHandler:
     """The route as a function of the HTTP request."""
     form = RouteForm(route, optional)
-    return http_handler(route.method, handle, lambda _request: form)
+    return http_handler(route.method, handle, lambda _content_type: form)
 
 
 def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -27,14 +27,12 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
 from service.errors import LeadkeepError, LeadValidationError, Violation
 from service.http.connections import HttpConnection, HttpConnections
 from service.http.paths import HttpHandler, Paths
-from service.http.problems import HttpProblemError
 from service.http.protocols import rpc_paths
 from service.rpc.call import Call, Handler, Work, compose
 from service.rpc.interceptors import deadline, errors
@@ -152,14 +150,7 @@ async def served() -> AsyncIterator[int]:
         }
     )
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            response = await paths.answer(Request(scope, receive))
-        except HttpProblemError as problem:
-            response = problem.response()
-        await response(scope, receive, send)
-
-    config = Config(app, http=HttpConnection, ws="none", lifespan="off", log_config=None, proxy_headers=False)
+    config = Config(paths, http=HttpConnection, ws="none", lifespan="off", log_config=None, proxy_headers=False)
     connect = partial(HttpConnection, HttpConnections(DEFAULT, Refusals()), config, ServerState())
     server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
     try:

@@ -150,11 +150,11 @@ async def test_an_unforeseen_error_of_the_endpoint_is_an_incident(
 async def test_uvicorn_prints_no_exception(
     methods: Mapping[str, Handler], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_cors: object, _response: object, _request: object) -> None:
+    async def broken(*_: object) -> None:
         raise RuntimeError("+8801712345678")
 
     # Nothing is known that gets past the endpoint: so a part is broken that stands outside of what it catches.
-    monkeypatch.setattr("service.http.cors.Cors.add_to", broken)
+    monkeypatch.setattr("service.http.paths.Paths.__call__", broken)
     caplog.set_level(logging.DEBUG)
     endpoint = _endpoint(methods)
     await endpoint.start()

@@ -20,7 +20,7 @@ from clients.openapi.document import document
 from clients.openapi.examples import REQUESTS, SUBMISSION, created
 from clients.openapi.generate import text
 from service.errors import LeadValidationError, Reason
-from service.http import openapi
+from service.http.endpoint import DOCUMENT
 from service.http.problems import HTTP_STATUS
 from service.http.routes import ROUTES
 from service.lead import CUSTOMER_FIELDS, FIELD_RULES, REQUIRED_FIELDS
@@ -31,7 +31,7 @@ from tests.harness.leads import MARKED
 from tests.http import conftest
 from tests.http.conftest import STORY, FixedReadiness, Servicer
 
-SERVED: dict[str, Any] = json.loads(openapi.DOCUMENT.read_text())
+SERVED: dict[str, Any] = json.loads(DOCUMENT.read_text())
 SCHEMAS: dict[str, Any] = SERVED["components"]["schemas"]
 CONTRACT = "leadkeep/v1/lead_service.proto"
 OPERATIONS = [operation for methods in SERVED["paths"].values() for operation in methods.values()]
@@ -58,7 +58,7 @@ COMMENTED = list(commented())
 
 
 def test_the_document_is_that_of_the_contract() -> None:
-    assert openapi.DOCUMENT.read_text() == text(), "run `make generate`"
+    assert DOCUMENT.read_text() == text(), "run `make generate`"
 
 
 def test_the_document_is_valid_openapi() -> None:

@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from jsonschema import Draft202012Validator
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.http.openapi import DOCUMENT
+from service.http.endpoint import DOCUMENT
 from tests.harness.running_service import RunningService
 from tests.rpc.showing import CONFLICT_WITH, RPCS, requests_for
 
