@@ -96,7 +96,8 @@ class Schemas:
         """The schema of a field, with its description."""
         schema = self._lead(field) if field.full_name in _LEADS else self._type(field, is_request=is_request)
         if field.is_repeated:
-            schema = {"type": "array", "items": schema}
+            fewest = {"minItems": 1} if is_request and self.is_required(field) else {}
+            schema = {"type": "array", "items": schema, **fewest}
         marked = {"x-sensitive": True} if field.GetOptions().Extensions[_SENSITIVE] else {}
         return schema | {"description": self._comment_of(field)} | marked
 

@@ -172,6 +172,9 @@ def test_what_a_call_needs_is_required() -> None:
     assert SCHEMAS["UpdateStatusRequest"]["required"] == ["id", "status"]
     assert SCHEMAS["UpdateStatusBody"]["required"] == ["status"]
     assert SCHEMAS["LeadCorrection"]["required"] == ["id"]
+    for name in ("ExportPersonRequest", "ExportPersonBody", "ErasePersonRequest", "ErasePersonBody"):
+        assert SCHEMAS[name]["required"] == ["refs"]
+        assert SCHEMAS[name]["properties"]["refs"]["minItems"] == 1
 
 
 def test_ids_of_requests_are_uuids() -> None:
