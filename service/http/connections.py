@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from email.utils import formatdate
+from types import SimpleNamespace
 from typing import Literal
 
 import httptools
@@ -27,6 +28,10 @@ LARGEST_HEAD = 16 * 1024
 PIECE = 512
 """Bytes that are parsed at once: the parser cannot be stopped within, and each request that it finds takes 3 kB. So a
 connection holds few requests that wait for the answer to the one before."""
+
+LINGER_SECONDS = 5.0
+LINGER_BYTES = 1024 * 1024
+"""For how long, and how much, a closed connection is still read: four of the longest bodies, on a fair mobile line."""
 
 # uvicorn prints the exceptions that reach it, and their texts may hold values. What can fail is caught and logged
 # before, without texts.
@@ -117,6 +122,8 @@ class HttpConnection(HttpToolsProtocol):
         self._owed: Literal["head", "body"] = "head"
         self._bytes_since_event = 0
         """What the parser holds of a head, of a chunk's head or of trailers, at most."""
+        self._lingers = False
+        self._bytes_dropped = 0
         self._waiting_for: object = None
         self._waits_since = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -144,12 +151,15 @@ class HttpConnection(HttpToolsProtocol):
     @property
     def _arrives(self) -> bool:
         """Whether a part of a body is there, and the caller may send the rest."""
-        return self._owed == "body" and not self.pipeline
+        return self._owed == "body" and not self.pipeline and not self._lingers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin to check whether its requests arrive."""
         super().connection_made(transport)
         self.peer = peer_of(self.client[0]) if self.client else ""
+        self._answers_to = SimpleNamespace(
+            write=transport.write, is_closing=transport.is_closing, close=self._close_behind_answer
+        )
         self._connections.add(self)
         self._check()
 
@@ -162,6 +172,11 @@ class HttpConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived."""
+        if self._lingers:
+            self._bytes_dropped += len(data)
+            if self._bytes_dropped > LINGER_BYTES:
+                self.transport.close()
+            return
         self._unset_keepalive_if_required()
         self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
         self._parse()
@@ -175,6 +190,7 @@ class HttpConnection(HttpToolsProtocol):
         target, self.url = self.url, b"/"
         self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
         super().on_headers_complete()
+        self.cycle.transport = self._answers_to  # type: ignore[assignment] # nothing else of it is used
         self.scope["raw_path"], _, self.scope["query_string"] = target.partition(b"?")
         # Trailers, which come behind the body, are no headers.
         self.headers = []
@@ -214,7 +230,9 @@ class HttpConnection(HttpToolsProtocol):
         # Requests that were sent before the answer to the first: without a token nobody gets many for one connection.
         # A client must be prepared for it (RFC 9112, 9.3.2), and proxies and browsers do not send so.
         if not self.is_proven and (self.pipeline or self._unparsed):
-            self.transport.close()
+            self._close_behind_answer()
+        if self._lingers:
+            return
         super().on_response_complete()
         self._parse()
 
@@ -271,7 +289,25 @@ class HttpConnection(HttpToolsProtocol):
             # A request that broke off half-way has its answer now; what reads it must not send a second one.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.close()
+        self._close_behind_answer()
+
+    def _close_behind_answer(self) -> None:
+        """Close the connection behind its last answer. What the caller is still sending is read for a moment.
+
+        Closed with bytes unread, the kernel would reset it, and the caller might lose the answer.
+        """
+        is_read = not (self._unparsed or self.pipeline or self._owed == "body")
+        if is_read or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._lingers = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.flow.resume_reading()
+        self._connections.set_arriving(self, False)
+        self._unparsed = memoryview(b"")
+        self.pipeline.clear()
 
     def _check(self) -> None:
         waiting_for, reason, patience = self._awaited()
@@ -289,7 +325,8 @@ class HttpConnection(HttpToolsProtocol):
         if self.bytes_untaken:
             return ("taking", self.cycle), "answer_late", limits.answer_seconds
         # Between two requests uvicorn's keep-alive timer has the watch.
-        arriving = self._arrives or (self.timeout_keep_alive_task is None and not self._answers)
+        is_kept = self.timeout_keep_alive_task is not None
+        arriving = self._arrives or not (is_kept or self._answers or self._lingers)
         return (self.cycle, self._owed) if arriving else None, "message_late", limits.arrival_seconds
 
 

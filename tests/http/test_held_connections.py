@@ -25,6 +25,13 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 HALF_A_BODY = (
     b"POST /api/leads HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 200000\r\n\r\n{"
 )
+REFUSED_BY_ITS_HEAD = {
+    "too long": b"POST /api/leads HTTP/1.1\r\nhost: x\r\n",
+    "no such path": b"POST /nothing HTTP/1.1\r\nhost: x\r\n",
+    "no HTTP": b"POST /api/leads HTTP/1.1\r\nhost: x\r\nhost: x\r\n",
+}
+BODY = bytes(600_000)
+BODY_FOLLOWS = b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(BODY)
 PIPELINE = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 200
 BOTH_LENGTHS = b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{} \r\n0\r\n\r\n"
 
@@ -83,6 +90,53 @@ async def test_a_newcomer_gets_in_when_all_connections_are_taken(methods: Mappin
         assert run.refused["connections_of_peer"] + run.refused["connections"] >= 2
         # The oldest made room.
         assert await _ends(held[0][0])
+        for _, writer in held:
+            writer.close()
+
+
+@pytest.mark.parametrize("head", REFUSED_BY_ITS_HEAD.values(), ids=REFUSED_BY_ITS_HEAD)
+async def test_an_answer_arrives_though_its_request_is_still_being_sent(
+    methods: Mapping[str, Handler], head: bytes
+) -> None:
+    async with running(methods, Limits()) as run:
+        reader, writer = await run.connect(head + BODY_FOLLOWS)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 4")
+        writer.write(BODY)
+        async with asyncio.timeout(20):
+            # Raises where the connection was reset.
+            assert b"about:blank" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(("seconds", "piece"), [(0.1, b"x"), (100, bytes(200_000))], ids=["in time", "in bytes"])
+async def test_what_is_sent_behind_the_last_answer_is_bounded(
+    methods: Mapping[str, Handler], monkeypatch: pytest.MonkeyPatch, seconds: float, piece: bytes
+) -> None:
+    monkeypatch.setattr("service.http.connections.LINGER_SECONDS", seconds)
+    async with running(methods, Limits()) as run:
+        reader, writer = await run.connect(REFUSED_BY_ITS_HEAD["too long"] + BODY_FOLLOWS)
+        assert (await reader.read()).startswith(b"HTTP/1.1 413 ")
+
+        async def send_without_end() -> None:
+            while True:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send_without_end(), 20)
+        writer.close()
+        assert not run.refused
+
+
+async def test_a_connection_that_got_its_last_answer_keeps_nobody_out(methods: Mapping[str, Handler]) -> None:
+    async with running(methods, Limits(connections=5, connections_of_peer=5)) as run:
+        held = [await run.connect(REFUSED_BY_ITS_HEAD["too long"] + BODY_FOLLOWS) for _ in range(5)]
+        for reader, _ in held:
+            assert (await reader.read()).startswith(b"HTTP/1.1 413 ")
+        assert [await run.status() for _ in range(3)] == [200] * 3
         for _, writer in held:
             writer.close()
 
