@@ -36,6 +36,9 @@ from tests.harness.running_service import RunningService
 from tests.harness.strangers import LIST_LEADS, Calls, besiege
 
 BURST = 1000
+ORIGIN = "https://sales.example"
+"""Whose pages may call."""
+
 PAGES = 32
 """That an address may have in flight."""
 
@@ -76,7 +79,8 @@ def front(
     if INSTALLED is None:
         pytest.skip("nginx is not installed")
     gated_inserts(service_database.admin_url)
-    with Nginx(tmp_path_factory.mktemp("nginx"), service.grpc_address, service.http_address, calls=1) as nginx:
+    folder = tmp_path_factory.mktemp("nginx")
+    with Nginx(folder, service.grpc_address, service.http_address, calls=1, origin=ORIGIN) as nginx:
         yield nginx
 
 
@@ -115,6 +119,45 @@ def test_a_request_without_a_place_gets_what_the_service_sends(front: Nginx, ser
     expected = failure_response(QueueFullError(wait), {})
     assert (answer.status_code, answer.content) == (expected.status_code, expected.body)
     assert set(expected.headers.items()) <= set(answer.headers.items())
+
+
+def page_may_read(answer: httpx.Response) -> list[str]:
+    """The origins whose pages may read an answer."""
+    return answer.headers.get_list("access-control-allow-origin")
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_page_of_a_listed_origin_reads_that_it_has_no_place(front: Nginx, service: RunningService) -> None:
+    def ask(origin: str) -> httpx.Response:
+        headers = {**dict(service.metadata()), "origin": origin}
+        return httpx.get(f"http://{front.http_address}/api/leads", headers=headers, timeout=10)
+
+    answer = ask(ORIGIN)
+    assert (answer.status_code, page_may_read(answer)) == (429, [ORIGIN])
+    assert answer.headers["access-control-expose-headers"] == "retry-after"
+    other = ask("https://evil.example")
+    assert (other.status_code, page_may_read(other)) == (429, [])
+    assert "access-control-expose-headers" not in other.headers
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_page_needs_no_place_to_ask_whether_it_may_call(front: Nginx) -> None:
+    asked = {"origin": ORIGIN, "access-control-request-method": "POST"}
+    answer = httpx.options(f"http://{front.http_address}/leadkeep.v1.LeadService/GetLead", headers=asked, timeout=10)
+    assert answer.status_code == 204
+
+
+def test_only_the_service_says_who_may_read_its_answers(front: Nginx) -> None:
+    # It lists no origin.
+    answer = httpx.get(f"http://{front.http_address}/api/leads", headers={"origin": ORIGIN}, timeout=10)
+    assert (answer.status_code, page_may_read(answer)) == (401, [])
+
+
+@pytest.mark.skipif(INSTALLED is None, reason="nginx is not installed")
+def test_a_page_of_a_listed_origin_reads_that_no_replica_answers(tmp_path: Path) -> None:
+    with Nginx(tmp_path, "127.0.0.1:9", "127.0.0.1:9", origin=ORIGIN) as nginx:
+        answer = httpx.get(f"http://{nginx.http_address}/api/leads", headers={"origin": ORIGIN}, timeout=10)
+        assert (answer.status_code, page_may_read(answer)) == (502, [ORIGIN])
 
 
 @pytest.mark.usefixtures("busy")

@@ -17,8 +17,10 @@ INSTALLED = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/
 class Nginx:
     """nginx with the shipped configuration, on free ports."""
 
-    def __init__(self, folder: Path, grpc_address: str, http_address: str, *, calls: int = 384) -> None:
-        """`calls`: how many callers may have in flight together."""
+    def __init__(
+        self, folder: Path, grpc_address: str, http_address: str, *, calls: int = 384, origin: str = ""
+    ) -> None:
+        """`calls`: how many callers may have in flight together; `origin`: the one that is listed."""
         self._folder = folder
         self.grpc_address, self.http_address = (f"127.0.0.1:{_free_port()}" for _ in range(2))
         text = CONFIGURATION.read_text()
@@ -30,6 +32,7 @@ class Nginx:
             ("listen 127.0.0.1:50050", f"listen {self.grpc_address}"),
             ("listen 127.0.0.1:8080", f"listen {self.http_address}"),
             ("limit_conn calls 384;", f"limit_conn calls {calls};"),
+            ('# "https://sales.example" $http_origin;', f'"{origin}" $http_origin;' if origin else ""),
         ):
             assert shipped in text
             text = text.replace(shipped, here)
