@@ -29,7 +29,7 @@ from bench.growth_rows import Rows
 from bench.load.plan import Load, Requests
 from bench.operations import PAGE, Operation, grpc_requests
 from service.keys.encryption import EncryptionService
-from service.keys.source import keyring_file
+from service.keys.keyring import keyring_file
 from service.lead import LeadOrder
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.use_cases.page_token import make_page_token

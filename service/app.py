@@ -23,7 +23,7 @@ from service.config import Settings
 from service.factories import keyring_source, new_id, reason_rules, token_verifier
 from service.files.renderer_process import FileRendering
 from service.http.endpoint import OPS_LIMITS, HttpEndpoint
-from service.keys.source import follow_keyring
+from service.keys.keyring import follow_keyring
 from service.replica import ServiceParts, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
 from service.rpc.call import Work, chained
 from service.rpc.interceptors import duplicate_limit, standard_chain

@@ -9,7 +9,7 @@ import uuid_utils.compat
 
 from service.config import Settings
 from service.keys.encryption import EncryptionService
-from service.keys.source import KeyringSource, keyring_command, keyring_content, keyring_file
+from service.keys.keyring import KeyringSource, keyring_command, keyring_content, keyring_file
 from service.lead import REQUIRED_FIELDS
 from service.rpc.reasons import ReasonRules
 from service.rpc.tokens.jwks import JwksFile, JwksUrl

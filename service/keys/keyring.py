@@ -1,4 +1,4 @@
-"""The keyring: independent root secrets by purpose, each with an id and a state.
+"""The keyring: independent root secrets by purpose, each with an id and a state; and the sources of it.
 
 The file is JSON of mode 0600:
 
@@ -8,24 +8,35 @@ The file is JSON of mode 0600:
 
 Without it no sealed field can ever be opened again: an operator keeps a copy apart from the database's backups.
 
-A keyring is never changed in place: each change makes another keyring, which is checked like one that is read.
+A keyring is never changed in place: each change makes another keyring, which is checked like one that is read. It comes
+from a file, an environment variable or the output of a command, and can be read again at any time; the caller decides
+whether to use it.
+
+Promise: no error and no log repeats anything of what is read.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import binascii
 import json
 import re
 import secrets
-from collections.abc import Iterable
+import shlex
+import subprocess
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from service import strict_json
-from service.keys.secret_file import create_secret_file
+from service.errors import StartRefusedError
+from service.keys.secret_file import create_secret_file, read_secret_file
 
 FORMAT = "leadkeep-keyring"
 VERSION = 1
@@ -34,6 +45,9 @@ SECRET_BYTES = 32
 
 KEY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 """A key's id stands before the dot of every sealed token, so it holds no dot and nothing that needs escaping."""
+
+COMMAND_SECONDS = 30.0
+"""How long the command may take: a cloud's key service answers within seconds, also when it retries."""
 
 
 class Purpose(StrEnum):
@@ -204,3 +218,97 @@ def _moment(number: int, text: Any) -> datetime:
 def create_keyring(path: Path, *, now: datetime) -> bool:
     """Make a keyring file with fresh keys; False when there is one already, which stays untouched."""
     return create_secret_file(path, Keyring.generate(now=now).to_json().encode())
+
+
+@dataclass(frozen=True, slots=True)
+class KeyringSource:
+    """A place where a keyring is kept."""
+
+    name: str
+    """Its name in a sentence. Holds no secret."""
+    read: Callable[[], bytes] = field(repr=False)
+    """Reads the keyring's JSON. Raises StartRefusedError."""
+    path: Path | None = None
+    """The file that can be written; None: the keyring is kept where only the operator can put it."""
+
+    def load(self) -> Keyring:
+        """Read the keyring now. Raises StartRefusedError, which names the fault and what to do."""
+        try:
+            return Keyring.from_json(self.read())
+        except ValueError as error:
+            raise StartRefusedError(f"{self.name} cannot be used: {error}") from None
+
+
+def keyring_file(path: Path) -> KeyringSource:
+    """The source that is a file of mode 0600."""
+
+    def read() -> bytes:
+        if not path.exists():
+            raise StartRefusedError(
+                f"there is no keyring at {path}. If leads are stored already, restore the keyring they were "
+                "sealed with; for a new installation run: leadkeep keys init"
+            )
+        return read_secret_file(path)
+
+    return KeyringSource(f"the keyring {path}", read, path)
+
+
+def keyring_content(content: str) -> KeyringSource:
+    """The source that is an environment variable: JSON, or base64 of it where a value must be one line."""
+
+    def read() -> bytes:
+        text = content.strip()
+        if text.startswith("{"):
+            return text.encode()
+        try:
+            return base64.b64decode(text, validate=True)
+        except binascii.Error:
+            raise ValueError("it is neither JSON nor base64") from None
+
+    return KeyringSource("the keyring of LEADKEEP_KEYRING_CONTENT", read)
+
+
+def keyring_command(command: str, *, timeout: float = COMMAND_SECONDS) -> KeyringSource:
+    """The source that is a command, which asks a key service or decrypts a file. It runs without a shell."""
+    # The command itself may hold a secret, and so may both of its outputs: a program that fails may print what it was
+    # to decrypt.
+    name = "the keyring of LEADKEEP_KEYRING_COMMAND"
+
+    def read() -> bytes:
+        arguments = shlex.split(command)
+        try:
+            done = subprocess.run(  # noqa: S603 # the operator's own command, as it is set
+                arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise StartRefusedError(
+                f"{name} is unavailable: the command took longer than {timeout:g} seconds"
+            ) from None
+        except OSError as error:
+            raise StartRefusedError(f"{name} is unavailable: {arguments[0]} cannot be run ({error.strerror})") from None
+        if done.returncode != 0:
+            raise StartRefusedError(
+                f"{name} is unavailable: the command ended with {done.returncode}; run it by hand to see why"
+            )
+        return done.stdout
+
+    return KeyringSource(name, read)
+
+
+async def follow_keyring(
+    source: KeyringSource, requested: asyncio.Event, use: Callable[[Keyring], Awaitable[None]]
+) -> None:
+    """Read the keyring again whenever `requested` is set, and `use` it. One that cannot be used changes nothing."""
+    log = structlog.get_logger("leadkeep.keys")
+    while True:
+        await requested.wait()
+        requested.clear()
+        try:
+            keyring = await asyncio.to_thread(source.load)
+            await use(keyring)
+        except StartRefusedError as refused:
+            log.error("the keyring was not taken, the one before stays in use", what=str(refused))
+        except Exception as error:  # noqa: BLE001 # whatever it is, the next request is answered
+            log.error("the keyring was not taken, the one before stays in use", error=type(error).__qualname__)
+        else:
+            log.info("keyring taken", keys=[f"{key.purpose} {key.id} {key.state}" for key in keyring.keys])

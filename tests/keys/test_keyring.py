@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from service.errors import StartRefusedError
-from service.keys.keyring import KEY_ID, Keyring, KeyState, Purpose, RootKey, create_keyring
-from service.keys.source import keyring_file
+from service.keys.keyring import KEY_ID, Keyring, KeyState, Purpose, RootKey, create_keyring, keyring_file
 
 NOW = datetime(2026, 1, 31, 9, tzinfo=UTC)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartRefusedError
-from service.keys.keyring import Keyring
-from service.keys.source import keyring_command, keyring_content
+from service.keys.keyring import Keyring, keyring_command, keyring_content
 
 KEYRING = Keyring.generate(now=datetime(2026, 1, 31, 9, tzinfo=UTC))
 SECRET = "hunter2-canary"
