@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Purpose, RootKey
-from service.rotation.reports import Reindexed, Resealed, Verified
 from service.rotation.workers import (
+    Passes,
     Task,
     Tokens,
     fault,
@@ -28,11 +26,10 @@ from service.rotation.workers import (
     index_fault,
     index_submission,
     index_text,
-    map_batches,
+    name_of,
     pace,
     reseal,
     submission_index_fault,
-    workers_for,
 )
 from service.storage.access.queries import AccessRecords
 from service.storage.database.database import Database
@@ -61,7 +58,6 @@ from service.storage.keys.rekeying import (
     Rekeying,
     RowFilter,
     SealedTable,
-    Stored,
     indexed_otherwise,
     indexed_with,
     is_indexed,
@@ -74,14 +70,48 @@ from service.storage.leads.open_erasures import erasures_with_key
 from service.storage.spool.rows import has_owner, peek_key_ids
 from service.validation.index_rule import KNOWS_INDEX_RULE, have_same_settings
 
-MOST_PASSES = 20
-"""Each pass works on what was changed during the one before. More than a few happen only if a replica goes on sealing
-with the old key, which the report then shows."""
-
 CHECK_SECONDS = 0.5
 """How often replicas and files are checked while they are waited for."""
 
-T = TypeVar("T")
+
+@dataclass(slots=True)
+class Resealed:
+    """Report of a reseal."""
+
+    key_id: str
+    sealed_anew: dict[str, int] = field(default_factory=dict)
+    """Rows by kind."""
+    emails: int = 0
+    """E-mails that could not be found by before."""
+    submissions: int = 0
+    """Resubmissions and conflicts that could not be found before."""
+    unreadable: list[str] = field(default_factory=list)
+    """Rows that do not open, which stay as they are."""
+    left: int = 0
+    """Rows that still are sealed with other keys, the unreadable ones among them."""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Reindexed:
+    """Report of a reindex. `needed` is False when the blind indexes were right already."""
+
+    needed: bool
+    leads: int = 0
+    conversations: int = 0
+    emails: int = 0
+    submissions: int = 0
+    beside: list[dict[str, str]] = field(default_factory=list)
+    """Leads that share a phone or nid with another one, see `Rekeying.sharing_leads`."""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Verified:
+    """Report of a verification: rows checked, by kind, and faults found, in words without any value."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +162,12 @@ class KeyService:
         if not self.encryption.is_sealed_with_primary(state.canary.sealed):
             await seal_canary(self.database, self.encryption, state)
         scheme = schemes_of(state, self.encryption)[0]
-        with await self._workers() as workers:
-            for table in TABLES:
-                old, store = sealed_otherwise(table, report.key_id), partial(self.rekeying.replace_tokens, table)
-                task = partial(index_text, table, scheme.key_id) if table is CONVERSATIONS else reseal
-                report.sealed_anew[table.plural], unreadable = await self._repeat(table, old, task, store, workers)
-                report.unreadable += unreadable
-                report.left += await self.rekeying.count(table, old)
+        for table in TABLES:
+            old, store = sealed_otherwise(table, report.key_id), partial(self.rekeying.replace_tokens, table)
+            task = partial(index_text, table, scheme.key_id) if table is CONVERSATIONS else reseal
+            report.sealed_anew[table.plural], unreadable = await self._passes.repeat(table, old, task, store)
+            report.unreadable += unreadable
+            report.left += await self.rekeying.count(table, old)
         report.emails = await self._index_texts(EMAILS, LACKS_EMAIL_INDEX, partial(index_text, EMAILS, scheme.key_id))
         report.submissions = await self._index_submissions(scheme)
         report.seconds = round(time.monotonic() - began, 3)
@@ -197,9 +226,7 @@ class KeyService:
 
     async def _index_texts(self, table: SealedTable, where: RowFilter, make: Task[Tokens]) -> int:
         """Give rows that match a condition the blind indexes that `make` makes; how many got one."""
-        store = partial(self.rekeying.replace_tokens, table)
-        with await self._workers() as workers:
-            done, _ = await self._repeat(table, where, make, store, workers)
+        done, _ = await self._passes.repeat(table, where, make, partial(self.rekeying.replace_tokens, table))
         return done
 
     async def _fill_and_check(self, state: DatabaseKeys, scheme: IndexScheme) -> int:
@@ -208,64 +235,30 @@ class KeyService:
         lacking = lacks_index(pair)
         total = await self.rekeying.count(LEADS, lacking)
         store = partial(self.rekeying.fill_indexes, pair, state.epoch)
-        with await self._workers() as workers:
-            _, faults = await self._repeat(LEADS, lacking, partial(index, scheme), store, workers)
-            if faults:
-                raise StartRefusedError(
-                    f"{len(faults)} leads cannot be opened, so that nobody can tell whether they are duplicates: "
-                    f"{', '.join(faults[:10])}. See leadkeep keys verify; the old blind indexes stay in use"
-                )
-            if await self.rekeying.count(LEADS, lacking):
-                raise StartRefusedError("leads without new blind indexes are left: run leadkeep keys reindex again")
-            wrong = await self._wrong_indexes(pair, scheme, workers)
-        if wrong:
+        _, faults = await self._passes.repeat(LEADS, lacking, partial(index, scheme), store)
+        if faults:
+            raise StartRefusedError(
+                f"{len(faults)} leads cannot be opened, so that nobody can tell whether they are duplicates: "
+                f"{', '.join(faults[:10])}. See leadkeep keys verify; the old blind indexes stay in use"
+            )
+        if await self.rekeying.count(LEADS, lacking):
+            raise StartRefusedError("leads without new blind indexes are left: run leadkeep keys reindex again")
+        if wrong := await self._wrong_indexes(pair, scheme):
             raise StartRefusedError(
                 f"{len(wrong)} leads have new blind indexes that are not theirs: {', '.join(wrong[:10])}. Nothing is "
                 "flipped; report this"
             )
         return total
 
-    async def _wrong_indexes(self, pair: int, scheme: IndexScheme, workers: Executor) -> list[str]:
+    async def _wrong_indexes(self, pair: int, scheme: IndexScheme) -> list[str]:
         wrong: list[str] = []
-        async for batch in self._batches(LEADS, EVERY_ROW, partial(index, scheme), workers, pair=pair):
-            wrong += [_named(LEADS, row) for row, indexes in batch if indexes != row.indexes]
+        async for batch in self._passes.batches(LEADS, EVERY_ROW, partial(index, scheme), pair=pair):
+            wrong += [name_of(LEADS, row) for row, indexes in batch if indexes != row.indexes]
         return wrong
 
-    async def _workers(self) -> Executor:
-        rows = sum([await self.rekeying.count(table) for table in TABLES])
-        return workers_for(self.encryption.keyring, rows)
-
-    async def _repeat(
-        self,
-        table: SealedTable,
-        where: RowFilter,
-        task: Task[T],
-        store: Callable[[list[tuple[Stored, T]]], Awaitable[int]],
-        workers: Executor,
-    ) -> tuple[int, list[str]]:
-        """Work on rows and store the results until none is left; how many were stored, and which do not open."""
-        done, unreadable = 0, list[str]()
-        for _ in range(MOST_PASSES):
-            found, unreadable = 0, []
-            async for batch in self._batches(table, where, task, workers):
-                unreadable += [_named(table, row) for row, result in batch if result is None]
-                results = [(row, result) for row, result in batch if result is not None]
-                found += len(results)
-                done += await store(results)
-            if not found:
-                break
-        return done, unreadable
-
-    async def _batches(
-        self, table: SealedTable, where: RowFilter, task: Task[T], workers: Executor, *, pair: int | None = None
-    ) -> AsyncIterator[list[tuple[Stored, T | None]]]:
-        """Work on the rows that match a condition, each batch with its results; a line of progress after each."""
-        done, total = 0, await self.rekeying.count(table, where)
-        read = partial(self.rekeying.read, table, where, pair=pair)
-        async for batch in map_batches(read, task, workers, rate=self.rate):
-            yield batch
-            done += len(batch)
-            self.on_progress(f"{done} of {max(done, total)} {table.plural}{' checked' if pair else ''}")
+    @property
+    def _passes(self) -> Passes:
+        return Passes(self.rekeying, self.encryption.keyring, self.rate, self.on_progress)
 
     async def _clear(self, state: DatabaseKeys) -> DatabaseKeys:
         """Empty the pair of columns that is not in use."""
@@ -343,20 +336,19 @@ class KeyService:
         report = Verified()
         state = await self._state()
         current, _ = schemes_of(state, self.encryption)
-        with await self._workers() as workers:
-            for table in TABLES:
-                report.rows[table.plural] = 0
-                async for batch in self._batches(replace(table, indexes=()), EVERY_ROW, fault, workers):
-                    report.rows[table.plural] += len(batch)
-                    report.faults += [f"{_named(table, row)}: {wrong}" for row, wrong in batch if wrong]
-            for table in INDEXED:
-                check = (
-                    partial(submission_index_fault, current) if table in SUBMISSIONS else partial(index_fault, table)
-                )
-                async for batch in self._batches(table, is_indexed(table), check, workers):
-                    report.faults += [f"{_named(table, row)}: {wrong}" for row, wrong in batch if wrong]
-            wrong = await self._wrong_indexes(state.pair, current, workers)
-        report.faults += [f"{each}: its blind indexes are not those of its phone and nid" for each in wrong]
+        for table in TABLES:
+            report.rows[table.plural] = 0
+            async for batch in self._passes.batches(replace(table, indexes=()), EVERY_ROW, fault):
+                report.rows[table.plural] += len(batch)
+                report.faults += [f"{name_of(table, row)}: {wrong}" for row, wrong in batch if wrong]
+        for table in INDEXED:
+            check = partial(submission_index_fault, current) if table in SUBMISSIONS else partial(index_fault, table)
+            async for batch in self._passes.batches(table, is_indexed(table), check):
+                report.faults += [f"{name_of(table, row)}: {wrong}" for row, wrong in batch if wrong]
+        report.faults += [
+            f"{each}: its blind indexes are not those of its phone and nid"
+            for each in await self._wrong_indexes(state.pair, current)
+        ]
         report.faults += [
             f"{count} conversation ids of {plural} are in clear: run leadkeep keys reseal"
             for plural, count in (await self.rekeying.in_clear()).items()
@@ -413,11 +405,6 @@ class KeyService:
         """
         dead = None if has_owner(self.spool) else known_name(self.spool)
         return [each for each in await replicas(self.database) if each.state == "running" and each.name != dead]
-
-
-def _named(table: SealedTable, row: Stored) -> str:
-    kind = table.plural.removesuffix("s")
-    return f"{kind} {row.bound_to}" if table is LEADS else f"{kind} {'/'.join(map(str, row.key))}"
 
 
 def _require_unneeded(key: RootKey, holders: list[str]) -> None:

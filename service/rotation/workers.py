@@ -1,6 +1,7 @@
-"""Worker processes of key rotation: open, seal and index tokens, in as many processes as there are cores.
+"""Work of key rotation on stored rows: open, seal and index their tokens, in as many processes as there are cores.
 
-The processes get the keyring through a pipe, never through their command line.
+Rows are read, worked on and stored batch by batch. The processes get the keyring through a pipe, never through their
+command line.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from functools import cache
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TypeVar
 from uuid import UUID
 
 from service.errors import FieldUnreadableError
 from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Keyring
 from service.lead import scheme_text
-from service.storage.keys.rekeying import EMAILS, NO_INDEX, Indexes, SealedTable, Stored
+from service.storage.keys.rekeying import EMAILS, LEADS, NO_INDEX, Indexes, Rekeying, RowFilter, SealedTable, Stored
 from service.validation.email import email_key
 from service.validation.index_rule import IndexRule
 from service.worker_processes import WorkerPool
@@ -28,6 +30,10 @@ FEW_ROWS = 2000
 
 NICE = 10
 """Niceness of the command, which its processes inherit: the live service gets the processor first."""
+
+MOST_PASSES = 20
+"""Each pass works on what was changed during the one before. More than a few happen only if a replica goes on sealing
+with the old key, which the report then shows."""
 
 BATCHES_AHEAD = 4
 """Batches that are worked on while one is stored: two for each of two processes."""
@@ -171,13 +177,6 @@ def _load_keyring(keyring: str) -> None:
     _encryption = EncryptionService(Keyring.from_json(keyring))
 
 
-def workers_for(keyring: Keyring, rows: int) -> Executor:
-    """The processes, or a thread of this one for so few rows that processes would take longer to start."""
-    if rows <= FEW_ROWS:
-        return ThreadPoolExecutor(1, initializer=_load_keyring, initargs=(keyring.to_json(),))
-    return WorkerPool(_load_keyring, keyring.to_json())
-
-
 def _work(task: Task[T], rows: Sequence[tuple[UUID, Tokens]]) -> list[T | None]:
     results: list[T | None] = []
     for bound_to, tokens in rows:
@@ -188,30 +187,72 @@ def _work(task: Task[T], rows: Sequence[tuple[UUID, Tokens]]) -> list[T | None]:
     return results
 
 
-async def map_batches(
-    read: Callable[[tuple[Any, ...] | None], Awaitable[list[Stored]]], task: Task[T], workers: Executor, *, rate: float
-) -> AsyncIterator[list[tuple[Stored, T | None]]]:
-    """Read rows in batches, work on them ahead, and yield each batch with its results, in the order of reading.
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Passes over the rows of tables, each batch by batch."""
 
-    Args:
-        read: answers the rows behind a key, none at the end.
-        task: the work on one row; its result is None when a token does not open.
-        workers: the processes to work in.
-        rate: rows a second at most; 0 is no bound.
-    """
-    pending: deque[tuple[list[Stored], Future[list[T | None]]]] = deque()
-    began, done = time.monotonic(), 0
-    rows = await read(None)
-    while rows or pending:
-        if rows:
-            pending.append((rows, workers.submit(_work, task, [(row.bound_to, row.tokens) for row in rows])))
-            rows = await read(rows[-1].key)
-        if not rows or len(pending) > BATCHES_AHEAD:
-            batch, working = pending.popleft()
-            results = await asyncio.wrap_future(working)
-            yield list(zip(batch, results, strict=True))
-            done += len(batch)
-            await pace(done, began, rate=rate)
+    rekeying: Rekeying
+    keyring: Keyring
+    rate: float
+    """Rows a second at most; 0 is no bound."""
+    on_progress: Callable[[str], None]
+    """Gets a line about progress after each batch."""
+
+    async def repeat(
+        self,
+        table: SealedTable,
+        where: RowFilter,
+        task: Task[T],
+        store: Callable[[list[tuple[Stored, T]]], Awaitable[int]],
+    ) -> tuple[int, list[str]]:
+        """Work on rows and store the results until none is left; how many were stored, and which do not open."""
+        done, unreadable = 0, list[str]()
+        for _ in range(MOST_PASSES):
+            found, unreadable = 0, []
+            async for batch in self.batches(table, where, task):
+                unreadable += [name_of(table, row) for row, result in batch if result is None]
+                results = [(row, result) for row, result in batch if result is not None]
+                found += len(results)
+                done += await store(results)
+            if not found:
+                break
+        return done, unreadable
+
+    async def batches(
+        self, table: SealedTable, where: RowFilter, task: Task[T], *, pair: int | None = None
+    ) -> AsyncIterator[list[tuple[Stored, T | None]]]:
+        """Work on the rows that match a condition, batches ahead of the caller; each batch with its results.
+
+        A result is None when a token does not open. With `pair`, leads come with their indexes of that pair.
+        """
+        began, done, total = time.monotonic(), 0, await self.rekeying.count(table, where)
+        read = partial(self.rekeying.read, table, where, pair=pair)
+        pending: deque[tuple[list[Stored], Future[list[T | None]]]] = deque()
+        with self._workers(total) as workers:
+            rows = await read(None)
+            while rows or pending:
+                if rows:
+                    pending.append((rows, workers.submit(_work, task, [(row.bound_to, row.tokens) for row in rows])))
+                    rows = await read(rows[-1].key)
+                if not rows or len(pending) > BATCHES_AHEAD:
+                    batch, working = pending.popleft()
+                    results = await asyncio.wrap_future(working)
+                    yield list(zip(batch, results, strict=True))
+                    done += len(batch)
+                    self.on_progress(f"{done} of {max(done, total)} {table.plural}{' checked' if pair else ''}")
+                    await pace(done, began, rate=self.rate)
+
+    def _workers(self, rows: int) -> Executor:
+        """The processes, or a thread of this one for so few rows that processes would take longer to start."""
+        if rows <= FEW_ROWS:
+            return ThreadPoolExecutor(1, initializer=_load_keyring, initargs=(self.keyring.to_json(),))
+        return WorkerPool(_load_keyring, self.keyring.to_json())
+
+
+def name_of(table: SealedTable, row: Stored) -> str:
+    """What a row is called in reports."""
+    kind = table.plural.removesuffix("s")
+    return f"{kind} {row.bound_to}" if table is LEADS else f"{kind} {'/'.join(map(str, row.key))}"
 
 
 async def pace(done: int, began: float, *, rate: float) -> None:
