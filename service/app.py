@@ -140,7 +140,7 @@ async def _serve(
                     session_refusal=database.refusal or parts.confirming.refusal,
                     restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
                     longest_wait=settings.spool_alarm_age,
-                    erasures_alarm=erasures_alarm(parts.answers.waiting),
+                    erasures_alarm=erasures_alarm(parts.spools.waiting),
                     files_alarm=files.alarm,
                     failing_tasks=supervisor.failing,
                     tls_alarm=tls.alarm if tls is not None else None,
@@ -163,7 +163,7 @@ async def _serve(
                 setting = "LEADKEEP_OPS_ADDRESS"
                 ops_endpoint = http(None, host=ops_at.host, port=ops_at.port, setting=setting, limits=OPS_LIMITS)
             metrics.watch_tasks(asyncio.get_running_loop())
-            metrics.watch(spool, files, parts.answers)
+            metrics.watch(spool, files, parts.spools)
 
             await grpc_endpoint.start()
             await http_endpoint.start()

@@ -28,7 +28,6 @@ from service.storage.diagnosis import diagnose
 from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.drain import Drain
 from service.storage.intake.outage import Outage, RecentRequests
-from service.storage.intake.spool_answers import SpoolAnswers
 from service.storage.intake.writer import LeadWriter
 from service.storage.keys.admission import Admission
 from service.storage.keys.canary import read_key_state
@@ -88,7 +87,7 @@ class ServiceParts:
             on_batch=metrics.batches.observe,
             on_delayed=metrics.delayed.inc,
         )
-        self.answers = SpoolAnswers(
+        self.spools = AllSpools(
             database=self.database,
             spool=spool,
             encryption=encryption,
@@ -97,14 +96,13 @@ class ServiceParts:
             recent=self.recent,
             make_keys=self.sealer.search_keys,
         )
-        self.spools = AllSpools(self.database, encryption, self.answers)
         self.drain = Drain(
             submissions=submissions,
             spool=spool,
             outage=self.outage,
             recent=self.recent,
             erasures=self.erasures,
-            apply_erasures=self.answers.apply_erasures,
+            apply_erasures=self.spools.apply_erasures,
             reseal=self.sealer.resealed_and_reindexed,
             busy=lambda: self.writer.busy,
             on_drained=lambda outcome: metrics.drained.labels(outcome).inc(),
@@ -169,7 +167,7 @@ async def running_replica(parts: ServiceParts, supervisor: Supervisor, grace: fl
                     on_clean_stop=partial(parts.report.withdraw, parts.database),
                 ),
                 Component(name="admission", run=parts.admission.run),
-                Component(name="spool answers", run=parts.answers.run),
+                Component(name="spool answers", run=parts.spools.run),
                 *([Component(name="fence", run=parts.fence.run)] if parts.fence.several_hosts else []),
             ]
         )

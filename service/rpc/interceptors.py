@@ -36,8 +36,7 @@ from service.rpc.shares import Places, strangers
 from service.rpc.status import CODES
 from service.rpc.tokens.verifier import bearer_token
 from service.rpc.wire import corrected_fields
-from service.storage.database.failures import StorageFaultError
-from service.storage.database.retry import LONGEST_RETRY, Retry, RetryScope, retry_scope
+from service.storage.database.failures import LONGEST_RETRY, Retry, RetryScope, StorageFaultError, retry_scope
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """What a caller's own `x-request-id` may look like to be taken over into the log."""

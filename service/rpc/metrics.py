@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 
 from service.files.renderer_process import FileRendering
-from service.storage.intake.spool_answers import SpoolAnswers
+from service.storage.intake.all_spools import AllSpools
 from service.storage.spool.spool import Spool
 
 # Seconds: from a call that needs no database (half a millisecond) to the longest one that is waited for.
@@ -89,7 +89,7 @@ class Metrics:
             lambda: len(asyncio.all_tasks(loop))
         )
 
-    def watch(self, spool: Spool, files: FileRendering, answers: SpoolAnswers) -> None:
+    def watch(self, spool: Spool, files: FileRendering, spools: AllSpools) -> None:
         """Measure the spool, the daily files and the erasures that wait whenever somebody asks."""
         for name, meaning, value in (
             ("spool_entries", "Leads that wait in the spool.", lambda: spool.size.waiting),
@@ -100,7 +100,7 @@ class Metrics:
             (
                 "open_erasures",
                 "Erasures that wait for some replica to apply them to its spool.",
-                lambda: sum(each.erasures for each in answers.waiting),
+                lambda: sum(each.erasures for each in spools.waiting),
             ),
             ("files_lag_seconds", "How long the oldest change has waited for its file.", lambda: files.lag),
             ("files_alarm", "1 while the daily files cannot be rendered.", lambda: float(files.alarm is not None)),

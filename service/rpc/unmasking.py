@@ -51,7 +51,7 @@ from service.rpc.masking import (
 )
 from service.rpc.reasons import ReasonRules
 from service.storage.access.chain import Access
-from service.storage.database.retry import LONGEST_RETRY
+from service.storage.database.failures import LONGEST_RETRY
 
 PATIENCE_AFTER_CHANGE = 1.0
 """Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.

@@ -113,7 +113,7 @@ class PersonService:
             waiting: Sequence[Match] = ()
             # Before the database is read: what is drained meanwhile is found there.
             if place is None or place.rank == 0:
-                waiting, unanswered = await self._spools.find(wanted)
+                waiting, unanswered = await self._spools.find(wanted, after=place, limit=limit)
             behind = sorted((each for each in waiting if place is None or each.place > place), key=lambda m: m.place)
             found = await self._persons.find(wanted, after=place, limit=limit)
             stored = {each.id for each in found}

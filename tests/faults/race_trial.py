@@ -37,8 +37,7 @@ from service.keys.keyring import Keyring
 from service.lead import ConflictResolution, CustomerFields, LeadStatus, SealedConflict, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
-from service.storage.intake import spool_answers
-from service.storage.intake.all_spools import AllSpools
+from service.storage.intake import all_spools
 from service.storage.keys.replicas import ReplicaReport
 from service.storage.leads.conflicts import ConflictRepository, OwnLead
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch
@@ -160,7 +159,7 @@ class Replicas:
             history=LeadHistory(world.database),
             erasures=world.erasures,
             erasing=erasures,
-            spools=AllSpools(world.database, self._encryption, world.answers),
+            spools=world.spools,
             sealer=self.sealer,
             validation=ValidationService(),
             page_token_tags=self._encryption.page_token_tags,
@@ -391,7 +390,7 @@ async def two_replicas(database: TestDatabase, folder: Path) -> AsyncIterator[Re
     sealer = LeadSealer(encryption, ValidationService(), transcript_url=None)
     async with AsyncExitStack() as stack:
         # Else most of a race is the wait for the other one's next look.
-        stack.enter_context(patch.object(spool_answers, "LOOK_SECONDS", 0.01))
+        stack.enter_context(patch.object(all_spools, "LOOK_SECONDS", 0.01))
         worlds = []
         for name in ("first", "second"):
             opened = Database(database.serve_url)
@@ -399,7 +398,7 @@ async def two_replicas(database: TestDatabase, folder: Path) -> AsyncIterator[Re
             world = await stack.enter_async_context(replica(opened, folder / name, encryption, sealer))
             report = ReplicaReport(name, opened, world.spool, encryption)
             await report.announce(opened)
-            for task in (report.run, world.answers.run):
+            for task in (report.run, world.spools.run):
                 await stack.enter_async_context(running(Component(name=f"{name} {task.__qualname__}", run=task)))
             worlds.append(world)
         looking = await stack.enter_async_context(await AsyncConnection.connect(database.admin_url, autocommit=True))

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.storage.database.retry import LONGEST_RETRY
+from service.storage.database.failures import LONGEST_RETRY
 from tests.conftest import StartService
 from tests.harness.answers import fails
 from tests.harness.faults import locked_lead

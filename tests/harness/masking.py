@@ -8,7 +8,7 @@ from service.rpc.call import Interceptor
 from service.rpc.reasons import ReasonRules
 from service.rpc.unmasking import unmasking
 from service.storage.access.chain import Access
-from service.storage.database.retry import LONGEST_RETRY
+from service.storage.database.failures import LONGEST_RETRY
 from service.validation import ValidationService
 
 

@@ -29,7 +29,7 @@ from service.rpc.call import SERVICE, Call, Handler, Interceptor, Work, answer_b
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
 from service.rpc.shares import Places
-from service.storage.database.retry import retry_scope
+from service.storage.database.failures import retry_scope
 from service.use_cases.confirmation import ConfirmationService
 from tests.harness import faults
 from tests.harness.answers import fails

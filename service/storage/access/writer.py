@@ -30,8 +30,16 @@ from service.storage.access.chain import Access, Chain, log_head
 from service.storage.access.queries import HOUR, AccessRecords
 from service.storage.database.batcher import Batcher, Entry
 from service.storage.database.database import Database
-from service.storage.database.failures import StorageFaultError, cause_of, is_driver_error, is_transient, leaves_nothing
-from service.storage.database.retry import LONGEST_RETRY, retry_scope, with_retries
+from service.storage.database.failures import (
+    LONGEST_RETRY,
+    StorageFaultError,
+    cause_of,
+    is_driver_error,
+    is_transient,
+    leaves_nothing,
+    retry_scope,
+    with_retries,
+)
 
 LARGEST_BATCH = 1000
 """Entries of one transaction, if more than one call waits: it takes about 30 ms."""

@@ -1,8 +1,8 @@
 """PostgreSQL: the ways to run a transaction or a statement on a connection pool.
 
 `write` runs a transaction and returns only when its commit is durable, a synchronous standby included. `read` runs
-single statements. Both retry as `retry.py` says; what they run may therefore run more than once. `Statement` runs the
-statements of the busiest paths.
+single statements. Both retry as `failures.py` says; what they run may therefore run more than once. `Statement` runs
+the statements of the busiest paths.
 
 No attempt takes longer than our own timer allows: a frozen server answers nothing, and psycopg would wait for it for
 ever. So the socket of an attempt that hangs is shut down, and what the server makes of the attempt is found out later,
@@ -36,10 +36,10 @@ from service.storage.database.failures import (
     NotConfirmedError,
     cause_of,
     spoils_connection,
+    with_retries,
 )
 from service.storage.database.fence import Fence
 from service.storage.database.pool import CONNECTIONS, ConnectionPool, PooledConnection
-from service.storage.database.retry import with_retries
 from service.storage.database.session import (
     Driver,
     Session,
@@ -115,7 +115,8 @@ class Database:
     ) -> None:
         self._guarded = guarded
         self._attempt_seconds = attempt_seconds
-        self._identity: UUID | None = None
+        self.identity: UUID | None = None
+        """Which database was confirmed."""
         self._running: set[asyncio.Task[Any]] = set()
         self._in_use: set[PooledConnection] = set()
         self._left_behind: set[int] = set()
@@ -130,17 +131,12 @@ class Database:
 
     def admit(self, identity: UUID) -> None:
         """Use the database, which was confirmed to be this one."""
-        self._identity = identity
+        self.identity = identity
 
     @property
     def admitted(self) -> bool:
         """Whether the database was confirmed."""
-        return self._identity is not None or not self._guarded
-
-    @property
-    def identity(self) -> UUID | None:
-        """Which database was confirmed."""
-        return self._identity
+        return self.identity is not None or not self._guarded
 
     async def write(self, work: Work[T], *, alone: bool = False) -> T:
         """Run `work` in one transaction; the result is returned only when the commit is durable.
@@ -156,14 +152,7 @@ class Database:
         async def transaction(pooled: PooledConnection) -> T:
             if self._left_behind:
                 await self._see_what_was_left_behind(pooled.connection)
-            if alone and not pooled.behind_pooler:
-                pooled.not_durable = False
-                result = await work(pooled.connection)
-            else:
-                await self._begin(pooled)
-                result = await work(pooled.connection)
-                pooled.not_durable = False
-                await pooled.driver.commit()
+            result = await self._work(work, pooled, alone=alone)
             if pooled.not_durable:
                 raise CommitNotDurableError
             return result
@@ -176,16 +165,7 @@ class Database:
 
     async def read_once(self, work: Work[T]) -> T:
         """Like `read` without retries: raises what went wrong, see failures.py, and of a hung server the like."""
-
-        async def statements(pooled: PooledConnection) -> T:
-            if not pooled.behind_pooler:
-                return await work(pooled.connection)
-            await self._begin(pooled)
-            result = await work(pooled.connection)
-            await pooled.driver.commit()
-            return result
-
-        return await self._once(statements)
+        return await self._once(partial(self._work, work, alone=True))
 
     async def read_within(self, seconds: float, work: Work[T]) -> T:
         """Run `work`, which reads much, in one transaction; the server ends each statement after so many seconds.
@@ -195,15 +175,12 @@ class Database:
         settings = f"; SET LOCAL statement_timeout = {round(seconds * 1000)}; {MUCH_AT_ONCE}"
 
         async def transaction(pooled: PooledConnection) -> T:
-            await self._begin(pooled, settings)
             try:
-                result = await work(pooled.connection)
+                return await self._work(work, pooled, settings=settings)
             except Exception as error:
                 if cause_of(error) == QUERY_CANCELED:
                     raise QueryTimeoutError from None
                 raise
-            await pooled.driver.commit()
-            return result
 
         async def attempt() -> T:
             async with self._long_reads:
@@ -277,24 +254,38 @@ class Database:
             raise LeftBehindError
         self._left_behind.difference_update(pids)
 
+    async def _work(self, work: Work[T], pooled: PooledConnection, *, alone: bool = False, settings: str = "") -> T:
+        """Run `work` in a transaction with settings of its own; without one if its statements stand alone.
+
+        Behind a pooler, these need one too. `not_durable` of the connection is that of the commit.
+        """
+        if alone and not pooled.behind_pooler:
+            pooled.not_durable = False
+            return await work(pooled.connection)
+        await self._begin(pooled, settings)
+        result = await work(pooled.connection)
+        pooled.not_durable = False
+        await pooled.driver.commit()
+        return result
+
     async def _begin(self, pooled: PooledConnection, settings: str = "") -> None:
         """Begin a transaction, which behind a pooler proves its session first, with settings of its own."""
         if not pooled.behind_pooler:
             await pooled.driver.execute(f"BEGIN{settings}".encode())
             return
         pooled.server_pid = None
-        query = f"BEGIN; {proof(None, identity=self._identity is not None)}{settings}"
+        query = f"BEGIN; {proof(None, identity=self.identity is not None)}{settings}"
         with self._noting_refusal():
             cursor = await pooled.driver.execute(query.encode())
             cursor.nextset()
-            session = session_of(await cursor.fetchone(), pooled.driver.info.backend_pid, self._identity)
+            session = session_of(await cursor.fetchone(), pooled.driver.info.backend_pid, self.identity)
         pooled.server_pid = session.server_pid
 
     async def _prove(self, driver: Driver) -> Session:
         with self._noting_refusal():
             if self._fence is not None:
                 await self._fence.check(driver)
-            return await prove(driver, self._identity)
+            return await prove(driver, self.identity)
 
     @contextmanager
     def _noting_refusal(self) -> Iterator[None]:

@@ -73,7 +73,7 @@ class Fence:
         self._hosts = _one_each(url)
         self._watched: dict[str, Driver] = {}
         self._look: asyncio.Task[None] | None = None
-        self._seen: dict[str, int] | None = None
+        self._seen = _read(self._path)
 
     @property
     def several_hosts(self) -> bool:
@@ -86,7 +86,7 @@ class Fence:
         await self.look()
         if own is None:
             return
-        newest = (await self._memory()).get(own.cluster, own.number)
+        newest = self._seen.get(own.cluster, own.number)
         if own.number < newest:
             raise SessionRefusedError(
                 "server_superseded",
@@ -144,21 +144,15 @@ class Fence:
         if (driver := self._watched.pop(host, None)) is not None:
             await driver.close()
 
-    async def _memory(self) -> dict[str, int]:
-        if self._seen is None:
-            self._seen = await asyncio.to_thread(_read, self._path)
-        return self._seen
-
     async def _note(self, found: Timeline) -> bool:
         """Remember a timeline for good; whether it is newer than one that was known of its cluster."""
-        seen = await self._memory()
-        known = seen.get(found.cluster)
+        known = self._seen.get(found.cluster)
         if known is not None and known >= found.number:
             return False
-        seen[found.cluster] = found.number
+        self._seen[found.cluster] = found.number
         # In memory first: what cannot be written must not stop the fence of this process.
         if self._remembers:
-            await asyncio.to_thread(_write, self._path, dict(seen))
+            await asyncio.to_thread(_write, self._path, dict(self._seen))
             log = structlog.get_logger("leadkeep").info
             log("the database's timeline", cluster=found.cluster, timeline=found.number, before=known)
         return known is not None

@@ -30,6 +30,9 @@ from service.backoff_wait import jittered_wait, longest_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database.failures import (
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    RetryScope,
     StorageFaultError,
     cause_of,
     is_busy,
@@ -37,8 +40,8 @@ from service.storage.database.failures import (
     is_refused,
     is_transient,
     may_concern_content,
+    retry_scope,
 )
-from service.storage.database.retry import FIRST_WAIT, LONGEST_WAIT, RetryScope, retry_scope
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.leads.decision import Aliased, Created, DuplicateMatch, Erased, InConflict, Outcome
 from service.storage.leads.erasing import Reseal
@@ -183,50 +186,53 @@ class Drain:
             self._hold(*opened.fault)
         return step
 
-    async def _store(self, submissions: list[SealedSubmission]) -> DrainRound:
-        began = time.monotonic()
+    async def _attempt(self, submissions: list[SealedSubmission]) -> Exception | None:
+        """Store submissions and take them out of the spool; the error if they were not stored. Raises SpoolError."""
         try:
             outcomes = await self._submissions.create_all_once(submissions)
             self._outage.over()
             await self._remove(submissions, outcomes)
-        except OpenErasuresError:
-            return await self._erase_first()
         except SpoolError:
             raise
-        except Exception as error:  # noqa: BLE001 # classified below
-            if is_fault_of_ours(error):
-                self._log.error("a batch failed by a fault of ours", error=type(error).__qualname__)
-            if not await self._concerns_an_entry(error, since=began):
-                return DrainRound.UNREACHABLE
-            return await self._one_by_one(submissions)
-        return DrainRound.DRAINED
+        except Exception as error:  # noqa: BLE001 # classified by the caller
+            return error
+        return None
+
+    async def _store(self, submissions: list[SealedSubmission]) -> DrainRound:
+        began = time.monotonic()
+        error = await self._attempt(submissions)
+        if error is None:
+            return DrainRound.DRAINED
+        if isinstance(error, OpenErasuresError):
+            return await self._erase_first()
+        if is_fault_of_ours(error):
+            self._log.error("a batch failed by a fault of ours", error=type(error).__qualname__)
+        if not await self._concerns_an_entry(error, since=began):
+            return DrainRound.UNREACHABLE
+        return await self._one_by_one(submissions)
 
     async def _one_by_one(self, submissions: list[SealedSubmission]) -> DrainRound:
         """After a batch that failed for one of its submissions: let every other one through, up to a fault of ours."""
         moved = False
         for submission in submissions:
-            try:
-                outcomes = await self._submissions.create_all_once([submission])
-                await self._remove([submission], outcomes)
-            except OpenErasuresError:
-                return await self._erase_first()
-            except SpoolError:
-                raise
-            except Exception as error:  # noqa: BLE001 # classified below
-                if is_fault_of_ours(error):
-                    self._hold(submission.id, error)
-                    break  # what is behind it may be the same person's: the spool knows
-                if not await self._concerns_an_entry(error):
-                    return DrainRound.UNREACHABLE
-                if is_refused(error) and not may_concern_content(error):
-                    self._hold_refused(submission.id, cause_of(error))
-                    return DrainRound.DRAINED  # what is behind it may be the same person's
-                if is_refused(error):
-                    await self._spool.set_aside(submission.id, f"refused by the database ({cause_of(error)})")
-                    self._log.error("a spooled submission was set aside", id=str(submission.id), cause=cause_of(error))
-                    self._on_drained("set_aside")
-            else:
+            error = await self._attempt([submission])
+            if error is None:
                 moved = True
+                continue
+            if isinstance(error, OpenErasuresError):
+                return await self._erase_first()
+            if is_fault_of_ours(error):
+                self._hold(submission.id, error)
+                break  # what is behind it may be the same person's: the spool knows
+            if not await self._concerns_an_entry(error):
+                return DrainRound.UNREACHABLE
+            if is_refused(error) and not may_concern_content(error):
+                self._hold_refused(submission.id, cause_of(error))
+                return DrainRound.DRAINED  # what is behind it may be the same person's
+            if is_refused(error):
+                await self._spool.set_aside(submission.id, f"refused by the database ({cause_of(error)})")
+                self._log.error("a spooled submission was set aside", id=str(submission.id), cause=cause_of(error))
+                self._on_drained("set_aside")
         return DrainRound.DRAINED if moved else DrainRound.IDLE
 
     async def _erase_first(self) -> DrainRound:
@@ -255,16 +261,12 @@ class Drain:
         return True
 
     def _hold_refused(self, lead_id: UUID, cause: str) -> None:
-        held = self._held.setdefault(lead_id, _Held())
-        held.until = self._clock() + longest_wait(held.failures, first=FIRST_HOLD, longest=LONGEST_HOLD_REFUSED)
-        held.failures, held.refused = held.failures + 1, cause
+        self._leave(lead_id, LONGEST_HOLD_REFUSED, refused=cause)
         self._log.error("a spooled submission is refused by the database and stays", id=str(lead_id), cause=cause)
 
     def _hold(self, lead_id: UUID, error: Exception) -> None:
         """Leave a submission where it is for a while. Raises the error when another one failed just before it."""
-        held = self._held.setdefault(lead_id, _Held())
-        held.until = self._clock() + longest_wait(held.failures, first=FIRST_HOLD, longest=LONGEST_HOLD)
-        held.failures, held.refused = held.failures + 1, None
+        self._leave(lead_id, LONGEST_HOLD, refused=None)
         self._log.error(
             "a spooled submission fails by a fault of ours and stays", id=str(lead_id), error=type(error).__qualname__
         )
@@ -272,6 +274,11 @@ class Drain:
         if before not in (None, lead_id):
             self._failed_last = None
             raise error
+
+    def _leave(self, lead_id: UUID, longest: float, *, refused: str | None) -> None:
+        held = self._held.setdefault(lead_id, _Held())
+        held.until = self._clock() + longest_wait(held.failures, first=FIRST_HOLD, longest=longest)
+        held.failures, held.refused = held.failures + 1, refused
 
     async def _remove(self, submissions: list[SealedSubmission], outcomes: dict[UUID, Outcome]) -> None:
         for submission in submissions:

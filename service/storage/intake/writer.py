@@ -24,6 +24,11 @@ from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database.batcher import Batcher, Entry, OnDemandBatcher
 from service.storage.database.failures import (
+    FIRST_WAIT,
+    LONGEST_RETRY,
+    LONGEST_WAIT,
+    Retry,
+    RetryScope,
     StorageFaultError,
     cause_of,
     is_busy,
@@ -31,8 +36,8 @@ from service.storage.database.failures import (
     is_refused,
     is_transient,
     may_concern_content,
+    retry_scope,
 )
-from service.storage.database.retry import FIRST_WAIT, LONGEST_RETRY, LONGEST_WAIT, Retry, RetryScope, retry_scope
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.leads.decision import Created, Delayed, Outcome
 from service.storage.leads.submissions import SubmissionStore

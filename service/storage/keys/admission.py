@@ -15,8 +15,7 @@ import structlog
 from service.errors import StartRefusedError, StorageUnavailableError
 from service.keys.encryption import EncryptionService, KeyCanary
 from service.storage.database.database import Database
-from service.storage.database.failures import StorageFaultError
-from service.storage.database.retry import RetryScope, retry_scope
+from service.storage.database.failures import RetryScope, StorageFaultError, retry_scope
 from service.storage.keys.canary import confirm_canary, plan_of
 from service.storage.keys.replicas import ReplicaReport
 from service.storage.schema import UNREACHABLE_AT_START, require_current, revision_of

@@ -41,9 +41,17 @@ _NOTE_LEAD = Statement(
     )
 )
 _NOTE_ALONE = Statement(text(_NOTE % "(SELECT t.id FROM tombstone t WHERE t.id = ANY(CAST(:ids AS uuid[])))"))
-_IS_OPEN = Statement(
-    text("SELECT 1 FROM spool_erasure e JOIN tombstone t ON t.id = e.erased_id WHERE e.replica = :replica LIMIT 1")
-)
+IS_OPEN = "SELECT 1 FROM spool_erasure e JOIN tombstone t ON t.id = e.erased_id WHERE e.replica = :replica LIMIT 1"
+"""A row if a replica has erasures to apply."""
+
+WAITING = """
+    SELECT replica, count(*) AS erasures,
+        CAST(extract(epoch FROM clock_timestamp() - min(opened_at)) AS double precision) AS seconds
+    FROM spool_erasure GROUP BY replica ORDER BY replica
+"""
+"""The columns of WaitingErasures."""
+
+_IS_OPEN = Statement(text(IS_OPEN))
 _OPEN = Statement(
     text("""
     SELECT e.id, e.erased_id, e.sought, stone.erased_at, stone.erased_by, stone.reason,
@@ -63,11 +71,6 @@ _LEFT = text(f"""
        OR e.erased_id IN (SELECT t.lead_id FROM tombstone t WHERE t.id = ANY(CAST(:ids AS uuid[])))
     ORDER BY 1
 """)  # noqa: S608 # our own text
-_WAITING = text("""
-    SELECT replica, count(*) AS erasures,
-        CAST(extract(epoch FROM clock_timestamp() - min(opened_at)) AS double precision) AS seconds
-    FROM spool_erasure GROUP BY replica ORDER BY replica
-""")
 _WITH_KEY = text("""
     SELECT replica, count(*) AS erasures FROM spool_erasure WHERE sought @> CAST(:scheme AS jsonb)
     GROUP BY replica ORDER BY replica
@@ -168,7 +171,7 @@ async def replicas_left(database: Database, ids: Collection[UUID]) -> dict[str, 
 
 async def waiting_erasures(database: Database) -> list[WaitingErasures]:
     """The erasures that wait, by replica."""
-    return [WaitingErasures(row.replica, row.erasures, row.seconds) for row in await database.rows(_WAITING)]
+    return [WaitingErasures(row.replica, row.erasures, row.seconds) for row in await database.rows(text(WAITING))]
 
 
 async def erasures_with_key(database: Database, key_id: str) -> list[str]:

@@ -32,7 +32,7 @@ from service.lead import LeadEventType, LeadOrder, SealedLead, SealedResubmissio
 from service.storage import models
 from service.storage.database.batcher import Entry, OnDemandBatcher
 from service.storage.database.database import Database, Statement
-from service.storage.database.retry import with_retries
+from service.storage.database.failures import with_retries
 from service.storage.intake.writer import LeadWriter
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.history import is_creators_alone

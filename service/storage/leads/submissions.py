@@ -31,8 +31,7 @@ from service.errors import StorageUnavailableError
 from service.lead import CUSTOMER_FIELDS, LeadEventType, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Database, Statement, Work
-from service.storage.database.failures import NoStandbyError
-from service.storage.database.retry import with_retries
+from service.storage.database.failures import NoStandbyError, with_retries
 from service.storage.leads.decision import (
     Aliased,
     Created,

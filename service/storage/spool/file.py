@@ -19,6 +19,7 @@ from pathlib import Path
 from uuid import UUID
 
 from service.keys.encryption import KeyCanary
+from service.keys.secret_file import sync_folder
 from service.storage.spool.rows import (
     EPOCH,
     FILE_NAME,
@@ -305,7 +306,7 @@ class SpoolFile:
         if not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
             for each in (folder, folder.parent):
-                _sync_folder(each)
+                sync_folder(each)
 
     def _load_ballast(self, pages: int) -> None:
         """Keep at least so much of the disk for ourselves: what the file grows by when the log is moved into it.
@@ -379,11 +380,3 @@ def _translated_errors(file: SpoolFile) -> Iterator[None]:
         raise SpoolError(f"the spool's file cannot be used ({code})", full=code == "SQLITE_FULL") from None
     except OSError as error:
         raise SpoolError(f"the spool's folder cannot be used ({error.strerror})") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

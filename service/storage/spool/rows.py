@@ -1,21 +1,28 @@
-"""Rows, sizes and owner of a spool's folder, read by its owner, or by an operator while a service owns it."""
+"""Rows of a spool's file and the submissions that they hold; its size and its owner.
+
+Read by its owner, or by an operator while a service owns it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-from service.errors import StartRefusedError
+from service.errors import FieldUnreadableError, StartRefusedError
+from service.keys.encryption import NOT_CONFIRMED, EncryptionService, key_id_of
 from service.keys.secret_file import make_private_folder
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
 from service.storage.database.clock import ClockOffset
 
 OWNER_WAIT_SECONDS = 3.0
@@ -132,6 +139,72 @@ def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object)
             clock=None if None in of else ClockOffset(*(each * MICROSECOND for each in of)),
             damage=damage,
         )
+
+
+def row_of(
+    entry: SealedSubmission, encryption: EncryptionService, *, request: bytes | None, clock: ClockOffset | None
+) -> SpoolRow:
+    """The row of a submission, which has the time of its acceptance, with the digest of its request."""
+    assert entry.accepted_at is not None  # noqa: S101 # what is not accepted is not kept
+    sealed = entry.sealed
+    clear = {name: value for name, value in entry.fields.items() if name not in sealed}
+    about = {"created_by": entry.created_by, "request_id": entry.request_id, "refused": entry.refused}
+    held = {**clear, **about, "sealed": sealed, "accepted_at": entry.accepted_at.isoformat()}
+    payload = encryption.seal_spooled(entry.id, json.dumps(held).encode())
+    conversation = entry.fields.get("conversation_id")
+    if conversation is not None:
+        conversation = encryption.open(entry.id, "conversation_id", conversation)
+    return SpoolRow(
+        id=entry.id,
+        accepted_at=entry.accepted_at,
+        request=request,
+        content=entry.content_digest,
+        phone=entry.indexes.phones[0],
+        nid=next(iter(entry.indexes.nids), None),
+        conversation=encryption.spool_indexes("conversation", conversation)[0] if conversation else None,
+        refused=entry.refused,
+        payload=payload,
+        key_ids=key_ids_in(payload, sealed),
+        clock=clock,
+    )
+
+
+def key_ids_in(payload: str, sealed: Mapping[str, str]) -> str:
+    """The `key_ids` of a row: of its payload, and of the tokens inside."""
+    return " ".join(sorted({key_id_of(token) for token in (payload, *sealed.values())}))
+
+
+def submission_of(row: SpoolRow, encryption: EncryptionService) -> SealedSubmission:
+    """The submission of a row, with the blind indexes of the time at which it was put. Raises FieldUnreadableError."""
+    try:
+        held: dict[str, Any] = json.loads(encryption.open_spooled(row.id, row.payload))
+        clear = {name: value for name in CUSTOMER_FIELDS if (value := held.get(name)) is not None}
+        return SealedSubmission(
+            id=row.id,
+            fields={**clear, **held["sealed"]},
+            created_by=held["created_by"],
+            request_id=held["request_id"],
+            refused=held["refused"],
+            accepted_at=(accepted_at := datetime.fromisoformat(held["accepted_at"])),
+            accepted_between=row.clock.bounds(accepted_at) if row.clock else None,
+            content_digest=row.content,
+            indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise FieldUnreadableError(["spooled"]) from None
+
+
+def closed(row: SpoolRow) -> SealedSubmission:
+    """The submission of a row that is not opened: its id, its blind indexes and its time."""
+    return SealedSubmission(
+        id=row.id,
+        fields={},
+        created_by="",
+        request_id=None,
+        content_digest=row.content,
+        indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
+        accepted_at=row.accepted_at,
+    )
 
 
 def peek(folder: Path) -> tuple[SpoolSize, list[SpoolRow]]:

@@ -8,28 +8,38 @@ One process owns a spool. A waiting lead lies on one disk only, see docs/operati
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from service.errors import FieldUnreadableError
-from service.keys.encryption import NOT_CONFIRMED, EncryptionService, KeyCanary, key_id_of
-from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
+from service.keys.encryption import EncryptionService, KeyCanary
+from service.lead import SealedSubmission
 from service.storage.database.clock import ClockOffset, DatabaseClock
-from service.storage.leads.decision import Delayed, DuplicateMatch, Earlier, Found, MatchedLead, Outcome, decide
+from service.storage.leads.decision import Delayed, DuplicateMatch, Outcome, decide
 from service.storage.leads.erasing import KnownTombstone, Person, Reseal
 from service.storage.leads.tombstones import request_digest
 from service.storage.spool.file import SpoolError, SpoolFile
-from service.storage.spool.rows import SpoolRow, SpoolSize, become_owner
+from service.storage.spool.rows import (
+    SpoolRow,
+    SpoolSize,
+    become_owner,
+    closed,
+    key_ids_in,
+    row_of,
+    submission_of,
+)
+from service.storage.spool.search import Alike
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 UPKEEP_SECONDS = 5.0
 """How often it is maintained: how soon it takes leads again after its disk was freed."""
@@ -37,7 +47,6 @@ UPKEEP_SECONDS = 5.0
 WORTH_COUNTING = 10_000
 """Waiting rows below which they are counted anew, in about 10 ms: an operator may have changed the file. Counting more
 would hold up the leads of an outage."""
-
 
 LOOKED_AT_ONCE = 50
 """Rows that are opened together: in about 10 ms, for which a lead of an outage may wait."""
@@ -76,28 +85,16 @@ class Opened:
     """The submission behind these, if it could not be prepared by a fault of ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """The rows that share something with a submission, oldest first."""
+def _in_thread(
+    work: Callable[Concatenate[Spool, SpoolFile, P], T],
+) -> Callable[Concatenate[Spool, P], Coroutine[Any, Any, T]]:
+    """Make a coroutine of a method that uses the file: it runs in the spool's thread, one at a time."""
 
-    own: SpoolRow | None
-    request: SpoolRow | None
-    phone: Sequence[SpoolRow]
-    nid: Sequence[SpoolRow]
+    @wraps(work)
+    async def method(spool: Spool, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await spool._call(lambda file: work(spool, file, *args, **kwargs))  # noqa: SLF001 # this module's own
 
-    @classmethod
-    def of(cls, entry: SealedSubmission, requests: Sequence[bytes], file: SpoolFile) -> _Waiting:
-        """Those of a submission with these digests of its request."""
-        return cls(
-            own=next(iter(file.find("id", [entry.id.bytes])), None),
-            request=next(iter(file.find("request", requests)), None),
-            phone=file.find("phone", entry.indexes.phones),
-            nid=file.find("nid", entry.indexes.nids),
-        )
-
-    def keeps_refused(self, entry: SealedSubmission) -> bool:
-        """Whether the submission was refused and kept before."""
-        return self.request is not None or any(row.refused and entry.has_content(row.content) for row in self.phone)
+    return method
 
 
 class Spool:
@@ -141,91 +138,140 @@ class Spool:
         """Make submissions durable with one fsync; the outcome of each. Raises SpoolError: nothing is confirmed."""
         if not self.identified:
             raise SpoolError("it is not known yet which database these leads belong to")
-        kept = await self._call(partial(self._put, submissions, *self.clock.now()))
+        kept = await self._put(submissions, *self.clock.now())
         self.fault = None
         return kept
 
-    async def overlap(self, submissions: Sequence[SealedSubmission]) -> SpoolOverlap:
+    @_in_thread
+    def overlap(self, file: SpoolFile, submissions: Sequence[SealedSubmission]) -> SpoolOverlap:
         """Which of the submissions share something with one that waits here. Raises SpoolError."""
-        if self.empty:
-            return SpoolOverlap()
-        return await self._call(partial(self._overlap, submissions, self.clock.now()[0]))
+        overlap = SpoolOverlap()
+        now, _ = self.clock.now()
+        for entry in submissions:
+            waiting = Alike.of(entry, self._request_indexes(entry), file)
+            if waiting.request or isinstance(decide(entry, waiting.found(self._encryption, now)), Delayed):
+                overlap.repeats.add(entry.id)
+            elif waiting.phone or waiting.nid:
+                overlap.rivals.add(entry.id)
+        return overlap
 
     async def holds(self, lead_id: UUID, may_read: Callable[[str], bool]) -> bool:
         """Whether an acknowledged lead waits here whose creator's leads the caller may read. Raises SpoolError."""
-        return not self.empty and await self._call(partial(self._holds, "id", [lead_id.bytes], may_read))
+        return not self.empty and await self._holds("id", [lead_id.bytes], may_read)
 
     async def holds_conversation(self, conversation_id: str, may_read: Callable[[str], bool]) -> bool:
-        """Whether an acknowledged lead of this conversation waits here whose creator's leads the caller may read.
-
-        Raises SpoolError.
-        """
+        """Like `holds`, of a lead of this conversation."""
         indexes = self._encryption.spool_indexes("conversation", conversation_id)
-        return not self.empty and await self._call(partial(self._holds, "conversation", indexes, may_read))
+        return not self.empty and await self._holds("conversation", indexes, may_read)
 
     async def holds_reference(self, reference: bytes, may_read: Callable[[str], bool]) -> bool:
         """Whether a submission whose id has this reference waits here. Raises SpoolError."""
         # An index of its own would cost every lead of an outage. This reads the index of the ids: 1 ms for 10,000.
         column = f"substr(id, {17 - len(reference)})"
-        return not self.empty and await self._call(partial(self._holds, column, [reference], may_read))
+        return not self.empty and await self._holds(column, [reference], may_read)
 
-    async def oldest(
-        self,
-        limit: int,
-        reseal: Reseal,
-        held: Set[UUID] = frozenset(),
-    ) -> Opened:
+    @_in_thread
+    def oldest(self, file: SpoolFile, limit: int, reseal: Reseal, held: Set[UUID] = frozenset()) -> Opened:
         """The first submissions, each passed through `reseal`, up to one that it fails for; what cannot be opened is
         set aside. Those held, and what came after them of the same person, are left out. Raises SpoolError."""
-        return await self._call(partial(self._oldest, limit, reseal, held))
+        opened = Opened([], [])
+        for row in file.oldest(limit, held):
+            try:
+                opened.submissions.append(reseal(submission_of(row, self._encryption)))
+            except FieldUnreadableError:
+                file.set_aside(row.id, "cannot be opened")
+                opened.damaged.append(row.id)
+            except Exception as error:  # noqa: BLE001 # a fault of ours is no fault of the submission
+                opened.fault = (row.id, error)
+                break
+        return opened
 
-    async def of_person(self, lead_id: UUID, person: Person, reseal: Reseal) -> Spooled:
+    @_in_thread
+    def of_person(self, file: SpoolFile, lead_id: UUID, person: Person, reseal: Reseal) -> Spooled:
         """What waits here of the person that an id stands for, set aside or not.
 
         `person` is what the database knows of it. Raises SpoolError.
         """
-        return await self._call(partial(self._of_person, lead_id, person, reseal))
+
+        def opened(row: SpoolRow) -> SealedSubmission | None:
+            try:
+                return reseal(submission_of(row, self._encryption))
+            except Exception:  # noqa: BLE001 # whatever it is, the closed row suffices here, and the drain reports it
+                return None
+
+        sought, itself = person, None
+        for row in file.find("id", [lead_id.bytes]):
+            itself = opened(row)
+            # Both: as it lies there, by which others are looked for, and as it is compared.
+            person = person.extended_by(closed(row)).extended_by(itself or closed(row))
+        requests = [
+            index for request in person.requests for index in self._encryption.spool_indexes("request", *request)
+        ]
+        values = {"id": [each.bytes for each in person.ids], "request": requests}
+        values |= {"phone": list(person.phones), "nid": list(person.nids)}
+        condition = " OR ".join(f"{column} IN ({', '.join('?' * len(found))})" for column, found in values.items())
+        own: dict[UUID, KnownTombstone] = {}
+        others: list[SealedSubmission] = []
+        for row in file.rows(f"WHERE {condition} ORDER BY seq", *(each for found in values.values() for each in found)):
+            entry = opened(row)
+            if row.request in requests or person.owns(entry or closed(row)):
+                digest = request_digest(entry) if entry is not None else None
+                own[row.id] = KnownTombstone(created_at=row.accepted_at, request_digest=digest)
+            elif entry is not None and row.damage is None:
+                others.append(entry)
+        return Spooled(own, tuple(others), itself, sought)
 
     async def look_through(
         self,
         look: Callable[[SpoolRow, SealedSubmission | None], T | None],
         *,
-        limit: int | None = None,
+        keep: Callable[[list[T]], list[T]] = list,
+        ids: Collection[UUID] | None = None,
     ) -> list[T]:
-        """What `look` makes of the submissions, set aside or not, up to a number of results; None is no result.
+        """What `look` makes of the submissions, set aside or not, in the order of ids; None is no result.
 
-        In the order of ids. A submission that does not open is None. Raises SpoolError.
+        A submission that does not open is None. It takes long when many wait, and lets others use the spool meanwhile.
+        Raises SpoolError.
+
+        Args:
+            keep: which of the results found so far are kept.
+            ids: looked at are only these submissions; None: all.
         """
         found: list[T] = []
         last: bytes | None = b""
-        while last is not None and not self.empty and (limit is None or len(found) < limit):
-            more, last = await self._call(partial(self._look_through, look, last))
-            found += more
-        return found[:limit]
+        while last is not None and not self.empty:
+            more, last = await self._look_through(look, last, ids)
+            found = keep(found + more)
+        return found
 
-    async def ids_set_aside(self) -> list[UUID]:
+    @_in_thread
+    def ids_set_aside(self, file: SpoolFile) -> list[UUID]:
         """The submissions that are drained no more. Raises SpoolError."""
-        return await self._call(lambda file: [row.id for row in file.rows("WHERE damage IS NOT NULL")])
+        return [row.id for row in file.rows("WHERE damage IS NOT NULL")]
 
-    async def remove(self, ids: Sequence[UUID]) -> None:
+    @_in_thread
+    def remove(self, file: SpoolFile, ids: Sequence[UUID]) -> None:
         """Forget submissions that are durable elsewhere or were erased; no byte of them stays. Raises SpoolError."""
-        await self._call(lambda file: file.remove(ids))
+        file.remove(ids)
 
-    async def set_aside(self, lead_id: UUID, damage: str) -> None:
+    @_in_thread
+    def set_aside(self, file: SpoolFile, lead_id: UUID, damage: str) -> None:
         """Keep a submission that can never be drained as it is. Raises SpoolError."""
-        await self._call(lambda file: file.set_aside(lead_id, damage))
+        file.set_aside(lead_id, damage)
 
-    async def identity(self) -> tuple[KeyCanary, str] | None:
+    @_in_thread
+    def identity(self, file: SpoolFile) -> tuple[KeyCanary, str] | None:
         """The keyring's canary and the normaliser that the spool remembers. Raises SpoolError."""
-        return await self._call(lambda file: file.identity())
+        return file.identity()
 
-    async def remember(self, canary: KeyCanary, normaliser: str) -> None:
+    @_in_thread
+    def remember(self, file: SpoolFile, canary: KeyCanary, normaliser: str) -> None:
         """Note the keyring and the normaliser that the database has confirmed. Raises SpoolError."""
-        await self._call(lambda file: file.remember(canary, normaliser))
+        file.remember(canary, normaliser)
 
     async def key_ids(self) -> set[str]:
         """The ids of the keys without which something in it would not open. Raises SpoolError."""
-        return set() if self.empty else await self._call(self._key_ids)
+        return set() if self.empty else await self._key_ids()
 
     async def run_upkeep(self) -> None:
         """Maintain it every few seconds, also during an outage: a disk may be freed."""
@@ -236,7 +282,7 @@ class Spool:
     async def maintain(self) -> None:
         """Check whether it works, repair what can be repaired, give room back. A spool that fails raises nothing."""
         try:
-            await self._call(self._maintain)
+            await self._maintain()
         except SpoolError:
             return
         self.fault = None
@@ -266,8 +312,9 @@ class Spool:
             self._file = SpoolFile(self.folder, max_bytes=self.max_bytes)
         return self._file
 
+    @_in_thread
     def _put(
-        self, submissions: Sequence[SealedSubmission], now: datetime, clock: ClockOffset | None, file: SpoolFile
+        self, file: SpoolFile, submissions: Sequence[SealedSubmission], now: datetime, clock: ClockOffset | None
     ) -> dict[UUID, Outcome]:
         try:
             with file.transaction():
@@ -279,63 +326,19 @@ class Spool:
 
     def _keep(self, entry: SealedSubmission, now: datetime, clock: ClockOffset | None, file: SpoolFile) -> Outcome:
         requests = self._request_indexes(entry)
-        waiting = _Waiting.of(entry, requests, file)
-        outcome = decide(entry, self._found(entry, waiting, now))
+        waiting = Alike.of(entry, requests, file)
+        outcome = decide(entry, waiting.found(self._encryption, now))
         if outcome is None and waiting.request is not None:
             # What it duplicated is in the database by now: this time it waits like any other, in place of itself.
             file.delete(waiting.request.id)
         is_refused = isinstance(outcome, DuplicateMatch)
-        if outcome is None or (is_refused and not waiting.keeps_refused(entry)):
+        if outcome is None or (is_refused and not waiting.keeps_refused()):
             entry = replace(entry, accepted_at=now, refused=is_refused)
-            file.insert(replace(self._row(entry, requests[0] if requests else None, now), clock=clock))
+            file.insert(row_of(entry, self._encryption, request=next(iter(requests), None), clock=clock))
         return outcome or Delayed(entry.id, now)
 
-    def _found(self, entry: SealedSubmission, waiting: _Waiting, now: datetime) -> Found:
-        phone, nid = (next((row for row in rows if not row.refused), None) for rows in (waiting.phone, waiting.nid))
-        matched = self._matched(phone)
-        has_both = phone is not None and (phone == nid if entry.indexes.nids else phone.nid is None)
-        is_own = has_both and matched is not None and matched.created_by == entry.created_by
-        return Found(
-            own=_earlier(waiting.own),
-            request=_earlier(waiting.request),
-            person=_earlier(phone) if is_own else None,
-            now=now,
-            phone=matched,
-            nid=matched if phone == nid else self._matched(nid),
-        )
-
-    def _matched(self, row: SpoolRow | None) -> MatchedLead | None:
-        if row is None:
-            return None
-        try:
-            return MatchedLead(row.id, submission_of(row, self._encryption).created_by)
-        except FieldUnreadableError:
-            return MatchedLead(row.id, "")
-
-    def _overlap(self, submissions: Sequence[SealedSubmission], now: datetime, file: SpoolFile) -> SpoolOverlap:
-        overlap = SpoolOverlap()
-        for entry in submissions:
-            waiting = _Waiting.of(entry, self._request_indexes(entry), file)
-            if waiting.request or isinstance(decide(entry, self._found(entry, waiting, now)), Delayed):
-                overlap.repeats.add(entry.id)
-            elif waiting.phone or waiting.nid:
-                overlap.rivals.add(entry.id)
-        return overlap
-
-    def _oldest(self, limit: int, reseal: Reseal, held: Set[UUID], file: SpoolFile) -> Opened:
-        opened = Opened([], [])
-        for row in file.oldest(limit, held):
-            try:
-                opened.submissions.append(reseal(submission_of(row, self._encryption)))
-            except FieldUnreadableError:
-                file.set_aside(row.id, "cannot be opened")
-                opened.damaged.append(row.id)
-            except Exception as error:  # noqa: BLE001 # a fault of ours is no fault of the submission
-                opened.fault = (row.id, error)
-                break
-        return opened
-
-    def _holds(self, column: str, values: Sequence[bytes], may_read: Callable[[str], bool], file: SpoolFile) -> bool:
+    @_in_thread
+    def _holds(self, file: SpoolFile, column: str, values: Sequence[bytes], may_read: Callable[[str], bool]) -> bool:
         for row in file.find(column, values):
             try:
                 if may_read(submission_of(row, self._encryption).created_by):
@@ -345,41 +348,19 @@ class Spool:
                 return True
         return False
 
-    def _of_person(self, wanted: UUID, person: Person, reseal: Reseal, file: SpoolFile) -> Spooled:
-        def opened(row: SpoolRow) -> SealedSubmission | None:
-            try:
-                return reseal(submission_of(row, self._encryption))
-            except Exception:  # noqa: BLE001 # whatever it is, the closed row suffices here, and the drain reports it
-                return None
-
-        sought, itself = person, None
-        for row in file.find("id", [wanted.bytes]):
-            itself = opened(row)
-            # Both: as it lies there, by which others are looked for, and as it is compared.
-            person = person.extended_by(closed(row)).extended_by(itself or closed(row))
-        requests = [
-            index for request in person.requests for index in self._encryption.spool_indexes("request", *request)
-        ]
-        values = {"id": [each.bytes for each in person.ids], "request": requests}
-        values |= {"phone": list(person.phones), "nid": list(person.nids)}
-        condition = " OR ".join(f"{column} IN ({', '.join('?' * len(found))})" for column, found in values.items())
-        own: dict[UUID, KnownTombstone] = {}
-        others: list[SealedSubmission] = []
-        for row in file.rows(f"WHERE {condition} ORDER BY seq", *(each for found in values.values() for each in found)):
-            entry = opened(row)
-            if row.request in requests or person.owns(entry or closed(row)):
-                digest = request_digest(entry) if entry is not None else None
-                own[row.id] = KnownTombstone(created_at=row.accepted_at, request_digest=digest)
-            elif entry is not None and row.damage is None:
-                others.append(entry)
-        return Spooled(own, tuple(others), itself, sought)
-
+    @_in_thread
     def _look_through(
-        self, look: Callable[[SpoolRow, SealedSubmission | None], T | None], after: bytes, file: SpoolFile
+        self,
+        file: SpoolFile,
+        look: Callable[[SpoolRow, SealedSubmission | None], T | None],
+        after: bytes,
+        ids: Collection[UUID] | None,
     ) -> tuple[list[T], bytes | None]:
         """What `look` makes of some rows, and the id behind which there may be more."""
         found = list[T]()
-        rows = file.rows("WHERE id > ? ORDER BY id LIMIT ?", after, LOOKED_AT_ONCE)
+        among = "" if ids is None else f"AND id IN ({', '.join('?' * len(ids))})"
+        condition = f"WHERE id > ? {among} ORDER BY id LIMIT {LOOKED_AT_ONCE}"
+        rows = file.rows(condition, after, *(each.bytes for each in ids or ()))
         for row in rows:
             try:
                 result = look(row, submission_of(row, self._encryption))
@@ -389,16 +370,17 @@ class Spool:
                 found.append(result)
         return found, rows[-1].id.bytes if len(rows) == LOOKED_AT_ONCE else None
 
+    @_in_thread
     def _key_ids(self, file: SpoolFile) -> set[str]:
         for row in file.rows("WHERE key_ids IS NULL ORDER BY seq"):
             # Written by a release that did not note them. What cannot be opened now is no reason to keep a key.
-            try:
-                tokens = (row.payload, *submission_of(row, self._encryption).sealed.values())
-            except FieldUnreadableError:
-                tokens = (row.payload,)
-            file.note_key_ids(row.id, " ".join(sorted({key_id_of(token) for token in tokens})))
+            sealed: Mapping[str, str] = {}
+            with suppress(FieldUnreadableError):
+                sealed = submission_of(row, self._encryption).sealed
+            file.note_key_ids(row.id, key_ids_in(row.payload, sealed))
         return file.key_ids()
 
+    @_in_thread
     def _maintain(self, file: SpoolFile) -> None:
         if file.size().waiting < WORTH_COUNTING:
             file.count()
@@ -417,66 +399,3 @@ class Spool:
         if entry.request_id is None:
             return ()
         return self._encryption.spool_indexes("request", entry.created_by, entry.request_id)
-
-    def _row(self, entry: SealedSubmission, request: bytes | None, now: datetime) -> SpoolRow:
-        conversation = entry.fields.get("conversation_id")
-        if conversation is not None:
-            conversation = self._encryption.open(entry.id, "conversation_id", conversation)
-        return SpoolRow(
-            id=entry.id,
-            accepted_at=now,
-            request=request,
-            content=entry.content_digest,
-            phone=entry.indexes.phones[0],
-            nid=next(iter(entry.indexes.nids), None),
-            conversation=self._encryption.spool_indexes("conversation", conversation)[0] if conversation else None,
-            refused=entry.refused,
-            payload=(payload := self._encryption.seal_spooled(entry.id, _payload(entry, now))),
-            key_ids=" ".join(sorted({key_id_of(token) for token in (payload, *entry.sealed.values())})),
-        )
-
-
-def _payload(entry: SealedSubmission, accepted_at: datetime) -> bytes:
-    sealed = entry.sealed
-    clear = {name: value for name, value in entry.fields.items() if name not in sealed}
-    about = {"created_by": entry.created_by, "request_id": entry.request_id, "refused": entry.refused}
-    return json.dumps({**clear, **about, "sealed": sealed, "accepted_at": accepted_at.isoformat()}).encode()
-
-
-def submission_of(row: SpoolRow, encryption: EncryptionService) -> SealedSubmission:
-    """The submission of a row, with the blind indexes of the time at which it was put. Raises FieldUnreadableError."""
-    try:
-        held: dict[str, Any] = json.loads(encryption.open_spooled(row.id, row.payload))
-        clear = {name: value for name in CUSTOMER_FIELDS if (value := held.get(name)) is not None}
-        return SealedSubmission(
-            id=row.id,
-            fields={**clear, **held["sealed"]},
-            created_by=held["created_by"],
-            request_id=held["request_id"],
-            refused=held["refused"],
-            accepted_at=(accepted_at := datetime.fromisoformat(held["accepted_at"])),
-            accepted_between=row.clock.bounds(accepted_at) if row.clock else None,
-            content_digest=row.content,
-            indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise FieldUnreadableError(["spooled"]) from None
-
-
-def _earlier(row: SpoolRow | None) -> Earlier | None:
-    if row is None:
-        return None
-    return Earlier(id=row.id, accepted_at=row.accepted_at, content_digest=row.content, refused=row.refused)
-
-
-def closed(row: SpoolRow) -> SealedSubmission:
-    """The submission of a row that is not opened: its id, its blind indexes and its time."""
-    return SealedSubmission(
-        id=row.id,
-        fields={},
-        created_by="",
-        request_id=None,
-        content_digest=row.content,
-        indexes=BlindIndexes(epoch=NOT_CONFIRMED, phone=(row.phone, None), nid=(row.nid, None)),
-        accepted_at=row.accepted_at,
-    )

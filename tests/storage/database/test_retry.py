@@ -14,13 +14,14 @@ from psycopg import errors
 from sqlalchemy.exc import OperationalError
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.storage.database.failures import CommitNotDurableError, StorageFaultError
-from service.storage.database.retry import (
+from service.storage.database.failures import (
     FIRST_WAIT,
     LONGEST_RETRY,
     LONGEST_WAIT,
+    CommitNotDurableError,
     Retry,
     RetryScope,
+    StorageFaultError,
     retry_scope,
     with_retries,
 )
@@ -113,8 +114,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("service.storage.database.retry.time", clock)
-    monkeypatch.setattr("service.storage.database.retry.asyncio", clock)
+    monkeypatch.setattr("service.storage.database.failures.time", clock)
+    monkeypatch.setattr("service.storage.database.failures.asyncio", clock)
     return clock
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,13 +18,15 @@ import pytest
 from service.errors import FieldUnreadableError, LeadNotFoundError, StartRefusedError
 from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keys.keyring import Keyring, Purpose
+from service.lead import SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.rotation.key_service import KeyService
 from service.storage.backup.backup import make_backup, restore_backup
 from service.storage.backup.backup_manifest import DUMP
 from service.storage.database.clock import ClockOffset, DatabaseClock
-from service.storage.database.database import Database
-from service.storage.database.retry import RetryScope, retry_scope
+from service.storage.database.database import Database, Work
+from service.storage.database.failures import RetryScope, retry_scope
+from service.storage.intake import all_spools
 from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.drain import DrainRound
 from service.storage.keys.canary import confirm_canary
@@ -31,10 +34,10 @@ from service.storage.keys.rekeying import rekeying
 from service.storage.keys.replicas import ReplicaReport
 from service.storage.leads.erasing import ALONE
 from service.storage.leads.parameters import Wanted
-from service.storage.leads.persons import MatchKind
+from service.storage.leads.persons import Match, MatchKind
 from service.storage.spool.file import SpoolError
 from service.storage.spool.rows import FILE_NAME
-from service.storage.spool.search import Sought
+from service.storage.spool.search import SearchKeys, Sought
 from service.supervisor import Component
 from service.validation import ValidationService
 from tests.harness import faults
@@ -47,6 +50,7 @@ from tests.storage.leads.test_erasure_neighbours import where
 from tests.storage.leads.test_tombstones import bytes_in, drain, erase, replica, spooled_forms
 
 PERSON = {"phone": "+8801733000001", "nid": "3310000000001", "email": "person@example.com"}
+LIMIT = 100
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ class Replicas:
 
     def answering(self) -> Any:
         """The other replica answers meanwhile."""
-        return running(Component(name="spool answers", run=self.there.answers.run))
+        return running(Component(name="spool answers", run=self.there.spools.run))
 
 
 @pytest.fixture
@@ -110,7 +114,7 @@ async def replicas(
             stack.push_async_callback(opened.close)
             worlds.append(await stack.enter_async_context(replica(opened, tmp_path / name, encryption, sealer)))
         here, there = worlds
-        made = Replicas(here, there, AllSpools(here.database, encryption, here.answers), sealer, encryption)
+        made = Replicas(here, there, here.spools, sealer, encryption)
         await made.heartbeat()
         yield made
 
@@ -149,7 +153,7 @@ async def test_what_waits_in_any_spool_is_found_by_each_identifier(
     await replicas.there.spool.set_aside(theirs.id, "refused by the database (22000)")
 
     async with replicas.answering():
-        found, unanswered = await replicas.spools.find(replicas.digests(name))
+        found, unanswered = await replicas.spools.find(replicas.digests(name), limit=LIMIT)
 
     assert {(match.kind, match.id, match.fields) for match in found} == {
         (MatchKind.WAITING, each.id, (name,)) for each in (ours, theirs)
@@ -174,7 +178,7 @@ async def test_what_is_damaged_is_found_by_what_was_noted_of_it(replicas: Replic
     with sqlite3.connect(replicas.there.spool.folder / FILE_NAME) as file:
         file.execute("UPDATE entry SET payload = 'damaged'")
     async with replicas.answering():
-        [match], _ = await replicas.spools.find(replicas.digests("phone", "nid"))
+        [match], _ = await replicas.spools.find(replicas.digests("phone", "nid"), limit=LIMIT)
     assert (match.id, match.fields) == (theirs.id, ("phone", "nid"))
 
 
@@ -185,14 +189,14 @@ async def test_a_replica_that_does_not_answer_is_named(
     await replicas.there.spool.put([submit(**PERSON)])
     await replicas.heartbeat(state)
     retry_scope.set(RetryScope(time.monotonic() + 0.5, lambda _: None))
-    assert await replicas.spools.find(replicas.digests("phone")) == ([], ("there",))
+    assert await replicas.spools.find(replicas.digests("phone"), limit=LIMIT) == ([], ("there",))
     assert await replicas.spools.export([submit().id]) == ([], ("there",))
     assert value(database, "SELECT count(*) FROM spool_search") == 0
 
 
 async def test_a_replica_that_stopped_with_an_empty_spool_is_not_asked(replicas: Replicas) -> None:
     await replicas.heartbeat("stopped")
-    assert await replicas.spools.find(replicas.digests("phone")) == ([], ())
+    assert await replicas.spools.find(replicas.digests("phone"), limit=LIMIT) == ([], ())
 
 
 async def test_a_replica_whose_own_spool_fails_is_named_itself(
@@ -204,7 +208,88 @@ async def test_a_replica_whose_own_spool_fails_is_named_itself(
     await replicas.here.spool.put([submit(**PERSON)])
     await replicas.heartbeat("stopped")
     monkeypatch.setattr(replicas.here.spool, "look_through", fails)
-    assert await replicas.spools.find(replicas.digests("phone")) == ([], ("here",))
+    assert await replicas.spools.find(replicas.digests("phone"), limit=LIMIT) == ([], ("here",))
+
+
+async def test_any_number_of_matches_is_found_page_by_page(replicas: Replicas, submit: Submit) -> None:
+    waiting = {replicas.here: [submit(email=PERSON["email"]) for _ in range(4)]}
+    waiting[replicas.there] = [submit(email=PERSON["email"]) for _ in range(7)]
+    for world, entries in waiting.items():
+        for entry in entries:
+            await world.spool.put([entry])
+    found: list[Match] = []
+    async with replicas.answering():
+        while True:
+            after = found[-1].place if found else None
+            more, unanswered = await replicas.spools.find(replicas.digests("email"), after=after, limit=3)
+            assert unanswered == ()
+            if not more:
+                break
+            found += sorted(more, key=lambda match: match.place)[:3]
+    assert len(found) == 11
+    assert {match.id for match in found} == {entry.id for entries in waiting.values() for entry in entries}
+
+
+async def test_a_search_that_takes_too_long_ends_and_is_named(
+    replicas: Replicas, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await replicas.there.spool.put([submit(**PERSON)] + [submit() for _ in range(200)])
+    keys = replicas.there.make_keys
+
+    def slowly(entry: SealedSubmission, schemes: Sequence[IndexScheme]) -> SearchKeys:
+        time.sleep(0.05)
+        return keys(entry, schemes)
+
+    monkeypatch.setattr(replicas.there, "make_keys", slowly)
+    monkeypatch.setattr(all_spools, "ANSWER_SECONDS", 1.0)
+    async with replicas.answering():
+        assert await replicas.spools.find(replicas.digests("phone"), limit=LIMIT) == ([], ("there",))
+        monkeypatch.undo()
+        [match], unanswered = await replicas.spools.find(replicas.digests("phone"), limit=LIMIT)
+    assert (match.fields, unanswered) == (("phone",), ())
+
+
+async def test_leads_are_spooled_while_a_spool_is_searched(
+    replicas: Replicas, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await replicas.here.spool.put([submit() for _ in range(200)])
+    keys, looked_at = replicas.here.make_keys, 0
+
+    def counting(entry: SealedSubmission, schemes: Sequence[IndexScheme]) -> SearchKeys:
+        nonlocal looked_at
+        looked_at += 1
+        return keys(entry, schemes)
+
+    monkeypatch.setattr(replicas.here, "make_keys", counting)
+    searching = asyncio.create_task(replicas.spools.find(replicas.digests("phone"), limit=LIMIT))
+    await until(lambda: looked_at > 0)
+    await replicas.here.spool.put([submit()])
+    assert looked_at < 200
+    await searching
+
+
+async def test_an_idle_look_is_one_statement(
+    replicas: Replicas, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.execute(
+        database.admin_url,
+        "INSERT INTO spool_erasure (replica, erased_id, sought)"
+        f" VALUES ('gone', gen_random_uuid(), '{Sought().to_json()}')",
+    )
+    there, statements = replicas.there, list[object]()
+    read = there.database.read
+
+    async def counted(work: Work[Any]) -> Any:
+        statements.append(work)
+        return await read(work)
+
+    monkeypatch.setattr(there.database, "read", counted)
+    monkeypatch.setattr(all_spools, "LOOK_SECONDS", 3600)
+    async with replicas.answering():
+        await until(lambda: bool(there.spools.waiting))
+        await asyncio.sleep(0.2)
+    assert [(each.replica, each.erasures) for each in there.spools.waiting] == [("gone", 1)]
+    assert len(statements) == 1
 
 
 async def test_a_question_holds_no_value_and_an_answer_opens_for_it_alone(
@@ -221,7 +306,7 @@ async def test_a_question_holds_no_value_and_an_answer_opens_for_it_alone(
         "CREATE TRIGGER keep AFTER INSERT OR UPDATE ON spool_search FOR EACH ROW EXECUTE FUNCTION keep()",
     )
     async with replicas.answering():
-        await replicas.spools.find(replicas.digests("phone", "nid", "email"))
+        await replicas.spools.find(replicas.digests("phone", "nid", "email"), limit=LIMIT)
         await replicas.spools.export([theirs.id])
     with psycopg.connect(database.admin_url) as connection:
         rows = connection.execute("SELECT id, question::text, answer FROM seen").fetchall()
@@ -297,14 +382,14 @@ async def test_an_erasure_that_was_cut_off_goes_on_with_the_next_start(
     await replicas.there.spool.put([again])
     await erase(replicas.here, lead.id)
 
-    async def killed(_: object) -> None:
+    async def killed(*_: object, **__: object) -> None:
         raise KeyError
 
     for name in ("remove", "look_through"):
         with monkeypatch.context() as patch:
             patch.setattr(replicas.there.spool, name, killed)
             with pytest.raises(KeyError):
-                await replicas.there.answers.apply_erasures()
+                await replicas.there.spools.apply_erasures()
         assert open_erasures(database) == ["there"]
     await drain(replicas.there)
     assert (open_erasures(database), leads(database), replicas.there.spool.size.waiting) == (None, None, 0)
@@ -319,7 +404,7 @@ async def test_a_submission_that_waits_elsewhere_is_erased_with_what_else_is_its
     await replicas.here.spool.put([lead])
     with pytest.raises(LeadNotFoundError):
         await erase(replicas.here, theirs.id)
-    await replicas.there.answers.apply_erasures()
+    await replicas.there.spools.apply_erasures()
     assert open_erasures(database) == ["here"]
     await drain(replicas.here)
     assert (open_erasures(database), leads(database)) == (None, None)

@@ -214,7 +214,7 @@ def drain_with(world: World, sealer: LeadSealer, clock: Clock) -> Callable[..., 
             outage=world.outage,
             recent=world.recent,
             erasures=world.erasures,
-            apply_erasures=world.answers.apply_erasures,
+            apply_erasures=world.spools.apply_erasures,
             reseal=reseal,
             clock=clock,
         )

@@ -21,11 +21,10 @@ from service.lead import SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.replica import lead_writing
 from service.storage.database.database import Database
-from service.storage.database.failures import StorageFaultError
-from service.storage.database.retry import LONGEST_RETRY, Retry, RetryScope, retry_scope
+from service.storage.database.failures import LONGEST_RETRY, Retry, RetryScope, StorageFaultError, retry_scope
+from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.drain import Drain
 from service.storage.intake.outage import Outage, RecentRequests
-from service.storage.intake.spool_answers import SpoolAnswers
 from service.storage.intake.writer import LeadWriter
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
 from service.storage.leads.erasures import Erasures
@@ -43,7 +42,7 @@ POISONED = "Poisoned"
 
 
 class World:
-    """A replica's writer, spool, drain and answers on the test's database."""
+    """A replica's writer, spool and drain on the test's database."""
 
     def __init__(
         self, database: Database, spool: Spool, sealer: LeadSealer, encryption: EncryptionService, name: str = "here"
@@ -57,14 +56,15 @@ class World:
         self.recent = RecentRequests()
         self.reseal = sealer.resealed_and_reindexed
         self.erasures = Erasures(database, sealer.resealed_and_reindexed, open_erasures)
-        self.answers = SpoolAnswers(
+        self.make_keys = sealer.search_keys
+        self.spools = AllSpools(
             database=database,
             spool=spool,
             encryption=encryption,
             open_erasures=open_erasures,
             erasures=self.erasures,
             recent=self.recent,
-            make_keys=sealer.search_keys,
+            make_keys=lambda entry, schemes: self.make_keys(entry, schemes),
         )
         self.writer = LeadWriter(self.store, spool, self.outage, self.recent, on_batch=self.batches.append)
         self.drain = Drain(
@@ -73,7 +73,7 @@ class World:
             outage=self.outage,
             recent=self.recent,
             erasures=self.erasures,
-            apply_erasures=self.answers.apply_erasures,
+            apply_erasures=self.spools.apply_erasures,
             reseal=sealer.resealed_and_reindexed,
         )
 

@@ -14,7 +14,7 @@ import pytest
 from service.factories import new_id
 from service.lead import SealedSubmission
 from service.storage.database.database import Database
-from service.storage.database.retry import Retry, RetryScope, retry_scope
+from service.storage.database.failures import Retry, RetryScope, retry_scope
 from service.storage.leads.decision import Created, DuplicateMatch, Outcome
 from service.storage.leads.lead_import import import_leads
 from tests.harness.faults import value_of

@@ -20,7 +20,6 @@ from service.keys.encryption import EncryptionService
 from service.lead_sealer import LeadSealer
 from service.storage import models
 from service.storage.database.database import DIALECT, Database
-from service.storage.intake.all_spools import AllSpools
 from service.storage.leads.decision import Aliased, Erased
 from service.storage.leads.erasures import Tombstone
 from service.storage.leads.history import LeadHistory
@@ -65,7 +64,7 @@ def persons(world: World, sealer: LeadSealer, encryption: EncryptionService) -> 
         history=LeadHistory(world.database),
         erasures=world.erasures,
         erasing=erasing,
-        spools=AllSpools(world.database, encryption, world.answers),
+        spools=world.spools,
         sealer=sealer,
         validation=ValidationService(),
         page_token_tags=encryption.page_token_tags,

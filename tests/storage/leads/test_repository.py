@@ -20,8 +20,7 @@ from service.lead import SENSITIVE_FIELDS, LeadEventType, LeadStatus, SealedLead
 from service.lead_sealer import LeadSealer
 from service.storage import models
 from service.storage.database.database import Database, Work
-from service.storage.database.failures import CommitNotDurableError, StorageFaultError
-from service.storage.database.retry import Retry, RetryScope, retry_scope
+from service.storage.database.failures import CommitNotDurableError, Retry, RetryScope, StorageFaultError, retry_scope
 from service.storage.leads import submissions
 from service.storage.leads.decision import Created, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
 from service.storage.leads.history import LeadHistory
