@@ -1,4 +1,4 @@
-"""A call, the chain of interceptors that it passes, and the work that goes on when its caller has gone.
+"""A call, how long it waited, the chain of interceptors that it passes, and the work that outlasts its caller.
 
 Nothing here knows a transport: each endpoint makes a `Call` and takes its methods from `chained`.
 """
@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +26,15 @@ ANSWER_MARGIN = 0.15
 """Seconds before the caller's deadline at which the service answers, so that the answer arrives in time even from a
 busy process; never more than a tenth of the time that the caller gave."""
 
+
+PERIOD_SECONDS = 1.0
+"""The last two periods are compared with what is usual."""
+
+MANY = 50
+"""Calls in two periods below which none has waited: a process that cannot keep up takes some hundreds a second."""
+
+KEPT = 0.999
+"""Of what is usual after each period. It is forgotten within an hour, which no overload should last."""
 
 QUIET_SECONDS = 0.5
 """Without a new call for so long, each caller that waits for one answer before its next call has its answer, or is
@@ -115,12 +124,47 @@ def joined(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
     return values
 
 
+@dataclass(slots=True)
+class _Period:
+    calls: int = 0
+    longest: float = 0.0
+
+
+class QueueWait:
+    """Estimate of how long gRPC calls waited before this process took them; asked once for each that has a deadline.
+
+    gRPC does not report it: a call that waited has little time left, like a call whose caller asked for little. But
+    most callers ask for about the same time whenever they call. When many calls come, and even the one with the most
+    time left has less than the usual, they have waited.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._usual = 0.0
+        self._last, self._this = _Period(), _Period()
+        self._ends = 0.0
+
+    def seconds(self, left: float) -> float:
+        """How long the calls that come now have waited; `left` is the time left for one of them, in seconds."""
+        if (now := self._clock()) >= self._ends:
+            self._usual = max(self._usual * KEPT, self._this.longest)
+            # Nothing of before a pause: what waited meanwhile comes now.
+            self._last = self._this if now < self._ends + PERIOD_SECONDS else _Period()
+            self._this = _Period()
+            self._ends = now + PERIOD_SECONDS
+        self._this.calls += 1
+        self._this.longest = max(self._this.longest, left)
+        if self._last.calls + self._this.calls < MANY:
+            return 0.0
+        return max(0.0, self._usual - max(self._last.longest, self._this.longest))
+
+
 class Work:
     """What runs on behalf of callers, and goes on when they have gone; at a stop, what they are answered."""
 
     def __init__(self) -> None:
-        self._running: set[asyncio.Task[Message]] = set()
-        self._waits: set[asyncio.Future[None]] = set()
+        self._running: dict[asyncio.Task[Message], asyncio.Future[None]] = {}
+        """Each task, and what its caller waits for."""
         self._stopped = asyncio.Event()
         self._last_arrival = -math.inf
         self.stopping = False
@@ -136,20 +180,13 @@ class Work:
         """
         self._last_arrival = time.monotonic()
         task = asyncio.create_task(coroutine)
-        self._running.add(task)
         # In place of asyncio.wait, which takes 8 µs more of each call (docs/performance.md).
-        wait = asyncio.get_running_loop().create_future()
-        self._waits.add(wait)
-        task.add_done_callback(partial(self._on_done, wait))
+        self._running[task] = wait = asyncio.get_running_loop().create_future()
+        task.add_done_callback(self._on_done)
         return task, wait
 
-    def _on_done(self, wait: asyncio.Future[None], task: asyncio.Task[Message]) -> None:
-        self._running.discard(task)
-        end_wait(wait)
-
-    def forget(self, wait: asyncio.Future[None]) -> None:
-        """Nobody waits any more."""
-        self._waits.discard(wait)
+    def _on_done(self, task: asyncio.Task[Message]) -> None:
+        end_wait(self._running.pop(task))
 
     async def refuse(self) -> None:
         """Hold a call that came too late until `release`, then raise ServiceStoppingError.
@@ -174,7 +211,7 @@ class Work:
 
     def give_up(self) -> None:
         """Answer every caller that still waits; the work itself goes on."""
-        for wait in self._waits:
+        for wait in self._running.values():
             end_wait(wait)
 
     async def finish(self, seconds: float) -> None:
@@ -183,7 +220,7 @@ class Work:
             await asyncio.wait(self._running, timeout=seconds)
 
 
-def end_wait(wait: asyncio.Future[None], _task: object = None) -> None:
+def end_wait(wait: asyncio.Future[None]) -> None:
     """End a wait, unless it has ended."""
     if not wait.done():
         wait.set_result(None)

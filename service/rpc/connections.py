@@ -1,130 +1,313 @@
-"""The gRPC endpoint's connections: counted, and closed where a limit demands it.
+"""What callers of the gRPC endpoint hold: connections, half-received messages, streams, answers that are not taken.
 
-gRPC's core accepts them itself, counts them only in all, and when it is full refuses the newcomer, whoever it is. But
-they are descriptors of this process: each is found there, with its peer, and shut down as if the peer had hung up. That
-costs calls nothing.
+gRPC's core accepts connections itself, counts them only in all, and when it is full refuses the newcomer, whoever it
+is. But they are descriptors of this process: each is found there, with its peer, and shut down as if the peer had hung
+up. That costs calls nothing.
+
+grpc.aio waits for the message of a unary call by itself, without end, and does not say so. Here each method is a stream
+to it, so that the message is awaited in sight; on the wire both are the same, and a call costs no more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import grpc
+
+from service.errors import DeadlineTooShortError, LeadkeepError, LeadValidationError, QueueFullError, Violation
+from service.rpc.call import Call, answer_by
 from service.rpc.limits import Held, Limits, RefusalReason, Refusals, peer_of, to_evict
+from service.rpc.status import pushback, status_of
 
 SCAN_SECONDS = 1.0
 BUSY_SCAN_SECONDS = 0.1
-"""Seconds between two counts, and when more than three quarters of the limit are in use."""
+"""Seconds between two counts of connections, and when more than three quarters of the limit are in use."""
 
 DESCRIPTORS = "/dev/fd"
+
+SWEEP_SECONDS = 1.0
+"""Seconds between two looks for what takes too long."""
+
+TAKING_SECONDS = 1.0
+"""After this an answer counts as not taken: a client that reads has it within a round trip."""
+
+CALL_BYTES = 16 * 1024
+"""What a call costs that waits for its answer to be taken, apart from the answer."""
+
+MOST_PEERS = 10_000
+"""Connections that are remembered before those that are closed by now are forgotten."""
+
+STATUS_DETAILS = "grpc-status-details-bin"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+T = TypeVar("T")
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 _Descriptor = tuple[int, int]
 """Number and inode: the same number may be another socket a moment later."""
 
 
 class GrpcConnections:
-    """Connections of the gRPC endpoint at `port`."""
+    """Connections of the gRPC endpoint at `port`, each by gRPC's name of its peer, such as `ipv4:127.0.0.1:4711`."""
 
     def __init__(self, port: int, limits: Limits, refusals: Refusals) -> None:
         self._port, self._limits, self._refusals = port, limits, refusals
-        self._known: dict[_Descriptor, tuple[str, float] | None] = {}
+        self._known: dict[_Descriptor, tuple[str, float]] = {}
+        """Peer, "" for what is no connection of the endpoint, and since when."""
         self.proven: dict[str, float] = {}
-        """When a token was last accepted on a connection, by gRPC's name of its peer, such as `ipv4:127.0.0.1:4711`."""
-        self._open: set[str] = set()
+        """When a token was last accepted on a connection."""
+        self.open: dict[str, tuple[_Descriptor, float]] = {}
+        """Those that were open when they were last counted."""
         self._to_cut: dict[str, RefusalReason] = {}
         self._wanted = asyncio.Event()
 
-    def has(self, peer: str) -> bool:
-        """Whether a connection is open, by gRPC's name of its peer, as far as was counted lately."""
-        return peer in self._open
-
     def cut(self, peer: str, reason: RefusalReason) -> None:
-        """Close the connection of a peer, by gRPC's name of it, soon."""
+        """Close the connection of a peer soon."""
         self._to_cut[peer] = reason
         self._wanted.set()
+
+    def count(self, peer: str, reason: RefusalReason) -> None:
+        """Count what was refused to a peer."""
+        self._refusals.add("grpc", reason, _address_of(peer))
+
+    def held(self, item: T, peer: str, since: float) -> Held[T]:
+        """What a peer holds open, as it is chosen from when something must be closed."""
+        return Held(item, _address_of(peer), peer in self.proven, since)
 
     async def run(self) -> None:
         """Keep the limits."""
         while True:
             many = len(self._known) > self._limits.connections * 3 // 4
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), BUSY_SCAN_SECONDS if many else SCAN_SECONDS)
             self._wanted.clear()
             self._scan()
 
     def _scan(self) -> None:
         now, known = time.monotonic(), self._known
-        self._known = {key: known[key] if key in known else self._seen_first(key[0], now) for key in _sockets()}
-        open_now = {each[0]: (key, each[1]) for key, each in self._known.items() if each is not None}
-        self._open = set(open_now)
-        self.proven = {peer: at for peer, at in self.proven.items() if peer in open_now}
+        self._known = {key: known[key] if key in known else (self._peer(key), now) for key in _sockets()}
+        self.open = {peer: (key, since) for key, (peer, since) in self._known.items() if peer}
+        self.proven = {peer: at for peer, at in self.proven.items() if peer in self.open}
         to_cut, self._to_cut = self._to_cut, {}
         for peer, reason in to_cut.items():
-            if peer in open_now:
-                self._shut(open_now.pop(peer)[0], peer, reason)
-        held = [
-            Held((key, peer), peer_of(host_of(peer)), peer in self.proven, self.proven.get(peer, since))
-            for peer, (key, since) in open_now.items()
-        ]
+            self._shut(peer, reason)
+        held = [self.held(peer, peer, self.proven.get(peer, since)) for peer, (_, since) in self.open.items()]
         for each, reason in to_evict(held, self._limits.connections, self._limits.connections_of_peer):
-            key, peer = each.item
-            self._shut(key, peer, reason)
+            self._shut(each.item, reason)
 
-    def _seen_first(self, descriptor: int, now: float) -> tuple[str, float] | None:
-        with _duplicate(descriptor) as connection:
-            peer = self._peer(connection) if connection is not None else None
-            return (peer, now) if peer is not None else None
+    def _peer(self, key: _Descriptor) -> str:
+        with suppress(OSError), socket.socket(fileno=os.dup(key[0])) as connection:
+            return self._name(connection)
+        return ""
 
-    def _peer(self, connection: socket.socket) -> str | None:
-        """gRPC's name of the peer; None when it is no connection of the endpoint."""
+    def _name(self, connection: socket.socket) -> str:
+        """gRPC's name of the peer; "" when it is no connection of the endpoint. Raises OSError when it is closed."""
         if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
-            return None
-        try:
-            if connection.getsockname()[1] != self._port:
-                return None
-            host, port = connection.getpeername()[:2]
-        except OSError:
-            return None
+            return ""
+        if connection.getsockname()[1] != self._port:
+            return ""
+        host, port = connection.getpeername()[:2]
         host = host.removeprefix("::ffff:")
         return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
-    def _shut(self, key: _Descriptor, peer: str, reason: RefusalReason) -> None:
-        with _duplicate(key[0]) as connection:
+    def _shut(self, peer: str, reason: RefusalReason) -> None:
+        if peer not in self.open:
+            return
+        key, _ = self.open.pop(peer)
+        with suppress(OSError), socket.socket(fileno=os.dup(key[0])) as connection:
             # gRPC may have closed it meanwhile, and something else may have its number.
-            if connection is None or self._peer(connection) != peer:
-                return
-            with contextlib.suppress(OSError):
+            if self._name(connection) == peer:
                 connection.shutdown(socket.SHUT_RDWR)
-        self._refusals.add("grpc", reason, peer_of(host_of(peer)))
+                self.count(peer, reason)
 
 
-def host_of(peer: str) -> str:
-    """The address in gRPC's name of a peer."""
+def _address_of(peer: str) -> str:
+    """Whom a peer counts for, by gRPC's name of it."""
     host = peer.partition(":")[2].rpartition(":")[0]
-    return host.removeprefix("%5B").removesuffix("%5D")
+    return peer_of(host.removeprefix("%5B").removesuffix("%5D"))
 
 
-def _sockets() -> list[_Descriptor]:
-    found = []
+def _sockets() -> Iterator[_Descriptor]:
     for name in os.listdir(DESCRIPTORS):  # noqa: PTH208 # a Path for each would cost more than the rest
-        with contextlib.suppress(OSError):  # closed since it was listed
+        with suppress(OSError):  # closed since it was listed
             status = os.fstat(int(name))
             if stat.S_ISSOCK(status.st_mode):
-                found.append((int(name), status.st_ino))
-    return found
+                yield int(name), status.st_ino
 
 
-@contextlib.contextmanager
-def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
-    try:
-        connection = socket.socket(fileno=os.dup(descriptor))
-    except OSError:
-        yield None
-        return
-    with connection:
-        yield connection
+@dataclass(frozen=True, slots=True)
+class _Untaken:
+    """An answer that its caller has not taken yet; `leave` gives the places of its call back."""
+
+    since: float
+    size: int
+    leave: Callable[[], None] | None
+
+
+class HeldCalls:
+    """The calls of the endpoint that wait for their caller. `run` keeps the limits of time."""
+
+    def __init__(self, connections: GrpcConnections, limits: Limits) -> None:
+        self._connections, self._limits = connections, limits
+        self._arriving: dict[Context, float] = {}
+        self._untaken: dict[Context, _Untaken] = {}
+        """In the order of time: the oldest first."""
+        self._untaken_bytes = 0
+        self._not_reading: set[str] = set()
+        """Connections that leave answers untaken, by gRPC's name of the peer: they get no others."""
+        self._streams: dict[Context, float] = {}
+        self._serving: dict[Context, asyncio.Task[Any] | None] = {}
+        """The tasks of streams."""
+        self._ended: Counter[str] = Counter()
+        """Calls that ended with an error, and streams, by gRPC's name of the peer."""
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """End what takes too long."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = time.monotonic()
+            for context in [
+                each for each, since in self._arriving.items() if now - since > self._limits.arrival_seconds
+            ]:
+                self._refuse(context, "message_late", DeadlineTooShortError())
+            for context in [
+                each for each, untaken in self._untaken.items() if now - untaken.since > self._limits.answer_seconds
+            ]:
+                self._cut(context, "answer_late")
+            left = Counter(
+                each.peer() for each, untaken in self._untaken.items() if now - untaken.since > TAKING_SECONDS
+            )
+            self._not_reading = {peer for peer, number in left.items() if number >= self._limits.untaken_answers}
+            self._end_unclosed()
+
+    def hold_answer(self, context: Context, call: Call, size: int) -> None:
+        """Note an answer of so many bytes, which is about to be sent: its call is in flight until it is taken."""
+        leave = call.keep_places(call) if call.keep_places is not None else None
+        self._untaken[context] = _Untaken(time.monotonic(), size + CALL_BYTES, leave)
+        self._untaken_bytes += size + CALL_BYTES
+        context.add_done_callback(self._on_taken)  # type: ignore[arg-type] # the stubs' context is another one
+        while self._untaken_bytes > self._limits.untaken_bytes:
+            self._cut(next(iter(self._untaken)), "answers_not_taken")
+
+    async def abort(self, context: Context, error: LeadkeepError, call: Call | None = None) -> None:
+        """Answer with an error, by raising in the method. The one place where a gRPC call is aborted.
+
+        `call`: none when it did not reach the chain.
+        """
+        status = status_of(error)
+        self._ended[context.peer()] += 1
+        deadline = answer_by(context.time_remaining()) if call is None else call.deadline
+        trailers = pushback(error, deadline - time.monotonic()) | ({} if call is None else call.trailers())
+        metadata = (*trailers.items(), (STATUS_DETAILS, status.SerializeToString()))
+        await context.abort(_CODES[status.code], status.message, metadata)
+
+    def bounded(self, handler: Any) -> Any:
+        """The same method, held to the limits."""
+        serializers = (handler.request_deserializer, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._stream_of(handler), *serializers)
+        answer = handler.unary_unary
+
+        async def respond(_requests: object, context: Context) -> Any:
+            if self._not_reading and (peer := context.peer()) in self._not_reading:
+                self._connections.count(peer, "answers_not_taken")
+                await self.abort(context, QueueFullError())
+            return await answer(await self._message(context), context)
+
+        return grpc.stream_unary_rpc_method_handler(respond, *serializers)
+
+    def _stream_of(self, handler: Any) -> Callable[[Any, Context], Awaitable[None]]:
+        async def stream(requests: Any, context: Context) -> None:
+            self._serving[context] = asyncio.current_task()
+            self._begin(context, self._streams, self._limits.streams, "streams")
+            try:
+                if handler.request_streaming:
+                    answering = handler.stream_stream(requests, context)
+                else:
+                    answering = handler.unary_stream(await self._message(context), context)
+                async for response in answering:
+                    await context.write(response)
+            finally:
+                self._streams.pop(context, None)
+                del self._serving[context]
+                self._ended[context.peer()] += 1
+
+        return stream
+
+    async def _message(self, context: Context) -> Any:
+        """The one message of the caller."""
+        self._begin(context, self._arriving, self._limits.messages_arriving, "messages_arriving")
+        try:
+            message = await context.read()
+        finally:
+            self._arriving.pop(context, None)
+        if message is grpc.aio.EOF:
+            self._connections.count(context.peer(), "message_missing")
+            await self.abort(context, LeadValidationError([Violation("request", "is missing: there was no message")]))
+        return message
+
+    def _begin(self, context: Context, held: dict[Context, float], limit: int, reason: RefusalReason) -> None:
+        """Note what a call holds from now on, and make room for it."""
+        held[context] = time.monotonic()
+        if len(held) > limit:
+            evictable = [self._connections.held(each, each.peer(), since) for each, since in held.items()]
+            for evicted, _ in to_evict(evictable, limit, limit):
+                self._refuse(evicted.item, reason, QueueFullError())
+
+    def _on_taken(self, context: Context) -> None:
+        if (untaken := self._untaken.pop(context, None)) is None:
+            return
+        self._untaken_bytes -= untaken.size
+        if untaken.leave is not None:
+            untaken.leave()
+
+    def _cut(self, context: Context, reason: RefusalReason) -> None:
+        # An answer that gRPC has cannot be taken back otherwise.
+        self._on_taken(context)
+        self._connections.cut(context.peer(), reason)
+
+    def _refuse(self, context: Context, reason: RefusalReason, error: LeadkeepError) -> None:
+        self._arriving.pop(context, None)
+        self._streams.pop(context, None)
+        self._connections.count(context.peer(), reason)
+        ending = asyncio.create_task(self._end(context, self._serving.get(context), error))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, context: Context, serving: asyncio.Task[Any] | None, error: LeadkeepError) -> None:
+        # What it raises is meant for the method that is being ended.
+        with suppress(Exception):
+            await self.abort(context, error)
+        if serving is not None:
+            serving.cancel()
+
+    def _end_unclosed(self) -> None:
+        """Bound the calls that ended and that gRPC cannot close, because their callers do not take the end.
+
+        Nothing says whose they are. But each has a task of grpc.aio's, and its connection had calls that ended with an
+        error, or streams: without a token nothing else can be had.
+        """
+        if len(self._ended) > MOST_PEERS:
+            self._ended = Counter({peer: n for peer, n in self._ended.items() if peer in self._connections.open})
+        tasks = Counter(task.get_name().partition("[")[0] for task in asyncio.all_tasks())
+        excess = tasks["rpc_task"] - tasks["HandleExceptions"] - self._limits.unclosed_calls
+        if excess <= 0:
+            return
+        proven = self._connections.proven
+        for peer, number in sorted(self._ended.items(), key=lambda each: (each[0] in proven, -each[1])):
+            if excess > 0 and peer in self._connections.open:
+                excess -= number
+                self._connections.cut(peer, "answers_not_taken")
+                del self._ended[peer]

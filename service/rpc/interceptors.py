@@ -31,8 +31,8 @@ from service.errors import (
     StorageUnavailableError,
 )
 from service.rpc.call import Call, Handler, Interceptor, Work, end_wait
+from service.rpc.limits import Places, strangers
 from service.rpc.metrics import Metrics
-from service.rpc.shares import Places, strangers
 from service.rpc.status import CODES
 from service.rpc.tokens.verifier import bearer_token
 from service.rpc.wire import corrected_fields
@@ -86,22 +86,18 @@ def standard_chain(
         new_id: makes ids of calls and incidents, which are written out at once.
         limiting: duplicate_limit, where a limit is set.
     """
-    places = Places(max_concurrent_calls)
     return (
-        # First, so that everything behind it can name the call.
-        request_ids(new_id),
-        # Outside of errors, so that it sees the status that the caller sees.
-        access_log(metrics),
+        # First, so that everything behind it can name the call; outside of errors, so that it sees the status that the
+        # caller sees.
+        access_log(metrics, new_id),
         # Outside of everything that may fail.
         errors(new_id, explain),
         # Outside of deadline and places: a refusal that it holds back takes none.
         strangers(),
         # Outside of the work, which it leaves running when the caller's time is over or the caller is gone.
         deadline(work, default_deadline),
-        # Inside of deadline, so that work which was left running still counts.
-        concurrency(places),
-        # Before anything reads the request; claims the place for the subject.
-        authentication(verify, places),
+        # Inside of deadline, so that work which was left running still counts; before anything reads the request.
+        authentication(verify, Places(max_concurrent_calls)),
         # Behind authentication: what is wrong here concerns no stranger.
         availability(database_away),
         # Around the servicer and nothing else: no unmasked message gets past it before it is recorded.
@@ -129,19 +125,8 @@ def duplicate_limit(require_room: Callable[[str], Awaitable[None]]) -> Intercept
     return intercept
 
 
-def request_ids(new_id: Callable[[], object]) -> Interceptor:
-    """Name the call: by the caller's `x-request-id` if it has a usable one, else by a new id."""
-
-    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
-        sent = call.metadata.get("x-request-id", "")
-        call.id = sent if REQUEST_ID.fullmatch(sent) else str(new_id())
-        return await proceed(call, request)
-
-    return intercept
-
-
-def access_log(metrics: Metrics) -> Interceptor:
-    """One line and one observation per call."""
+def access_log(metrics: Metrics, new_id: Callable[[], object]) -> Interceptor:
+    """One line and one observation per call, which is named by the caller's `x-request-id`, or else by a new id."""
     log = structlog.get_logger("leadkeep.access")
     # Looked up by their labels each time, they cost as much as the rest of this.
     count = cache(metrics.calls.labels)
@@ -149,6 +134,8 @@ def access_log(metrics: Metrics) -> Interceptor:
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         began = time.monotonic()
+        sent = call.metadata.get("x-request-id", "")
+        call.id = sent if REQUEST_ID.fullmatch(sent) else str(new_id())
         code, reason = "OK", None
         metrics.in_flight.inc()
         try:
@@ -250,7 +237,6 @@ def deadline(work: Work, default: float) -> Interceptor:
             raise
         finally:
             timer.cancel()
-            work.forget(over)
         if not task.done():
             task.add_done_callback(partial(_log_late_failure, call))
             raise ServiceStoppingError if work.stopping else DeadlineTooShortError
@@ -275,31 +261,25 @@ def _log_late_failure(call: Call, task: asyncio.Task[Message]) -> None:
     )
 
 
-def concurrency(places: Places) -> Interceptor:
-    """Refuse at once what is beyond the places, so that memory and waiting stay bounded."""
+def authentication(verify: Verify, places: Places) -> Interceptor:
+    """No place, no call; no token, no access; no scope, no call. A request that could not be read is refused only here.
+
+    What is beyond the places is refused at once, so that memory and waiting stay bounded.
+    """
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         places.take()
         try:
+            call.caller = caller = await verify(bearer_token(call.metadata.get("authorization")))
+            places.claim(call, request)
+            scopes = SCOPES[call.rpc]
+            if not any(caller.may(scope) for scope in scopes):
+                raise ScopeMissingError(scopes[0])
+            if call.fault is not None:
+                raise call.fault
             return await proceed(call, request)
         finally:
             places.leave(call)
-
-    return intercept
-
-
-def authentication(verify: Verify, places: Places) -> Interceptor:
-    """No token, no access; no scope, no call. A request that could not be read is refused only here."""
-
-    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
-        call.caller = caller = await verify(bearer_token(call.metadata.get("authorization")))
-        places.claim(call, request)
-        scopes = SCOPES[call.rpc]
-        if not any(caller.may(scope) for scope in scopes):
-            raise ScopeMissingError(scopes[0])
-        if call.fault is not None:
-            raise call.fault
-        return await proceed(call, request)
 
     return intercept
 

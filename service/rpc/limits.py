@@ -1,4 +1,5 @@
-"""Limits of what callers hold open: connections, half-received messages, streams, answers that they do not take.
+"""Limits of what callers hold open: connections, half-received messages, streams, answers that they do not take; and
+what keeps one caller from taking what all need: places of calls in flight, and processor time.
 
 A caller without a token costs memory only by what it holds, so that is bounded in number, bytes and time. At a limit
 the newcomer gets in and something older is closed: first what no token was ever accepted on, of the peer that holds
@@ -9,19 +10,29 @@ docs/security.md has the sum of all limits, and what was measured.
 
 from __future__ import annotations
 
-import heapq
+import asyncio
 import ipaddress
+import math
 import resource
 import time
-from collections import defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Generic, Literal, TypeVar
 
 import structlog
+from google.protobuf.message import Message
 
-from service.errors import StartRefusedError
+from service.errors import (
+    QueueFullError,
+    StartRefusedError,
+    TokenExpiredError,
+    TokenInvalidError,
+    TokenMissingError,
+)
+from service.rpc.call import Call, Handler, Interceptor
 
 RefusalReason = Literal[
     "connections",
@@ -50,6 +61,34 @@ HEADROOM = 1.25
 LOG_SECONDS = 10.0
 MOST_LOGGED_PEERS = 1000
 """Seconds between two lines about one peer, and peers that have lines."""
+
+SUBJECT_SHARE = 3
+"""Calls that a subject may have in flight for each place that is free: a subject alone gets three quarters of the
+places, two get three sevenths each, and a newcomer always finds one."""
+
+PAGE_PLACES = 8
+"""Places that a page of a list takes: it costs as much as so many calls for one lead. At most an eighth of all."""
+
+PAGES_SHARE = SUBJECT_SHARE / 2
+"""What a subject may have of places when it asks for a page: its other calls, such as new leads, still find some."""
+
+FAILURES = 20
+FAILURE_SECONDS = 1.0
+"""Calls without a good token on a connection, within so many seconds, after which it is slowed down. A client whose
+token expires may fail with many calls at once, and has a new one a second later."""
+
+PROVEN_SECONDS = 60.0
+"""For which a good token counts for its connection."""
+
+HOLD_SECONDS = 0.5
+"""Before the refusal is sent. It occupies one of the connection's own streams meanwhile: that slows the connection down
+to 200 calls a second. A refusal at once would not help, because it costs a third of what a CreateLead costs."""
+
+MOST_HELD = 1000
+"""Refusals that are held at a time, about 15 kB each; further ones are sent at once."""
+
+MOST_CONNECTIONS = 10_000
+"""Connections that are remembered."""
 
 T = TypeVar("T")
 
@@ -102,36 +141,24 @@ def to_evict(
 ) -> list[tuple[Held[T], RefusalReason]]:
     """What to close to keep both limits; `busy` more are open that must not be closed."""
     of_peer: dict[str, list[Held[T]]] = defaultdict(list)
-    # The first to be closed stands last, and of equals the one that was given first.
-    for each in sorted(held, key=lambda each: (each.is_proven, each.is_at_work, each.since))[::-1]:
+    for each in sorted(held, key=lambda each: (each.is_proven, each.is_at_work, each.since)):
         of_peer[each.peer].append(each)
     evicted: list[tuple[Held[T], RefusalReason]] = []
+    kept: list[tuple[bool, int, Held[T]]] = []
     for group in of_peer.values():
-        if (excess := len(group) - of_one_peer) > 0:
-            evicted += [(group.pop(), "connections_of_peer") for _ in range(excess + of_one_peer // SPARE)]
-    excess = busy + sum(map(len, of_peer.values())) - in_all
+        excess = len(group) - of_one_peer
+        closed = excess + of_one_peer // SPARE if excess > 0 else 0
+        evicted += [(each, "connections_of_peer") for each in group[:closed]]
+        # The first to be closed is the one with which the peer holds most.
+        held_by_kind = Counter[bool]()
+        for each in reversed(group[closed:]):
+            held_by_kind[each.is_proven] += 1
+            kept.append((each.is_proven, -held_by_kind[each.is_proven], each))
+    excess = busy + len(kept) - in_all
     if excess > 0:
-        wanted = excess + in_all // SPARE
-        for is_proven in (False, True):
-            victims = _of_the_largest(of_peer, wanted, is_proven=is_proven)
-            evicted += [(each, "connections") for each in victims]
-            wanted -= len(victims)
+        kept.sort(key=itemgetter(0, 1))
+        evicted += [(each, "connections") for _, _, each in kept[: excess + in_all // SPARE]]
     return evicted
-
-
-def _of_the_largest(of_peer: dict[str, list[Held[T]]], wanted: int, *, is_proven: bool) -> list[Held[T]]:
-    counts = ((sum(each.is_proven == is_proven for each in group), peer) for peer, group in of_peer.items())
-    heap = [(-count, peer) for count, peer in counts if count]
-    heapq.heapify(heap)
-    victims: list[Held[T]] = []
-    while heap and len(victims) < wanted:
-        left, peer = heap[0]
-        victims.append(of_peer[peer].pop())
-        if left + 1:
-            heapq.heapreplace(heap, (left + 1, peer))
-        else:
-            heapq.heappop(heap)
-    return victims
 
 
 @lru_cache(maxsize=4096)
@@ -204,3 +231,97 @@ def limits_within(limits: Limits, open_files: int) -> Limits:
         connections=possible,
     )
     return replace(limits, connections=possible, connections_of_peer=min(limits.connections_of_peer, possible))
+
+
+class Places:
+    """The calls in flight: `limit` in all, and of each subject a share of what is free.
+
+    A call is in flight until its answer is taken, as far as its endpoint can see that: else a caller who takes none
+    could have as many as it likes, on as many connections.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._of_subject: Counter[str] = Counter()
+
+    def take(self) -> None:
+        """Take a place for a caller who is not known yet. Raises QueueFullError when there is none."""
+        if self._taken >= self._limit:
+            raise QueueFullError
+        self._taken += 1
+
+    def claim(self, call: Call, request: Message) -> None:
+        """Count the taken place, and those that the request needs besides, for the subject of a call.
+
+        Raises QueueFullError when it has its share.
+        """
+        share: float = SUBJECT_SHARE
+        if "page_token" in request.DESCRIPTOR.fields_by_name:
+            call.places, share = max(1, min(PAGE_PLACES, self._limit // 8)), PAGES_SHARE
+            self._taken += call.places - 1
+        call.keep_places = self._keep
+        subject = _subject(call)
+        self._of_subject[subject] += call.places
+        if self._of_subject[subject] > share * (self._limit - self._taken + 1):
+            raise QueueFullError
+
+    def leave(self, call: Call) -> None:
+        """Give the places of a call back."""
+        self._taken -= call.places
+        if call.keep_places is not None:
+            subject = _subject(call)
+            self._of_subject[subject] -= call.places
+            if not self._of_subject[subject]:
+                del self._of_subject[subject]
+
+    def _keep(self, call: Call) -> Callable[[], None]:
+        self._taken += call.places
+        self._of_subject[_subject(call)] += call.places
+        return partial(self.leave, call)
+
+
+def _subject(call: Call) -> str:
+    return call.caller.subject if call.caller is not None else ""
+
+
+def strangers() -> Interceptor:
+    """Slow down connections that send calls without a good token, and refuse them before the token is looked at.
+
+    A proxy may send the calls of many callers on one connection: where a good token came lately, every token is looked
+    at.
+    """
+    failed: OrderedDict[str, tuple[int, float]] = OrderedDict()
+    proven: OrderedDict[str, float] = OrderedDict()
+    holding = asyncio.Semaphore(MOST_HELD)
+
+    async def hold() -> None:
+        if not holding.locked():
+            async with holding:
+                await asyncio.sleep(HOLD_SECONDS)
+
+    async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
+        failures, since = failed.get(call.peer, (0, -math.inf))
+        now = time.monotonic()
+        flooding = failures >= FAILURES and now <= since + FAILURE_SECONDS
+        if flooding and now > proven.get(call.peer, -math.inf) + PROVEN_SECONDS:
+            await hold()
+            raise QueueFullError
+        try:
+            return await proceed(call, request)
+        except (TokenMissingError, TokenInvalidError, TokenExpiredError):
+            failures, since = failed.pop(call.peer, (0, -math.inf))
+            failed[call.peer] = (failures + 1, since) if now <= since + FAILURE_SECONDS else (1, now)
+            if len(failed) > MOST_CONNECTIONS:
+                failed.popitem(last=False)
+            if flooding:
+                await hold()
+            raise
+        finally:
+            if call.caller is not None and now > proven.get(call.peer, -math.inf) + PROVEN_SECONDS / 2:
+                proven.pop(call.peer, None)
+                proven[call.peer] = now
+                if len(proven) > MOST_CONNECTIONS:
+                    proven.popitem(last=False)
+
+    return intercept

@@ -11,7 +11,7 @@ import base64
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -21,11 +21,9 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
 from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, invalid
-from service.rpc.call import SERVICE, Call, Handler, answer_by, joined
-from service.rpc.connections import GrpcConnections
-from service.rpc.held_calls import HeldCalls
+from service.rpc.call import SERVICE, Call, Handler, QueueWait, answer_by, joined
+from service.rpc.connections import GrpcConnections, HeldCalls
 from service.rpc.limits import DEFAULT, HEADROOM, Limits, Refusals
-from service.rpc.queue_wait import QueueWait
 from service.rpc.reflection import reflection_handlers
 from service.rpc.tls_files import TlsFiles
 
@@ -109,25 +107,65 @@ class GrpcServer:
                 f"{address} cannot be used for gRPC: another program has it, or it is not an address of this machine. "
                 "Set LEADKEEP_GRPC_ADDRESS"
             ) from None
-        refusals = refusals or Refusals()
-        self._connections = GrpcConnections(self.port, limits, refusals)
-        self._held = HeldCalls(self._connections, limits, refusals)
+        self._connections = GrpcConnections(self.port, limits, refusals or Refusals())
+        self._held = HeldCalls(self._connections, limits)
         self._add_services(methods)
 
     def _add_services(self, methods: Mapping[str, Handler]) -> None:
         wait = QueueWait()
         handlers: dict[str, Any] = {
-            method.name: grpc.unary_unary_rpc_method_handler(_adapted(method, methods[method.name], self._held, wait))
+            method.name: grpc.unary_unary_rpc_method_handler(self._adapted(method, methods[method.name], wait))
             for method in SERVICE.methods
         }
         services = {SERVICE.full_name: handlers, "grpc.health.v1.Health": self._health.handlers}
         described: tuple[Any, ...] = (SERVICE.file, health_pb2.DESCRIPTOR)
         self._server.add_generic_rpc_handlers(
             tuple(
-                grpc.method_handlers_generic_handler(name, self._held.bounded(handlers))
-                for name, handlers in (services | reflection_handlers(described)).items()
+                grpc.method_handlers_generic_handler(
+                    service, {name: self._held.bounded(method) for name, method in handlers.items()}
+                )
+                for service, handlers in (services | reflection_handlers(described)).items()
             )
         )
+
+    def _adapted(self, method: MethodDescriptor, handle: Handler, wait: QueueWait) -> Callable[[bytes, Any], Any]:
+        request_class = message_factory.GetMessageClass(method.input_type)
+
+        async def answer(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            request, fault = request_class(), None
+            try:
+                decode(raw, request)
+            except LeadValidationError as unread:
+                fault = unread
+            seconds = context.time_remaining()
+            call = Call(
+                rpc=method.name,
+                transport="grpc",
+                peer=context.peer(),
+                metadata=joined(map(_as_text, context.invocation_metadata() or ())),
+                deadline=answer_by(seconds),
+                waited=0.0 if seconds is None else wait.seconds(seconds),
+                fault=fault,
+            )
+            try:
+                response = await handle(call, request)
+                answered = response.SerializeToString()
+            except LeadkeepError as failed:
+                error = failed
+            except Exception:  # noqa: BLE001 # grpc would send its text to the caller
+                # The chain answers for everything behind it, so this is a fault of the chain itself.
+                error = InternalError(call.id)
+            else:
+                context.set_trailing_metadata(tuple(call.trailers().items()))
+                self._held.hold_answer(context, call, len(answered))
+                return answered
+            finally:
+                if call.caller is not None:
+                    self._connections.proven[call.peer] = time.monotonic()
+            await self._held.abort(context, error, call)
+            raise AssertionError("abort returned")
+
+        return answer
 
     async def run(self) -> None:
         """Hold callers to the limits."""
@@ -150,48 +188,6 @@ class GrpcServer:
         stopping = asyncio.ensure_future(self._server.stop(grace))
         # After the grace gRPC cancels the calls, and waits for their end without a bound.
         await asyncio.wait({stopping}, timeout=grace + CUT_SECONDS)
-
-
-def _adapted(
-    method: MethodDescriptor, handle: Handler, held: HeldCalls, wait: QueueWait
-) -> Callable[[bytes, Any], Any]:
-    request_class = message_factory.GetMessageClass(method.input_type)
-
-    async def answer(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        request, fault = request_class(), None
-        try:
-            decode(raw, request)
-        except LeadValidationError as unread:
-            fault = unread
-        seconds = context.time_remaining()
-        call = Call(
-            rpc=method.name,
-            transport="grpc",
-            peer=context.peer(),
-            metadata=joined(map(_as_text, context.invocation_metadata() or ())),
-            deadline=answer_by(seconds),
-            waited=0.0 if seconds is None else wait.seconds(seconds),
-            fault=fault,
-        )
-        try:
-            response = await handle(call, request)
-            answered = response.SerializeToString()
-        except LeadkeepError as failed:
-            error = failed
-        except Exception:  # noqa: BLE001 # grpc would send its text to the caller
-            # The chain answers for everything behind it, so this is a fault of the chain itself.
-            error = InternalError(call.id)
-        else:
-            context.set_trailing_metadata(tuple(call.trailers().items()))
-            held.hold_answer(context, call, len(answered))
-            return answered
-        finally:
-            if call.caller is not None:
-                held.prove(call.peer)
-        await held.abort(context, error, call)
-        raise AssertionError("abort returned")
-
-    return answer
 
 
 def _as_text(entry: tuple[str, str | bytes]) -> tuple[str, str]:
@@ -277,15 +273,15 @@ class _Health:
         return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
 
     async def Watch(  # noqa: N802 # the contract's name
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+        self, request: health_pb2.HealthCheckRequest, _context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Send every change until the watcher hangs up or the service stops."""
         last = None
         while True:
             changed = self._changed
             status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
             if status != last:
-                await context.write(health_pb2.HealthCheckResponse(status=status))
+                yield health_pb2.HealthCheckResponse(status=status)
                 last = status
             if self._stopping:
                 return

@@ -26,9 +26,9 @@ from service.access import SCOPES, Caller, Scope
 from service.errors import LeadkeepError, LeadNotFoundError, QueueFullError, StorageUnavailableError
 from service.rpc import interceptors
 from service.rpc.call import SERVICE, Call, Handler, Interceptor, Work, answer_by, chained, compose
+from service.rpc.limits import Places
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
-from service.rpc.shares import Places
 from service.storage.database.failures import retry_scope
 from service.use_cases.confirmation import ConfirmationService
 from tests.harness import faults
@@ -345,12 +345,10 @@ BEARER = (("authorization", "Bearer anybody"),)
 def test_order_of_the_chain() -> None:
     names = [link.__qualname__.split(".")[0] for link in standard()]
     assert names == [
-        "request_ids",
         "access_log",
         "errors",
         "strangers",
         "deadline",
-        "concurrency",
         "authentication",
         "availability",
         "unmasking",
@@ -454,7 +452,7 @@ async def test_call_that_was_refused_gives_no_place_free() -> None:
         await finish.wait()
         return request
 
-    handle = compose([interceptors.concurrency(Places(1))], handler)
+    handle = compose([interceptors.authentication(anybody, Places(1))], handler)
     running = asyncio.create_task(handle(a_call(), pb.GetLeadRequest()))
     await begun.wait()
     for _ in range(3):

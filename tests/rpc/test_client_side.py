@@ -13,7 +13,7 @@ from leadkeep.v1 import lead_service_pb2_grpc
 
 from service.errors import DuplicateLeadError, LeadkeepError, QueueFullError
 from service.rpc.call import SERVICE
-from service.rpc.held_calls import STATUS_DETAILS
+from service.rpc.connections import STATUS_DETAILS
 from service.rpc.status import status_of
 from tests.harness.answers import fails
 from tests.harness.leads import somebody

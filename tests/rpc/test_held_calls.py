@@ -21,7 +21,7 @@ from leadkeep.v1 import lead_service_pb2_grpc
 
 from service.access import ROLES, Caller
 from service.rpc.call import SERVICE, Call
-from service.rpc.held_calls import STATUS_DETAILS
+from service.rpc.connections import STATUS_DETAILS
 from service.rpc.limits import Limits, Refusals
 from service.rpc.server import GrpcServer
 from tests.harness.processes import until

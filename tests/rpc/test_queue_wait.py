@@ -21,10 +21,9 @@ from prometheus_client import CollectorRegistry
 from service.access import Caller, Scope
 from service.errors import LeadkeepError
 from service.rpc import interceptors
-from service.rpc.call import Call, Handler, Work, chained
+from service.rpc.call import MANY, Call, Handler, QueueWait, Work, chained
 from service.rpc.interceptors import FEWEST_SECONDS
 from service.rpc.metrics import Metrics
-from service.rpc.queue_wait import MANY, QueueWait
 from service.rpc.server import GrpcServer
 from service.use_cases.confirmation import ConfirmationService
 from tests.harness.masking import unmasking_into
