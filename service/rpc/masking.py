@@ -72,37 +72,30 @@ def mask_message(message: Message, *phones: str, shown: Collection[str] = ()) ->
     Unless the phone is shown, a conversation id is masked if it holds one that is in the message, or one of `phones`;
     "" stands for any.
     """
-    _mask(message, [phone.removeprefix("+")[-PHONE_END:] for phone in (*phones, *_phones(message))], shown)
+    inside = list(_inside(message))
+    answered = (each.phone for each, plan, _ in inside if "phone" in plan.masked and each.phone)
+    phone_ends = [phone.removeprefix("+")[-PHONE_END:] for phone in (*phones, *answered)]
+    for each, plan, _ in inside:
+        masked = [name for name in plan.masked if name not in shown and getattr(each, name)]
+        for name in masked:
+            setattr(each, name, MASKS[name](getattr(each, name)) if name in MASKS else MASK)
+        follows = [name for name in plan.follows_phone if getattr(each, name)]
+        if follows and _holds_hidden_phone(each, phone_ends, shown):
+            masked += follows
+            for name in follows:
+                setattr(each, name, MASK)
+        if plan.says_masked and masked:
+            each.masked = True
+            each.masked_fields.extend(masked)
 
 
-def _mask(message: Message, phone_ends: Sequence[str], shown: Collection[str]) -> None:
-    plan = _plan(message.DESCRIPTOR)
-    masked = []
-    for name in plan.masked:
-        if name not in shown and (value := getattr(message, name)):
-            mask = MASKS.get(name)
-            setattr(message, name, MASK if mask is None else mask(value))
-            masked.append(name)
-    follows = [name for name in plan.follows_phone if getattr(message, name)]
-    if follows and _holds_hidden_phone(message, phone_ends, shown):
-        masked += follows
-        for name in follows:
-            setattr(message, name, MASK)
-    if plan.says_masked and masked:
-        message.masked = True  # type: ignore[attr-defined]
-        message.masked_fields.extend(masked)  # type: ignore[attr-defined]
-    for inner in _inside(message, plan):
-        _mask(inner, phone_ends, shown)
-
-
-def _holds_hidden_phone(message: Message, phone_ends: Sequence[str], shown: Collection[str]) -> bool:
+def _holds_hidden_phone(message: Any, phone_ends: Sequence[str], shown: Collection[str]) -> bool:
     """Whether the conversation id in a message may hold a phone that the answer masks."""
     if not getattr(message, "phone", ""):
         return True  # nobody knows whether it holds a phone that cannot be opened
     if "phone" in shown:
         return False
-    conversation_id: str = message.conversation_id  # type: ignore[attr-defined]
-    digits = _NO_DIGITS.sub("", conversation_id)
+    digits = _NO_DIGITS.sub("", message.conversation_id)
     if not digits.isascii():
         digits = "".join(str(unicodedata.decimal(each)) for each in digits)
     return any(end in digits for end in phone_ends)
@@ -110,25 +103,15 @@ def _holds_hidden_phone(message: Message, phone_ends: Sequence[str], shown: Coll
 
 def clear_creators(message: Message) -> None:
     """Remove from a message, and from those inside it, who created the leads."""
-    plan = _plan(message.DESCRIPTOR)
-    if plan.has_creator:
-        message.ClearField("created_by")
-    for inner in _inside(message, plan):
-        clear_creators(inner)
+    for each, plan, _ in _inside(message):
+        if plan.has_creator:
+            each.ClearField("created_by")
 
 
-def _phones(message: Message) -> Iterator[str]:
-    plan = _plan(message.DESCRIPTOR)
-    if "phone" in plan.masked and (phone := message.phone):  # type: ignore[attr-defined]
-        yield phone
-    for inner in _inside(message, plan):
-        yield from _phones(inner)
-
-
-def searches_phone(request: Message) -> bool:
+def searches_phone(request: Any) -> bool:
     """Whether a request looks for a conversation whose id may be a phone: it has as many digits in a row as one."""
     return "conversation_id" in _plan(request.DESCRIPTOR).follows_phone and bool(
-        _LOOKS_LIKE_PHONE.search(request.conversation_id)  # type: ignore[attr-defined]
+        _LOOKS_LIKE_PHONE.search(request.conversation_id)
     )
 
 
@@ -148,21 +131,22 @@ def shown_values(
     A lead of which only other sensitive fields are set comes without any. A message without an id of its own belongs to
     the one around it, and at last to `inherited_id`.
     """
+    for each, plan, lead_id in _inside(message, inherited_id):
+        if values := [name for name in plan.masked if getattr(each, name)]:
+            yield lead_id, tuple(name for name in values if name in shown)
+
+
+def _inside(message: Any, inherited_id: str = "") -> Iterator[tuple[Any, _Plan, str]]:
+    """A message and those in it that can hold values of sensitive fields, each with the id of what it belongs to."""
     plan = _plan(message.DESCRIPTOR)
     lead_id = getattr(message, "id", "") or inherited_id
-    if values := [name for name in plan.masked if getattr(message, name)]:
-        yield lead_id, tuple(name for name in values if name in shown)
-    for inner in _inside(message, plan):
-        yield from shown_values(inner, shown, lead_id)
-
-
-def _inside(message: Message, plan: _Plan) -> Iterator[Message]:
-    """The messages in a message that can hold values of sensitive fields."""
+    yield message, plan, lead_id
     for name in plan.single:
         if message.HasField(name):
-            yield getattr(message, name)
+            yield from _inside(getattr(message, name), lead_id)
     for name in plan.repeated:
-        yield from getattr(message, name)
+        for each in getattr(message, name):
+            yield from _inside(each, lead_id)
 
 
 def _sensitive(descriptor: Descriptor) -> tuple[str, ...]:
@@ -191,12 +175,6 @@ def _plan(descriptor: Descriptor) -> _Plan:
         single=tuple(field.name for field in inner if not field.is_repeated),
         repeated=tuple(field.name for field in inner if field.is_repeated),
     )
-
-
-@cache
-def takes_reveal(descriptor: Descriptor) -> bool:
-    """Whether a request can name the fields that it wants unmasked."""
-    return "reveal" in descriptor.fields_by_name
 
 
 @cache

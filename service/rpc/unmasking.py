@@ -47,7 +47,6 @@ from service.rpc.masking import (
     mask_message,
     searches_phone,
     shown_values,
-    takes_reveal,
 )
 from service.rpc.reasons import ReasonRules
 from service.storage.access.chain import Access
@@ -87,7 +86,7 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         caller = call.caller or NOBODY
         view = _MASKED_ONLY.get(call.rpc, getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED))
-        revealed = _revealed(request)
+        revealed = tuple(request.reveal.paths) if "reveal" in request.DESCRIPTOR.fields_by_name else ()  # type: ignore[attr-defined]
         shown = _shown_to(caller, view, revealed)
         asked = asked_by_value(request)
         for field in asked:
@@ -106,8 +105,8 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
                 raise fault
             shown = comparable = NOTHING
         call.hidden, call.comparable = HIDDEN_WHOLE - shown, comparable
-        look = _Look(call, caller, shown, searched, reason, record)
-        response = await look.response(request, look.recording_duplicates(proceed) if corrects else proceed)
+        look = _Look(call, caller, shown, searched, reason, record, proceed)
+        response = await look.response(request)
         return _masked(call, caller, response, look.shown)
 
     return intercept
@@ -124,13 +123,14 @@ class _Look:
     searched: tuple[str, ...]
     reason: str | None
     record: Record
+    proceed: Handler
 
-    async def response(self, request: Message, proceed: Handler) -> Message:
+    async def response(self, request: Message) -> Message:
         """The unmasked response, recorded."""
         call = self.call
         failure: LeadkeepError | None = None
         try:
-            response = await proceed(call, request)
+            response = await self._answer(request)
             accesses = self._accesses(request, response)
         except (ConversationNotFoundError, LeadInConflictError, TooManyMatchesError, StorageUnavailableError) as error:
             # That there is none, that there are many, or that one waits, says something about the value, too.
@@ -147,22 +147,19 @@ class _Look:
                 self.shown = NOTHING
                 if call.compared:
                     call.compared, call.comparable = None, NOTHING
-                    failure, response = None, await proceed(call, request)
+                    failure, response = None, await self._answer(request)
         if failure is not None:
             raise failure
         return response
 
-    def recording_duplicates(self, proceed: Handler) -> Handler:
-        """The handler of a correction, which records a duplicate that it finds."""
-
-        async def correct(call: Call, request: Message) -> Message:
-            try:
-                return await proceed(call, request)
-            except DuplicateLeadError as duplicate:
+    async def _answer(self, request: Message) -> Message:
+        """The answer of the method. A duplicate that a correction finds is recorded."""
+        try:
+            return await self.proceed(self.call, request)
+        except DuplicateLeadError as duplicate:
+            if self.call.rpc == "UpdateLead":
                 await self.record([self._access(*matched) for matched in duplicate.matched.items()], limited=False)
-                raise
-
-        return correct
+            raise
 
     def _accesses(self, request: Message, response: Message) -> list[Access]:
         call = self.call
@@ -223,12 +220,6 @@ def accesses_to(
         for found_id, values in shown_values(message, shown, lead_id)
         if (fields := tuple(dict.fromkeys((*looked_for, *values))))
     ]
-
-
-def _revealed(request: Message) -> tuple[str, ...]:
-    if not takes_reveal(request.DESCRIPTOR) or not request.HasField("reveal"):
-        return ()
-    return tuple(request.reveal.paths)  # type: ignore[attr-defined]
 
 
 def _shown_to(caller: Caller, view: int, revealed: Sequence[str]) -> frozenset[str]:
