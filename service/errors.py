@@ -82,6 +82,10 @@ class LeadkeepError(Exception):
     localized: LocalizedText | None = None
     """A text for the customer; None: the call was not for a customer."""
 
+    def __init_subclass__(cls, *, reason: Reason | None = None, text: str = "") -> None:
+        if reason is not None:
+            cls.reason, cls.text = reason, text
+
     def __init__(self, text: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         self.text = text or self.text
         super().__init__(self.text)
@@ -116,10 +120,8 @@ class Violation:
     """A text for the customer; None: the call was not for a customer."""
 
 
-class LeadValidationError(LeadkeepError):
+class LeadValidationError(LeadkeepError, reason="LEAD_INVALID"):
     """The request holds fields that are not accepted; `violations` names all of them at once."""
-
-    reason = "LEAD_INVALID"
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         self.violations = tuple(violations)
@@ -165,31 +167,30 @@ class DuplicateLeadError(LeadkeepError):
         }
 
 
-class RequestIdReusedError(LeadkeepError):
+class RequestIdReusedError(
+    LeadkeepError,
+    reason="REQUEST_ID_REUSED",
+    text="this request_id was used before with other content; use a new one for a new submission",
+):
     """The subject used this request_id before, for other content; the first result stays."""
 
-    reason = "REQUEST_ID_REUSED"
-    text = "this request_id was used before with other content; use a new one for a new submission"
 
-
-class LeadNotFoundError(LeadkeepError):
+class LeadNotFoundError(
+    LeadkeepError, reason="LEAD_NOT_FOUND", text="there is no lead with this id, or it is not yours to read"
+):
     """There is no lead with this id that the caller may read."""
 
-    reason = "LEAD_NOT_FOUND"
-    text = "there is no lead with this id, or it is not yours to read"
 
-
-class ConversationNotFoundError(LeadkeepError):
+class ConversationNotFoundError(
+    LeadkeepError,
+    reason="CONVERSATION_NOT_FOUND",
+    text="no lead is linked to this conversation, or it is not yours to read",
+):
     """No lead that the caller may read is linked to this conversation."""
 
-    reason = "CONVERSATION_NOT_FOUND"
-    text = "no lead is linked to this conversation, or it is not yours to read"
 
-
-class LeadInConflictError(LeadkeepError):
+class LeadInConflictError(LeadkeepError, reason="LEAD_IN_CONFLICT"):
     """The id was acknowledged while the database was away, and the submission matched a lead when it was drained."""
-
-    reason = "LEAD_IN_CONFLICT"
 
     def __init__(self, conflict_id: UUID) -> None:
         super().__init__(
@@ -199,33 +200,31 @@ class LeadInConflictError(LeadkeepError):
         )
 
 
-class IndexIncompleteError(LeadkeepError):
+class IndexIncompleteError(
+    LeadkeepError,
+    reason="INDEX_INCOMPLETE",
+    text="not everything can be found by this search yet: the operator runs 'leadkeep keys reseal'; then ask again",
+):
     """What was stored before there was a search cannot be found by it yet, so that its answer would be incomplete."""
 
-    reason = "INDEX_INCOMPLETE"
-    text = "not everything can be found by this search yet: the operator runs 'leadkeep keys reseal'; then ask again"
 
-
-class ConflictNotFoundError(LeadkeepError):
+class ConflictNotFoundError(
+    LeadkeepError,
+    reason="CONFLICT_NOT_FOUND",
+    text="there is no conflict with this id; ListConflicts names those that wait",
+):
     """There is no conflict with this id."""
 
-    reason = "CONFLICT_NOT_FOUND"
-    text = "there is no conflict with this id; ListConflicts names those that wait"
 
-
-class ConflictResolvedError(LeadkeepError):
+class ConflictResolvedError(LeadkeepError, reason="CONFLICT_RESOLVED"):
     """The conflict was decided before, in another way; the first decision stays."""
-
-    reason = "CONFLICT_RESOLVED"
 
     def __init__(self, resolution: str) -> None:
         super().__init__(f"this conflict was resolved before, as {resolution}", {"resolution": resolution})
 
 
-class VersionMismatchError(LeadkeepError):
+class VersionMismatchError(LeadkeepError, reason="VERSION_MISMATCH"):
     """The lead was changed since the caller read it."""
-
-    reason = "VERSION_MISMATCH"
 
     def __init__(self, current_version: int) -> None:
         super().__init__(
@@ -234,10 +233,8 @@ class VersionMismatchError(LeadkeepError):
         )
 
 
-class StatusTransitionError(LeadkeepError):
+class StatusTransitionError(LeadkeepError, reason="STATUS_TRANSITION"):
     """The status cannot be changed in this way: nothing goes back to NEW."""
-
-    reason = "STATUS_TRANSITION"
 
     def __init__(self, from_status: str, to_status: str) -> None:
         super().__init__(
@@ -245,67 +242,57 @@ class StatusTransitionError(LeadkeepError):
         )
 
 
-class CorrectionClosedError(LeadkeepError):
+class CorrectionClosedError(
+    LeadkeepError,
+    reason="CORRECTION_CLOSED",
+    text="who created this lead can correct it no longer: a day is over, its status is not NEW, or somebody else has "
+    "changed it",
+):
     """Who created the lead may correct it no longer."""
 
-    reason = "CORRECTION_CLOSED"
-    text = (
-        "who created this lead can correct it no longer: a day is over, its status is not NEW, or somebody else has "
-        "changed it"
-    )
 
-
-class TokenMissingError(LeadkeepError):
+class TokenMissingError(
+    LeadkeepError, reason="TOKEN_MISSING", text="send a token: metadata or header 'authorization: Bearer TOKEN'"
+):
     """The call carries no bearer token."""
 
-    reason = "TOKEN_MISSING"
-    text = "send a token: metadata or header 'authorization: Bearer TOKEN'"
 
-
-class TokenInvalidError(LeadkeepError):
+class TokenInvalidError(LeadkeepError, reason="TOKEN_INVALID", text="the token is not valid here"):
     """The token is not one that this service accepts."""
 
-    reason = "TOKEN_INVALID"
-    text = "the token is not valid here"
 
-
-class TokenExpiredError(LeadkeepError):
+class TokenExpiredError(LeadkeepError, reason="TOKEN_EXPIRED", text="the token has expired; get a new one"):
     """The token's time is over."""
 
-    reason = "TOKEN_EXPIRED"
-    text = "the token has expired; get a new one"
 
-
-class ScopeMissingError(LeadkeepError):
+class ScopeMissingError(LeadkeepError, reason="SCOPE_MISSING"):
     """The token does not allow this call."""
-
-    reason = "SCOPE_MISSING"
 
     def __init__(self, needed: str) -> None:
         super().__init__(f"the token lacks the scope {needed}", {"scope": needed})
 
 
-class PageTokenInvalidError(LeadkeepError):
+class PageTokenInvalidError(
+    LeadkeepError,
+    reason="PAGE_TOKEN_INVALID",
+    text="this page_token belongs to another list or filter; start again without one",
+):
     """The page token was not made by this service for this filter."""
 
-    reason = "PAGE_TOKEN_INVALID"
-    text = "this page_token belongs to another list or filter; start again without one"
 
-
-class ReasonRequiredError(LeadkeepError):
+class ReasonRequiredError(
+    LeadkeepError,
+    reason="REASON_REQUIRED",
+    text="say why: metadata or header 'leadkeep-reason', or --reason of a command",
+):
     """Values are shown unmasked only with a reason, and this caller gave none."""
-
-    reason = "REASON_REQUIRED"
-    text = "say why: metadata or header 'leadkeep-reason', or --reason of a command"
 
     def __init__(self, purposes: Sequence[str] = ()) -> None:
         super().__init__(metadata={"purposes": ",".join(purposes)} if purposes else None)
 
 
-class ReasonNotAcceptedError(LeadkeepError):
+class ReasonNotAcceptedError(LeadkeepError, reason="REASON_NOT_ACCEPTED"):
     """The reason is none of those for which the operator lets values be shown."""
-
-    reason = "REASON_NOT_ACCEPTED"
 
     def __init__(self, purposes: Sequence[str]) -> None:
         super().__init__(
@@ -314,10 +301,8 @@ class ReasonNotAcceptedError(LeadkeepError):
         )
 
 
-class UnmaskLimitError(RetryableError):
+class UnmaskLimitError(RetryableError, reason="UNMASK_LIMIT"):
     """The subject was shown as many leads unmasked within an hour as it may be; this answer would go beyond."""
-
-    reason = "UNMASK_LIMIT"
 
     def __init__(self, limit: int, retry_after: float) -> None:
         super().__init__(
@@ -328,10 +313,8 @@ class UnmaskLimitError(RetryableError):
         self.metadata["limit"] = str(limit)
 
 
-class DuplicateLimitError(RetryableError):
+class DuplicateLimitError(RetryableError, reason="DUPLICATE_LIMIT"):
     """The subject found as many duplicates within an hour as it may; nothing was looked up, and nothing is kept."""
-
-    reason = "DUPLICATE_LIMIT"
 
     def __init__(self, limit: int, retry_after: float) -> None:
         super().__init__(
@@ -342,59 +325,64 @@ class DuplicateLimitError(RetryableError):
         self.metadata["limit"] = str(limit)
 
 
-class QueueFullError(RetryableError):
+class QueueFullError(
+    RetryableError, reason="QUEUE_FULL", text="the service is at its limit of concurrent calls; try again shortly"
+):
     """The service has as much work in hand as it accepts."""
-
-    reason = "QUEUE_FULL"
-    text = "the service is at its limit of concurrent calls; try again shortly"
 
     def __init__(self, retry_after: float | None = None) -> None:
         # gRPC libraries wait exactly as long, in place of their own jittered backoff: not all may come back at once.
         super().__init__(retry_after or random.uniform(0.5, 1.5))  # noqa: S311 # no secret
 
 
-class DeadlineTooShortError(LeadkeepError):
+class DeadlineTooShortError(
+    LeadkeepError,
+    reason="DEADLINE_TOO_SHORT",
+    text="the deadline is over before the outcome is known; repeat with the same request_id and more time",
+):
     """The caller's deadline leaves no time for an answer; what was begun may still complete."""
 
-    reason = "DEADLINE_TOO_SHORT"
-    text = "the deadline is over before the outcome is known; repeat with the same request_id and more time"
 
-
-class QueryTimeoutError(LeadkeepError):
+class QueryTimeoutError(
+    LeadkeepError,
+    reason="QUERY_TIMEOUT",
+    text="the database takes too long to find this; ask for less: a shorter span, or another filter",
+):
     """The database takes longer to find the answer than it may for one call."""
 
-    reason = "QUERY_TIMEOUT"
-    text = "the database takes too long to find this; ask for less: a shorter span, or another filter"
 
-
-class StorageUnavailableError(RetryableError):
+class StorageUnavailableError(
+    RetryableError,
+    reason="STORAGE_UNAVAILABLE",
+    text="the storage is not available now; nothing was confirmed, try again",
+):
     """The database cannot be reached, or cannot make anything durable now."""
 
-    reason = "STORAGE_UNAVAILABLE"
-    text = "the storage is not available now; nothing was confirmed, try again"
     retry_after = 2.0
 
 
-class ServiceStoppingError(RetryableError):
+class ServiceStoppingError(
+    RetryableError,
+    reason="SERVICE_STOPPING",
+    text="the service is stopping; repeat, with the same request_id, and another replica or the next process answers",
+):
     """The service ends: it takes no new calls, and what it has begun it can no longer wait for."""
 
-    reason = "SERVICE_STOPPING"
-    text = "the service is stopping; repeat, with the same request_id, and another replica or the next process answers"
     retry_after = 0.5
 
 
-class KeysUnavailableError(RetryableError):
+class KeysUnavailableError(
+    RetryableError,
+    reason="KEYS_UNAVAILABLE",
+    text="tokens cannot be verified now: their issuer's keys cannot be fetched; try again",
+):
     """The issuer's public keys are not known yet and cannot be fetched now, so no token can be verified."""
 
-    reason = "KEYS_UNAVAILABLE"
-    text = "tokens cannot be verified now: their issuer's keys cannot be fetched; try again"
     retry_after = 5.0
 
 
-class FieldUnreadableError(LeadkeepError):
+class FieldUnreadableError(LeadkeepError, reason="FIELD_UNREADABLE"):
     """A sealed field cannot be opened: wrong key, damage, or a token that belongs to another lead or field."""
-
-    reason = "FIELD_UNREADABLE"
 
     def __init__(self, fields: Sequence[str]) -> None:
         super().__init__(
@@ -403,10 +391,8 @@ class FieldUnreadableError(LeadkeepError):
         )
 
 
-class InternalError(LeadkeepError):
+class InternalError(LeadkeepError, reason="INTERNAL"):
     """An unforeseen failure: its caller gets an incident id to ask the operator about, and nothing more."""
-
-    reason = "INTERNAL"
 
     def __init__(self, incident_id: str) -> None:
         super().__init__(
