@@ -28,7 +28,6 @@ from pydantic import (
 from service import config_values as values
 from service.access import Scope
 from service.config_values import Address
-from service.env_file import read_env_file
 from service.errors import StartRefusedError
 from service.lead import LeadStatus
 
@@ -58,6 +57,7 @@ def _setting(default: object, meaning: str, *, shown: str | None = None, secret:
 
 
 _Folder = Annotated[Path, _read_by(values.folder)]
+_Words = Annotated[tuple[str, ...], _read_by(values.words())]
 _File = Annotated[Path, _read_by(values.readable_file)]
 _Url = Annotated[str, _read_by(values.database_url)]
 _Address = Annotated[Address, _read_by(Address.parse)]
@@ -161,13 +161,13 @@ class Settings(BaseModel):
         None, "file or URL of the issuer's public keys", shown="unset: the local signing key", secret=True
     )
     auth_issuer: str | None = _setting(None, "the issuer that a token must name; with LEADKEEP_AUTH_JWKS")
-    auth_client_ids: Annotated[tuple[str, ...], _read_by(values.words)] | None = _setting(
+    auth_client_ids: _Words | None = _setting(
         None, "for issuers whose access tokens have no aud: the client_id of each client whose tokens are accepted"
     )
     auth_audience: str | None = _setting(
         None, "the audience that a token must name; with LEADKEEP_AUTH_JWKS, or else LEADKEEP_AUTH_CLIENT_IDS"
     )
-    auth_scope_claim: Annotated[tuple[str, ...], _read_by(values.words)] = _setting(
+    auth_scope_claim: _Words = _setting(
         ("scope",), "the claim that holds the scopes, such as scp, roles or permissions; or several", shown="scope"
     )
     auth_scope_map: Annotated[tuple[str, ...], _read_by(values.scope_map)] | None = _setting(
@@ -351,7 +351,7 @@ class Settings(BaseModel):
 def load_settings(env_file: Path = Path(".env")) -> Settings:
     """Read the settings, or raise ConfigurationError with every fault."""
     try:
-        in_file = read_env_file(env_file)
+        in_file = values.read_env_file(env_file)
     except ValueError as fault:
         raise ConfigurationError([f"{env_file}: {fault}"]) from None
     variables: tuple[tuple[Source, Mapping[str, str | None]], ...] = (("file", in_file), ("environment", os.environ))

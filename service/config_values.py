@@ -1,7 +1,7 @@
-"""Readers of the values of settings, one function for each kind.
+"""Readers of the `.env` file, and of the values of settings, one function for each kind.
 
-Each takes the text of a variable and returns the value, or raises ValueError, which names what is wrong and what to
-write instead and never repeats the text.
+Each of the latter takes the text of a variable and returns the value, or raises ValueError, which names what is wrong
+and what to write instead and never repeats the text.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import ipaddress
 import os
 import re
 import shlex
+import stat
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
+from dotenv import dotenv_values
+
 from service.access import Scope
 from service.lead import OPTIONAL_BY_SETTING, LeadStatus
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
-_ORIGIN = re.compile(
+_ORIGIN = (
     r"(?!http://[^/]*:80$|https://[^/]*:443$)https?://"
     r"(?:[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*|\[[0-9a-f:]+\])(?::[1-9][0-9]{0,4})?"
 )
@@ -237,65 +240,65 @@ def policies(text: str) -> tuple[str, ...]:
     return names
 
 
-def words(text: str) -> tuple[str, ...]:
-    """Read words that are separated by blanks, commas or `;`."""
-    found = tuple(dict.fromkeys(re.split(r"[\s,;]+", text.strip(" \t\n,;"))))
-    if not all(found):
-        raise ValueError("names nothing; write one word or several, separated by blanks")
-    return found
+def words(pattern: str = ".+", fault: str = "") -> Callable[[str], tuple[str, ...]]:
+    """Make a reader of words that are separated by blanks, commas or `;`, and that match a pattern."""
+
+    def read(text: str) -> tuple[str, ...]:
+        # As reasons are normalised, or a purpose with an accent would not be found in them.
+        found = tuple(dict.fromkeys(re.split(r"[\s,;]+", unicodedata.normalize("NFC", text).strip(" \t\n,;"))))
+        if not all(found):
+            raise ValueError("names nothing; write one word or several, separated by blanks")
+        if not all(re.fullmatch(pattern, word) for word in found):
+            raise ValueError(fault)
+        return found
+
+    return read
 
 
-def origins(text: str) -> tuple[str, ...]:
-    """Read the origins of web pages."""
-    found = words(text)
-    if not all(map(_ORIGIN.fullmatch, found)):
-        raise ValueError(
-            "not a list of origins as browsers send them: scheme and host in lower case, a port unless it is the "
-            "scheme's own, no path and no *; write such as https://sales.example http://localhost:3000"
-        )
-    return found
+origins = words(
+    _ORIGIN,
+    "not a list of origins as browsers send them: scheme and host in lower case, a port unless it is the "
+    "scheme's own, no path and no *; write such as https://sales.example http://localhost:3000",
+)
+"""Reads the origins of web pages."""
+
+purposes = words("[^:]+", "holds a colon, which ends the word in a reason; write such as callback complaint")
+"""Reads the words that a reason begins with."""
+
+optional_fields = words(
+    "|".join(OPTIONAL_BY_SETTING),
+    f"names a field that every lead has; write one or several of {', '.join(OPTIONAL_BY_SETTING)}",
+)
+"""Reads the fields that a lead need not have."""
 
 
-def purposes(text: str) -> tuple[str, ...]:
-    """Read the words that a reason begins with."""
-    # As reasons are normalised, or a word with an accent would not be found in them.
-    found = words(unicodedata.normalize("NFC", text))
-    if any(":" in word for word in found):
-        raise ValueError("holds a colon, which ends the word in a reason; write such as callback complaint")
-    return found
+def rules(pattern: str, fault: str) -> Callable[[str], tuple[str, ...]]:
+    """Make a reader of rules `WORD=what it means`, one a line or separated by `;`, that match a pattern."""
+
+    def read(text: str) -> tuple[str, ...]:
+        entries = (" ".join(entry.split()) for entry in re.split(r"[;\n]", text) if entry.strip())
+        found = tuple(re.sub(r" ?= ?(?=[^=]*$)", "=", entry) for entry in entries)
+        is_each_once = len({rule.rpartition("=")[0] for rule in found}) == len(found)
+        if not found or not is_each_once or not all(re.fullmatch(pattern, rule) for rule in found):
+            raise ValueError(fault)
+        return found
+
+    return read
 
 
-def optional_fields(text: str) -> tuple[str, ...]:
-    """Read the fields that a lead need not have."""
-    names = words(text)
-    if not set(names) <= set(OPTIONAL_BY_SETTING):
-        raise ValueError(f"names a field that every lead has; write one or several of {', '.join(OPTIONAL_BY_SETTING)}")
-    return names
+_SCOPE = "|".join(Scope)
 
+scope_map = rules(
+    rf"[^\s=]\S*=({_SCOPE})( ({_SCOPE}))*",
+    f"not a list of words, each once, with scopes ({', '.join(Scope)}); write such as Leads.Read=leads:read",
+)
+"""Reads what the issuer's words mean: `Leads.Read=leads:read; Leads.Sales=leads:read leads:update`."""
 
-def scope_map(text: str) -> tuple[str, ...]:
-    """Read what the issuer's words mean: `Leads.Read=leads:read; Leads.Sales=leads:read leads:update`."""
-    entries = tuple(" ".join(entry.split()) for entry in re.split(r"[;\n]", text) if entry.strip())
-    scope = "|".join(Scope)
-    well = all(re.fullmatch(rf"[^\s=]\S* ?= ?({scope})( ({scope}))*", entry) for entry in entries)
-    found = tuple(re.sub(r" ?= ?(?=[^=]*$)", "=", entry) for entry in entries)
-    if not found or not well or len({entry.rpartition("=")[0] for entry in found}) < len(found):
-        raise ValueError(
-            f"not a list of words, each once, with scopes ({', '.join(Scope)}); write such as Leads.Read=leads:read"
-        )
-    return found
-
-
-def retention(text: str) -> tuple[str, ...]:
-    """Read for how many days leads of a status are kept: `not_interested=90d; converted=3650d`."""
-    rules = tuple(rule.replace(" ", "") for rule in re.split(r"[;\n]", text) if rule.strip())
-    statuses = "|".join(LeadStatus)
-    well = all(re.fullmatch(rf"({statuses})=[1-9][0-9]{{0,4}}d", rule) for rule in rules)
-    if not rules or not well or len({rule.partition("=")[0] for rule in rules}) < len(rules):
-        raise ValueError(
-            f"not a list of statuses ({', '.join(LeadStatus)}), each once, with days; write such as not_interested=90d"
-        )
-    return rules
+retention = rules(
+    rf"({'|'.join(LeadStatus)})=[1-9][0-9]{{0,4}} ?d",
+    f"not a list of statuses ({', '.join(LeadStatus)}), each once, with days; write such as not_interested=90d",
+)
+"""Reads for how many days leads of a status are kept: `not_interested=90d; converted=3650d`."""
 
 
 def without_secrets(text: str) -> str:
@@ -316,3 +319,33 @@ def _without_secret(parameter: str) -> str:
     # libpq: password, sslpassword, oauth_client_secret, scram_client_key. A web address: token, key and the like.
     secret = re.search("password|secret|scram|token|api_?key", unquote(name), re.IGNORECASE)
     return f"{name}{equals}{'***' if secret else value}"
+
+
+def read_env_file(path: Path) -> Mapping[str, str | None]:
+    """The variables of a `.env` file, none when there is no file. Raises ValueError, which names what to do.
+
+    It may name a command to run, so only root and this user decide what is in it. The folder is not looked at: what
+    another user puts there belongs to that user, and so does a link.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            links = [link.lstat().st_uid for link in _links_of(path)]
+            found = os.fstat(file.fileno())
+            if {found.st_uid, *links} - {0, os.geteuid()}:
+                fault = "belongs to another user than root and you, who could have any command run; make it your own"
+            elif stat.S_IMODE(found.st_mode) & 0o022:
+                fault = "may be written by others, who could have any command run; run: chmod go-w .env"
+            else:
+                # Without interpolation: a password with ${…} in it is that password.
+                return dotenv_values(stream=file, interpolate=False)
+    except (FileNotFoundError, IsADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError):
+        fault = "cannot be read as UTF-8 text; correct or remove it"
+    raise ValueError(fault)
+
+
+def _links_of(path: Path) -> Iterator[Path]:
+    while path.is_symlink():
+        yield path
+        path = path.parent / path.readlink()
