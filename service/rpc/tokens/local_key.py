@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -39,8 +38,8 @@ class LocalSigningKey:
 
     def __init__(self, private_key: Ed25519PrivateKey) -> None:
         self._private_key = private_key
-        self._jwk = _jwk(private_key)
-        self._public_key = PublicKey(self._jwk["kid"], private_key.public_key(), ("EdDSA",))
+        self.kid = _thumbprint(private_key)
+        self._public_key = PublicKey(self.kid, private_key.public_key(), ("EdDSA",))
 
     @classmethod
     def load_or_create(cls, path: Path) -> LocalSigningKey:
@@ -77,20 +76,11 @@ class LocalSigningKey:
 
     async def key(self, kid: str | None) -> PublicKey:
         """See KeySource."""
-        if kid not in (None, self._public_key.kid):
+        if kid not in (None, self.kid):
             raise TokenInvalidError
         return self._public_key
 
-    def issue(
-        self,
-        subject: str,
-        scopes: Iterable[Scope],
-        ttl: timedelta,
-        *,
-        now: float,
-        issuer: str = LOCAL_ISSUER,
-        audience: str = LOCAL_AUDIENCE,
-    ) -> str:
+    def issue(self, subject: str, scopes: Iterable[Scope], ttl: timedelta, *, now: float) -> str:
         """A token for `subject` from `now` (seconds since 1970) for `ttl`.
 
         Raises ValueError for a subject that the token check would refuse, and for a `ttl` below one second.
@@ -100,24 +90,20 @@ class LocalSigningKey:
         if ttl < timedelta(seconds=1):
             raise ValueError("a token must be good for a second at least")
         claims = {
-            "iss": issuer,
-            "aud": audience,
+            "iss": LOCAL_ISSUER,
+            "aud": LOCAL_AUDIENCE,
             "sub": subject,
             "iat": int(now),
             "exp": int(now + ttl.total_seconds()),
             "scope": " ".join(sorted(scopes)),
         }
         # RFC 9068, 2.1: `at+jwt` marks an access token.
-        headers = {"typ": "at+jwt", "kid": self._jwk["kid"]}
+        headers = {"typ": "at+jwt", "kid": self.kid}
         return jwt.encode(claims, self._private_key, algorithm="EdDSA", headers=headers)
 
-    def jwks(self) -> dict[str, Any]:
-        """The public half as a JSON Web Key Set, for other services that verify these tokens."""
-        return {"keys": [dict(self._jwk)]}
 
-
-def _jwk(private_key: Ed25519PrivateKey) -> dict[str, str]:
-    """The public key as in RFC 8037; its id is the thumbprint of RFC 7638, so equal keys have equal ids."""
-    thumbed = OKPAlgorithm.to_jwk(private_key.public_key(), as_dict=True)
-    canonical = json.dumps(thumbed, sort_keys=True, separators=(",", ":")).encode()
-    return {**thumbed, "kid": base64url_encode(sha256(canonical).digest()).decode(), "alg": "EdDSA", "use": "sig"}
+def _thumbprint(private_key: Ed25519PrivateKey) -> str:
+    """The thumbprint (RFC 7638) of the public key as in RFC 8037, so that equal keys have equal ids."""
+    jwk = OKPAlgorithm.to_jwk(private_key.public_key(), as_dict=True)
+    canonical = json.dumps(jwk, sort_keys=True, separators=(",", ":")).encode()
+    return base64url_encode(sha256(canonical).digest()).decode()

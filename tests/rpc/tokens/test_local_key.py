@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from datetime import timedelta
@@ -15,7 +14,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from service.access import ROLES, Caller
 from service.errors import StartRefusedError, TokenExpiredError, TokenInvalidError
-from service.rpc.tokens.jwks import JwksFile
 from service.rpc.tokens.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
 from service.rpc.tokens.verifier import TokenRules, TokenVerifier
 from tests.rpc.tokens.signing import NOW, Clock, refused
@@ -53,8 +51,9 @@ async def test_token_of_another_key_is_refused(verifier: TokenVerifier, tmp_path
     await refused(verifier, other.issue("bot", [], timedelta(hours=1), now=NOW))
 
 
-async def test_token_issued_for_another_audience_is_refused(key: LocalSigningKey, verifier: TokenVerifier) -> None:
-    await refused(verifier, key.issue("bot", [], timedelta(hours=1), now=NOW, audience="other"))
+async def test_token_issued_for_another_audience_is_refused(key: LocalSigningKey, clock: Clock) -> None:
+    other = TokenVerifier(key, TokenRules(LOCAL_ISSUER, "other"), clock=clock)
+    await refused(other, key.issue("bot", [], timedelta(hours=1), now=NOW))
 
 
 async def test_unknown_kid_is_refused(key: LocalSigningKey) -> None:
@@ -74,23 +73,11 @@ def test_token_without_a_life_is_not_issued(key: LocalSigningKey, seconds: float
         key.issue("bot", [], timedelta(seconds=seconds), now=NOW)
 
 
-async def test_published_keys_verify_its_tokens_elsewhere(key: LocalSigningKey, clock: Clock, tmp_path: Path) -> None:
-    published = tmp_path / "jwks.json"
-    published.write_text(json.dumps(key.jwks()))
-    verifier = TokenVerifier(JwksFile(published), TokenRules(LOCAL_ISSUER, LOCAL_AUDIENCE), clock=clock)
-    token = key.issue("bot", [], timedelta(hours=1), now=NOW)
-    assert (await verifier.verify(token)).subject == "bot"
-
-
-def test_published_keys_hold_no_private_half(key: LocalSigningKey) -> None:
-    assert [sorted(jwk) for jwk in key.jwks()["keys"]] == [["alg", "crv", "kid", "kty", "use", "x"]]
-
-
 def test_key_id_is_the_thumbprint_of_rfc_8037() -> None:
     # The private key and thumbprint of RFC 8037, A.1 and A.3.
     seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
     key = LocalSigningKey(Ed25519PrivateKey.from_private_bytes(seed))
-    assert key.jwks()["keys"][0]["kid"] == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
+    assert key.kid == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
 
 # The file
@@ -105,7 +92,7 @@ def test_no_draft_of_the_key_is_left(key: LocalSigningKey, path: Path) -> None:
 
 
 def test_existing_key_is_kept(key: LocalSigningKey, path: Path) -> None:
-    assert LocalSigningKey.load_or_create(path).jwks() == key.jwks()
+    assert LocalSigningKey.load_or_create(path).kid == key.kid
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
@@ -147,7 +134,7 @@ import sys, pathlib
 from service.rpc.tokens.local_key import LocalSigningKey
 print("ready", flush=True)  # the slow imports are done
 sys.stdin.readline()
-print(LocalSigningKey.load_or_create(pathlib.Path(sys.argv[1])).jwks()["keys"][0]["kid"])
+print(LocalSigningKey.load_or_create(pathlib.Path(sys.argv[1])).kid)
 """
 
 
@@ -166,4 +153,4 @@ def test_racing_processes_agree_on_one_key(path: Path) -> None:
         racer.stdin.write("go\n")
         racer.stdin.flush()
     answers = {racer.communicate(timeout=60)[0] for racer in racers}
-    assert answers == {LocalSigningKey.load(path).jwks()["keys"][0]["kid"] + "\n"}
+    assert answers == {LocalSigningKey.load(path).kid + "\n"}
