@@ -58,13 +58,9 @@ class LeadSealer:
         # What this process normalises is canonical by its own rules already.
         self._rules = validation.index_rules
 
-    def phone_indexes(self, phone: str) -> tuple[bytes, ...]:
-        """The blind indexes by which leads with a normalised phone are found."""
-        return tuple(self._index("phone", phone, scheme) for scheme in self._plan().schemes)
-
-    def nid_indexes(self, nid: str) -> tuple[bytes, ...]:
-        """The blind indexes by which leads with a normalised nid are found: equal for two nids of one person."""
-        return tuple(self._index("nid", nid, scheme) for scheme in self._plan().schemes)
+    def identifier_indexes(self, field: str, value: str) -> tuple[bytes, ...]:
+        """The blind indexes by which leads with a normalised phone or nid are found: equal for two of one person."""
+        return tuple(self._index(field, value, scheme) for scheme in self._plan().schemes)
 
     def conversation_indexes(self, conversation_id: str) -> tuple[str, ...]:
         """The blind indexes by which a normalised conversation id is found; new links are stored with the first one.
@@ -87,7 +83,7 @@ class LeadSealer:
             if name == "email":
                 of_leads[name] = of_submissions[name] = self.email_indexes(key)
                 continue
-            of_leads[name] = self.phone_indexes(key) if name == "phone" else self.nid_indexes(key)
+            of_leads[name] = self.identifier_indexes(name, key)
             of_submissions[name] = tuple(scheme_text(each.text, self._index(name, key, each)) for each in schemes)
         return Wanted(of_leads, of_submissions, tuple(scheme.text for scheme in schemes))
 

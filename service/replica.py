@@ -44,10 +44,9 @@ from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
 from service.use_cases.confirmation import ConfirmationService
 from service.use_cases.conflict_service import ConflictService
-from service.use_cases.erasure_service import ErasureService
 from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService
-from service.use_cases.person_service import PersonService
+from service.use_cases.person_service import ErasureService, PersonService
 from service.use_cases.summary_service import SummaryService
 
 ANSWER_SECONDS = 0.3

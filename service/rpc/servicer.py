@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from leadkeep.v1 import lead_service_pb2 as pb
@@ -15,14 +15,12 @@ from service.access import Caller
 from service.lead import SENSITIVE_FIELDS, LeadEventType
 from service.rpc import wire
 from service.rpc.call import Call
-from service.storage.access.chain import RecordedAccess
 from service.storage.access.queries import AccessRecords
 from service.use_cases.conflict_service import ConflictService
-from service.use_cases.erasure_service import ErasureService
 from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService
 from service.use_cases.page_token import Tags, read_page
-from service.use_cases.person_service import PersonService
+from service.use_cases.person_service import ErasureService, PersonService
 from service.use_cases.summary_service import SummaryService
 
 
@@ -273,11 +271,8 @@ class LeadServicer:
         """Show a page of the access record."""
         wanted = wire.access_filter(request)
 
-        async def find(after: tuple[datetime, int] | None, limit: int) -> list[RecordedAccess]:
-            return await self._accesses.find(wanted, after=after, limit=limit)
-
         accesses, next_page_token = await read_page(
-            find,
+            partial(self._accesses.find, wanted),
             lambda access: (access.recorded_at, access.id),
             int,
             size=request.page_size,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
@@ -35,16 +37,38 @@ from service.use_cases.person_service import FoundMatch, Part
 from service.use_cases.summary_service import Summary
 from service.validation.reference import reference_of
 
-_STATUS_FROM_WIRE = {pb.LeadStatus.Value(f"LEAD_STATUS_{status.name}"): status for status in LeadStatus}
-_RESOLUTION_FROM_WIRE = {
-    pb.ConflictResolution.Value(f"CONFLICT_RESOLUTION_{resolution.name}"): resolution
-    for resolution in ConflictResolution
-}
-_GROUP_FROM_WIRE = {pb.LeadGroup.Value(f"LEAD_GROUP_{group.name}"): group for group in LeadGroup}
-_ORDER_FROM_WIRE = {
-    pb.LEAD_ORDER_UNSPECIFIED: LeadOrder.CREATED_DESC,
-    **{pb.LeadOrder.Value(name): LeadOrder[name.removeprefix("LEAD_ORDER_")] for name in pb.LeadOrder.keys()[1:]},
-}
+E = TypeVar("E", bound=Enum)
+
+
+def _reader(numbers: EnumTypeWrapper, members: type[E], unspecified: E | None = None) -> Callable[[int, str], E]:
+    """Make the reader of an enum of the contract; `unspecified` is what its number 0 means, None: nothing."""
+    names = numbers.keys()
+    prefix = names[0].removesuffix("UNSPECIFIED")
+    by_number = {numbers.Value(name): members[name.removeprefix(prefix)] for name in names[1:]}
+    if unspecified is not None:
+        by_number[0] = unspecified
+    wanted = f"must be one of: {', '.join(name for name in names if numbers.Value(name) in by_number)}"
+
+    def read(number: int, path: str) -> E:
+        if number not in by_number:
+            raise invalid(path, wanted)
+        return by_number[number]
+
+    return read
+
+
+status_of = _reader(pb.LeadStatus, LeadStatus)
+"""A status to set or to filter by. Raises LeadValidationError, as those below do."""
+
+group_of = _reader(pb.LeadGroup, LeadGroup)
+"""What leads are to be counted by."""
+
+order_of = _reader(pb.LeadOrder, LeadOrder, LeadOrder.CREATED_DESC)
+"""The order of a list."""
+
+resolution_of = _reader(pb.ConflictResolution, ConflictResolution)
+"""How a conflict is to be resolved."""
+
 _NO_FILTERS = frozenset({"page_size", "page_token", "view", "order_by", "reveal"})
 """Fields of ListLeadsRequest; every other one is a filter."""
 
@@ -78,25 +102,11 @@ def corrected_fields(request: pb.UpdateLeadRequest) -> dict[str, str]:
     return {name: getattr(lead, name) for name in paths}
 
 
-def status_of(number: int, path: str) -> LeadStatus:
-    """A status to set or to filter by. Raises LeadValidationError."""
-    if number not in _STATUS_FROM_WIRE:
-        raise invalid(path, f"must be one of: {', '.join(pb.LeadStatus.keys()[1:])}")
-    return _STATUS_FROM_WIRE[number]
-
-
 def expected_version_of(number: int) -> int:
     """The version that the caller has seen, 0 for any. Raises LeadValidationError."""
     if number < 0:
         raise invalid("expected_version", "must not be negative; 0 means any version")
     return number
-
-
-def group_of(number: int, path: str) -> LeadGroup:
-    """What leads are to be counted by. Raises LeadValidationError."""
-    if number not in _GROUP_FROM_WIRE:
-        raise invalid(path, f"must be one of: {', '.join(pb.LeadGroup.keys()[1:])}")
-    return _GROUP_FROM_WIRE[number]
 
 
 def moment_of(
@@ -121,13 +131,6 @@ def filters_of(request: pb.ListLeadsRequest) -> dict[str, Any]:
         elif field.name not in _NO_FILTERS:
             found[field.name] = moment_of(request, field.name) if field.message_type is not None else value
     return found
-
-
-def order_of(number: int, path: str) -> LeadOrder:
-    """The order of a list. Raises LeadValidationError."""
-    if number not in _ORDER_FROM_WIRE:
-        raise invalid(path, f"must be one of: {', '.join(pb.LeadOrder.keys())}")
-    return _ORDER_FROM_WIRE[number]
 
 
 def lead_message(lead: Lead) -> pb.Lead:
@@ -359,13 +362,6 @@ def _record_message(part: Part) -> pb.PersonRecord:
 
 def _match_kind(kind: MatchKind) -> str:
     return f"PERSON_MATCH_KIND_{kind.name}"
-
-
-def resolution_of(number: int, path: str) -> ConflictResolution:
-    """How a conflict is to be resolved. Raises LeadValidationError."""
-    if number not in _RESOLUTION_FROM_WIRE:
-        raise invalid(path, f"must be one of: {', '.join(pb.ConflictResolution.keys()[1:])}")
-    return _RESOLUTION_FROM_WIRE[number]
 
 
 def _status(status: LeadStatus | None) -> str | None:

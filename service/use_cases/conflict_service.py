@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from service.access import Caller
@@ -19,7 +19,7 @@ from service.lead import (
 from service.lead_sealer import LeadSealer
 from service.storage.leads.conflicts import ConflictRepository, Decision, Drop, KeepFirst, OwnLead, TakeNew
 from service.storage.leads.decision import DuplicateMatch
-from service.storage.leads.parameters import Correction, Position
+from service.storage.leads.parameters import Correction
 from service.use_cases.page_token import Tags, read_page
 from service.validation import ValidationService
 
@@ -64,15 +64,8 @@ class ConflictService:
 
         Raises PageTokenInvalidError.
         """
-
-        async def find(
-            after: tuple[datetime, UUID] | None, limit: int
-        ) -> list[tuple[SealedConflict, list[SealedLead]]]:
-            place = Position(*after) if after else None
-            return await self._conflicts.list_conflicts(resolved_too=resolved_too, after=place, limit=limit)
-
         page, token = await read_page(
-            find,
+            partial(self._conflicts.list_conflicts, resolved_too=resolved_too),
             lambda row: (row[0].accepted_at, row[0].id),
             UUID,
             size=page_size,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -31,7 +30,6 @@ from service.lead import (
     LeadStatus,
     Resubmission,
     SealedLead,
-    SealedResubmission,
 )
 from service.lead_sealer import LeadSealer
 from service.storage.leads.decision import (
@@ -103,8 +101,8 @@ class LeadService:
             "name_prefix": validation.name_prefix,
         }
         self._sought: Mapping[str, Callable[[str], object]] = {
-            "phone": sealer.phone_indexes,
-            "nid": sealer.nid_indexes,
+            "phone": partial(sealer.identifier_indexes, "phone"),
+            "nid": partial(sealer.identifier_indexes, "nid"),
             "email": sealer.email_indexes,
             "conversation_id": lambda talk: (talk, sealer.conversation_indexes(talk)),
         }
@@ -126,33 +124,24 @@ class LeadService:
         lead_id = self._new_id()
         seal = partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request)
         outcome = await self._repository.create(seal)
+        # The fields of a new lead need not be opened to be known.
+        acknowledged = partial(self._sealer.acknowledged, entered=details, created_by=caller.subject)
+        delayed = False
         match outcome:
             case Created(sealed, is_new):
-                # The fields of a new lead need not be opened to be known.
-                lead = (
-                    self._sealer.acknowledged(sealed.id, details, sealed.created_at, caller.subject)
-                    if is_new
-                    else self._sealer.open(sealed)
-                )
-                return self._created(lead, ignored, locale, delayed=False, is_repeat=sealed.id != lead_id)
+                lead = acknowledged(sealed.id, accepted_at=sealed.created_at) if is_new else self._sealer.open(sealed)
             case Delayed(delayed_id, accepted_at, decided):
-                lead = self._sealer.acknowledged(delayed_id, details, accepted_at, caller.subject)
-                return self._created(lead, ignored, locale, delayed=not decided, is_repeat=delayed_id != lead_id)
+                lead, delayed = acknowledged(delayed_id, accepted_at=accepted_at), not decided
             case Erased(created_at):
                 # Stored by an attempt whose answer was lost, and erased before this one. An error would be repeated,
                 # and the repeat would bring the person back.
-                lead = self._sealer.acknowledged(lead_id, details, created_at, caller.subject)
-                return self._created(lead, ignored, locale, delayed=False)
+                lead = acknowledged(lead_id, accepted_at=created_at)
             case RequestIdReused():
                 raise RequestIdReusedError
             case DuplicateMatch():
                 raise _duplicate(outcome, caller)
             case Aliased() | InConflict():
                 raise AssertionError("only what was acknowledged before becomes an alias or a conflict")
-
-    def _created(
-        self, lead: Lead, ignored: tuple[str, ...], locale: str, *, delayed: bool, is_repeat: bool = False
-    ) -> CreatedLead:
         confirmation = self._confirmation.confirm(
             lead_id=lead.id,
             name=lead.name,
@@ -160,7 +149,7 @@ class LeadService:
             preferred_contact_time=lead.preferred_contact_time,
             delayed=delayed,
         )
-        return CreatedLead(lead, confirmation, delayed, ignored, is_repeat)
+        return CreatedLead(lead, confirmation, delayed, ignored, is_repeat=lead.id != lead_id)
 
     def validate_lead(self, fields: Mapping[str, str], *, locale: str = "", phone_region: str = "") -> Faults:
         """What `create_lead` would refuse of these fields, in words for the customer, and what it would leave out."""
@@ -207,11 +196,8 @@ class LeadService:
             wanted["reader"] = caller.own_only
         sought = {name: self._sought[name](value) if name in self._sought else value for name, value in wanted.items()}
 
-        async def find(after: tuple[datetime, UUID] | None, limit: int) -> list[tuple[datetime, SealedLead]]:
-            return await self._repository.list_leads(sought, order, after=after, limit=limit)
-
         page, token = await read_page(
-            find,
+            partial(self._repository.list_leads, sought, order),
             lambda row: (row[0], row[1].id),
             UUID,
             size=page_size,
@@ -352,11 +338,8 @@ class LeadService:
         """
         lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
 
-        async def find(after: tuple[datetime, UUID] | None, limit: int) -> list[SealedResubmission]:
-            return await self._repository.resubmissions(lead.id, after=after, limit=limit)
-
         page, token = await read_page(
-            find,
+            partial(self._repository.resubmissions, lead.id),
             lambda sealed: (sealed.submitted_at, sealed.submission_id),
             UUID,
             size=page_size,

@@ -31,7 +31,7 @@ _TAG_BYTES = 16
 
 
 async def read_page(
-    find: Callable[[tuple[datetime, RowId] | None, int], Awaitable[Sequence[Row]]],
+    find: Callable[..., Awaitable[Sequence[Row]]],
     place_of: Callable[[Row], tuple[datetime, RowId]],
     id_type: type[RowId],
     *,
@@ -44,13 +44,14 @@ async def read_page(
 ) -> tuple[Sequence[Row], str]:
     """One page of a list, and the token of the next page: empty on the last one.
 
-    `find` returns at most so many rows behind a place. Raises LeadValidationError, PageTokenInvalidError.
+    `find` gets the place `after` which the page begins, None for the first one, and returns `limit` rows at most.
+    Raises LeadValidationError, PageTokenInvalidError.
     """
     if size < 0:
         raise LeadValidationError([Violation("page_size", "must not be negative")])
     after = read_page_token(token, id_type, list_identity=list_identity, tags=tags) if token else None
     limit = min(size or default, largest)
-    found = await find(after, limit + 1)
+    found = await find(after=after, limit=limit + 1)
     page = found[:limit]
     if len(found) == len(page):
         return page, ""

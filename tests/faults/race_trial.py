@@ -49,8 +49,7 @@ from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.supervisor import Component
 from service.use_cases.conflict_service import ConflictService
-from service.use_cases.erasure_service import ErasureService
-from service.use_cases.person_service import PersonService
+from service.use_cases.person_service import ErasureService, PersonService
 from service.validation import ValidationService
 from tests.faults.race_rules import DECIDING, WHOLE, Person, is_right, left_of
 from tests.harness import histories

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from service.storage.database.database import Database
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.erasing import NO_INDEXES, drop_within, wait_for_erasures
 from service.storage.leads.history import CREATED, DECIDED
-from service.storage.leads.parameters import Correction, Position
+from service.storage.leads.parameters import Correction
 from service.storage.leads.queries import (
     columns_of,
     fields_of,
@@ -79,15 +80,15 @@ class ConflictRepository:
         self._database = database
 
     async def list_conflicts(
-        self, *, resolved_too: bool, after: Position | None, limit: int
+        self, *, resolved_too: bool, after: tuple[datetime, UUID] | None, limit: int
     ) -> list[tuple[SealedConflict, list[SealedLead]]]:
-        """At most `limit` conflicts behind the position `after`, with the leads that each one matched; oldest first."""
+        """At most `limit` conflicts behind the place `after`, with the leads that each one matched; oldest first."""
         query = select(_CONFLICT).where(_CONFLICT.c.repeats.is_(None))
         query = query.order_by(_CONFLICT.c.accepted_at, _CONFLICT.c.id).limit(limit)
         if not resolved_too:
             query = query.where(_CONFLICT.c.resolution.is_(None))
         if after is not None:
-            query = query.where(tuple_(_CONFLICT.c.accepted_at, _CONFLICT.c.id) > tuple_(after.created_at, after.id))
+            query = query.where(tuple_(_CONFLICT.c.accepted_at, _CONFLICT.c.id) > tuple_(*after))
 
         async def work(connection: AsyncConnection) -> list[tuple[SealedConflict, list[SealedLead]]]:
             conflicts = [conflict_of(row) for row in await connection.execute(query)]

@@ -161,7 +161,7 @@ async def test_after_a_rotation_the_spool_still_knows_its_requests_and_gives_its
         assert {token.partition(".")[0] for token in drained.sealed.values()} == {
             rotated.keyring.primary(Purpose.ENCRYPTION).id
         }
-        assert drained.indexes.phones == sealer_of(rotated).phone_indexes("+1234567890")
+        assert drained.indexes.phones == sealer_of(rotated).identifier_indexes("phone", "+1234567890")
     finally:
         spool.close()
 

@@ -24,8 +24,7 @@ from service.storage.leads.decision import Aliased, Erased
 from service.storage.leads.erasures import Tombstone
 from service.storage.leads.history import LeadHistory
 from service.storage.leads.persons import Match, MatchKind, Persons, Ref, indexed_otherwise
-from service.use_cases.erasure_service import ErasureService
-from service.use_cases.person_service import ErasedPerson, PersonService
+from service.use_cases.person_service import ErasedPerson, ErasureService, PersonService
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase

@@ -24,7 +24,7 @@ from service.storage.leads.decision import Created, Erased
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool
 from service.supervisor import Component
-from service.use_cases.erasure_service import ErasureService
+from service.use_cases.person_service import ErasureService
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
