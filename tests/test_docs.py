@@ -1,4 +1,4 @@
-"""The links of the documentation: each leads to a file of the clone, and to a heading that is there."""
+"""What the documentation names is there: the files and headings of its links, the files of its texts."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ def test_links_lead_somewhere(page: str) -> None:
         if not target.exists() or (heading and heading not in anchors(target)):
             lost.append(link)
     assert not lost
+
+
+@pytest.mark.parametrize(("page", "below"), [("CONTRIBUTING.md", ROOT), ("docs/architecture.md", ROOT / "service")])
+def test_files_that_are_named_exist(page: str, below: Path) -> None:
+    """A name with a placeholder, such as `NNNN_what.py`, is none."""
+    named = re.findall(r"`((?:[a-z\d_.]+/)+[a-z\d_]+\.[a-z]+)`", prose(ROOT / page))
+    assert named
+    assert not [path for path in named if not (below / path).exists() and not (ROOT / path).exists()]
