@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -48,7 +49,9 @@ class Person:
     """Whether the conflict has the lead's phone and nid, not only its phone."""
     waits_as_copy: bool
     """Whether what waits is a copy of the lead's request, not a submission without one."""
-    row: dict[str, Any] = field(default_factory=dict)
+    number: int
+    """Of its phone and its nid."""
+    line: dict[str, Any] = field(default_factory=dict)
     """The lead as a daily file holds it."""
 
     def ids(self) -> dict[str, UUID]:
@@ -85,13 +88,12 @@ def is_right(operation: str, answered: str, other: str) -> bool:
     return answered in allowed | words | {each.__name__ for each in errors}
 
 
-def left_of(person: Person, names: tuple[str, str], where: dict[UUID, set[str]]) -> list[str]:
-    """What of an erased person is left, after the operations of these names.
+def left_of(person: Person, names: tuple[str, str], where: Mapping[str, set[str]]) -> list[str]:
+    """What of an erased person is left, after the operations of these names; `where`: the tables of each id, by name.
 
     What an operator made a lead of its own stays. A correction or a decision that gives the lead other values decides
     whose the rest is, so that is not looked at then.
     """
-    ids = person.ids()
     gone: set[str] = set()
     for name, other in zip(names, reversed(names), strict=True):
         if name not in ERASING:
@@ -103,4 +105,4 @@ def left_of(person: Person, names: tuple[str, str], where: dict[UUID, set[str]])
                 gone.add("waiting")
         if person.is_same and other not in {*CORRECTING, "own lead", "retention"}:
             gone |= {"lead", "alias", "resubmission", "conflict"}
-    return [name for name in sorted(gone) if where[ids[name]] != {"tombstone"}]
+    return [name for name in sorted(gone) if where[name] != {"tombstone"}]

@@ -17,3 +17,4 @@ async def test_no_race_leaves_a_person_lets_a_duplicate_in_or_answers_wrongly(
     verdict = await run(database, tmp_path, races=RACES)
     assert len(verdict.pairs) == 120
     assert verdict.clean, verdict.table()
+    assert verdict.sum_of("overlapped") > verdict.races / 2, "most were no race"
