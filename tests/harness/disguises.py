@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 
 _EMPTY = re.compile(rb"\0{64,}")
@@ -38,11 +39,21 @@ def hidden_in(content: bytes, forms: Mapping[str, Iterable[bytes]]) -> set[str]:
 
 def hidden_under(folders: Iterable[Path], forms: Mapping[str, Iterable[bytes]]) -> dict[str, set[str]]:
     """The names of what is somewhere in the files of some folders, by file; names of files are looked at too."""
-    kept = {name: tuple(dict.fromkeys(each)) for name, each in forms.items()}
+    kept = {name: _shortest({*each}) for name, each in forms.items()}
     found = {}
+    looked_at = dict[bytes, set[str]]()
     for folder in folders:
         for path in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
             content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-            if hidden := hidden_in(content + b"\n" + path.name.encode(), kept):
+            # Each database of PostgreSQL begins as a copy of another one.
+            digest = sha256(content).digest()
+            if digest not in looked_at:
+                looked_at[digest] = hidden_in(content, kept)
+            if hidden := looked_at[digest] | hidden_in(path.name.encode(), kept):
                 found[str(path)] = hidden
     return found
+
+
+def _shortest(forms: Collection[bytes]) -> tuple[bytes, ...]:
+    """The forms without those that hold another one: where they are, that one is."""
+    return tuple(form for form in forms if not any(other in form for other in forms if other != form))

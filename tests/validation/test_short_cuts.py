@@ -9,62 +9,66 @@ from collections.abc import Iterator
 import phonenumbers
 import pytest
 from email_validator import EmailNotValidError, ValidatedEmail, validate_email
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from service.validation import email
 from service.validation.email import EMAIL_LIMIT, normalise_email
 from service.validation.phone import PhoneNormaliser, PhoneRule
 from service.validation.text import PlaceholderError, TextRule, ValueRefusedError
 
-LOCALS = st.one_of(
-    st.text("abzAZ019._!#$%&'*+-/=?^`{|}~", max_size=70),
-    st.text('aA."\\@ <>(),:;[]\u00fc\u0301\u2126\uff0e', max_size=12),
-    st.sampled_from(
-        ["", "info", "Info", "POSTMASTER", "sales", "a", "a..b", ".a", "a.", '"a b"', '"a"', "a\n", "ü", "𐐀"]
-    ),
-    st.integers(60, 68).map(lambda n: "a" * n),
-    st.integers(200, EMAIL_LIMIT).map(lambda n: "a" * n),
-)
-LABELS = st.one_of(
-    st.text("abzAZ09-", min_size=1, max_size=8),
-    st.sampled_from(
-        ["xn--bcher-kva", "XN--BCHER-KVA", "xn--", "xn--a", "xn--4dbc", "bücher", "Bücher", "ab--c", "ß", "א"]
-    ),
-    st.sampled_from(["", "-", "1", "@", "_", " ", "\u0301", "\uff0e", "\u3002", "\u200d", "\n", "٣"]),
-    st.integers(60, 66).map(lambda n: "a" * n),
-)
-ENDS = st.sampled_from(
-    [
-        "com",
-        "COM",
-        "example",
-        "local",
-        "LOCAL",
-        "invalid",
-        "test",
-        "localhost",
-        "onion",
-        "arpa",
-        "1",
-        "c",
-        "com.",
-        "xn--p1ai",
-    ]
-)
-DOMAINS = st.one_of(
-    st.builds(lambda labels, end: ".".join((*labels, end)), st.lists(LABELS, max_size=5), ENDS),
-    st.sampled_from(
-        ["", "test", "[192.0.2.1]", "[IPv6:::1]", "[x]", "gmail.com", "gmail.com>", "@gmail.com", "a@b.com"]
-    ),
-    st.integers(225, EMAIL_LIMIT).map(
-        lambda n: ("a" * 49 + ".") * 4 + "b" * 40 + "." + "c" * (n - 241 if n > 241 else 2)
-    ),
-)
+LOCALS = ["", "info", "Info", "POSTMASTER", "sales", "a", "a..b", ".a", "a.", '"a b"', '"a"', "a\n", "ü", "𐐀"]
+LABELS = [
+    *("xn--bcher-kva", "XN--BCHER-KVA", "xn--", "xn--a", "xn--4dbc", "bücher", "Bücher", "ab--c", "ß", "א"),
+    *("", "-", "1", "@", "_", " ", "\u0301", "\uff0e", "\u3002", "\u200d", "\n", "٣"),
+]
+ENDS = [
+    *("com", "COM", "example", "local", "LOCAL", "invalid", "test", "localhost", "onion", "arpa", "1", "c", "com."),
+    "xn--p1ai",
+]
+DOMAINS = ["", "test", "[192.0.2.1]", "[IPv6:::1]", "[x]", "gmail.com", "gmail.com>", "@gmail.com", "a@b.com"]
 LONGER_IN_UTF8 = ("ü" * 30).encode("idna").decode() + ".com"
 """Punycode writes a repeated letter in one byte."""
 
-ADDRESSES = st.builds("{}@{}".format, LOCALS, DOMAINS) | st.emails() | st.builds("{}{}".format, LOCALS, DOMAINS)
+
+class Drawn:
+    """Addresses near the borders of the short cut, drawn from a seed: the same ones in every run."""
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed)
+
+    def address(self) -> str:
+        draw = self._draw
+        return f"{self._local()}{draw.choices(('@', ''), (9, 1))[0]}{self._domain()}"
+
+    def _local(self) -> str:
+        draw = self._draw
+        return draw.choice(
+            [
+                self._text("abzAZ019", 1, 12),
+                self._text("abzAZ019._!#$%&'*+-/=?^`{|}~", 0, draw.choice((4, 12, 70))),
+                self._text('aA."\\@ <>(),:;[]\u00fc\u0301\u2126\uff0e', 0, 12),
+                draw.choice(LOCALS),
+                "a" * draw.randint(60, 68),
+                "a" * draw.randint(200, EMAIL_LIMIT),
+            ]
+        )
+
+    def _domain(self) -> str:
+        draw = self._draw
+        if draw.random() < 0.1:
+            return draw.choice(DOMAINS)
+        if (length := draw.randint(225, EMAIL_LIMIT)) % 10 == 0:
+            return ("a" * 49 + ".") * 4 + "b" * 40 + "." + "c" * (length - 241 if length > 241 else 2)
+        odd = draw.choice((0, 0, 0.2, 1))
+        labels = [
+            self._label() if draw.random() < odd else self._text("abzAZ09-", 1, 8) for _ in range(draw.randint(0, 5))
+        ]
+        return ".".join([*labels, draw.choice(ENDS)])
+
+    def _label(self) -> str:
+        return self._draw.choice([*LABELS, "a" * self._draw.randint(60, 66)])
+
+    def _text(self, characters: str, fewest: int, most: int) -> str:
+        return "".join(self._draw.choices(characters, k=self._draw.randint(fewest, most)))
 
 
 DOTTED = re.compile(r"(?!\.)[A-Za-z0-9._!#$%&'*+\-/=?^`{|}~]+")
@@ -105,19 +109,25 @@ def cleaned(text: str) -> str | None:
         return None
 
 
-@settings(max_examples=3000, deadline=None)
-@given(ADDRESSES)
-@example("a@" + "b" * 63 + "." + "c" * 63 + "." + "d" * 63 + "." + "e" * 60 + ".de")
-@example("a" * 191 + "@" + "b" * 59 + ".de")
-@example("a" * 192 + "@" + "b" * 59 + ".de")
-@example("a" * 230 + "@xn--bcher-kva.example")
-@example("a@test")
-@example("a@b.test")
-def test_an_email_address_is_judged_as_the_library_judges_it(address: str) -> None:
-    text = cleaned(address)
-    if text is not None:
-        assert by_us(text) == by_the_library(text)
-        assert by_us(text) == by_the_library(text), "a remembered domain is judged otherwise"
+LONGEST_AND_SHORTEST = [
+    "a@" + "b" * 63 + "." + "c" * 63 + "." + "d" * 63 + "." + "e" * 60 + ".de",
+    "a" * 191 + "@" + "b" * 59 + ".de",
+    "a" * 192 + "@" + "b" * 59 + ".de",
+    "a" * 230 + "@xn--bcher-kva.example",
+    "a@test",
+    "a@b.test",
+]
+
+
+def test_an_email_address_is_judged_as_the_library_judges_it() -> None:
+    drawn, accepted = Drawn(20260131), 0
+    for address in [*LONGEST_AND_SHORTEST, *(drawn.address() for _ in range(6000))]:
+        if (text := cleaned(address)) is not None:
+            expected = by_the_library(text)
+            assert by_us(text) == expected, text
+            assert by_us(text) == expected, f"a remembered domain is judged otherwise: {text}"
+            accepted += "@" in expected and " " not in expected
+    assert 500 < accepted < 5000, "of each verdict there are enough"
 
 
 @pytest.mark.parametrize("length", range(EMAIL_LIMIT - 30, EMAIL_LIMIT + 3))
