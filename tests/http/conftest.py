@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -107,14 +110,46 @@ def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Han
     return chained(chain, servicer)
 
 
+def endpoint_of(methods: Mapping[str, Handler] | None, **given: Any) -> HttpEndpoint:
+    """An endpoint on a free port, unless `given`, its other arguments, says something else."""
+    options: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "tls": None,
+        "readiness": FixedReadiness(),
+        "registry": CollectorRegistry(),
+    }
+    return HttpEndpoint(methods, **options | given)
+
+
+@contextlib.asynccontextmanager
+async def serving(methods: Mapping[str, Handler] | None, **given: Any) -> AsyncIterator[HttpEndpoint]:
+    """A started endpoint, as `endpoint_of` makes it."""
+    started = endpoint_of(methods, **given)
+    await started.start()
+    try:
+        yield started
+    finally:
+        await started.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection, on which nothing takes longer than 20 seconds."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(20):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
 @pytest_asyncio.fixture
 async def endpoint(
     methods: Mapping[str, Handler], readiness: FixedReadiness, registry: CollectorRegistry
 ) -> AsyncIterator[HttpEndpoint]:
-    endpoint = HttpEndpoint(methods, host="127.0.0.1", port=0, tls=None, readiness=readiness, registry=registry)
-    await endpoint.start()
-    yield endpoint
-    await endpoint.stop(1)
+    async with serving(methods, readiness=readiness, registry=registry) as started:
+        yield started
 
 
 @pytest_asyncio.fixture

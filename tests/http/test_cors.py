@@ -7,11 +7,9 @@ from collections.abc import AsyncIterator, Mapping
 
 import httpx
 import pytest_asyncio
-from prometheus_client import CollectorRegistry
 
-from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
-from tests.http.conftest import FixedReadiness
+from tests.http.conftest import serving
 
 LISTED = "https://sales.example"
 PATHS = ("/leadkeep.v1.LeadService/GetLead", "/api/leads", "/nothing")
@@ -22,23 +20,13 @@ UNLISTED = [
 
 
 @pytest_asyncio.fixture
-async def page(
-    methods: Mapping[str, Handler], readiness: FixedReadiness, registry: CollectorRegistry
-) -> AsyncIterator[httpx.AsyncClient]:
+async def page(methods: Mapping[str, Handler]) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an endpoint with listed origins."""
-    endpoint = HttpEndpoint(
-        methods,
-        host="127.0.0.1",
-        port=0,
-        tls=None,
-        readiness=readiness,
-        registry=registry,
-        allowed_origins=(LISTED, "http://localhost:3000"),
-    )
-    await endpoint.start()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{endpoint.port}", timeout=20) as client:
+    async with (
+        serving(methods, allowed_origins=(LISTED, "http://localhost:3000")) as endpoint,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{endpoint.port}", timeout=20) as client,
+    ):
         yield client
-    await endpoint.stop(1)
 
 
 def cors(response: httpx.Response) -> set[str]:

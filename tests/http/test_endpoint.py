@@ -9,13 +9,12 @@ from collections.abc import Mapping
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 
 from service.errors import StartRefusedError
 from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
 from service.rpc.readiness import ReadinessReason
-from tests.http.conftest import STORY, FixedReadiness, Servicer
+from tests.http.conftest import STORY, FixedReadiness, Servicer, endpoint_of, serving
 
 
 async def test_health_readiness_metrics_and_document_need_no_token(client: httpx.AsyncClient) -> None:
@@ -41,21 +40,21 @@ async def test_metrics_count_the_endpoints_calls(client: httpx.AsyncClient) -> N
 
 async def test_a_port_in_use_stops_the_start(endpoint: HttpEndpoint, methods: Mapping[str, Handler]) -> None:
     with pytest.raises(StartRefusedError, match="LEADKEEP_HTTP_ADDRESS"):
-        _endpoint(methods, port=endpoint.port)
+        endpoint_of(methods, port=endpoint.port)
 
 
 async def test_an_endpoint_holds_its_port_before_it_starts(methods: Mapping[str, Handler]) -> None:
-    first = _endpoint(methods)
+    first = endpoint_of(methods)
     with pytest.raises(StartRefusedError):
-        _endpoint(methods, port=first.port)
+        endpoint_of(methods, port=first.port)
     await first.stop(0)
-    second = _endpoint(methods, port=first.port)
+    second = endpoint_of(methods, port=first.port)
     await second.stop(0)
 
 
 async def test_an_address_of_another_machine_stops_the_start(methods: Mapping[str, Handler]) -> None:
     with pytest.raises(StartRefusedError, match=r"192\.0\.2\.1"):
-        _endpoint(methods, host="192.0.2.1")
+        endpoint_of(methods, host="192.0.2.1")
 
 
 async def test_signals_stay_with_the_process(endpoint: HttpEndpoint) -> None:
@@ -89,7 +88,7 @@ async def test_stopping_waits_for_what_runs(methods: Mapping[str, Handler], serv
         await asyncio.sleep(0.3)
 
     servicer.before = work
-    endpoint = _endpoint(methods)
+    endpoint = endpoint_of(methods)
     await endpoint.start()
     async with httpx.AsyncClient(headers={"authorization": "Bearer admin"}) as client:
         running = asyncio.create_task(client.get(f"http://127.0.0.1:{endpoint.port}/api/leads"))
@@ -112,7 +111,7 @@ async def test_what_outlasts_the_grace_is_answered_as_unknown_and_goes_on(
 
     servicer.before = work
     caplog.set_level(logging.DEBUG)
-    endpoint = _endpoint(methods)
+    endpoint = endpoint_of(methods)
     await endpoint.start()
     async with httpx.AsyncClient(headers={"authorization": "Bearer admin"}) as client:
         running = asyncio.create_task(client.get(f"http://127.0.0.1:{endpoint.port}/api/leads"))
@@ -135,11 +134,9 @@ async def test_an_unforeseen_error_of_the_endpoint_is_an_incident(
         raise RuntimeError("+8801712345678")
 
     caplog.set_level(logging.DEBUG)
-    endpoint = _endpoint({**methods, "ListLeads": broken})  # type: ignore[dict-item] # that is what is broken
-    await endpoint.start()
-    async with httpx.AsyncClient() as client:
+    given = {**methods, "ListLeads": broken}
+    async with serving(given) as endpoint, httpx.AsyncClient() as client:  # type: ignore[arg-type] # that is broken
         response = await client.get(f"http://127.0.0.1:{endpoint.port}/api/leads")
-    await endpoint.stop(1)
     assert (response.status_code, response.json()["reason"]) == (500, "INTERNAL")
     printed = capsys.readouterr()
     logged = printed.out + printed.err + caplog.text
@@ -156,15 +153,6 @@ async def test_uvicorn_prints_no_exception(
     # Nothing is known that gets past the endpoint: so a part is broken that stands outside of what it catches.
     monkeypatch.setattr("service.http.paths.Paths.__call__", broken)
     caplog.set_level(logging.DEBUG)
-    endpoint = _endpoint(methods)
-    await endpoint.start()
-    async with httpx.AsyncClient() as client:
+    async with serving(methods) as endpoint, httpx.AsyncClient() as client:
         assert (await client.get(f"http://127.0.0.1:{endpoint.port}/healthz")).status_code == 500
-    await endpoint.stop(1)
     assert "8801712345678" not in caplog.text
-
-
-def _endpoint(methods: Mapping[str, Handler], *, host: str = "127.0.0.1", port: int = 0) -> HttpEndpoint:
-    return HttpEndpoint(
-        methods, host=host, port=port, tls=None, readiness=FixedReadiness(), registry=CollectorRegistry()
-    )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -9,12 +10,11 @@ from collections.abc import AsyncIterator, Mapping
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 
 from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
 from service.rpc.limits import Limits
-from tests.http.conftest import STORY, FixedReadiness, Servicer
+from tests.http.conftest import STORY, Servicer, connected, serving
 
 CANARY = "+8801712345678"
 
@@ -151,51 +151,32 @@ async def test_what_is_no_http_after_the_answer_is_not_logged(
     endpoint: HttpEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
-    writer.write(CHUNKED + b"50000\r\n" + b"x" * 0x50000 + b"\r\n")
-    assert b" 413 " in await reader.readline()
-    writer.write(CANARY.encode() + b"\r\n")
-    async with asyncio.timeout(5):
+    async with connected(endpoint.port) as (reader, writer):
+        writer.write(CHUNKED + b"50000\r\n" + b"x" * 0x50000 + b"\r\n")
+        assert b" 413 " in await reader.readline()
+        writer.write(CANARY.encode() + b"\r\n")
         await reader.read()
-    writer.close()
     assert "Traceback" not in caplog.text
     assert CANARY not in caplog.text
 
 
-async def test_a_request_that_never_arrives_is_given_up(
-    methods: Mapping[str, Handler], readiness: FixedReadiness, registry: CollectorRegistry
-) -> None:
-    limits = Limits(arrival_seconds=0.1)
-    endpoint = HttpEndpoint(
-        methods, host="127.0.0.1", port=0, tls=None, readiness=readiness, registry=registry, limits=limits
-    )
-    await endpoint.start()
-    for sent in (b"", b"GET /healthz HTT", CHUNKED, CHUNKED + b"1\r\n{\r\n"):
-        reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTT", CHUNKED, CHUNKED + b"1\r\n{\r\n"])
+async def test_a_request_that_never_arrives_is_given_up(methods: Mapping[str, Handler], sent: bytes) -> None:
+    async with (
+        serving(methods, limits=Limits(arrival_seconds=0.1)) as endpoint,
+        connected(endpoint.port) as (reader, writer),
+    ):
         writer.write(sent)
-        async with asyncio.timeout(5):
-            assert await _end_of(reader) == b""
-        writer.close()
-    await endpoint.stop(1)
-
-
-async def _end_of(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return await reader.read()
-    except ConnectionError:
-        return b""
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
 
 
 async def _exchange(endpoint: HttpEndpoint, sent: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
-    writer.write(sent)
     answer = bytearray()
-    try:
-        # A connection that stays open for the next request is as good as one that is closed.
-        async with asyncio.timeout(2):
+    # A connection that stays open for the next request is as good as one that is closed.
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with connected(endpoint.port) as (reader, writer), asyncio.timeout(2):
+            writer.write(sent)
             while piece := await reader.read(65_536):
                 answer += piece
-    except (TimeoutError, ConnectionError):
-        pass
-    writer.close()
     return bytes(answer)

@@ -155,18 +155,6 @@ async def test_a_query_that_is_no_query_is_refused(client: httpx.AsyncClient, qu
     assert [violation["field"] for violation in response.json()["violations"]] == ["query"]
 
 
-@pytest.mark.parametrize(
-    ("encoded", "plain"),
-    [("conv-1", "conv-1"), ("a%2Fb%2F", "a/b/"), ("%C3%A9%3F%23", "é?#"), ("lead", "lead"), ("x%252Fy", "x%2Fy")],
-)
-async def test_a_conversations_id_may_hold_anything_encoded(
-    client: httpx.AsyncClient, servicer: Servicer, encoded: str, plain: str
-) -> None:
-    response = await client.get(f"/api/conversations/{encoded}/lead")
-    assert response.status_code == 200
-    assert servicer.requests == [pb.GetLeadByConversationRequest(conversation_id=plain)]
-
-
 @pytest.mark.parametrize("version", [3, "3"])
 async def test_a_status_is_moved_on(client: httpx.AsyncClient, servicer: Servicer, version: object) -> None:
     servicer.answers["UpdateStatus"] = pb.UpdateStatusResponse(lead=lead(status="LEAD_STATUS_CONTACTED"))

@@ -15,7 +15,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
 from service.rpc.limits import Limits
-from tests.http.conftest import Servicer
+from tests.http.conftest import Servicer, connected
 from tests.http.test_held_connections import Running, running
 
 GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -80,19 +80,9 @@ ENDLESS = {
 
 async def whole_answer(endpoint: HttpEndpoint | Running, sent: bytes) -> bytes:
     """Everything until the service closes the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
-    answer = bytearray()
-    try:
-        async with asyncio.timeout(20):
-            writer.write(sent)
-            while piece := await reader.read(65_536):
-                answer += piece
-    except ConnectionError:
-        # Closed before all was read of it.
-        pass
-    finally:
-        writer.close()
-    return bytes(answer)
+    async with connected(endpoint.port) as (reader, writer):
+        writer.write(sent)
+        return await reader.read()
 
 
 def statuses(answer: bytes) -> list[int]:
@@ -159,13 +149,11 @@ async def test_what_is_no_http_behind_a_request_does_not_take_its_answer(
 
 async def test_what_breaks_off_behind_an_answer_gets_no_second_one(endpoint: HttpEndpoint) -> None:
     too_much = CALL + CHUNKED + b"\r\n50000\r\n" + b"x" * 0x50000
-    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
-    writer.write(too_much)
-    async with asyncio.timeout(20):
+    async with connected(endpoint.port) as (reader, writer):
+        writer.write(too_much)
         head = await reader.readuntil(b"\r\n\r\n")
         writer.write(b"\r\nzz\r\n")
         rest = await reader.read()
-    writer.close()
     assert statuses(head + rest) == [429]
 
 
@@ -211,12 +199,10 @@ async def test_a_body_that_waits_for_an_answer_is_not_late(methods: Mapping[str,
 @pytest.mark.parametrize("size", [1, 7, 100])
 async def test_a_request_in_pieces_is_one_request(endpoint: HttpEndpoint, servicer: Servicer, size: int) -> None:
     sent = CALL + CHUNKED + b"connection: close\r\n\r\n1;x=y\r\n{\r\n01\r\n}\r\n0\r\nx: y\r\n\r\n"
-    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
-    for start in range(0, len(sent), size):
-        writer.write(sent[start : start + size])
-        await writer.drain()
-        await asyncio.sleep(0)
-    async with asyncio.timeout(20):
+    async with connected(endpoint.port) as (reader, writer):
+        for start in range(0, len(sent), size):
+            writer.write(sent[start : start + size])
+            await writer.drain()
+            await asyncio.sleep(0)
         assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
-    writer.close()
     assert len(servicer.calls) == 1

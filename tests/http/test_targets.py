@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import itertools
 import json
@@ -16,42 +15,27 @@ from prometheus_client import CollectorRegistry
 
 from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
-from tests.http.conftest import LEAD_ID, STORY, FixedReadiness, Servicer
+from tests.http.conftest import LEAD_ID, STORY, Servicer, connected, serving
 
 
 @pytest_asyncio.fixture(params=["LEADKEEP_HTTP_ADDRESS", "LEADKEEP_OPS_ADDRESS"])
 async def any_endpoint(
-    request: pytest.FixtureRequest,
-    methods: Mapping[str, Handler],
-    readiness: FixedReadiness,
-    registry: CollectorRegistry,
+    request: pytest.FixtureRequest, methods: Mapping[str, Handler], registry: CollectorRegistry
 ) -> AsyncIterator[HttpEndpoint]:
     """The endpoint of each setting that has the paths of operators."""
-    endpoint = HttpEndpoint(
-        methods if request.param == "LEADKEEP_HTTP_ADDRESS" else None,
-        host="127.0.0.1",
-        port=0,
-        tls=None,
-        readiness=readiness,
-        registry=registry,
-        setting=request.param,
-    )
-    await endpoint.start()
-    yield endpoint
-    await endpoint.stop(1)
+    given = methods if request.param == "LEADKEEP_HTTP_ADDRESS" else None
+    async with serving(given, registry=registry) as endpoint:
+        yield endpoint
 
 
 async def ask(
     endpoint: HttpEndpoint, target: str, *, method: str = "GET", host: str = "host: x\r\n", version: str = "1.1"
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the answer to a request line, sent as it stands."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
-    writer.write(
-        f"{method} {target} HTTP/{version}\r\n{host}authorization: Bearer admin\r\nconnection: close\r\n\r\n".encode()
-    )
-    async with asyncio.timeout(20):
+    sent = f"{method} {target} HTTP/{version}\r\n{host}authorization: Bearer admin\r\nconnection: close\r\n\r\n"
+    async with connected(endpoint.port) as (reader, writer):
+        writer.write(sent.encode())
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-    writer.close()
     line, *fields = head.decode().split("\r\n")
     return int(line.split()[1]), {name: value for name, _, value in (field.partition(": ") for field in fields)}, body
 
@@ -154,6 +138,8 @@ CONVERSATIONS = {
     "/api/conversations/chat-1/lead": "chat-1",
     "/api/conversations/chat-1/lead/": "chat-1",
     "/api/conversations/a%2Fb/lead": "a/b",
+    "/api/conversations/a%2Fb%2F/lead": "a/b/",
+    "/api/conversations/%C3%A9%3F%23/lead": "é?#",
     # Some proxies decode what they pass on.
     "/api/conversations/a/b/lead": "a/b",
     "/api/conversations/a//b/lead": "a//b",
