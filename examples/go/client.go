@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"slices"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -18,10 +19,11 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
-// deadline is for all attempts of a call together, when its context has none: a restart of the service fits.
+// deadline is for all attempts of a call together, unless its context ends sooner: a restart of the service fits.
 const deadline = 15 * time.Second
 
 //go:embed gen/policy/retry_policy.json
@@ -29,6 +31,20 @@ var serviceConfig string
 
 //go:embed gen/policy/reasons.json
 var reasons []byte
+
+// policy is reasons.json: whether the same request may succeed later.
+var policy struct {
+	Reasons []struct {
+		Reason string
+		Repeat bool
+	}
+}
+
+func init() {
+	if err := json.Unmarshal(reasons, &policy); err != nil {
+		panic(err)
+	}
+}
 
 // Error is a call that failed. Its text and its fields hold no value of a lead, so it may be logged.
 type Error struct {
@@ -61,63 +77,43 @@ func typed(err error) *Error {
 			made.RetryAfter = detail.RetryDelay.AsDuration()
 		}
 	}
-	made.Repeat = mayBeRepeated[made.Reason]
 	if made.Reason == "" {
-		made.Repeat = made.Code == codes.Unavailable || made.Code == codes.DeadlineExceeded || made.Code == codes.Canceled
+		made.Repeat = slices.Contains([]codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Canceled}, made.Code)
+	}
+	for _, row := range policy.Reasons {
+		made.Repeat = made.Repeat || row.Repeat && row.Reason == made.Reason
 	}
 	return made
 }
 
-// mayBeRepeated is reasons.json: whether the same request may succeed later.
-var mayBeRepeated = func() map[string]bool {
-	var table struct {
-		Reasons []struct {
-			Reason string
-			Repeat bool
-		}
-	}
-	if err := json.Unmarshal(reasons, &table); err != nil {
-		panic(err)
-	}
-	found := map[string]bool{}
-	for _, row := range table.Reasons {
-		found[row.Reason] = row.Repeat
-	}
-	return found
-}()
-
-// guard gives a call its deadline and its typed error. A token that had expired is read once more: whatever renews it may
-// have done so meanwhile. Everything else that may be repeated the channel repeats, as the service asks.
-func guard(ctx context.Context, method string, request, reply any, channel *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
-	if _, limited := ctx.Deadline(); !limited {
-		limit, cancel := context.WithTimeout(ctx, deadline)
+// guard gives a call its token, its deadline and its typed error. A token that had expired is read once more: whatever
+// renews it may have done so meanwhile. Everything else that may be repeated the channel repeats, as the service asks.
+func guard(token func() (string, error)) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, request, reply any, channel *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+		ctx, cancel := context.WithTimeout(ctx, deadline)
 		defer cancel()
-		ctx = limit
+		attempt := func() error {
+			text, err := token()
+			if err != nil {
+				return err
+			}
+			named := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+text)
+			return invoke(named, method, request, reply, channel, options...)
+		}
+		err := attempt()
+		if err != nil && typed(err).Reason == "TOKEN_EXPIRED" {
+			err = attempt()
+		}
+		if err != nil {
+			return typed(err)
+		}
+		return nil
 	}
-	err := invoke(ctx, method, request, reply, channel, options...)
-	if err != nil && typed(err).Reason == "TOKEN_EXPIRED" {
-		err = invoke(ctx, method, request, reply, channel, options...)
-	}
-	if err != nil {
-		return typed(err)
-	}
-	return nil
 }
 
-// token is asked for every attempt of a call, so it may read a file that something else renews.
-type token func() (string, error)
-
-func (read token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	text, err := read()
-	return map[string]string{"authorization": "Bearer " + text}, err
-}
-
-// RequireTransportSecurity would refuse plain text, which is for your own machine only.
-func (token) RequireTransportSecurity() bool { return false }
-
-// Connect opens the channel, which lives as long as your program. ca turns TLS on; with cert and key, your own
-// certificate, it is mutual.
-func Connect(address string, read token, ca, cert, key string) (*grpc.ClientConn, error) {
+// Connect opens the channel, which lives as long as your program. token is asked for every call, so it may read a file
+// that something else renews. ca turns TLS on; with cert and key, your own certificate, it is mutual.
+func Connect(address string, token func() (string, error), ca, cert, key string) (*grpc.ClientConn, error) {
 	transport, err := transportOf(ca, cert, key)
 	if err != nil {
 		return nil, err
@@ -125,8 +121,7 @@ func Connect(address string, read token, ca, cert, key string) (*grpc.ClientConn
 	// The values of clients/policy/channel.json.
 	return grpc.NewClient(address,
 		grpc.WithTransportCredentials(transport),
-		grpc.WithPerRPCCredentials(read),
-		grpc.WithUnaryInterceptor(guard),
+		grpc.WithUnaryInterceptor(guard(token)),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 1 * time.Second},
@@ -140,20 +135,14 @@ func transportOf(ca, cert, key string) (credentials.TransportCredentials, error)
 	if ca == "" {
 		return insecure.NewCredentials(), nil
 	}
-	authority, err := os.ReadFile(ca)
-	if err != nil {
-		return nil, err
-	}
 	config := &tls.Config{RootCAs: x509.NewCertPool()}
-	if !config.RootCAs.AppendCertsFromPEM(authority) {
-		return nil, errors.New(ca + " holds no certificate")
+	authority, err := os.ReadFile(ca)
+	if err == nil && !config.RootCAs.AppendCertsFromPEM(authority) {
+		err = errors.New(ca + " holds no certificate")
 	}
-	if cert != "" {
-		own, err := tls.LoadX509KeyPair(cert, key)
-		if err != nil {
-			return nil, err
-		}
-		config.Certificates = []tls.Certificate{own}
+	if err == nil && cert != "" {
+		config.Certificates = make([]tls.Certificate, 1)
+		config.Certificates[0], err = tls.LoadX509KeyPair(cert, key)
 	}
-	return credentials.NewTLS(config), nil
+	return credentials.NewTLS(config), err
 }

@@ -7,13 +7,13 @@ import com.leadkeep.v1.Lead;
 import com.leadkeep.v1.LeadView;
 import java.io.File;
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.UUID;
-import java.util.concurrent.Callable;
 import java.util.concurrent.ThreadLocalRandom;
 
 /**
@@ -82,14 +82,20 @@ final class Example {
       given.put(arguments[i].substring("--".length()), arguments[i + 1]);
     }
     String file = given.get("token-file");
-    Callable<String> token =
-        () -> file == null ? System.getenv("LEADKEEP_TOKEN") : Files.readString(Path.of(file)).strip();
     return new LeadkeepClient(
         given.getOrDefault("address", "127.0.0.1:50051"),
-        token,
+        () -> file == null ? System.getenv("LEADKEEP_TOKEN") : text(Path.of(file)),
         file(given.get("ca")),
         file(given.get("cert")),
         file(given.get("key")));
+  }
+
+  private static String text(Path file) {
+    try {
+      return Files.readString(file).strip();
+    } catch (IOException unreadable) {
+      throw new UncheckedIOException(unreadable);
+    }
   }
 
   private static File file(String path) {

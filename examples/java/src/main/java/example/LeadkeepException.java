@@ -9,41 +9,47 @@ import com.google.rpc.RetryInfo;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
-import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.time.Duration;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import java.util.stream.Collectors;
 
 /** A call that failed. Its text and its fields hold no value of a lead, so it may be logged. */
 final class LeadkeepException extends RuntimeException {
-  private static final Set<String> MAY_BE_REPEATED = mayBeRepeated();
+  private static final List<Row> REASONS =
+      new Gson().fromJson(LeadkeepClient.policy("reasons.json"), Table.class).reasons;
   private static final Set<Status.Code> UNANSWERED =
       Set.of(Status.Code.UNAVAILABLE, Status.Code.DEADLINE_EXCEEDED, Status.Code.CANCELLED);
 
   final Status.Code code;
-
-  /** Empty: no answer of the service, but of the channel (connection, certificate, time). */
-  final String reason;
-
-  final Map<String, String> metadata;
-  final List<BadRequest.FieldViolation> violations;
-  final Duration retryAfter;
-
-  /** Whether the same request, with its request_id, may succeed later. */
-  final boolean repeat;
+  String reason = ""; // empty: no answer of the service, but of the channel (connection, certificate, time)
+  Map<String, String> metadata = Map.of();
+  List<BadRequest.FieldViolation> violations = List.of();
+  Duration retryAfter = Duration.ZERO;
+  final boolean repeat; // whether the same request, with its request_id, may succeed later
 
   LeadkeepException(StatusRuntimeException error) {
     code = error.getStatus().getCode();
-    ErrorInfo info = detail(error, ErrorInfo.getDefaultInstance());
-    reason = info.getReason();
-    metadata = info.getMetadataMap();
-    violations = detail(error, BadRequest.getDefaultInstance()).getFieldViolationsList();
-    var delay = detail(error, RetryInfo.getDefaultInstance()).getRetryDelay();
-    retryAfter = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
-    repeat = reason.isEmpty() ? UNANSWERED.contains(code) : MAY_BE_REPEATED.contains(reason);
+    try {
+      for (Any detail : StatusProto.fromThrowable(error).getDetailsList()) {
+        if (detail.is(ErrorInfo.class)) {
+          ErrorInfo info = detail.unpack(ErrorInfo.class);
+          reason = info.getReason();
+          metadata = info.getMetadataMap();
+        } else if (detail.is(BadRequest.class)) {
+          violations = detail.unpack(BadRequest.class).getFieldViolationsList();
+        } else if (detail.is(RetryInfo.class)) {
+          var delay = detail.unpack(RetryInfo.class).getRetryDelay();
+          retryAfter = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
+        }
+      }
+    } catch (InvalidProtocolBufferException damaged) {
+      addSuppressed(damaged);
+    }
+    repeat =
+        reason.isEmpty()
+            ? UNANSWERED.contains(code)
+            : REASONS.stream().anyMatch(row -> row.repeat && row.reason.equals(reason));
   }
 
   @Override
@@ -51,31 +57,7 @@ final class LeadkeepException extends RuntimeException {
     return code + " " + (reason.isEmpty() ? "(no answer of the service)" : reason);
   }
 
-  @SuppressWarnings("unchecked")
-  private static <T extends com.google.protobuf.Message> T detail(StatusRuntimeException error, T none) {
-    com.google.rpc.Status status = StatusProto.fromThrowable(error);
-    try {
-      for (Any detail : status == null ? List.<Any>of() : status.getDetailsList()) {
-        if (detail.is(none.getClass())) {
-          return (T) detail.unpack(none.getClass());
-        }
-      }
-      return none;
-    } catch (InvalidProtocolBufferException damaged) {
-      return none;
-    }
-  }
-
   private record Table(List<Row> reasons) {}
 
   private record Row(String reason, boolean repeat) {}
-
-  private static Set<String> mayBeRepeated() {
-    try {
-      Table table = new Gson().fromJson(LeadkeepClient.policy("reasons.json"), Table.class);
-      return table.reasons.stream().filter(Row::repeat).map(Row::reason).collect(Collectors.toSet());
-    } catch (IOException missing) {
-      throw new UncheckedIOException(missing);
-    }
-  }
 }
