@@ -71,7 +71,7 @@ def _welcome(settings: Settings, grpc_port: int, http_port: int, ops_port: int |
     curl += ["-H", header, "-H", "content-type: application/json", "-d", lead, f"{url}/api/leads/"]
     lines += [
         "",
-        "Create a lead as a chatbot (this token is good for an hour):",
+        "Create a lead as a chatbot (this token is valid for an hour):",
         "",
         shlex.join(grpcurl),
         "",
