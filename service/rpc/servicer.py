@@ -56,12 +56,13 @@ class LeadServicer:
             locale=request.locale,
             phone_region=request.phone_region,
         )
+        lead = wire.lead_message(created.lead)
         return pb.CreateLeadResponse(
-            id=str(created.lead.id),
+            id=lead.id,
             message="Lead created successfully",
             state=pb.SAVE_STATE_DELAYED if created.delayed else pb.SAVE_STATE_SAVED,
             confirmation=wire.confirmation_message(created.confirmation),
-            lead=wire.lead_message(created.lead),
+            lead=lead,
             ignored_fields=created.ignored,
             is_repeat=created.is_repeat,
         )

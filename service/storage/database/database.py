@@ -99,7 +99,8 @@ class Statement:
         """Run it, and return its rows as named tuples. Raises psycopg's errors."""
         cursor = _driver_of(connection).cursor(row_factory=namedtuple_row)
         await cursor.execute(self._sql, self._fixed | dict(parameters))
-        return await cursor.fetchall() if cursor.description else []
+        # Not `description`, which makes an object for each column.
+        return await cursor.fetchall() if cursor.rownumber is not None else []
 
 
 class Database:
