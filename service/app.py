@@ -25,7 +25,7 @@ from service.files.renderer_process import FileRendering
 from service.http.endpoint import OPS_LIMITS, HttpEndpoint
 from service.keys.keyring import follow_keyring
 from service.replica import ServiceParts, access_writing, first_encryption, lead_writing, running_replica, stop_tasks
-from service.rpc.call import Work, chained
+from service.rpc.call import KEPT_SECONDS, Work, chained, end_calls
 from service.rpc.interceptors import duplicate_limit, standard_chain
 from service.rpc.limits import Limits, Refusals, limits_within, raise_open_files
 from service.rpc.metrics import Metrics
@@ -33,7 +33,6 @@ from service.rpc.readiness import Condition, Readiness, condition_of, erasures_a
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.rpc.unmasking import unmasking
-from service.stopping import KEPT_SECONDS, end_calls, handle_signals, shutdown_delay
 from service.storage.access.chain import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
 from service.storage.diagnosis import Diagnosis, diagnose
@@ -42,7 +41,7 @@ from service.storage.leads.duplicate_limit import DuplicateLimit
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool
-from service.supervisor import Component, Supervisor
+from service.supervisor import Component, Supervisor, handle_signals, shutdown_delay
 from service.use_cases.confirmation import ConfirmationService
 
 OnReady = Callable[[int, int, int | None], None]

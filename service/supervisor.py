@@ -1,4 +1,4 @@
-"""Starts, watches and stops the background tasks of the service.
+"""Starts, watches and stops the background tasks of the service; the signals that stop it.
 
 Promises: a task that fails is logged by the type of its error, counted, and restarted with backoff; `failing` names it
 until it has run for a while. A vital task is not restarted: its end is the end of the process. A stop ends the
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +30,9 @@ pieces of work of one task, which is a minute (the access heads)."""
 
 SAVING_SECONDS = 1.0
 """Seconds that the `stop` of a task may take at least: waiting leads must be spooled, even when no time is left."""
+
+SHUTDOWN_DELAY = 2.0
+"""Seconds: what a load balancer that asks once a second, or a watcher of health, needs to send calls elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,3 +175,24 @@ class Supervisor:
 
 def _half(until: float) -> float:
     return max(0.0, until - time.monotonic()) / 2
+
+
+def handle_signals(stop: Callable[[], None], reload: Sequence[Callable[[], None]]) -> None:
+    """SIGTERM and SIGINT stop the service; SIGHUP makes it read keyring and TLS files again."""
+    at_terminal = os.isatty(0)
+
+    def on_hangup() -> None:
+        # A terminal that was closed sends it too: then the service ends, because nobody sees it any more.
+        for react in [stop] if at_terminal and not os.isatty(0) else reload:
+            react()
+
+    loop = asyncio.get_running_loop()
+    for number, react in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, on_hangup)):
+        loop.add_signal_handler(number, react)
+
+
+def shutdown_delay(chosen: float | None) -> float:
+    """Seconds in which calls are still taken; by default none at a terminal, where somebody waits for the end."""
+    if chosen is not None:
+        return chosen
+    return 0 if os.isatty(0) else SHUTDOWN_DELAY

@@ -1,4 +1,5 @@
-"""A call, how long it waited, the chain of interceptors that it passes, and the work that outlasts its caller.
+"""A call, how long it waited, the chain of interceptors that it passes, the work that outlasts its caller, and the end
+of all calls at a stop.
 
 Nothing here knows a transport: each endpoint makes a `Call` and takes its methods from `chained`.
 """
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from google.protobuf.message import Message
@@ -19,6 +20,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Caller
 from service.errors import LeadkeepError, ServiceStoppingError
+from service.supervisor import Supervisor
 
 SERVICE = pb.DESCRIPTOR.services_by_name["LeadService"]
 
@@ -39,6 +41,16 @@ KEPT = 0.999
 QUIET_SECONDS = 0.5
 """Without a new call for so long, each caller that waits for one answer before its next call has its answer, or is
 held."""
+
+KEPT_SECONDS = 1.0
+"""Seconds of the grace that running calls do not get, for the stop of everything else; at most a quarter of it. When
+callers who do not read have used it up, the rest gets as much once more."""
+
+DRAIN_SECONDS = 2.0
+"""For callers to notice that the service stops: each that waits for one answer before its next call does so sooner."""
+
+ANSWERING_SHARE = 0.9
+"""Of the time for running calls; in the rest, those that are not done are answered that the service stops."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -224,3 +236,34 @@ def end_wait(wait: asyncio.Future[None]) -> None:
     """End a wait, unless it has ended."""
     if not wait.done():
         wait.set_result(None)
+
+
+class Endpoint(Protocol):
+    """What takes calls."""
+
+    async def stop(self, grace: float) -> None:
+        """Must take no new calls from its first step on, and wait at most `grace` seconds for those that run."""
+
+
+async def end_calls(endpoints: Sequence[Endpoint], work: Work, supervisor: Supervisor, grace: float) -> float:
+    """End the calls in `grace` seconds, less what the rest of the stop needs; the seconds that are left then."""
+    end = time.monotonic() + grace
+    calls_end = end - min(KEPT_SECONDS, grace / 4)
+    if supervisor.died is not None:
+        # Callers are answered at once: leads that wait for the database are spooled, accesses are refused.
+        await supervisor.stop(_left(calls_end), in_order=False, vital_only=True)
+    await work.drain(min(DRAIN_SECONDS, _left(calls_end)))
+    stops = [asyncio.create_task(each.stop(_left(calls_end))) for each in endpoints]
+    # They have begun now: clients know that this server goes.
+    await asyncio.sleep(0)
+    work.release()
+    await asyncio.wait(stops, timeout=_left(calls_end) * ANSWERING_SHARE)
+    work.give_up()
+    await asyncio.gather(*stops)
+    # A call whose caller has left is finished too: its lead may be half-way into the database.
+    await work.finish(_left(calls_end))
+    return _left(end)
+
+
+def _left(end: float) -> float:
+    return max(0.0, end - time.monotonic())
