@@ -204,6 +204,7 @@ def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_
         use(service, channel)
     assert soon_in(file_of(service), create(second), within=30)
     assert "renders the daily files" not in second.log()
+    find_and_erase_in_another_spool(service, second, direct)
     for command in COMMANDS:
         arguments = [part.format(tmp=tmp_path) for part in command]
         if command[0] == "backup":  # starts programs
@@ -217,6 +218,30 @@ def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_
     assert soon_in(file_of(second), create(second), within=40)
     for replica in (service, second):
         assert "SQLSTATE" not in replica.log()
+
+
+def find_and_erase_in_another_spool(service: RunningService, other: RunningService, admin_url: str) -> None:
+    """What waits in the other replica's spool is found, exported and erased; what else waits there becomes a lead."""
+    email, kind = "waits@example.com", pb.PERSON_MATCH_KIND_WAITING
+    execute(admin_url, "REVOKE INSERT ON lead FROM leadkeep_app")
+    waiting, kept = create(other, email=email), create(other)
+    with service.channel() as channel:
+        stub = service.stub(channel)
+        metadata = [*service.metadata(), ("leadkeep-reason", "asked for it")]
+        found = stub.FindPerson(pb.FindPersonRequest(email=email), metadata=metadata, timeout=20)
+        assert [(each.kind, each.id) for each in found.matches] == [(kind, waiting)]
+        chosen = [pb.PersonRef(kind=kind, id=waiting)]
+        shown = stub.ExportPerson(pb.ExportPersonRequest(refs=chosen), metadata=metadata, timeout=20)
+        assert shown.records[0].lead.email == email
+        erase = pb.ErasePersonRequest(refs=chosen, reason="asked for it")
+        erased = stub.ErasePerson(erase, metadata=metadata, timeout=20)
+        assert [each.id for each in erased.erased] == [waiting]
+    assert [*found.unanswered_replicas, *shown.unanswered_replicas, *erased.unanswered_replicas] == []
+    execute(admin_url, "GRANT INSERT ON lead TO leadkeep_app")
+    assert eventually(lambda: other.metric("leadkeep_spool_entries") == 0, within=60)
+    stored = f"SELECT array_agg(id::text) FROM lead WHERE id IN ('{waiting}', '{kept}')"
+    assert value_of(admin_url, stored) == [kept]
+    assert value_of(admin_url, "SELECT (SELECT count(*) FROM spool_search) + (SELECT count(*) FROM spool_erasure)") == 0
 
 
 COMMANDS = (
