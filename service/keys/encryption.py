@@ -35,10 +35,6 @@ from service.lead import is_sealed
 
 LABEL = "leadkeep/v1/"
 DERIVED_BYTES = 32
-INDEX_BYTES = 32
-"""Blind indexes keep the whole HMAC-SHA256: unique indexes decide duplicates, so a truncated digest that collides
-would refuse a stranger."""
-
 PADDED_BYTES = 128
 """phone and nid are padded to this length, so that a token's length reveals neither the value's length nor which of
 the two it holds. It is the longest of both: 32 letters of 4 bytes each in UTF-8."""
@@ -129,21 +125,16 @@ class _Keys:
         self.index_primary_id = keyring.primary(Purpose.INDEX).id
         self.index = {key.id: _IndexKeys(key.secret) for key in _primary_first(keyring, Purpose.INDEX)}
         self.audit_primary_id = keyring.primary(Purpose.AUDIT).id
-        # A retired audit key writes nothing any more, and goes on verifying what it has written.
-        self.audit = {
-            key.id: _derive(key.secret, f"access-record/{key.id}")
-            for key in (*keyring.usable(Purpose.AUDIT), *keyring.retired(Purpose.AUDIT))
-        }
-        # So does a retired audit key with the backups that it proved.
-        self.backup = {
-            key.id: _derive(key.secret, f"backup/{key.id}")
-            for key in (*keyring.usable(Purpose.AUDIT), *keyring.retired(Purpose.AUDIT))
-        }
+        # A retired audit key writes nothing any more, and goes on verifying what it has written: records and backups.
+        self.audit, self.backup = (
+            {key.id: _derive(key.secret, f"{label}/{key.id}") for key in keyring.all_of(Purpose.AUDIT)}
+            for label in ("access-record", "backup")
+        )
         # A retired index key finds no phone or nid any more, but its digest still shows a repeat of an old request, and
         # finds a conversation or an e-mail that was indexed while it was retired. Newest first behind the primary, so
         # that the last one stays the same however many keys are added.
         index_keys = sorted(
-            (*keyring.usable(Purpose.INDEX), *keyring.retired(Purpose.INDEX)),
+            keyring.all_of(Purpose.INDEX),
             key=lambda key: (key.state is KeyState.PRIMARY, key.created_at),
             reverse=True,
         )
@@ -243,7 +234,8 @@ class EncryptionService:
     def blind_index(self, field: str, value: str, *, key_id: str | None = None) -> bytes:
         """The keyed digest of a normalised phone or nid: 32 bytes, equal for equal values of the same field.
 
-        `key_id` names a usable index key; None: the primary one.
+        It is the whole HMAC-SHA256: unique indexes decide duplicates, so a truncated digest that collides would refuse
+        a stranger. `key_id` names a usable index key; None: the primary one.
         """
         keys = self._keys
         return _digest(keys.index[key_id or keys.index_primary_id].fields[field], value.encode())

@@ -103,9 +103,9 @@ class Keyring:
         """The keys that open."""
         return tuple(k for k in self.keys if k.purpose is purpose and k.state is not KeyState.RETIRED)
 
-    def retired(self, purpose: Purpose) -> tuple[RootKey, ...]:
-        """The keys that neither seal nor open any more."""
-        return tuple(k for k in self.keys if k.purpose is purpose and k.state is KeyState.RETIRED)
+    def all_of(self, purpose: Purpose) -> tuple[RootKey, ...]:
+        """The keys of a purpose in whatever state, also those that neither seal nor open any more."""
+        return tuple(k for k in self.keys if k.purpose is purpose)
 
     def find(self, key_id: str) -> RootKey | None:
         """The key with this id, whatever its state."""

@@ -33,19 +33,7 @@ from service.rotation.workers import (
 )
 from service.storage.access.queries import AccessRecords
 from service.storage.database.database import Database
-from service.storage.keys.canary import (
-    DatabaseKeys,
-    accept_key,
-    flip_pairs,
-    found_by,
-    note_cleared,
-    read_key_state,
-    refuse_key,
-    refuse_older_plans,
-    schemes_of,
-    seal_canary,
-    write_both_pairs,
-)
+from service.storage.keys import canary
 from service.storage.keys.rekeying import (
     CONVERSATIONS,
     EMAILS,
@@ -145,11 +133,11 @@ class KeyService:
     async def prepare_promotion(self, key: RootKey) -> None:
         """Wait until every running replica can open with a key; then no replica starts any more that cannot."""
         await self._wait_until_opens(key.id)
-        state = await self.database.read(read_key_state)
+        state = await self.database.read(canary.read_key_state)
         if key.purpose is Purpose.ENCRYPTION and state is not None:
             # A canary that only the new key opens refuses a keyring that lacks it at its start.
             promoted = EncryptionService(self.encryption.keyring.with_primary(key.id))
-            await seal_canary(self.database, promoted, state)
+            await canary.seal_canary(self.database, promoted, state)
             # A replica may have started meanwhile, with a keyring that was good a moment ago.
             await self._wait_until_opens(key.id)
 
@@ -160,8 +148,8 @@ class KeyService:
         await self._wait_until_opens(report.key_id)
         state = await self._state()
         if not self.encryption.is_sealed_with_primary(state.canary.sealed):
-            await seal_canary(self.database, self.encryption, state)
-        scheme = schemes_of(state, self.encryption)[0]
+            await canary.seal_canary(self.database, self.encryption, state)
+        scheme = canary.schemes_of(state, self.encryption)[0]
         for table in TABLES:
             old, store = sealed_otherwise(table, report.key_id), partial(self.rekeying.replace_tokens, table)
             task = partial(index_text, table, scheme.key_id) if table is CONVERSATIONS else reseal
@@ -181,7 +169,7 @@ class KeyService:
         began = time.monotonic()
         wanted = IndexScheme(self.encryption.index_primary_id, normaliser)
         state = await self._state()
-        current, following = schemes_of(state, self.encryption)
+        current, following = canary.schemes_of(state, self.encryption)
         if following is not None and have_same_settings(following.normaliser, normaliser):
             # A rotation that began under an earlier index rule ends under it; the next reindex moves on.
             wanted = replace(wanted, normaliser=following.normaliser)
@@ -200,11 +188,11 @@ class KeyService:
                     lambda each: KNOWS_INDEX_RULE in each.opens,
                     f"to be replaced: its release does not know {KNOWS_INDEX_RULE}",
                 )
-                canary = self.encryption.make_canary(wanted.key_id)
-                state = await write_both_pairs(self.database, state, canary, wanted.normaliser)
+                made = self.encryption.make_canary(wanted.key_id)
+                state = await canary.write_both_pairs(self.database, state, made, wanted.normaliser)
             await self._wait_until_followed(state)
             report.leads = await self._fill_and_check(state, wanted)
-            state = await flip_pairs(self.database, state)
+            state = await canary.flip_pairs(self.database, state)
         if report.needed:
             state = await self._clear(state)
             report.beside = await self.rekeying.sharing_leads(state.pair)
@@ -229,7 +217,7 @@ class KeyService:
         done, _ = await self._passes.repeat(table, where, make, partial(self.rekeying.replace_tokens, table))
         return done
 
-    async def _fill_and_check(self, state: DatabaseKeys, scheme: IndexScheme) -> int:
+    async def _fill_and_check(self, state: canary.DatabaseKeys, scheme: IndexScheme) -> int:
         """Fill the pair of columns that is not in use; how many leads lacked its indexes."""
         pair = 3 - state.pair
         lacking = lacks_index(pair)
@@ -260,7 +248,7 @@ class KeyService:
     def _passes(self) -> Passes:
         return Passes(self.rekeying, self.encryption.keyring, self.rate, self.on_progress)
 
-    async def _clear(self, state: DatabaseKeys) -> DatabaseKeys:
+    async def _clear(self, state: canary.DatabaseKeys) -> canary.DatabaseKeys:
         """Empty the pair of columns that is not in use."""
         await self._wait_until_followed(state)
         began, cleared = time.monotonic(), 0
@@ -268,7 +256,7 @@ class KeyService:
             cleared += count
             self.on_progress(f"{cleared} old indexes cleared")
             await pace(cleared, began, rate=self.rate)
-        return await note_cleared(self.database, state)
+        return await canary.note_cleared(self.database, state)
 
     async def retire(self, key: RootKey, *, files: Callable[[], dict[str, list[str]]]) -> None:
         """Check that nothing needs a key any more, and that nothing will. The error names what still needs it.
@@ -282,7 +270,7 @@ class KeyService:
         holders = await self._spools_with(key.id)
         if key.purpose is Purpose.INDEX:
             state = await self._state()
-            in_use = {scheme.key_id for scheme in schemes_of(state, self.encryption) if scheme}
+            in_use = {scheme.key_id for scheme in canary.schemes_of(state, self.encryption) if scheme}
             if key.id in in_use or state.clearing:
                 holders.append("the blind indexes of leads: run leadkeep keys reindex")
             holders += [f"{each}, --forget it" for each in await erasures_with_key(self.database, key.id)]
@@ -293,14 +281,14 @@ class KeyService:
             _require_unneeded(key, holders)
             return
         # Refused first and counted then: no new row can come in between.
-        await refuse_key(self.database, key.id)
+        await canary.refuse_key(self.database, key.id)
         try:
             counts = (await self.rekeying.sealed_counts()).get(key.id, {})
             holders += [f"{count} tokens of {holder}: run leadkeep keys reseal" for holder, count in counts.items()]
             _require_unneeded(key, holders)
             _require_unneeded(key, await self._files_with(key.id, files))
         except BaseException:
-            await accept_key(self.database, key.id)
+            await canary.accept_key(self.database, key.id)
             raise
 
     async def _spools_with(self, key_id: str) -> list[str]:
@@ -335,7 +323,7 @@ class KeyService:
         """Open everything, and compute every blind index anew."""
         report = Verified()
         state = await self._state()
-        current, _ = schemes_of(state, self.encryption)
+        current, _ = canary.schemes_of(state, self.encryption)
         for table in TABLES:
             report.rows[table.plural] = 0
             async for batch in self._passes.batches(replace(table, indexes=()), EVERY_ROW, fault):
@@ -357,7 +345,7 @@ class KeyService:
             report.faults.append(f"{lacking} leads lack the blind index of their e-mail: run leadkeep keys reseal")
         report.faults += [
             f"{count} {plural} lack the blind indexes by which a person is found: run leadkeep keys reseal"
-            for plural, count in (await self.rekeying.not_found(found_by(state, self.encryption))).items()
+            for plural, count in (await self.rekeying.not_found(canary.found_by(state, self.encryption))).items()
         ]
         for key_id, where in (await self.rekeying.sealed_counts()).items():
             if not self.encryption.opens_with(key_id):
@@ -365,8 +353,8 @@ class KeyService:
                 report.faults.append(f"{held} are sealed with {key_id}, with which this keyring does not open")
         return report
 
-    async def _state(self) -> DatabaseKeys:
-        state = await self.database.read(read_key_state)
+    async def _state(self) -> canary.DatabaseKeys:
+        state = await self.database.read(canary.read_key_state)
         if state is None:
             raise StartRefusedError("no service has started with this database yet: there is nothing to change")
         return state
@@ -374,12 +362,12 @@ class KeyService:
     async def _wait_until_opens(self, key_id: str) -> None:
         await self._wait_for_replicas(lambda each: key_id in each.opens, f"to load the key {key_id}: send it SIGHUP")
 
-    async def _wait_until_followed(self, state: DatabaseKeys) -> None:
+    async def _wait_until_followed(self, state: canary.DatabaseKeys) -> None:
         """Wait until every running replica follows the plan; then refuse leads that follow an older one."""
         if state.accepts_from < state.epoch:
             wait = "to follow the change of the blind indexes"
             await self._wait_for_replicas(lambda each: each.epoch >= state.epoch, wait)
-            await refuse_older_plans(self.database, state)
+            await canary.refuse_older_plans(self.database, state)
 
     async def _wait_for_replicas(self, is_ready: Callable[[ReplicaStatus], bool], what: str) -> None:
         """Wait until every running replica is ready for a change; `what` says for what, in words."""
@@ -400,8 +388,7 @@ class KeyService:
     async def _running_replicas(self) -> list[ReplicaStatus]:
         """The replicas whose last status is not that they stopped, killed ones among them.
 
-        This machine's own one runs only if it holds the lock of its spool: it takes that first,
-        and then reads the change.
+        This machine's own one runs only if it holds the lock of its spool: it takes that first, then reads the change.
         """
         dead = None if has_owner(self.spool) else known_name(self.spool)
         return [each for each in await replicas(self.database) if each.state == "running" and each.name != dead]

@@ -281,11 +281,9 @@ class Spool:
 
     async def maintain(self) -> None:
         """Check whether it works, repair what can be repaired, give room back. A spool that fails raises nothing."""
-        try:
+        with suppress(SpoolError):
             await self._maintain()
-        except SpoolError:
-            return
-        self.fault = None
+            self.fault = None
 
     def close(self) -> None:
         """Release the folder."""
