@@ -13,7 +13,6 @@ from google.rpc import code_pb2
 
 from clients.policy.generate import GENERATED, reasons
 from service.errors import Reason
-from service.http.problems import HTTP_STATUS
 from service.rpc.call import SERVICE
 from service.rpc.server import OPTIONS
 from service.rpc.status import REASONS
@@ -40,21 +39,21 @@ def test_every_reason_is_there_with_what_a_program_decides_by() -> None:
     }
 
 
-def documented() -> Iterator[tuple[str, str, int, str]]:
-    """Reason, status, HTTP status and advice of each row of the table of errors in docs/clients.md."""
+def documented() -> Iterator[tuple[str, str, str]]:
+    """Reason, status and advice of each row of the table of errors in docs/clients.md."""
     table = (ROOT / "docs/clients.md").read_text().partition("## Errors")[2].partition("### ")[0]
-    for reasons_, status, http, advice in re.findall(r"^\| ([A-Z_, ]+) \| ([A-Z_]+), (\d+) \| (.+) \|$", table, re.M):
+    for reasons_, status, advice in re.findall(r"^\| ([A-Z_, ]+) \| ([A-Z_]+) \| (.+) \|$", table, re.M):
         for reason in reasons_.split(", "):
-            yield reason, status, int(http), advice
+            yield reason, status, advice
 
 
 def test_the_documented_errors_are_those_of_the_service() -> None:
-    rows = {reason: (status, http) for reason, status, http, _ in documented()}
-    assert rows == {reason: (code_pb2.Code.Name(rule.code), HTTP_STATUS[rule.code]) for reason, rule in REASONS.items()}
+    rows = {reason: status for reason, status, _ in documented()}
+    assert rows == {reason: code_pb2.Code.Name(rule.code) for reason, rule in REASONS.items()}
 
 
 def test_the_documented_errors_name_their_metadata() -> None:
-    for reason, _, _, advice in documented():
+    for reason, _, advice in documented():
         missing = [name for name in REASONS[reason].metadata if f"`{name}`" not in advice]  # type: ignore[index] # compared above
         assert not missing, reason
 
