@@ -33,11 +33,11 @@ from service.rpc.readiness import Condition, Readiness, condition_of, erasures_a
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.rpc.unmasking import unmasking
-from service.storage.access.chain import log_head
+from service.storage.access.record import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
 from service.storage.diagnosis import Diagnosis, diagnose
 from service.storage.keys.replicas import replica_name
-from service.storage.leads.duplicate_limit import DuplicateLimit
+from service.storage.leads.resubmissions import DuplicateLimit
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool

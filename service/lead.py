@@ -93,7 +93,7 @@ class CustomerFields:
     """What a customer entered, normalised, in the contract's order.
 
     None: it was not given; in a lead that is shown also: it cannot be opened (see `unreadable_fields`). A new field
-    comes here, into the contract, and with a migration into models.py; everything else derives from these.
+    comes here, into the contract, and with a migration into lead_models.py; everything else derives from these.
     """
 
     name: Annotated[str, FieldRule(meaning="the customer's name", limit=200, required=True)]

@@ -28,7 +28,8 @@ from service.lead import (
     digested,
     scheme_text,
 )
-from service.storage.leads.parameters import Correction, Wanted
+from service.storage.leads.changes import Correction
+from service.storage.leads.persons import Wanted
 from service.storage.spool.search import SearchKeys
 from service.validation import MASK, ValidationService
 from service.validation.email import email_key

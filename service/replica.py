@@ -20,7 +20,7 @@ from service.keys.keyring import create_keyring
 from service.lead_sealer import LeadSealer
 from service.rpc.metrics import Metrics
 from service.rpc.servicer import LeadServicer
-from service.storage.access.queries import AccessRecords
+from service.storage.access.record import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.database.database import Database
 from service.storage.database.fence import Fence
@@ -32,9 +32,9 @@ from service.storage.intake.writer import LeadWriter
 from service.storage.keys.admission import Admission
 from service.storage.keys.canary import read_key_state
 from service.storage.keys.replicas import ReplicaReport, replica_name
+from service.storage.leads.changes import LeadHistory
 from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.erasures import Erasures
-from service.storage.leads.history import LeadHistory
 from service.storage.leads.open_erasures import OpenErasures
 from service.storage.leads.persons import Persons
 from service.storage.leads.repository import LeadRepository

@@ -25,8 +25,8 @@ from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
 from service.rpc.readiness import erasures_alarm, spool_alarms
 from service.rpc.tokens.local_key import LocalSigningKey
-from service.storage.access.chain import logged_heads
 from service.storage.access.check import Findings, check
+from service.storage.access.record import logged_heads
 from service.storage.database.database import Database
 from service.storage.database.failures import NoStandbyError, StorageFaultError, cause_of, is_transient
 from service.storage.database.fence import Fence

@@ -36,8 +36,8 @@ from service.keys.encryption import EncryptionService
 from service.lead import LeadStatus
 from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
-from service.storage.leads.erasures import Erasures, RetentionRule, Tombstone, count_due, erase_due, next_due
-from service.storage.leads.parameters import Position
+from service.storage.leads.erasing import Tombstone
+from service.storage.leads.erasures import Erasures, RetentionRule, count_due, erase_due, next_due
 
 AT_ONCE = 100
 """Tombstones a transaction: each may keep the writers of leads waiting for about a millisecond."""
@@ -209,10 +209,10 @@ async def _erase_old(database: Database, rule: RetentionRule, why: str, due: int
     actor = f"cli:{getpass.getuser()}"
     reason = why or f"retention: {rule.status.value} since before {rule.before.date()}"
     erased, progress = 0, ProgressLine()
-    after: Position | None = None
+    after: tuple[datetime, UUID] | None = None
     while not stopped.is_set() and (batch := await next_due(database, rule, after, BATCH)):
         after, began = batch[-1], time.monotonic()
-        erased += await erase_due(database, rule, [each.id for each in batch], actor=actor, reason=reason)
+        erased += await erase_due(database, rule, [lead_id for _, lead_id in batch], actor=actor, reason=reason)
         progress.show(f"{rule.status.value}: {erased} of {due}")
         await asyncio.sleep((time.monotonic() - began) * (1 / SHARE - 1))
     progress.end()

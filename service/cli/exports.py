@@ -49,7 +49,7 @@ from service.replica import access_writing
 from service.rpc.masking import mask_message
 from service.rpc.unmasking import EVERYTHING, accesses_to
 from service.rpc.wire import lead_message
-from service.storage.access.queries import AccessRecords
+from service.storage.access.record import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.daily.daily_leads import Days
 from service.storage.database.database import Database

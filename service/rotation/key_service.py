@@ -31,7 +31,7 @@ from service.rotation.workers import (
     reseal,
     submission_index_fault,
 )
-from service.storage.access.queries import AccessRecords
+from service.storage.access.record import AccessRecords
 from service.storage.database.database import Database
 from service.storage.keys import canary
 from service.storage.keys.rekeying import (

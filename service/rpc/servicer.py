@@ -15,7 +15,7 @@ from service.access import Caller
 from service.lead import SENSITIVE_FIELDS, LeadEventType
 from service.rpc import wire
 from service.rpc.call import Call
-from service.storage.access.queries import AccessRecords
+from service.storage.access.record import AccessRecords
 from service.use_cases.conflict_service import ConflictService
 from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService

@@ -49,7 +49,7 @@ from service.rpc.masking import (
     shown_values,
 )
 from service.rpc.reasons import ReasonRules
-from service.storage.access.chain import Access
+from service.storage.access.record import Access
 from service.storage.database.failures import LONGEST_RETRY
 
 PATIENCE_AFTER_CHANGE = 1.0

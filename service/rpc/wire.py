@@ -28,8 +28,7 @@ from service.lead import (
     LeadStatus,
     Resubmission,
 )
-from service.storage.access.chain import RecordedAccess
-from service.storage.access.queries import AccessFilter
+from service.storage.access.record import AccessFilter, RecordedAccess
 from service.storage.leads.persons import MatchKind, Ref
 from service.use_cases.confirmation import Confirmation
 from service.use_cases.conflict_service import Conflict

@@ -1,7 +1,7 @@
 """Diagnosis of the database: whether it can serve now, and what stands in the way, by looking at its catalogue alone.
 
 Readiness asks every second, `doctor` when it is run. What only shows when something is stored, such as a trigger that
-raises, the trial of leads/trial.py finds.
+raises, `SubmissionStore.trial` finds.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from service.lead import (
     SealedLead,
 )
 from service.lead_sealer import LeadSealer
-from service.storage.leads.conflicts import ConflictRepository, Decision, Drop, KeepFirst, OwnLead, TakeNew
+from service.storage.leads.changes import Correction
+from service.storage.leads.conflicts import ConflictRepository, Decision, Drop, JoinLead, OwnLead
 from service.storage.leads.decision import DuplicateMatch
-from service.storage.leads.parameters import Correction
 from service.use_cases.page_token import Tags, read_page
 from service.validation import ValidationService
 
@@ -104,7 +104,7 @@ class ConflictService:
                 return _without_lead(conflict, resolution, lead_id)
             target, linked = _target(conflict, lead_id), self._sealer.with_conversation_index(conflict)
             if resolution is ConflictResolution.KEEP_FIRST:
-                return KeepFirst(target, linked)
+                return JoinLead(target, linked)
             submitted = self._sealer.open(conflict.as_lead(conflict.accepted_at))
             # A field that the customer left out this time is kept.
             values = {name: value for name in CORRECTABLE_FIELDS if (value := getattr(submitted, name)) is not None}
@@ -113,7 +113,7 @@ class ConflictService:
                 # Also what the lead holds already: its history must not tell which masked values are equal.
                 return self._sealer.correction(current.id, values, actor=caller.subject, reason=why)
 
-            return TakeNew(target, linked, correction)
+            return JoinLead(target, linked, correction)
 
         sealed = await self._conflicts.resolve(conflict_id, resolution, decide, actor=caller.subject, reason=why)
         if isinstance(sealed, DuplicateMatch):

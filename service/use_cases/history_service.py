@@ -8,7 +8,7 @@ from uuid import UUID
 from service.access import Caller, Scope
 from service.errors import ScopeMissingError
 from service.lead import LeadEvent, LeadEventType
-from service.storage.leads.history import LeadHistory, Place
+from service.storage.leads.changes import LeadHistory, Place
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.page_token import Tags, read_page
 

@@ -32,6 +32,7 @@ from service.lead import (
     SealedLead,
 )
 from service.lead_sealer import LeadSealer
+from service.storage.leads.changes import Correction, Step
 from service.storage.leads.decision import (
     Aliased,
     Created,
@@ -42,7 +43,6 @@ from service.storage.leads.decision import (
     RequestIdReused,
 )
 from service.storage.leads.lists import Filters
-from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.confirmation import Confirmation, ConfirmationService
 from service.use_cases.page_token import Tags, read_page
@@ -237,13 +237,13 @@ class LeadService:
         """
         why = self._validation.reason(reason)
 
-        def decide(current: SealedLead) -> StatusStep | None:
+        def decide(current: SealedLead) -> Step | None:
             if current.status is to_status:
                 return None
             _require_version(current, expected_version)
             if to_status is LeadStatus.NEW:
                 raise StatusTransitionError(current.status, to_status)
-            return StatusStep(to_status=to_status, actor=caller.subject, reason=why)
+            return Step(column="status", to=to_status.value, actor=caller.subject, reason=why)
 
         moved = await self._repository.change(lead_id, decide, caller.may_read_lead_created_by)
         return self._sealer.open(moved, hidden=hidden)
@@ -264,11 +264,11 @@ class LeadService:
         """
         to_assignee, why = self._validation.assignee(assignee), self._validation.reason(reason)
 
-        def decide(current: SealedLead) -> AssignmentStep | None:
+        def decide(current: SealedLead) -> Step | None:
             if current.assignee == to_assignee:
                 return None
             _require_version(current, expected_version)
-            return AssignmentStep(to_assignee=to_assignee, actor=caller.subject, reason=why)
+            return Step(column="assignee", to=to_assignee, actor=caller.subject, reason=why)
 
         assigned = await self._repository.change(lead_id, decide, caller.may_read_lead_created_by)
         return self._sealer.open(assigned, hidden=hidden)

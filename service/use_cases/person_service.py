@@ -26,12 +26,12 @@ from service.lead import Lead, LeadEvent, Resubmission, SealedConflict, SealedLe
 from service.lead_sealer import LeadSealer
 from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.outage import RecentRequests
+from service.storage.leads.changes import BEGINNING, LeadHistory
+from service.storage.leads.changes import Place as EventPlace
 from service.storage.leads.erasing import Reseal
 from service.storage.leads.erasures import Erasures, PersonMovedError
-from service.storage.leads.history import BEGINNING, LeadHistory
-from service.storage.leads.history import Place as EventPlace
+from service.storage.leads.look_up import ATTEMPTS
 from service.storage.leads.persons import Item, Match, MatchKind, Persons, Place, Ref
-from service.storage.leads.queries import ATTEMPTS
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool, Spooled
 from service.use_cases.conflict_service import Conflict

@@ -31,10 +31,10 @@ from service.storage.database.failures import RetryScope, retry_scope, with_retr
 from service.storage.intake import all_spools
 from service.storage.intake import drain as drain_module
 from service.storage.keys.replicas import ReplicaReport
+from service.storage.leads.changes import LeadHistory
 from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch
 from service.storage.leads.erasures import RetentionRule, erase_due
-from service.storage.leads.history import LeadHistory
 from service.storage.leads.lead_import import restore_leads
 from service.storage.leads.persons import Persons, Ref
 from service.storage.leads.repository import LeadRepository
@@ -48,8 +48,7 @@ from tests.harness.postgres import TestDatabase
 from tests.harness.supervision import running
 from tests.storage.conftest import everyone
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_erasure_neighbours import PLACES, late, own_lead
-from tests.storage.leads.test_tombstones import drain, replica
+from tests.storage.leads.replicas import PLACES, drain, late, own_lead, replica
 
 OPERATOR = Caller("operator", ROLES["admin"])
 

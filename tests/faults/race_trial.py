@@ -30,7 +30,7 @@ from tests.faults.race_rules import DECIDING, WHOLE, Person, is_right, left_of
 from tests.harness import histories
 from tests.harness.faults import value_of
 from tests.harness.postgres import TestDatabase, own_postgres
-from tests.storage.leads.test_erasure_neighbours import late
+from tests.storage.leads.replicas import late
 from tests.storage.leads.test_handing_over import ORPHANS
 
 REPEATS = 20

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from service.rpc.call import Interceptor
 from service.rpc.reasons import ReasonRules
 from service.rpc.unmasking import unmasking
-from service.storage.access.chain import Access
+from service.storage.access.record import Access
 from service.storage.database.failures import LONGEST_RETRY
 from service.validation import ValidationService
 

@@ -17,7 +17,7 @@ from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.intake.writer import LeadWriter
-from service.storage.leads.history import LeadHistory
+from service.storage.leads.changes import LeadHistory
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool

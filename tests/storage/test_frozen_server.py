@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from service.storage.daily.daily_leads import DailyLeads, DailyLeadsError, Days
-from service.storage.daily.frozen_server import leave_when_frozen
+from service.storage.daily.daily_leads import DailyLeads, DailyLeadsError, Days, leave_when_frozen
 from service.storage.database.session import connect
 from tests.harness.postgres import TestDatabase, TestServer, folder_for_postgres
 from tests.harness.processes import frozen, send_all

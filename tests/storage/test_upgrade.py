@@ -14,8 +14,8 @@ import pytest
 from service.lead import LeadEventType, SealedSubmission
 from service.storage import schema
 from service.storage.database.database import Database
+from service.storage.leads.changes import LeadHistory
 from service.storage.leads.decision import Created
-from service.storage.leads.history import LeadHistory
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.migrations.histories import BATCH_LEADS
 from tests.harness import histories

@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from service.keys.encryption import EncryptionService
-from service.storage.access.chain import (
+from service.storage.access.record import (
     NOTHING_BEFORE,
     Chain,
     Head,
@@ -29,8 +29,7 @@ from service.storage.access.chain import (
     recorded_access,
     registration_payload,
 )
-from service.storage.database import session
-from service.storage.database.failures import StorageFaultError, cause_of
+from service.storage.database.database import snapshot
 
 FAULTS_NAMED = 1000
 """Beyond so many, faults are counted and no longer named."""
@@ -98,11 +97,8 @@ class _CheckedChain:
 
 def check(url: str, encryption: EncryptionService, logged: Iterable[Chain] = ()) -> Findings:
     """Check the record in one snapshot of the database. Raises StorageFaultError."""
-    try:
-        with session.snapshot(url, "leadkeep-audit") as connection:
-            return AccessCheck(connection, encryption).run(logged)
-    except psycopg.Error as error:
-        raise StorageFaultError(cause_of(error)) from None
+    with snapshot(url, "leadkeep-audit") as connection:
+        return AccessCheck(connection, encryption).run(logged)
 
 
 class AccessCheck:

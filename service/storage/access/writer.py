@@ -26,8 +26,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadkeepError, StorageUnavailableError, UnmaskLimitError
-from service.storage.access.chain import Access, Chain, log_head
-from service.storage.access.queries import HOUR, AccessRecords
+from service.storage.access.record import HOUR, Access, AccessRecords, Chain, log_head
 from service.storage.database.batcher import Batcher, Entry
 from service.storage.database.database import Database
 from service.storage.database.failures import (

@@ -8,6 +8,7 @@ It is used in a process of its own that should stay small, so it talks to psycop
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +19,10 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import psycopg
-from psycopg import IsolationLevel, sql
+from psycopg import IsolationLevel, pq, sql
+from psycopg.conninfo import make_conninfo
 
 from service.lead import CUSTOMER_FIELDS, SEALED_FORM, SENSITIVE_FIELDS, LeadEventType
-from service.storage.daily.frozen_server import leave_when_frozen
 from service.storage.database import session
 
 UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "3D000")
@@ -102,6 +103,13 @@ SELECT DISTINCT split_part(token, '.', 1) FROM (
 ) tokens WHERE strpos(token, {form}) > 0
 """
 
+
+_LOOK_SECONDS = 0.5
+_PATIENCE_LOOKS = 2
+"""Looks at one same statement before the server is asked: most statements take milliseconds."""
+
+_ANSWER_SECONDS = 2
+"""How long a server may take to let a connection in: the shortest that libpq knows."""
 
 ONE_DAY = timedelta(days=1)
 
@@ -324,3 +332,42 @@ class DailyLeads:
         except BaseException:
             self.close()  # a snapshot that was left half-way may still be streaming
             raise
+
+
+def leave_when_frozen(url: str, connection: psycopg.Connection) -> None:
+    """Shut the connection's socket as soon as its server hangs; what waits for it then fails. Returns at once.
+
+    A server that is frozen (SIGSTOP, a hanging disk, a paused machine) still acknowledges what is sent to it, so
+    neither keepalives nor tcp_user_timeout notice, and no timeout of the server itself runs. A statement that is only
+    slow must not be cut off. What tells both apart is whether the same server lets another connection in.
+
+    It may take 4 s: a second of patience, two for the answer, and the looks in between.
+    """
+    info = connection.info
+    same_server = make_conninfo(
+        url, host=info.host, port=info.port, target_session_attrs="any", connect_timeout=_ANSWER_SECONDS
+    )
+    threading.Thread(target=_watch, args=(same_server, connection.pgconn), daemon=True).start()
+
+
+def _watch(same_server: str, connection: pq.abc.PGconn) -> None:
+    looks = 0
+    while connection.status == pq.ConnStatus.OK:
+        time.sleep(_LOOK_SECONDS)
+        looks = looks + 1 if connection.transaction_status == pq.TransactionStatus.ACTIVE else 0
+        if looks > _PATIENCE_LOOKS:
+            looks = 0
+            if not _answers(same_server):
+                session.shut_down(connection)
+                return
+
+
+def _answers(url: str) -> bool:
+    """Whether a connection is let in. A refusal is an answer; what is gone for good ends the statement by itself."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.errors.ConnectionTimeout:
+        return False
+    except psycopg.Error:
+        pass
+    return True

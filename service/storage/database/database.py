@@ -23,7 +23,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg.rows import namedtuple_row
-from sqlalchemy import Executable, Row, text
+from sqlalchemy import Executable, Row, Select, text, tuple_
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ClauseElement
@@ -34,6 +34,7 @@ from service.storage.database.failures import (
     DatabaseHungError,
     LeftBehindError,
     NotConfirmedError,
+    StorageFaultError,
     cause_of,
     spoils_connection,
     with_retries,
@@ -44,6 +45,7 @@ from service.storage.database.session import (
     Driver,
     Session,
     SessionRefusedError,
+    connect,
     connection_refusal,
     proof,
     prove,
@@ -80,6 +82,9 @@ STILL_AT_WORK = text(
 """How many of the backends that we left behind still wait, as one does whose commit waits for a standby. By the age of
 the statement, because a new connection may have an old one's process id."""
 
+SNAPSHOT_CONNECT_SECONDS = 5
+"""Like CONNECT_SECONDS, for commands: no caller waits for them."""
+
 DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy says nothing of its arguments
 
 
@@ -101,6 +106,16 @@ class Statement:
         await cursor.execute(self._sql, self._fixed | dict(parameters))
         # Not `description`, which makes an object for each column.
         return await cursor.fetchall() if cursor.rownumber is not None else []
+
+
+def page_of(
+    query: Select[Any], keys: Sequence[Any], after: Sequence[Any] | None, *, limit: int, newest_first: bool = False
+) -> Select[Any]:
+    """At most `limit` rows of a query behind the place `after`, which holds the values of `keys`, in their order."""
+    if after is not None:
+        row, place = tuple_(*keys), tuple_(*after)
+        query = query.where(row < place if newest_first else row > place)
+    return query.order_by(*(key.desc() if newest_first else key for key in keys)).limit(limit)
 
 
 class Database:
@@ -319,3 +334,21 @@ def _driver_of(connection: AsyncConnection) -> Driver:
     if not isinstance(driver, psycopg.AsyncConnection):
         raise AssertionError("the connection is not open")
     return driver
+
+
+@contextmanager
+def snapshot(url: str, name: str) -> Iterator[psycopg.Connection]:
+    """One read-only snapshot of the database, for as long as its reader takes; for commands without an event loop.
+
+    Raises SessionRefusedError, and StorageFaultError, also for what the reader does: a driver's text may hold values.
+    """
+    try:
+        with connect(url, name, connect_timeout=SNAPSHOT_CONNECT_SECONDS) as connection:
+            connection.autocommit = False
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            # The reader of an export may pause; it holds no locks that calls want.
+            connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            yield connection
+    except psycopg.Error as error:
+        raise StorageFaultError(cause_of(error)) from None

@@ -65,7 +65,7 @@ CONTENT_CLASSES = frozenset(
     }
 )
 """What PostgreSQL may refuse for what a caller entered. In a broken environment it refuses everything like this, too:
-see leads/trial.py."""
+see `SubmissionStore.trial`."""
 
 
 class DatabaseHungError(Exception):

@@ -17,8 +17,8 @@ import re
 import select
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,9 +56,6 @@ SETTINGS: Mapping[str, str] = {
 CONNECT_SECONDS = 2
 """How long one host of the URL is tried (libpq knows nothing shorter): after a failover to the next host, a first
 host that is frozen costs this much."""
-
-SNAPSHOT_CONNECT_SECONDS = 5
-"""Like CONNECT_SECONDS, for commands: no caller waits for them."""
 
 _DEFAULTS: Mapping[str, Any] = {
     "connect_timeout": CONNECT_SECONDS,
@@ -214,18 +211,6 @@ def connect(url: str, name: str, *, identity: UUID | None = None, **more: Any) -
     if session.behind_pooler:
         connection.prepare_threshold = None
     return connection
-
-
-@contextmanager
-def snapshot(url: str, name: str) -> Iterator[psycopg.Connection]:
-    """One read-only snapshot of the database, for as long as its reader takes. Raises like `connect`."""
-    with connect(url, name, connect_timeout=SNAPSHOT_CONNECT_SECONDS) as connection:
-        connection.autocommit = False
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        connection.read_only = True
-        # The reader of an export may pause; it holds no locks that calls want.
-        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        yield connection
 
 
 async def prove(connection: Driver, identity: UUID | None) -> Session:

@@ -33,7 +33,7 @@ from service.lead import SealedSubmission
 from service.storage.database.database import Database, Statement
 from service.storage.database.failures import RetryScope, StorageFaultError, retry_scope
 from service.storage.intake.outage import RecentRequests
-from service.storage.leads.erasing import ALONE, KnownTombstone
+from service.storage.leads.erasing import ALONE, KnownTombstone, request_digest
 from service.storage.leads.erasures import Erasures
 from service.storage.leads.open_erasures import (
     IS_OPEN,
@@ -46,9 +46,7 @@ from service.storage.leads.open_erasures import (
     close,
     replicas_left,
 )
-from service.storage.leads.parameters import Wanted
-from service.storage.leads.persons import Match, MatchKind, Place
-from service.storage.leads.tombstones import request_digest
+from service.storage.leads.persons import Match, MatchKind, Place, Wanted
 from service.storage.spool.file import SpoolError
 from service.storage.spool.rows import SpoolRow, closed
 from service.storage.spool.search import MakeKeys, SearchKeys, Sought, WaitingMatch, answer_of, matches_of

@@ -29,8 +29,7 @@ from service.keys.encryption import NOT_CONFIRMED, EncryptionService
 from service.keys.keyring import Keyring, Purpose
 from service.keys.secret_file import replace_secret_file
 from service.storage import models
-from service.storage.access.chain import Access, Chain
-from service.storage.access.queries import AccessRecords
+from service.storage.access.record import Access, AccessRecords, Chain
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError, cause_of, is_transient
 from service.storage.keys.canary import DatabaseKeys, compare_canary, plan_of, read_key_state

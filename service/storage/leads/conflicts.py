@@ -12,48 +12,59 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, case, exists, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import case, exists, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConflictNotFoundError, ConflictResolvedError
 from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
-from service.storage.database.database import Database
+from service.storage.database.database import Database, Statement, page_of
+from service.storage.leads.changes import CREATED, DECIDED, Correction, correct_locked, lock_lead, write_anew_if_taken
 from service.storage.leads.decision import DuplicateMatch
-from service.storage.leads.erasing import NO_INDEXES, drop_within, wait_for_erasures
-from service.storage.leads.history import CREATED, DECIDED
-from service.storage.leads.parameters import Correction
+from service.storage.leads.erasing import NO_INDEXES, KnownTombstone, drop_within, wait_for_erasures
+from service.storage.leads.look_up import find_duplicates
 from service.storage.leads.queries import (
     columns_of,
     fields_of,
     index_columns,
     lead_of_row,
     link_conversation,
-    lock_lead,
-    write_anew_if_taken,
 )
-from service.storage.leads.repository import correct_locked
-from service.storage.leads.submissions import find_duplicates
 
 _LEAD = models.lead
 _CONFLICT = models.lead_conflict
 
 
+# By an update of nothing: it waits for a rival, and the answer waits for the standby.
+_LOCK = Statement(
+    text("""
+    UPDATE lead_conflict SET id = id
+    WHERE id = coalesce((SELECT repeats FROM lead_conflict WHERE id = :id), CAST(:id AS uuid)) RETURNING *
+""")
+)
+# Whether it went under the tombstone of another lead; locked, so that the answer waits for the standby.
+_DROPPED = Statement(text("SELECT id FROM tombstone WHERE id = :id AND lead_id <> id FOR NO KEY UPDATE"))
+_RESOLVE = Statement(
+    text("""
+    WITH resolved AS (
+        UPDATE lead_conflict SET resolution = CAST(:resolution AS text), resolved_by = CAST(:actor AS text),
+            resolved_at = now(), reason = CAST(:reason AS text)
+        WHERE id = :id OR repeats = :id RETURNING id, repeats, created_by
+    )
+    INSERT INTO lead_alias (id, lead_id, created_by)
+    SELECT id, CAST(:lead_id AS uuid), created_by FROM resolved WHERE repeats IS NOT NULL
+""")
+)
+
+
 @dataclass(frozen=True, slots=True)
-class KeepFirst:
-    """The id of the submission leads to the lead `lead_id`, which stays as it is, and so does its conversation."""
+class JoinLead:
+    """The id of the submission leads to the lead `lead_id`, and so does its conversation."""
 
     lead_id: UUID
     submission: SealedSubmission
-
-
-@dataclass(frozen=True, slots=True)
-class TakeNew:
-    """The same, and the lead takes the submission's values: `correction` of the lead, when it is shown that."""
-
-    lead_id: UUID
-    submission: SealedSubmission
-    correction: Callable[[SealedLead], Correction]
+    correction: Callable[[SealedLead], Correction] | None = None
+    """Makes the correction of the lead, which takes the submission's values; None: it stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,7 @@ class Drop:
     erased_lead_id: UUID
 
 
-Decision = KeepFirst | TakeNew | OwnLead | Drop
+Decision = JoinLead | OwnLead | Drop
 
 
 class ConflictRepository:
@@ -83,12 +94,10 @@ class ConflictRepository:
         self, *, resolved_too: bool, after: tuple[datetime, UUID] | None, limit: int
     ) -> list[tuple[SealedConflict, list[SealedLead]]]:
         """At most `limit` conflicts behind the place `after`, with the leads that each one matched; oldest first."""
-        query = select(_CONFLICT).where(_CONFLICT.c.repeats.is_(None))
-        query = query.order_by(_CONFLICT.c.accepted_at, _CONFLICT.c.id).limit(limit)
+        listed = select(_CONFLICT).where(_CONFLICT.c.repeats.is_(None))
         if not resolved_too:
-            query = query.where(_CONFLICT.c.resolution.is_(None))
-        if after is not None:
-            query = query.where(tuple_(_CONFLICT.c.accepted_at, _CONFLICT.c.id) > tuple_(*after))
+            listed = listed.where(_CONFLICT.c.resolution.is_(None))
+        query = page_of(listed, (_CONFLICT.c.accepted_at, _CONFLICT.c.id), after, limit=limit)
 
         async def work(connection: AsyncConnection) -> list[tuple[SealedConflict, list[SealedLead]]]:
             conflicts = [conflict_of(row) for row in await connection.execute(query)]
@@ -118,36 +127,28 @@ class ConflictRepository:
         async def work(connection: AsyncConnection, again: bool) -> SealedLead | DuplicateMatch | None:
             # An erasure may take this conflict without locking it, as another submission of its person.
             await wait_for_erasures(connection)
-            # Locked by an update of nothing: it waits for a rival, and the answer waits for the standby.
-            repeated = select(_CONFLICT.c.repeats).where(_CONFLICT.c.id == conflict_id).scalar_subquery()
-            first = func.coalesce(repeated, conflict_id)
-            lock = update(_CONFLICT).where(_CONFLICT.c.id == first).values(id=_CONFLICT.c.id).returning(_CONFLICT)
-            row = (await connection.execute(lock)).one_or_none()
-            if row is None and resolution is ConflictResolution.KEEP_FIRST and await _dropped(connection, conflict_id):
+            about: dict[str, Any] = {"id": conflict_id, "actor": actor, "reason": reason}
+            locked = await _LOCK.rows(connection, about)
+            if not locked and resolution is ConflictResolution.KEEP_FIRST and await _DROPPED.rows(connection, about):
                 return None
-            if row is None:
+            if not locked:
                 raise ConflictNotFoundError
-            conflict = conflict_of(row)
+            conflict = conflict_of(locked[0])
             if conflict.resolution is not None:
                 if conflict.resolution is not resolution:
                     raise ConflictResolvedError(conflict.resolution.value)
                 return await lock_lead(connection, conflict.id)
             decision = decide(conflict)
             if isinstance(decision, Drop):
-                erased_with = decision.erased_lead_id
-                await drop_within(connection, conflict.id, actor=actor, reason=reason, erased_with=erased_with)
+                stone = KnownTombstone(lead_id=decision.erased_lead_id, erased_by=actor, reason=reason)
+                await drop_within(connection, conflict.id, stone)
                 return None
             lead = await self._apply(connection, conflict, decision, again=again)
             if isinstance(lead, DuplicateMatch):
                 return lead
-            record = {"resolution": resolution.value, "resolved_by": actor, "resolved_at": func.now(), "reason": reason}
-            together = or_(_CONFLICT.c.id == conflict.id, _CONFLICT.c.repeats == conflict.id)
-            await connection.execute(update(_CONFLICT).where(together).values(record))
-            repeats = select(_CONFLICT.c.id, literal(lead.id), _CONFLICT.c.created_by)
-            repeats = repeats.where(_CONFLICT.c.repeats == conflict.id)
-            await connection.execute(insert(models.lead_alias).from_select(["id", "lead_id", "created_by"], repeats))
-            about = {"ids": [lead.id, *conflict.lead_ids], "actor": actor, "reason": reason}
-            await connection.execute(DECIDED, about)
+            about |= {"id": conflict.id, "resolution": resolution.value, "lead_id": lead.id}
+            await _RESOLVE.rows(connection, about)
+            await connection.execute(DECIDED, about | {"ids": [lead.id, *conflict.lead_ids]})
             return lead
 
         return await write_anew_if_taken(self._database, work)
@@ -156,14 +157,14 @@ class ConflictRepository:
         self,
         connection: AsyncConnection,
         conflict: SealedConflict,
-        decision: KeepFirst | TakeNew | OwnLead,
+        decision: JoinLead | OwnLead,
         *,
         again: bool,
     ) -> SealedLead | DuplicateMatch:
         if isinstance(decision, OwnLead):
             return await self._insert(connection, conflict, decision.submission)
         lead = await lock_lead(connection, decision.lead_id)
-        if isinstance(decision, TakeNew):
+        if decision.correction is not None:
             taken = await correct_locked(connection, lead, decision.correction(lead), again=again)
             if isinstance(taken, DuplicateMatch):
                 return taken
@@ -197,7 +198,7 @@ class ConflictRepository:
         return lead
 
 
-def conflict_of(row: Row[Any]) -> SealedConflict:
+def conflict_of(row: Any) -> SealedConflict:
     """The conflict of a row of the table."""
     return SealedConflict(
         **{name: getattr(row, name) for name in _CLEAR},
@@ -205,13 +206,6 @@ def conflict_of(row: Row[Any]) -> SealedConflict:
         indexes=NO_INDEXES,
         resolution=ConflictResolution(row.resolution) if row.resolution is not None else None,
     )
-
-
-async def _dropped(connection: AsyncConnection, conflict_id: UUID) -> bool:
-    """Whether an id went under the tombstone of another lead. Locked, so that the answer waits for the standby."""
-    stone = models.tombstone
-    found = select(stone.c.id).where(stone.c.id == conflict_id, stone.c.lead_id != stone.c.id)
-    return (await connection.execute(found.with_for_update(key_share=True))).one_or_none() is not None
 
 
 _CLEAR = [each.name for each in fields(SealedConflict) if each.name in _CONFLICT.columns and each.name != "resolution"]

@@ -10,11 +10,11 @@ erasing and storing exclude each other, and docs/architecture.md for their order
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import text
@@ -23,8 +23,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import FieldUnreadableError
 from service.keys.encryption import NOT_CONFIRMED
 from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
-from service.storage.database.database import Statement
+from service.storage.database.database import Database, Statement, Work
 from service.storage.leads.queries import fields_of
+
+T = TypeVar("T")
 
 Reseal = Callable[[SealedSubmission], SealedSubmission]
 """The submission with its blind indexes computed afresh. Raises FieldUnreadableError."""
@@ -35,9 +37,9 @@ _SHARED = Statement(text(f"SELECT pg_advisory_xact_lock_shared({_ERASURE_LOCK})"
 _LOCK = Statement(text("SELECT lock_for_erasure(CAST(:wanted AS uuid))"))
 _ERASE = Statement(
     text("""
-    SELECT erase_lead(CAST(:wanted AS uuid), CAST(:target AS uuid), :actor, CAST(:reason AS text),
+    SELECT erase_lead(CAST(:wanted AS uuid), CAST(:target AS uuid), :erased_by, CAST(:reason AS text),
         CAST(:own_conflicts AS uuid[]), CAST(:own_submissions AS uuid[]), :keeps_others,
-        CAST(:created_at AS timestamptz), CAST(:erased_at AS timestamptz), CAST(:erased_with AS uuid),
+        CAST(:created_at AS timestamptz), CAST(:erased_at AS timestamptz), CAST(:lead_id AS uuid),
         CAST(:request_digest AS bytea))
 """)
 )
@@ -155,18 +157,42 @@ class Person:
 class KnownTombstone:
     """What a tombstone is to hold, as far as it is known before the erasure; None: the database decides."""
 
+    lead_id: UUID | None = None
     created_at: datetime | None = None
     erased_at: datetime | None = None
-    lead_id: UUID | None = None
+    erased_by: str = ""
+    reason: str | None = None
     request_digest: bytes | None = None
 
 
-async def wait_for_drains(connection: AsyncConnection) -> None:
-    """Begin a transaction that erases: see all that drains have stored, and let none store before this one ends.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone(KnownTombstone):
+    """One erased id; see lead_models.py."""
+
+    id: UUID
+    lead_id: UUID
+    erased_at: datetime
+
+
+def request_digest(submission: SealedSubmission) -> bytes | None:
+    """By what a tombstone knows a copy of the request; None for a submission without request_id."""
+    if submission.request_id is None:
+        return None
+    return hashlib.sha256(f"{submission.created_by}\n{submission.request_id}".encode()).digest()
+
+
+async def write_alone(database: Database, work: Work[T]) -> T:
+    """Run `work`, which erases, in a transaction that sees all that drains have stored, and lets none store meanwhile.
 
     A drained submission becomes a conflict, an alias or a resubmission of a lead whose row the erasure does not lock.
+    Raises like `Database.write`.
     """
-    await _ALONE.rows(connection, {})
+
+    async def alone(connection: AsyncConnection) -> T:
+        await _ALONE.rows(connection, {})
+        return await work(connection)
+
+    return await database.write(alone)
 
 
 async def wait_for_erasures(connection: AsyncConnection) -> None:
@@ -207,26 +233,22 @@ async def person_of(connection: AsyncConnection, wanted: UUID, reseal: Reseal | 
 async def erase_within(
     connection: AsyncConnection,
     wanted: UUID,
+    known: KnownTombstone,
     *,
-    actor: str,
-    reason: str | None,
     reseal: Reseal | None = None,
     itself: SealedSubmission | None = None,
     keeps_others: bool = True,
-    known: KnownTombstone | None = None,
 ) -> frozenset[UUID]:
     """Erase what an id stands for in a transaction of the caller's; the ids that are gone, none for an unknown one.
 
-    The transaction must have begun with `wait_for_drains`. `itself` is the submission of that id when it waits in a
+    The transaction must be one of `write_alone`. `itself` is the submission of that id when it waits in a
     spool. Without `reseal`, what was noted when a submission was stored decides whose it is. Without `keeps_others`,
     resubmissions of others go with the lead that they are kept with. What was accepted after `known.erased_at` stays.
     """
-    known = known or KnownTombstone()
-    erase = partial(_erase, connection, wanted=wanted, actor=actor, reason=reason, keeps_others=keeps_others)
     ((target,),) = await _LOCK.rows(connection, {"wanted": wanted})
     gone: frozenset[UUID] = frozenset()
     if target is None:
-        gone = await erase(target=None, known=known)
+        gone = await _erase(connection, wanted, None, known)
         if itself is None:
             return gone
     person = await person_of(connection, wanted, reseal)
@@ -235,68 +257,39 @@ async def erase_within(
         # The lead that another replica made of the request, and those that the submission repeats.
         request = {"created_by": itself and itself.created_by, "request_id": itself and itself.request_id}
         copies = await _SAVED_COPIES.rows(connection, request | {"until": known.erased_at})
-        buried = KnownTombstone(erased_at=known.erased_at, lead_id=known.lead_id or wanted)
+        buried = replace(known, created_at=None, request_digest=None, lead_id=known.lead_id or wanted)
         for copy in {row.id for row in copies} | await _leads_with_both(connection, person, until=known.erased_at):
-            gone |= await erase_within(connection, copy, actor=actor, reason=reason, reseal=reseal, known=buried)
-    conflicts, submissions = await _rows_of(connection, person, target or wanted, reseal, until=known.erased_at)
-    if target is not None or conflicts or submissions:
-        gone |= await erase(target=target or wanted, own_conflicts=conflicts, own_submissions=submissions, known=known)
+            gone |= await erase_within(connection, copy, buried, reseal=reseal)
+    own = await _rows_of(connection, person, target or wanted, reseal, until=known.erased_at)
+    if target is not None or any(own):
+        gone |= await _erase(connection, wanted, target or wanted, known, own, keeps_others=keeps_others)
     return gone
 
 
-async def drop_within(
-    connection: AsyncConnection, conflict_id: UUID, *, actor: str, reason: str | None, erased_with: UUID
-) -> None:
-    """Erase one locked conflict, and what repeats it, under the tombstone of a lead that was erased before."""
-    await _erase(
-        connection,
-        wanted=conflict_id,
-        target=conflict_id,
-        actor=actor,
-        reason=reason,
-        own_conflicts=[conflict_id],
-        known=KnownTombstone(lead_id=erased_with),
-    )
+async def drop_within(connection: AsyncConnection, conflict_id: UUID, known: KnownTombstone) -> None:
+    """Erase one locked conflict, and what repeats it, under the tombstone of the lead `known.lead_id`."""
+    await _erase(connection, conflict_id, conflict_id, known, ([conflict_id], []))
 
 
-async def erase_alone(
-    connection: AsyncConnection,
-    ids: Sequence[UUID],
-    *,
-    actor: str,
-    reason: str | None,
-    known: KnownTombstone | None = None,
-) -> frozenset[UUID]:
+async def erase_alone(connection: AsyncConnection, ids: Sequence[UUID], known: KnownTombstone) -> frozenset[UUID]:
     """Erase resubmissions and conflicts, and nothing else of their persons; the ids that got a tombstone.
 
-    The leads beside which they are kept stay, and count them no more. The transaction must have begun with
-    `wait_for_drains`.
+    The leads beside which they are kept stay, and count them no more. The transaction must be one of `write_alone`.
     """
     await lock_leads(connection, [row.lead_id for row in await _KEPT_WITH.rows(connection, {"ids": list(ids)})])
     await _LOCK_CONFLICTS.rows(connection, {"ids": list(ids)})
-    return await _erase(
-        connection,
-        wanted=ids[0],
-        target=ALONE,
-        actor=actor,
-        reason=reason,
-        own_conflicts=ids,
-        own_submissions=ids,
-        known=replace(known or KnownTombstone(), lead_id=ALONE),
-    )
+    return await _erase(connection, ids[0], ALONE, replace(known, lead_id=ALONE), (ids, ids))
 
 
-async def bury_alone(
-    connection: AsyncConnection, wanted: UUID, *, actor: str, reason: str | None, known: KnownTombstone | None = None
-) -> bool:
+async def bury_alone(connection: AsyncConnection, wanted: UUID, known: KnownTombstone) -> bool:
     """Put up the tombstone of a submission alone that may wait in a spool; False for one that is a lead by now.
 
-    It gets none if its id leads to another lead. The transaction must have begun with `wait_for_drains`.
+    It gets none if its id leads to another lead. The transaction must be one of `write_alone`, and hold no lead: an
+    id without a row waits for every writer, unless `erase_alone` has just put up its tombstone.
     """
     ((target,),) = await _LOCK.rows(connection, {"wanted": wanted})
     if target is None:
-        alone = replace(known or KnownTombstone(), lead_id=ALONE)
-        await _erase(connection, wanted=wanted, target=None, actor=actor, reason=reason, known=alone)
+        await _erase(connection, wanted, None, replace(known, lead_id=ALONE))
     return target != wanted or not await _LEAD.rows(connection, {"wanted": wanted})
 
 
@@ -309,30 +302,17 @@ async def other_submissions(
 
 async def _erase(
     connection: AsyncConnection,
-    *,
     wanted: UUID,
     target: UUID | None,
-    actor: str,
-    reason: str | None,
     known: KnownTombstone,
-    own_conflicts: Sequence[UUID] = (),
-    own_submissions: Sequence[UUID] = (),
+    own: tuple[Sequence[UUID], Sequence[UUID]] = ((), ()),
+    *,
     keeps_others: bool = True,
 ) -> frozenset[UUID]:
-    given = {
-        "wanted": wanted,
-        "target": target,
-        "actor": actor,
-        "reason": reason,
-        "own_conflicts": list(own_conflicts),
-        "own_submissions": list(own_submissions),
-        "keeps_others": keeps_others,
-        "created_at": known.created_at,
-        "erased_at": known.erased_at,
-        "erased_with": known.lead_id,
-        "request_digest": known.request_digest,
-    }
-    ((gone,),) = await _ERASE.rows(connection, given)
+    """Call the function `erase_lead` with the person's own conflicts and resubmissions; the ids that are gone."""
+    conflicts, submissions = map(list, own)
+    given = {"wanted": wanted, "target": target, "own_conflicts": conflicts, "own_submissions": submissions}
+    ((gone,),) = await _ERASE.rows(connection, asdict(known) | given | {"keeps_others": keeps_others})
     return frozenset(gone or ())
 
 

@@ -16,17 +16,18 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, tuple_, union_all
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import LeadStatus, SealedSubmission
 from service.storage import models
-from service.storage.database.database import Database
+from service.storage.database.database import Database, Statement, page_of
 from service.storage.leads.erasing import (
     ALONE,
     KnownTombstone,
     Person,
     Reseal,
+    Tombstone,
     bury_alone,
     erase_alone,
     erase_within,
@@ -34,20 +35,34 @@ from service.storage.leads.erasing import (
     lock_person,
     opened,
     person_of,
-    wait_for_drains,
+    write_alone,
 )
 from service.storage.leads.open_erasures import OpenErasure, OpenErasures
-from service.storage.leads.parameters import Position
 from service.storage.leads.submissions import store
 from service.storage.spool.spool import Spooled
 
 _STONE = models.tombstone
-_CONFLICT = models.lead_conflict
 
 LISTED_AT_ONCE = 1000
 
 ERASURES_OVERLAP = timedelta(minutes=1)
 """By which looks for erasures overlap: one is dated when its transaction begins."""
+
+_KEPT = Statement(
+    text("""
+    SELECT id FROM lead_conflict
+    WHERE erased_lead_id = coalesce((SELECT lead_id FROM tombstone WHERE id = :id), CAST(:id AS uuid))
+        AND resolution IS NULL AND repeats IS NULL ORDER BY id
+""")
+)
+# A conflict's id that became a lead, or leads to one, has no tombstone.
+_ERASED_ALONE = Statement(
+    text("""
+    SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[])) AND created_at IS NOT NULL
+    UNION ALL SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[]))
+    UNION ALL SELECT id FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
+""")
+)
 
 # `created_at` adds no condition to `updated_at`, but the index of a status is ordered by it.
 # A person who came back, or about whom a decision is pending, is not forgotten.
@@ -60,7 +75,7 @@ _DUE = """
 _COUNT = text(f"SELECT count(*) FROM lead WHERE {_DUE}")  # noqa: S608 # our own text
 _NEXT = text(f"""
     SELECT id, created_at FROM lead
-    WHERE {_DUE} AND (created_at, id) > (CAST(:created_at AS timestamptz), CAST(:id AS uuid))
+    WHERE {_DUE} AND (created_at, id) > (CAST(:moment AS timestamptz), CAST(:id AS uuid))
     ORDER BY created_at, id LIMIT :limit
 """)  # noqa: S608 # our own text
 _STILL = text(f"SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) AND {_DUE} ORDER BY id")  # noqa: S608 # our own text
@@ -68,19 +83,6 @@ _STILL = text(f"SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) AND {_D
 
 class PersonMovedError(Exception):
     """An id began to stand for another lead, or its lead was corrected, while the person's submissions were sought."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tombstone:
-    """One erased id; see models.py."""
-
-    id: UUID
-    lead_id: UUID
-    created_at: datetime | None
-    erased_at: datetime
-    erased_by: str
-    reason: str | None
-    request_digest: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,6 @@ class Erasures:
         """
 
         async def work(connection: AsyncConnection) -> Erasure | None:
-            erase_one = partial(erase_within, connection, actor=actor, reason=reason, reseal=self._reseal)
-            await wait_for_drains(connection)
             person = await lock_person(connection, lead_id, spooled.own, self._reseal)
             # What another erasure was faster to take is sought no more; what was found of it here goes all the same.
             if spooled.sought is not None and not person.within(spooled.sought):
@@ -134,16 +134,22 @@ class Erasures:
             gone: set[UUID] = set()
             # What waits in the spool first: putting up a tombstone of an id without a row waits for every writer, which
             # must not wait for the lead's row, locked by us.
-            for each in sorted(spooled.own.keys() - {lead_id}):
-                gone |= await erase_one(each, known=replace(spooled.own[each], lead_id=lead_id))
+            own = {each: replace(known, erased_by=actor, reason=reason) for each, known in spooled.own.items()}
+            for each in sorted(own.keys() - {lead_id}):
+                known = replace(own[each], lead_id=lead_id)
+                gone |= await erase_within(connection, each, known, reseal=self._reseal)
             if spooled.others:
                 waiting = [spooled.itself] if spooled.itself else []
                 await store([*waiting, *spooled.others], connection)
-            gone |= await erase_one(lead_id, itself=spooled.itself, known=spooled.own.get(lead_id))
-            await self._ask_others(connection, lead_id, person, spooled.itself)
-            return Erasure(frozenset(gone), await _kept(connection, lead_id)) if gone else None
+            known = own.get(lead_id, KnownTombstone(erased_by=actor, reason=reason))
+            gone |= await erase_within(connection, lead_id, known, reseal=self._reseal, itself=spooled.itself)
+            if spooled.itself is not None:
+                person = person.extended_by(spooled.itself)
+            await self._ask_others(connection, lead_id, person)
+            kept = await _KEPT.rows(connection, {"id": lead_id})
+            return Erasure(frozenset(gone), tuple(row.id for row in kept)) if gone else None
 
-        return await self._database.write(work)
+        return await write_alone(self._database, work)
 
     async def bury_alone(self, ids: Iterable[UUID], *, actor: str, reason: str | None) -> list[UUID]:
         """Put up tombstones of submissions that may wait in spools, of each alone; those that are leads by now.
@@ -151,11 +157,8 @@ class Erasures:
         A transaction each: one that has no row yet is waited for by all who write leads.
         """
 
-        async def work(lead_id: UUID, connection: AsyncConnection) -> bool:
-            await wait_for_drains(connection)
-            return await bury_alone(connection, lead_id, actor=actor, reason=reason)
-
-        return [each for each in ids if not await self._database.write(partial(work, each))]
+        bury = partial(bury_alone, known=KnownTombstone(erased_by=actor, reason=reason))
+        return [each for each in ids if not await write_alone(self._database, partial(bury, wanted=each))]
 
     async def erase_alone(self, ids: Sequence[UUID], *, actor: str, reason: str | None) -> frozenset[UUID]:
         """Erase resubmissions and conflicts alone, in one transaction; those of the ids that are known to be erased.
@@ -164,14 +167,10 @@ class Erasures:
         """
 
         async def work(connection: AsyncConnection) -> frozenset[UUID]:
-            await wait_for_drains(connection)
-            await erase_alone(connection, ids, actor=actor, reason=reason)
-            seen = select(_STONE.c.id).where(_STONE.c.id.in_(ids), _STONE.c.created_at.is_not(None))
-            # A conflict's id that became a lead, or leads to one, has no tombstone.
-            others = (select(table.c.id).where(table.c.id.in_(ids)) for table in (models.lead, models.lead_alias))
-            return frozenset((await connection.execute(union_all(seen, *others))).scalars())
+            await erase_alone(connection, ids, KnownTombstone(erased_by=actor, reason=reason))
+            return frozenset(row.id for row in await _ERASED_ALONE.rows(connection, {"ids": list(ids)}))
 
-        return await self._database.write(work)
+        return await write_alone(self._database, work)
 
     async def erase_rest_of_person(self, drained: SealedSubmission) -> None:
         """Erase the rest of a person, one of whose submissions was drained and found to be erased before it came.
@@ -180,28 +179,17 @@ class Erasures:
         """
 
         async def work(connection: AsyncConnection) -> None:
-            await wait_for_drains(connection)
             stone = (await connection.execute(select(_STONE).where(_STONE.c.id == drained.id))).one()
             if stone.lead_id != drained.id:
                 return  # whoever erased it knew its person, or only dropped this one submission
-            await erase_within(
-                connection,
-                drained.id,
-                actor=stone.erased_by,
-                reason=stone.reason,
-                reseal=self._reseal,
-                itself=drained,
-                known=KnownTombstone(erased_at=stone.erased_at, lead_id=stone.lead_id),
-            )
+            known = replace(Tombstone(**stone._asdict()), created_at=None, request_digest=None)
+            await erase_within(connection, drained.id, known, reseal=self._reseal, itself=drained)
 
-        await self._database.write(work)
+        await write_alone(self._database, work)
 
-    async def _ask_others(
-        self, connection: AsyncConnection, lead_id: UUID, person: Person, itself: SealedSubmission | None
-    ) -> None:
+    async def _ask_others(self, connection: AsyncConnection, lead_id: UUID, person: Person) -> None:
         """Note that other replicas have to erase a person from their spools."""
         if self._open is not None:
-            person = person.extended_by(itself) if itself else person
             await self._open.note_lead(connection, lead_id, phones=person.phones, nids=person.nids)
 
     async def erase_spooled(
@@ -219,21 +207,27 @@ class Erasures:
         which they did not know. Returns the ids that are gone. Safe to repeat.
         """
         itself = opened(submission, self._reseal) if submission else None
-        actor, why = erasure.erased_by, erasure.reason
+        stone = replace(known, erased_by=erasure.erased_by, reason=erasure.reason)
 
         async def work(connection: AsyncConnection) -> frozenset[UUID]:
-            await wait_for_drains(connection)
-            if erasure.alone:
-                await bury_alone(connection, submission_id, actor=actor, reason=why, known=known)
-                return await erase_alone(connection, [submission_id], actor=actor, reason=why, known=known)
-            gone = await erase_within(
-                connection, submission_id, actor=actor, reason=why, reseal=self._reseal, itself=itself, known=known
-            )
+            gone = await self._erase_or_bury(connection, submission_id, stone, itself)
             if forwards and itself is not None:
-                await self._ask_others(connection, erasure.erased_id, Person(frozenset()), itself)
+                await self._ask_others(connection, erasure.erased_id, Person(frozenset()).extended_by(itself))
             return gone
 
-        return await self._database.write(work)
+        return await write_alone(self._database, work)
+
+    async def _erase_or_bury(
+        self, connection: AsyncConnection, wanted: UUID, known: KnownTombstone, itself: SealedSubmission | None = None
+    ) -> frozenset[UUID]:
+        """Erase an id again, with its person or alone, as its tombstone says."""
+        if known.lead_id != ALONE:
+            return await erase_within(connection, wanted, known, reseal=self._reseal, itself=itself)
+        # In this order: what was erased has its tombstone then, and only an id without a row waits for every writer,
+        # with no lead locked.
+        gone = await erase_alone(connection, [wanted], known)
+        await bury_alone(connection, wanted, known)
+        return gone
 
     async def keep_undecided(self, submission: SealedSubmission, erased_lead_id: UUID) -> None:
         """Store a submission of this replica's spool as a conflict: it may have been accepted before its person was
@@ -245,23 +239,11 @@ class Erasures:
         """Put up tombstones that were kept elsewhere, and erase what has come back, in one transaction."""
 
         async def work(connection: AsyncConnection) -> None:
-            await wait_for_drains(connection)
             await lock_leads(connection, [each.id for each in tombstones])
             for each in tombstones:
-                known = KnownTombstone(
-                    created_at=each.created_at,
-                    erased_at=each.erased_at,
-                    lead_id=each.lead_id,
-                    request_digest=each.request_digest,
-                )
-                actor, why = each.erased_by, each.reason
-                if each.lead_id == ALONE:
-                    await erase_alone(connection, [each.id], actor=actor, reason=why, known=known)
-                    await bury_alone(connection, each.id, actor=actor, reason=why, known=known)
-                else:
-                    await erase_within(connection, each.id, actor=actor, reason=why, reseal=self._reseal, known=known)
+                await self._erase_or_bury(connection, each.id, each)
 
-        await self._database.write(work)
+        await write_alone(self._database, work)
 
     async def erased_since(self, moment: datetime | None) -> tuple[list[UUID], datetime]:
         """The ids that were erased at or after a moment (None: now), and the present moment by the database's clock."""
@@ -280,20 +262,9 @@ class Erasures:
 
     async def page(self, after: Tombstone | None) -> list[Tombstone]:
         """Some tombstones behind one, oldest first."""
-        query = select(_STONE).order_by(_STONE.c.erased_at, _STONE.c.id).limit(LISTED_AT_ONCE)
-        if after is not None:
-            query = query.where(tuple_(_STONE.c.erased_at, _STONE.c.id) > tuple_(after.erased_at, after.id))
+        place = (after.erased_at, after.id) if after is not None else None
+        query = page_of(select(_STONE), (_STONE.c.erased_at, _STONE.c.id), place, limit=LISTED_AT_ONCE)
         return [Tombstone(**row._asdict()) for row in await self._database.rows(query)]
-
-
-async def _kept(connection: AsyncConnection, lead_id: UUID) -> tuple[UUID, ...]:
-    buried_with = select(_STONE.c.lead_id).where(_STONE.c.id == lead_id).scalar_subquery()
-    kept = select(_CONFLICT.c.id).where(
-        _CONFLICT.c.erased_lead_id == func.coalesce(buried_with, lead_id),
-        _CONFLICT.c.resolution.is_(None),
-        _CONFLICT.c.repeats.is_(None),
-    )
-    return tuple((await connection.execute(kept.order_by(_CONFLICT.c.id))).scalars())
 
 
 async def count_due(database: Database, rule: RetentionRule) -> int:
@@ -302,13 +273,13 @@ async def count_due(database: Database, rule: RetentionRule) -> int:
     return int(due)
 
 
-async def next_due(database: Database, rule: RetentionRule, after: Position | None, limit: int) -> list[Position]:
-    """The first leads behind a position that a rule would erase."""
-    position = {"created_at": "-infinity", "id": UUID(int=0)}
-    if after is not None:
-        position = {"created_at": after.created_at.isoformat(), "id": after.id}
-    found = await database.rows(_NEXT, {**rule.parameters, **position, "limit": limit})
-    return [Position(row.created_at, row.id) for row in found]
+async def next_due(
+    database: Database, rule: RetentionRule, after: tuple[datetime, UUID] | None, limit: int
+) -> list[tuple[datetime, UUID]]:
+    """The first leads behind a place that a rule would erase."""
+    moment, lead_id = after or ("-infinity", UUID(int=0))
+    found = await database.rows(_NEXT, {**rule.parameters, "moment": str(moment), "id": lead_id, "limit": limit})
+    return [(row.created_at, row.id) for row in found]
 
 
 async def erase_due(
@@ -317,13 +288,13 @@ async def erase_due(
     """Erase those of the leads that the rule still selects, in one transaction; how many those were."""
 
     async def work(connection: AsyncConnection) -> int:
-        await wait_for_drains(connection)
         # Locked first, looked at afterwards: whoever held one has committed what counts for the rule.
         await lock_leads(connection, ids)
         due = (await connection.execute(_STILL, {**rule.parameters, "ids": list(ids)})).scalars().all()
+        known = KnownTombstone(erased_by=actor, reason=reason)
         for lead_id in due:
             # What came back to a lead that is due is as old as the lead, whoever sent it.
-            await erase_within(connection, lead_id, actor=actor, reason=reason, keeps_others=False)
+            await erase_within(connection, lead_id, known, keeps_others=False)
         return len(due)
 
-    return await database.write(work)
+    return await write_alone(database, work)

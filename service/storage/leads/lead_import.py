@@ -22,7 +22,7 @@ from service.lead import CUSTOMER_FIELDS, LeadEventType, SealedSubmission
 from service.storage.database.database import Database, Statement
 from service.storage.leads.decision import Outcome
 from service.storage.leads.erasing import wait_for_erasures
-from service.storage.leads.submissions import store
+from service.storage.leads.submissions import ROLL_BACK, store
 
 T = TypeVar("T")
 
@@ -182,7 +182,7 @@ async def _in_transaction(
     async def tried(connection: AsyncConnection) -> dict[UUID, T]:
         found = await work(connection)
         if dry_run:
-            await connection.execute(text("ROLLBACK"))  # the commit that follows finds nothing to do
+            await connection.execute(ROLL_BACK)
         return found
 
     return await database.write(tried)

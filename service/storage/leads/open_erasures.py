@@ -97,7 +97,7 @@ class OpenErasure:
     ids: frozenset[UUID]
     """Of everything that was erased with it."""
     requests: frozenset[bytes] = field(repr=False)
-    """The digests of the requests of that, see tombstones.py."""
+    """The digests of the requests of that, see erasing.py."""
 
     def is_same_person(self, keys: SearchKeys) -> bool:
         """Whether a submission has both the phone and the nid of the erased person."""

@@ -6,8 +6,8 @@ a match.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 from itertools import pairwise
@@ -30,7 +30,6 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
-    tuple_,
     union_all,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -38,11 +37,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import IndexIncompleteError
 from service.lead import SealedConflict, SealedLead, SealedResubmission, SealedSubmission
 from service.storage import models
-from service.storage.database.database import Database
+from service.storage.database.database import Database, page_of
 from service.storage.leads.conflicts import conflict_of
 from service.storage.leads.erasing import Reseal, other_submissions
 from service.storage.leads.lists import CONDITIONS, LIST_SECONDS
-from service.storage.leads.parameters import Wanted
 from service.storage.leads.queries import COLUMNS, LEAD, NOT_FOUND_BY_EMAIL, lead_of
 from service.storage.leads.resubmissions import resubmission_of
 
@@ -74,6 +72,18 @@ class Place(NamedTuple):
     id: UUID
     lead_id: UUID
     """Its own id, where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a person is looked for by: the blind indexes of each identifier (phone, nid, email), by field."""
+
+    of_leads: Mapping[str, tuple[Any, ...]] = field(repr=False)
+    """As leads have them, and submissions that wait: those of phone and nid are bytes."""
+    of_submissions: Mapping[str, tuple[str, ...]] = field(repr=False)
+    """As resubmissions and conflicts have them: text."""
+    schemes: tuple[str, ...]
+    """How those were made. What was indexed by another scheme cannot be found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,16 +185,11 @@ async def _leads(connection: AsyncConnection, ids: Sequence[UUID]) -> list[Seale
 
 def _matches(wanted: Wanted, after: Place | None, limit: int) -> Select[Any]:
     """The statement of a page. A match by several fields is one."""
-    parts = [_leads_with(name, digests) for name, digests in wanted.of_leads.items()]
-    parts += [
-        part(name, texts) for name, texts in wanted.of_submissions.items() for part in (_kept_with, _conflicts_with)
-    ]
-    hits = union_all(*parts).subquery()
+    hits = union_all(*_hits(wanted)).subquery()
     keys = (hits.c.kind, hits.c.at, hits.c.id)
     place = (*keys, func.coalesce(hits.c.lead_id, hits.c.id))
     query = select(*keys, hits.c.lead_id, func.array_agg(hits.c.field).label("fields"))
-    query = query.group_by(*keys, hits.c.lead_id).order_by(*place).limit(limit)
-    return query if after is None else query.where(tuple_(*place) > tuple_(*after))
+    return page_of(query.group_by(*keys, hits.c.lead_id), place, after, limit=limit)
 
 
 def _hit(kind: MatchKind, name: str, at: Any, match_id: Any, lead_id: Any) -> Select[Any]:
@@ -197,28 +202,19 @@ def _hit(kind: MatchKind, name: str, at: Any, match_id: Any, lead_id: Any) -> Se
     )
 
 
-def _leads_with(name: str, digests: tuple[Any, ...]) -> Select[Any]:
-    query = _hit(MatchKind.LEAD, name, LEAD.c.created_at, LEAD.c.id, LEAD.c.id)
-    return query.where(CONDITIONS[name](digests))
-
-
-def _kept_with(name: str, texts: tuple[str, ...]) -> Select[Any]:
-    kept = _KEPT.c
-    query = _hit(MatchKind.RESUBMISSION, name, kept.submitted_at, kept.submission_id, kept.lead_id)
-    return query.where(_has_text(_KEPT, name, texts))
-
-
-def _conflicts_with(name: str, texts: tuple[str, ...]) -> Select[Any]:
-    alias = models.lead_alias.c
-    leads_to = select(alias.lead_id).where(alias.id == _CONFLICT.c.id).scalar_subquery()
-    own = select(LEAD.c.id).where(LEAD.c.id == _CONFLICT.c.id).scalar_subquery()
-    query = _hit(MatchKind.CONFLICT, name, _CONFLICT.c.accepted_at, _CONFLICT.c.id, func.coalesce(leads_to, own))
-    return query.where(_has_text(_CONFLICT, name, texts))
-
-
-def _has_text(table: Table, name: str, texts: tuple[str, ...]) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = table.c[f"{name}_index"] == any_(bindparam(None, list(texts), type_=ARRAY(Text)))
-    return condition
+def _hits(wanted: Wanted) -> Iterator[Select[Any]]:
+    """What carries each identifier."""
+    for name, digests in wanted.of_leads.items():
+        yield _hit(MatchKind.LEAD, name, LEAD.c.created_at, LEAD.c.id, LEAD.c.id).where(CONDITIONS[name](digests))
+    kept, conflict, alias = _KEPT.c, _CONFLICT.c, models.lead_alias.c
+    leads_to = select(alias.lead_id).where(alias.id == conflict.id).scalar_subquery()
+    own = select(LEAD.c.id).where(LEAD.c.id == conflict.id).scalar_subquery()
+    for name, texts in wanted.of_submissions.items():
+        given = any_(bindparam(None, list(texts), type_=ARRAY(Text)))
+        refused = _hit(MatchKind.RESUBMISSION, name, kept.submitted_at, kept.submission_id, kept.lead_id)
+        yield refused.where(kept[f"{name}_index"] == given)
+        late = _hit(MatchKind.CONFLICT, name, conflict.accepted_at, conflict.id, func.coalesce(leads_to, own))
+        yield late.where(conflict[f"{name}_index"] == given)
 
 
 def indexed_otherwise(table: Table, schemes: Sequence[str]) -> CompoundSelect[Any]:

@@ -1,15 +1,12 @@
-"""The statements that find, lock, correct and export leads, and the leads in their rows."""
+"""The statements that find, link and export leads, and the leads in their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import namedtuple_row
 from sqlalchemy import (
     ARRAY,
@@ -27,15 +24,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadEventType, LeadStatus, SealedLead, SealedSubmission
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadStatus, SealedLead, SealedSubmission
 from service.storage import models
-from service.storage.database import session
-from service.storage.database.database import DIALECT, Database, Statement
-from service.storage.database.failures import StorageFaultError, cause_of, violated_constraint
-from service.storage.leads.parameters import Correction
-
-T = TypeVar("T")
+from service.storage.database.database import Statement, snapshot
 
 LEAD = models.lead
 _ALIAS, _LINK = models.lead_alias, models.lead_conversation
@@ -55,22 +46,10 @@ COLUMN_NAMES = ", ".join(column.name for column in COLUMNS)
 OTHER_LEADS_SHOWN = 100
 """How many further leads of one conversation are named."""
 
-BLIND_INDEXES = ("uq_lead_phone_index", "uq_lead_nid_index", "uq_lead_phone_index_2", "uq_lead_nid_index_2")
-"""The unique indexes that decide duplicates."""
-
-ATTEMPTS = 3
-"""Transactions in which a lead that stood in the way may turn out to be erased before it was looked at, which frees the
-way: that happens once at most in practice. The bound keeps a fault from turning into an endless loop."""
-
-
 ROWS_AHEAD = 500
 """Rows of an export that are fetched, and held in memory, at once."""
 
 _SPAN = "FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s"
-
-
-class BlindIndexTakenError(Exception):
-    """A lead with the phone or the nid was stored in the meantime."""
 
 
 def lead_of(values: Sequence[Any]) -> SealedLead:
@@ -175,91 +154,6 @@ NOT_FOUND_BY_EMAIL = text(
 """A lead that cannot be found by its e-mail yet, if there is one. The order makes its small index the cheapest way."""
 
 
-def _lock_statement(*, key_share: bool) -> Statement:
-    sharing = "" if key_share else "UNION ALL SELECT leads_sharing_with(wanted.id) FROM wanted"
-    return Statement(
-        text(f"""
-        WITH wanted AS MATERIALIZED (
-            SELECT coalesce((SELECT lead_id FROM lead_alias WHERE id = CAST(:id AS uuid)), CAST(:id AS uuid)) AS id
-        )
-        SELECT {COLUMN_NAMES}, id = (SELECT id FROM wanted) AS is_wanted FROM lead
-        WHERE id IN (SELECT id FROM wanted {sharing}) ORDER BY id FOR {"NO KEY UPDATE" if key_share else "UPDATE"}
-    """)  # noqa: S608 # our own names
-    )
-
-
-_LOCK, _LOCK_WITH_SHARING = _lock_statement(key_share=True), _lock_statement(key_share=False)
-
-
-async def lock_lead(connection: AsyncConnection, lead_id: UUID, *, key_share: bool = False) -> SealedLead:
-    """The lead that an id leads to, locked. With `key_share` others may still refer to it. Raises LeadNotFoundError.
-
-    Without it, the leads that would take over its phone or nid are locked too: all in the order of ids.
-    """
-    for row in await (_LOCK if key_share else _LOCK_WITH_SHARING).rows(connection, {"id": lead_id}):
-        *values, is_wanted = row
-        if is_wanted:
-            return lead_of(values)
-    raise LeadNotFoundError
-
-
-def change_statement(new: str, condition: str, event_type: LeadEventType, event: Mapping[str, str]) -> Statement:
-    """A statement that gives one lead `new` values, adds the event of that, and returns COLUMNS of the lead.
-
-    `event` holds what the event has besides `actor` and `reason`, in SQL by column.
-    """
-    return Statement(
-        text(f"""
-        WITH changed AS (
-            UPDATE lead SET {new}, version = version + 1, updated_at = clock_timestamp() WHERE {condition}
-            RETURNING {COLUMN_NAMES}
-        ), noted AS (
-            INSERT INTO lead_event (type, lead_id, version, actor, reason, {", ".join(event)})
-            SELECT {event_type:d}, id, version, CAST(:actor AS text), CAST(:reason AS text), {", ".join(event.values())}
-            FROM changed
-        )
-        SELECT {COLUMN_NAMES} FROM changed
-    """)  # noqa: S608 # our own names
-    )
-
-
-@cache  # one for each set of columns that are corrected together
-def _correction_statement(columns: tuple[str, ...]) -> Statement:
-    new = ", ".join(f"{name} = CAST(:{name} AS {LEAD.c[name].type.compile(DIALECT)})" for name in columns)
-    return change_statement(new, "id = :id", LeadEventType.CORRECTED, {"fields": "CAST(:fields AS text[])"})
-
-
-async def update_lead(connection: AsyncConnection, current: SealedLead, correction: Correction) -> SealedLead:
-    """Give a locked lead new values, and its history their names. Only within `write_anew_if_taken`."""
-    about = {"id": current.id, "actor": correction.actor, "reason": correction.reason}
-    fields = [name for name in CUSTOMER_FIELDS if name in correction.columns]
-    statement = _correction_statement(tuple(sorted(correction.columns)))
-    (row,) = await statement.rows(connection, {**about, "fields": fields, **correction.columns})
-    return lead_of(row)
-
-
-async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnection, bool], Awaitable[T]]) -> T:
-    """The result of a transaction, retried with `again` when a lead was stored with the new phone or nid.
-
-    Raises StorageUnavailableError when no duplicate is found and the phone or nid is taken all the same.
-    """
-
-    async def attempt(connection: AsyncConnection, *, again: bool) -> T:
-        try:
-            return await work(connection, again)
-        except Exception as error:
-            if violated_constraint(error) in BLIND_INDEXES:
-                raise BlindIndexTakenError from None
-            raise
-
-    for number in range(ATTEMPTS):
-        try:
-            return await database.write(partial(attempt, again=number > 0))
-        except BlindIndexTakenError:
-            continue
-    raise StorageUnavailableError
-
-
 def refers_to(table: Table, reference: bytes) -> Any:
     """The condition of rows whose id has a reference."""
     return literal_column(models.reference_of(f"{table.name}.id")) == reference
@@ -271,7 +165,10 @@ def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedL
     One snapshot of the database; memory does not grow with the number of leads. Raises StorageFaultError.
     """
     query = f"SELECT {COLUMN_NAMES} {_SPAN} ORDER BY created_at, id"  # our own names
-    with _snapshot(url) as connection, connection.cursor("exported", row_factory=namedtuple_row) as cursor:
+    with (
+        snapshot(url, "leadkeep-export") as connection,
+        connection.cursor("exported", row_factory=namedtuple_row) as cursor,
+    ):
         cursor.itersize = ROWS_AHEAD
         for row in cursor.execute(query.encode(), {"start": start, "end": end}):
             yield lead_of_row(row)
@@ -279,16 +176,6 @@ def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedL
 
 def count_leads(url: str, start: datetime, end: datetime) -> int:
     """How many leads were created from `start` on and before `end`. Raises StorageFaultError."""
-    with _snapshot(url) as connection:
+    with snapshot(url, "leadkeep-export") as connection:
         row = connection.execute(f"SELECT count(*) {_SPAN}".encode(), {"start": start, "end": end}).fetchone()
         return int(row[0]) if row else 0
-
-
-@contextmanager
-def _snapshot(url: str) -> Iterator[psycopg.Connection]:
-    try:
-        with session.snapshot(url, "leadkeep-export") as connection:
-            yield connection
-    except psycopg.Error as error:
-        # A driver's text may hold values, so that it does not leave this module.
-        raise StorageFaultError(cause_of(error)) from None

@@ -7,15 +7,14 @@ and submissions.py for how a submission becomes a lead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Uuid, func, null, select, tuple_, union_all
+from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.access import Scope
@@ -28,29 +27,30 @@ from service.errors import (
     ScopeMissingError,
     StorageUnavailableError,
 )
-from service.lead import LeadEventType, LeadOrder, SealedLead, SealedResubmission
+from service.lead import LeadOrder, SealedLead, SealedResubmission
 from service.storage import models
 from service.storage.database.batcher import Entry, OnDemandBatcher
-from service.storage.database.database import Database, Statement
+from service.storage.database.database import Database, page_of
 from service.storage.database.failures import with_retries
 from service.storage.intake.writer import LeadWriter
+from service.storage.leads.changes import (
+    Correction,
+    Step,
+    correct_locked,
+    is_creators_alone,
+    lock_lead,
+    take_step,
+    write_anew_if_taken,
+)
 from service.storage.leads.decision import DuplicateMatch
-from service.storage.leads.history import is_creators_alone
 from service.storage.leads.lists import LIST_SECONDS, Filters, find_page
-from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep, Step
 from service.storage.leads.queries import (
     LEADS_OF_CONVERSATION,
     LEADS_OF_IDS,
     NOT_FOUND_BY_EMAIL,
-    change_statement,
     lead_of,
-    lock_lead,
-    refers_to,
-    update_lead,
-    write_anew_if_taken,
 )
 from service.storage.leads.resubmissions import resubmission_of
-from service.storage.leads.submissions import find_duplicates
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
 
@@ -60,17 +60,19 @@ LARGEST_READ = 128
 CREATORS_TIME = timedelta(hours=24)
 """For which its creator may correct a lead."""
 
+_ACKNOWLEDGED = text("""
+    SELECT created_by, CAST(NULL AS uuid) AS conflict_id FROM lead_alias WHERE id = :id
+    UNION ALL
+    SELECT created_by, coalesce(repeats, id) FROM lead_conflict WHERE id = :id AND resolution IS NULL
+""")
+_CONFLICT_OF_REFERENCE = text(f"""
+    SELECT coalesce(repeats, id) FROM lead_conflict
+    WHERE {models.reference_of("id")} = :reference AND resolution IS NULL
+        AND (CAST(:created_by AS text) IS NULL OR created_by = :created_by)
+""")  # noqa: S608 # our own text
+
 MayRead = Callable[[str], bool]
 """Whether the caller may read leads that this subject created."""
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """An id that was answered to `created_by` before the database had the submission."""
-
-    created_by: str
-    conflict_id: UUID | None
-    """The conflict that an operator has yet to decide."""
 
 
 class LeadRepository:
@@ -87,19 +89,20 @@ class LeadRepository:
 
         Raises LeadNotFoundError, LeadInConflictError, ScopeMissingError, StorageUnavailableError.
         """
-        await self._require_not_waiting(lead_id, may_read)
-        lead = await self._stored(lead_id)
-        if lead is None:
-            raise await self._missing(lead_id, may_read)
+        lead = await self._found(lead_id, may_read)
         if may_read(lead.created_by):
             return lead
         known = await self._acknowledged(lead_id) if lead.id != lead_id else None
         # The caller was given this id; that it leads to somebody else's lead is no reason to deny it.
         raise ScopeMissingError(Scope.READ) if known and may_read(known.created_by) else LeadNotFoundError()
 
-    async def _stored(self, lead_id: UUID) -> SealedLead | None:
-        """Like `get`, of the database alone. Sees what was committed before it was called."""
-        return await with_retries(partial(self._reads.submit, lead_id))
+    async def _found(self, lead_id: UUID, may_read: MayRead) -> SealedLead:
+        """Like `get`, whoever created the lead. Sees what was committed before it was called."""
+        await self._require_not_waiting(lead_id, may_read)
+        lead = await with_retries(partial(self._reads.submit, lead_id))
+        if lead is None:
+            raise await self._missing(lead_id, may_read)
+        return lead
 
     async def _read(self, batch: list[Entry[UUID, SealedLead | None]]) -> None:
         wanted = {"ids": list({entry.item for entry in batch})}
@@ -124,28 +127,17 @@ class LeadRepository:
 
     async def _missing(self, lead_id: UUID, may_read: MayRead) -> LeadkeepError:
         """The error for an id that the database has no lead for."""
-        try:
-            await self._spool.holds(lead_id, may_read)
-        except SpoolError:
-            # No acknowledged lead is called missing because the spool cannot be read.
+        if await _may_wait(self._spool.holds(lead_id, may_read)):
             return StorageUnavailableError()
         known = await self._acknowledged(lead_id)
         if known is not None and known.conflict_id and may_read(known.created_by):
             return LeadInConflictError(known.conflict_id)
         return LeadNotFoundError()
 
-    async def _acknowledged(self, lead_id: UUID) -> Acknowledged | None:
-        """How an id was acknowledged that is no lead's own: as a conflict's or an alias'."""
-        alias, conflict = models.lead_alias.c, models.lead_conflict.c
-        query = union_all(
-            select(alias.created_by, null().cast(Uuid).label("conflict_id")).where(alias.id == lead_id),
-            select(conflict.created_by, func.coalesce(conflict.repeats, conflict.id)).where(
-                conflict.id == lead_id, conflict.resolution.is_(None)
-            ),
-        )
-        for row in await self._database.rows(query):
-            return Acknowledged(row.created_by, row.conflict_id)
-        return None
+    async def _acknowledged(self, lead_id: UUID) -> Row[Any] | None:
+        """How an id was acknowledged that is no lead's own: to whom, and as which conflict that is not decided yet."""
+        rows = await self._database.rows(_ACKNOWLEDGED, {"id": lead_id})
+        return rows[0] if rows else None
 
     async def find_by_conversation(
         self, conversation_id: str, indexes: Sequence[str], *, created_by: str | None
@@ -155,10 +147,7 @@ class LeadRepository:
         `indexes` are the blind indexes of its id. Raises ConversationNotFoundError, StorageUnavailableError.
         """
         wanted = {"conversation": conversation_id, "indexes": list(indexes), "created_by": created_by}
-        try:
-            waits = await self._spool.holds_conversation(conversation_id, lambda subject: created_by in (None, subject))
-        except SpoolError:
-            waits = True
+        waits = await _may_wait(self._spool.holds_conversation(conversation_id, _of(created_by)))
         rows = await self._database.read(lambda connection: LEADS_OF_CONVERSATION.rows(connection, wanted))
         if not rows:
             raise StorageUnavailableError if waits else ConversationNotFoundError
@@ -175,34 +164,20 @@ class LeadRepository:
         if "email" in wanted and await self._database.rows(NOT_FOUND_BY_EMAIL):
             raise IndexIncompleteError
         # Before the database is read: what is drained meanwhile is found there.
-        waits = await self._reference_waits(wanted)
+        reference, reader = wanted.get("reference"), wanted.get("reader")
+        waits = reference and await _may_wait(self._spool.holds_reference(reference, _of(reader)))
         find = partial(find_page, wanted=wanted, order=order, after=after, limit=limit)
         found = await self._database.read_within(LIST_SECONDS, find)
-        if not found and after is None and "reference" in wanted:
-            await self._require_unknown(wanted["reference"], wanted.get("reader"), waits=waits)
+        if reference and not found and after is None:
+            if waits:
+                raise StorageUnavailableError
+            await self._require_unknown(reference, reader)
         return found
 
-    async def _reference_waits(self, wanted: Filters) -> bool:
-        """Whether a submission with the reference that is looked for waits in the spool, or may do so."""
-        if "reference" not in wanted:
-            return False
-        reader = wanted.get("reader")
-        try:
-            return await self._spool.holds_reference(wanted["reference"], lambda subject: reader in (None, subject))
-        except SpoolError:
-            return True
-
-    async def _require_unknown(self, reference: bytes, created_by: str | None, *, waits: bool) -> None:
-        """Raise the error for a reference that the database has no lead for, unless it is nobody's."""
-        if waits:
-            raise StorageUnavailableError
-        conflict = models.lead_conflict
-        query = select(func.coalesce(conflict.c.repeats, conflict.c.id)).where(
-            refers_to(conflict, reference), conflict.c.resolution.is_(None)
-        )
-        if created_by is not None:
-            query = query.where(conflict.c.created_by == created_by)
-        for (conflict_id,) in await self._database.rows(query):
+    async def _require_unknown(self, reference: bytes, created_by: str | None) -> None:
+        """Raise LeadInConflictError if an undecided conflict has a reference that no lead has."""
+        given = {"reference": reference, "created_by": created_by}
+        for (conflict_id,) in await self._database.rows(_CONFLICT_OF_REFERENCE, given):
             raise LeadInConflictError(conflict_id)
 
     async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None], may_read: MayRead) -> SealedLead:
@@ -212,15 +187,12 @@ class LeadRepository:
         the lead is locked first. The answer waits for the synchronous standby even then, because taking the lock writes
         to the log. `decide` may be asked again, and what it raises is passed on. Raises like `get`.
         """
-        await self._require_not_waiting(lead_id, may_read)
-        seen = await self._stored(lead_id)
-        if seen is None:
-            raise await self._missing(lead_id, may_read)
+        seen = await self._found(lead_id, may_read)
         step = None
         with suppress(LeadkeepError):  # what is refused is refused of the locked lead
             step = decide(seen)
         if step is not None:
-            moved = await self._database.write(partial(_take_step, seen, step), alone=True)
+            moved = await self._database.write(partial(take_step, seen, step), alone=True)
             if moved is not None:
                 return moved
 
@@ -229,7 +201,7 @@ class LeadRepository:
             step = decide(current)
             if step is None:
                 return current
-            moved = await _take_step(current, step, connection)
+            moved = await take_step(current, step, connection)
             if moved is None:
                 raise AssertionError("a locked lead has changed")
             return moved
@@ -274,51 +246,19 @@ class LeadRepository:
     ) -> list[SealedResubmission]:
         """At most `limit` resubmissions of a lead behind the place `after`, newest first."""
         kept = models.resubmission
-        query = select(kept).where(kept.c.lead_id == lead_id)
-        if after is not None:
-            query = query.where(tuple_(kept.c.submitted_at, kept.c.submission_id) < tuple_(*after))
-        query = query.order_by(kept.c.submitted_at.desc(), kept.c.submission_id.desc()).limit(limit)
+        listed = select(kept).where(kept.c.lead_id == lead_id)
+        query = page_of(listed, (kept.c.submitted_at, kept.c.submission_id), after, limit=limit, newest_first=True)
         return [resubmission_of(row) for row in await self._database.rows(query)]
 
 
-async def correct_locked(
-    connection: AsyncConnection, current: SealedLead, correction: Correction, *, again: bool
-) -> SealedLead | DuplicateMatch:
-    """A locked lead with its new values; the leads that have the new phone or nid if there are any.
-
-    They are looked for `again`, after BlindIndexTakenError was raised.
-    """
-    phones, nids = correction.phones, correction.nids
-    match = await find_duplicates(connection, phones, nids, other_than=current.id) if again else None
-    return match or await update_lead(connection, current, correction)
+def _of(created_by: str | None) -> MayRead:
+    """Of a caller who may read what this subject created; None: whatever anybody did."""
+    return lambda subject: created_by in (None, subject)
 
 
-async def _take_step(seen: SealedLead, step: Step, connection: AsyncConnection) -> SealedLead | None:
-    """The lead after the step, with its event in the history; None, and nothing is done, if it is not as it was seen.
-
-    The version alone does not show it: after a failover another step may have been numbered like one that was lost.
-    """
-    given: dict[str, Any] = {"id": seen.id, "version": seen.version, "actor": step.actor, "reason": step.reason}
-    match step:
-        case StatusStep():
-            statement = _STATUS_STEP
-            given |= {"before": seen.status.value, "after": step.to_status.value}
-        case AssignmentStep():
-            statement = _ASSIGNMENT_STEP
-            given |= {"before": seen.assignee, "after": step.to_assignee}
-    moved = await statement.rows(connection, given)
-    return lead_of(moved[0]) if moved else None
-
-
-def _step_statement(column: str, event_type: LeadEventType) -> Statement:
-    before, after = "CAST(:before AS text)", "CAST(:after AS text)"
-    return change_statement(
-        f"{column} = {after}",
-        f"id = :id AND version = :version AND {column} IS NOT DISTINCT FROM {before}",
-        event_type,
-        {f"from_{column}": before, f"to_{column}": after},
-    )
-
-
-_STATUS_STEP = _step_statement("status", LeadEventType.STATUS_CHANGED)
-_ASSIGNMENT_STEP = _step_statement("assignee", LeadEventType.ASSIGNED)
+async def _may_wait(looked: Awaitable[bool]) -> bool:
+    """Whether the spool holds what was looked for, or cannot be read: nothing acknowledged is called missing then."""
+    try:
+        return await looked
+    except SpoolError:
+        return True

@@ -24,8 +24,7 @@ from service.keys.encryption import EncryptionService, KeyCanary
 from service.lead import SealedSubmission
 from service.storage.database.clock import ClockOffset, DatabaseClock
 from service.storage.leads.decision import Delayed, DuplicateMatch, Outcome, decide
-from service.storage.leads.erasing import KnownTombstone, Person, Reseal
-from service.storage.leads.tombstones import request_digest
+from service.storage.leads.erasing import KnownTombstone, Person, Reseal, request_digest
 from service.storage.spool.file import SpoolError, SpoolFile
 from service.storage.spool.rows import (
     SpoolRow,

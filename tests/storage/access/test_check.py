@@ -14,9 +14,8 @@ import pytest
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
 from service.storage import schema
-from service.storage.access.chain import Access, Chain, entry_payload, logged_heads
 from service.storage.access.check import AccessCheck, Findings, check
-from service.storage.access.queries import AccessRecords
+from service.storage.access.record import Access, AccessRecords, Chain, entry_payload, logged_heads
 from service.storage.access.writer import AccessWriter
 from service.storage.database.database import Database
 from service.supervisor import Component

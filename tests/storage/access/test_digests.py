@@ -13,7 +13,7 @@ import pytest
 
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring
-from service.storage.access.chain import (
+from service.storage.access.record import (
     Access,
     Head,
     RecordedAccess,

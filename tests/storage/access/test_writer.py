@@ -17,9 +17,8 @@ from service.factories import new_id
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring
 from service.replica import access_writing
-from service.storage.access.chain import Access, Chain
 from service.storage.access.check import check
-from service.storage.access.queries import AccessRecords
+from service.storage.access.record import Access, AccessRecords, Chain
 from service.storage.access.writer import AccessWriter
 from service.storage.database.database import Database
 from tests.harness.faults import execute, value_of

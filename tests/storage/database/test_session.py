@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
-from service.storage.database.database import Database, Work
+from service.storage.database.database import Database, Work, snapshot
 from service.storage.database.failures import DatabaseHungError, LeftBehindError
 from service.storage.database.session import (
     SETTINGS,
@@ -20,7 +20,6 @@ from service.storage.database.session import (
     connect,
     hosts_of,
     shown,
-    snapshot,
     url_is_valid,
 )
 from service.storage.diagnosis import diagnose

@@ -33,8 +33,7 @@ from service.storage.keys.canary import confirm_canary
 from service.storage.keys.rekeying import rekeying
 from service.storage.keys.replicas import ReplicaReport
 from service.storage.leads.erasing import ALONE
-from service.storage.leads.parameters import Wanted
-from service.storage.leads.persons import Match, MatchKind
+from service.storage.leads.persons import Match, MatchKind, Wanted
 from service.storage.spool.file import SpoolError
 from service.storage.spool.rows import FILE_NAME
 from service.storage.spool.search import SearchKeys, Sought
@@ -46,8 +45,7 @@ from tests.harness.processes import until
 from tests.harness.supervision import running
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_erasure_neighbours import where
-from tests.storage.leads.test_tombstones import bytes_in, drain, erase, replica, spooled_forms
+from tests.storage.leads.replicas import bytes_in, drain, erase, replica, spooled_forms, where
 
 PERSON = {"phone": "+8801733000001", "nid": "3310000000001", "email": "person@example.com"}
 LIMIT = 100

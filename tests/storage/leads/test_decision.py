@@ -21,7 +21,7 @@ from service.lead import ConflictResolution, CustomerFields, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake.outage import RecentRequests
-from service.storage.leads.conflicts import ConflictRepository, KeepFirst
+from service.storage.leads.conflicts import ConflictRepository, JoinLead
 from service.storage.leads.decision import (
     Aliased,
     Created,
@@ -531,7 +531,7 @@ class Postgres:
 
     async def keep_first(self, conflict_id: UUID, lead_id: UUID) -> None:
         await ConflictRepository(self.database).resolve(
-            conflict_id, ConflictResolution.KEEP_FIRST, lambda kept: KeepFirst(lead_id, kept), actor="boss", reason=None
+            conflict_id, ConflictResolution.KEEP_FIRST, lambda kept: JoinLead(lead_id, kept), actor="boss", reason=None
         )
 
 

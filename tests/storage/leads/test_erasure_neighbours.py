@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -17,13 +15,10 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.keys.encryption import EncryptionService
 from service.lead import ConflictResolution, LeadStatus, SealedSubmission
-from service.lead_sealer import LeadSealer
-from service.storage.database.database import Database
-from service.storage.leads.conflicts import ConflictRepository, Decision, KeepFirst, OwnLead
-from service.storage.leads.decision import Erased, InConflict, Outcome
-from service.storage.leads.erasing import drop_within
+from service.storage.leads.conflicts import ConflictRepository, Decision, JoinLead
+from service.storage.leads.decision import Erased, InConflict
+from service.storage.leads.erasing import KnownTombstone, drop_within
 from service.storage.leads.erasures import RetentionRule, erase_due
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spooled
@@ -32,51 +27,9 @@ from tests.harness.postgres import TestDatabase
 from tests.harness.processes import until
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_tombstones import drain, erase, replica, twins
+from tests.storage.leads.replicas import drain, erase, erased_with, late, own_lead, stored_late, twins, where
 
 PHONE, NID = "+8801799000001", "1990000000001"
-PLACES = {"lead": "id", "lead_alias": "id", "lead_conflict": "id", "resubmission": "submission_id", "tombstone": "id"}
-"""The tables that hold a submission's id, and the column."""
-
-
-@pytest.fixture
-async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    async with replica(connected, tmp_path / "spool", encryption, sealer) as world:
-        yield world
-
-
-@pytest.fixture
-async def elsewhere(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    """Another replica, with a spool of its own."""
-    async with replica(connected, tmp_path / "other-spool", encryption, sealer) as world:
-        yield world
-
-
-def where(database: TestDatabase, submission: SealedSubmission) -> set[str]:
-    """The tables in which a submission's id stands."""
-    return {
-        table
-        for table, column in PLACES.items()
-        if faults.value_of(database.admin_url, f"SELECT count(*) FROM {table} WHERE {column} = '{submission.id}'")
-    }
-
-
-def erased_with(database: TestDatabase, submission: SealedSubmission) -> tuple[object, ...]:
-    """Of a conflict: the leads that it matches, and the erased one."""
-    columns = "ARRAY[phone_lead_id, nid_lead_id, request_lead_id, erased_lead_id]"
-    found = faults.value_of(database.admin_url, f"SELECT {columns} FROM lead_conflict WHERE id = '{submission.id}'")
-    assert isinstance(found, list)
-    return tuple(found)
-
-
-def late(submission: SealedSubmission) -> SealedSubmission:
-    """The submission, acknowledged before the database had it."""
-    now = datetime.now(UTC)
-    return replace(submission, accepted_at=now, accepted_between=(now, now))
 
 
 def again(submission: SealedSubmission, **changes: object) -> SealedSubmission:
@@ -86,23 +39,8 @@ def again(submission: SealedSubmission, **changes: object) -> SealedSubmission:
     return replace(submission, id=new_id(), **changes)  # type: ignore[arg-type]
 
 
-async def stored_late(world: World, *submissions: SealedSubmission) -> list[Outcome]:
-    """What becomes of submissions that come out of a spool."""
-    return [(await world.store.create_all_once([late(each)]))[each.id] for each in submissions]
-
-
-async def own_lead(world: World, submission: SealedSubmission) -> None:
-    """Decide that a conflict becomes a lead beside the one that it matches."""
-    conflicts = ConflictRepository(world.database)
-
-    def decide(_: object) -> Decision:
-        return OwnLead(submission)
-
-    await conflicts.resolve(submission.id, ConflictResolution.OWN_LEAD, decide, actor="boss", reason=None)
-
-
 async def drop(conflict_id: UUID, erased_with: UUID, connection: AsyncConnection) -> None:
-    await drop_within(connection, conflict_id, actor="boss", reason=None, erased_with=erased_with)
+    await drop_within(connection, conflict_id, KnownTombstone(lead_id=erased_with, erased_by="boss"))
 
 
 async def erase_elsewhere(world: World, lead_id: UUID) -> None:
@@ -572,7 +510,7 @@ async def keep_first(world: World, conflict: SealedSubmission, lead: SealedSubmi
     conflicts = ConflictRepository(world.database)
 
     def decide(_: object) -> Decision:
-        return KeepFirst(lead.id, conflict)
+        return JoinLead(lead.id, conflict)
 
     await conflicts.resolve(conflict.id, ConflictResolution.KEEP_FIRST, decide, actor="boss", reason=None)
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import psycopg
 import pytest
 
-from service.keys.encryption import EncryptionService
 from service.lead import LeadStatus, SealedSubmission
 from service.lead_sealer import LeadSealer
-from service.storage.database.database import Database
 from service.storage.leads.decision import Created, DuplicateMatch, InConflict
 from service.storage.leads.erasures import RetentionRule, erase_due
 from service.storage.leads.lead_import import hand_over_indexes
@@ -23,8 +20,7 @@ from tests.harness.postgres import TestDatabase
 from tests.harness.processes import until
 from tests.storage.conftest import Submit, everyone
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_erasure_neighbours import own_lead, stored_late
-from tests.storage.leads.test_tombstones import drain, erase, replica
+from tests.storage.leads.replicas import drain, erase, own_lead, stored_late
 
 SHARED = [{"phone": "+8801799000001"}, {"nid": "1990000000001"}]
 ORPHANS = """
@@ -35,14 +31,6 @@ ORPHANS = """
             AND (h.nid_index = s.nid_index OR h.nid_index_2 = s.nid_index_2)))
 """
 """How many leads share a phone or nid that no lead has in the unique index."""
-
-
-@pytest.fixture
-async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    async with replica(connected, tmp_path / "spool", encryption, sealer) as world:
-        yield world
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ import pytest
 
 from service.errors import StorageUnavailableError
 from service.factories import new_id
-from service.lead import LeadEvent, LeadEventType, LeadStatus, SealedSubmission
+from service.lead import LeadEvent, LeadEventType, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
+from service.storage.leads.changes import LeadHistory, Place, Step
 from service.storage.leads.decision import Created
-from service.storage.leads.history import LeadHistory, Place
 from service.storage.leads.lead_import import import_leads
-from service.storage.leads.parameters import StatusStep
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from tests.harness import histories
@@ -27,7 +26,7 @@ from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit, everyone
 
-CONTACTED = StatusStep(to_status=LeadStatus.CONTACTED, actor="sam", reason=None)
+CONTACTED = Step(column="status", to="contacted", actor="sam", reason=None)
 
 
 def late(submission: SealedSubmission) -> SealedSubmission:

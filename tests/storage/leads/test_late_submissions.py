@@ -14,7 +14,7 @@ import psycopg
 from service.factories import new_id
 from service.lead import ConflictResolution, SealedSubmission
 from service.storage.database.database import Database
-from service.storage.leads.conflicts import ConflictRepository, KeepFirst
+from service.storage.leads.conflicts import ConflictRepository, JoinLead
 from service.storage.leads.decision import Created, DuplicateMatch, InConflict, MatchedLead
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
@@ -92,7 +92,7 @@ async def test_a_request_that_was_spooled_twice_is_one_conflict_under_both_ids(
     listed = await conflicts.list_conflicts(resolved_too=False, after=None, limit=10)
     assert [conflict.id for conflict, _ in listed] == [second.id]
     await conflicts.resolve(
-        repeated.id, ConflictResolution.KEEP_FIRST, lambda kept: KeepFirst(first.id, kept), actor="boss", reason=None
+        repeated.id, ConflictResolution.KEEP_FIRST, lambda kept: JoinLead(first.id, kept), actor="boss", reason=None
     )
     for each in (second.id, repeated.id):
         assert (await repository.get(each, everyone)).id == first.id
@@ -106,7 +106,7 @@ async def test_an_id_whose_conflict_was_decided_before_leads_where_that_leads(
     second = late(submit(request_id="r1", phone="+1234567"))
     await drained(store, second)
     await ConflictRepository(connected).resolve(
-        second.id, ConflictResolution.KEEP_FIRST, lambda kept: KeepFirst(first.id, kept), actor="boss", reason=None
+        second.id, ConflictResolution.KEEP_FIRST, lambda kept: JoinLead(first.id, kept), actor="boss", reason=None
     )
     repeated = replace(second, id=new_id())
     await drained(store, repeated)

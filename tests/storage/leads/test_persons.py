@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,9 +18,9 @@ from service.keys.encryption import EncryptionService
 from service.lead_sealer import LeadSealer
 from service.storage import models
 from service.storage.database.database import DIALECT, Database
+from service.storage.leads.changes import LeadHistory
 from service.storage.leads.decision import Aliased, Erased
-from service.storage.leads.erasures import Tombstone
-from service.storage.leads.history import LeadHistory
+from service.storage.leads.erasing import Tombstone
 from service.storage.leads.persons import Match, MatchKind, Persons, Ref, indexed_otherwise
 from service.use_cases.person_service import ErasedPerson, ErasureService, PersonService
 from service.validation import ValidationService
@@ -30,8 +28,7 @@ from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_erasure_neighbours import erased_with, stored_late, where
-from tests.storage.leads.test_tombstones import drain, erase, replica
+from tests.storage.leads.replicas import drain, erase, erased_with, stored_late, where
 
 OPERATOR = Caller("operator", ROLES["admin"])
 PHONE = "+8801799000001"
@@ -39,14 +36,6 @@ LEAD, RESUBMISSION, CONFLICT, WAITING = MatchKind
 
 # What a resubmission calls otherwise than the conflict that it becomes.
 RENAMED = {"submission_id": "id", "actor": "created_by", "submitted_at": "accepted_at"}
-
-
-@pytest.fixture
-async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    async with replica(connected, tmp_path / "spool", encryption, sealer) as world:
-        yield world
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from service.storage import models
 from service.storage.database.database import Database, Work
 from service.storage.database.failures import CommitNotDurableError, Retry, RetryScope, StorageFaultError, retry_scope
 from service.storage.leads import submissions
+from service.storage.leads.changes import Correction, LeadHistory, Step
 from service.storage.leads.decision import Created, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
-from service.storage.leads.history import LeadHistory
-from service.storage.leads.parameters import AssignmentStep, Correction, StatusStep
+from service.storage.leads.look_up import find_duplicates
 from service.storage.leads.queries import OTHER_LEADS_SHOWN, columns_of, index_columns
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
@@ -71,9 +71,9 @@ def rows_of(database: TestDatabase, table: str = "lead") -> int:
         return int(found[0])
 
 
-def contact(current: SealedLead) -> StatusStep | None:
+def contact(current: SealedLead) -> Step | None:
     del current
-    return StatusStep(to_status=LeadStatus.CONTACTED, actor="sam", reason=None)
+    return Step(column="status", to="contacted", actor="sam", reason=None)
 
 
 def leave(current: SealedLead) -> None:
@@ -339,8 +339,8 @@ class TestConcurrency:
         lead = submit()
         await store.create(lead)
 
-        def assign(current: SealedLead) -> AssignmentStep:
-            return AssignmentStep(to_assignee=f"sam-{current.version}", actor="boss", reason=None)
+        def assign(current: SealedLead) -> Step:
+            return Step(column="assignee", to=f"sam-{current.version}", actor="boss", reason=None)
 
         await asyncio.gather(*(repository.change(lead.id, assign, everyone) for _ in range(20)))
 
@@ -458,7 +458,7 @@ class TestAnswersRestOnCommits:
         await store.create(other)
 
         async def work(connection: AsyncConnection) -> bool:
-            await submissions.find_duplicates(connection, other.indexes.phones, [], other_than=lead.id)
+            await find_duplicates(connection, other.indexes.phones, [], other_than=lead.id)
             return await assigned_transaction(connection)
 
         assert await connected.write(work)
@@ -543,7 +543,7 @@ class TestUnknownOutcomes:
         lead = submit()
         await store.create(lead)
 
-        def decide(current: SealedLead) -> StatusStep | None:
+        def decide(current: SealedLead) -> Step | None:
             if current.status is LeadStatus.NEW:
                 # After a failover the same version may be of another step.
                 with psycopg.connect(database.admin_url) as elsewhere:
@@ -605,7 +605,7 @@ class TestChange:
         lead = submit()
         created = lead_of(await store.create(lead))
 
-        def refuse(_current: SealedLead) -> StatusStep:
+        def refuse(_current: SealedLead) -> Step:
             raise KeyError("decided")
 
         with pytest.raises(KeyError, match="decided"):
@@ -761,7 +761,7 @@ async def test_anothers_waiting_lead_is_missing_like_an_unknown_one(
     def own_only(creator: str) -> bool:
         return creator == "another"
 
-    def decide(_lead: SealedLead) -> StatusStep:
+    def decide(_lead: SealedLead) -> Step:
         raise AssertionError("it was shown the lead")
 
     with pytest.raises(LeadNotFoundError):

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import UUID
 
-import pytest
-
 from service.factories import new_id
-from service.keys.encryption import EncryptionService
 from service.lead import SealedResubmission, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage import schema
@@ -28,8 +23,7 @@ from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_erasure_neighbours import own_lead, stored_late
-from tests.storage.leads.test_tombstones import erase, replica
+from tests.storage.leads.replicas import erase, own_lead, stored_late
 
 PHONE, NID = "+8801799000001", "1990000000001"
 
@@ -118,14 +112,6 @@ async def test_a_repeated_request_is_kept_once_however_many_came_since(
 
     assert len(await kept_with(repository, first.id)) == 26
     assert counted(database, first.id) == 26
-
-
-@pytest.fixture
-async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    async with replica(connected, tmp_path / "its-spool", encryption, sealer) as world:
-        yield world
 
 
 async def test_an_erasure_takes_what_its_person_submitted_and_the_count_follows(

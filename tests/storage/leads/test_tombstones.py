@@ -3,92 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from uuid import UUID
 
 import psycopg
 import pytest
 
-from service.access import ROLES, Caller
 from service.errors import LeadNotFoundError, StorageUnavailableError
-from service.keys.encryption import EncryptionService
 from service.lead import SealedSubmission
-from service.lead_sealer import LeadSealer
-from service.storage.database.database import Database
 from service.storage.intake import drain as drain_module
 from service.storage.leads.decision import Created, Erased
 from service.storage.leads.submissions import SubmissionStore
-from service.storage.spool.spool import Spool
 from service.supervisor import Component
-from service.use_cases.person_service import ErasureService
-from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import until
 from tests.harness.supervision import running
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World, stored
-
-OPERATOR = Caller("operator", ROLES["admin"])
-
-
-@asynccontextmanager
-async def replica(
-    database: Database, folder: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    """A replica on a database, with a spool of its own."""
-    spool = Spool(folder, encryption, max_bytes=10_000_000)
-    spool.identified = True
-    spool.clock.measured(spool.clock.read(), datetime.now(UTC))  # as a heartbeat does it
-    world = World(database, spool, sealer, encryption, folder.name)
-    world.start()
-    yield world
-    await world.stop()
-    spool.close()
-
-
-@pytest.fixture
-async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    async with replica(connected, tmp_path / "spool", encryption, sealer) as world:
-        yield world
-
-
-@pytest.fixture
-async def elsewhere(
-    world: World, connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    """Another replica, with a spool of its own."""
-    async with replica(connected, tmp_path / "other-spool", encryption, sealer) as other:
-        yield other
-
-
-async def erase(world: World, lead_id: UUID) -> tuple[UUID, ...]:
-    """Erase through one replica; the conflicts that are kept of others."""
-    return await ErasureService(
-        erasures=world.erasures,
-        spool=world.spool,
-        recent=world.recent,
-        validation=ValidationService(),
-        reseal=world.reseal,
-    ).erase_lead(OPERATOR, lead_id, reason="asked for it")
-
-
-async def drain(world: World) -> None:
-    async with asyncio.timeout(60):
-        while world.spool.size.waiting:
-            await world.drain.step()
-
-
-def twins(submit: Submit, number: int = 0) -> tuple[SealedSubmission, SealedSubmission]:
-    """One request, sent twice: two replicas each gave it an id."""
-    sent = {"phone": f"+88019{number:08d}", "nid": f"77{number:011d}", "request_id": f"r{number}"}
-    return submit(**sent), submit(**sent)
+from tests.storage.leads.replicas import bytes_in, drain, erase, spooled_forms, twins
 
 
 def value(database: TestDatabase, query: str) -> object:
@@ -100,15 +34,6 @@ async def forget_erasures(world: World, done: Callable[[], bool], monkeypatch: p
     monkeypatch.setattr(drain_module, "ERASURES_EVERY_SECONDS", 0.01)
     async with running(Component(name="erasures", run=world.drain.run_erasures)):
         await until(done)
-
-
-def bytes_in(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.iterdir())
-
-
-def spooled_forms(submission: SealedSubmission) -> list[bytes]:
-    """What of a submission lies in a spool's file as it is."""
-    return [submission.id.bytes, *submission.indexes.phones, *submission.indexes.nids, submission.content_digest]
 
 
 async def test_a_lead_that_waits_in_the_spool_is_erased_to_the_last_byte(

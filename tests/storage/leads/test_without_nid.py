@@ -4,7 +4,6 @@ none either is taken for the same person."""
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from uuid import UUID
@@ -16,7 +15,6 @@ from service.keys.encryption import EncryptionService, IndexScheme
 from service.lead import SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.rotation.workers import index
-from service.storage.database.database import Database
 from service.storage.keys.rekeying import LEADS, lacks_index, rekeying
 from service.storage.leads.decision import Created, DuplicateMatch, InConflict
 from service.storage.leads.repository import LeadRepository
@@ -28,18 +26,9 @@ from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit, everyone
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_erasure_neighbours import erased_with, own_lead, stored_late, where
-from tests.storage.leads.test_tombstones import drain, erase, replica
+from tests.storage.leads.replicas import drain, erase, erased_with, own_lead, stored_late, where
 
 PHONE, NID = "+8801799000001", "1990000000001"
-
-
-@pytest.fixture
-async def world(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    async with replica(connected, tmp_path / "world", encryption, sealer) as world:
-        yield world
 
 
 def row_of(database: TestDatabase, submission: SealedSubmission) -> tuple[object, ...]:

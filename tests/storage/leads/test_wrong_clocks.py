@@ -27,8 +27,7 @@ from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.test_erasure_neighbours import where
-from tests.storage.leads.test_tombstones import drain, erase, replica, twins
+from tests.storage.leads.replicas import drain, erase, twins, where
 
 SKEWS = [-300.0, 300.0]
 
@@ -67,15 +66,6 @@ async def world(
     skew: Skew, connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
 ) -> AsyncIterator[World]:
     async with skewed_replica(skew, connected, tmp_path / "spool", encryption, sealer) as world:
-        yield world
-
-
-@pytest.fixture
-async def elsewhere(
-    connected: Database, tmp_path: Path, encryption: EncryptionService, sealer: LeadSealer
-) -> AsyncIterator[World]:
-    """Another replica, whose clock is right."""
-    async with replica(connected, tmp_path / "other-spool", encryption, sealer) as world:
         yield world
 
 
