@@ -47,8 +47,7 @@ from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring
 from service.lead import LeadOrder, LeadStatus
 from service.storage.database.database import Database
-from service.storage.leads.lists import CONDITIONS, LIST_SECONDS, Filters, find_page
-from service.storage.leads.queries import LEAD
+from service.storage.leads.queries import CONDITIONS, LEAD, LIST_SECONDS, Filters, find_page
 from service.storage.postgres.embedded import EmbeddedPostgres
 from tests.harness.postgres import folder_for_postgres
 

@@ -54,7 +54,7 @@ from service.storage.access.writer import AccessWriter
 from service.storage.daily.daily_leads import Days
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
-from service.storage.leads.queries import ROWS_AHEAD, count_leads, exported_leads
+from service.storage.leads.import_export import ROWS_AHEAD, count_leads, exported_leads
 from service.supervisor import Supervisor
 
 BYTE_ORDER_MARK = "\ufeff"

@@ -39,7 +39,7 @@ from service.printable import printable
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
 from service.storage.keys.canary import confirm_canary, plan_of
-from service.storage.leads.lead_import import hand_over_indexes
+from service.storage.leads.import_export import hand_over_indexes
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from service.lead import SealedSubmission
 from service.storage.database.database import Database
 from service.storage.database.failures import CONTENT_CLASSES, StorageFaultError
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch, Erased, Outcome
-from service.storage.leads.lead_import import Restored, import_leads, restore_leads
+from service.storage.leads.import_export import Restored, import_leads, restore_leads
 from service.storage.leads.submissions import SubmissionStore
 
 BATCH_ROWS = 500

@@ -118,9 +118,22 @@ def migrate(url: str) -> str | None:
 
 @contextmanager
 def _migrating(engine: Engine) -> Iterator[Connection]:
-    """One transaction of a migration. A pooler would keep the lock of a session for others."""
+    """One transaction of a migration, in its turn, with the settings of a session that decide what a migration makes.
+
+    A pooler would keep the lock of a session for others. Raises StartRefusedError.
+    """
     with engine.begin() as connection:
-        _begin_migration(connection)
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
+        for name in SETTINGS:
+            if not name.endswith("_timeout"):
+                connection.execute(
+                    text("SELECT set_config(:name, :value, true)"), {"name": name, "value": SETTINGS[name]}
+                )
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+        if encoding != "UTF8":
+            raise StartRefusedError(encoding_refusal(encoding))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         yield connection
 
 
@@ -132,19 +145,6 @@ def _upgrade(connection: Connection, revision: str) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
-
-
-def _begin_migration(connection: Connection) -> None:
-    """Take the turn, with the settings of a session that decide what a migration makes. Raises StartRefusedError."""
-    connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
-    for name in SETTINGS:
-        if not name.endswith("_timeout"):
-            connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": SETTINGS[name]})
-    connection.execute(text("SET LOCAL lock_timeout = 0"))
-    encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
-    if encoding != "UTF8":
-        raise StartRefusedError(encoding_refusal(encoding))
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
 
 
 def _grant_where_allowed(connection: Connection) -> None:
@@ -172,7 +172,7 @@ def _revision(connection: Connection) -> str | None:
 
 def prepare_own_database(postgres: EmbeddedPostgres) -> None:
     """Make the database, the schema and the roles on the embedded server. Safe to repeat."""
-    with psycopg.connect(_admin_url(postgres), autocommit=True) as server:
+    with psycopg.connect(postgres.url(user="postgres", database="postgres"), autocommit=True) as server:
         _make_roles(server)
         owner = _owner_of_database(server)
         if owner is None:
@@ -186,10 +186,6 @@ def prepare_own_database(postgres: EmbeddedPostgres) -> None:
     engine.dispose()
     if not current:
         migrate(owner_url)
-
-
-def _admin_url(postgres: EmbeddedPostgres) -> str:
-    return postgres.url(user="postgres", database="postgres")
 
 
 def _owner_of_database(server: psycopg.Connection) -> str | None:
@@ -227,7 +223,7 @@ def new_own_database(postgres: EmbeddedPostgres) -> Iterator[str]:
     """
     owner = postgres.url(user=OWN_OWNER, database=OWN_DATABASE)
     name = sql.Identifier(OWN_DATABASE)
-    with psycopg.connect(_admin_url(postgres), autocommit=True) as connection:
+    with psycopg.connect(postgres.url(user="postgres", database="postgres"), autocommit=True) as connection:
         _make_roles(connection)
         if (found := _owner_of_database(connection)) is not None:
             # As its owner: a table of it may be a view by now, whose functions run with the rights of who looks.

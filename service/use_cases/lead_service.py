@@ -42,7 +42,7 @@ from service.storage.leads.decision import (
     InConflict,
     RequestIdReused,
 )
-from service.storage.leads.lists import Filters
+from service.storage.leads.queries import Filters
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.confirmation import Confirmation, ConfirmationService
 from service.use_cases.page_token import Tags, read_page

@@ -35,7 +35,7 @@ from service.storage.leads.changes import LeadHistory
 from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch
 from service.storage.leads.erasures import RetentionRule, erase_due
-from service.storage.leads.lead_import import restore_leads
+from service.storage.leads.import_export import restore_leads
 from service.storage.leads.persons import Persons, Ref
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore

@@ -27,7 +27,7 @@ from service.storage import models, schema
 from service.storage.database.database import Database
 from service.storage.keys.canary import confirm_canary, plan_of
 from service.storage.keys.rekeying import rekeying
-from service.storage.leads.lists import CONDITIONS
+from service.storage.leads.queries import CONDITIONS
 from service.storage.leads.submissions import SubmissionStore
 from service.validation import ValidationService
 from tests.conftest import StartService

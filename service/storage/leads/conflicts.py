@@ -28,7 +28,6 @@ from service.storage.leads.queries import (
     fields_of,
     index_columns,
     lead_of_row,
-    link_conversation,
 )
 
 _LEAD = models.lead
@@ -55,6 +54,11 @@ _RESOLVE = Statement(
     SELECT id, CAST(:lead_id AS uuid), created_by FROM resolved WHERE repeats IS NOT NULL
 """)
 )
+_LINK_CONVERSATION = text("""
+    INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
+    SELECT :lead_id, :submission_id, :conversation_id, :conversation_index
+    WHERE NOT EXISTS (SELECT FROM lead_conversation WHERE lead_id = :lead_id AND conversation_index = ANY(:indexes))
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ class ConflictRepository:
             lead = taken
         alias = {"id": conflict.id, "lead_id": lead.id, "created_by": conflict.created_by}
         await connection.execute(insert(models.lead_alias).values(alias))
-        await link_conversation(connection, decision.submission, lead.id)
+        await _link_conversation(connection, decision.submission, lead.id)
         return lead
 
     async def _insert(
@@ -194,8 +198,21 @@ class ConflictRepository:
         }
         lead = lead_of_row((await connection.execute(insert(_LEAD).values(values).returning(_LEAD))).one())
         await connection.execute(CREATED, {"id": lead.id})
-        await link_conversation(connection, submission, submission.id)
+        await _link_conversation(connection, submission, submission.id)
         return lead
+
+
+async def _link_conversation(connection: AsyncConnection, submission: SealedSubmission, lead_id: UUID) -> None:
+    """Link a submission's conversation, if it has one, to a lead, which is locked."""
+    if indexes := submission.indexes.conversation:
+        link = {
+            "lead_id": lead_id,
+            "submission_id": submission.id,
+            "conversation_id": submission.fields["conversation_id"],
+            "conversation_index": indexes[0],
+            "indexes": list(indexes),
+        }
+        await connection.execute(_LINK_CONVERSATION, link)
 
 
 def conflict_of(row: Any) -> SealedConflict:

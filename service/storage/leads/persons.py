@@ -40,8 +40,7 @@ from service.storage import models
 from service.storage.database.database import Database, page_of
 from service.storage.leads.conflicts import conflict_of
 from service.storage.leads.erasing import Reseal, other_submissions
-from service.storage.leads.lists import CONDITIONS, LIST_SECONDS
-from service.storage.leads.queries import COLUMNS, LEAD, NOT_FOUND_BY_EMAIL, lead_of
+from service.storage.leads.queries import COLUMNS, CONDITIONS, LEAD, LIST_SECONDS, NOT_FOUND_BY_EMAIL, lead_of
 from service.storage.leads.resubmissions import resubmission_of
 
 _KEPT, _CONFLICT = models.resubmission, models.lead_conflict

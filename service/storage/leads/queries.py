@@ -1,32 +1,43 @@
-"""The statements that find, link and export leads, and the leads in their rows."""
+"""The statements that find leads, by id, conversation or filter, and the leads in their rows.
+
+Promise: by each filter alone, a page is read in the order of an index, and what comes behind it is not read. By two of
+status, assignee, policy and source it is read along one of them, and the other one is compared in the index: no lead is
+looked at that does not match. What finds few leads is found first and sorted then. What pages take: bench/lists.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
+from operator import eq, ge, lt
 from typing import Any
 from uuid import UUID
 
-from psycopg.rows import namedtuple_row
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
+    Select,
     Table,
     Text,
     Uuid,
     and_,
     any_,
     bindparam,
+    func,
     literal_column,
     or_,
     select,
     text,
+    tuple_,
     union_all,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadStatus, SealedLead, SealedSubmission
+from service.errors import TooManyMatchesError
+from service.lead import CUSTOMER_FIELDS, BlindIndexes, LeadOrder, LeadStatus, SealedLead, SealedSubmission
 from service.storage import models
-from service.storage.database.database import Statement, snapshot
+from service.storage.database.database import Statement
 
 LEAD = models.lead
 _ALIAS, _LINK = models.lead_alias, models.lead_conversation
@@ -45,11 +56,6 @@ COLUMN_NAMES = ", ".join(column.name for column in COLUMNS)
 
 OTHER_LEADS_SHOWN = 100
 """How many further leads of one conversation are named."""
-
-ROWS_AHEAD = 500
-"""Rows of an export that are fetched, and held in memory, at once."""
-
-_SPAN = "FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s"
 
 
 def lead_of(values: Sequence[Any]) -> SealedLead:
@@ -128,26 +134,6 @@ LEADS_OF_CONVERSATION = Statement(
 """The leads that a `conversation` with these `indexes` is linked to, newest first; `created_by` restricts them unless
 it is NULL."""
 
-_LINK_CONVERSATION = text("""
-    INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
-    SELECT :lead_id, :submission_id, :conversation_id, :conversation_index
-    WHERE NOT EXISTS (SELECT FROM lead_conversation WHERE lead_id = :lead_id AND conversation_index = ANY(:indexes))
-""")
-
-
-async def link_conversation(connection: AsyncConnection, submission: SealedSubmission, lead_id: UUID) -> None:
-    """Link a submission's conversation, if it has one, to a lead, which is locked."""
-    if indexes := submission.indexes.conversation:
-        link = {
-            "lead_id": lead_id,
-            "submission_id": submission.id,
-            "conversation_id": submission.fields["conversation_id"],
-            "conversation_index": indexes[0],
-            "indexes": list(indexes),
-        }
-        await connection.execute(_LINK_CONVERSATION, link)
-
-
 NOT_FOUND_BY_EMAIL = text(
     f"SELECT id FROM lead WHERE {models.LACKS_EMAIL_INDEX} ORDER BY email_index LIMIT 1"  # noqa: S608 # our own text
 )
@@ -159,23 +145,147 @@ def refers_to(table: Table, reference: bytes) -> Any:
     return literal_column(models.reference_of(f"{table.name}.id")) == reference
 
 
-def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedLead]:
-    """The leads that were created from `start` on and before `end`, oldest first.
+Filters = Mapping[str, Any]
+"""The values of filters that are set, by their names in CONDITIONS."""
 
-    One snapshot of the database; memory does not grow with the number of leads. Raises StorageFaultError.
+MOST_MATCHES = 1000
+"""Leads that a filter like a phone or an e-mail may match, so that they are sorted within milliseconds."""
+
+LIST_SECONDS = 2.0
+"""How long the server works on a page. What takes longer finds little in much: see bench/lists.md."""
+
+FOUND_FIRST = frozenset({"reference", "email", "phone", "nid", "conversation_id", "name_prefix"})
+"""Filters whose index knows no order in time."""
+
+_LAST_CHARACTER = func.chr(0x10FFFF)
+"""Sorts behind whatever a text goes on with."""
+
+
+def _has_index(field: str, indexes: tuple[bytes, ...]) -> ColumnElement[bool]:
+    """The condition of leads with one of the blind indexes of a phone or nid: a part for each partial index."""
+    shared = LEAD.c[f"{field}_shared"]
+    columns = (LEAD.c[f"{field}_index"], LEAD.c[f"{field}_index_2"])
+    return or_(*(and_(column.in_(indexes), way) for column in columns for way in (~shared, shared)))
+
+
+def _begins_with(prefix: str) -> ColumnElement[bool]:
+    """The condition of leads whose name begins so. PostgreSQL folds both: Python folds some letters otherwise."""
+    folded, name = func.lower(bindparam("prefix", prefix, type_=Text)), func.lower(LEAD.c.name)
+    return and_(name.bool_op("~>=~")(folded), name.bool_op("~<~")(func.concat(folded, _LAST_CHARACTER)))
+
+
+def _of_conversation(given: tuple[str, tuple[str, ...]]) -> ColumnElement[bool]:
+    conversation_id, indexes = given
+    condition: ColumnElement[bool] = linked_to(conversation_id, bindparam("indexes", list(indexes), type_=ARRAY(Text)))
+    return condition
+
+
+def _has_email(indexes: tuple[str, ...]) -> ColumnElement[bool]:
+    return LEAD.c.email_index == any_(bindparam("email_indexes", list(indexes), type_=ARRAY(Text)))
+
+
+def _referred_to(reference: bytes) -> ColumnElement[bool]:
+    """The condition of leads whose own id has a reference, or another id that leads to them."""
+    alias = models.lead_alias
+    own = select(LEAD.c.id).where(refers_to(LEAD, reference)).correlate(None)
+    return LEAD.c.id.in_(own.union_all(select(alias.c.lead_id).where(refers_to(alias, reference))))
+
+
+CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
+    "statuses": lambda statuses: LEAD.c.status.in_([status.value for status in statuses]),
+    **{name: partial(eq, LEAD.c[name]) for name in ("assignee", "interested_policy", "source", "created_by")},
+    "reader": partial(eq, LEAD.c.created_by),
+    "unassigned": lambda _: LEAD.c.assignee.is_(None),
+    **{
+        f"{change}_{side}": partial(compare, LEAD.c[f"{change}_at"])
+        for change in ("created", "updated")
+        for side, compare in (("after", ge), ("before", lt))
+    },
+    "name_prefix": _begins_with,
+    "reference": _referred_to,
+    "email": _has_email,
+    "phone": partial(_has_index, "phone"),
+    "nid": partial(_has_index, "nid"),
+    "conversation_id": _of_conversation,
+}
+"""What each filter makes of its value. `reader` restricts a list to what one subject created."""
+
+_BY_FILTER = frozenset({"statuses", "assignee", "unassigned", "interested_policy", "source", "created_by", "reader"})
+"""Filters that have indexes of their own."""
+
+
+async def find_page(
+    connection: AsyncConnection, wanted: Filters, order: LeadOrder, *, after: tuple[datetime, UUID] | None, limit: int
+) -> list[tuple[datetime, SealedLead]]:
+    """At most `limit` leads behind the place `after`, each with the time that the order runs by.
+
+    Raises TooManyMatchesError.
     """
-    query = f"SELECT {COLUMN_NAMES} {_SPAN} ORDER BY created_at, id"  # our own names
-    with (
-        snapshot(url, "leadkeep-export") as connection,
-        connection.cursor("exported", row_factory=namedtuple_row) as cursor,
-    ):
-        cursor.itersize = ROWS_AHEAD
-        for row in cursor.execute(query.encode(), {"start": start, "end": end}):
-            yield lead_of_row(row)
+    # All leads of nobody have the same assignee, but PostgreSQL sees that only of a value: it is asked for the whole
+    # order of the index.
+    first = ["assignee"] if "unassigned" in wanted and order.column != "resubmitted_at" else []
+
+    def in_order(columns: Any, place: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+        ordered = [*(columns[name] for name in first), place, columns.id]
+        return [column.desc() if order.is_descending else column.asc() for column in ordered]
+
+    def page(conditions: Sequence[ColumnElement[bool]], place: ColumnElement[Any]) -> Select[Any]:
+        query = select(place.label("place"), *COLUMNS).where(place.is_not(None), *conditions)
+        if after is not None:
+            compare = tuple_(place, LEAD.c.id).__lt__ if order.is_descending else tuple_(place, LEAD.c.id).__gt__
+            query = query.where(compare(tuple_(*after)))
+        return query.order_by(*in_order(LEAD.c, place)).limit(limit)
+
+    if finding := sorted(FOUND_FIRST & wanted.keys()):
+        query = page([await _found_first(connection, wanted, finding)], LEAD.c[order.column])
+    else:
+        parts = _parts(wanted, order, goes_on=after is not None)
+        merged = union_all(*(page(*part) for part in parts)).subquery()
+        query = select(merged).order_by(*in_order(merged.c, merged.c.place)).limit(limit)
+    return [(row[0], lead_of(row[1:])) for row in await connection.execute(query)]
 
 
-def count_leads(url: str, start: datetime, end: datetime) -> int:
-    """How many leads were created from `start` on and before `end`. Raises StorageFaultError."""
-    with snapshot(url, "leadkeep-export") as connection:
-        row = connection.execute(f"SELECT count(*) {_SPAN}".encode(), {"start": start, "end": end}).fetchone()
-        return int(row[0]) if row else 0
+async def _found_first(connection: AsyncConnection, wanted: Filters, finding: list[str]) -> ColumnElement[bool]:
+    query = select(LEAD.c.id).where(*_conditions(wanted)).limit(MOST_MATCHES + 1)
+    found = list((await connection.execute(query)).scalars())
+    if len(found) > MOST_MATCHES:
+        raise TooManyMatchesError(finding, MOST_MATCHES)
+    return LEAD.c.id == any_(bindparam("found", found, type_=ARRAY(Uuid)))
+
+
+def _conditions(wanted: Filters) -> list[ColumnElement[bool]]:
+    return [CONDITIONS[name](value) for name, value in wanted.items()]
+
+
+Part = tuple[list[ColumnElement[bool]], ColumnElement[Any]]
+"""The conditions of leads that an index has in order, and the time by which it has them."""
+
+
+def _parts(wanted: Filters, order: LeadOrder, *, goes_on: bool) -> Iterator[Part]:
+    """The parts that make up a list. It `goes_on` behind a place, which then says where it begins.
+
+    The index of a filter has the leads of each status apart, and those that were changed since they were created.
+    """
+    given: dict[str, Any] = {**wanted, **_narrowed(wanted)}
+    # Of those that were not changed both times are one.
+    unchanged = {name: value for name, value in given.items() if name not in ("created_after", "updated_before")}
+    if "updated_after" in unchanged:
+        unchanged["created_after"] = unchanged.pop("updated_after")
+    if goes_on:
+        # From where a span begins PostgreSQL would walk to the place.
+        side = "before" if order.is_descending else "after"
+        given.pop(f"{order.column.removesuffix('_at')}_{side}", None)
+        unchanged.pop(f"created_{side}", None)
+    if order.column == "resubmitted_at" or _BY_FILTER.isdisjoint(wanted):
+        yield _conditions(given), LEAD.c[order.column]
+        return
+    for status in [{"statuses": [each]} for each in wanted.get("statuses", ())] or [{}]:
+        yield [*_conditions(unchanged | status), literal_column(f"{models.IS_CHANGED} = 0")], LEAD.c.created_at
+        yield [*_conditions(given | status), literal_column(f"{models.IS_CHANGED} = 1")], LEAD.c[order.column]
+
+
+def _narrowed(wanted: Filters) -> dict[str, datetime]:
+    """The spans in which the leads of both given spans are: none was changed before it was created."""
+    after = [wanted[name] for name in ("created_after", "updated_after") if name in wanted]
+    before = [wanted[name] for name in ("created_before", "updated_before") if name in wanted]
+    return ({"updated_after": max(after)} if after else {}) | ({"created_before": min(before)} if before else {})

@@ -43,11 +43,13 @@ from service.storage.leads.changes import (
     write_anew_if_taken,
 )
 from service.storage.leads.decision import DuplicateMatch
-from service.storage.leads.lists import LIST_SECONDS, Filters, find_page
 from service.storage.leads.queries import (
     LEADS_OF_CONVERSATION,
     LEADS_OF_IDS,
+    LIST_SECONDS,
     NOT_FOUND_BY_EMAIL,
+    Filters,
+    find_page,
     lead_of,
 )
 from service.storage.leads.resubmissions import resubmission_of

@@ -40,7 +40,7 @@ from service.storage.leads.decision import Aliased, Created, DuplicateMatch, InC
 from service.storage.leads.erasing import wait_for_erasures
 from service.storage.leads.look_up import ATTEMPTS, look_up
 from service.storage.leads.open_erasures import OpenErasures
-from service.storage.leads.queries import columns_of, index_columns
+from service.storage.leads.queries import columns_of
 from service.storage.leads.resubmissions import keep_refused
 
 T = TypeVar("T")
@@ -262,10 +262,16 @@ async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubm
 
 
 def _entry(entry: SealedSubmission) -> dict[str, Any]:
-    indexes = index_columns(entry.indexes)
+    phone_index, phone_index_2 = entry.indexes.phone
+    nid_index, nid_index_2 = entry.indexes.nid
     return {
-        **{name: value.hex() if isinstance(value, bytes) else value for name, value in indexes.items()},
         "id": str(entry.id),
+        "phone_index": phone_index and phone_index.hex(),
+        "nid_index": nid_index and nid_index.hex(),
+        "phone_index_2": phone_index_2 and phone_index_2.hex(),
+        "nid_index_2": nid_index_2 and nid_index_2.hex(),
+        "index_epoch": entry.indexes.epoch,
+        "email_index": entry.indexes.email,
         "created_by": entry.created_by,
         "request_id": entry.request_id,
         "content_digest": entry.content_digest.hex(),

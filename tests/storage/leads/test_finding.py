@@ -22,8 +22,7 @@ from service.storage import models
 from service.storage.database.database import Database
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.intake.writer import LeadWriter
-from service.storage.leads.lists import CONDITIONS, Filters
-from service.storage.leads.queries import LEAD, NOT_FOUND_BY_EMAIL
+from service.storage.leads.queries import CONDITIONS, LEAD, NOT_FOUND_BY_EMAIL, Filters
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool

@@ -13,7 +13,7 @@ from service.lead import LeadStatus, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage.leads.decision import Created, DuplicateMatch, InConflict
 from service.storage.leads.erasures import RetentionRule, erase_due
-from service.storage.leads.lead_import import hand_over_indexes
+from service.storage.leads.import_export import hand_over_indexes
 from service.storage.leads.repository import LeadRepository
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase

@@ -18,7 +18,7 @@ from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
 from service.storage.leads.changes import LeadHistory, Place, Step
 from service.storage.leads.decision import Created
-from service.storage.leads.lead_import import import_leads
+from service.storage.leads.import_export import import_leads
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from tests.harness import histories

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.lead import LeadGroup, LeadOrder, LeadStatus
 from service.storage.database.database import Database, Work
-from service.storage.leads.lists import Filters, find_page
+from service.storage.leads.queries import Filters, find_page
 from service.storage.leads.summaries import LeadSummaries
 from tests.harness.postgres import TestDatabase, TestServer
 

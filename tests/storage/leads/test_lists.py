@@ -21,8 +21,7 @@ from service.lead import LeadOrder, LeadStatus
 from service.storage import models
 from service.storage.database.database import Database
 from service.storage.database.pool import CONNECTIONS
-from service.storage.leads.lists import CONDITIONS, MOST_MATCHES, Filters, find_page
-from service.storage.leads.queries import columns_of, index_columns
+from service.storage.leads.queries import CONDITIONS, MOST_MATCHES, Filters, columns_of, find_page, index_columns
 from service.storage.leads.submissions import SubmissionStore
 from service.validation.reference import REFERENCE_BYTES
 from tests.harness.postgres import TestDatabase, TestServer

@@ -17,7 +17,7 @@ from service.lead import SealedSubmission
 from service.storage.database.database import Database
 from service.storage.database.failures import Retry, RetryScope, retry_scope
 from service.storage.leads.decision import Created, DuplicateMatch, Outcome
-from service.storage.leads.lead_import import import_leads
+from service.storage.leads.import_export import import_leads
 from tests.harness.faults import value_of
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit

@@ -1,4 +1,4 @@
-"""Leads that come in as files.
+"""Leads that come in as files, and go out.
 
 Those of a foreign file are stored by the rules of any other submission. Those of a daily file are put back as they
 were: ids, versions, times, histories, links. There a lead that is present already stays as it is, so that repeating is
@@ -9,19 +9,22 @@ back.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
+from psycopg.rows import namedtuple_row
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.lead import CUSTOMER_FIELDS, LeadEventType, SealedSubmission
-from service.storage.database.database import Database, Statement
+from service.lead import CUSTOMER_FIELDS, LeadEventType, SealedLead, SealedSubmission
+from service.storage.database.database import Database, Statement, snapshot
 from service.storage.leads.decision import Outcome
 from service.storage.leads.erasing import wait_for_erasures
+from service.storage.leads.queries import COLUMN_NAMES, lead_of_row
 from service.storage.leads.submissions import ROLL_BACK, store
 
 T = TypeVar("T")
@@ -129,6 +132,11 @@ _DETAILS = tuple(
             ORDER BY given.created_at, given.id, place""",
     )
 )
+
+ROWS_AHEAD = 500
+"""Rows of an export that are fetched, and held in memory, at once."""
+
+_SPAN = "FROM lead WHERE created_at >= %(start)s AND created_at < %(end)s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +247,25 @@ def _history(lead: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _given(leads: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {"leads": json.dumps(leads)}
+
+
+def exported_leads(url: str, start: datetime, end: datetime) -> Iterator[SealedLead]:
+    """The leads that were created from `start` on and before `end`, oldest first.
+
+    One snapshot of the database; memory does not grow with the number of leads. Raises StorageFaultError.
+    """
+    query = f"SELECT {COLUMN_NAMES} {_SPAN} ORDER BY created_at, id"  # our own names
+    with (
+        snapshot(url, "leadkeep-export") as connection,
+        connection.cursor("exported", row_factory=namedtuple_row) as cursor,
+    ):
+        cursor.itersize = ROWS_AHEAD
+        for row in cursor.execute(query.encode(), {"start": start, "end": end}):
+            yield lead_of_row(row)
+
+
+def count_leads(url: str, start: datetime, end: datetime) -> int:
+    """How many leads were created from `start` on and before `end`. Raises StorageFaultError."""
+    with snapshot(url, "leadkeep-export") as connection:
+        row = connection.execute(f"SELECT count(*) {_SPAN}".encode(), {"start": start, "end": end}).fetchone()
+        return int(row[0]) if row else 0
