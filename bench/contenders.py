@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 
-from bench.databases import empty_database, fresh_postgres, prepare_roles
+from bench.databases import empty_database, fresh_postgres
 from bench.generator import run
 from bench.load.plan import Load, Requests
 from bench.operations import BY_HTTP, METHODS, Operation, grpc_requests, http_requests, known_numbers
@@ -96,7 +96,6 @@ def leadkeep_on_postgres(
 ) -> Iterator[tuple[RunningService, EmbeddedPostgres]]:
     """A service on a PostgreSQL of its own, with a database `bench`; its code from another checkout if one is named."""
     with fresh_postgres() as postgres:
-        prepare_roles(postgres)
         code = {} if checkout is None else {"PYTHONPATH": f"{checkout}:{checkout / 'generated'}"}
         owner = empty_database(postgres, "bench")
         service = RunningService(folder, database_url=postgres.url(user=OWN_LOGIN, database="bench"), settings=code)

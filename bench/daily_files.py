@@ -22,16 +22,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
-import httpx
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from bench.databases import database
-from service.storage.postgres.embedded import EmbeddedPostgres
-from service.storage.schema import prepare_own_database
+from bench.databases import database, fresh_postgres
 from tests.harness.daily_files import file_of
 from tests.harness.leads import somebody
-from tests.harness.postgres import folder_for_postgres
 from tests.harness.processes import eventually, family, resident_megabytes
 from tests.harness.running_service import RunningService
 
@@ -129,11 +125,6 @@ def import_leads(service: RunningService, folder: Path, leads: int) -> None:
     print(f"imported {leads} leads at {leads / (time.monotonic() - began):.0f} a second")
 
 
-def metric(service: RunningService, name: str) -> float:
-    lines = httpx.get(f"{service.http_url}/metrics").text.splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
-
-
 def report(watch: Watch, calls: list[tuple[float, float]], written: float, minutes: float) -> bool:
     """Print the table; whether every goal was reached."""
     during = [end - begin for begin, end in calls if any(begin < b and end > a for a, b in watch.renders)]
@@ -159,10 +150,7 @@ def report(watch: Watch, calls: list[tuple[float, float]], written: float, minut
 
 def main(leads: int, minutes: float) -> int:
     """Measure and report."""
-    with folder_for_postgres() as base, tempfile.TemporaryDirectory() as folder:
-        postgres = EmbeddedPostgres(base / "data", root_base=base / "root-base")
-        postgres.start()
-        prepare_own_database(postgres)
+    with fresh_postgres({}) as postgres, tempfile.TemporaryDirectory() as folder:
         service = RunningService(Path(folder) / "leadkeep", database_url=database(postgres, "daily"))
         try:
             import_leads(service, Path(folder), leads)
@@ -173,15 +161,14 @@ def main(leads: int, minutes: float) -> int:
             watch, stopped = Watch(path.parent, service.pid), threading.Event()
             watching = threading.Thread(target=watch.run, args=(stopped,))
             watching.start()
-            before = metric(service, "leadkeep_file_bytes_total")
+            before = service.metric("leadkeep_file_bytes_total")
             calls = asyncio.run(steady(service, minutes * 60))
-            written = metric(service, "leadkeep_file_bytes_total") - before
+            written = service.metric("leadkeep_file_bytes_total") - before
             stopped.set()
             watching.join()
             return 0 if report(watch, calls, written, minutes) else 1
         finally:
             service.stop()
-            postgres.stop()
 
 
 if __name__ == "__main__":

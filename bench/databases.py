@@ -17,19 +17,15 @@ SETTINGS = {"max_connections": "400"}
 
 @contextmanager
 def fresh_postgres(settings: Mapping[str, str] = SETTINGS) -> Iterator[EmbeddedPostgres]:
-    """A new, empty server. Start it in the main thread, before gRPC is at work in this process."""
+    """A new server with the roles that `serve` needs. Start it in the main thread, before gRPC is at work here."""
     with folder_for_postgres() as base:
         postgres = EmbeddedPostgres(base / "data", settings=settings, root_base=base / "root-base")
         postgres.start()
         try:
+            prepare_own_database(postgres)
             yield postgres
         finally:
             postgres.stop()
-
-
-def prepare_roles(postgres: EmbeddedPostgres) -> None:
-    """What `serve` needs before its first database: its roles, and the database `leadkeep`."""
-    prepare_own_database(postgres)
 
 
 def database(postgres: EmbeddedPostgres, name: str) -> str:

@@ -21,7 +21,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from bench.arithmetic import Spread, pair_ratios, quantile
 from bench.contenders import Contender, leadkeep_over_grpc
-from bench.databases import database, fresh_postgres, prepare_roles
+from bench.databases import database, fresh_postgres
 from bench.explained import Explained, drive, explained, large_tables, read_log, watch
 from bench.generator import run
 from bench.growth_report import Disk, write
@@ -186,7 +186,6 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         postgres = stack.enter_context(fresh_postgres(LOADING))
-        prepare_roles(postgres)
         sizes = [grown(postgres, Path(folder), count, stack) for count in sorted(options.sizes)]
         measure(sizes, options.rounds)
         disks = [disk(postgres, size) for size in sizes]

@@ -14,18 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 
-from bench.databases import database
+from bench.databases import database, fresh_postgres
 from service.storage.postgres.embedded import EmbeddedPostgres
-from service.storage.schema import prepare_own_database
 from tests.harness.faults import execute
-from tests.harness.postgres import folder_for_postgres
-from tests.harness.processes import family, resident_megabytes
+from tests.harness.processes import family_megabytes
 from tests.harness.running_service import RunningService
 
 IMPORTED = 100_000
@@ -71,15 +68,10 @@ class Ran:
 
 def run(operator: RunningService, *arguments: str) -> Ran:
     began, peak = time.monotonic(), 0.0
-    command = [sys.executable, "-m", "service", *arguments]
     with tempfile.TemporaryFile() as out:
-        running = subprocess.Popen(command, env=operator.environment, stdout=out)
+        running = operator.begin(*arguments, stdout=out)
         while running.poll() is None:
-            held = 0.0
-            for pid in family(running.pid):
-                with suppress(OSError, IndexError):
-                    held += resident_megabytes(pid)
-            peak = max(peak, held)
+            peak = max(peak, family_megabytes(running.pid))
             time.sleep(0.05)
         out.seek(0)
         if running.returncode != 0:
@@ -122,47 +114,39 @@ def main() -> None:
         if not good:
             missed.append(what)
 
-    with folder_for_postgres() as base, tempfile.TemporaryDirectory() as work:
+    with fresh_postgres({}) as postgres, tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        postgres = EmbeddedPostgres(base / "data", root_base=base / "root-base")
-        postgres.start()
-        try:
-            prepare_own_database(postgres)
-            first = RunningService(folder / "first", database_url=database(postgres, "imported"))
-            small = run(first, "import", "--json", str(leads_file(folder, 0, imported // 10)))
-            large = run(first, "import", "--json", str(leads_file(folder, imported, imported)))
-            (told,) = json.loads(large.out)
-            speed = imported / told["seconds"]
-            show(
-                f"import of {imported:,} leads: {speed:,.0f} leads/s, {told['saved']:,} saved", good=speed >= SPEED_GOAL
-            )
-            grown = large.peak - small.peak
-            show(
-                f"its memory: {small.peak:.0f} MB, of ten times the leads {large.peak:.0f} MB",
-                good=grown <= MEMORY_GOAL,
-            )
-            out = run(first, "export", "--format", "csv", "--output", str(folder / "out.csv"))
-            show(f"export: {out.seconds:.1f} s, {out.peak:.0f} MB", good=out.peak < small.peak)
+        first = RunningService(folder / "first", database_url=database(postgres, "imported"))
+        small = run(first, "import", "--json", str(leads_file(folder, 0, imported // 10)))
+        large = run(first, "import", "--json", str(leads_file(folder, imported, imported)))
+        (told,) = json.loads(large.out)
+        speed = imported / told["seconds"]
+        show(f"import of {imported:,} leads: {speed:,.0f} leads/s, {told['saved']:,} saved", good=speed >= SPEED_GOAL)
+        grown = large.peak - small.peak
+        show(
+            f"its memory: {small.peak:.0f} MB, of ten times the leads {large.peak:.0f} MB",
+            good=grown <= MEMORY_GOAL,
+        )
+        out = run(first, "export", "--format", "csv", "--output", str(folder / "out.csv"))
+        show(f"export: {out.seconds:.1f} s, {out.peak:.0f} MB", good=out.peak < small.peak)
 
-            source = RunningService(folder / "source", database_url=database(postgres, "source"))
-            run(source, "import", str(leads_file(folder, 3 * imported, round_trip)))
-            execute(postgres.url(user="postgres", database="source"), *HISTORIES)
-            run(source, "files", "render")
-            keyring = {"LEADKEEP_KEYRING": str(source.data_dir / "keyring.json")}
-            target = RunningService(folder / "target", database_url=database(postgres, "target"), settings=keyring)
-            files = sorted(map(str, (source.data_dir / "files").glob("leads_*.json")))
-            back = run(target, "import", *files)
-            urls = [postgres.url(user="postgres", database=name) for name in ("source", "target")]
-            before, after = (dumped(postgres, url) for url in urls)
-            show(
-                f"round trip of {round_trip:,} leads in {len(files)} daily files: import {back.seconds:.1f} s, "
-                f"{len(before):,} lines of pg_dump equal",
-                good=before == after and len(before) > 5 * round_trip,
-            )
-            again = run(target, "import", *files)
-            show("repeated: nothing changed", good=" saved" in again.out and dumped(postgres, urls[1]) == before)
-        finally:
-            postgres.stop()
+        source = RunningService(folder / "source", database_url=database(postgres, "source"))
+        run(source, "import", str(leads_file(folder, 3 * imported, round_trip)))
+        execute(postgres.url(user="postgres", database="source"), *HISTORIES)
+        run(source, "files", "render")
+        keyring = {"LEADKEEP_KEYRING": str(source.data_dir / "keyring.json")}
+        target = RunningService(folder / "target", database_url=database(postgres, "target"), settings=keyring)
+        files = sorted(map(str, (source.data_dir / "files").glob("leads_*.json")))
+        back = run(target, "import", *files)
+        urls = [postgres.url(user="postgres", database=name) for name in ("source", "target")]
+        before, after = (dumped(postgres, url) for url in urls)
+        show(
+            f"round trip of {round_trip:,} leads in {len(files)} daily files: import {back.seconds:.1f} s, "
+            f"{len(before):,} lines of pg_dump equal",
+            good=before == after and len(before) > 5 * round_trip,
+        )
+        again = run(target, "import", *files)
+        show("repeated: nothing changed", good=" saved" in again.out and dumped(postgres, urls[1]) == before)
     sys.exit(bool(missed))
 
 

@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bench.arithmetic import Spread, pair_ratios, quantile
 from bench.cpu import cpu_nanoseconds
-from bench.databases import database, prepare_roles
+from bench.databases import database
 from bench.goals import GOALS_HEAD, Goal, Verdict
 from bench.growth import LOADING
 from bench.growth_rows import APART
@@ -49,6 +49,7 @@ from service.lead import LeadOrder, LeadStatus
 from service.storage.database.database import Database
 from service.storage.leads.queries import CONDITIONS, LEAD, LIST_SECONDS, Filters, find_page
 from service.storage.postgres.embedded import EmbeddedPostgres
+from service.storage.schema import prepare_own_database
 from tests.harness.postgres import folder_for_postgres
 
 COUNT = 1_000_000
@@ -237,7 +238,7 @@ def loaded(folder: Path, count: int) -> Iterator[tuple[EmbeddedPostgres, SkewedR
         rows = SkewedRows(count, EncryptionService(Keyring.generate(now=datetime.now(UTC))), epoch=1)
         url = postgres.url(user="postgres", database=NAME)
         if is_new:
-            prepare_roles(postgres)
+            prepare_own_database(postgres)
             database(postgres, NAME)
             rows.load(url)
         with psycopg.connect(url) as connection:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from bench.databases import database, fresh_postgres, prepare_roles
+from bench.databases import database, fresh_postgres
 from service.storage.postgres.embedded import EmbeddedPostgres
 
 BATCH = 64
@@ -82,5 +82,4 @@ class Pgbench:
 def pgbench() -> Iterator[Pgbench]:
     """pgbench, ready to run."""
     with fresh_postgres() as postgres:
-        prepare_roles(postgres)
         yield Pgbench(postgres, database(postgres, "bench"))

@@ -21,7 +21,7 @@ import psycopg
 from bench.arithmetic import Spread, pair_ratios
 from bench.contenders import Contender, leadkeep_over_grpc
 from bench.cpu import cpu_seconds, family_cpu_seconds
-from bench.databases import database, fresh_postgres, prepare_roles
+from bench.databases import database, fresh_postgres
 from bench.generator import run
 from bench.load.plan import Load, Result
 from bench.operations import Operation
@@ -85,7 +85,6 @@ def main() -> int:
     two: list[float] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         postgres = stack.enter_context(fresh_postgres())
-        prepare_roles(postgres)
         url = database(postgres, "replicas")
         replicas = []
         for number in (1, 2):

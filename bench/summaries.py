@@ -24,12 +24,10 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from bench.arithmetic import quantile
 from bench.cpu import cpu_seconds
-from bench.databases import prepare_roles
 from bench.growth import LOADING
 from service.lead import SEALED_FORM
 from service.storage.postgres.embedded import EmbeddedPostgres
-from service.storage.schema import OWN_DATABASE, OWN_LOGIN
-from tests.harness.leads import somebody
+from service.storage.schema import OWN_DATABASE, OWN_LOGIN, prepare_own_database
 from tests.harness.running_service import RunningService
 
 LEADS = 1_000_000
@@ -101,7 +99,7 @@ def filled(folder: Path, leads: int) -> Iterator[tuple[RunningService, str]]:
     postgres = EmbeddedPostgres(folder / "postgres", settings=LOADING, root_base=folder / "root-base")
     postgres.start()
     try:
-        prepare_roles(postgres)
+        prepare_own_database(postgres)
         url = postgres.url(user="postgres", database=OWN_DATABASE)
         service = RunningService(folder / "leadkeep", database_url=postgres.url(user=OWN_LOGIN, database=OWN_DATABASE))
         service.start()
@@ -109,9 +107,7 @@ def filled(folder: Path, leads: int) -> Iterator[tuple[RunningService, str]]:
             with psycopg.connect(url) as connection:
                 ((there,),) = connection.execute("SELECT count(*) FROM lead").fetchall()
             if there < leads:
-                with service.channel() as channel:
-                    wanted = pb.CreateLeadRequest(lead=somebody())
-                    service.stub(channel).CreateLead(wanted, metadata=service.metadata(), timeout=10)
+                service.create()
                 began = time.monotonic()
                 fill(url, leads)
                 print(f"{leads:,} leads in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.harness.certificates import Authority
 from tests.harness.disks import NoMountError, memory_disk, tiny_disk
 from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 from tests.harness.processes import remove_embedded_database
 from tests.harness.running_service import RunningService
+from tests.rpc.calls import Client
 
 # A run must not fail because the machine is slow, and one that fails must fail again: inputs are the same every time.
 settings.register_profile("leadkeep", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -69,18 +72,28 @@ def database(postgres_server: TestServer) -> Iterator[TestDatabase]:
 @pytest.fixture
 def start_service(tmp_path: Path) -> Iterator[StartService]:
     """Start services that end with the test: `start_service("name", database_url=…, settings=…)`."""
+    yield from _services(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartService]:
+    """Start services that end with the module, and which its tests share."""
+    yield from _services(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def shared_keyring(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The setting by which the services of a module have one keyring."""
+    return {"LEADKEEP_KEYRING": str(tmp_path_factory.mktemp("keyring") / "keyring.json")}
+
+
+def _services(folder: Path) -> Iterator[StartService]:
     started: list[RunningService] = []
 
-    def start(
-        name: str = "leadkeep",
-        *,
-        database_url: str | None = None,
-        settings: Mapping[str, str] | None = None,
-        wait: bool = True,
-    ) -> RunningService:
-        service = RunningService(tmp_path / name, database_url=database_url, settings=settings)
+    def start(name: str = "leadkeep", *, wait: bool = True, forked: bool = True, **more: Any) -> RunningService:
+        service = RunningService(folder / name, **more)
         started.append(service)
-        return service.start(wait=wait)
+        return service.start(wait=wait, forked=forked)
 
     yield start
     for service in started:
@@ -95,13 +108,22 @@ def service_database(postgres_server: TestServer) -> TestDatabase:
 
 
 @pytest.fixture(scope="module")
-def service(service_database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(service_database: TestDatabase, start_shared: StartService) -> RunningService:
     """A running service that the tests of one module share, on a database of its own."""
-    folder = tmp_path_factory.mktemp("service") / "leadkeep"
-    running = RunningService(folder, database_url=service_database.serve_url)
-    running.start()
-    yield running
-    running.stop()
+    return start_shared(database_url=service_database.serve_url)
+
+
+@pytest.fixture(scope="module")
+def admin(service: RunningService) -> Iterator[Client]:
+    """Somebody with every scope, who calls `service`."""
+    with service.channel() as channel:
+        yield Client(service, channel)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority."""
+    return Authority(tmp_path_factory.mktemp("authority"), "authority")
 
 
 @pytest.fixture

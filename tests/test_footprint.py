@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from tests.harness.processes import eventually, remove_embedded_database, resident_megabytes
+from tests.conftest import StartService
+from tests.harness.answers import health_of
+from tests.harness.processes import eventually, resident_megabytes
 from tests.harness.running_service import RunningService
 
 START_SECONDS = 3.0
@@ -20,26 +21,15 @@ STARTS = 5
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(start_shared: StartService) -> RunningService:
     """An embedded service that has been started before."""
-    service = RunningService(tmp_path_factory.mktemp("footprint") / "leadkeep")
-    service.start(forked=False)
-    yield service
-    service.stop()
-    remove_embedded_database(service.data_dir)
+    return start_shared(forked=False)
 
 
 def is_serving(service: RunningService) -> bool:
     with service.channel() as channel:
-        ask = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
         try:
-            return bool(
-                ask(health_pb2.HealthCheckRequest(), timeout=5).status == health_pb2.HealthCheckResponse.SERVING
-            )
+            return health_of(channel) == health_pb2.HealthCheckResponse.SERVING
         except grpc.RpcError:
             return False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,32 +11,23 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.harness.faults import execute
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase
 from tests.harness.running_service import RunningService
 
 
 @pytest.fixture(scope="module")
-def database(postgres_server: TestServer) -> TestDatabase:
-    return postgres_server.fresh_database()
-
-
-@pytest.fixture(scope="module")
-def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(service: RunningService) -> RunningService:
     """A service whose one lead `ann` read twice and `joe` once, started again: the chain of these looks has ended."""
-    folder = tmp_path_factory.mktemp("audit") / "leadkeep"
-    running = RunningService(folder, database_url=database.serve_url).start()
-    with running.channel() as channel:
-        stub = running.stub(channel)
+    with service.channel() as channel:
+        stub = service.stub(channel)
         lead = pb.CreateLeadRequest(lead=somebody())
-        lead_id = stub.CreateLead(lead, metadata=running.metadata("chatbot"), timeout=10).id
+        lead_id = stub.CreateLead(lead, metadata=service.metadata("chatbot"), timeout=10).id
         for subject in ("ann", "joe", "ann"):
-            metadata = [*running.metadata(subject=subject), ("leadkeep-reason", f"for {subject}")]
+            metadata = [*service.metadata(subject=subject), ("leadkeep-reason", f"for {subject}")]
             stub.GetLead(pb.GetLeadRequest(id=lead_id), metadata=metadata, timeout=10)
-    (folder.parent / "lead").write_text(lead_id)
-    running.stop()
-    running.start()
-    yield running
-    running.stop()
+    service.data_dir.with_name("lead").write_text(lead_id)
+    service.stop()
+    return service.start()
 
 
 def lead_id_of(service: RunningService) -> str:
@@ -96,10 +86,10 @@ def test_another_keyring_checks_nothing(service: RunningService, tmp_path: Path)
 
 
 def test_a_record_that_was_cut_in_all_tables_is_found_with_heads(
-    service: RunningService, database: TestDatabase
+    service: RunningService, service_database: TestDatabase
 ) -> None:
     execute(
-        database.admin_url,
+        service_database.admin_url,
         "DELETE FROM access_record WHERE number = 3",
         "DELETE FROM access_head WHERE number = 3",
     )

@@ -9,7 +9,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from service.keys.keyring import Keyring
 from service.storage.backup.backup_manifest import DUMP, MANIFEST
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import REVISION
+from tests.conftest import StartService
 from tests.harness.daily_files import soon_in
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
@@ -41,13 +41,10 @@ NAME = '"F" \\ আক্তার \U0001f600 \U0010fffd'
 
 
 @pytest.fixture(scope="module")
-def shared(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared(service_database: TestDatabase, start_shared: StartService) -> Shared:
     """One service for all tests of this module."""
-    database = postgres_server.fresh_database()
-    folder = tmp_path_factory.mktemp("backup") / "source"
-    running = RunningService(folder, database_url=database.serve_url, settings=owner(database)).start()
-    yield running, database
-    running.stop()
+    url = service_database.serve_url
+    return start_shared("source", database_url=url, settings=owner(service_database)), service_database
 
 
 @pytest.fixture
@@ -69,19 +66,8 @@ def owner(database: TestDatabase) -> dict[str, str]:
 
 def create(service: RunningService, **fields: str) -> pb.Lead:
     lead = somebody(**fields)
-    with service.channel() as channel:
-        made = service.stub(channel).CreateLead(
-            pb.CreateLeadRequest(lead=lead), metadata=service.metadata(), timeout=10
-        )
-    lead.id = made.id
+    lead.id = service.create(lead, role="admin").id
     return lead
-
-
-def in_clear(service: RunningService, lead_id: str) -> pb.Lead:
-    with service.channel() as channel:
-        request = pb.GetLeadRequest(id=lead_id, view=pb.LEAD_VIEW_FULL)
-        lead: pb.Lead = service.stub(channel).GetLead(request, metadata=service.metadata(), timeout=10).lead
-        return lead
 
 
 def equal(found: pb.Lead, sent: pb.Lead) -> bool:
@@ -132,7 +118,7 @@ def test_what_was_acknowledged_before_a_backup_under_load_is_in_it(
     assert done.returncode == 0, done.stderr
     assert elsewhere.leadkeep("doctor").returncode == 0
     elsewhere.start()
-    assert [lead.id for lead in before if not equal(in_clear(elsewhere, lead.id), lead)] == []
+    assert [lead.id for lead in before if not equal(elsewhere.get(lead.id), lead)] == []
     assert soon_in(elsewhere.data_dir / "files" / service_file(service), before[0].id)
     elsewhere.stop()
 
@@ -160,8 +146,7 @@ def test_what_a_killed_verification_left_is_removed_by_the_next(
 ) -> None:
     create(service)
     folder = backed_up(service, tmp_path / "backup")
-    command = [sys.executable, "-m", "service", "backup", str(folder), "--verify"]
-    running = subprocess.Popen(command, env=service.environment)
+    running = service.begin("backup", str(folder), "--verify")
     assert eventually(lambda: scratch_databases(database) == 1, within=20)
     running.kill()
     running.wait()
@@ -235,7 +220,7 @@ def test_an_embedded_service_is_backed_up_and_restored_while_it_runs(tmp_path: P
         assert target.leadkeep("doctor").returncode == 0
         target.start()
         assert superusers_property(target) == 0
-        assert equal(in_clear(target, lead.id), lead)
+        assert equal(target.get(lead.id), lead)
         again = target.leadkeep("restore", str(folder))
         assert again.returncode == 1
         assert "in use by another Leadkeep" in again.stderr
@@ -244,7 +229,7 @@ def test_an_embedded_service_is_backed_up_and_restored_while_it_runs(tmp_path: P
         assert refused.returncode == 1
         assert "leads already" in refused.stderr
         target.start()
-        assert equal(in_clear(target, lead.id), lead)
+        assert equal(target.get(lead.id), lead)
     finally:
         for each in (source, target):
             each.stop()
@@ -328,8 +313,7 @@ def test_the_programs_of_a_backup_know_no_secret(
 ) -> None:
     with psycopg.connect(database.admin_url) as blocking:
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
-        command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
-        running = subprocess.Popen(command, env=service.environment | {"AWS_SECRET_ACCESS_KEY": "tell-nobody"})
+        running = service.begin("backup", str(tmp_path / "backup"), env={"AWS_SECRET_ACCESS_KEY": "tell-nobody"})
         program = pg_dump_of(running)
         names = {
             entry.partition(b"=")[0].decode() for entry in Path(f"/proc/{program}/environ").read_bytes().split(b"\0")
@@ -481,7 +465,7 @@ def test_the_service_itself_is_no_target(service: RunningService, tmp_path: Path
     folder = backed_up(service, tmp_path / "backup")
     done = service.leadkeep_here("restore", str(folder))
     assert done.returncode == 1
-    assert equal(in_clear(service, lead.id), lead)
+    assert equal(service.get(lead.id), lead)
 
 
 def test_a_restore_that_fails_half_way_leaves_the_target_empty(
@@ -529,8 +513,7 @@ def test_a_backup_that_is_ended_leaves_nothing(
     with psycopg.connect(database.admin_url) as blocking:
         # pg_dump waits for this lock until it is told to stop.
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
-        command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
-        running = subprocess.Popen(command, env=service.environment, start_new_session=True)
+        running = service.begin("backup", str(tmp_path / "backup"), start_new_session=True)
         assert eventually((tmp_path / "backup" / DUMP).exists, within=20)
         time.sleep(0.5)
         running.send_signal(how)
@@ -556,8 +539,7 @@ def test_pg_dump_ends_with_a_backup_that_was_killed(
 ) -> None:
     with psycopg.connect(database.admin_url) as blocking:
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
-        command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
-        running = subprocess.Popen(command, env=service.environment)
+        running = service.begin("backup", str(tmp_path / "backup"))
         program = pg_dump_of(running)
         running.kill()
         running.wait()
@@ -579,9 +561,8 @@ def test_no_password_is_on_a_command_line(
     seen: list[bytes] = []
     with psycopg.connect(database.admin_url) as blocking:
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
-        environment = service.environment | {"LEADKEEP_ADMIN_DATABASE_URL": with_password}
-        command = [sys.executable, "-m", "service", "backup", str(tmp_path / "backup")]
-        running = subprocess.Popen(command, env=environment)
+        password = {"LEADKEEP_ADMIN_DATABASE_URL": with_password}
+        running = service.begin("backup", str(tmp_path / "backup"), env=password)
 
         def pg_dump_runs() -> bool:
             for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -28,12 +27,6 @@ from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
 
 LIST = ("conflicts", "list", "--json")
-
-
-@pytest.fixture(scope="module")
-def admin(service: RunningService) -> Iterator[Client]:
-    with service.channel() as channel:
-        yield Client(service, channel)
 
 
 @pytest.fixture(scope="module")
@@ -221,26 +214,20 @@ print(sorted({"sqlalchemy", "alembic", "starlette", "uvicorn"} & set(sys.modules
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"), "authority")
-
-
-@pytest.fixture(scope="module")
 def tls_service(
-    authority: Authority, postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
+    authority: Authority,
+    postgres_server: TestServer,
+    start_shared: StartService,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> RunningService:
     """A service that asks for client certificates of another authority than its own."""
-    folder = tmp_path_factory.mktemp("tls")
-    own = Authority(folder, "own").issue("server")
+    own = Authority(tmp_path_factory.mktemp("tls"), "own").issue("server")
     settings = {
         "LEADKEEP_TLS_CERT": str(own.certificate),
         "LEADKEEP_TLS_KEY": str(own.key),
         "LEADKEEP_TLS_CLIENT_CA": str(authority.path),
     }
-    url = postgres_server.fresh_database().serve_url
-    running = RunningService(folder / "leadkeep", database_url=url, settings=settings).start()
-    yield running
-    running.stop()
+    return start_shared("tls", database_url=postgres_server.fresh_database().serve_url, settings=settings)
 
 
 def pem_of(certificate: Certificate, folder: Path) -> dict[str, str]:

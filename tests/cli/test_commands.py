@@ -38,13 +38,9 @@ def operator(tmp_path: Path) -> Iterator[RunningService]:
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def embedded(start_shared: StartService) -> RunningService:
     """An embedded service that runs."""
-    service = RunningService(tmp_path_factory.mktemp("embedded") / "leadkeep")
-    service.start()
-    yield service
-    service.stop()
-    remove_embedded_database(service.data_dir)
+    return start_shared("embedded")
 
 
 def create(service: RunningService, token: str) -> pb.CreateLeadResponse:

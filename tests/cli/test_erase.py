@@ -9,8 +9,6 @@ import pty
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +20,7 @@ from typer.testing import CliRunner
 
 from service.cli.command import INTERRUPTED
 from service.cli.main import app
+from tests.conftest import StartService
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody
@@ -31,26 +30,12 @@ from tests.rpc.calls import Client, execute, refused
 
 
 @pytest.fixture(scope="module")
-def database(postgres_server: TestServer) -> TestDatabase:
-    return postgres_server.fresh_database()
-
-
-@pytest.fixture(scope="module")
-def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(
-        tmp_path_factory.mktemp("service") / "leadkeep",
-        database_url=database.serve_url,
-        settings={"LEADKEEP_ADMIN_DATABASE_URL": database.admin_url, "LEADKEEP_RETENTION": "not_interested=90d"},
-    )
-    running.start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def admin(service: RunningService) -> Iterator[Client]:
-    with service.channel() as channel:
-        yield Client(service, channel)
+def service(service_database: TestDatabase, start_shared: StartService) -> RunningService:
+    settings = {
+        "LEADKEEP_ADMIN_DATABASE_URL": service_database.admin_url,
+        "LEADKEEP_RETENTION": "not_interested=90d",
+    }
+    return start_shared(database_url=service_database.serve_url, settings=settings)
 
 
 def run(service: RunningService, *arguments: str, code: int = 0) -> str:
@@ -144,8 +129,8 @@ def test_a_restored_backup_is_rid_of_the_erased_again(
 
 class TestRetention:
     @pytest.fixture(autouse=True)
-    def nothing_else(self, database: TestDatabase) -> None:
-        with psycopg.connect(database.admin_url) as connection:
+    def nothing_else(self, service_database: TestDatabase) -> None:
+        with psycopg.connect(service_database.admin_url) as connection:
             connection.execute("UPDATE lead SET status = 'new'")
 
     def aged(self, service: RunningService, admin: Client, status: str, days: int, count: int = 1) -> list[str]:
@@ -202,13 +187,7 @@ class TestRetention:
     ) -> None:
         ids = self.aged(service, admin, "not_interested", 100, count=150)
         terminal, theirs = pty.openpty()
-        running = subprocess.Popen(
-            [sys.executable, "-m", "service", "retention"],
-            env=service.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=theirs,
-            cwd=service.data_dir.parent,
-        )
+        running = service.begin("retention", stdout=subprocess.DEVNULL, stderr=theirs)
         os.close(theirs)
         assert b"not_interested: 50 of 150" in os.read(terminal, 1000)
         running.send_signal(signal.SIGINT)

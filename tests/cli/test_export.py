@@ -8,24 +8,22 @@ import json
 import signal
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
 from service.cli.command import INTERRUPTED, SOME_UNREADABLE
 from service.importing.csv_file import restored
 from service.lead import CUSTOMER_FIELDS
+from tests.conftest import StartService
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer
-from tests.harness.processes import eventually, resident_megabytes
+from tests.harness.postgres import TestDatabase
+from tests.harness.processes import eventually, family_megabytes
 from tests.harness.running_service import RunningService
 
 Shared = tuple[RunningService, TestDatabase]
@@ -41,14 +39,10 @@ NAME = '@Farzana "F" \\ আক্তার \U0001f600 \U00020000'
 
 
 @pytest.fixture(scope="module")
-def shared(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared(service_database: TestDatabase, start_shared: StartService) -> Shared:
     """One service for all tests of this module."""
-    database = postgres_server.fresh_database()
     settings = {"LEADKEEP_TRANSCRIPT_URL": "https://x/{conversation_id}"}
-    folder = tmp_path_factory.mktemp("export") / "leadkeep"
-    running = RunningService(folder, database_url=database.serve_url, settings=settings).start()
-    yield running, database
-    running.stop()
+    return start_shared(database_url=service_database.serve_url, settings=settings), service_database
 
 
 @pytest.fixture
@@ -65,10 +59,8 @@ def database(shared: Shared) -> TestDatabase:
 
 
 def create(service: RunningService, **fields: str) -> str:
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody(**fields))
-        # A chatbot sees what it creates masked, so that this leaves no access.
-        return str(service.stub(channel).CreateLead(request, metadata=service.metadata("chatbot"), timeout=10).id)
+    # A chatbot sees what it creates masked, so that this leaves no access.
+    return service.create(somebody(**fields)).id
 
 
 def exported_json(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
@@ -183,9 +175,9 @@ def test_an_export_in_clear_is_for_who_says_why_where_that_is_asked(service: Run
 
 def test_it_is_recorded_before_anything_is_written(service: RunningService, database: TestDatabase) -> None:
     create(service)
-    command = [sys.executable, "-m", "service", "export", "--unmask", "--format", "json"]
-    environment = service.environment | {"LEADKEEP_TOKEN": service.token()}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    command = ("export", "--unmask", "--format", "json")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with service.begin(*command, env={"LEADKEEP_TOKEN": service.token()}, **pipes) as running:
         assert running.stdout is not None
         running.stdout.close()
         assert running.stderr is not None
@@ -259,9 +251,9 @@ def test_a_file_is_replaced_only_when_asked(service: RunningService, tmp_path: P
 def test_a_full_disk_is_told(service: RunningService) -> None:
     create(service)
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "service", "export", "--format", "json"]
-        done = subprocess.run(command, env=service.environment, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (
+        running = service.begin("export", "--format", "json", stdout=full, stderr=subprocess.PIPE)
+        _, told = running.communicate()
+    assert (running.returncode, told) == (
         1,
         b"leadkeep: standard output cannot be written: No space left on device\n",
     )
@@ -274,8 +266,7 @@ def test_an_export_that_is_ended_leaves_nothing(
     create(service)
     with psycopg.connect(database.admin_url) as blocking:
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
-        command = [sys.executable, "-m", "service", "export", "--format", "json", "--output", str(tmp_path / "out")]
-        running = subprocess.Popen(command, env=service.environment)
+        running = service.begin("export", "--format", "json", "--output", str(tmp_path / "out"))
         assert eventually(lambda: any(tmp_path.glob(".out*")), within=20)
         running.send_signal(how)
         blocking.rollback()
@@ -337,13 +328,9 @@ def test_a_field_that_cannot_be_opened_stops_nothing(service: RunningService, da
 
 
 def peak_megabytes(service: RunningService, output: Path) -> float:
-    command = [sys.executable, "-m", "service", "export", "--format", "json", "--output", str(output)]
-    running, peak = subprocess.Popen(command, env=service.environment), 0.0
+    running, peak = service.begin("export", "--format", "json", "--output", str(output)), 0.0
     while running.poll() is None:
-        try:
-            peak = max(peak, resident_megabytes(running.pid))
-        except (FileNotFoundError, ProcessLookupError, IndexError):
-            continue
+        peak = max(peak, family_megabytes(running.pid))
         time.sleep(0.02)
     assert running.returncode in (0, SOME_UNREADABLE)
     return peak

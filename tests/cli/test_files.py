@@ -11,6 +11,7 @@ import pytest
 
 from service.files.daily_file import FileStorageService
 from service.storage.daily.daily_leads import DailyLeads, Days
+from tests.conftest import StartService
 from tests.harness.daily_files import create, file_of, read, soon_in, today
 from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase, TestServer
@@ -40,10 +41,10 @@ def service(service: RunningService, service_database: TestDatabase) -> RunningS
 
 
 @pytest.fixture(scope="module")
-def once_running(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+def once_running(postgres_server: TestServer, start_shared: StartService) -> Stopped:
     """A service that has stopped, with a lead of an old day."""
     database = postgres_server.fresh_database()
-    service = RunningService(tmp_path_factory.mktemp("stopped") / "leadkeep", database_url=database.serve_url).start()
+    service = start_shared("stopped", database_url=database.serve_url)
     lead = create(service, **SECRET)
     execute(database.admin_url, f"UPDATE lead SET created_at = '{DAY}T10:00Z'")
     assert soon_in(old_file(service), lead)

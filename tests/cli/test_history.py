@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestServer
 from tests.harness.running_service import RunningService
-
-
-@pytest.fixture(scope="module")
-def service(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    folder = tmp_path_factory.mktemp("history") / "leadkeep"
-    running = RunningService(folder, database_url=postgres_server.fresh_database().serve_url).start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture(scope="module")

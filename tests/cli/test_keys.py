@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,12 +16,13 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, KeyState, Purpose
+from service.rotation import key_service
 from service.validation.index_rule import KNOWS_INDEX_RULE
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.daily_files import file_of, today
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
@@ -47,20 +47,10 @@ class Life:
         return self.keyring().primary(Purpose(purpose)).id
 
     def create(self, lead: pb.Lead, request_id: str = "") -> pb.CreateLeadResponse:
-        with self.service.channel() as channel:
-            request = pb.CreateLeadRequest(lead=lead, request_id=request_id)
-            answer: pb.CreateLeadResponse = self.service.stub(channel).CreateLead(
-                request, metadata=self.service.metadata("admin"), timeout=20
-            )
-            return answer
+        return self.service.create(lead, request_id=request_id, role="admin")
 
     def get(self, lead_id: str) -> pb.Lead:
-        with self.service.channel() as channel:
-            request = pb.GetLeadRequest(id=lead_id, view=pb.LEAD_VIEW_FULL)
-            found: pb.GetLeadResponse = self.service.stub(channel).GetLead(
-                request, metadata=self.service.metadata("admin"), timeout=20
-            )
-            return found.lead
+        return self.service.get(lead_id)
 
     def refusal(self, lead: pb.Lead, request_id: str = "") -> str:
         """Why a lead is not taken."""
@@ -95,12 +85,8 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def life(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
-    database = postgres_server.fresh_database()
-    folder = tmp_path_factory.mktemp("keys") / "leadkeep"
-    service = RunningService(folder, database_url=database.serve_url).start()
-    yield Life(service, database)
-    service.stop()
+def life(service: RunningService, service_database: TestDatabase) -> Life:
+    return Life(service, service_database)
 
 
 def test_status_tells_every_key_its_state_and_who_has_it(life: Life) -> None:
@@ -418,8 +404,9 @@ def test_a_keyring_of_a_command_is_taken_on_sighup_and_changed_by_the_operator(
 
 
 def test_reseal_tells_rows_that_do_not_open_from_others_that_are_left(
-    start_service: StartService, database: TestDatabase
+    start_service: StartService, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(key_service, "MOST_PASSES", 2)  # each waits two seconds for the lock
     life = Life(start_service(database_url=database.serve_url), database)
     old = life.primary("encryption")
     damaged = life.create(somebody()).id
@@ -427,7 +414,7 @@ def test_reseal_tells_rows_that_do_not_open_from_others_that_are_left(
     faults.execute(database.admin_url, f"UPDATE lead SET notes = '{old}.gAAAAAAAAAAAx' WHERE id = '{damaged}'")
 
     with faults.locked_lead(database.admin_url, life.lead_id):
-        done = life.service.leadkeep("keys", "reseal")
+        done = life.service.leadkeep_here("keys", "reseal")
 
     assert done.returncode == 1
     assert f"1 rows do not open and stay as they are: lead {damaged}" in done.stderr

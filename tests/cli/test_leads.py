@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -12,22 +11,10 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.cli.leads import COLUMNS, Order
 from tests.harness.faults import value_of
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase
 from tests.harness.running_service import RunningService
 
 AGENT = "sam"
-
-
-@pytest.fixture(scope="module")
-def database(postgres_server: TestServer) -> TestDatabase:
-    return postgres_server.fresh_database()
-
-
-@pytest.fixture(scope="module")
-def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(tmp_path_factory.mktemp("leads") / "leadkeep", database_url=database.serve_url)
-    yield running.start()
-    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +84,12 @@ def test_each_filter_and_order_is_an_option(
 
 @pytest.mark.parametrize("field", ["phone", "nid"])
 def test_a_customers_value_is_read_from_standard_input_and_the_search_is_on_record(
-    service: RunningService, people: list[pb.Lead], database: TestDatabase, field: str
+    service: RunningService, people: list[pb.Lead], service_database: TestDatabase, field: str
 ) -> None:
     value = getattr(people[1], field)
     assert ids(service, f"--{field}", "-", "--reason", f"by {field}", stdin=f"{value}\n") == [people[1].id]
     recorded = f"SELECT array_to_string(fields, ',') FROM access_record WHERE reason = 'by {field}'"
-    assert value_of(database.admin_url, recorded) == field
+    assert value_of(service_database.admin_url, recorded) == field
 
 
 def test_more_leads_than_asked_for_are_said_to_be_there(service: RunningService, people: list[pb.Lead]) -> None:
@@ -131,7 +118,7 @@ def test_what_the_service_refuses_is_said(service: RunningService) -> None:
 
 
 def test_a_revealed_field_is_a_column_and_on_record(
-    service: RunningService, database: TestDatabase, people: list[pb.Lead]
+    service: RunningService, service_database: TestDatabase, people: list[pb.Lead]
 ) -> None:
     done = service.leadkeep_here("leads", "list", "--limit", "1", "--reveal", "email", "--reason", "reveal test")
     assert done.returncode == 0, done.stderr
@@ -139,4 +126,4 @@ def test_a_revealed_field_is_a_column_and_on_record(
     assert (head.split("\t")[-1], line.split("\t")[-1]) == ("email", people[-1].email)
     assert people[-1].phone not in line
     recorded = "SELECT array_agg(DISTINCT array_to_string(fields, ',')) FROM access_record WHERE reason = 'reveal test'"
-    assert value_of(database.admin_url, recorded) == ["email"]
+    assert value_of(service_database.admin_url, recorded) == ["email"]

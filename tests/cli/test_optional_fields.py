@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import grpc
 import pytest
 from jsonschema import Draft202012Validator
-from leadkeep.v1 import lead_service_pb2 as pb
 
 import service
 from service.lead import OPTIONAL_BY_SETTING
+from tests.conftest import StartService
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import conflict_with, value_of
 from tests.harness.leads import somebody
@@ -40,10 +39,7 @@ class Life:
         lead = somebody(source="web", **fields)
         for name in OPTIONAL_BY_SETTING:
             lead.ClearField(name)
-        with self.service.channel() as channel:
-            request = pb.CreateLeadRequest(lead=lead)
-            stub = self.service.stub(channel)
-            return str(stub.CreateLead(request, metadata=self.service.metadata(), timeout=20).id)
+        return self.service.create(lead, role="admin").id
 
     def run(self, *arguments: str) -> str:
         done = self.service.leadkeep(*arguments)
@@ -52,14 +48,11 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def life(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
-    database = postgres_server.fresh_database()
-    settings = {**OPTIONAL, "LEADKEEP_ADMIN_DATABASE_URL": database.admin_url}
-    folder = tmp_path_factory.mktemp("optional") / "leadkeep"
-    life = Life(RunningService(folder, database_url=database.serve_url, settings=settings).start(), database)
+def life(service_database: TestDatabase, start_shared: StartService) -> Life:
+    settings = {**OPTIONAL, "LEADKEEP_ADMIN_DATABASE_URL": service_database.admin_url}
+    life = Life(start_shared(database_url=service_database.serve_url, settings=settings), service_database)
     life.ids += [life.create() for _ in range(3)]
-    yield life
-    life.service.stop()
+    return life
 
 
 def elsewhere(life: Life, target: TestDatabase, **settings: str) -> RunningService:
@@ -186,9 +179,7 @@ def test_other_keys_seal_and_index_them(life: Life) -> None:
 
 
 def test_a_conflict_is_shown_without_what_it_does_not_have(life: Life) -> None:
-    with life.service.channel() as channel:
-        request = pb.GetLeadRequest(id=life.ids[0], view=pb.LEAD_VIEW_FULL)
-        phone = life.service.stub(channel).GetLead(request, metadata=life.service.metadata(), timeout=20).lead.phone
+    phone = life.service.get(life.ids[0]).phone
     with pytest.raises(grpc.RpcError, match="ALREADY_EXISTS"):
         life.create(phone=phone)
     conflict_with(life.database.admin_url, life.ids[0])

@@ -6,8 +6,6 @@ import json
 import os
 import pty
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,20 +13,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import service as package
-from tests.harness.postgres import TestServer
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client
 from tests.rpc.test_person import Life, live
 
 SCHEMA = Path(package.__file__).parents[1] / "docs" / "person-export.schema.json"
-
-
-@pytest.fixture(scope="module")
-def service(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    database = postgres_server.fresh_database()
-    running = RunningService(tmp_path_factory.mktemp("person") / "leadkeep", database_url=database.serve_url)
-    yield running.start()
-    running.stop()
 
 
 @pytest.fixture
@@ -106,10 +95,8 @@ def test_nothing_is_erased_where_nobody_can_be_asked(service: RunningService, li
 
 def test_on_a_terminal_an_erasure_is_confirmed_or_does_nothing(service: RunningService, life: Life) -> None:
     terminal, its_end = pty.openpty()
-    command = [sys.executable, "-m", "service", "person", "erase", "--email", life.email, "3"]
-    with subprocess.Popen(
-        command, stdin=its_end, stdout=its_end, stderr=its_end, env=service.operators_environment
-    ) as process:
+    command = ("person", "erase", "--email", life.email, "3")
+    with service.begin(*command, stdin=its_end, stdout=its_end, stderr=its_end) as process:
         os.close(its_end)
         shown = b""
         while b"?" not in shown:

@@ -10,7 +10,6 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.conftest import StartService
-from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
@@ -28,11 +27,8 @@ def waiting(server: TestServer, database: TestDatabase, start_service: StartServ
     """A running service without its database; three leads wait in its spool."""
     service = start_service(database_url=database.serve_url)
     server.postgres.stop()
-    with service.channel() as channel:
-        for _ in range(3):
-            request = pb.CreateLeadRequest(lead=somebody())
-            answer = service.stub(channel).CreateLead(request, timeout=2, metadata=service.metadata("chatbot"))
-            assert answer.state == pb.SAVE_STATE_DELAYED
+    for _ in range(3):
+        assert service.create(timeout=2).state == pb.SAVE_STATE_DELAYED
     return service
 
 

@@ -93,12 +93,6 @@ def page(service: RunningService, sites: tuple[Site, Site], browser: Page) -> Pa
     return browser
 
 
-@pytest.fixture
-def admin(service: RunningService) -> Iterator[Client]:
-    with service.channel() as channel:
-        yield Client(service, channel)
-
-
 def sign_in(page: Page, token: str) -> None:
     page.run("sessionStorage.setItem('leadkeep-token', arguments[0])", token)
 

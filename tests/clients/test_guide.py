@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService
 
 ROOT = Path(__file__).parents[2]
@@ -34,13 +33,6 @@ ROLES = dict(re.findall(r"^(\w+)=\$\(.venv/bin/leadkeep token --role (\w+)", TOK
 STRICT = 'curl() { command curl --silent --show-error --fail "$@"; }\n'
 
 
-def create(service: RunningService) -> str:
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody())
-        lead_id: str = service.stub(channel).CreateLead(request, timeout=10, metadata=service.metadata()).id
-        return lead_id
-
-
 @pytest.mark.parametrize(
     "block", CALLS, ids=lambda block: " ".join(re.findall(r"\b[A-Z]\w+[a-z](?=\n|')|/api\S+", block))
 )
@@ -49,7 +41,7 @@ def test_calls_succeed(service: RunningService, block: str) -> None:
     if "grpcurl" in block and shutil.which("grpcurl", path=path) is None:
         pytest.skip("grpcurl is not installed: `make tools` gets it")
     block = block.replace("127.0.0.1:50051", service.grpc_address).replace("127.0.0.1:8080", service.http_address)
-    block = block.replace(".venv/bin", str(Path(sys.executable).parent)).replace("LEAD_ID", create(service))
+    block = block.replace(".venv/bin", str(Path(sys.executable).parent)).replace("LEAD_ID", service.create().id)
     environment = os.environ | {name: service.token(role) for name, role in ROLES.items()} | {"PATH": path}
     done = subprocess.run(
         ["bash", "-euc", STRICT + block], env=environment, capture_output=True, text=True, timeout=60, check=False
@@ -59,7 +51,7 @@ def test_calls_succeed(service: RunningService, block: str) -> None:
 
 def test_pages_are_read_as_the_guide_says(service: RunningService) -> None:
     [loop] = re.findall(r"^```python\n(request = .*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
-    expected = {create(service) for _ in range(3)}
+    expected = {service.create().id for _ in range(3)}
     scope: dict[str, Any] = {"pb": pb}
     exec(f"def every(leads, metadata):\n{indent(loop, '    ')}", scope)
     with service.channel() as channel:

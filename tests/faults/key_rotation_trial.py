@@ -220,14 +220,7 @@ class Operator:
     def _run(self, *arguments: str, killable: bool = True) -> str:
         service = self._services[0]
         for _ in range(100):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "service", *arguments],
-                env=service.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=service.data_dir.parent,
-            )
+            process = service.begin(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             if killable and self._left:
                 time.sleep(self._chance.uniform(0.5, 5.0))
                 if process.poll() is None:
@@ -239,7 +232,7 @@ class Operator:
                         process.kill()
                         process.communicate()
                         continue
-            out, err = process.communicate()
+            out, err = map(str, process.communicate())
             if process.returncode == 0:
                 return out
             if "again" not in err + out and "is retired already" not in err:

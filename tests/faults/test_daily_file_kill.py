@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults import times
 from tests.faults.daily_file_trial import Trial, run
-from tests.harness.postgres import TestServer
+from tests.harness.postgres import TestDatabase
 from tests.harness.running_service import RunningService
 
 KILLS = times(3, whole=6)
@@ -16,12 +16,8 @@ LONGEST_LAG = 10.0
 
 
 @pytest.fixture(scope="module")
-def trial(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    database = postgres_server.fresh_database()
-    service = RunningService(tmp_path_factory.mktemp("kill") / "leadkeep", database_url=database.serve_url).start()
-    found = run(service, database.serve_url, kills=KILLS, pause=PAUSE, longest_lag=LONGEST_LAG)
-    service.stop()
-    return found
+def trial(service: RunningService, service_database: TestDatabase) -> Trial:
+    return run(service, service_database.serve_url, kills=KILLS, pause=PAUSE, longest_lag=LONGEST_LAG)
 
 
 def test_the_reader_was_there(trial: Trial) -> None:

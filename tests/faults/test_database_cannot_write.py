@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import grpc
-import httpx
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.conftest import StartService
 from tests.harness.failures import reason_of
 from tests.harness.faults import value_of
-from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, folder_for_postgres
 from tests.harness.processes import eventually
 from tests.harness.refusals import END_SESSIONS, RAISE, Refusal, refusing
@@ -38,20 +36,6 @@ NO_CONNECTION = Refusal(
     "it has no connection left: raise max_connections",
 )
 WELL = {"ready": True, "degraded": False, "reasons": []}
-
-
-def state(service: RunningService) -> dict[str, object]:
-    shown: dict[str, object] = httpx.get(f"{service.http_url}/readyz", timeout=10).json()
-    return shown
-
-
-def create(service: RunningService) -> pb.CreateLeadResponse:
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody())
-        answer: pb.CreateLeadResponse = service.stub(channel).CreateLead(
-            request, timeout=10, metadata=service.metadata("chatbot")
-        )
-    return answer
 
 
 def change(service: RunningService, lead_id: str) -> str:
@@ -78,19 +62,19 @@ def test_leads_are_delayed_and_it_is_shown_and_named(
     database: TestDatabase, start_service: StartService, refusal: Refusal, word: str
 ) -> None:
     service = start_service(database_url=database.serve_url)
-    before = create(service)
+    before = service.create(timeout=10)
     assert before.state == pb.SAVE_STATE_SAVED
     with refusing(database, refusal):
-        delayed = create(service)
+        delayed = service.create(timeout=10)
         assert delayed.state == pb.SAVE_STATE_DELAYED
-        assert eventually(lambda: state(service)["degraded"] is True, within=20), state(service)
-        assert state(service) == {"ready": True, "degraded": True, "reasons": [word]}
+        assert eventually(lambda: service.readiness["degraded"] is True, within=20), service.readiness
+        assert service.readiness == {"ready": True, "degraded": True, "reasons": [word]}
         assert change(service, before.id) == "STORAGE_UNAVAILABLE"
         doctor = service.leadkeep_here("doctor")
         assert doctor.returncode == 3
         assert refusal.named in doctor.stdout, doctor.stdout
     assert eventually(lambda: stored(database, delayed.id), within=60)
-    assert eventually(lambda: state(service) == WELL, within=60), state(service)
+    assert eventually(lambda: service.is_well, within=60), service.readiness
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +91,7 @@ def test_a_service_at_a_hot_standby_delays_leads_until_it_is_promoted(
 ) -> None:
     database = primary.fresh_database()
     service = start_service(database_url=database.serve_url)
-    first = create(service)
+    first = service.create(timeout=10)
     service.stop()
     assert eventually(primary.standby.holds, within=30)
     parts = urlsplit(database.serve_url)
@@ -115,9 +99,9 @@ def test_a_service_at_a_hot_standby_delays_leads_until_it_is_promoted(
     assert parts.username is not None
     service.environment["LEADKEEP_DATABASE_URL"] = primary.standby.url(user=parts.username, database=name)
     service.start()
-    delayed = create(service)
+    delayed = service.create(timeout=10)
     assert delayed.state == pb.SAVE_STATE_DELAYED
-    assert eventually(lambda: "database_away" in str(state(service)["reasons"]), within=20), state(service)
+    assert eventually(lambda: "database_away" in str(service.readiness["reasons"]), within=20), service.readiness
     assert change(service, first.id) == "STORAGE_UNAVAILABLE"
     doctor = service.leadkeep_here("doctor")
     assert doctor.returncode == 3
@@ -125,4 +109,4 @@ def test_a_service_at_a_hot_standby_delays_leads_until_it_is_promoted(
     primary.standby.promote()
     found = f"SELECT count(*) FROM lead WHERE id = '{delayed.id}'"
     assert eventually(lambda: primary.standby.ask(found, database=name) == 1, within=60)
-    assert eventually(lambda: state(service) == WELL, within=60), state(service)
+    assert eventually(lambda: service.is_well, within=60), service.readiness

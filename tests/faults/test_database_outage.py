@@ -20,7 +20,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.storage.database.failures import LONGEST_RETRY
 from tests.conftest import StartService
-from tests.harness.answers import fails
+from tests.harness.answers import fails, health_of
 from tests.harness.faults import locked_lead
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
@@ -32,16 +32,8 @@ NOTICED_WITHIN = 20
 
 
 @pytest.fixture(scope="module")
-def database(server: TestServer) -> TestDatabase:
+def service_database(server: TestServer) -> TestDatabase:
     return server.fresh_database()
-
-
-@pytest.fixture(scope="module")
-def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(tmp_path_factory.mktemp("service") / "leadkeep", database_url=database.serve_url)
-    running.start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture
@@ -70,19 +62,9 @@ def create(
     return response
 
 
-def health(channel: grpc.Channel) -> int:
-    ask = channel.unary_unary(
-        "/grpc.health.v1.Health/Check",
-        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-        response_deserializer=health_pb2.HealthCheckResponse.FromString,
-    )
-    return int(ask(health_pb2.HealthCheckRequest(), timeout=5).status)
-
-
 def is_well(service: RunningService) -> bool:
     """Ready, with nothing in the spool."""
-    state = httpx.get(f"{service.http_url}/readyz").json() == {"ready": True, "degraded": False, "reasons": []}
-    return state and "leadkeep_spool_entries 0.0" in httpx.get(f"{service.http_url}/metrics").text
+    return service.is_well and service.metric("leadkeep_spool_entries") == 0
 
 
 def is_degraded(service: RunningService) -> bool:
@@ -132,7 +114,7 @@ def test_a_delayed_lead_is_not_missing_and_is_there_when_the_database_is_back(
 
 
 def test_a_repeat_of_a_delayed_request_answers_the_same_lead_then_and_later(
-    server: TestServer, database: TestDatabase, service: RunningService, channel: grpc.Channel, outage: None
+    server: TestServer, service_database: TestDatabase, service: RunningService, channel: grpc.Channel, outage: None
 ) -> None:
     lead = somebody()
     first = create(service, channel, lead=lead, request_id="delayed", timeout=2)
@@ -142,11 +124,11 @@ def test_a_repeat_of_a_delayed_request_answers_the_same_lead_then_and_later(
     assert eventually(lambda: is_well(service), within=20)
     later = create(service, channel, lead=lead, request_id="delayed", timeout=5)
     assert (later.id, later.state) == (first.id, pb.SAVE_STATE_SAVED)
-    assert rows(database, "delayed") == [first.id]
+    assert rows(service_database, "delayed") == [first.id]
 
 
 def test_a_duplicate_of_a_delayed_lead_is_refused_and_kept(
-    server: TestServer, database: TestDatabase, service: RunningService, channel: grpc.Channel, outage: None
+    server: TestServer, service_database: TestDatabase, service: RunningService, channel: grpc.Channel, outage: None
 ) -> None:
     lead = somebody()
     first = create(service, channel, lead=lead, request_id="first", timeout=2)
@@ -156,7 +138,7 @@ def test_a_duplicate_of_a_delayed_lead_is_refused_and_kept(
     assert reused.reason == "REQUEST_ID_REUSED"
     server.postgres.start()
     assert eventually(lambda: is_well(service), within=20)
-    with psycopg.connect(database.admin_url) as connection:
+    with psycopg.connect(service_database.admin_url) as connection:
         kept = connection.execute("SELECT count(*) FROM resubmission WHERE lead_id = %s", [first.id]).fetchone()
         assert connection.execute("SELECT count(*) FROM lead_conflict").fetchone() == (0,)
     assert kept == (1,)
@@ -286,21 +268,21 @@ def test_readiness_follows_the_database_and_health_stays_serving(
     server: TestServer, service: RunningService, channel: grpc.Channel, outage: None
 ) -> None:
     assert eventually(lambda: is_degraded(service), within=NOTICED_WITHIN)
-    assert health(channel) == health_pb2.HealthCheckResponse.SERVING
+    assert health_of(channel) == health_pb2.HealthCheckResponse.SERVING
     server.postgres.start()
     assert eventually(lambda: is_well(service), within=NOTICED_WITHIN)
-    assert health(channel) == health_pb2.HealthCheckResponse.SERVING
+    assert health_of(channel) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_create_outlasts_a_restart_of_the_database(
-    server: TestServer, database: TestDatabase, service: RunningService, channel: grpc.Channel, outage: None
+    server: TestServer, service_database: TestDatabase, service: RunningService, channel: grpc.Channel, outage: None
 ) -> None:
     with ThreadPoolExecutor(1) as threads:
         created = threads.submit(lambda: create(service, channel, request_id="restart", timeout=8))
         time.sleep(0.3)
         server.postgres.start()
         answered = created.result().id
-    assert eventually(lambda: rows(database, "restart") == [answered], within=10)
+    assert eventually(lambda: rows(service_database, "restart") == [answered], within=10)
 
 
 def test_after_a_restart_of_the_database_every_pooled_connection_works_again(
@@ -323,9 +305,9 @@ GATE = """
 
 
 @pytest.fixture
-def gate(database: TestDatabase) -> Iterator[psycopg.Connection]:
+def gate(service_database: TestDatabase) -> Iterator[psycopg.Connection]:
     """A closed gate before the commit."""
-    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+    with psycopg.connect(service_database.admin_url, autocommit=True) as connection:
         connection.execute(GATE)
         connection.execute("SELECT pg_advisory_lock(1)")
         yield connection
@@ -339,7 +321,7 @@ def at_the_gate(connection: psycopg.Connection) -> list[int]:
 
 
 def test_a_connection_killed_in_mid_transaction_is_retried_unseen(
-    service: RunningService, channel: grpc.Channel, database: TestDatabase, gate: psycopg.Connection
+    service: RunningService, channel: grpc.Channel, service_database: TestDatabase, gate: psycopg.Connection
 ) -> None:
     with ThreadPoolExecutor(1) as threads:
         created = threads.submit(lambda: create(service, channel, request_id="killed", timeout=20))
@@ -349,7 +331,7 @@ def test_a_connection_killed_in_mid_transaction_is_retried_unseen(
         assert eventually(lambda: at_the_gate(gate) not in ([], [backend]), within=10), "it was not tried again"
         gate.execute("SELECT pg_advisory_unlock(1)")
         answered = created.result().id
-    assert rows(database, "killed") == [answered]
+    assert rows(service_database, "killed") == [answered]
 
 
 def test_a_retry_is_told_in_the_trailing_metadata(
@@ -375,7 +357,7 @@ def test_a_caller_of_a_frozen_database_is_answered_before_its_own_deadline(
 
 
 def test_a_lead_that_met_a_frozen_database_is_there_once_however_often_it_is_sent(
-    server: TestServer, database: TestDatabase, service: RunningService, channel: grpc.Channel
+    server: TestServer, service_database: TestDatabase, service: RunningService, channel: grpc.Channel
 ) -> None:
     assert server.postgres.pid is not None
     lead = somebody()
@@ -383,7 +365,7 @@ def test_a_lead_that_met_a_frozen_database_is_there_once_however_often_it_is_sen
         delayed = {create(service, channel, lead=lead, request_id="frozen", timeout=1).id for _ in range(3)}
     again = create(service, channel, lead=lead, request_id="frozen", timeout=10)
     assert delayed == {again.id}
-    assert eventually(lambda: rows(database, "frozen") == [again.id], within=20)
+    assert eventually(lambda: rows(service_database, "frozen") == [again.id], within=20)
 
 
 def test_a_frozen_database_makes_the_service_degraded_until_it_goes_on(
@@ -412,11 +394,11 @@ def test_readers_that_fill_the_pool_of_a_frozen_database_hold_up_nobody_after_it
 
 
 def test_a_crash_of_the_database_is_survived(
-    server: TestServer, database: TestDatabase, service: RunningService, channel: grpc.Channel
+    server: TestServer, service_database: TestDatabase, service: RunningService, channel: grpc.Channel
 ) -> None:
-    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+    with psycopg.connect(service_database.admin_url, autocommit=True) as connection:
         # One backend that dies of SIGKILL makes PostgreSQL end all others and recover.
         backend = connection.info.backend_pid
         os.kill(backend, signal.SIGKILL)
     created = create(service, channel, request_id="crash", timeout=10)
-    assert eventually(lambda: rows(database, "crash") == [created.id], within=10)
+    assert eventually(lambda: rows(service_database, "crash") == [created.id], within=10)

@@ -7,13 +7,12 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import grpc
-import httpx
 import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
@@ -21,7 +20,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from tests.faults import times
 from tests.harness.failures import reason_of
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
 from tests.harness.refusals import REFUSALS, refusing
 from tests.harness.running_service import RunningService
@@ -42,19 +41,6 @@ PLACES = """
 """
 
 
-@pytest.fixture(scope="module")
-def database(postgres_server: TestServer) -> TestDatabase:
-    return postgres_server.fresh_database()
-
-
-@pytest.fixture(scope="module")
-def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(tmp_path_factory.mktemp("service") / "leadkeep", database_url=database.serve_url)
-    running.start()
-    yield running
-    running.stop()
-
-
 @dataclass
 class Answers:
     """What the callers were answered."""
@@ -62,15 +48,6 @@ class Answers:
     acknowledged: Counter[str] = field(default_factory=Counter)
     """Ids, with how often each was acknowledged."""
     outcomes: Counter[str] = field(default_factory=Counter)
-
-
-def state(service: RunningService) -> dict[str, object]:
-    shown: dict[str, object] = httpx.get(f"{service.http_url}/readyz", timeout=10).json()
-    return shown
-
-
-def is_well(service: RunningService) -> bool:
-    return state(service) == {"ready": True, "degraded": False, "reasons": []}
 
 
 def degraded_at(service: RunningService, after: datetime) -> datetime:
@@ -107,9 +84,9 @@ def stored(database: TestDatabase) -> Counter[str]:
 
 @pytest.mark.parametrize("name", REFUSALS if times(0, whole=1) else SHORT)
 def test_under_load_every_lead_is_taken_and_stored_once_when_it_is_mended(
-    name: str, service: RunningService, database: TestDatabase
+    name: str, service: RunningService, service_database: TestDatabase
 ) -> None:
-    assert eventually(lambda: is_well(service), within=30), state(service)
+    assert eventually(lambda: service.is_well, within=30), service.readiness
     answers = Answers()
     ends: list[bool] = []
     with ThreadPoolExecutor(CALLERS) as callers:
@@ -117,16 +94,16 @@ def test_under_load_every_lead_is_taken_and_stored_once_when_it_is_mended(
             callers.submit(submit_until, service, lambda: bool(ends), answers, caller)
         try:
             assert eventually(lambda: len(answers.acknowledged) > CALLERS, within=20)
-            with refusing(database, REFUSALS[name]):
+            with refusing(service_database, REFUSALS[name]):
                 began = datetime.now(UTC)
-                assert eventually(lambda: state(service)["degraded"] is True, within=20), state(service)
+                assert eventually(lambda: service.readiness["degraded"] is True, within=20), service.readiness
                 assert degraded_at(service, began) - began < NOTICED_WITHIN
                 time.sleep(SECONDS)
             time.sleep(0.5)  # some go on while it is mended
         finally:
             ends.append(True)
     assert set(answers.outcomes) <= {"SAVE_STATE_SAVED", "SAVE_STATE_DELAYED", "DUPLICATE_PHONE"}, answers.outcomes
-    assert eventually(lambda: is_well(service), within=60), state(service)
+    assert eventually(lambda: service.is_well, within=60), service.readiness
     assert eventually(lambda: service.metric("leadkeep_spool_entries") == 0, within=30)
-    found = stored(database)
+    found = stored(service_database)
     assert {each: found[each] for each in answers.acknowledged if found[each] != 1} == {}

@@ -20,7 +20,6 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.storage.postgres.embedded import EmbeddedPostgres
 from tests.conftest import StartService
-from tests.harness.leads import somebody
 from tests.harness.processes import (
     children_running,
     embedded_home,
@@ -64,25 +63,12 @@ def unable_to_start(service: RunningService) -> Iterator[None]:
         written.write_bytes(before)
 
 
-def create(service: RunningService, *, timeout: float = 10) -> pb.CreateLeadResponse:
-    with service.channel() as channel:
-        answer: pb.CreateLeadResponse = service.stub(channel).CreateLead(
-            pb.CreateLeadRequest(lead=somebody()), timeout=timeout, metadata=service.metadata("chatbot")
-        )
-        return answer
-
-
 def stored_ids(service: RunningService) -> set[str]:
     url = EmbeddedPostgres.running_url(service.data_dir, user="postgres", database="leadkeep")
     if url is None:
         return set()
     with psycopg.connect(url) as connection:
         return {row[0] for row in connection.execute("SELECT id::text FROM lead")}
-
-
-def reasons(service: RunningService) -> list[str]:
-    words: list[str] = httpx.get(f"{service.http_url}/readyz").json()["reasons"]
-    return words
 
 
 def restarts(service: RunningService) -> list[datetime]:
@@ -95,21 +81,21 @@ def restarts(service: RunningService) -> list[datetime]:
 
 def test_a_killed_postgres_is_started_again_and_takes_leads(service: RunningService) -> None:
     killed = kill_postgres(service)
-    assert create(service).id
-    assert eventually(lambda: create(service).state == pb.SAVE_STATE_SAVED, within=20)
+    assert service.create(timeout=10).id
+    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=20)
     assert postgres_pid(service.data_dir) != killed
     assert len(restarts(service)) == 1
-    assert eventually(lambda: reasons(service) == [], within=10)
+    assert eventually(lambda: service.readiness["reasons"] == [], within=10)
 
 
 def test_leads_wait_in_the_spool_meanwhile_and_drain_by_themselves(service: RunningService) -> None:
     with unable_to_start(service):
         kill_postgres(service)
-        acknowledged = [create(service) for _ in range(3)]
+        acknowledged = [service.create(timeout=10) for _ in range(3)]
         assert {answer.state for answer in acknowledged} == {pb.SAVE_STATE_DELAYED}
-        assert eventually(lambda: reasons(service) == ["database_away", "postgres_restarting"], within=10)
+        assert eventually(lambda: service.readiness["reasons"] == ["database_away", "postgres_restarting"], within=10)
     assert eventually(lambda: {answer.id for answer in acknowledged} <= stored_ids(service), within=60)
-    assert eventually(lambda: reasons(service) == [], within=20)
+    assert eventually(lambda: service.readiness["reasons"] == [], within=20)
 
 
 def test_a_postgres_that_keeps_ending_is_started_with_growing_pauses(service: RunningService) -> None:
@@ -184,7 +170,7 @@ def down(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
 def test_a_stop_while_postgres_is_down_waits_for_nothing(service: RunningService) -> None:
     with unable_to_start(service):
         kill_postgres(service)
-        create(service)
+        service.create(timeout=10)
         assert eventually(lambda: len(restarts(service)) >= 2, within=20)
         began = time.monotonic()
         assert service.stop() == 0
@@ -202,7 +188,7 @@ def test_a_stop_in_the_middle_of_a_restart_leaves_no_server(service: RunningServ
 
 def test_a_service_that_is_killed_takes_its_restarted_postgres_with_it(service: RunningService) -> None:
     killed = kill_postgres(service)
-    assert eventually(lambda: create(service).state == pb.SAVE_STATE_SAVED, within=20)
+    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=20)
     assert postgres_pid(service.data_dir) != killed
     service.kill()
     assert eventually(lambda: not processes_in(embedded_home(service.data_dir)), within=10)
@@ -214,6 +200,6 @@ def test_postgres_recovers_a_killed_backend_by_itself(service: RunningService) -
     assert url is not None
     with psycopg.connect(url) as connection:
         os.kill(connection.info.backend_pid, signal.SIGKILL)
-    assert eventually(lambda: create(service).state == pb.SAVE_STATE_SAVED, within=20)
+    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=20)
     assert postgres_pid(service.data_dir) == postmaster
     assert postmaster in family(service.pid)

@@ -9,10 +9,13 @@ from grpc_health.v1 import health_pb2
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.conftest import StartService
+from tests.harness.answers import health_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 def create(service: RunningService, channel: grpc.Channel) -> pb.CreateLeadResponse:
@@ -20,16 +23,6 @@ def create(service: RunningService, channel: grpc.Channel) -> pb.CreateLeadRespo
         pb.CreateLeadRequest(lead=somebody()), timeout=5, metadata=service.metadata("chatbot")
     )
     return answer
-
-
-def serves(channel: grpc.Channel) -> bool:
-    ask = channel.unary_unary(
-        "/grpc.health.v1.Health/Check",
-        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-        response_deserializer=health_pb2.HealthCheckResponse.FromString,
-    )
-    state: int = ask(health_pb2.HealthCheckRequest(), timeout=5).status
-    return state == health_pb2.HealthCheckResponse.SERVING
 
 
 def fill(disk: Path) -> Path:
@@ -54,11 +47,11 @@ def test_a_disk_that_was_full_and_is_freed_serves_again_while_the_database_is_st
         server.postgres.stop()
         assert create(service, channel).state == pb.SAVE_STATE_DELAYED
         filler = fill(small_disk)
-        while not eventually(lambda: not serves(channel), within=0.1):
+        while not eventually(lambda: health_of(channel) != SERVING, within=0.1):
             fails_or_saves(service, channel)
-        assert not eventually(lambda: serves(channel), within=8), "it serves on a full disk"
+        assert not eventually(lambda: health_of(channel) == SERVING, within=8), "it serves on a full disk"
         filler.unlink()
-        assert eventually(lambda: serves(channel), within=8)
+        assert eventually(lambda: health_of(channel) == SERVING, within=8)
         assert create(service, channel).state == pb.SAVE_STATE_DELAYED
 
 

@@ -6,9 +6,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import grpc
 import psycopg
@@ -16,6 +14,7 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
+from tests.conftest import StartService
 from tests.faults import times
 from tests.harness.failures import reason_of
 from tests.harness.leads import somebody
@@ -39,20 +38,13 @@ def shared_database(postgres_server: TestServer) -> TestDatabase:
 
 @pytest.fixture(scope="module")
 def two_services(
-    shared_database: TestDatabase, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[RunningService]]:
+    shared_database: TestDatabase, shared_keyring: dict[str, str], start_shared: StartService
+) -> list[RunningService]:
     """Two processes with one keyring and one region on one database."""
-    folder = tmp_path_factory.mktemp("two")
-    settings = {"LEADKEEP_DEFAULT_REGION": "BD", "LEADKEEP_KEYRING": str(folder / "keyring.json")}
-    services = [
-        RunningService(Path(folder / name), database_url=shared_database.serve_url, settings=settings)
-        for name in ("first", "second")
+    settings = shared_keyring | {"LEADKEEP_DEFAULT_REGION": "BD"}
+    return [
+        start_shared(name, database_url=shared_database.serve_url, settings=settings) for name in ("first", "second")
     ]
-    for service in services:
-        service.start()
-    yield services
-    for service in services:
-        service.stop()
 
 
 def written_phones(national: str) -> list[str]:

@@ -19,6 +19,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.storage.keys.replicas import known_name
 from service.storage.spool.rows import FILE_NAME
+from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.disguises import disguises, encodings, hidden_in, hidden_under
 from tests.harness.leads import somebody
@@ -57,18 +58,13 @@ class Two:
 
 
 @pytest.fixture(scope="module")
-def two(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
-    database, folder = postgres_server.fresh_database(), tmp_path_factory.mktemp("replicas")
-    settings = {"LEADKEEP_KEYRING": str(folder / "keyring.json")}
+def two(postgres_server: TestServer, shared_keyring: dict[str, str], start_shared: StartService) -> Two:
+    database = postgres_server.fresh_database()
     here, there = (
-        RunningService(folder / name, database_url=database.serve_url, settings=settings) for name in ("here", "there")
+        start_shared(name, database_url=database.serve_url, settings=shared_keyring) for name in ("here", "there")
     )
-    here.start()
-    there.start()
     faults.execute(database.admin_url, *TOO_LATE)
-    yield Two(here, there, database, postgres_server.postgres.bin_dir)
-    here.stop()
-    there.stop()
+    return Two(here, there, database, postgres_server.postgres.bin_dir)
 
 
 @pytest.fixture
@@ -83,18 +79,10 @@ def gone(two: Two) -> Iterator[str]:
     faults.execute(two.database.admin_url, "DELETE FROM replica WHERE name = 'gone'", "DELETE FROM spool_erasure")
 
 
-def create(service: RunningService, lead: pb.Lead) -> pb.CreateLeadResponse:
-    with service.channel() as channel:
-        response: pb.CreateLeadResponse = service.stub(channel).CreateLead(
-            pb.CreateLeadRequest(lead=lead), timeout=20, metadata=service.metadata("chatbot")
-        )
-    return response
-
-
 def spooled(two: Two, *leads: pb.Lead) -> list[str]:
     """Let the other replica take these while the database refuses them; their ids."""
     with refusing(two.database):
-        made = [create(two.there, lead) for lead in leads]
+        made = [two.there.create(lead) for lead in leads]
         assert {each.state for each in made} == {pb.SAVE_STATE_DELAYED}
         two.there.kill()
     return [each.id for each in made]
@@ -112,20 +100,14 @@ def refusing(database: TestDatabase) -> Iterator[None]:
 
 def find(two: Two, **wanted: str) -> tuple[list[tuple[int, str]], list[str]]:
     """Kinds and ids of what is found of a person, and the replicas that did not answer."""
-    with two.here.channel() as channel:
-        found = two.here.stub(channel).FindPerson(
-            pb.FindPersonRequest(**wanted), timeout=20, metadata=two.here.metadata()
-        )
+    found = two.here.call("FindPerson", pb.FindPersonRequest(**wanted))
     return [(match.kind, match.id) for match in found.matches], list(found.unanswered_replicas)
 
 
 def erase(two: Two, *refs: tuple[int, str]) -> tuple[list[str], list[str]]:
     """The ids of what was erased, and the replicas that did not answer."""
     chosen = [pb.PersonRef(kind=kind, id=each) for kind, each in refs]  # type: ignore[arg-type] # a number of the enum
-    with two.here.channel() as channel:
-        done = two.here.stub(channel).ErasePerson(
-            pb.ErasePersonRequest(refs=chosen, reason="asked for it"), timeout=20, metadata=two.here.metadata()
-        )
+    done = two.here.call("ErasePerson", pb.ErasePersonRequest(refs=chosen, reason="asked for it"))
     return [ref.id for ref in done.erased], list(done.unanswered_replicas)
 
 
@@ -152,7 +134,7 @@ def drained(service: RunningService) -> bool:
 
 def test_a_replica_that_was_killed_erases_before_its_first_drained_lead(two: Two) -> None:
     person = {"phone": "+8801733000009", "nid": "3310000000009"}
-    lead = create(two.here, somebody(**person))
+    lead = two.here.create(somebody(**person))
     other_id, again = spooled(two, somebody(), somebody(**person))
     there = known_name(two.there.data_dir / "spool")
     assert find(two, phone=person["phone"]) == ([(LEAD, lead.id)], [there])
@@ -173,8 +155,8 @@ def test_a_replica_that_was_killed_erases_before_its_first_drained_lead(two: Two
 def test_what_waits_in_a_spool_that_cannot_drain_is_found_exported_and_erased(two: Two) -> None:
     person = somebody(phone="+8801733000011", nid="3310000000011", notes="Wellensittich im Wohnzimmer")
     with refusing(two.database):
-        waiting = create(two.there, person).id
-        other = create(two.there, somebody()).id
+        waiting = two.there.create(person).id
+        other = two.there.create(somebody()).id
         assert find(two, email=person.email) == ([(WAITING, waiting)], [])
         shown, *_ = export(two, (WAITING, waiting))
         assert (shown.lead.phone, shown.lead.notes) == (person.phone, person.notes)
@@ -200,7 +182,7 @@ def test_what_waits_in_a_spool_that_cannot_drain_is_found_exported_and_erased(tw
 
 def test_a_replica_that_is_killed_in_the_middle_of_an_erasure_goes_on_with_it(two: Two) -> None:
     person = {"phone": "+8801733000010", "nid": "3310000000010"}
-    lead = create(two.here, somebody(**person))
+    lead = two.here.create(somebody(**person))
     again, other_id = spooled(two, somebody(**person), somebody())
     erase(two, (LEAD, lead.id))
     with psycopg.connect(two.database.admin_url) as holding:
@@ -218,7 +200,7 @@ def test_a_replica_that_is_killed_in_the_middle_of_an_erasure_goes_on_with_it(tw
 
 
 def test_a_replica_that_is_gone_for_good_is_forgotten_with_what_it_had_to_erase_on_record(two: Two, gone: str) -> None:
-    lead = create(two.here, somebody())
+    lead = two.here.create(somebody())
     erase(two, (LEAD, lead.id))
     done = two.here.leadkeep_here("keys", "reindex", "--timeout", "60s", "--forget", gone)
     assert done.returncode == 0, done.stderr
@@ -229,7 +211,7 @@ def test_a_replica_that_is_gone_for_good_is_forgotten_with_what_it_had_to_erase_
 
 
 def test_an_erasure_that_waits_for_long_is_an_alarm(two: Two, gone: str) -> None:
-    erase(two, (LEAD, create(two.here, somebody()).id))
+    erase(two, (LEAD, two.here.create(somebody()).id))
     assert "ok    erasures: " in two.here.leadkeep_here("doctor").stdout
     faults.execute(two.database.admin_url, "UPDATE spool_erasure SET opened_at = now() - interval '11 minutes'")
     assert f"FAIL  erasures: erasures wait, 1 for the replica {gone}" in two.here.leadkeep_here("doctor").stdout

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.harness import columns
@@ -22,12 +21,6 @@ from tests.rpc.test_person import Life, erase, find, kinds, live
 
 KEYS = ("id", "submission_id", "lead_id")
 """The columns by which a row is somebody's."""
-
-
-@pytest.fixture
-def admin(service: RunningService) -> Iterator[Client]:
-    with service.channel() as channel:
-        yield Client(service, channel)
 
 
 def rows_of(held: Contents, ids: Collection[str], *, others: bool = False) -> dict[str, list[dict[str, Any]]]:

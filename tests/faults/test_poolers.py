@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
-import httpx
 import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
@@ -72,11 +71,6 @@ def missing(database: TestDatabase, ids: list[str]) -> int:
     return int(row[0])
 
 
-def reasons(service: RunningService) -> list[str]:
-    found: list[str] = httpx.get(f"{service.http_url}/readyz").json()["reasons"]
-    return found
-
-
 @MODES
 def test_what_is_saved_behind_a_pooler_survives_kill_9_of_postgresql(
     lazy_server: TestServer, start_service: StartService, mode: str
@@ -90,7 +84,7 @@ def test_what_is_saved_behind_a_pooler_survives_kill_9_of_postgresql(
         ids = saved_ids(service, SAVED)
         kill_postgres(lazy_server)
         assert missing(database, ids) == 0
-        assert eventually(lambda: reasons(service) == [], within=30)
+        assert eventually(lambda: service.readiness["reasons"] == [], within=30)
         assert create(service)
         service.stop()
 
@@ -126,7 +120,7 @@ def test_a_role_that_loses_a_setting_while_the_service_runs_is_noticed(
         lost(service, database, mode)
         set_role(database.admin_url)
         front.reconnect()
-        assert eventually(lambda: reasons(service) == [], within=30)
+        assert eventually(lambda: service.readiness["reasons"] == [], within=30)
         assert eventually(lambda: service.metric("leadkeep_spool_entries") == 0, within=30)
 
 
@@ -137,12 +131,9 @@ def lost(service: RunningService, database: TestDatabase, mode: str) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'leadkeep_serve'"
             " AND datname = current_database()",
         )
-    assert eventually(lambda: reasons(service) == ["settings_lost"], within=20)
+    assert eventually(lambda: service.readiness["reasons"] == ["settings_lost"], within=20)
     assert "lost (synchronous_commit)" in service.log()
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody())
-        answer = service.stub(channel).CreateLead(request, metadata=service.metadata(), timeout=20)
-    assert answer.state == pb.SAVE_STATE_DELAYED
+    assert service.create().state == pb.SAVE_STATE_DELAYED
 
 
 def test_an_exchange_of_the_database_behind_a_pooler_stores_no_lead_in_the_wrong_one(
@@ -164,7 +155,7 @@ def test_an_exchange_of_the_database_behind_a_pooler_stores_no_lead_in_the_wrong
             with pytest.raises(grpc.RpcError) as refused:
                 stub.UpdateStatus(change, metadata=metadata, timeout=5)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert eventually(lambda: reasons(service) == ["database_refused"], within=10)
+        assert eventually(lambda: service.readiness["reasons"] == ["database_refused"], within=10)
         assert value_of(wrong.admin_url, "SELECT count(*) FROM lead") == 0
         front.lead_to(right.serve_url)
         ids += [answer.id for answer in answers]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from tests.conftest import StartService
 from tests.harness.faults import value_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
@@ -25,27 +24,17 @@ def database(server: TestServer) -> TestDatabase:
 
 
 @pytest.fixture(scope="module")
-def replicas(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningService]]:
+def replicas(
+    database: TestDatabase, shared_keyring: dict[str, str], start_shared: StartService
+) -> list[RunningService]:
     """Two services with one keyring on one database."""
-    folder = tmp_path_factory.mktemp("replicas")
-    settings = {"LEADKEEP_KEYRING": str(folder / "keyring.json")}
-    services = [
-        RunningService(folder / name, database_url=database.serve_url, settings=settings)
-        for name in ("first", "second")
+    return [
+        start_shared(name, database_url=database.serve_url, settings=shared_keyring) for name in ("first", "second")
     ]
-    for service in services:
-        service.start()
-    yield services
-    for service in services:
-        service.stop()
 
 
 def create(service: RunningService, lead: pb.Lead, *, timeout: float = 3) -> pb.CreateLeadResponse:
-    with service.channel() as channel:
-        response: pb.CreateLeadResponse = service.stub(channel).CreateLead(
-            pb.CreateLeadRequest(lead=lead), timeout=timeout, metadata=service.metadata("chatbot")
-        )
-    return response
+    return service.create(lead, timeout=timeout)
 
 
 def at_once(service: RunningService, lead: pb.Lead, times: int) -> list[pb.CreateLeadResponse]:
@@ -55,18 +44,13 @@ def at_once(service: RunningService, lead: pb.Lead, times: int) -> list[pb.Creat
 
 def lead_of(service: RunningService, lead_id: str) -> str:
     """The id of the lead that an acknowledged id leads to."""
-    with service.channel() as channel:
-        shown = service.stub(channel).GetLead(
-            pb.GetLeadRequest(id=lead_id), timeout=10, metadata=service.metadata("admin")
-        )
-    return str(shown.lead.id)
+    return service.get(lead_id).id
 
 
 def are_well(*services: RunningService) -> bool:
     """Whether the database is there, and nothing waits in a spool."""
     return all(
-        not httpx.get(f"{service.http_url}/readyz").json()["reasons"] and service.metric("leadkeep_spool_entries") == 0
-        for service in services
+        not service.readiness["reasons"] and service.metric("leadkeep_spool_entries") == 0 for service in services
     )
 
 

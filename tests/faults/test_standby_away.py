@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
@@ -45,23 +44,18 @@ def service(database: TestDatabase, start_service: StartService) -> RunningServi
     return start_service(database_url=database.serve_url)
 
 
-def reasons(service: RunningService) -> list[str]:
-    shown: list[str] = httpx.get(f"{service.http_url}/readyz", timeout=10).json()["reasons"]
-    return shown
-
-
 def noticed(service: RunningService, word: str) -> bool:
     """Whether it shows this word alone, in time."""
     began = time.monotonic()
-    return eventually(lambda: reasons(service) == [word], within=20) and time.monotonic() - began < NOTICED_WITHIN
+    return (
+        eventually(lambda: service.readiness["reasons"] == [word], within=20)
+        and time.monotonic() - began < NOTICED_WITHIN
+    )
 
 
 def create(service: RunningService, timeout: float = 8) -> int:
     """The state in which a new lead is kept."""
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody())
-        metadata = service.metadata("chatbot")
-        return int(service.stub(channel).CreateLead(request, timeout=timeout, metadata=metadata).state)
+    return int(service.create(timeout=timeout).state)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +76,10 @@ def test_a_standby_that_is_missed_is_noticed_without_any_call(
             assert create(service) == pb.SAVE_STATE_DELAYED
         else:
             assert create(service) == pb.SAVE_STATE_SAVED
-            assert reasons(service) == []
+            assert service.readiness["reasons"] == []
     finally:
         primary.standby.attach()
-    assert eventually(lambda: reasons(service) == [], within=20)
+    assert eventually(lambda: service.readiness["reasons"] == [], within=20)
     assert eventually(lambda: service.metric("leadkeep_spool_entries") == 0, within=20)
     assert create(service) == pb.SAVE_STATE_SAVED
 
@@ -99,7 +93,7 @@ def test_with_both_standbys_away_commits_hang(primary: ReplicatedServer, service
     finally:
         primary.standby.attach()
         primary.second.attach()
-    assert eventually(lambda: reasons(service) == [], within=20)
+    assert eventually(lambda: service.readiness["reasons"] == [], within=20)
 
 
 @pytest.mark.parametrize("monitors", [True, False])
@@ -117,7 +111,7 @@ def test_a_frozen_standby_is_noticed_by_the_first_commit_that_hangs(
             call = service.stub(channel).CreateLead.future(request, timeout=10, metadata=service.metadata("chatbot"))
             assert noticed(service, "commits_hang")
             assert call.result().state == pb.SAVE_STATE_DELAYED
-        assert eventually(lambda: reasons(service) == [], within=20)
+        assert eventually(lambda: service.readiness["reasons"] == [], within=20)
     finally:
         primary.ask("GRANT pg_monitor TO leadkeep_app")
 
@@ -146,5 +140,5 @@ def test_a_service_that_requires_a_standby_delays_leads_while_commits_wait_for_n
     assert "LEADKEEP_REQUIRE_STANDBY is set" in service.leadkeep("doctor").stdout
     primary.require_standby()
     assert eventually(lambda: service.metric("leadkeep_spool_entries") == 0, within=20)
-    assert eventually(lambda: reasons(service) == [], within=10)
+    assert eventually(lambda: service.readiness["reasons"] == [], within=10)
     assert create(service) == pb.SAVE_STATE_SAVED

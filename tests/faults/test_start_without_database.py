@@ -16,7 +16,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.keys.keyring import create_keyring
 from tests.conftest import StartService
-from tests.harness.answers import fails
+from tests.harness.answers import fails, health_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
@@ -29,24 +29,6 @@ def database(server: TestServer) -> Iterator[TestDatabase]:
     yield server.fresh_database()
     if not server.postgres.running:
         server.postgres.start()
-
-
-def create(service: RunningService, lead: pb.Lead | None = None, request_id: str = "") -> pb.CreateLeadResponse:
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=lead or somebody(), request_id=request_id)
-        answer: pb.CreateLeadResponse = service.stub(channel).CreateLead(
-            request, timeout=5, metadata=service.metadata("chatbot")
-        )
-        return answer
-
-
-def readiness(service: RunningService) -> httpx.Response:
-    return httpx.get(f"{service.http_url}/readyz")
-
-
-def is_well(service: RunningService) -> bool:
-    well: bool = readiness(service).json() == {"ready": True, "degraded": False, "reasons": []}
-    return well
 
 
 def spooled(service: RunningService) -> int:
@@ -66,13 +48,13 @@ def test_a_service_that_knows_its_database_takes_leads_without_it_and_becomes_wh
     service.stop()
     server.postgres.stop()
     service.start()
-    delayed = create(service)
+    delayed = service.create(timeout=5)
     assert delayed.state == pb.SAVE_STATE_DELAYED
-    assert readiness(service).json()["degraded"]
+    assert service.readiness["degraded"]
     server.postgres.start()
     assert eventually(lambda: delayed.id in stored_ids(database), within=15)
-    assert eventually(lambda: is_well(service), within=10)
-    assert eventually(lambda: create(service).state == pb.SAVE_STATE_SAVED, within=5)
+    assert eventually(lambda: service.is_well, within=10)
+    assert eventually(lambda: service.create(timeout=5).state == pb.SAVE_STATE_SAVED, within=5)
 
 
 def test_spooled_leads_outlive_kills_of_the_service(
@@ -82,7 +64,7 @@ def test_spooled_leads_outlive_kills_of_the_service(
     server.postgres.stop()
     acknowledged = set()
     for _ in range(3):
-        acknowledged.add(create(service).id)
+        acknowledged.add(service.create(timeout=5).id)
         service.kill()
         service.start()
     server.postgres.start()
@@ -94,19 +76,14 @@ def test_a_service_that_never_saw_its_database_refuses_leads_until_it_does(
 ) -> None:
     server.postgres.stop()
     service = start_service(database_url=database.serve_url)
-    assert fails(lambda: create(service)).reason == "STORAGE_UNAVAILABLE"
+    assert fails(lambda: service.create(timeout=5)).reason == "STORAGE_UNAVAILABLE"
     with service.channel() as channel:
-        ask = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-        assert ask(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert readiness(service).status_code == 503
+        assert health_of(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert httpx.get(f"{service.http_url}/readyz").status_code == 503
     assert spooled(service) == 0
     server.postgres.start()
-    assert eventually(lambda: is_well(service), within=15)
-    assert eventually(lambda: create(service).state == pb.SAVE_STATE_SAVED, within=5)
+    assert eventually(lambda: service.is_well, within=15)
+    assert eventually(lambda: service.create(timeout=5).state == pb.SAVE_STATE_SAVED, within=5)
 
 
 def test_a_database_of_another_keyring_is_not_written_to_and_nothing_is_thrown_away(
@@ -120,10 +97,10 @@ def test_a_database_of_another_keyring_is_not_written_to_and_nothing_is_thrown_a
     server.postgres.stop()
     service.environment["LEADKEEP_DATABASE_URL"] = other_url
     service.start()
-    delayed = create(service)
+    delayed = service.create(timeout=5)
     server.postgres.start()
-    assert eventually(lambda: readiness(service).json()["reasons"] == ["database_refused"], within=15)
-    assert create(service).state == pb.SAVE_STATE_DELAYED
+    assert eventually(lambda: service.readiness["reasons"] == ["database_refused"], within=15)
+    assert service.create(timeout=5).state == pb.SAVE_STATE_DELAYED
     assert spooled(service) == 2
     with psycopg.connect(other_url) as connection:
         assert connection.execute("SELECT count(*) FROM lead").fetchone() == (0,)
@@ -139,7 +116,7 @@ def test_a_spool_of_another_keyring_stops_the_start(
 ) -> None:
     service = start_service(database_url=database.serve_url)
     server.postgres.stop()
-    create(service)
+    service.create(timeout=5)
     service.stop()
     keyring = service.data_dir / "keyring.json"
     keyring.rename(service.data_dir / "kept.json")
@@ -189,18 +166,15 @@ def test_a_request_that_one_replica_spooled_and_another_saved_is_one_lead_under_
     first, second = replicas(database, start_service)
     lead = somebody()
     server.postgres.stop()
-    delayed = create(first, lead, "once")
+    delayed = first.create(lead, request_id="once", timeout=5)
     first.kill()
     server.postgres.start()
-    assert eventually(lambda: is_well(second), within=15)
-    assert eventually(lambda: create(second).state == pb.SAVE_STATE_SAVED, within=5)
-    saved = create(second, lead, "once")
+    assert eventually(lambda: second.is_well, within=15)
+    assert eventually(lambda: second.create(timeout=5).state == pb.SAVE_STATE_SAVED, within=5)
+    saved = second.create(lead, request_id="once", timeout=5)
     first.start()
     assert eventually(lambda: spooled(first) == 0, within=15)
-    with first.channel() as channel:
-        metadata = first.metadata("chatbot")
-        shown = first.stub(channel).GetLead(pb.GetLeadRequest(id=delayed.id), timeout=5, metadata=metadata)
-    assert shown.lead.id == saved.id
+    assert first.get(delayed.id, pb.LEAD_VIEW_UNSPECIFIED, "chatbot").id == saved.id
     assert saved.id in stored_ids(database)
     assert delayed.id not in stored_ids(database)
 
@@ -211,12 +185,12 @@ def test_a_spooled_lead_that_another_replica_has_saved_meanwhile_waits_for_a_per
     first, second = replicas(database, start_service)
     late = somebody()
     server.postgres.stop()
-    delayed = create(first, late, "late")
+    delayed = first.create(late, request_id="late", timeout=5)
     first.kill()
     server.postgres.start()
-    assert eventually(lambda: is_well(second), within=15)
-    assert eventually(lambda: create(second).state == pb.SAVE_STATE_SAVED, within=5)
-    saved = create(second, somebody(phone=late.phone))
+    assert eventually(lambda: second.is_well, within=15)
+    assert eventually(lambda: second.create(timeout=5).state == pb.SAVE_STATE_SAVED, within=5)
+    saved = second.create(somebody(phone=late.phone), timeout=5)
     first.start()
     assert eventually(lambda: spooled(first) == 0, within=15)
     (conflict,) = json.loads(first.leadkeep("conflicts", "list", "--json").stdout)
@@ -227,5 +201,5 @@ def test_a_spooled_lead_that_another_replica_has_saved_meanwhile_waits_for_a_per
         assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "LEAD_IN_CONFLICT")
         found = stub.ListConflicts(pb.ListConflictsRequest(), timeout=5, metadata=metadata).conflicts
         assert (found[0].submission.nid, found[0].submission.address) == (late.nid, late.address)
-    again = create(first, late, "late")
+    again = first.create(late, request_id="late", timeout=5)
     assert (again.id, again.state) == (delayed.id, pb.SAVE_STATE_DELAYED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -31,16 +30,12 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def besieged(service_database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(
-        tmp_path_factory.mktemp("service") / "leadkeep",
+def besieged(service_database: TestDatabase, start_shared: StartService) -> RunningService:
+    return start_shared(
         database_url=service_database.serve_url,
         settings={"LEADKEEP_OPS_ADDRESS": "127.0.0.1:0"},
         module="tests.faults.few_files",
     )
-    running.start()
-    yield running
-    running.stop()
 
 
 @pytest.mark.parametrize("kind", kinds())

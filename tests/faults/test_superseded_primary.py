@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 from psycopg.conninfo import conninfo_to_dict
@@ -107,5 +106,5 @@ def test_with_the_old_primary_alone_leads_wait_in_the_spool_and_it_is_reported(c
     service.stop()
     only_old = cluster.service("service", url=cluster.database.serve_url)
     assert created(only_old, 3) == []
-    assert httpx.get(f"{only_old.http_url}/readyz").json()["reasons"] == ["server_superseded"]
+    assert only_old.readiness["reasons"] == ["server_superseded"]
     assert "a standby was promoted in its place" in only_old.leadkeep("doctor").stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.storage.spool.rows import peek
+from tests.conftest import StartService
 from tests.faults.faulty_service import VALUE
 from tests.harness.faults import value_of
 from tests.harness.leads import somebody
@@ -33,22 +34,14 @@ def fault(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start_faulty(database: TestDatabase, tmp_path: Path, fault: Path) -> Iterator[StartFaulty]:
-    started: list[RunningService] = []
-
+def start_faulty(database: TestDatabase, start_service: StartService, fault: Path) -> StartFaulty:
     def start(faults: str) -> RunningService:
-        service = RunningService(
-            tmp_path / "leadkeep", database_url=database.serve_url, module="tests.faults.faulty_service"
-        )
         # The module is found beside the service, which runs in a folder of its own.
         root = str(Path(__file__).parents[2])
-        service.environment |= {"FAULTS": faults, "FAULT_FILE": str(fault), "PYTHONPATH": root}
-        started.append(service)
-        return service.start()
+        settings = {"FAULTS": faults, "FAULT_FILE": str(fault), "PYTHONPATH": root}
+        return start_service(database_url=database.serve_url, settings=settings, module="tests.faults.faulty_service")
 
-    yield start
-    for service in started:
-        service.stop()
+    return start
 
 
 def outcome(call: Callable[[], Any]) -> str:
@@ -154,23 +147,18 @@ def test_an_access_writer_that_dies_ends_the_process_and_shows_nothing(start_fau
     assert ended(service) == 1
 
 
-def readiness(service: RunningService) -> dict[str, Any]:
-    state: dict[str, Any] = httpx.get(f"{service.http_url}/readyz").json()
-    return state
-
-
 @pytest.mark.parametrize("task", ["drain", "readiness"])
 def test_a_task_that_fails_is_restarted_counted_and_makes_the_service_degraded(
     start_faulty: StartFaulty, fault: Path, task: str
 ) -> None:
     service = start_faulty(task)
-    assert not readiness(service)["degraded"]
+    assert not service.readiness["degraded"]
     fault.touch()
     assert eventually(lambda: len(lines(service, "a background task failed")) >= 2, within=10)
     fault.unlink()
-    assert eventually(lambda: readiness(service)["degraded"], within=10)
-    assert readiness(service)["ready"]
-    assert readiness(service)["reasons"] == ["tasks_failing"]
+    assert eventually(lambda: service.readiness["degraded"], within=10)
+    assert service.readiness["ready"]
+    assert service.readiness["reasons"] == ["tasks_failing"]
     assert f"restarted: {task}" in lines(service, "degraded")[-1]["detail"]
     counted = f'leadkeep_task_failures_total{{task="{task}"}} '
     (line,) = [line for line in httpx.get(f"{service.http_url}/metrics").text.splitlines() if line.startswith(counted)]

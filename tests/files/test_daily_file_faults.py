@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
 
 from service.files.daily_file import FileStorageService, Render
@@ -75,16 +74,6 @@ async def test_a_process_that_cannot_be_started_for_many_hours_is_still_tried(
         await supervisor.stop(1)
 
 
-def readiness(service: RunningService) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.get(f"{service.http_url}/readyz").json()
-    return answer
-
-
-def metric(service: RunningService, name: str) -> float:
-    lines = httpx.get(f"{service.http_url}/metrics").text.splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
-
-
 @pytest.fixture
 def without_folder(service: RunningService) -> Iterator[Path]:
     """The folder of the files, taken away from a service that runs: a file lies in its place."""
@@ -96,30 +85,30 @@ def without_folder(service: RunningService) -> Iterator[Path]:
     if folder.is_file():
         folder.unlink()
         aside.rename(folder)
-        assert eventually(lambda: metric(service, "leadkeep_files_alarm") == 0, within=30)
+        assert eventually(lambda: service.metric("leadkeep_files_alarm") == 0, within=30)
 
 
 def test_a_folder_that_is_gone_is_an_alarm(service: RunningService, without_folder: Path) -> None:
     create(service)
-    assert eventually(lambda: readiness(service)["reasons"] == ["files_behind"], within=10)
-    assert readiness(service)["degraded"]
-    assert metric(service, "leadkeep_files_alarm") == 1
+    assert eventually(lambda: service.readiness["reasons"] == ["files_behind"], within=10)
+    assert service.readiness["degraded"]
+    assert service.metric("leadkeep_files_alarm") == 1
     assert "daily files cannot be written" in service.log()
 
 
 def test_a_fault_of_the_files_reaches_no_caller(service: RunningService, without_folder: Path) -> None:
-    assert eventually(lambda: metric(service, "leadkeep_files_alarm") == 1, within=10)
+    assert eventually(lambda: service.metric("leadkeep_files_alarm") == 1, within=10)
     assert create(service)
 
 
 def test_files_are_written_again_when_the_fault_is_over(service: RunningService, without_folder: Path) -> None:
     created = create(service)
-    assert eventually(lambda: metric(service, "leadkeep_files_alarm") == 1, within=10)
+    assert eventually(lambda: service.metric("leadkeep_files_alarm") == 1, within=10)
     folder = file_of(service).parent
     folder.unlink()
     without_folder.rename(folder)
     assert soon_in(file_of(service), created, within=20)
-    assert eventually(lambda: not readiness(service)["degraded"], within=20)
+    assert eventually(lambda: not service.readiness["degraded"], within=20)
 
 
 def test_a_database_that_refuses_the_renderer_is_an_alarm(
@@ -129,7 +118,7 @@ def test_a_database_that_refuses_the_renderer_is_an_alarm(
     execute(service_database.admin_url, "REVOKE SELECT ON lead_touch FROM leadkeep_app")
     assert eventually(lambda: "daily files cannot be rendered: SQLSTATE 42501" in service.log(), within=10)
     execute(service_database.admin_url, "GRANT SELECT ON lead_touch TO leadkeep_app")
-    assert eventually(lambda: not readiness(service)["degraded"], within=30)
+    assert eventually(lambda: not service.readiness["degraded"], within=30)
 
 
 def test_a_file_that_is_deleted_the_moment_it_appears_comes_back(
@@ -256,14 +245,14 @@ def test_a_full_disk_is_an_alarm_until_it_has_room(on_small_disk: RunningService
     assert path.read_bytes() == before
     ballast.unlink()
     assert soon_in(path, created, within=20)
-    assert eventually(lambda: not readiness(on_small_disk)["degraded"], within=20)
+    assert eventually(lambda: not on_small_disk.readiness["degraded"], within=20)
     on_small_disk.stop()
 
 
 def test_a_folder_that_may_not_be_written_is_an_alarm(on_small_disk: RunningService, small_disk: Path) -> None:
     remount(small_disk, "ro")
     created = create(on_small_disk)
-    assert eventually(lambda: metric(on_small_disk, "leadkeep_files_alarm") == 1, within=10)
+    assert eventually(lambda: on_small_disk.metric("leadkeep_files_alarm") == 1, within=10)
     remount(small_disk, "rw")
     assert soon_in(small_disk / file_of(on_small_disk).name, created, within=20)
     on_small_disk.stop()

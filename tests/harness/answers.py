@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 
@@ -54,3 +56,9 @@ def fails(call: Callable[[], object]) -> Failure:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return failure_of(caught.value)
+
+
+def health_of(channel: grpc.Channel, service: str = "") -> int:
+    """What the health service answers about a service, by default about all."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status)

@@ -7,8 +7,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from leadkeep.v1 import lead_service_pb2 as pb
-
 from tests.harness.faults import execute
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase
@@ -21,9 +19,7 @@ TOKEN = "e1.gAAAAAAAAAAAtoken"
 
 def create(service: RunningService, **fields: str) -> str:
     """Create a lead; its id."""
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody(**fields))
-        return str(service.stub(channel).CreateLead(request, metadata=service.metadata(), timeout=10).id)
+    return service.create(somebody(**fields), role="admin").id
 
 
 def store_lead(database: TestDatabase, created_at: str, number: int = 0) -> None:

@@ -14,10 +14,12 @@ from contextlib import chdir
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import grpc
 import httpx
+from google.protobuf.message import Message
+from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from service.access import ROLES, Scope
 from service.keys.keyring import create_keyring
 from service.rpc.tokens.local_key import LocalSigningKey
 from tests.harness.forking import ForkedProcess, fork
+from tests.harness.leads import somebody
 
 READY = re.compile(r"gRPC on (\S+), JSON on (https?)://(\S+)\n")
 OPS = re.compile(r"apart from callers, on (\S+)\n")
@@ -131,6 +134,24 @@ class RunningService:
         """The generated client."""
         return lead_service_pb2_grpc.LeadServiceStub(channel)
 
+    def call(self, rpc: str, request: Message, role: str = "admin", *, timeout: float = 20) -> Any:
+        """The answer to one call, on a channel of its own."""
+        with self.channel() as channel:
+            return getattr(self.stub(channel), rpc)(request, metadata=self.metadata(role), timeout=timeout)
+
+    def create(
+        self, lead: pb.Lead | None = None, *, request_id: str = "", role: str = "chatbot", timeout: float = 20
+    ) -> pb.CreateLeadResponse:
+        """Create a lead; somebody's, unless it is given."""
+        request = pb.CreateLeadRequest(lead=lead or somebody(), request_id=request_id)
+        response: pb.CreateLeadResponse = self.call("CreateLead", request, role, timeout=timeout)
+        return response
+
+    def get(self, lead_id: str, view: pb.LeadView = pb.LEAD_VIEW_FULL, role: str = "admin") -> pb.Lead:
+        """The lead of an id."""
+        lead: pb.Lead = self.call("GetLead", pb.GetLeadRequest(id=lead_id, view=view), role).lead
+        return lead
+
     @property
     def http_url(self) -> str:
         """The base of the JSON endpoint."""
@@ -140,6 +161,17 @@ class RunningService:
         """The value of a sample of /metrics, by its name with its labels; 0 while there is none."""
         lines = httpx.get(f"{self.http_url}/metrics", timeout=10).text.splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{sample} ")), 0.0)
+
+    @property
+    def readiness(self) -> dict[str, Any]:
+        """What /readyz answers."""
+        answered: dict[str, Any] = httpx.get(f"{self.http_url}/readyz", timeout=10).json()
+        return answered
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it is ready and nothing is wrong."""
+        return self.readiness == {"ready": True, "degraded": False, "reasons": []}
 
     @property
     def ops_url(self) -> str:
@@ -164,6 +196,12 @@ class RunningService:
         if code == 0:
             _started.add(_command("service", arguments))
         return subprocess.CompletedProcess(arguments, code, *written)
+
+    def begin(self, *arguments: str, env: Mapping[str, str] | None = None, **streams: Any) -> subprocess.Popen[bytes]:
+        """Start an operator's command in a new interpreter; `streams` go to Popen."""
+        command = [sys.executable, "-m", "service", *arguments]
+        environment = self.operators_environment | dict(env or {})
+        return subprocess.Popen(command, env=environment, cwd=self.data_dir.parent, **streams)
 
     def leadkeep_here(
         self, *arguments: str, env: Mapping[str, str] | None = None, stdin: str | None = None

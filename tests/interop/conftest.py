@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def database(server: TestServer) -> TestDatabase:
+def service_database(server: TestServer) -> TestDatabase:
     """The database of `service`, on a server that tests may stop."""
     return server.fresh_database()
-
-
-@pytest.fixture(scope="module")
-def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A running service of this module."""
-    running_service = RunningService(tmp_path_factory.mktemp("service") / "leadkeep", database_url=database.serve_url)
-    running_service.start()
-    yield running_service
-    running_service.stop()
 
 
 @pytest.fixture(scope="module")

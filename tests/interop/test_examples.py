@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import StartService
 from tests.faults import times
 from tests.harness.certificates import Authority
 from tests.harness.postgres import TestServer
@@ -27,11 +27,6 @@ PROMISED = re.compile(
 KINDS = ("plain", "mutual tls", *("tls",)[: times(0, whole=1)])
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"), "authority")
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -39,19 +34,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def service(
-    kind: str, server: TestServer, authority: Authority, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
+def service(kind: str, server: TestServer, authority: Authority, start_shared: StartService) -> RunningService:
     settings = {}
     if kind != "plain":
         own = authority.issue("service")
         settings = {"LEADKEEP_TLS_CERT": str(own.certificate), "LEADKEEP_TLS_KEY": str(own.key)}
     if kind == "mutual tls":
         settings["LEADKEEP_TLS_CLIENT_CA"] = str(authority.path)
-    folder = tmp_path_factory.mktemp("service") / "leadkeep"
-    started = RunningService(folder, database_url=server.fresh_database().serve_url, settings=settings).start()
-    yield started
-    started.stop()
+    return start_shared(kind.replace(" ", "-"), database_url=server.fresh_database().serve_url, settings=settings)
 
 
 @pytest.fixture(scope="module")

@@ -78,9 +78,13 @@ def report(what: str, answers: dict[str, Answer]) -> None:
 
 @pytest.mark.parametrize("seconds", [3, *[1, 6, 9][: times(0, whole=3)]])
 def test_a_lead_is_saved_once_and_soon_after_connections_are_accepted_again(
-    clients: dict[str, Client], proxy: RefusingProxy, service: RunningService, database: TestDatabase, seconds: float
+    clients: dict[str, Client],
+    proxy: RefusingProxy,
+    service: RunningService,
+    service_database: TestDatabase,
+    seconds: float,
 ) -> None:
-    before, logged = leads(database), len(calls_in_log(service, "CreateLead"))
+    before, logged = leads(service_database), len(calls_in_log(service, "CreateLead"))
     with proxy.refusing():
         calls = {name: client.create() for name, client in clients.items()}
         time.sleep(seconds)
@@ -89,7 +93,7 @@ def test_a_lead_is_saved_once_and_soon_after_connections_are_accepted_again(
     report(f"refused for {seconds} s", answers)
     assert {answer.code for answer in answers.values()} == {"OK"}
     assert {name for name, answer in answers.items() if answer.seconds > seconds + ANSWERED_WITHIN} == set()
-    assert leads(database) == before + len(calls)
+    assert leads(service_database) == before + len(calls)
     # They waited for the connection: attempts that fail at once would be used up before a long restart is over. One may
     # have been under way when the old connection ended.
     answered = calls_in_log(service, "CreateLead")[logged:]
@@ -106,7 +110,7 @@ def test_a_read_fails_at_once_while_the_database_is_known_to_be_away(
     assert {client.read(str(uuid4())).result(timeout=20).reason for client in clients.values()} == {"LEAD_NOT_FOUND"}
     server.postgres.stop()
     try:
-        assert eventually(lambda: "database_away" in httpx.get(f"{service.http_url}/readyz").text, within=20)
+        assert eventually(lambda: "database_away" in service.readiness["reasons"], within=20)
         before = len(calls_in_log(service, "GetLead"))
         answers = {name: client.read(lead_id).result(timeout=20) for name, client in clients.items()}
         report("database away", answers)

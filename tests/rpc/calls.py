@@ -11,11 +11,10 @@ import grpc
 import psycopg
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import Scope
+from tests.harness.answers import failure_of
 from tests.harness.running_service import RunningService
 
 
@@ -143,15 +142,9 @@ class Refusal:
 
 def refusal_of(error: grpc.RpcError) -> Refusal:
     """What an error tells."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type] # of a client it is a Call too
-    assert status is not None, error
-    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(bad_request)
-    assert info.domain == "leadkeep.v1"
-    violations = {violation.field: violation.description for violation in bad_request.field_violations}
-    return Refusal(info.reason, status.message, dict(info.metadata), violations)
+    failure = failure_of(error)
+    assert failure.domain == "leadkeep.v1", error
+    return Refusal(failure.reason, failure.text, dict(failure.metadata), dict(failure.violations))
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from grpc import StatusCode
+from grpc import Channel, StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
+from leadkeep.v1 import lead_service_pb2_grpc
 
 from service.rpc.tokens.verifier import TokenRules, TokenVerifier
 from tests.harness.faults import conflict_with
@@ -43,6 +44,27 @@ def agent(connect: Connect) -> Client:
 def chatbot(connect: Connect) -> Client:
     """Somebody who may create, and read what the same subject created."""
     return connect("chatbot")
+
+
+@pytest.fixture(scope="module")
+def stub(service: RunningService) -> Iterator[lead_service_pb2_grpc.LeadServiceStub]:
+    """The generated client of the module's service."""
+    with service.channel() as channel:
+        yield service.stub(channel)
+
+
+@pytest.fixture(scope="module")
+def channels(replicas: Sequence[RunningService]) -> Iterator[list[Channel]]:
+    """A channel to each replica, in a module that starts several."""
+    opened = [replica.channel() for replica in replicas]
+    yield opened
+    for channel in opened:
+        channel.close()
+
+
+@pytest.fixture(scope="module")
+def database_url(service: RunningService) -> str:
+    return service.environment["LEADKEEP_DATABASE_URL"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
@@ -36,7 +36,7 @@ from tests.harness.answers import fails
 from tests.harness.leads import somebody
 from tests.harness.masking import unmasking_into
 from tests.harness.policy import RETRY_POLICY
-from tests.harness.postgres import TestDatabase, TestServer
+from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
@@ -44,24 +44,14 @@ from tests.harness.running_service import RunningService
 
 
 @pytest.fixture(scope="module")
-def database(postgres_server: TestServer) -> TestDatabase:
-    made = postgres_server.fresh_database()
-    faults.gated_inserts(made.admin_url)
-    return made
+def database(service_database: TestDatabase) -> TestDatabase:
+    faults.gated_inserts(service_database.admin_url)
+    return service_database
 
 
 @pytest.fixture(scope="module")
-def service(database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(tmp_path_factory.mktemp("chain") / "leadkeep", database_url=database.serve_url)
-    running.start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def stub(service: RunningService) -> Iterator[lead_service_pb2_grpc.LeadServiceStub]:
-    with service.channel() as channel:
-        yield service.stub(channel)
+def service(database: TestDatabase, service: RunningService) -> RunningService:
+    return service
 
 
 Stub = lead_service_pb2_grpc.LeadServiceStub

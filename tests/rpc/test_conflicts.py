@@ -19,11 +19,6 @@ TAKE_NEW = pb.CONFLICT_RESOLUTION_TAKE_NEW
 OWN_LEAD = pb.CONFLICT_RESOLUTION_OWN_LEAD
 
 
-@pytest.fixture(scope="module")
-def database_url(service: RunningService) -> str:
-    return service.environment["LEADKEEP_DATABASE_URL"]
-
-
 class Case:
     """A lead, and a submission with its phone that came late."""
 

@@ -161,32 +161,19 @@ def test_creating_needs_its_scope(connect: Connect) -> None:
 
 
 class TestDuplicates:
-    def test_the_same_phone_is_refused(self, chatbot: Client) -> None:
+    @pytest.mark.parametrize(
+        ("reason", "same"), [("DUPLICATE_PHONE", "phone"), ("DUPLICATE_NID", "nid"), ("DUPLICATE_PHONE", "phone,nid")]
+    )
+    def test_the_same_phone_or_nid_is_refused_with_the_phones_reason_first(
+        self, chatbot: Client, reason: str, same: str
+    ) -> None:
         first = somebody()
         chatbot.create(first)
 
-        with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE") as refusal:
-            chatbot.create(somebody(phone=first.phone))
+        with refused(StatusCode.ALREADY_EXISTS, reason) as refusal:
+            chatbot.create(somebody(**{name: getattr(first, name) for name in same.split(",")}))
 
-        assert refusal.metadata["fields"] == "phone"
-
-    def test_the_same_nid_is_refused(self, chatbot: Client) -> None:
-        first = somebody()
-        chatbot.create(first)
-
-        with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_NID") as refusal:
-            chatbot.create(somebody(nid=first.nid))
-
-        assert refusal.metadata["fields"] == "nid"
-
-    def test_the_phones_reason_comes_first_when_both_meet_a_lead(self, chatbot: Client) -> None:
-        first = somebody()
-        chatbot.create(first)
-
-        with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE") as refusal:
-            chatbot.create(different(first, notes="once more"))
-
-        assert refusal.metadata["fields"] == "phone,nid"
+        assert refusal.metadata["fields"] == same
 
     @pytest.mark.parametrize(
         "phone",

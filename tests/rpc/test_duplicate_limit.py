@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from uuid import uuid4
 
 import grpc
@@ -11,8 +10,9 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from tests.conftest import StartService
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestServer
+from tests.harness.postgres import TestDatabase
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, execute, refused
 
@@ -22,25 +22,11 @@ CallerOf = Callable[..., Client]
 
 
 @pytest.fixture(scope="module")
-def replicas(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningService]]:
-    folder: Path = tmp_path_factory.mktemp("duplicates")
-    settings = {
-        "LEADKEEP_DUPLICATE_LIMIT": str(LIMIT),
-        "LEADKEEP_KEYRING": str(folder / "keyring.json"),
-    }
-    url = postgres_server.fresh_database().serve_url
-    started = [RunningService(folder / name, database_url=url, settings=settings).start() for name in ("one", "other")]
-    yield started
-    for service in started:
-        service.stop()
-
-
-@pytest.fixture(scope="module")
-def channels(replicas: list[RunningService]) -> Iterator[list[grpc.Channel]]:
-    opened = [replica.channel() for replica in replicas]
-    yield opened
-    for channel in opened:
-        channel.close()
+def replicas(
+    service_database: TestDatabase, shared_keyring: dict[str, str], start_shared: StartService
+) -> list[RunningService]:
+    settings = shared_keyring | {"LEADKEEP_DUPLICATE_LIMIT": str(LIMIT)}
+    return [start_shared(name, database_url=service_database.serve_url, settings=settings) for name in ("one", "other")]
 
 
 @pytest.fixture

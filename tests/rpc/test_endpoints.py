@@ -9,7 +9,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,7 +25,7 @@ from service.rpc.server import LARGEST_METADATA, LARGEST_REQUEST, GrpcServer
 from service.rpc.tls_files import TlsFiles
 from tests.conftest import StartService
 from tests.harness import faults
-from tests.harness.answers import fails
+from tests.harness.answers import fails, health_of
 from tests.harness.certificates import Authority, Certificate
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer, own_postgres
@@ -35,12 +34,6 @@ from tests.harness.running_service import RunningService
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def health_of(channel: grpc.Channel, service: str = "") -> int:
-    stub: Any = health_pb2_grpc.HealthStub(channel)
-    answer: health_pb2.HealthCheckResponse = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
-    return answer.status
 
 
 # Health
@@ -71,7 +64,7 @@ def test_health_of_a_running_service_needs_no_token(service: RunningService) -> 
     with service.channel() as channel:
         for name in ("", "leadkeep.v1.LeadService"):
             assert health_of(channel, name) == SERVING
-    assert httpx.get(f"{service.http_url}/readyz").json() == {"ready": True, "degraded": False, "reasons": []}
+    assert service.is_well
     assert httpx.get(f"{service.http_url}/healthz").status_code == 200
 
 
@@ -107,14 +100,7 @@ def test_without_a_database_the_service_is_degraded_and_takes_leads(tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"), "authority")
-
-
-@pytest.fixture(scope="module")
-def mutual_service(
-    authority: Authority, postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
+def mutual_service(authority: Authority, postgres_server: TestServer, start_shared: StartService) -> RunningService:
     """A service that asks for client certificates."""
     own = authority.issue("server")
     settings = {
@@ -122,11 +108,7 @@ def mutual_service(
         "LEADKEEP_TLS_KEY": str(own.key),
         "LEADKEEP_TLS_CLIENT_CA": str(authority.path),
     }
-    folder = tmp_path_factory.mktemp("mutual") / "leadkeep"
-    running = RunningService(folder, database_url=postgres_server.fresh_database().serve_url, settings=settings)
-    running.start()
-    yield running
-    running.stop()
+    return start_shared("mutual", database_url=postgres_server.fresh_database().serve_url, settings=settings)
 
 
 def secure_channel(service: RunningService, authority: Authority, client: Certificate | None) -> grpc.Channel:

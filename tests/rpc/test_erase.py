@@ -34,11 +34,6 @@ KEPT = {"lead_event": f" AND type <> {pb.LEAD_EVENT_TYPE_ERASED}"}
 """What of a table is no trace of an erased lead's life."""
 
 
-@pytest.fixture(scope="module")
-def database_url(service: RunningService) -> str:
-    return service.environment["LEADKEEP_DATABASE_URL"]
-
-
 @pytest.fixture
 def rows(database_url: str) -> Iterator[psycopg.Connection]:
     """The database as the role of `serve`."""

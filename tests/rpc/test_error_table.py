@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import grpc
@@ -22,6 +23,7 @@ from service.access import ROLES
 from service.errors import Reason
 from service.rpc.status import REASONS
 from service.rpc.tokens.local_key import LocalSigningKey
+from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.answers import Failure, fails
 from tests.harness.leads import somebody
@@ -414,43 +416,42 @@ VALUES = {
 """Metadata whose values are the same each time."""
 
 
-def _running(folder_of: pytest.TempPathFactory, database: TestDatabase, **settings: str) -> Iterator[World]:
-    service = RunningService(folder_of.mktemp("table") / "leadkeep", database_url=database.serve_url, settings=settings)
-    service.start()
-    world = World(service, database)
+def _running(start: StartService, server: TestServer, **settings: str) -> Iterator[World]:
+    database = server.fresh_database()
+    name = urlsplit(database.serve_url).path.strip("/")
+    world = World(start(name, database_url=database.serve_url, settings=settings), database)
     yield world
     world.close()
-    service.stop()
 
 
 @pytest.fixture(scope="module")
-def world(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    yield from _running(tmp_path_factory, postgres_server.fresh_database())
+def world(postgres_server: TestServer, start_shared: StartService) -> Iterator[World]:
+    yield from _running(start_shared, postgres_server)
 
 
 @pytest.fixture(scope="module")
-def world_of_one_call(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    yield from _running(tmp_path_factory, postgres_server.fresh_database(), LEADKEEP_MAX_CONCURRENT_CALLS="1")
+def world_of_one_call(postgres_server: TestServer, start_shared: StartService) -> Iterator[World]:
+    yield from _running(start_shared, postgres_server, LEADKEEP_MAX_CONCURRENT_CALLS="1")
 
 
 @pytest.fixture(scope="module")
-def world_that_asks_why(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world_that_asks_why(postgres_server: TestServer, start_shared: StartService) -> Iterator[World]:
     """It shows one lead an hour."""
     settings = {"LEADKEEP_PURPOSES": "callback audit", "LEADKEEP_UNMASK_LIMIT": "1"}
-    yield from _running(tmp_path_factory, postgres_server.fresh_database(), **settings)
+    yield from _running(start_shared, postgres_server, **settings)
 
 
 @pytest.fixture(scope="module")
-def world_of_one_duplicate(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world_of_one_duplicate(postgres_server: TestServer, start_shared: StartService) -> Iterator[World]:
     """A subject finds one an hour."""
-    yield from _running(tmp_path_factory, postgres_server.fresh_database(), LEADKEEP_DUPLICATE_LIMIT="1")
+    yield from _running(start_shared, postgres_server, LEADKEEP_DUPLICATE_LIMIT="1")
 
 
 @pytest.fixture(scope="module")
-def world_without_issuer(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world_without_issuer(postgres_server: TestServer, start_shared: StartService) -> Iterator[World]:
     yield from _running(
-        tmp_path_factory,
-        postgres_server.fresh_database(),
+        start_shared,
+        postgres_server,
         LEADKEEP_AUTH_JWKS="http://127.0.0.1:9/jwks",
         LEADKEEP_AUTH_ISSUER="https://issuer.example/",
         LEADKEEP_AUTH_AUDIENCE="leadkeep",
@@ -458,9 +459,9 @@ def world_without_issuer(postgres_server: TestServer, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="module")
-def world_without_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world_without_database(start_shared: StartService) -> Iterator[World]:
     with own_postgres() as server:
-        worlds = _running(tmp_path_factory, server.fresh_database())
+        worlds = _running(start_shared, server)
         world = next(worlds)
         server.stop()
         yield world

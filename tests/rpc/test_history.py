@@ -23,11 +23,6 @@ RESUBMITTED, DECIDED = pb.LEAD_EVENT_TYPE_RESUBMITTED, pb.LEAD_EVENT_TYPE_CONFLI
 REVEALED = pb.LEAD_EVENT_TYPE_REVEALED
 
 
-@pytest.fixture(scope="module")
-def database_url(service: RunningService) -> str:
-    return service.environment["LEADKEEP_DATABASE_URL"]
-
-
 @pytest.fixture
 def again(chatbot: Client, database_url: str) -> Again:
     return Again(chatbot, database_url)

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.lead import OPTIONAL_BY_SETTING
+from tests.conftest import StartService
 from tests.harness.faults import conflict_with, execute
 from tests.harness.leads import STORY, somebody
 from tests.harness.postgres import TestDatabase, TestServer
@@ -32,12 +33,9 @@ def relaxed_database(postgres_server: TestServer) -> TestDatabase:
 
 
 @pytest.fixture(scope="module")
-def relaxed(relaxed_database: TestDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def relaxed(relaxed_database: TestDatabase, start_shared: StartService) -> RunningService:
     settings = {"LEADKEEP_OPTIONAL_FIELDS": "nid, address, interested_policy"}
-    folder = tmp_path_factory.mktemp("relaxed") / "leadkeep"
-    running = RunningService(folder, database_url=relaxed_database.serve_url, settings=settings).start()
-    yield running
-    running.stop()
+    return start_shared("relaxed", database_url=relaxed_database.serve_url, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +60,10 @@ def without(*names: str, **fields: str) -> pb.Lead:
 
 
 class TestPlaceholders:
-    def test_26_people_with_placeholders_are_refused_where_an_id_is_required(self, connect_default: Client) -> None:
+    def test_26_people_with_placeholders_are_refused_where_an_id_is_required(self, admin: Client) -> None:
         for placeholder in PLACEHOLDERS:
             with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
-                connect_default.create(somebody(nid=placeholder))
+                admin.create(somebody(nid=placeholder))
             [(field, description)] = refusal.violations.items()
             assert (field, description.partition(",")[0]) == ("lead.nid", "is a placeholder"), placeholder
 
@@ -76,18 +74,11 @@ class TestPlaceholders:
         assert [(each.lead.nid, list(each.ignored_fields)) for each in created] == [("", ["nid"])] * 26
 
     @pytest.mark.parametrize("nid", ["123", "12#34", "1234567890.0"])
-    def test_a_misspelt_one_is_refused_in_both(self, connect_default: Client, caller: Client, nid: str) -> None:
-        for client in (connect_default, caller):
+    def test_a_misspelt_one_is_refused_in_both(self, admin: Client, caller: Client, nid: str) -> None:
+        for client in (admin, caller):
             with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
                 client.create(somebody(nid=nid))
             assert list(refusal.violations) == ["lead.nid"]
-
-
-@pytest.fixture(scope="module")
-def connect_default(service: RunningService) -> Iterator[Client]:
-    """A caller of a service with no such setting."""
-    with service.channel() as channel:
-        yield Client(service, channel)
 
 
 class TestAnswers:

@@ -134,22 +134,15 @@ class TestConversations:
 
         assert refusal.violations == {"conversation_id": "is required"}
 
-    def test_a_strangers_phone_alone_does_not_link_a_conversation(self, chatbot: Client, agent: Client) -> None:
+    @pytest.mark.parametrize("field", ["phone", "nid"])
+    def test_a_strangers_phone_or_nid_alone_does_not_link_a_conversation(
+        self, chatbot: Client, agent: Client, field: str
+    ) -> None:
         victim, talk = somebody(), conversation()
         chatbot.create(victim)
 
-        with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
-            chatbot.create(somebody(phone=victim.phone, conversation_id=talk))
-
-        with refused(StatusCode.NOT_FOUND, "CONVERSATION_NOT_FOUND"):
-            agent.by_conversation(talk)
-
-    def test_a_strangers_nid_alone_does_not_link_a_conversation(self, chatbot: Client, agent: Client) -> None:
-        victim, talk = somebody(), conversation()
-        chatbot.create(victim)
-
-        with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_NID"):
-            chatbot.create(somebody(nid=victim.nid, conversation_id=talk))
+        with refused(StatusCode.ALREADY_EXISTS, f"DUPLICATE_{field.upper()}"):
+            chatbot.create(somebody(conversation_id=talk, **{field: getattr(victim, field)}))
 
         with refused(StatusCode.NOT_FOUND, "CONVERSATION_NOT_FOUND"):
             agent.by_conversation(talk)

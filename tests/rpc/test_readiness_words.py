@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from service.rpc.readiness import ReadinessReason
@@ -29,13 +27,8 @@ def server() -> Iterator[TestServer]:
         yield server
 
 
-def shown(service: RunningService) -> dict[str, Any]:
-    body: dict[str, Any] = httpx.get(f"{service.http_url}/readyz").json()
-    return body
-
-
 def comes_to(service: RunningService, reason: str) -> bool:
-    return eventually(lambda: reason in shown(service)["reasons"], within=15)
+    return eventually(lambda: reason in service.readiness["reasons"], within=15)
 
 
 def with_another_keyring(server: TestServer, start: StartService) -> RunningService:
@@ -68,7 +61,7 @@ def _started_before_the_database(
 
 
 def _is_of_the_list(service: RunningService) -> None:
-    body = shown(service)
+    body = service.readiness
     assert set(body) == {"ready", "degraded", "reasons"}
     assert body["reasons"]
     assert set(body["reasons"]) <= set(ReadinessReason)

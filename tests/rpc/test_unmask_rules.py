@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,8 +14,9 @@ from grpc_status import rpc_status
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.validation import MASK
+from tests.conftest import StartService
 from tests.harness.leads import somebody
-from tests.harness.postgres import TestServer
+from tests.harness.postgres import TestDatabase
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
 
@@ -39,24 +38,15 @@ Replicas = tuple[RunningService, RunningService]
 
 
 @pytest.fixture(scope="module")
-def replicas(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    folder: Path = tmp_path_factory.mktemp("rules")
-    url = postgres_server.fresh_database().serve_url
-    settings = {"LEADKEEP_REASON_REQUIRED": "1", "LEADKEEP_UNMASK_LIMIT": str(LIMIT), "LEADKEEP_LOG_LEVEL": "error"}
-    one = RunningService(folder / "one", database_url=url, settings=settings).start()
-    shared = settings | {"LEADKEEP_KEYRING": str(folder / "one" / "keyring.json")}
-    other = RunningService(folder / "other", database_url=url, settings=shared).start()
-    yield one, other
-    one.stop()
-    other.stop()
-
-
-@pytest.fixture(scope="module")
-def channels(replicas: Replicas) -> Iterator[list[grpc.Channel]]:
-    opened = [replica.channel() for replica in replicas]
-    yield opened
-    for channel in opened:
-        channel.close()
+def replicas(service_database: TestDatabase, shared_keyring: dict[str, str], start_shared: StartService) -> Replicas:
+    url = service_database.serve_url
+    settings = shared_keyring | {
+        "LEADKEEP_REASON_REQUIRED": "1",
+        "LEADKEEP_UNMASK_LIMIT": str(LIMIT),
+        "LEADKEEP_LOG_LEVEL": "error",
+    }
+    one, other = (start_shared(name, database_url=url, settings=settings) for name in ("one", "other"))
+    return one, other
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
@@ -146,7 +144,7 @@ def test_histories_that_move_in_a_migration_that_is_killed_are_whole_after_the_n
     operator = RunningService(tmp_path / "leadkeep", database_url=database.serve_url, settings=settings)
     with ThreadPoolExecutor(1) as threads:
         turns = Turns(database, threads)
-        migrating = subprocess.Popen([sys.executable, "-m", "service", "migrate"], env=operator.environment)
+        migrating = operator.begin("migrate")
         turns.give()  # creates the table
         turns.give()  # moves the first leads
         turns.wait_for(1)

@@ -18,7 +18,6 @@ from service.storage.database.database import Database
 from service.storage.database.failures import CommitNotDurableError
 from tests.conftest import StartService
 from tests.harness import faults
-from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer, own_postgres
 
 SOURCE_FUNCTION, SEVERITY = b"R", b"V"
@@ -62,11 +61,7 @@ def test_a_lead_is_saved_though_every_insert_warns(start_service: StartService, 
     faults.execute(database.admin_url, WARN, trigger)
     service = start_service(database_url=database.serve_url)
 
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody())
-        created = service.stub(channel).CreateLead(request, metadata=service.metadata("admin"), timeout=10)
-
-    assert created.state == pb.SAVE_STATE_SAVED
+    assert service.create().state == pb.SAVE_STATE_SAVED
 
 
 @pytest.fixture(scope="module")

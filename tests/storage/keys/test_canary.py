@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService
@@ -18,18 +17,13 @@ from service.storage.database.database import Database
 from service.storage.keys.canary import compare_canary, confirm_canary, plan_of
 from service.validation import ValidationService
 from tests.conftest import StartService
-from tests.harness.leads import somebody
-from tests.harness.postgres import TestServer
 from tests.harness.running_service import RunningService
 
 
 @pytest.fixture(scope="module")
-def stopped(postgres_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> RunningService:
+def stopped(service: RunningService) -> RunningService:
     """A service that has stored a lead, and is stopped."""
-    folder = tmp_path_factory.mktemp("canary") / "leadkeep"
-    service = RunningService(folder, database_url=postgres_server.fresh_database().serve_url)
-    service.start()
-    create(service)
+    service.create()
     service.stop()
     return service
 
@@ -42,13 +36,6 @@ def used(stopped: RunningService) -> Iterator[RunningService]:
     stopped.stop()
     keyring_of(stopped).write_bytes(kept)
     keyring_of(stopped).chmod(0o600)
-
-
-def create(service: RunningService) -> str:
-    with service.channel() as channel:
-        request = pb.CreateLeadRequest(lead=somebody())
-        metadata = service.metadata("admin")
-        return str(service.stub(channel).CreateLead(request, metadata=metadata, timeout=10).id)
 
 
 def keyring_of(service: RunningService) -> Path:
@@ -138,13 +125,13 @@ def test_another_normaliser_is_refused_and_names_the_way_out(changed: dict[str, 
 def test_after_a_refused_normaliser_the_right_one_still_starts(used: RunningService) -> None:
     refusal(used, LEADKEEP_DEFAULT_REGION="BD")
     used.start()
-    create(used)
+    used.create()
 
 
 def test_a_setting_that_changes_no_index_changes_no_normaliser(used: RunningService) -> None:
     used.environment["LEADKEEP_TRANSCRIPT_URL"] = "https://chat.example/{conversation_id}"
     used.start()
-    create(used)
+    used.create()
 
 
 def test_an_embedded_service_makes_its_keyring_on_the_first_start_only(start_service: StartService) -> None:
@@ -158,7 +145,7 @@ def test_an_embedded_service_makes_its_keyring_on_the_first_start_only(start_ser
 
 def test_an_embedded_service_with_leads_and_without_keyring_refuses_and_makes_none(start_service: StartService) -> None:
     service = start_service()
-    lead_id = create(service)
+    lead_id = service.create().id
     service.stop()
     kept = keyring_of(service).rename(service.data_dir.with_name("kept.json"))
     assert "restore the keyring" in refusal(service)
@@ -166,10 +153,7 @@ def test_an_embedded_service_with_leads_and_without_keyring_refuses_and_makes_no
 
     shutil.copy2(kept, keyring_of(service))
     service.start()
-    with service.channel() as channel:
-        request = pb.GetLeadRequest(id=lead_id, view=pb.LEAD_VIEW_FULL)
-        found = service.stub(channel).GetLead(request, metadata=service.metadata("admin"), timeout=10)
-    assert found.lead.phone.startswith("+88017")
+    assert service.get(lead_id).phone.startswith("+88017")
 
 
 def test_an_embedded_service_refuses_the_keyring_of_another_one(start_service: StartService) -> None:
