@@ -31,13 +31,17 @@ demo: install
 
 # What mostly waits (for outages, stops and restarts of real services) runs beside the rest, which computes. What
 # measures, or holds the service to its deadlines, runs after both and alone. With PYTEST_ARGS only what they name runs.
-WAITING := $(addprefix tests/faults/test_,access_kill.py database_outage.py database_refuses.py embedded_outage.py \
-  full_spool_disk.py key_rotation.py kill.py poolers.py refused_connections.py sentinel.py standby_away.py start_without_database.py stop.py \
-  stop_under_load.py strangers.py superseded_primary.py synchronous_standby.py task_death.py wrong_clocks.py) tests/interop
+WAITING := $(addprefix tests/faults/test_,access_kill.py database_cannot_write.py database_outage.py database_refuses.py \
+  embedded_outage.py full_spool_disk.py key_rotation.py kill.py other_spools.py poolers.py refused_connections.py \
+  repeats_in_an_outage.py sentinel.py standby_away.py start_without_database.py stop.py stop_under_load.py strangers.py \
+  superseded_primary.py synchronous_standby.py task_death.py wrong_clocks.py) tests/interop \
+  $(addprefix tests/storage/,database postgres test_frozen_server.py) \
+  $(addprefix tests/cli/test_,backup.py superseded_server.py)
 MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
 # Else every worker of every run rewrites the assertions of all modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
-PARALLEL := --dist loadfile
+# Files in the order of tests/conftest.py, the longest first.
+PARALLEL := --dist loadfile --no-loadscope-reorder
 test: install
 ifdef PYTEST_ARGS
 	@$(PYTEST) $(PYTEST_ARGS)
@@ -61,7 +65,7 @@ test-fast: install
 faults: install
 	@FAULTS=whole $(PYTEST) $(addprefix tests/faults/test_,kill.py daily_file_kill.py one_person_many_submissions.py \
 	  database_refuses.py poolers.py races.py refused_connections.py stop_under_load.py wrong_clocks.py) \
-	  tests/clients/test_generated_clients.py
+	  tests/clients/test_generated_clients.py tests/rpc/tokens/test_token_rules.py
 	@$(BIN)/python -m tests.faults.strangers
 	@$(BIN)/python -m tests.faults.overload
 	@$(BIN)/python -m tests.faults.malformed_http
