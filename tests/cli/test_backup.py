@@ -147,7 +147,7 @@ def test_what_a_killed_verification_left_is_removed_by_the_next(
     create(service)
     folder = backed_up(service, tmp_path / "backup")
     running = service.begin("backup", str(folder), "--verify")
-    assert eventually(lambda: scratch_databases(database) == 1, within=20)
+    assert eventually(lambda: scratch_databases(database) == 1, within=60)
     running.kill()
     running.wait()
     assert scratch_databases(database) == 1
@@ -514,7 +514,7 @@ def test_a_backup_that_is_ended_leaves_nothing(
         # pg_dump waits for this lock until it is told to stop.
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
         running = service.begin("backup", str(tmp_path / "backup"), start_new_session=True)
-        assert eventually((tmp_path / "backup" / DUMP).exists, within=20)
+        assert eventually((tmp_path / "backup" / DUMP).exists, within=60)
         time.sleep(0.5)
         running.send_signal(how)
         blocking.rollback()
@@ -530,7 +530,7 @@ def pg_dump_of(running: subprocess.Popen[bytes]) -> int:
         found.extend(children_running(running.pid, "--snapshot"))
         return bool(found)
 
-    assert eventually(runs, within=20)
+    assert eventually(runs, within=60)
     return found[0]
 
 
@@ -574,7 +574,7 @@ def test_no_password_is_on_a_command_line(
                     seen.append(line)
             return bool(seen)
 
-        assert eventually(pg_dump_runs, within=20)
+        assert eventually(pg_dump_runs, within=60)
         blocking.rollback()
     assert running.wait(30) == 0
     assert [line for line in seen if b"tell-nobody" in line] == []

@@ -382,7 +382,7 @@ def test_an_erasure_waits_for_who_holds_the_lead_and_then_succeeds(
         waits = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%leads_sharing_with%'"
         )
-        assert eventually(lambda: bool(value_of(database_url, waits)), within=5)
+        assert eventually(lambda: bool(value_of(database_url, waits)), within=30)
         holder.execute("UPDATE lead SET version = version + 1 WHERE id = %s", [lead_id])
         holder.execute(
             "INSERT INTO lead_event (type, lead_id, from_status, to_status, actor, version, reason)"

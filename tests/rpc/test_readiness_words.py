@@ -93,7 +93,7 @@ def test_a_spool_that_fails_is_one_word_and_the_log_names_its_folder(database: T
     try:
         assert comes_to(service, "spool_failing")
         _is_of_the_list(service)
-        assert eventually(lambda: f"the spool {service.data_dir / 'spool'} takes no leads" in service.log(), within=5)
+        assert eventually(lambda: f"the spool {service.data_dir / 'spool'} takes no leads" in service.log(), within=30)
     finally:
         service.stop()
 
@@ -120,7 +120,7 @@ def test_a_reason_that_joins_another_one_is_logged(database: TestDatabase, start
         assert comes_to(service, "files_behind")
         server.postgres.stop()
         assert comes_to(service, "database_away")
-        assert eventually(lambda: "the database cannot be reached or takes no writes" in service.log(), within=5)
+        assert eventually(lambda: "the database cannot be reached or takes no writes" in service.log(), within=30)
 
 
 def test_the_operators_guide_lists_exactly_these_words() -> None:

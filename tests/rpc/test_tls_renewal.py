@@ -175,7 +175,7 @@ def test_certificates_are_exchanged_under_load_and_no_call_fails(renewed: Renewe
             certificate = renewed.authority.issue(name)
             renewed.show(certificate)
             for endpoint in ENDPOINTS:
-                assert eventually(partial(renewed.shows, certificate, new_client, endpoint), within=5)
+                assert eventually(partial(renewed.shows, certificate, new_client, endpoint), within=30)
     assert load.calls > 100
     assert load.failures == []
 
@@ -190,7 +190,7 @@ def test_clients_of_a_removed_authority_are_refused_at_new_connections(
     leaves = TlsClient(renewed.authority.issue("leaves"), server_name=server_name)
     assert (renewed.takes(leaves, endpoint), renewed.takes(stays, endpoint)) == (True, False)
     renewed.trust(other)
-    assert eventually(lambda: renewed.takes(stays, endpoint), within=5)
+    assert eventually(lambda: renewed.takes(stays, endpoint), within=30)
     assert not renewed.takes(leaves, endpoint)
     assert not renewed.takes(TlsClient(server_name=server_name), endpoint)
 
@@ -205,7 +205,7 @@ def test_a_resumed_session_does_not_outlive_its_authority(
     leaves.connect(renewed.port(endpoint))
     assert leaves.connect(renewed.port(endpoint), resume=True).is_resumed
     renewed.trust(other)
-    assert eventually(lambda: renewed.takes(stays, endpoint), within=5)
+    assert eventually(lambda: renewed.takes(stays, endpoint), within=30)
     assert not renewed.takes(leaves, endpoint, resume=True)
 
 
@@ -220,7 +220,7 @@ def test_an_open_connection_outlives_a_renewal(renewed: Renewed) -> None:
         next(watch)
         renewed.show(second)
         new = TlsClient(client)
-        assert eventually(lambda: renewed.shows(second, new, "gRPC"), within=5)
+        assert eventually(lambda: renewed.shows(second, new, "gRPC"), within=30)
         assert watch.is_active()
 
 
@@ -228,5 +228,5 @@ def test_sighup_is_answered_with_keyring_and_certificate(renewed: Renewed) -> No
     assert renewed.service.process is not None
     before = renewed.service.log().count("TLS certificate taken")
     renewed.service.process.send_signal(signal.SIGHUP)
-    assert eventually(lambda: "keyring taken" in renewed.service.log(), within=5)
-    assert eventually(lambda: renewed.service.log().count("TLS certificate taken") == before + 1, within=5)
+    assert eventually(lambda: "keyring taken" in renewed.service.log(), within=30)
+    assert eventually(lambda: renewed.service.log().count("TLS certificate taken") == before + 1, within=30)
