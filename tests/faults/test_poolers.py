@@ -214,7 +214,7 @@ def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_
 def find_and_erase_in_another_spool(service: RunningService, other: RunningService, admin_url: str) -> None:
     """What waits in the other replica's spool is found, exported and erased; what else waits there becomes a lead."""
     email, kind = "waits@example.com", pb.PERSON_MATCH_KIND_WAITING
-    execute(admin_url, "REVOKE INSERT ON lead FROM leadkeep_app")
+    execute(admin_url, "REVOKE INSERT ON public.lead FROM leadkeep_app")
     waiting, kept = create(other, email=email), create(other)
     with service.channel() as channel:
         stub = service.stub(channel)
@@ -228,11 +228,12 @@ def find_and_erase_in_another_spool(service: RunningService, other: RunningServi
         erased = stub.ErasePerson(erase, metadata=metadata, timeout=20)
         assert [each.id for each in erased.erased] == [waiting]
     assert [*found.unanswered_replicas, *shown.unanswered_replicas, *erased.unanswered_replicas] == []
-    execute(admin_url, "GRANT INSERT ON lead TO leadkeep_app")
+    execute(admin_url, "GRANT INSERT ON public.lead TO leadkeep_app")
     assert eventually(lambda: other.metric("leadkeep_spool_entries") == 0, within=60)
-    stored = f"SELECT array_agg(id::text) FROM lead WHERE id IN ('{waiting}', '{kept}')"
+    stored = f"SELECT array_agg(id::text) FROM public.lead WHERE id IN ('{waiting}', '{kept}')"
     assert value_of(admin_url, stored) == [kept]
-    assert value_of(admin_url, "SELECT (SELECT count(*) FROM spool_search) + (SELECT count(*) FROM spool_erasure)") == 0
+    for table in ("spool_search", "spool_erasure"):
+        assert value_of(admin_url, f"SELECT count(*) FROM public.{table}") == 0
 
 
 COMMANDS = (
