@@ -40,8 +40,6 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 _CAPITAL = re.compile("[A-Z]")
 
-_LOST_PLUS = re.compile(r"(\(?) +(?=[1-9])")
-
 _INTEGER = re.compile("-?[0-9]{1,19}")
 _BITS = {FieldDescriptor.TYPE_INT32: 32, FieldDescriptor.TYPE_INT64: 64}
 
@@ -160,19 +158,6 @@ class _Filling:
         inner = message_factory.GetMessageClass(kind)()
         self.fill(inner, value.items(), kind.fields_by_name, f"{at}.")
         return inner
-
-
-def comma_separated(given: Iterable[tuple[str, str]], name: str) -> list[tuple[str, object]]:
-    """The parameters; that called `name` is a list, its parts separated by commas."""
-    return [(key, [part for part in value.split(",") if part] if key == name else value) for key, value in given]
-
-
-def with_plus(phone: str) -> str:
-    """A phone number of a query string with the + that arrived as a space, because it was not percent-encoded.
-
-    No country code begins with 0, so a space before a 0 is a space.
-    """
-    return _LOST_PLUS.sub(r"\1+", phone, count=1) if _LOST_PLUS.match(phone) else phone
 
 
 def to_json(message: Message) -> bytes:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from service.errors import LeadkeepError
 from service.http.calls import Timeout, body_within, fill_from_json, http_handler
-from service.http.json_codec import comma_separated, fill, is_utf8_json, parse_object, parse_query, to_json, with_plus
+from service.http.json_codec import fill, is_utf8_json, parse_object, parse_query, to_json
 from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.rpc.call import SERVICE, Call, Handler
@@ -31,12 +31,16 @@ TIMEOUT = Timeout(
     float,
 )
 
-_LOST_PLUS: dict[str, Callable[[str], str]] = {
-    "phone": with_plus,
+# A + that was not percent-encoded arrives as a space. No country code begins with 0, so a space before a 0 is a space.
+_LOST_PLUS = re.compile(r"^(\(?) +(?=[1-9])")
+
+_IN_QUERY: dict[str, Callable[[str], object]] = {
+    "statuses": lambda value: [part for part in value.split(",") if part],
+    "phone": lambda value: _LOST_PLUS.sub(r"\1+", value),
     # It holds no space.
     **dict.fromkeys(("conversation_id", "conversationId"), lambda value: value.replace(" ", "+")),
 }
-"""What undoes, in a query string, that a + was not percent-encoded and arrived as a space."""
+"""Parameters of the query that are read as more than their text."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +156,14 @@ class RouteForm:
         # Also beside a fault: it is explained to the customer in the language of the request.
         for name, header in self._route.headers:
             setattr(message, name, _unquoted(headers.get(header.lower(), "")))
-        query = [
-            (name, _LOST_PLUS[name](value) if name in _LOST_PLUS else value)
-            for name, value in parse_query(request.scope["query_string"])
-        ]
+        parameters = parse_query(request.scope["query_string"])
+        query = [(name, _IN_QUERY.get(name, str)(value)) for name, value in parameters]
         # Only DELETE may go without a body.
         if body or self._route.verb == "POST":
             given = parse_object(body)
             inside = given.items() if self._route.body == WHOLE else [(self._route.body, given)]
             fill_from_json(message, inside, self._route.members, self._optional)
-        fill(message, comma_separated(query, "statuses"), names=self._route.query, barred=self._barred, whole="query")
+        fill(message, query, names=self._route.query, barred=self._barred, whole="query")
 
     def answer(self, call: Call, response: Message) -> Response:
         """The answer in JSON."""

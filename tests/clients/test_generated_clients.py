@@ -52,7 +52,7 @@ def run(*command: str | Path, folder: Path, **environment: str) -> str:
         env=os.environ | {"PATH": path} | environment,
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=1700,
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-20_000:]
@@ -122,7 +122,7 @@ CHECKS = (
 )  # fmt: skip
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_whatever_is_sent_is_answered_as_described(service: RunningService, folder: Path) -> None:
     is_whole = os.environ.get("FAULTS") == "whole"
     (folder / "schemathesis.toml").write_text(CONFIG + ("" if is_whole else BOUNDS))
