@@ -67,6 +67,19 @@ async def beside(world: World, *submissions: SealedSubmission) -> None:
         await own_lead(world, each)
 
 
+async def test_what_a_lead_shares_is_matched_with_the_first_lead_also_where_its_own_nid_matches(
+    world: World, submit: Submit
+) -> None:
+    first, second = submit(**SHARED[0]), submit(**SHARED[0], **SHARED[1])
+    await world.create(first)
+    await beside(world, second)
+
+    outcome = await world.create(submit(**SHARED[0], **SHARED[1]))
+
+    assert isinstance(outcome, DuplicateMatch)
+    assert (outcome.phone and outcome.phone.id, outcome.nid and outcome.nid.id) == (first.id, second.id)
+
+
 @pytest.mark.parametrize("shared", SHARED)
 async def test_the_lead_that_shared_it_refuses_duplicates_when_the_first_lead_is_gone(
     world: World, submit: Submit, leave: Leave, shared: dict[str, str]
