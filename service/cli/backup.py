@@ -56,22 +56,18 @@ def backup(
     elif not unproven:
         earlier.require_proof(factories.encryption_of(settings))
     require_database(settings)
-    progress = ProgressLine()
-    try:
-        with interruptible():
-            progress.show("verifying" if earlier else "dumping")
-            manifest = earlier or _made(settings, folder)
-            if verify:
-                progress.show("verifying")
-                _verify(settings, folder, manifest)
-    finally:
-        progress.end()
+    with ProgressLine() as progress, interruptible():
+        progress.show("verifying" if earlier else "dumping")
+        manifest = earlier or _made(settings, folder)
+        if verify:
+            progress.show("verifying")
+            _verify(settings, folder, manifest)
     waiting = peek(settings.spool_path)[0].waiting
     opens = _opens(settings, manifest)
     leads = manifest.tables["lead"].rows
     if as_json:
         shown = {"folder": str(folder), "leads": leads, "bytes": manifest.dump_bytes, "verified": verify}
-        shown |= {"made_at": manifest.made_at.isoformat(), "waiting_in_spool": waiting, "opens": opens}
+        shown |= {"made_at": manifest.made_at, "waiting_in_spool": waiting, "opens": opens}
         print_json(shown)
         return
     done = "verified: it was restored and is equal" if verify else "not verified: run it with --verify"
@@ -131,14 +127,11 @@ def restore(folder: Folder, unproven: Unproven = False) -> None:
     encryption = _require_keyring(settings, manifest)
     if not unproven:
         manifest.require_proof(encryption)
-    progress = ProgressLine()
-    progress.show("checking")
-    try:
-        with interruptible(), whole_dump(folder, manifest) as dump, _target_url(settings, manifest) as url:
+    with ProgressLine() as progress, interruptible():
+        progress.show("checking")
+        with whole_dump(folder, manifest) as dump, _target_url(settings, manifest) as url:
             progress.show("restoring")
             restore_backup(url, dump, manifest)
-    finally:
-        progress.end()
     echo(f"Restored {manifest.tables['lead'].rows} leads as of {manifest.made_at.isoformat()}.")
     echo("Now: leadkeep doctor, then leadkeep serve; the daily files are rendered afresh.")
 

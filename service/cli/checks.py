@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, TypeVar
+from typing import IO, Annotated, NamedTuple, TypeVar
 
 import typer
 
@@ -70,9 +70,18 @@ class Finding:
     detail: str
 
 
+class Given(NamedTuple):
+    """What a check of the database is given."""
+
+    settings: Settings
+    url: str
+    database: Database
+    diagnosis: Diagnosis
+
+
 def doctor(as_json: AsJson = False) -> None:
     """Check settings, database, schema, rights, keys and spool; exit code 3 if something is wrong."""
-    findings = _diagnose(load_settings())
+    findings = asyncio.run(_findings(load_settings()))
     healthy = all(finding.ok for finding in findings)
     report(
         {"healthy": healthy, "checks": [asdict(finding) for finding in findings]},
@@ -83,24 +92,27 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(FAULT_FOUND)
 
 
-def _diagnose(settings: Settings) -> list[Finding]:
+async def _findings(settings: Settings) -> list[Finding]:
     """Check everything that `serve` needs, whether it runs or not; one fault does not hide the next."""
-    findings = [
-        _finding("data folder", lambda: _data_folder(settings)),
-        _finding("keyring", lambda: _keyring(settings)),
-        _finding("tokens", lambda: _tokens(settings)),
-        _finding("spool", lambda: _spool(settings)),
-        _finding("daily files", lambda: _files(settings)),
-    ]
+    findings = [await _finding(check, look, settings) for check, look in CHECKS_HERE.items()]
     if is_untouched(settings):
         # Looking must not make anything: a database without a keyring would only be half of a first start.
         return [*findings, Finding("database", True, "is made by the first serve")]
     try:
         with database_url(settings) as url:
-            findings += asyncio.run(_database_findings(settings, url))
+            findings += await _database_findings(settings, url)
     except StartRefusedError as refused:
         findings.append(Finding("database", False, str(refused)))
     return findings
+
+
+async def _finding(check: str, look: Callable[[T], str | Awaitable[str]], given: T) -> Finding:
+    """What a look finds: its answer, or why it refuses."""
+    try:
+        found = look(given)
+        return Finding(check, True, found if isinstance(found, str) else await found)
+    except (StartRefusedError, LeadkeepError, StorageFaultError) as error:
+        return Finding(check, False, str(error))
 
 
 async def _database_findings(settings: Settings, url: str) -> list[Finding]:
@@ -114,7 +126,8 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         if not diagnosis.reachable:
             refused = await database.why_refused()
             return [Finding("database", False, f"{refused or 'cannot be reached'}{KEPT}")]
-        findings = [_writes(diagnosis, embedded=settings.embedded)]
+        given = Given(settings, url, database, diagnosis)
+        findings = [await _finding("database", _writes, given)]
         try:
             revision = await revision_of(database)
             require_current(revision)
@@ -125,36 +138,23 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
             return [*findings, Finding("schema", False, str(refused)), *why]
         except (LeadkeepError, StorageFaultError) as error:
             findings.append(Finding("schema", False, str(error)))
-        findings += await _statements(database, diagnosis, settings)
-        findings.append(_standbys(diagnosis, required=settings.require_standby))
-        findings.append(await _asked("rights of serve", _excess(database)))
-        findings.append(await _asked("canary", _canary(database, settings)))
-        findings.append(await _asked("conversation ids", _conversation_ids(url)))
-        findings.append(await _asked("e-mail index", _email_index(url)))
-        findings.append(await _asked("person index", _person_index(url, database, settings)))
-        findings.append(await _asked("erasures", _erasures(database)))
-        return findings
+        findings += await _statements(given)
+        return findings + [await _finding(check, look, given) for check, look in CHECKS_OF_DATABASE.items()]
     finally:
         await database.close()
         await fence.close()
 
 
-async def _asked(check: str, look: Awaitable[str]) -> Finding:
-    try:
-        return Finding(check, True, await look)
-    except (StartRefusedError, LeadkeepError, StorageFaultError) as error:
-        return Finding(check, False, str(error))
-
-
-async def _excess(database: Database) -> str:
-    if excess := await excess_rights(database):
+async def _excess(given: Given) -> str:
+    if excess := await excess_rights(given.database):
         raise StartRefusedError(f"more than needed: may {', '.join(excess)}")
     return "no DDL, no DELETE"
 
 
-async def _canary(database: Database, settings: Settings) -> str:
-    encryption, normaliser = factories.encryption_of(settings), factories.validation_of(settings).normaliser_identity
-    found = await compare_canary(database, encryption, normaliser)
+async def _canary(given: Given) -> str:
+    encryption = factories.encryption_of(given.settings)
+    normaliser = factories.validation_of(given.settings).normaliser_identity
+    found = await compare_canary(given.database, encryption, normaliser)
     if found is None:
         return "no service has started yet"
     detail = "keyring and normaliser are those of the stored leads"
@@ -165,8 +165,8 @@ async def _canary(database: Database, settings: Settings) -> str:
     return detail
 
 
-async def _conversation_ids(url: str) -> str:
-    async with rekeying(url) as tables:
+async def _conversation_ids(given: Given) -> str:
+    async with rekeying(given.url) as tables:
         in_clear = await tables.in_clear()
     if in_clear:
         counted = ", ".join(f"{count} of {plural}" for plural, count in in_clear.items())
@@ -174,8 +174,8 @@ async def _conversation_ids(url: str) -> str:
     return "all are sealed"
 
 
-async def _email_index(url: str) -> str:
-    async with rekeying(url) as tables:
+async def _email_index(given: Given) -> str:
+    async with rekeying(given.url) as tables:
         lacking = await tables.count(EMAILS, LACKS_EMAIL_INDEX)
     if lacking:
         raise StartRefusedError(
@@ -185,12 +185,12 @@ async def _email_index(url: str) -> str:
     return "every lead can be found by its e-mail"
 
 
-async def _person_index(url: str, database: Database, settings: Settings) -> str:
-    state = await database.read(read_key_state)
+async def _person_index(given: Given) -> str:
+    state = await given.database.read(read_key_state)
     if state is None:
         return "no service has started yet"
-    async with rekeying(url) as tables:
-        lacking = await tables.not_found(found_by(state, factories.encryption_of(settings)))
+    async with rekeying(given.url) as tables:
+        lacking = await tables.not_found(found_by(state, factories.encryption_of(given.settings)))
     if lacking:
         counted = " and ".join(f"{count} {plural}" for plural, count in lacking.items())
         raise StartRefusedError(
@@ -200,40 +200,41 @@ async def _person_index(url: str, database: Database, settings: Settings) -> str
     return "every resubmission and conflict can be found by phone, nid and e-mail"
 
 
-async def _erasures(database: Database) -> str:
-    waiting = await waiting_erasures(database)
+async def _erasures(given: Given) -> str:
+    waiting = await waiting_erasures(given.database)
     if alarm := erasures_alarm(waiting):
         raise StartRefusedError(alarm)
     return f"{sum(each.erasures for each in waiting)} wait for a replica"
 
 
-def _writes(diagnosis: Diagnosis, *, embedded: bool) -> Finding:
-    if diagnosis.read_only:
-        mend = (
+def _writes(given: Given) -> str:
+    if given.diagnosis.read_only:
+        raise StartRefusedError(
             "takes no writes: it is a standby (name every host in LEADKEEP_DATABASE_URL, with "
             "target_session_attrs=read-write), or default_transaction_read_only is on for the server, the database or "
-            "the role (managed servers set it when a disk is full)"
+            f"the role (managed servers set it when a disk is full){KEPT}"
         )
-        return Finding("database", False, f"{mend}{KEPT}")
-    return Finding("database", True, "embedded" if embedded else "reachable, takes writes")
+    return "embedded" if given.settings.embedded else "reachable, takes writes"
 
 
-async def _statements(database: Database, diagnosis: Diagnosis, settings: Settings) -> list[Finding]:
+async def _statements(given: Given) -> list[Finding]:
     """Whether the database takes what the service asks of it: by its catalogue, then by submissions that are undone."""
+    database, diagnosis = given.database, given.diagnosis
     if diagnosis.lacking:
         with suppress(LeadkeepError, StorageFaultError):
             if login := await lacks_group(database):
                 mend = f"the login has none of the rights; run: GRANT {APPLICATION_ROLE} TO {login}"
                 return [Finding(STATEMENTS, False, f"{mend}{KEPT}")]
         return _lacking(diagnosis)
-    cause = diagnosis.refused or await _trial(database, settings)
+    cause = diagnosis.refused or await _trial(database, given.settings)
     if cause is None:
         return [Finding(STATEMENTS, True, "every right is there, and a submission passes")]
-    detail = f"a submission that was to be undone again fails (cause {cause})"
-    mends = [MENDS[cause]] if cause in MENDS else []
+    mends = [f"a submission that was to be undone again fails (cause {cause})"]
+    if cause in MENDS:
+        mends.append(MENDS[cause])
     with suppress(LeadkeepError, StorageFaultError):
         mends += [f"a trigger that is not Leadkeep's, {each}" for each in await foreign_triggers(database)]
-    return [Finding(STATEMENTS, False, f"{'; '.join((detail, *mends))}{KEPT}")]
+    return [Finding(STATEMENTS, False, f"{'; '.join(mends)}{KEPT}")]
 
 
 def _lacking(diagnosis: Diagnosis) -> list[Finding]:
@@ -255,28 +256,16 @@ async def _settled(look: Callable[[], Awaitable[T]], is_settled: Callable[[T], b
     return await look()
 
 
-def _standbys(diagnosis: Diagnosis, *, required: bool) -> Finding:
-    wanted, there = diagnosis.commits_wait_for, diagnosis.standbys
+def _standbys(given: Given) -> str:
+    diagnosis, there = given.diagnosis, given.diagnosis.standbys
+    wanted = diagnosis.commits_wait_for
     if diagnosis.commits_hang:
         what = f"{there} of {wanted} are there" if there is not None else f"{diagnosis.hanging} commits wait"
-        return Finding("standbys", False, f"commits do not end: is a synchronous standby away? ({what}){KEPT}")
-    if required and wanted == 0:
-        return Finding(
-            "standbys", False, f"LEADKEEP_REQUIRE_STANDBY is set and synchronous_standby_names is empty{KEPT}"
-        )
-    unseen = (
-        f"; whether they are there cannot be seen, run as a superuser: GRANT pg_monitor TO {APPLICATION_ROLE}"
-        if there is None
-        else ""
-    )
-    return Finding("standbys", True, f"a commit waits for {wanted}{unseen}")
-
-
-def _finding(check: str, look: Callable[[], str]) -> Finding:
-    try:
-        return Finding(check, True, look())
-    except StartRefusedError as refused:
-        return Finding(check, False, str(refused))
+        raise StartRefusedError(f"commits do not end: is a synchronous standby away? ({what}){KEPT}")
+    if given.settings.require_standby and wanted == 0:
+        raise StartRefusedError(f"LEADKEEP_REQUIRE_STANDBY is set and synchronous_standby_names is empty{KEPT}")
+    unseen = f"; whether they are there cannot be seen, run as a superuser: GRANT pg_monitor TO {APPLICATION_ROLE}"
+    return f"a commit waits for {wanted}{unseen if there is None else ''}"
 
 
 def _data_folder(settings: Settings) -> str:
@@ -326,6 +315,27 @@ def _files(settings: Settings) -> str:
     if exposed:
         raise StartRefusedError(f"{folder}/{exposed[0]} may be read by others; run: chmod 600 '{folder}'/leads_*.json")
     return f"{len(files)} in {folder}"
+
+
+CHECKS_HERE: dict[str, Callable[[Settings], str]] = {
+    "data folder": _data_folder,
+    "keyring": _keyring,
+    "tokens": _tokens,
+    "spool": _spool,
+    "daily files": _files,
+}
+"""The checks of this machine. A check returns what is well, or raises StartRefusedError."""
+
+CHECKS_OF_DATABASE: dict[str, Callable[[Given], str | Awaitable[str]]] = {
+    "standbys": _standbys,
+    "rights of serve": _excess,
+    "canary": _canary,
+    "conversation ids": _conversation_ids,
+    "e-mail index": _email_index,
+    "person index": _person_index,
+    "erasures": _erasures,
+}
+"""The checks of a database of this release's schema."""
 
 
 def verify_record(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 import grpc
 import typer
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
@@ -35,6 +37,9 @@ TOKEN_VARIABLE = "LEADKEEP_TOKEN"  # noqa: S105 # the variable's name
 
 TOKEN_LIFE = timedelta(hours=1)
 """How long a token of the local key is good: longer than any list takes to be read to its end."""
+
+LARGEST_PAGE = 100
+"""The largest page that the service answers, and the most matches that it takes in one call."""
 
 DEADLINE_SECONDS = 30.0
 """How long one answer may take. No customer waits."""
@@ -69,14 +74,39 @@ def connected(settings: Settings, *scopes: Scope, reason: str = "") -> Iterator[
         yield call
 
 
-def listed(call: Call, rpc: str, request: Any, field: str) -> Iterator[Any]:
-    """All messages of a list rpc; `field` holds them in each page."""
+def pages(call: Call, rpc: str, request: Any) -> Iterator[Any]:
+    """All responses of a list rpc."""
     while True:
         page = call(rpc, request)
-        yield from getattr(page, field)
+        yield page
         if not page.next_page_token:
             return
         request.page_token = page.next_page_token
+
+
+def listed(call: Call, rpc: str, request: Any, field: str) -> Iterator[Any]:
+    """All messages of a list rpc; `field` holds them in each page."""
+    for page in pages(call, rpc, request):
+        yield from getattr(page, field)
+
+
+def as_object(message: Message) -> dict[str, Any]:
+    """A message as commands print it as JSON, with the contract's own names."""
+    return dict(MessageToDict(message, preserving_proto_field_name=True))
+
+
+def word(enum: EnumTypeWrapper, value: int) -> str:
+    """A value of an enum of the contract, such as `not_interested` for LEAD_STATUS_NOT_INTERESTED."""
+    prefix = enum.Name(0).removesuffix("UNSPECIFIED")
+    return str(enum.Name(value)).removeprefix(prefix).lower()
+
+
+def kept_lines(conflict_ids: Iterable[str]) -> list[str]:
+    """What an erasure left, because others share it."""
+    return [
+        f"Kept: {each}, which shares only a phone or an NID. Decide: leadkeep conflicts resolve {each}"
+        for each in conflict_ids
+    ]
 
 
 def showing(*, unmask: bool, reveal: str) -> tuple[dict[str, Any], list[Scope]]:
@@ -96,13 +126,9 @@ def given_token(file: Path | None = None) -> str:
     """
     text = read_secret_file(file).decode(errors="replace") if file else os.environ.get(TOKEN_VARIABLE, "")
     token = text.strip()
-    if not _is_header(token):
+    if not (token.isascii() and token.isprintable()):
         raise StartRefusedError(f"{file or TOKEN_VARIABLE} holds no token")
     return token
-
-
-def _is_header(text: str) -> bool:
-    return text.isascii() and (not text or text.isprintable())
 
 
 def _local_token(settings: Settings, scopes: tuple[Scope, ...]) -> str:

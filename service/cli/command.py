@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
+import os
 import re
 import signal
 import sys
@@ -12,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import IO, Annotated, Any, NoReturn
 
 import typer
 
 from service.access import UNMASK_SCOPES
+from service.errors import StartRefusedError
 from service.printable import printable
 
 FAULT_FOUND = 3
@@ -56,6 +60,8 @@ TokenFile = Annotated[Path | None, typer.Option(help="File with the token; defau
 Reveal = Annotated[
     str, typer.Option("--reveal", metavar="FIELDS", help="Only these in clear, as phone,email; recorded like --unmask.")
 ]
+Output = Annotated[Path | None, typer.Option(help="A new file, mode 0600; default: standard output.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 ReasonToLook = Annotated[str, typer.Option("--reason", help="Why values are shown, for the access record.")]
 
 
@@ -119,10 +125,14 @@ def cell(value: object) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table in columns, as wide as the terminal shows their cells."""
+    """The lines of a table of values, in columns."""
+    return padded([[cell(value) for value in row] for row in rows])
+
+
+def padded(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table in columns as wide as the terminal shows its cells, which are printed as they are."""
     from rich.cells import cell_len  # loading it takes longer than most commands
 
-    cells = [[cell(value) for value in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         padded = (value + " " * (width - cell_len(value)) for value, width in zip(row, widths, strict=True))
@@ -136,7 +146,14 @@ def print_json(value: object) -> None:
 
 def _json(value: object, indent: int | None = None) -> str:
     """JSON whose text is readable in every script; what moves a terminal's cursor is escaped, beyond ASCII too."""
-    return printable(json.dumps(value, indent=indent, ensure_ascii=False), kept="\n")
+    return printable(json.dumps(value, indent=indent, ensure_ascii=False, default=_plain), kept="\n")
+
+
+def _plain(value: object) -> str:
+    """What JSON has no form for: a time or day as ISO 8601, bytes in hexadecimal, anything else as it is written."""
+    if isinstance(value, date):
+        return value.isoformat()
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def report(value: object, lines: Iterable[str], *, as_json: bool) -> None:
@@ -172,8 +189,50 @@ def json_array(write: Callable[[str], object]) -> Iterator[Callable[[str], None]
     write("[]\n" if separator == "[\n" else "\n]\n")
 
 
+def check_output(output: Path | None, *, force: bool) -> None:
+    """Raise StartRefusedError unless the file can be new, or may be replaced."""
+    if output is not None and output.exists() and not force:
+        raise StartRefusedError(f"{output} is there already: name another file, or replace it with --force")
+    if output is not None and not output.parent.is_dir():
+        raise StartRefusedError(f"{output} cannot be written: {output.parent} is no folder")
+
+
+@contextmanager
+def output_file(output: Path | None) -> Iterator[IO[str]]:
+    """Standard output, or a file that appears whole or not at all."""
+    if output is None or str(output) == "-":
+        file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")
+        try:
+            yield file
+            file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StartRefusedError(f"standard output cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                file.detach()
+        return
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            os.fchmod(descriptor, 0o600)
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(output)
+    except OSError as error:
+        raise StartRefusedError(f"{output} cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 class ProgressLine:
-    """How far a long command is: a line on a terminal that is written over, and silence in a pipe."""
+    """How far a long command is: a line on a terminal that is written over, and silence in a pipe.
+
+    As a context manager it is taken away at the end.
+    """
 
     def __init__(self) -> None:
         self._shown_at = 0.0
@@ -190,6 +249,12 @@ class ProgressLine:
         """Take it away."""
         if self._terminal and self._shown_at:
             typer.echo("\r\033[K", err=True, nl=False)
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.end()
 
 
 @contextmanager

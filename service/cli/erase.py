@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service import factories, strict_json
 from service.access import Scope
-from service.cli.client import connected
+from service.cli.client import connected, kept_lines
 from service.cli.command import (
     AsJson,
     DryRun,
@@ -74,9 +75,7 @@ def _erase(settings: Settings, lead_id: UUID, reason: str, *, as_json: bool) -> 
     with connected(settings, Scope.ERASE) as call:
         kept = call("EraseLead", pb.EraseLeadRequest(id=str(lead_id), reason=reason)).kept_ids
     lines = [f"Erased: {lead_id}. A tombstone stays; the daily file of its day follows."]
-    lines += [
-        f"Kept: {each}, which shares only a phone or an NID. Decide: leadkeep conflicts resolve {each}" for each in kept
-    ]
+    lines += kept_lines(kept)
     report({"id": str(lead_id), "erased": True, "kept_ids": list(kept)}, lines, as_json=as_json)
 
 
@@ -87,7 +86,7 @@ def _list(settings: Settings, *, as_json: bool) -> None:
             while page := await erasures.page(after):
                 after = page[-1]
                 for each in page:
-                    show(_as_json(each) if as_json else _as_line(each))
+                    show(asdict(each) if as_json else _as_line(each))
         if after is None and not as_json:
             echo("Nothing was erased yet.")
 
@@ -114,18 +113,6 @@ def _as_line(tombstone: Tombstone) -> str:
     unseen = "" if tombstone.created_at else "(no such lead was seen here)"
     columns = (str(tombstone.id), tombstone.erased_at.isoformat(), tombstone.erased_by, tombstone.reason, unseen)
     return "  ".join(filter(None, map(cell, columns)))
-
-
-def _as_json(tombstone: Tombstone) -> dict[str, Any]:
-    return {
-        "id": str(tombstone.id),
-        "lead_id": str(tombstone.lead_id),
-        "created_at": tombstone.created_at.isoformat() if tombstone.created_at else None,
-        "erased_at": tombstone.erased_at.isoformat(),
-        "erased_by": tombstone.erased_by,
-        "reason": tombstone.reason,
-        "request_digest": tombstone.request_digest.hex() if tombstone.request_digest else None,
-    }
 
 
 def _read(path: Path) -> list[Tombstone]:
@@ -208,12 +195,12 @@ def _policy(
 async def _erase_old(database: Database, rule: RetentionRule, why: str, due: int, stopped: asyncio.Event) -> int:
     actor = f"cli:{getpass.getuser()}"
     reason = why or f"retention: {rule.status.value} since before {rule.before.date()}"
-    erased, progress = 0, ProgressLine()
+    erased = 0
     after: tuple[datetime, UUID] | None = None
-    while not stopped.is_set() and (batch := await next_due(database, rule, after, BATCH)):
-        after, began = batch[-1], time.monotonic()
-        erased += await erase_due(database, rule, [lead_id for _, lead_id in batch], actor=actor, reason=reason)
-        progress.show(f"{rule.status.value}: {erased} of {due}")
-        await asyncio.sleep((time.monotonic() - began) * (1 / SHARE - 1))
-    progress.end()
+    with ProgressLine() as progress:
+        while not stopped.is_set() and (batch := await next_due(database, rule, after, BATCH)):
+            after, began = batch[-1], time.monotonic()
+            erased += await erase_due(database, rule, [lead_id for _, lead_id in batch], actor=actor, reason=reason)
+            progress.show(f"{rule.status.value}: {erased} of {due}")
+            await asyncio.sleep((time.monotonic() - began) * (1 / SHARE - 1))
     return erased

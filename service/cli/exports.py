@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import csv
-import io
 import os
 import socket
 import sys
@@ -27,16 +25,20 @@ from service.cli.client import TOKEN_VARIABLE, given_token
 from service.cli.command import (
     SOME_UNREADABLE,
     FirstDay,
+    Force,
     LastDay,
+    Output,
     ProgressLine,
     ReasonToLook,
     Reveal,
     TokenFile,
     Unmask,
+    check_output,
     echo,
     fields_to_show,
     interruptible,
     json_array,
+    output_file,
     require_order,
 )
 from service.cli.database import confirmed_database_url
@@ -63,8 +65,6 @@ BYTE_ORDER_MARK = "\ufeff"
 CHAIN_END_SECONDS = 5.0
 """How long the end of a command waits for the record: the transaction in flight, and the end of the chain."""
 
-Output = Annotated[Path | None, typer.Option(help="A new file, mode 0600; default: standard output.")]
-
 Release = Callable[[Sequence[pb.Lead]], None]
 """Masks leads, or commits that they are shown in clear; they may be shown when it has returned."""
 
@@ -87,7 +87,7 @@ def export(
     token_file: TokenFile = None,
     reason: ReasonToLook = "",
     output: Output = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
 ) -> None:
     """Write leads as JSON or CSV, sensitive fields masked. Exit code 5 if a field could not be opened."""
     require_order(first, last)
@@ -112,14 +112,6 @@ def export(
     if unreadable:
         echo(f"leadkeep: {unreadable} leads have fields that cannot be opened: see unreadable_fields", err=True)
         raise typer.Exit(SOME_UNREADABLE)
-
-
-def check_output(output: Path | None, *, force: bool) -> None:
-    """Raise StartRefusedError unless the file can be new, or may be replaced."""
-    if output is not None and output.exists() and not force:
-        raise StartRefusedError(f"{output} is there already: name another file, or replace it with --force")
-    if output is not None and not output.parent.is_dir():
-        raise StartRefusedError(f"{output} cannot be written: {output.parent} is no folder")
 
 
 def look_of(
@@ -217,13 +209,12 @@ def _write(file: IO[str], file_format: str, leads: Iterator[pb.Lead]) -> int:
     """Write leads; returns how many have fields that cannot be opened."""
     # Taken before anything is written: what cannot be recorded leaves nothing, not even a line of headers.
     first = list(islice(leads, 1))
-    progress, unreadable = ProgressLine(), 0
-    with (_json_writer if file_format == "json" else _csv_writer)(file) as write:
+    unreadable = 0
+    with ProgressLine() as progress, (_json_writer if file_format == "json" else _csv_writer)(file) as write:
         for number, lead in enumerate(chain(first, leads), start=1):
             unreadable += bool(lead.unreadable_fields)
             write(lead)
             progress.show(f"{number} leads")
-    progress.end()
     return unreadable
 
 
@@ -267,34 +258,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ";".join(value)
     return neutralised(str(value))
-
-
-@contextmanager
-def output_file(output: Path | None) -> Iterator[IO[str]]:
-    """Standard output, or a file that appears whole or not at all."""
-    if output is None or str(output) == "-":
-        file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")
-        try:
-            yield file
-            file.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise StartRefusedError(f"standard output cannot be written: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                file.detach()
-        return
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            os.fchmod(descriptor, 0o600)
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(output)
-    except OSError as error:
-        raise StartRefusedError(f"{output} cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

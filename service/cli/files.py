@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from itertools import chain, islice
@@ -37,7 +37,7 @@ from service.cli.command import (
 )
 from service.cli.database import confirmed_database_url
 from service.cli.exports import Release, look_of, releasing
-from service.config import Settings, load_settings
+from service.config import load_settings
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.files.daily_file import DailyFileError, FileStorageService, content_of, read_header, read_lines
 from service.keys.encryption import EncryptionService
@@ -71,7 +71,7 @@ TABLE_LEADS = 1000
 class Comparison:
     """How the file of a day compares with the database. A `state` other than equal and behind is a fault."""
 
-    day: str
+    day: date
     state: str
     leads_in_file: int | None
     leads_in_database: int
@@ -79,13 +79,12 @@ class Comparison:
 
 def render(day: Day = None, first: FirstDay = None, last: LastDay = None, as_json: AsJson = False) -> None:
     """Render files now, whether the service runs or not: one day, some days, or all that have leads."""
-    _require_span(day, first, last)
     done = []
-    with _opened(load_settings()) as (files, leads):
+    with _opened(day, first, last) as (files, _, days):
         files.make_folder()
-        for each in _days(day, first, last, files, leads):
+        for each in days:
             made = files.render(each, settles=False)
-            done.append({"day": each.isoformat(), "leads": made.lead_count, "bytes": made.size})
+            done.append({"day": each, "leads": made.lead_count, "bytes": made.size})
             if not as_json:
                 echo(f"{each}  {made.lead_count} leads, {made.size} bytes")
     report(done, [] if done else ["There is no day with leads."], as_json=as_json)
@@ -96,10 +95,8 @@ def verify(day: Day = None, first: FirstDay = None, last: LastDay = None, as_jso
 
     `behind` is the file as it was rendered, with changes that came since and wait for the running service.
     """
-    _require_span(day, first, last)
-    with _opened(load_settings()) as (files, leads):
-        wanted = _days(day, first, last, files, leads)
-        found = [_compared_patiently(files, leads, each) for each in wanted]
+    with _opened(day, first, last) as (files, leads, days):
+        found = [_compared_patiently(files, leads, each) for each in days]
     faulty = sum(each.state not in ("equal", "behind") for each in found)
     lines = [
         f"{each.day}  {each.state}: {'no file' if each.leads_in_file is None else f'{each.leads_in_file} leads'}, "
@@ -205,19 +202,20 @@ def _compared_patiently(files: FileStorageService, leads: DailyLeads, day: date)
 
 
 def _compared(files: FileStorageService, leads: DailyLeads, day: date) -> Comparison:
-    in_database = files.content_in_database(day)
+    in_database, in_file = files.content_in_database(day), None
     try:
         in_file = content_of(files.path(day))
+        state = "equal" if in_file == in_database else "different"
     except FileNotFoundError:
-        state = "behind" if in_database.lead_count and day in leads.touched() else "missing"
-        return Comparison(day.isoformat(), state, None, in_database.lead_count)
+        state = "missing"
     except (DailyFileError, OSError):
-        return Comparison(day.isoformat(), "damaged", None, in_database.lead_count)
-    state = "equal" if in_file == in_database else "different"
-    if state == "different" and day in leads.touched():
+        state = "damaged"
+    if state in ("missing", "different") and day in leads.touched():
         rendered = leads.rendered().get(day)
-        state = "behind" if rendered is not None and rendered.digest == in_file.digest else state
-    return Comparison(day.isoformat(), state, in_file.lead_count, in_database.lead_count)
+        is_as_rendered = in_file and rendered is not None and rendered.digest == in_file.digest
+        if is_as_rendered or (state == "missing" and in_database.lead_count):
+            state = "behind"
+    return Comparison(day, state, in_file.lead_count if in_file else None, in_database.lead_count)
 
 
 def _require_span(day: datetime | None, first: datetime | None, last: datetime | None) -> None:
@@ -232,36 +230,33 @@ def _require_span(day: datetime | None, first: datetime | None, last: datetime |
         )
 
 
+@contextmanager
+def _opened(
+    day: datetime | None, first: datetime | None, last: datetime | None
+) -> Iterator[tuple[FileStorageService, DailyLeads, list[date]]]:
+    """The files, the leads, and the days that the options choose; without two ends, those with leads or a file."""
+    _require_span(day, first, last)
+    settings = load_settings()
+    zone = Days(settings.files_timezone)
+    with confirmed_database_url(settings) as url, closing(DailyLeads(url, zone)) as leads:
+        files = FileStorageService(settings.files_path, zone, leads)
+        try:
+            with _file_faults_as_refusals(files.folder):
+                yield files, leads, _days(day, first, last, files, leads)
+        except DailyLeadsError as error:
+            raise StartRefusedError(f"{error}: see leadkeep doctor") from None
+
+
 def _days(
-    day: datetime | None,
-    first: datetime | None,
-    last: datetime | None,
-    files: FileStorageService,
-    leads: DailyLeads,
+    day: datetime | None, first: datetime | None, last: datetime | None, files: FileStorageService, leads: DailyLeads
 ) -> list[date]:
-    """The days that the options choose; without two ends, those with leads or a file."""
     if day is not None:
         return [day.date()]
     if first is not None and last is not None:
         return [first.date() + timedelta(days=n) for n in range((last - first).days + 1)]
-    lowest = first.date() if first else date.min
-    highest = last.date() if last else date.max
+    lowest, highest = first.date() if first else date.min, last.date() if last else date.max
     on_disk = files.days_on_disk() if files.folder.exists() else []
     return sorted(each for each in {*on_disk, *leads.days_with_leads()} if lowest <= each <= highest)
-
-
-@contextmanager
-def _opened(settings: Settings) -> Iterator[tuple[FileStorageService, DailyLeads]]:
-    days = Days(settings.files_timezone)
-    with confirmed_database_url(settings) as url:
-        leads = DailyLeads(url, days)
-        try:
-            with _file_faults_as_refusals(settings.files_path):
-                yield FileStorageService(settings.files_path, days, leads), leads
-        except DailyLeadsError as error:
-            raise StartRefusedError(f"{error}: see leadkeep doctor") from None
-        finally:
-            leads.close()
 
 
 @contextmanager

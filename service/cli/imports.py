@@ -30,10 +30,9 @@ from service.files.daily_file import DailyFileError, content_of, read_header, re
 from service.importing.columns import explicit_mapping
 from service.importing.csv_file import CsvFile
 from service.importing.json_file import JsonFile
-from service.importing.pipeline import Pipeline
-from service.importing.reports import Report, ReportError, Result
+from service.importing.pipeline import Pipeline, pool
+from service.importing.reports import Report, Result
 from service.importing.source import ImportRefusedError, Kind, kind_of
-from service.importing.workers import pool
 from service.keys.encryption import EncryptionService
 from service.printable import printable
 from service.storage.database.database import Database
@@ -93,18 +92,15 @@ def import_files(
     settings = load_settings()
     if len(files) > 1 and (results or rejects):
         raise typer.BadParameter("with several files each has its own", param_hint="--results, --rejects")
-    try:
-        # Every file is looked at before the database is: a wrong name must not leave half of an import.
-        required = factories.validation_of(settings).required
-        reading = _Reading(explicit_mapping(mapping or []), encoding, delimiter, required)
-        sources = [_source(path, reading, results, rejects) for path in files]
+    # Every file is looked at before the database is: a wrong name must not leave half of an import.
+    required = factories.validation_of(settings).required
+    reading = _Reading(explicit_mapping(mapping or []), encoding, delimiter, required)
+    sources = [_source(path, reading, results, rejects) for path in files]
 
-        async def work(_url: str, database: Database, encryption: EncryptionService) -> tuple[list[Any], bool]:
-            return await _import_all(settings, database, encryption, sources, dry_run=dry_run, quiet=as_json)
+    async def work(_url: str, database: Database, encryption: EncryptionService) -> tuple[list[Any], bool]:
+        return await _import_all(settings, database, encryption, sources, dry_run=dry_run, quiet=as_json)
 
-        done, interrupted = with_database(settings, work, may_be_new=not dry_run)
-    except ImportRefusedError as refused:
-        raise StartRefusedError(str(refused)) from None
+    done, interrupted = with_database(settings, work, may_be_new=not dry_run)
     if as_json:
         print_json(done)
     if interrupted:
@@ -131,30 +127,19 @@ async def _import_all(
         state = await confirm_canary(database, encryption, validation.normaliser_identity)
         encryption.plan = plan_of(state, encryption)
     workers = pool(encryption, validation)
+    pipeline = Pipeline(database=database, workers=workers, new_id=factories.new_id, dry_run=dry_run, stopped=stopped)
     done: list[dict[str, Any]] = []
-    progress = ProgressLine()
     try:
         for source in sources:
-
-            def show(rows: int, name: str = source.path.name) -> None:
-                progress.show(f"{name}: {rows} rows")
-
-            pipeline = Pipeline(
-                database=database,
-                workers=workers,
-                new_id=factories.new_id,
-                dry_run=dry_run,
-                stopped=stopped,
-                on_progress=show,
-            )
-            summary = await _import_one(pipeline, source, encryption, progress) | {"dry_run": dry_run}
+            summary = await _import_one(pipeline, source, encryption) | {"dry_run": dry_run}
             done.append(summary)
             if not quiet:
                 _print_summary(summary)
             if stopped.is_set():
                 break
-        if not dry_run and not stopped.is_set():
-            await hand_over_indexes(database)
+        else:
+            if not dry_run:
+                await hand_over_indexes(database)
     finally:
         workers.shutdown(cancel_futures=True)
     return done, stopped.is_set()
@@ -182,9 +167,7 @@ def _source(path: Path, reading: _Reading, results: Path | None, rejects: Path |
     return _Source(path, results_path, rejects_path, rows)
 
 
-async def _import_one(
-    pipeline: Pipeline, source: _Source, encryption: EncryptionService, progress: ProgressLine
-) -> dict[str, Any]:
+async def _import_one(pipeline: Pipeline, source: _Source, encryption: EncryptionService) -> dict[str, Any]:
     path, results, rows = source.path, source.results, source.rows
     if rows is None:
         _require_whole(path, encryption)
@@ -193,25 +176,25 @@ async def _import_one(
         mark = rows.text.encoding != "utf-8"
         headers, delimiter = (rows.headers, rows.delimiter) if isinstance(rows, CsvFile) else (None, ",")
         report = Report(results, source.rejects, headers=headers, delimiter=delimiter, mark=mark)
-    if rows is not None and rows.ignored:
-        echo(f"{path}: these columns are not imported: {', '.join(map(printable, rows.ignored))}", err=True)
+        if rows.ignored:
+            echo(f"{path}: these columns are not imported: {', '.join(map(printable, rows.ignored))}", err=True)
     began = time.monotonic()
     try:
-        with closing(report):
+        with closing(report), ProgressLine() as progress:
+
+            def show(done: int) -> None:
+                progress.show(f"{path.name}: {done} rows")
+
             if rows is None:
-                await pipeline.import_lines(read_lines(path), report)
+                await pipeline.import_lines(read_lines(path), report, show)
             else:
-                await pipeline.import_rows(rows, report)
+                await pipeline.import_rows(rows, report, show)
     except LeadkeepError as error:
         raise StartRefusedError(f"{error.text} ({report.rows} rows are done): run the same command again") from None
     except StorageFaultError as fault:
         raise StartRefusedError(f"{refusal_of(fault)} ({report.rows} rows are done)") from None
     except (OSError, DailyFileError) as error:
         raise StartRefusedError(f"{path} cannot be read on: {error} ({report.rows} rows are done)") from None
-    except ReportError as error:
-        raise StartRefusedError(str(error)) from None
-    finally:
-        progress.end()
     summary: dict[str, Any] = {"file": str(path), "rows": report.rows}
     summary |= {result.value: report.counts[result] for result in Result}
     summary |= {"shared_by_many": report.shared_by_many}

@@ -6,7 +6,7 @@ import fcntl
 import getpass
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -87,7 +87,7 @@ def status(as_json: AsJson = False) -> None:
             "id": key.id,
             "purpose": key.purpose.value,
             "state": key.state.value,
-            "created_at": key.created_at.isoformat(),
+            "created_at": key.created_at,
             "sealed": counts.get(key.id, {}) if key.purpose is Purpose.ENCRYPTION and not fault else None,
         }
         for key in keyring.keys
@@ -99,7 +99,8 @@ def status(as_json: AsJson = False) -> None:
 def _status_lines(shown: dict[str, Any]) -> Iterator[str]:
     for key in shown["keys"]:
         sealed = ", ".join(f"{count} tokens of {holder}" for holder, count in (key["sealed"] or {}).items())
-        yield f"{key['purpose']:<10}  {key['id']:<12}  {key['state']:<8}  {key['created_at'][:19]}  {sealed}"
+        made_at = f"{key['created_at']:%Y-%m-%dT%H:%M:%S}"
+        yield f"{key['purpose']:<10}  {key['id']:<12}  {key['state']:<8}  {made_at}  {sealed}"
     if index := shown["index"]:
         yield f"blind indexes: {index['state']}, key {index['key_id']}, normaliser {index['normaliser']}"
         if index["next_key_id"]:
@@ -127,10 +128,7 @@ async def _stored(url: str, database: Database, encryption: EncryptionService) -
             "next_normaliser": state.next_normaliser,
             "epoch": state.epoch,
         }
-    shown = [
-        asdict(each) | {"seen_at": each.seen_at.isoformat(), "silent_seconds": round(each.silent_seconds, 1)}
-        for each in await replicas(database)
-    ]
+    shown = [asdict(each) | {"silent_seconds": round(each.silent_seconds, 1)} for each in await replicas(database)]
     async with rekeying(url) as tables:
         return {"sealed": await tables.sealed_counts(), "index": index, "replicas": shown}
 
@@ -266,34 +264,32 @@ def _run(
     configure_logging("error")
     # Live callers first: on a small machine this command and the service share the processors.
     os.nice(NICE)
-    progress = ProgressLine()
+    with ProgressLine() as progress:
 
-    def print_event(what: str) -> None:
-        progress.end()
-        echo(what, err=True)
+        def print_event(what: str) -> None:
+            progress.end()
+            echo(what, err=True)
 
-    async def run(url: str, database: Database, encryption: EncryptionService) -> T:
-        async with rekeying(url) as tables:
-            keys = KeyService(
-                database=database,
-                rekeying=tables,
-                encryption=encryption,
-                on_wait=print_event,
-                on_progress=progress.show,
-                spool=settings.spool_path,
-                timeout=timeout.total_seconds(),
-                rate=rate,
-            )
-            if forget:
-                await keys.forget(forget, actor=f"cli:{getpass.getuser()}")
-            return await work(keys)
+        async def run(url: str, database: Database, encryption: EncryptionService) -> T:
+            async with rekeying(url) as tables:
+                keys = KeyService(
+                    database=database,
+                    rekeying=tables,
+                    encryption=encryption,
+                    on_wait=print_event,
+                    on_progress=progress.show,
+                    spool=settings.spool_path,
+                    timeout=timeout.total_seconds(),
+                    rate=rate,
+                )
+                if forget:
+                    await keys.forget(forget, actor=f"cli:{getpass.getuser()}")
+                return await work(keys)
 
-    try:
-        return with_database(settings, run, any_normaliser=True)
-    except KeyboardInterrupt:
-        end_interrupted()
-    finally:
-        progress.end()
+        try:
+            return with_database(settings, run, any_normaliser=True)
+        except KeyboardInterrupt:
+            end_interrupted()
 
 
 @contextmanager
@@ -324,25 +320,16 @@ def _keyring_to_change(settings: Settings, output: Path | None) -> Iterator[tupl
             ) from None
         return path
 
-    with _alone(path):
+    with ExitStack() as ending:
+        # The keyring's folder is held, so that no two commands change the keyring at once.
+        if path is not None and path.resolve().parent.is_dir():
+            folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
+            ending.callback(os.close, folder)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StartRefusedError(f"another leadkeep keys command is changing {path}; let it end") from None
         yield source.load(), write
-
-
-@contextmanager
-def _alone(path: Path | None) -> Iterator[None]:
-    """Hold the keyring's folder, so that no two commands change the keyring at once."""
-    if path is None or not path.resolve().parent.is_dir():
-        yield
-        return
-    folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartRefusedError(f"another leadkeep keys command is changing {path}; let it end") from None
-        yield
-    finally:
-        os.close(folder)
 
 
 def _files_by_key(settings: Settings) -> dict[str, list[str]]:

@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
     ),
     "stats": (
         "Count the leads of a span of at most 400 days, by status, policy, source, assignee or day.",
-        "stats:stats",
+        "leads:stats",
     ),
     "import": ("Import leads: daily files as they were, foreign files by their headers.", "imports:import_files"),
     "export": ("Write leads as JSON or CSV, sensitive fields masked.", "exports:export"),
@@ -88,7 +88,7 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         "Leads, as the running service shows them.",
         {
             "list": ("List leads, sensitive values masked; all filters that are given must match.", "leads:list_leads"),
-            "history": ("Show everything that happened to a lead, oldest first.", "history:show"),
+            "history": ("Show everything that happened to a lead, oldest first.", "leads:show_history"),
         },
     ),
     "person": (
@@ -113,12 +113,12 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
         {
             "list": (
                 "List what waits for a decision, oldest first, with both sides; sensitive values are masked.",
-                "conflicts:list_conflicts",
+                "leads:list_conflicts",
             ),
             "resolve": (
                 "Decide: keep the first lead as it is, let it take the new values, or make the submission a lead of "
                 "its own.",
-                "conflicts:resolve",
+                "leads:resolve_conflict",
             ),
         },
     ),
@@ -139,7 +139,7 @@ COMMANDS: dict[str, tuple[str, str | dict[str, tuple[str, str]]]] = {
     "audit": (
         "The record of who was shown which leads unmasked.",
         {
-            "list": ("List looks at values in clear, newest first.", "audit:list_accesses"),
+            "list": ("List looks at values in clear, newest first.", "leads:list_accesses"),
             "verify": ("Find entries that were changed, added or removed.", "checks:verify_record"),
         },
     ),

@@ -9,24 +9,27 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.access import UNMASK_SCOPES, Scope
-from service.cli.client import Call, connected
-from service.cli.command import AsJson, ReasonToLook, aligned, customers_option, echo, report
-from service.cli.exports import Output, check_output, output_file
+from service.cli.client import LARGEST_PAGE, Call, as_object, connected, kept_lines, pages, word
+from service.cli.command import (
+    AsJson,
+    Force,
+    Output,
+    ReasonToLook,
+    aligned,
+    check_output,
+    customers_option,
+    echo,
+    output_file,
+    report,
+)
 from service.config import load_settings
 from service.errors import StartRefusedError
 
 EXPORT_FORMAT = "leadkeep-person-export/1"
 """Of the document, see docs/person-export.schema.json."""
-
-AT_ONCE = 100
-"""Chosen matches that the service takes in one call."""
-
-HEADINGS = ("", "kind", "id", "lead", "has", "name", "phone")
 
 Phone = Annotated[str, customers_option("With this phone")]
 Nid = Annotated[str, customers_option("With this national ID")]
@@ -46,7 +49,7 @@ def find(
     wanted = _wanted(phone, nid, email)
     with connected(load_settings(), *_scopes(wanted), reason=reason) as call:
         matches, unanswered = _found(call, wanted)
-    shown = {"matches": [_as_json(match) for match in matches], "unanswered_replicas": unanswered}
+    shown = {"matches": [as_object(match) for match in matches], "unanswered_replicas": unanswered}
     report(shown, _lines(matches), as_json=as_json)
     _warn(unanswered)
 
@@ -60,7 +63,7 @@ def export(
     yes: Yes = False,
     reason: ReasonToLook = "",
     output: Output = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
 ) -> None:
     """Write everything about what is chosen as one JSON document, values in clear. Each look is recorded."""
     check_output(output, force=force)
@@ -95,11 +98,8 @@ def erase(
     left = sorted({*done.unanswered_replicas, *unanswered})
     lines = [f"Erased: {len(done.erased)}. Tombstones stay; the daily files follow."]
     lines += [f"Not found any more: {each.id}." for each in done.not_found]
-    lines += [
-        f"Kept: {each}, which shares only a phone or an NID. Decide: leadkeep conflicts resolve {each}"
-        for each in done.kept_ids
-    ]
-    report(_as_json(done) | {"unanswered_replicas": left}, lines, as_json=as_json)
+    lines += kept_lines(done.kept_ids)
+    report(as_object(done) | {"unanswered_replicas": left}, lines, as_json=as_json)
     _warn(left)
 
 
@@ -116,14 +116,9 @@ def _scopes(wanted: dict[str, str]) -> list[Scope]:
 
 def _found(call: Call, wanted: dict[str, str]) -> tuple[list[pb.PersonMatch], list[str]]:
     """Every match, and the replicas that did not answer."""
-    request, matches, unanswered = pb.FindPersonRequest(**wanted), list[pb.PersonMatch](), set[str]()
-    while True:
-        page = call("FindPerson", request)
-        matches += page.matches
-        unanswered |= set(page.unanswered_replicas)
-        if not page.next_page_token:
-            return matches, sorted(unanswered)
-        request.page_token = page.next_page_token
+    found = list(pages(call, "FindPerson", pb.FindPersonRequest(**wanted)))
+    unanswered = {replica for page in found for replica in page.unanswered_replicas}
+    return [match for page in found for match in page.matches], sorted(unanswered)
 
 
 def _chosen(
@@ -135,14 +130,13 @@ def _chosen(
     """
     if bool(chosen) == everything:
         raise typer.BadParameter("give numbers, ids, or --all", param_hint="CHOSEN")
-    asks = not yes
-    if asks and not sys.stdin.isatty():
+    if not yes and not sys.stdin.isatty():
         raise StartRefusedError("nobody can be asked here: choose by id, or --all, and confirm with --yes")
     matches, unanswered = _found(call, wanted)
     if not matches:
         raise StartRefusedError("nothing was found" + (", but not every replica has answered" if unanswered else ""))
     named = matches if everything else [each for text in chosen for each in _named(text, matches)]
-    if asks:
+    if not yes:
         for line in _lines(matches):
             echo(line, err=True)
         numbers = ", ".join(str(1 + matches.index(each)) for each in named)
@@ -169,42 +163,32 @@ def _exported(call: Call, matches: Sequence[pb.PersonMatch]) -> dict[str, Any]:
     """The document of what is chosen, joined from all pages."""
     whole = pb.ExportPersonResponse()
     for refs in _batches(matches):
-        request = pb.ExportPersonRequest(refs=refs)
-        while True:
-            page = call("ExportPerson", request)
+        for page in pages(call, "ExportPerson", pb.ExportPersonRequest(refs=refs)):
             whole.MergeFrom(page)
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                break
-    whole.ClearField("next_page_token")
-    shown = _as_json(whole)
+    shown = as_object(whole)
     return {
         "format": EXPORT_FORMAT,
         "exported_at": shown["exported_at"],
         "exported_by": whole.exported_by,
-        "chosen": [_as_json(match) for match in matches],
+        "chosen": [as_object(match) for match in matches],
         **{name: shown.get(name, []) for name in ("records", "not_found", "unanswered_replicas")},
     }
 
 
 def _batches(matches: Sequence[pb.PersonMatch]) -> list[list[pb.PersonRef]]:
     refs = list({(each.kind, each.id): pb.PersonRef(kind=each.kind, id=each.id) for each in matches}.values())
-    return [refs[start : start + AT_ONCE] for start in range(0, len(refs), AT_ONCE)]
-
-
-def _as_json(message: Message) -> dict[str, Any]:
-    return dict(MessageToDict(message, preserving_proto_field_name=True))
+    return [refs[start : start + LARGEST_PAGE] for start in range(0, len(refs), LARGEST_PAGE)]
 
 
 def _lines(matches: Sequence[pb.PersonMatch]) -> list[str]:
-    return list(aligned([HEADINGS, *(_row(number, match) for number, match in enumerate(matches, start=1))]))
-
-
-def _row(number: int, match: pb.PersonMatch) -> tuple[str, ...]:
-    kind = pb.PersonMatchKind.Name(match.kind).removeprefix("PERSON_MATCH_KIND_").lower()
-    lead_id = match.lead_id if match.lead_id != match.id else ""
-    fields = ",".join(match.matched_fields)
-    return str(number), kind, match.id, lead_id or "-", fields, match.lead.name or "-", match.lead.phone or "-"
+    rows = [("", "kind", "id", "lead", "has", "name", "phone")]
+    for number, match in enumerate(matches, start=1):
+        lead_id = match.lead_id if match.lead_id != match.id else ""
+        kind, fields = word(pb.PersonMatchKind, match.kind), ",".join(match.matched_fields)
+        rows.append(
+            (str(number), kind, match.id, lead_id or "-", fields, match.lead.name or "-", match.lead.phone or "-")
+        )
+    return list(aligned(rows))
 
 
 def _warn(unanswered: Sequence[str]) -> None:

@@ -86,7 +86,7 @@ def _grpcurl(settings: Settings, address: str) -> list[str]:
     """grpcurl with what it needs to reach this endpoint."""
     if settings.tls_cert is None:
         return ["grpcurl", "-plaintext"]
-    host, name = _host(address), _certified_name(settings.tls_cert, address)
+    host, name = _names(settings.tls_cert, address)
     return ["grpcurl", *_tls_files(settings, "-"), *(["-authority", name] if name != host else [])]
 
 
@@ -94,7 +94,7 @@ def _curl(settings: Settings, address: str) -> tuple[list[str], str]:
     """curl with what it needs to reach this endpoint, and the base of its URL."""
     if settings.tls_cert is None:
         return ["curl"], f"http://{address}"
-    host, name = _host(address), _certified_name(settings.tls_cert, address)
+    host, name = _names(settings.tls_cert, address)
     curl = ["curl", *_tls_files(settings, "--")]
     if name == host:
         return curl, f"https://{address}"
@@ -110,16 +110,13 @@ def _tls_files(settings: Settings, dashes: str) -> list[str]:
     return [word for name, path in files.items() for word in (dashes + name, str(Path(path or "").absolute()))]
 
 
-def _host(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")
-
-
-def _certified_name(certificate: Path, address: str) -> str:
-    """A name that the service's certificate is valid for: that of the address if it is one, or if there is none."""
+def _names(certificate: Path, address: str) -> tuple[str, str]:
+    """The host of an address, and a name that the certificate is valid for: the host if it is one, or if none is."""
+    host = address.rpartition(":")[0].strip("[]")
     try:
-        return certificate_to_trust(certificate, _host(address))[1]
+        return host, certificate_to_trust(certificate, host)[1]
     except StartRefusedError:
-        return _host(address)
+        return host, host
 
 
 def _command() -> str:

@@ -39,7 +39,7 @@ def status(as_json: AsJson = False) -> None:
         "set_aside": size.damaged,
         "bytes": size.bytes,
         "limit_bytes": settings.spool_bytes,
-        "oldest": size.oldest.isoformat() if size.oldest else None,
+        "oldest": size.oldest,
         "alarms": list(alarms.values()),
     }
     room = f"{size.bytes} of {settings.spool_bytes} bytes"
@@ -54,7 +54,7 @@ def list_entries(as_json: AsJson = False) -> None:
     _, rows = peek(load_settings().spool_path)
     shown = [
         {
-            "id": str(row.id),
+            "id": row.id,
             "accepted_at": row.accepted_at.isoformat(),
             "state": "set aside" if row.damage else "refused duplicate" if row.refused else "waits",
             "why": row.damage,
@@ -110,14 +110,13 @@ async def _drain(settings: Settings, url: str, spool: Spool, encryption: Encrypt
 
 async def _follow(waiting: Callable[[], int], *, failing: Callable[[], bool] = lambda: False) -> None:
     """Wait until nothing waits, or until nothing was drained for a while. Raises StartRefusedError."""
-    left, moved_at, progress = waiting(), time.monotonic(), ProgressLine()
-    while left and time.monotonic() - moved_at < LONGEST_STANDSTILL:
-        await asyncio.sleep(LOOK_SECONDS)
-        if failing():
-            raise StartRefusedError("the drain fails by a fault of ours: what waits stays, report it")
-        now = waiting()
-        if now < left:
-            moved_at = time.monotonic()
-        left = now
-        progress.show(f"{left} leads wait")
-    progress.end()
+    left, moved_at = waiting(), time.monotonic()
+    with ProgressLine() as progress:
+        while left and time.monotonic() - moved_at < LONGEST_STANDSTILL:
+            await asyncio.sleep(LOOK_SECONDS)
+            if failing():
+                raise StartRefusedError("the drain fails by a fault of ours: what waits stays, report it")
+            before, left = left, waiting()
+            if left < before:
+                moved_at = time.monotonic()
+            progress.show(f"{left} leads wait")

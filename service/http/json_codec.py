@@ -24,8 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import strict_json
 from service.errors import LeadValidationError, Violation, invalid
-from service.validation.json_value import UNREADABLE, text_of
-from service.validation.text import ValueRefusedError
+from service.validation.text import UNREADABLE, ValueRefusedError, text_of
 
 UNKNOWN_NAMED = 20
 """How many unknown fields are named. A body holds thousands, and the answer must not grow with it."""

@@ -9,13 +9,12 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from service.importing.columns import Columns, field_of, ignored, plain, resolve, value_of
 from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode, text_file
 from service.lead import IDENTIFIERS, REQUIRED_FIELDS
-from service.validation.json_value import UNREADABLE, text_of
-from service.validation.text import ValueRefusedError
+from service.validation.text import UNREADABLE, ValueRefusedError, text_of
 
 LONGEST_OBJECT = 200_000
 """Characters. The longest lead has 6,000, and escapes make six of one."""
@@ -23,6 +22,9 @@ LONGEST_OBJECT = 200_000
 DEEPEST = 20
 """Levels of nesting. A lead has one; what is deeper is refused before it is read to its end, or a file of opening
 brackets would cost the square of its length."""
+
+NO_JSON = "it is not JSON, or too long"
+REPEATS = "a name stands twice in it"
 
 MOST_UNREADABLE = 1000
 """Parts that are not JSON, beyond as many that are: then the file is no JSON, and the rest of it is not read."""
@@ -36,6 +38,10 @@ _OBJECTS = re.compile(r"\s*[{\]]")
 _ANOTHER = re.compile(rf'"(?:{"|".join(_LISTS)})"\s*:\s*\[\s*\{{', re.IGNORECASE)
 _NEXT = re.compile(r"(?:\n|\}\s*,)[ \t\r\n]*(?=\{)")
 _BRACKETS = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"|[][{}]')
+
+
+_Part = tuple[dict[str, Any], str | None]
+"""An object of the file, or in its place what a file of rejects shows, and why it is no lead."""
 
 
 class _Repeating(dict[str, Any]):
@@ -66,23 +72,17 @@ class JsonFile:
         self._never_left_out = {*required, *IDENTIFIERS}
         self._resolved: dict[tuple[str, ...], Columns] = {}
         self.ignored: list[str] = []
-        first = next((value for value in self._values() if isinstance(value, dict)), None)
+        first = next((value for value, fault in self._values() if fault in (None, REPEATS)), None)
         if first is not None:
             self._columns_of(tuple(first))
         elif next(self._values(), None) is not None:
             raise ImportRefusedError(f"{path} has no object that could be a lead")
 
     def __iter__(self) -> Iterator[Row]:
-        for number, value in enumerate(self._values(), start=1):
-            yield self._row(number, value)
+        for number, (value, fault) in enumerate(self._values(), start=1):
+            yield Row(number, {}, value, fault) if fault is not None else self._row(number, value)
 
-    def _row(self, number: int, value: Any) -> Row:
-        if isinstance(value, _Unreadable):
-            return Row(number, {}, {"text": value.text}, value.fault)
-        if not isinstance(value, dict):
-            return Row(number, {}, {"value": value}, "it is not an object")
-        if isinstance(value, _Repeating):
-            return Row(number, {}, value, "a name stands twice in it")
+    def _row(self, number: int, value: dict[str, Any]) -> Row:
         try:
             columns = self._columns_of(tuple(value))
         except ImportRefusedError as refused:
@@ -109,22 +109,15 @@ class JsonFile:
                 self.ignored = list(dict.fromkeys([*self.ignored, *ignored(columns, keys)]))[:100]
         return columns
 
-    def _values(self) -> Iterator[Any]:
+    def _values(self) -> Iterator[_Part]:
         readable = 0
         with self.text.open() as file:
-            for value in _values(file):
-                yield value
-                readable += -1 if isinstance(value, _Unreadable) else 1
+            for part in _parts(file):
+                yield part
+                readable += -1 if part[1] == NO_JSON else 1
                 if readable < -MOST_UNREADABLE:
-                    yield _Unreadable("", "most of the file is not JSON: the rest of it was not read")
+                    yield {"text": ""}, "most of the file is not JSON: the rest of it was not read"
                     return
-
-
-class _Unreadable(NamedTuple):
-    """A part of the file that is not JSON, shortened."""
-
-    text: str
-    fault: str
 
 
 def _begin_of_list(text: str) -> int | None:
@@ -169,7 +162,7 @@ def _is_too_deep(text: str, at: int) -> bool:
     return False
 
 
-def _values(file: TextIO) -> Iterator[Any]:
+def _parts(file: TextIO) -> Iterator[_Part]:
     text, ended = file.read(LONGEST_OBJECT), False
     begin = _begin_of_list(text)
     in_array = begin is not None or text.lstrip(_FILLING).startswith("[")
@@ -188,12 +181,12 @@ def _values(file: TextIO) -> Iterator[Any]:
             read_on(kept=at)
         elif at >= len(text):
             if in_array:
-                yield _Unreadable("", "the file ends before its list does: it was cut off")
+                yield {"text": ""}, "the file ends before its list does: it was cut off"
             return
         elif in_array and text[at] == "]":
             if begin is not None:
                 if _ANOTHER.search(text[at:] + file.read(_CHUNK)) is not None:
-                    yield _Unreadable("", "another list follows, which was not read: import it as a file of its own")
+                    yield {"text": ""}, "another list follows, which was not read: import it as a file of its own"
                 return
             at, in_array = at + 1, False
         else:
@@ -212,7 +205,13 @@ def _values(file: TextIO) -> Iterator[Any]:
                     read_on(kept=max(0, len(text) - _SHOWN))
                 end = len(text) if following is None else following.end()
                 in_array = in_array and following is not None
-                yield _Unreadable(unreadable[: end - at].strip(_FILLING), "it is not JSON, or too long")
+                yield {"text": unreadable[: end - at].strip(_FILLING)}, NO_JSON
                 at = end
             else:
-                yield value
+                yield _part(value)
+
+
+def _part(value: Any) -> _Part:
+    if isinstance(value, _Repeating):
+        return value, REPEATS
+    return (value, None) if isinstance(value, dict) else ({"value": value}, "it is not an object")

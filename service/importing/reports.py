@@ -12,12 +12,14 @@ import csv
 import json
 import os
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
+from service.errors import StartRefusedError
 from service.importing.columns import REASON_COLUMN
 from service.importing.csv_file import neutralised
 from service.importing.source import ImportRefusedError, Row
@@ -60,10 +62,6 @@ class RowResult:
     sharing: tuple[str, ...] = ()
 
 
-class ReportError(Exception):
-    """A report could not be written to its end; the text says what to do."""
-
-
 class Report:
     """The results of one file. `headers` None: rejects are written as JSON lines, else as CSV with these headers.
 
@@ -101,23 +99,28 @@ class Report:
         return {lead: rows for lead, rows in self._sharing.most_common(10) if rows >= MANY_SHARING}
 
     def add(self, done: RowResult, row: Row | None = None) -> None:
-        """Note the result of a row; `row` is kept among the rejects when it is invalid. Raises ReportError."""
-        try:
+        """Note the result of a row; `row` is kept among the rejects when it is invalid. Raises StartRefusedError."""
+        with self._writing():
             self.counts[done.result] += 1
             self._count_sharing(done.sharing)
             self._writer.writerow((done.number, done.result.value, done.lead_id, done.detail))
             if done.result is Result.INVALID and row is not None and self._rejects_path is not None:
                 self._reject(self._rejects_path, done.detail, row)
-        except OSError as error:
-            raise self._lost(error) from None
 
     def close(self) -> None:
-        """Finish both files. Raises ReportError."""
+        """Finish both files. Raises StartRefusedError."""
+        with self._writing(), self._results, self._rejects or nullcontext():
+            pass
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            with self._results, self._rejects or nullcontext():
-                pass
+            yield
         except OSError as error:
-            raise self._lost(error) from None
+            raise StartRefusedError(
+                f"the report of {self.rows} rows cannot be written ({error.strerror}); what was imported stays: make "
+                "room, and run the same command again for a whole report"
+            ) from None
 
     def _count_sharing(self, leads: tuple[str, ...]) -> None:
         """Count the matches of each lead; when there are too many leads, one match of each is forgotten.
@@ -128,24 +131,18 @@ class Report:
         if len(self._sharing) > _COUNTED_LEADS:
             self._sharing = Counter({lead: rows - 1 for lead, rows in self._sharing.items() if rows > 1})
 
-    def _lost(self, error: OSError) -> ReportError:
-        return ReportError(
-            f"the report of {self.rows} rows cannot be written ({error.strerror}); what was imported stays: make room, "
-            "and run the same command again for a whole report"
-        )
-
     def _reject(self, path: Path, reason: str, row: Row) -> None:
-        if self._headers is None:
-            if self._rejects is None:
-                self._rejects = _created(path, b'{"' + REASON_COLUMN.encode(), self._mark)
-            original: Any = row.original if isinstance(row.original, dict) else {"cells": row.original}
-            kept = {REASON_COLUMN: reason} | {k: v for k, v in original.items() if k != REASON_COLUMN}
-            self._rejects.write(json.dumps(kept) + "\n")
-            return
         if self._rejects is None:
-            self._rejects = _created(path, b'"' + REASON_COLUMN.encode(), self._mark)
-            self._write_cells(self._rejects, self._headers, REASON_COLUMN, self._headers)
-        self._write_cells(self._rejects, self._headers, reason, list(row.original))
+            begins = '{"' if self._headers is None else '"'
+            self._rejects = _created(path, (begins + REASON_COLUMN).encode(), self._mark)
+            if self._headers is not None:
+                self._write_cells(self._rejects, self._headers, REASON_COLUMN, self._headers)
+        if self._headers is not None:
+            self._write_cells(self._rejects, self._headers, reason, list(row.original))
+            return
+        original: Any = row.original if isinstance(row.original, dict) else {"cells": row.original}
+        kept = {REASON_COLUMN: reason} | {k: v for k, v in original.items() if k != REASON_COLUMN}
+        self._rejects.write(json.dumps(kept) + "\n")
 
     def _write_cells(self, file: IO[str], headers: list[str], reason: str, cells: list[str]) -> None:
         """Write the cells of a row, or of the header, behind `reason`, which takes the place of an earlier one.

@@ -11,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TextIO
 
+from service.errors import StartRefusedError
+
 _DAILY = re.compile(r'\s*\{\s*"format"\s*:\s*"leadkeep-daily-file"')
 _BRACKETED_HEADER = re.compile(r"\s*\[[^\[\]{}\"]+\][,;|\t]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -19,7 +21,7 @@ _BEGIN = 4096  # bytes by which encoding and kind are known
 _CHUNK = 1 << 20
 
 
-class ImportRefusedError(Exception):
+class ImportRefusedError(StartRefusedError):
     """The file cannot be imported as it is; the text says what to do. Nothing of it was imported."""
 
 

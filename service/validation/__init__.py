@@ -8,7 +8,7 @@ changes what counts as equal adds an index rule (index_rule.py).
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -125,56 +125,46 @@ class ValidationService:
         left_out = {f"lead.{name}" for name in ignored}
         return Faults(tuple(each for each in violations if each.field not in left_out), tuple(ignored))
 
-    def _read(
-        self, fields: Mapping[str, str | None], phone_region: str
-    ) -> tuple[dict[str, Any], list[Violation], list[str]]:
-        """The normalised fields, the faults, and which of these belong to optional fields that are left out.
-
-        Any: which fields may be None is known to the settings, not to the type checker.
-        """
-        self._refuse_unknown(fields)
-        violations: list[Violation] = []
-        ignored: list[str] = []
-        rules = self._rules_for(phone_region, violations)
-        accepted: dict[str, Any] = {}
-        for name, value in fields.items():
-            try:
-                normal = rules[name](value) if value else None
-            except ValueRefusedError as refused:
-                violations.append(refused.at(f"lead.{name}"))
-                if self._may_be_left_out(name, refused):
-                    ignored.append(name)
-                normal = None
-            else:
-                if normal is None and name in self.required:
-                    violations.append(Violation(f"lead.{name}", "is required", "REQUIRED"))
-            accepted[name] = normal
-        return accepted, violations, ignored
-
     def correction(self, fields: Mapping[str, str], *, phone_region: str = "") -> dict[str, str | None]:
         """The normalised values of the fields that a correction names; None empties an optional one.
 
         `phone_region` stands in for the default region. Raises LeadValidationError with every violation, and ValueError
         for a name that no customer field has.
         """
-        self._refuse_unknown(fields)
+        accepted, violations, _ = self._read(fields, phone_region, corrects=True)
+        if violations:
+            raise LeadValidationError(violations)
+        return accepted
+
+    def _read(
+        self, fields: Mapping[str, str | None], phone_region: str, *, corrects: bool = False
+    ) -> tuple[dict[str, Any], list[Violation], list[str]]:
+        """The normalised fields, the faults, and which of these belong to optional fields that are left out.
+
+        Any: which fields may be None is known to the settings, not to the type checker.
+        """
+        if not self._rules.keys() >= set(fields):
+            raise ValueError("the caller of ValidationService passed a field that customers do not have")
         violations: list[Violation] = []
+        ignored: list[str] = []
         rules = self._rules_for(phone_region, violations)
-        accepted: dict[str, str | None] = {}
+        accepted: dict[str, Any] = {}
         for name, value in fields.items():
-            if name not in CORRECTABLE_FIELDS:
+            accepted[name] = None
+            if corrects and name not in CORRECTABLE_FIELDS:
                 violations.append(Violation(f"lead.{name}", "is set with the new lead and cannot be changed"))
                 continue
             try:
                 accepted[name] = rules[name](value) if value else None
             except ValueRefusedError as refused:
                 violations.append(refused.at(f"lead.{name}"))
-                continue
-            if accepted[name] is None and name in self.required:
-                violations.append(Violation(f"lead.{name}", "is required and cannot be emptied", "REQUIRED"))
-        if violations:
-            raise LeadValidationError(violations)
-        return accepted
+                if self._may_be_left_out(name, refused):
+                    ignored.append(name)
+            else:
+                if accepted[name] is None and name in self.required:
+                    emptied = " and cannot be emptied" if corrects else ""
+                    violations.append(Violation(f"lead.{name}", f"is required{emptied}", "REQUIRED"))
+        return accepted, violations, ignored
 
     def phone_key(self, value: str, path: str = "phone") -> str:
         """The canonical phone number to look for. Raises LeadValidationError, also for an empty value."""
@@ -238,10 +228,6 @@ class ValidationService:
         if len(prefix) < SHORTEST_PREFIX:
             raise LeadValidationError([Violation(path, f"must have at least {SHORTEST_PREFIX} characters")])
         return prefix
-
-    def _refuse_unknown(self, fields: Iterable[str]) -> None:
-        if not self._rules.keys() >= set(fields):
-            raise ValueError("the caller of ValidationService passed a field that customers do not have")
 
     def _rules_for(self, phone_region: str, violations: list[Violation]) -> Mapping[str, _Rule]:
         if not phone_region:

@@ -70,10 +70,6 @@ def rules_of_normalised(identity: str, nid_identity: Callable[[str], str]) -> di
     return {f"{version};{settings}": IndexRule(phone_key, nid_identity) for version, phone_key in _PHONE_KEYS.items()}
 
 
-def _as_kept(phone: str) -> str:
-    return phone
-
-
 def _as_one_person(phone: str) -> str:
     if not phone.startswith("+5"):
         return phone
@@ -81,7 +77,7 @@ def _as_one_person(phone: str) -> str:
     return phone if match is None else "".join(part for part in match.groups() if part)
 
 
-_PHONE_KEYS: dict[str, Callable[[str], str]] = {"1": _as_kept, "2": _as_one_person}
+_PHONE_KEYS: dict[str, Callable[[str], str]] = {"1": str, "2": _as_one_person}
 
 
 def _canonical(canonical: Callable[[str], str | None], value: str) -> str:

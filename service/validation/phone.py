@@ -1,19 +1,24 @@
 """Which phone numbers are accepted, and the one form in which each is kept: `+` and 7 to 15 digits.
 
-Two ways to write one number must give one form, because duplicates are found by it. The forms are those of the
-phonenumbers library, which knows the trunk prefixes ("+44 (0)20 …") and the exit codes of each country.
+First what a number dials is read: a separator is passed over only where it separates digits of one number, and marks
+without width, which contact apps and chats copy along, are no part of it. Then the number is brought into its form. Two
+ways to write one number must give one form, because duplicates are found by it. The forms are those of the phonenumbers
+library, which knows the trunk prefixes ("+44 (0)20 …") and the exit codes of each country.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator
 from enum import StrEnum
 from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
 import phonenumbers
 
-from service.validation.text import PlaceholderError, ValueRefusedError, raw_limit
-from service.validation.written_phone import MORE_THAN_A_NUMBER, PLACEHOLDER, Dialled, dialled
+from service.validation.text import REWRITTEN, PlaceholderError, ValueRefusedError, is_blank, raw_limit, refuse_mask
 
 
 class PhoneRule(StrEnum):
@@ -33,9 +38,6 @@ _MAX_DIGITS = 15
 _MAX_DIALLED = _MAX_DIGITS + 8
 _MAX_RAW = raw_limit(_MAX_DIGITS)
 _CANONICAL = re.compile(r"\+[1-9][0-9]{6,14}")
-_ZERO = re.compile("0")
-_ENDS_OF_COUNTRY_CODES = (2, 3, 4)
-"""Where the digits behind the + and a country code begin: it has one to three digits, and none begins another."""
 _SHORTEST_WHOLE = 8
 """Characters of what is dialled that can be a whole number: the + and 7 digits, or a trunk prefix and a number."""
 _FEWEST_REPEATED = 7
@@ -45,6 +47,30 @@ _PASSES = 16
 """More than the trunk zeros that fit into a number: of millions of random numbers none needed more than seven."""
 
 _DIGIT_COUNT = "must have 7 to 15 digits, country code included"
+
+_PLACEHOLDER = "is a placeholder, not a phone number: ask the customer for the number itself"
+_MORE_THAN_A_NUMBER = "holds more than one phone number, or more than the number: send one number alone"
+
+# Full-width and small plus signs, which keyboards of East Asia type; minus sign, hyphen bullet, the Katakana long mark
+# (typed as a dash), and the full-width forms of the ASCII separators.
+_IN_ASCII = str.maketrans("＋﹢−⁃ー．（）／", "++---.()/")  # noqa: RUF001 # that they look alike is why they are read alike
+_SPACES = str.maketrans("\t\n\v\f\r\x1c\x1d\x1e\x1f", " " * 9)
+
+_SCHEME = re.compile(r"(tel|callto|sms|whatsapp):(?://)?", re.IGNORECASE)
+_WHATSAPP_ID = re.compile(r"([0-9]+)@(?:c\.us|s\.whatsapp\.net)", re.IGNORECASE)
+
+_REWRITTEN = re.compile(
+    r"[+-]?(?:[0-9]+(?:[.,][0-9]+)?E[+-]?[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[0-9]+,0+)", re.IGNORECASE
+)
+_WRITTEN = re.compile(r"[0-9+ ()./\-]*")
+_PART = re.compile(r"([^0-9]*)([0-9]+)")
+_DIGIT = re.compile("[0-9]")
+
+_SHORTEST_END = 4
+"""Digits that a number has behind the slash after its area code; fewer are another ending, or no part of it."""
+_SHORTEST_END_IN_PARENTHESES = 5
+"""Digits from the last parenthesis on: those of an area code and a number. Fewer are an extension or a remark."""
+_DECIMALS = 2
 
 
 def region_of(value: str) -> str:
@@ -80,7 +106,7 @@ class PhoneNormaliser:
         if _is_settled(value):
             number = value
         else:
-            written = dialled(value)
+            written = _dialled(value)
             if written is None:
                 return None
             number = self._read(written, ANY_COUNTRY if written.is_international else region or self._region)
@@ -91,7 +117,7 @@ class PhoneNormaliser:
             )
         return number
 
-    def _read(self, written: Dialled, region: str | None) -> str:
+    def _read(self, written: _Dialled, region: str | None) -> str:
         digits = written.digits
         if len(digits) > _MAX_DIALLED:
             raise ValueRefusedError(_DIGIT_COUNT, "WRONG_LENGTH")
@@ -145,7 +171,7 @@ def _exit_code(region: str) -> re.Pattern[str] | None:
     return re.compile(metadata.international_prefix)
 
 
-def _refuse_second_number(written: Dialled, number: str, region: str | None) -> None:
+def _refuse_second_number(written: _Dialled, number: str, region: str | None) -> None:
     """Raise ValueRefusedError when digits before a separator are a valid number already, and all of them are none."""
     is_valid: bool | None = None
     for joint in written.joints:
@@ -155,7 +181,7 @@ def _refuse_second_number(written: Dialled, number: str, region: str | None) -> 
         if is_valid is None and not joint.divides:
             is_valid = _is_valid(number)
         if (joint.divides or not is_valid) and _is_valid(before):
-            raise ValueRefusedError(MORE_THAN_A_NUMBER, "MORE_THAN_ONE")
+            raise ValueRefusedError(_MORE_THAN_A_NUMBER, "MORE_THAN_ONE")
 
 
 def _number_of(digits: str, region: str | None) -> str | None:
@@ -171,16 +197,23 @@ def _number_of(digits: str, region: str | None) -> str | None:
 
 def _has_possible_length(number: str) -> bool:
     """Whether a number of its country can be as long. A hundredth of the time of asking whether it is valid."""
-    for end in _ENDS_OF_COUNTRY_CODES:
-        lengths = _possible_lengths(number[1:end])
-        if lengths:
-            return len(number) - end in lengths
-    return False
+    code = _country_code(number[1:4])
+    return len(number) - 1 - len(code) in _possible_lengths(code)
+
+
+@lru_cache(maxsize=1110)  # of 1 to 3 digits there are no more
+def _country_code(begin: str) -> str:
+    """The country code of a number with these digits behind the +; empty: none that the library knows.
+
+    It has one to three digits, and none begins another.
+    """
+    known = phonenumbers.COUNTRY_CODE_TO_REGION_CODE
+    return next((begin[:length] for length in (1, 2, 3) if int(begin[:length]) in known), "")
 
 
 @lru_cache(maxsize=1110)
 def _possible_lengths(country_code: str) -> frozenset[int]:
-    """How many digits the numbers of a country code have behind it; empty: the library knows no such country code."""
+    """How many digits the numbers of a country code have behind it; none without a country code."""
     regions = phonenumbers.COUNTRY_CODE_TO_REGION_CODE.get(int(country_code or "0"), ())
     lengths: set[int] = set()
     for region in regions:
@@ -201,7 +234,7 @@ def _refuse_repeated_digit(number: str) -> None:
     # The last digit of the country code may be the repeated one, too.
     codes = {int(before or "0"), int(before + number[-1])} & phonenumbers.COUNTRY_CODE_TO_REGION_CODE.keys()
     if codes or not before.strip("0"):
-        raise PlaceholderError(PLACEHOLDER)
+        raise PlaceholderError(_PLACEHOLDER)
 
 
 def _settled(number: str) -> str:
@@ -232,24 +265,18 @@ def _is_settled(number: str) -> bool:
     """
     if _CANONICAL.fullmatch(number) is None:
         return False
-    for end in _ENDS_OF_COUNTRY_CODES:
-        trunk_prefix = _trunk_prefix(number[1:end])
-        if trunk_prefix is not None:
-            return trunk_prefix.match(number[end:]) is None
-    return False
+    code = _country_code(number[1:4])
+    return code != "" and _trunk_prefix(code).match(number, 1 + len(code)) is None
 
 
-@lru_cache(maxsize=1110)  # of 1 to 3 digits there are no more
-def _trunk_prefix(country_code: str) -> re.Pattern[str] | None:
-    """What may begin a number of the country without belonging to it; None: the library knows no such country code."""
-    regions = phonenumbers.COUNTRY_CODE_TO_REGION_CODE.get(int(country_code))
-    if regions is None:
-        return None
+@lru_cache(maxsize=1110)
+def _trunk_prefix(country_code: str) -> re.Pattern[str]:
+    """What may begin a number of the country without belonging to it."""
     # The first region of a shared country code stands for all of them when a number is read.
-    metadata = phonenumbers.PhoneMetadata.metadata_for_region_or_calling_code(int(country_code), regions[0])
-    if metadata is None or not metadata.national_prefix_for_parsing:
-        return _ZERO
-    return re.compile(f"0|{metadata.national_prefix_for_parsing}")
+    region = phonenumbers.COUNTRY_CODE_TO_REGION_CODE[int(country_code)][0]
+    metadata = phonenumbers.PhoneMetadata.metadata_for_region_or_calling_code(int(country_code), region)
+    prefix = None if metadata is None else metadata.national_prefix_for_parsing
+    return re.compile(f"0|{prefix}" if prefix else "0")
 
 
 def _parsed(number: str, region: str | None) -> phonenumbers.PhoneNumber | None:
@@ -266,3 +293,107 @@ def _e164(number: phonenumbers.PhoneNumber) -> str:
 def _is_valid(number: str) -> bool:
     parsed = _parsed(number, None)
     return parsed is not None and phonenumbers.is_valid_number(parsed)
+
+
+class _Joint(NamedTuple):
+    """A place between two groups of digits."""
+
+    before: int
+    """How many characters of what is dialled stand before it."""
+    divides: bool
+    """Whether it divides a number from another one, or from decimals, when what stands before it is a number."""
+
+
+class _Dialled(NamedTuple):
+    """The digits in ASCII, behind a + if there is one, and the places where they are separated."""
+
+    digits: str
+    is_international: bool = False
+    """Whether they begin with the country code although no + says so."""
+    joints: tuple[_Joint, ...] = ()
+
+
+def _dialled(value: str) -> _Dialled | None:
+    """What `value` dials; None when there is nothing to see in it. Raises ValueRefusedError, PlaceholderError."""
+    if value.isascii():
+        written = value.translate(_SPACES)
+    else:
+        refuse_mask(value)
+        written = "".join(map(_character_in_ascii, value.translate(_IN_ASCII)))
+    written, is_international = _without_scheme(written.strip())
+    if _DIGIT.search(written) is None:
+        if is_blank(value):
+            return None
+        raise PlaceholderError(_PLACEHOLDER)
+    if _WRITTEN.fullmatch(written) is None:
+        if _REWRITTEN.fullmatch(written) is not None:
+            raise ValueRefusedError(REWRITTEN, "REWRITTEN")
+        raise ValueRefusedError(
+            "must hold digits only, after an optional +; extensions are not accepted", "INVALID_CHARACTERS"
+        )
+    parts: list[tuple[str, str]] = _PART.findall(written)
+    plus = "+" if "+" in parts[0][0] else ""
+    if written.count("+") > len(plus):
+        raise ValueRefusedError("has a + that is not at the start", "MORE_THAN_ONE")
+    # The only dot between digits stands before the last ones.
+    has_decimals = parts[-1][0].strip() == "." and not any("." in separator for separator, _ in parts[1:-1])
+    _refuse_what_follows(written, parts, has_decimals=has_decimals)
+    joints = tuple(_joints(parts, at=len(plus), has_decimals=has_decimals))
+    return _Dialled(plus + "".join([group for _, group in parts]), is_international, joints)
+
+
+def _character_in_ascii(character: str) -> str:
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    if character.isspace():
+        return " "
+    category = unicodedata.category(character)
+    if category == "Pd":
+        return "-"
+    # Some invisible characters count as letters.
+    return "" if category == "Cf" or is_blank(character) else character
+
+
+def _without_scheme(written: str) -> tuple[str, bool]:
+    """The number of a URI or of a WhatsApp address, and whether it begins with the country code even without a +."""
+    if (address := _WHATSAPP_ID.fullmatch(written)) is not None:
+        return address[1], True
+    if (scheme := _SCHEME.match(written)) is not None:
+        return written[scheme.end() :].strip(), scheme[1].lower() == "whatsapp"
+    return written, False
+
+
+def _refuse_what_follows(written: str, parts: list[tuple[str, str]], *, has_decimals: bool) -> None:
+    """Raise ValueRefusedError when what stands at the end is set apart as no number sets its last digits apart."""
+    separator, last = parts[-1]
+    if len(parts) == 1 or (len(last) > _DECIMALS and "/" not in written and "(" not in written):
+        return
+    if (
+        separator.strip() == "."
+        and not last.strip("0")
+        and (len(last) == 1 or (has_decimals and len(last) == _DECIMALS))
+    ):
+        raise ValueRefusedError(REWRITTEN, "REWRITTEN")
+    is_alone = len(last) == 1 < len(parts[-2][1]) and separator.strip() != ""
+    if is_alone or (has_decimals and len(last) <= _DECIMALS) or _ends_with_remark(written):
+        raise ValueRefusedError(_MORE_THAN_A_NUMBER, "MORE_THAN_ONE")
+
+
+def _ends_with_remark(written: str) -> bool:
+    """Whether too few digits for the end of a number stand behind the only slash, or from a parenthesis on."""
+    if written.count("/") == 1 and _count_digits(written.partition("/")[2]) < _SHORTEST_END:
+        return True
+    before, _, inside = written.rpartition("(")
+    return _DIGIT.search(before) is not None and _count_digits(inside) < _SHORTEST_END_IN_PARENTHESES
+
+
+def _count_digits(text: str) -> int:
+    return sum(map(str.isdigit, text))
+
+
+def _joints(parts: list[tuple[str, str]], *, at: int, has_decimals: bool) -> Iterator[_Joint]:
+    for (_, group), (separator, following) in pairwise(parts):
+        at += len(group)
+        has_zeros = has_decimals and separator.strip() == "." and not following.strip("0")
+        yield _Joint(at, divides=has_zeros or "/" in separator)

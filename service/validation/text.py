@@ -187,3 +187,26 @@ def _refuse_piled_marks(text: str) -> None:
         in_a_row = in_a_row + 1 if unicodedata.combining(character) else 0
         if in_a_row > _MARKS_IN_A_ROW:
             raise ValueRefusedError(f"has more than {_MARKS_IN_A_ROW} combining marks in a row", "INVALID_CHARACTERS")
+
+
+UNREADABLE = "\ufffe"
+"""Stands for an optional JSON value that is no text: a noncharacter, which no field accepts."""
+
+_NUMBERS_IN_NAME_ONLY = {"phone", "nid"}
+"""Fields whose values are digits, and not quantities."""
+_EXACT = 2**53
+"""Integers below it survive every reader and writer of JSON (RFC 8259)."""
+
+
+def text_of(field: str, value: object) -> str:
+    """The text of a field that a JSON value stands for, in a request or in a file. Raises ValueRefusedError."""
+    if isinstance(value, str):
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and field in _NUMBERS_IN_NAME_ONLY:
+        raise ValueRefusedError(
+            "must be a string, in quotes: a number loses leading zeros and digits beyond 2^53 before it arrives"
+        )
+    if is_number and isinstance(value, int) and abs(value) < _EXACT:
+        return str(value)
+    raise ValueRefusedError("must be a string")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,13 +34,21 @@ from service.storage.backup.backup_manifest import (
     differences,
     key_ids,
 )
-from service.storage.backup.restoring_role import restoring_role
 from service.storage.database.session import open_unproven
 from service.storage.postgres.process import ProgramFailedError, program, run_program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 from service.validation.index_rule import have_same_settings
 
+_connected = partial(open_unproven, name="leadkeep-backup", connect_timeout=10)
+
 _VERIFY_LOCK = 0x4C4B_5646  # "LKVF": two verifications of backups of one database take turns
+
+_RIGHTS = """
+    SELECT rolsuper, EXISTS (
+        SELECT FROM pg_roles given WHERE pg_has_role(me.oid, given.oid, 'MEMBER')
+        AND given.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files'))
+    FROM pg_roles me WHERE rolname = current_user
+"""
 
 _DROPS = """
     SELECT format('DROP TABLE public.%I CASCADE', tablename) FROM pg_tables WHERE schemaname = 'public'
@@ -88,9 +98,10 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     snapshot, version = _row(
         connection, "SELECT pg_export_snapshot(), current_setting('server_version_num')::int / 10000"
     )
-    schema = _revision(connection)
-    if schema is None:
-        raise StartRefusedError("the database has no Leadkeep schema: there is nothing to back up")
+    try:
+        (schema,) = _row(connection, "SELECT version_num FROM alembic_version")
+    except psycopg.errors.UndefinedTable:
+        raise StartRefusedError("the database has no Leadkeep schema: there is nothing to back up") from None
     made_at = datetime.now(UTC)
     # An unlogged table holds what lasts seconds.
     options = ["--format=custom", "--no-owner", "--no-unlogged-table-data"]
@@ -139,7 +150,7 @@ def verify_backup(url: str, dump: IO[bytes], manifest: Manifest) -> list[str]:
                 "ALTER ROLE … CREATEDB, or verify elsewhere with leadkeep restore"
             ) from None
         try:
-            with restoring_role(connection, make_conninfo(url, dbname=scratch), scratch, stays=False) as scratch_url:
+            with _restoring_role(connection, make_conninfo(url, dbname=scratch), scratch, stays=False) as scratch_url:
                 _restore_dump(scratch_url, dump)
                 return _differences(scratch_url, manifest)
         finally:
@@ -224,12 +235,10 @@ def restore_backup(url: str, dump: IO[bytes], manifest: Manifest) -> None:
     """
     with _failures_as_refusals("restore"), _connected(url) as connection:
         connection.autocommit = True
-        if not _row(connection, "SELECT count(*) FROM pg_roles WHERE rolname = %(role)s", {"role": APPLICATION_ROLE})[
-            0
-        ]:
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [APPLICATION_ROLE]).fetchone():
             connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(APPLICATION_ROLE)))
         (number,) = _row(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
-        with restoring_role(connection, url, f"leadkeep_restored_{number}", stays=True) as as_role:
+        with _restoring_role(connection, url, f"leadkeep_restored_{number}", stays=True) as as_role:
             _restore_dump(as_role, dump)
             try:
                 _require_equal(as_role, manifest)
@@ -239,6 +248,64 @@ def restore_backup(url: str, dump: IO[bytes], manifest: Manifest) -> None:
             except BaseException:
                 _empty(as_role)
                 raise
+
+
+@contextmanager
+def _restoring_role(connection: psycopg.Connection, url: str, name: str, *, stays: bool) -> Iterator[str]:
+    """Yield the URL of the database as a role that may do nothing beyond it; all that the block makes is that role's.
+
+    A dump is SQL: whatever it holds, such as a CHECK that calls a function, runs with the rights of the role that
+    restores, and a superuser may run programs and read files of the server's machine.
+
+    `connection` is in autocommit and may change roles. The role of the URL itself is used unless it is a superuser:
+    then the role `name` is made, which becomes the database's owner. It is removed, with all that it owns, when the
+    block fails, and always unless it `stays`; one that stays cannot log in any more. Raises StartRefusedError.
+    """
+    superuser, reaches_server = _row(connection, _RIGHTS)
+    if not superuser:
+        if reaches_server:
+            raise StartRefusedError(
+                "a dump would run with rights beyond the database: LEADKEEP_ADMIN_DATABASE_URL must name a role that "
+                "is no member of pg_execute_server_program, pg_read_server_files or pg_write_server_files"
+            )
+        yield url
+        return
+    with psycopg.connect(url) as target:
+        database, owner = _row(
+            target, "SELECT datname, pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"
+        )
+    role, password = sql.Identifier(name), secrets.token_urlsafe(24)
+    # Digested here: a statement may be logged by the server.
+    digest = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
+        connection.execute(sql.SQL("CREATE ROLE {}").format(role))
+    connection.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER LOGIN PASSWORD {}").format(role, digest))
+    _own(connection, database, name)
+    as_role = make_conninfo(url, user=name, password=password)
+    kept = False
+    try:
+        try:
+            psycopg.connect(as_role, connect_timeout=10).close()
+        except psycopg.OperationalError:
+            raise StartRefusedError(
+                "LEADKEEP_ADMIN_DATABASE_URL names a superuser, and a dump must not run as one; the server's "
+                "pg_hba.conf does not let in the role that was made instead: name the database's owner, who is no "
+                "superuser"
+            ) from None
+        yield as_role
+        kept = stays
+    finally:
+        if kept:
+            connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(role))
+        else:
+            with psycopg.connect(url, autocommit=True) as target:
+                _own(connection, database, owner)
+                target.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(role))
+            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def _own(connection: psycopg.Connection, database: str, role: str) -> None:
+    connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(database), sql.Identifier(role)))
 
 
 def _require_equal(url: str, manifest: Manifest) -> None:
@@ -294,22 +361,10 @@ def _differences(url: str, manifest: Manifest) -> list[str]:
         return differences(manifest.tables, contents(connection))
 
 
-def _revision(connection: psycopg.Connection) -> str | None:
-    if _row(connection, "SELECT to_regclass('public.alembic_version') IS NULL")[0]:
-        return None
-    return str(_row(connection, "SELECT version_num FROM alembic_version")[0])
-
-
 def _row(connection: psycopg.Connection, query: str, parameters: dict[str, str] | None = None) -> tuple[Any, ...]:
     row = connection.execute(query.encode(), parameters).fetchone()
     assert row is not None  # noqa: S101 # these have one row
     return row
-
-
-@contextmanager
-def _connected(url: str) -> Iterator[psycopg.Connection]:
-    with open_unproven(url, "leadkeep-backup", connect_timeout=10) as connection:
-        yield connection
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import IO, Annotated, Any, LiteralString
 
 import psycopg
 from psycopg import sql
-from pydantic import AfterValidator, AwareDatetime, ConfigDict, TypeAdapter
+from pydantic import AwareDatetime, ConfigDict, StringConstraints, TypeAdapter
 
 from service import strict_json
 from service.errors import StartRefusedError
@@ -67,23 +67,12 @@ class TableContent:
     digest: str
 
 
-def _hexadecimal(text: str) -> str:
-    bytes.fromhex(text)
-    return text
-
-
-def _with_leads(tables: Mapping[str, TableContent]) -> Mapping[str, TableContent]:
-    if "lead" not in tables:
-        raise ValueError("there is no table of leads")
-    return tables
-
-
 @dataclass(frozen=True, slots=True)
 class Canary:
     """The proof of which keyring and normaliser the leads belong to; see storage/keys/canary.py."""
 
     sealed: str
-    digest: Annotated[str, AfterValidator(_hexadecimal)]
+    digest: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$")]
     normaliser: str
 
 
@@ -109,7 +98,7 @@ class Manifest:
     schema: str
     key_ids: tuple[str, ...]
     canary: Canary
-    tables: Annotated[Mapping[str, TableContent], AfterValidator(_with_leads)]
+    tables: Mapping[str, TableContent]
     dump_bytes: int
     dump_sha256: str
     proof: Proof | None = None
@@ -161,6 +150,7 @@ _READER = TypeAdapter(Manifest)
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished backup, which nothing proves yet. Raises StartRefusedError."""
     path = folder / MANIFEST
+    damaged = StartRefusedError(f"{path} is damaged: take another backup")
     try:
         with path.open("rb") as file:
             document: dict[str, Any] = strict_json.parse(file.read(_LARGEST_MANIFEST))
@@ -169,15 +159,18 @@ def read_manifest(folder: Path) -> Manifest:
         if document["version"] != VERSION:
             raise StartRefusedError(f"{path} is of another version than {VERSION}, which this release reads")
         if document.pop("sha256") != hashlib.sha256(_canonical(document)).hexdigest():
-            raise StartRefusedError(f"{path} is damaged: take another backup")
+            raise damaged
         del document["format"], document["version"]
-        return _READER.validate_json(json.dumps(document), strict=True)
+        manifest = _READER.validate_json(json.dumps(document), strict=True)
     except FileNotFoundError:
         raise StartRefusedError(f"{folder} has no {MANIFEST}: it is no backup, or one that was not finished") from None
     except OSError as error:
         raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise StartRefusedError(f"{path} is damaged: take another backup") from None
+        raise damaged from None
+    if "lead" not in manifest.tables:
+        raise damaged
+    return manifest
 
 
 def _canonical(document: Mapping[str, Any]) -> bytes:
@@ -214,8 +207,7 @@ def whole_dump(folder: Path, manifest: Manifest) -> Iterator[IO[bytes]]:
 def contents(connection: psycopg.Connection) -> dict[str, TableContent]:
     """What every table of a dump holds, in the transaction, which began with TRANSACTION; rows in an order of their
     digests."""
-    names = connection.execute(_LOGGED_TABLES).fetchall()
-    return {name: _content(connection, name) for (name,) in names}
+    return {name: _content(connection, name) for (name,) in connection.execute(_LOGGED_TABLES).fetchall()}
 
 
 def _content(connection: psycopg.Connection, table: str) -> TableContent:
