@@ -152,7 +152,8 @@ def add(
 
 
 def promote(key_id: KeyId, timeout: Timeout = PATIENCE, forget: Forget = None, output: Output = None) -> None:
-    """Make a key the one that seals, once every running replica can open with it; the previous one stays active."""
+    """Make a key the one that seals (primary), once every running replica can open with it; the previous one stays
+    active."""
     settings = load_settings()
     with _keyring_to_change(settings, output) as (keyring, write):
         key = _usable_key(keyring, key_id)
