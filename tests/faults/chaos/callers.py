@@ -49,7 +49,8 @@ class Callers:
         """One lead a number, each request repeated until it is settled; the last call of each."""
 
         async def one(number: int) -> Call:
-            return await self._client.submit(self._random(number), f"lead-{number}", Content(number, number))
+            content = Content(number, number, converses=True)
+            return await self._client.submit(self._random(number), f"lead-{number}", content)
 
         return self._each(one, numbers)
 

@@ -16,8 +16,11 @@ from leadkeep.v1 import lead_service_pb2 as pb
 SETTLED = ("OK", "ALREADY_EXISTS")
 """The answers to a CreateLead after which its caller has no reason to repeat it."""
 
-MARKERS = ("Quillon", "Brambleway", "chaosmail", "marzipan")
-"""Words that every person's name, address, e-mail address and notes hold, and nothing else does."""
+MARKERS = ("Brambleway", "chaosmail", "marzipan")
+"""Words that every person's address, e-mail address and notes hold, and nothing else does."""
+
+NAME_MARKER = "Quillon"
+"""The word that every person's name holds, and nothing else does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Content:
 
     phone: int
     nid: int
+    converses: bool = field(default=False, kw_only=True)
+    """Whether it has a conversation id, which holds the phone."""
 
     def lead(self) -> pb.Lead:
         """The same lead each time it is asked for."""
@@ -37,6 +42,7 @@ class Content:
             interested_policy="Term Life 20-Year",
             email=f"person{self.phone}@chaosmail.example",
             notes=f"note {self.nid} on marzipan",
+            conversation_id=f"whatsapp:+88017{self.phone:08d}" if self.converses else "",
         )
 
 

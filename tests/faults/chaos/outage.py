@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from random import Random
 
-from tests.faults.chaos.history import MARKERS, Call, Content, Stored
+from tests.faults.chaos.clear_values import clear_values
+from tests.faults.chaos.history import Call, Stored
 from tests.faults.chaos.stage import Result, Stage, Tell, figures, stage
 
 LEAST_RATE = 2000
@@ -37,12 +36,12 @@ def outage(seed: int, leads: int = 10_000, tell: Tell = lambda _: None) -> Resul
                 broken.append(f"{spooled} leads wait in the spool after the kill")
             broken += _asked_without_database(played, Random(seed).sample(delayed, min(ASKED, leads)))
             files = [path for path in played.service.spool_folder.rglob("*") if path.is_file()]
-            broken += clear_values([*files, played.service.running.log_path], leads)
+            broken += clear_values([*files, played.service.running.log_path], range(leads))
         from_back, from_first = _drain_rates(played, leads)
         tell(f"drained {from_first:.0f} leads a second, {from_back:.0f} counted from PostgreSQL being back")
         if leads >= RATED_FROM and from_first < LEAST_RATE:
             broken.append(f"{from_first:.0f} leads a second were drained")
-        broken += played.verdict() + played.callers.differences(ASKED)
+        broken += played.verdict() + played.left_in_clear() + played.callers.differences(ASKED)
         stored = played.postgres.stored()
         broken += _not_as_leads(delayed, stored)
         counts = {
@@ -53,25 +52,6 @@ def outage(seed: int, leads: int = 10_000, tell: Tell = lambda _: None) -> Resul
         }
     done = f"{leads} leads submitted without PostgreSQL; kill -9; a start without it; PostgreSQL back"
     return Result("outage", done, counts, broken)
-
-
-def clear_values(files: Sequence[Path], persons: int) -> list[str]:
-    """Where a name, phone, national ID, address, e-mail address or note of the first so many persons can be read."""
-    words = re.compile("|".join(MARKERS).encode(), re.IGNORECASE)
-    # Eleven digits: the end of a phone number, with or without its country code, and of a national ID.
-    leads = (Content(number, number).lead() for number in range(persons))
-    numbers = {value[-11:].encode() for lead in leads for value in (lead.phone, lead.nid)}
-    found = []
-    for path in files:
-        content = path.read_bytes()
-        found += [f"{match[0].decode()} stands in {path.name}" for match in words.finditer(content)]
-        found += [f"a number stands in {path.name}" for digits in _elevens(content) if digits in numbers]
-    return found
-
-
-def _elevens(content: bytes) -> Iterator[bytes]:
-    for run in re.finditer(rb"\d{11,}", content):
-        yield from (run[0][at : at + 11] for at in range(len(run[0]) - 10))
 
 
 def _asked_without_database(played: Stage, delayed: Sequence[Call]) -> Iterator[str]:

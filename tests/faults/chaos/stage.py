@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.storage.postgres.folders import find_binaries
 from tests.faults.chaos.background import Background
 from tests.faults.chaos.callers import Callers
 from tests.faults.chaos.checker import refused_later, share_of, violations
+from tests.faults.chaos.clear_values import clear_values
 from tests.faults.chaos.evidence import evidence
 from tests.faults.chaos.history import Call, History, Stored
 from tests.faults.chaos.launcher import Launcher
 from tests.faults.chaos.postgres import FaultyPostgres
 from tests.faults.chaos.service import KilledService
+from tests.harness.faults import value_of
 from tests.harness.postgres import folder_for_postgres
+from tests.harness.processes import eventually
 
 SUBJECT = "chatbot-7"
 
@@ -51,6 +56,22 @@ class Stage:
     def verdict(self) -> list[str]:
         """Wait until the spool is empty, and name every broken promise."""
         return self.service.undrained() + judge(self.history, self.postgres.stored(), self.tell)
+
+    def left_in_clear(self) -> list[str]:
+        """Where a sensitive value can be read in a dump, the daily files, the spool or the log."""
+        url, running = self.postgres.admin_url, self.service.running
+        if not eventually(lambda: value_of(url, "SELECT count(*) FROM lead_touch") == 0, within=60):
+            return ["the daily files do not follow"]
+        dump = self.folder / "dump.sql"
+        command: list[str | Path] = [find_binaries().bin_dir / "pg_dump", "--dbname", url, "--file", dump]
+        subprocess.run(command, capture_output=True, check=True)
+        kept = [dump, *(running.data_dir / "files").glob("leads_*.json")]
+        spooled = [path for path in self.service.spool_folder.rglob("*") if path.is_file()]
+        persons = {number for call in self.history.calls if (of := call.content) for number in (of.phone, of.nid)}
+        broken = clear_values([*kept, *spooled, running.log_path], persons, names=False)
+        # The same search finds names, which are kept in clear in the database and in the daily files.
+        unsearched = [path for path in kept if not clear_values([path], [])]
+        return broken + [f"the search finds no name in {path.name}" for path in unsearched]
 
 
 @contextmanager
