@@ -16,7 +16,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, KeyState, Purpose
-from service.rotation import key_service
+from service.rotation import workers
 from service.validation.index_rule import KNOWS_INDEX_RULE
 from tests.conftest import StartService
 from tests.harness import faults
@@ -406,7 +406,7 @@ def test_a_keyring_of_a_command_is_taken_on_sighup_and_changed_by_the_operator(
 def test_reseal_tells_rows_that_do_not_open_from_others_that_are_left(
     start_service: StartService, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_service, "MOST_PASSES", 2)  # each waits two seconds for the lock
+    monkeypatch.setattr(workers, "MOST_PASSES", 2)  # each waits two seconds for the lock
     life = Life(start_service(database_url=database.serve_url), database)
     old = life.primary("encryption")
     damaged = life.create(somebody()).id
