@@ -248,7 +248,7 @@ async def _trial(database: Database, settings: Settings) -> str | None:
 
 
 async def _settled(look: Callable[[], Awaitable[T]], is_settled: Callable[[T], bool]) -> T:
-    """What a look finds, taken again while it finds what passes by itself: the operator would look for a fault."""
+    """What a look finds, repeated while it may be a fault that passes by itself."""
     for _ in range(LOOKS - 1):
         if is_settled(found := await look()):
             return found

@@ -320,7 +320,7 @@ class HttpConnection(HttpToolsProtocol):
         self._watch = self.loop.call_later(self._connections.limits.arrival_seconds / 2, self._check)
 
     def _awaited(self) -> tuple[object, RefusalReason, float]:
-        """What the caller owes, equal as long as it is the same; what it means to owe it longer than these seconds."""
+        """What the connection waits for, equal during one wait; why it is closed, and after how many seconds of it."""
         limits = self._connections.limits
         if self.bytes_untaken:
             return ("taking", self.cycle), "answer_late", limits.answer_seconds

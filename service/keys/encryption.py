@@ -172,9 +172,9 @@ class EncryptionService:
         return self._keys.index_primary_id
 
     def found_by(self, schemes: Iterable[IndexScheme]) -> list[IndexScheme]:
-        """The schemes by which blind indexes that are text are looked for, while a database uses these.
+        """The schemes to look text indexes up with: the rules of these schemes, each with every index key.
 
-        With every index key: what is indexed anew meanwhile is found all the time.
+        So what is reindexed meanwhile is found all the time.
         """
         normalisers = dict.fromkeys(scheme.normaliser for scheme in schemes)
         return [IndexScheme(key_id, normaliser) for normaliser in normalisers for key_id in self._keys.index]

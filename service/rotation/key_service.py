@@ -259,7 +259,7 @@ class KeyService:
         return await canary.note_cleared(self.database, state)
 
     async def retire(self, key: RootKey, *, files: Callable[[], dict[str, list[str]]]) -> None:
-        """Check that nothing needs a key any more, and that nothing will. The error names what still needs it.
+        """Retire a key: nothing new may use it, and nothing uses it any more, else the error names what does.
 
         `files` answers which daily files of this machine name which keys.
         """

@@ -54,7 +54,7 @@ _encryption: EncryptionService
 
 
 def reseal(encryption: EncryptionService, bound_to: UUID, tokens: Tokens) -> Tokens:
-    """The tokens sealed with the primary key, also those that were already."""
+    """The tokens sealed with the primary key; those that are already come back as they are."""
     return {
         name: token
         if encryption.is_sealed_with_primary(token)

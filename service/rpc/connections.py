@@ -294,10 +294,10 @@ class HeldCalls:
             serving.cancel()
 
     def _end_unclosed(self) -> None:
-        """Bound the calls that ended and that gRPC cannot close, because their callers do not take the end.
+        """Bound the calls that ended but that gRPC cannot close, by closing the connections that may hold them.
 
-        Nothing says whose they are. But each has a task of grpc.aio's, and its connection had calls that ended with an
-        error, or streams: without a token nothing else can be had.
+        gRPC does not name their connections. But each call has a task of grpc.aio's, and its connection had calls that
+        ended with an error, or streams: without a token nothing else can be had.
         """
         if len(self._ended) > MOST_PEERS:
             self._ended = Counter({peer: n for peer, n in self._ended.items() if peer in self._connections.open})

@@ -78,7 +78,7 @@ def standard_chain(
         verify: the caller of a token.
         explain: adds words for the customer to an error, in one of the locales.
         database_away: what readiness says of the database.
-        unmasking: what masking.py makes.
+        unmasking: which values an answer may show.
         metrics: what is counted and measured.
         max_concurrent_calls: the places for calls at work.
         default_deadline: seconds for callers who set no deadline.

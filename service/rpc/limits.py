@@ -5,7 +5,7 @@ A caller without a token costs memory only by what it holds, so that is bounded 
 the newcomer gets in and something older is closed: first what no token was ever accepted on, of the peer that holds
 most, the oldest first. Each refusal is counted by a fixed reason, and logged at most once in ten seconds for each peer.
 
-docs/security.md has the sum of all limits, and what was measured.
+docs/security.md has the sum of all limits.
 """
 
 from __future__ import annotations

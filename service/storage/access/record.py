@@ -344,7 +344,7 @@ class AccessRecords:
     async def count_in_hour(
         self, connection: AsyncConnection, subjects: Set[str], now: datetime, *, alone: bool = False
     ) -> dict[str, int]:
-        """How many entries these subjects have in the hour before `now`; `alone`: nobody else counts them meanwhile."""
+        """How many entries these subjects have in the hour before `now`; `alone`: these subjects are locked first."""
         if alone:
             keys = sorted(_lock_key(subject) for subject in subjects)
             await connection.execute(_COUNT_ALONE, {"keys": keys})
@@ -354,7 +354,7 @@ class AccessRecords:
     async def leaves_hour_at(
         self, connection: AsyncConnection, subject: str, now: datetime, *, behind: int
     ) -> datetime | None:
-        """When the oldest entry but `behind` of a subject's hour leaves it."""
+        """When the entry at a place of the subject's last hour, 0 for the oldest, will be an hour old."""
         recorded_at: datetime | None = (
             await connection.execute(_LEAVES_NEXT, {"subject": subject, "since": now - HOUR, "behind": behind})
         ).scalar_one_or_none()

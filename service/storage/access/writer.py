@@ -120,11 +120,15 @@ class AccessWriter:
     async def record(
         self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY, limited: bool = True
     ) -> None:
-        """Commit the entries before a value is shown; in `patience` seconds at most, or at once if the last attempt
-        failed just now and `patience` is less than a storage call's.
+        """Commit the entries before a value is shown.
 
-        Those that are not `limited` count for the limit and are recorded beyond it. Raises StorageUnavailableError and
-        UnmaskLimitError.
+        Args:
+            patience: seconds to wait; less than a storage call's gives up at once after a fresh failure.
+            limited: False for entries that count for the limit, but are recorded beyond it.
+
+        Raises:
+            StorageUnavailableError: not committed in time.
+            UnmaskLimitError: too many entries in the hour.
         """
         now, scope = time.monotonic(), retry_scope.get()
         if patience < LONGEST_RETRY and now < self._failed_at + FAILING_SECONDS:

@@ -174,7 +174,7 @@ async def correct_locked(
 ) -> SealedLead | DuplicateMatch:
     """A locked lead with its new values, whose names its history gets; the leads that have the new phone or nid if any.
 
-    Only within `write_anew_if_taken`; those are looked for `again`, after the phone or nid was taken.
+    Only within `write_anew_if_taken`; `again`: the phone or nid was taken at the first attempt.
     """
     if again:
         phones, nids = correction.indexes("phone"), correction.indexes("nid")
@@ -188,7 +188,7 @@ async def correct_locked(
 
 
 async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnection, bool], Awaitable[T]]) -> T:
-    """The result of a transaction, retried with `again` when a lead was stored with the new phone or nid.
+    """Run a transaction, and again with `again` if the new phone or nid was taken meanwhile; its result.
 
     Raises StorageUnavailableError when no duplicate is found and the phone or nid is taken all the same.
     """

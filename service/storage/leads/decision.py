@@ -149,7 +149,7 @@ class Found:
 
 
 def decide(submission: SealedSubmission, found: Found) -> Outcome | None:
-    """The outcome of a submission; None when nothing that was found stands in its way."""
+    """The outcome of a submission; None: it becomes a new lead."""
     own = found.own
     if own is not None and own.lead is not None:
         return own.acknowledged
@@ -164,7 +164,7 @@ def decide(submission: SealedSubmission, found: Found) -> Outcome | None:
 
 
 def _repeated(submission: SealedSubmission, found: Found) -> Earlier | None:
-    """The earlier submission with its request_id. Without one, that of the same person, content and time."""
+    """The submission that this one repeats: by request_id, else the same person and content within the window."""
     if submission.request_id is not None:
         return found.request
     person, moment = found.person, submission.accepted_at or found.now

@@ -134,7 +134,7 @@ class Person:
         return submission.id in self.ids or has_request or (has_phone and has_nid)
 
     def within(self, other: Person) -> bool:
-        """Whether nothing is known of it but what is known of another one."""
+        """Whether the other person has all of this one's ids, requests, phones and nids."""
         return (
             self.ids <= other.ids
             and self.requests <= other.requests
@@ -282,7 +282,7 @@ async def erase_alone(connection: AsyncConnection, ids: Sequence[UUID], known: K
 
 
 async def bury_alone(connection: AsyncConnection, wanted: UUID, known: KnownTombstone) -> bool:
-    """Put up the tombstone of a submission alone that may wait in a spool; False for one that is a lead by now.
+    """Add a tombstone for this submission only, which may still be spooled; False: it is a lead by now.
 
     It gets none if its id leads to another lead. The transaction must be one of `write_alone`, and hold no lead: an
     id without a row waits for every writer, unless `erase_alone` has just put up its tombstone.

@@ -120,9 +120,9 @@ class Erasures:
         return await self._database.read(lambda connection: person_of(connection, lead_id, self._reseal))
 
     async def erase(self, lead_id: UUID, *, actor: str, reason: str | None, spooled: Spooled) -> Erasure | None:
-        """Erase what an id stands for, here and in the spool; None when there never was such a lead here.
+        """Erase the person of an id, here and in this replica's spool; None: the id is unknown here.
 
-        The same again answers the same. Even for None a tombstone stays: the lead may lie in another replica's spool.
+        Safe to repeat. An unknown id gets a tombstone too: its lead may be in another replica's spool.
         Raises PersonMovedError when the spool was searched for what the id no longer stands for.
         """
 
@@ -152,7 +152,7 @@ class Erasures:
         return await write_alone(self._database, work)
 
     async def bury_alone(self, ids: Iterable[UUID], *, actor: str, reason: str | None) -> list[UUID]:
-        """Put up tombstones of submissions that may wait in spools, of each alone; those that are leads by now.
+        """Add a tombstone for each of these submissions only, which may still be spooled; those that are leads by now.
 
         A transaction each: one that has no row yet is waited for by all who write leads.
         """
@@ -173,7 +173,7 @@ class Erasures:
         return await write_alone(self._database, work)
 
     async def erase_rest_of_person(self, drained: SealedSubmission) -> None:
-        """Erase the rest of a person, one of whose submissions was drained and found to be erased before it came.
+        """Erase the person's other submissions, after the drain found that one was erased by its id.
 
         Whoever erased its id knew nothing else of it. What was accepted after that erasure stays. Safe to repeat.
         """
@@ -236,7 +236,7 @@ class Erasures:
         await self._database.write(partial(store, [resealed], perhaps_erased={submission.id: erased_lead_id}))
 
     async def erase_again(self, tombstones: Sequence[Tombstone]) -> None:
-        """Put up tombstones that were kept elsewhere, and erase what has come back, in one transaction."""
+        """Add tombstones that were kept elsewhere, and erase what has come back, in one transaction."""
 
         async def work(connection: AsyncConnection) -> None:
             await lock_leads(connection, [each.id for each in tombstones])

@@ -123,9 +123,9 @@ class OpenErasures:
     async def note_lead(
         self, connection: AsyncConnection, lead_id: UUID, *, phones: Collection[bytes], nids: Collection[bytes]
     ) -> None:
-        """Ask every other replica to erase a lead's person, in the transaction that put up the lead's tombstone.
+        """Ask every other replica to erase a lead's person, in the transaction that added the lead's tombstone.
 
-        By what else the person is known, ids and requests, the tombstones say.
+        The person's ids and requests are not passed on: a replica reads them from the tombstones.
         """
         plan = self._encryption.plan
         sought = Sought(schemes=plan.schemes if plan else (), phones=frozenset(phones), nids=frozenset(nids))
@@ -133,7 +133,7 @@ class OpenErasures:
         await _NOTE_LEAD.rows(connection, given)
 
     async def note_alone(self, connection: AsyncConnection, ids: Collection[UUID]) -> None:
-        """Ask every replica, this one too, to erase those of the submissions alone that have a tombstone."""
+        """Ask every replica, this one too, to erase those of these submissions that have a tombstone of their own."""
         await _NOTE_ALONE.rows(connection, {"sought": Sought().to_json(), "ids": list(ids), "but": list[str]()})
 
     async def require_none(self, connection: AsyncConnection) -> None:

@@ -158,7 +158,7 @@ FOUND_FIRST = frozenset({"reference", "email", "phone", "nid", "conversation_id"
 """Filters whose index knows no order in time."""
 
 _LAST_CHARACTER = func.chr(0x10FFFF)
-"""Sorts behind whatever a text goes on with."""
+"""Sorts after any other character."""
 
 
 def _has_index(field: str, indexes: tuple[bytes, ...]) -> ColumnElement[bool]:
@@ -169,7 +169,7 @@ def _has_index(field: str, indexes: tuple[bytes, ...]) -> ColumnElement[bool]:
 
 
 def _begins_with(prefix: str) -> ColumnElement[bool]:
-    """The condition of leads whose name begins so. PostgreSQL folds both: Python folds some letters otherwise."""
+    """The condition of leads whose name begins so. PostgreSQL lower-cases both: Python differs for some letters."""
     folded, name = func.lower(bindparam("prefix", prefix, type_=Text)), func.lower(LEAD.c.name)
     return and_(name.bool_op("~>=~")(folded), name.bool_op("~<~")(func.concat(folded, _LAST_CHARACTER)))
 
@@ -185,7 +185,7 @@ def _has_email(indexes: tuple[str, ...]) -> ColumnElement[bool]:
 
 
 def _referred_to(reference: bytes) -> ColumnElement[bool]:
-    """The condition of leads whose own id has a reference, or another id that leads to them."""
+    """The condition of leads whose id has this reference, or another id that leads to them."""
     alias = models.lead_alias
     own = select(LEAD.c.id).where(refers_to(LEAD, reference)).correlate(None)
     return LEAD.c.id.in_(own.union_all(select(alias.c.lead_id).where(refers_to(alias, reference))))
@@ -262,7 +262,7 @@ Part = tuple[list[ColumnElement[bool]], ColumnElement[Any]]
 
 
 def _parts(wanted: Filters, order: LeadOrder, *, goes_on: bool) -> Iterator[Part]:
-    """The parts that make up a list. It `goes_on` behind a place, which then says where it begins.
+    """The parts of an index that make up a list; `goes_on`: it continues after a place, so that no filter says where.
 
     The index of a filter has the leads of each status apart, and those that were changed since they were created.
     """

@@ -183,7 +183,7 @@ class LeadRepository:
             raise LeadInConflictError(conflict_id)
 
     async def change(self, lead_id: UUID, decide: Callable[[SealedLead], Step | None], may_read: MayRead) -> SealedLead:
-        """Take the step that `decide` names when it is shown the lead; None changes nothing.
+        """Apply the step that `decide(lead)` returns; None changes nothing.
 
         A step is taken in one statement if the lead is as `decide` has seen it; else, and for an answer without a step,
         the lead is locked first. The answer waits for the synchronous standby even then, because taking the lock writes

@@ -184,9 +184,9 @@ async def store(
 ) -> dict[UUID, Outcome]:
     """The outcome of each submission, applied in a transaction of the caller's; by id.
 
-    Each counts before the next. `perhaps_erased` names those whose person may have been erased after they were
-    accepted, each with the erased lead. Raises StorageUnavailableError, NoStandbyError with `require_standby`, and
-    OpenErasuresError with `open_erasures`.
+    Decided in their order: each sees what became of those before it. `perhaps_erased` names those whose person may have
+    been erased after they were accepted, each with the erased lead. Raises StorageUnavailableError, NoStandbyError with
+    `require_standby`, and OpenErasuresError with `open_erasures`.
     """
     if any(submission.accepted_at for submission in submissions):
         # Before the look-up: its snapshot must hold what an erasure has made of them, or they are stored twice.

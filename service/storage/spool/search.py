@@ -120,7 +120,7 @@ class Sought:
         return tuple(name for name, shared in matches.items() if shared)
 
     def to_json(self) -> str:
-        """In the form that `of` reads; of equal ones it is equal."""
+        """In the form that `of` reads. Equal objects give equal text."""
         document: dict[str, Any] = {
             "schemes": [asdict(scheme) for scheme in self.schemes],
             "phones": sorted(each.hex() for each in self.phones),

@@ -53,7 +53,7 @@ LOOKED_AT_ONCE = 50
 
 @dataclass(frozen=True, slots=True)
 class SpoolOverlap:
-    """Of some submissions, those that share something with one that waits here."""
+    """Those of some submissions that share a request, phone or nid with a spooled one."""
 
     repeats: set[UUID] = field(default_factory=set)
     """The same request waits here, or the same submission without a request_id: the spool answers it."""
