@@ -26,10 +26,10 @@ from pydantic import (
 )
 
 from service import config_values as values
-from service.access import Scope
 from service.config_values import Address
 from service.errors import StartRefusedError
 from service.lead import LeadStatus
+from service.scopes import Scope
 
 _PREFIX = "LEADKEEP_"
 

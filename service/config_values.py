@@ -21,8 +21,8 @@ from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
 
-from service.access import Scope
 from service.lead import OPTIONAL_BY_SETTING, LeadStatus
+from service.scopes import Scope
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _ORIGIN = (

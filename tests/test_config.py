@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from service.access import Scope
 from service.cli.settings import SettingRow, rows_of
 from service.config import ConfigurationError, Settings, load_settings
 from service.config_values import Address, without_secrets
 from service.errors import StartRefusedError
+from service.scopes import Scope
 
 SECRET = "hunter2-canary"
 

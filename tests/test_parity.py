@@ -19,7 +19,6 @@ from sqlalchemy import CheckConstraint, Table
 from sqlalchemy.dialects.postgresql.base import ischema_names
 
 import service
-from service.access import SCOPES, UNMASK_SCOPES
 from service.errors import LeadkeepError, Reason
 from service.lead import (
     CORRECTABLE_FIELDS,
@@ -34,6 +33,7 @@ from service.lead import (
 from service.rpc.call import SERVICE
 from service.rpc.servicer import LeadServicer
 from service.rpc.status import CODES
+from service.scopes import SCOPES, UNMASK_SCOPES
 from service.storage import models, schema
 from tests.harness.leads import MARKED, SENSITIVE, is_marked
 from tests.harness.postgres import TestDatabase, TestServer

@@ -13,8 +13,8 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import options_pb2
 
-from service.access import UNMASK_SCOPES
 from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS
+from service.scopes import UNMASK_SCOPES
 
 Json = dict[str, Any]
 

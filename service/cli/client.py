@@ -25,13 +25,13 @@ from grpc_status import rpc_status
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1.lead_service_pb2_grpc import LeadServiceStub
 
-from service.access import UNMASK_SCOPES, Scope
 from service.cli.command import fields_to_show
 from service.config import Settings
 from service.errors import StartRefusedError
 from service.keys.secret_file import read_secret_file
 from service.rpc.reasons import REASON_BIN
 from service.rpc.tokens.local_key import LocalSigningKey
+from service.scopes import UNMASK_SCOPES, Scope
 
 TOKEN_VARIABLE = "LEADKEEP_TOKEN"  # noqa: S105 # the variable's name
 

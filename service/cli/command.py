@@ -19,9 +19,9 @@ from typing import IO, Annotated, Any, NoReturn
 
 import typer
 
-from service.access import UNMASK_SCOPES
 from service.errors import StartRefusedError
 from service.printable import printable
+from service.scopes import UNMASK_SCOPES
 
 FAULT_FOUND = 3
 NOT_ALL_IMPORTED = 4

@@ -16,7 +16,6 @@ import typer
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service import factories, strict_json
-from service.access import Scope
 from service.cli.client import connected, kept_lines
 from service.cli.command import (
     AsJson,
@@ -36,6 +35,7 @@ from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService
 from service.lead import LeadStatus
 from service.lead_sealer import LeadSealer
+from service.scopes import Scope
 from service.storage.database.database import Database
 from service.storage.leads.erasing import Tombstone
 from service.storage.leads.erasures import Erasures, RetentionRule, count_due, erase_due, next_due

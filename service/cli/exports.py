@@ -20,7 +20,6 @@ from google.protobuf.json_format import MessageToDict
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service import factories
-from service.access import UNMASK_SCOPES, Scope
 from service.cli.client import TOKEN_VARIABLE, given_token
 from service.cli.command import (
     SOME_UNREADABLE,
@@ -51,6 +50,7 @@ from service.replica import access_writing
 from service.rpc.masking import mask_message
 from service.rpc.unmasking import EVERYTHING, accesses_to
 from service.rpc.wire import lead_message
+from service.scopes import UNMASK_SCOPES, Scope
 from service.storage.access.record import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.daily.daily_leads import Days

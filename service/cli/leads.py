@@ -16,7 +16,6 @@ from zoneinfo import ZoneInfo
 import typer
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import UNMASK_SCOPES, Scope
 from service.cli.client import LARGEST_PAGE, as_object, connected, listed, showing, word
 from service.cli.command import (
     AsJson,
@@ -34,6 +33,7 @@ from service.cli.command import (
 from service.config import load_settings
 from service.config_values import time_zone
 from service.lead import LeadStatus
+from service.scopes import UNMASK_SCOPES, Scope
 
 COLUMNS = ("id", "created_at", "updated_at", "status", "assignee", "name", "phone", "interested_policy", "source")
 

@@ -11,7 +11,6 @@ from uuid import UUID
 import typer
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import UNMASK_SCOPES, Scope
 from service.cli.client import LARGEST_PAGE, Call, as_object, connected, kept_lines, pages, word
 from service.cli.command import (
     AsJson,
@@ -27,6 +26,7 @@ from service.cli.command import (
 )
 from service.config import load_settings
 from service.errors import StartRefusedError
+from service.scopes import UNMASK_SCOPES, Scope
 
 EXPORT_FORMAT = "leadkeep-person-export/1"
 """Of the document, see docs/person-export.schema.json."""

@@ -14,12 +14,12 @@ from pathlib import Path
 import typer
 
 from service import app
-from service.access import ROLES
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 from service.log import configure_logging
 from service.rpc.tls_files import certificate_to_trust
 from service.rpc.tokens.local_key import LocalSigningKey
+from service.scopes import ROLES
 
 FIRST_TOKEN_LIFE = timedelta(hours=1)
 

@@ -9,11 +9,11 @@ from typing import Annotated, cast
 
 import typer
 
-from service.access import ROLES, is_subject
 from service.cli.command import AsJson, cell, duration, print_json
 from service.config import Settings, Source, load_settings, variable
 from service.config_values import without_secrets
 from service.errors import StartRefusedError
+from service.scopes import ROLES, is_subject
 
 PIPE_COLUMNS = 240
 """Wide enough for a setting to stand in one line, so that grep finds all of it."""

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from service.access import is_subject
 from service.errors import LeadValidationError
 from service.files.daily_file import MEANINGS
 from service.keys.encryption import EncryptionService
@@ -26,6 +25,7 @@ from service.lead import (
     digested,
     is_sealed,
 )
+from service.scopes import is_subject
 from service.validation import ValidationService
 from service.validation.text import TextRule, ValueRefusedError
 

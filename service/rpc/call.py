@@ -18,8 +18,8 @@ from uuid import UUID
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Caller
 from service.errors import LeadkeepError, ServiceStoppingError
+from service.scopes import Caller
 from service.supervisor import Supervisor
 
 SERVICE = pb.DESCRIPTOR.services_by_name["LeadService"]

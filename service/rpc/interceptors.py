@@ -19,7 +19,6 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import SCOPES, Caller
 from service.errors import (
     DeadlineTooShortError,
     InternalError,
@@ -36,6 +35,7 @@ from service.rpc.metrics import Metrics
 from service.rpc.status import CODES
 from service.rpc.tokens.verifier import bearer_token
 from service.rpc.wire import corrected_fields
+from service.scopes import SCOPES, Caller
 from service.storage.database.failures import LONGEST_RETRY, Retry, RetryScope, StorageFaultError, retry_scope
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")

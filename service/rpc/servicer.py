@@ -11,10 +11,10 @@ from uuid import UUID
 
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Caller
 from service.lead import SENSITIVE_FIELDS, LeadEventType
 from service.rpc import wire
 from service.rpc.call import Call
+from service.scopes import Caller
 from service.storage.access.record import AccessRecords
 from service.use_cases.conflict_service import ConflictService
 from service.use_cases.history_service import HistoryService

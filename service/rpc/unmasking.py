@@ -23,7 +23,6 @@ from uuid import UUID
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import READ_SCOPES, UNMASK_SCOPES, Caller, Scope
 from service.errors import (
     ConversationNotFoundError,
     DuplicateLeadError,
@@ -49,6 +48,7 @@ from service.rpc.masking import (
     shown_values,
 )
 from service.rpc.reasons import ReasonRules
+from service.scopes import READ_SCOPES, UNMASK_SCOPES, Caller, Scope
 from service.storage.access.record import Access
 from service.storage.database.failures import LONGEST_RETRY
 

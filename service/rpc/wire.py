@@ -14,7 +14,6 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.timestamp_pb2 import Timestamp
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import MAX_SUBJECT_CHARACTERS
 from service.errors import Violation, invalid
 from service.lead import (
     CORRECTABLE_FIELDS,
@@ -28,6 +27,7 @@ from service.lead import (
     LeadStatus,
     Resubmission,
 )
+from service.scopes import MAX_SUBJECT_CHARACTERS
 from service.storage.access.record import AccessFilter, RecordedAccess
 from service.storage.leads.persons import MatchKind, Ref
 from service.use_cases.confirmation import Confirmation

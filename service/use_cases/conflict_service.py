@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
-from service.access import Caller
 from service.errors import DuplicateLeadError, LeadValidationError, Violation
 from service.lead import (
     CORRECTABLE_FIELDS,
@@ -17,6 +16,7 @@ from service.lead import (
     SealedLead,
 )
 from service.lead_sealer import LeadSealer
+from service.scopes import Caller
 from service.storage.leads.changes import Correction
 from service.storage.leads.conflicts import ConflictRepository, Decision, Drop, JoinLead, OwnLead
 from service.storage.leads.decision import DuplicateMatch

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from service.access import Caller, Scope
 from service.errors import ScopeMissingError
 from service.lead import LeadEvent, LeadEventType
+from service.scopes import Caller, Scope
 from service.storage.leads.changes import LeadHistory, Place
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.page_token import Tags, read_page

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from service.access import Caller, Scope
 from service.errors import (
     CorrectionClosedError,
     DuplicateLeadError,
@@ -32,6 +31,7 @@ from service.lead import (
     SealedLead,
 )
 from service.lead_sealer import LeadSealer
+from service.scopes import Caller, Scope
 from service.storage.leads.changes import Correction, Step
 from service.storage.leads.decision import (
     Aliased,

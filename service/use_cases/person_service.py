@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from service.access import Caller, Scope
 from service.errors import (
     LeadNotFoundError,
     LeadValidationError,
@@ -24,6 +23,7 @@ from service.errors import (
 )
 from service.lead import Lead, LeadEvent, Resubmission, SealedConflict, SealedLead, SealedResubmission
 from service.lead_sealer import LeadSealer
+from service.scopes import Caller, Scope
 from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.outage import RecentRequests
 from service.storage.leads.changes import BEGINNING, LeadHistory

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from service.access import Caller
 from service.errors import invalid
 from service.lead import LeadGroup, LeadStatus
+from service.scopes import Caller
 from service.storage.daily.daily_leads import ONE_DAY, Days
 from service.storage.leads.summaries import MOST_GROUPS, Counted, LeadSummaries
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from service.access import MAX_SUBJECT_CHARACTERS, is_subject
 from service.errors import LeadValidationError, Violation
 from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, FIELD_RULES, IDENTIFIERS, REQUIRED_FIELDS, CustomerFields
+from service.scopes import MAX_SUBJECT_CHARACTERS, is_subject
 from service.validation.email import email_key, normalise_email
 from service.validation.index_rule import NORMALISER_VERSION, IndexRule, identity_of, rules_of_normalised
 from service.validation.nid import NidNormaliser, NidRule

@@ -14,10 +14,10 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import ROLES, Scope
 from service.cli.main import REFUSED
 from service.config_values import Address
 from service.rpc.tokens.local_key import LocalSigningKey
+from service.scopes import ROLES, Scope
 from tests.conftest import StartService
 from tests.harness.certificates import Authority, Certificate
 from tests.harness.faults import conflict_with, value_of

@@ -15,10 +15,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from service.access import Scope
 from service.cli.command import INTERRUPTED, SOME_UNREADABLE
 from service.importing.csv_file import restored
 from service.lead import CUSTOMER_FIELDS
+from service.scopes import Scope
 from tests.conftest import StartService
 from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
 from service.rpc.tokens.local_key import LocalSigningKey
+from service.scopes import Scope
 from tests.harness.chromium import CHROMEDRIVER, CHROMIUM, Page, Site, chromium
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase

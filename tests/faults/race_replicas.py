@@ -20,12 +20,12 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
-from service.access import ROLES, Caller
 from service.factories import new_id
 from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
 from service.keys.keyring import Keyring
 from service.lead import ConflictResolution, CustomerFields, LeadStatus, SealedSubmission
 from service.lead_sealer import LeadSealer
+from service.scopes import ROLES, Caller
 from service.storage.database.database import Database
 from service.storage.database.failures import RetryScope, retry_scope, with_retries
 from service.storage.intake import all_spools

@@ -19,8 +19,8 @@ import grpc
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import ROLES
 from service.rpc.tokens.local_key import LocalSigningKey
+from service.scopes import ROLES
 from service.storage.postgres.folders import SOCKET_NAME
 from tests.faults import times
 from tests.faults.chaos.background import Background

@@ -23,9 +23,9 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 from typer.testing import CliRunner
 
-from service.access import ROLES, Scope
 from service.keys.keyring import create_keyring
 from service.rpc.tokens.local_key import LocalSigningKey
+from service.scopes import ROLES, Scope
 from tests.harness.forking import ForkedProcess, fork
 from tests.harness.leads import somebody
 

@@ -16,13 +16,13 @@ from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 from prometheus_client import CollectorRegistry
 
-from service.access import ROLES, Caller
 from service.errors import TokenExpiredError, TokenInvalidError
 from service.http.endpoint import HttpEndpoint
 from service.rpc.call import SERVICE, Call, Handler, Work, chained
 from service.rpc.interceptors import standard_chain
 from service.rpc.metrics import Metrics
 from service.rpc.readiness import Readiness, ReadinessReason
+from service.scopes import ROLES, Caller
 from service.use_cases.confirmation import ConfirmationService
 from tests.harness.masking import unmasking_into
 

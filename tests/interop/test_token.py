@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.access import ROLES
 from service.rpc.tokens.local_key import LocalSigningKey
+from service.scopes import ROLES
 from tests.harness.running_service import RunningService
 from tests.interop.build import LANGUAGES, Language
 from tests.interop.client import running

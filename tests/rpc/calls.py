@@ -13,7 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
+from service.scopes import Scope
 from tests.harness.answers import failure_of
 from tests.harness.running_service import RunningService
 

@@ -15,7 +15,7 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import READ_SCOPES, Scope
+from service.scopes import READ_SCOPES, Scope
 from service.validation import MASK
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService

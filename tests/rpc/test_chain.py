@@ -22,13 +22,13 @@ from leadkeep.v1 import lead_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from service.access import SCOPES, Caller, Scope
 from service.errors import LeadkeepError, LeadNotFoundError, QueueFullError, StorageUnavailableError
 from service.rpc import interceptors
 from service.rpc.call import SERVICE, Call, Handler, Interceptor, Work, answer_by, chained, compose
 from service.rpc.limits import Places
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
+from service.scopes import SCOPES, Caller, Scope
 from service.storage.database.failures import retry_scope
 from service.use_cases.confirmation import ConfirmationService
 from tests.harness import faults

@@ -11,9 +11,9 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
 from service.http.protocols import enveloped
 from service.rpc.call import SERVICE
+from service.scopes import Scope
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client
 from tests.rpc.showing import RPCS, SHOWING, clear_values, requests_for

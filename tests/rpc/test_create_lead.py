@@ -8,7 +8,7 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
+from service.scopes import Scope
 from tests.conftest import StartService
 from tests.harness.leads import STORY, somebody
 from tests.harness.postgres import TestDatabase

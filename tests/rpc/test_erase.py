@@ -14,7 +14,7 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
+from service.scopes import Scope
 from tests.harness.daily_files import file_of, leads_in, soon_in
 from tests.harness.faults import conflict_with, locked_lead, value_of
 from tests.harness.leads import somebody

@@ -19,10 +19,10 @@ import pytest
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import ROLES
 from service.errors import Reason
 from service.rpc.status import REASONS
 from service.rpc.tokens.local_key import LocalSigningKey
+from service.scopes import ROLES
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.answers import Failure, fails

@@ -19,11 +19,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 
-from service.access import ROLES, Caller
 from service.rpc.call import SERVICE, Call
 from service.rpc.connections import STATUS_DETAILS
 from service.rpc.limits import Limits, Refusals
 from service.rpc.server import GrpcServer
+from service.scopes import ROLES, Caller
 from tests.harness.processes import until
 from tests.harness.strangers import LIST_LEADS, WATCH, call_headers, frame, preface
 

@@ -10,7 +10,7 @@ import pytest
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
+from service.scopes import Scope
 from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
+from service.scopes import Scope
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, execute, refused

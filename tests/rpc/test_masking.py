@@ -7,9 +7,9 @@ from google.protobuf.descriptor import Descriptor
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
 from service.lead import SENSITIVE_FIELDS
 from service.rpc.masking import MASKS, mask_email, mask_message, mask_nid, mask_phone, shown_values
+from service.scopes import Scope
 from service.validation import MASK
 from tests.harness.leads import somebody
 from tests.rpc.calls import Client, refused

@@ -18,13 +18,13 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from service.access import Caller, Scope
 from service.errors import LeadkeepError
 from service.rpc import interceptors
 from service.rpc.call import MANY, Call, Handler, QueueWait, Work, chained
 from service.rpc.interceptors import FEWEST_SECONDS
 from service.rpc.metrics import Metrics
 from service.rpc.server import GrpcServer
+from service.scopes import Caller, Scope
 from service.use_cases.confirmation import ConfirmationService
 from tests.harness.masking import unmasking_into
 

@@ -19,9 +19,9 @@ from google.protobuf.message import Message
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
 from service.http.routes import ROUTES as ALL_ROUTES
 from service.rpc.call import SERVICE
+from service.scopes import Scope
 from service.validation import MASK
 from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody

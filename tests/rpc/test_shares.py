@@ -12,10 +12,10 @@ import pytest
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Caller, Scope
 from service.errors import LeadkeepError, QueueFullError, TokenMissingError
 from service.rpc.call import Call
 from service.rpc.limits import FAILURES, HOLD_SECONDS, MOST_HELD, Places, strangers
+from service.scopes import Caller, Scope
 from tests.harness.answers import Failure, failure_of
 from tests.harness.leads import somebody
 from tests.harness.processes import until

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.access import Scope
+from service.scopes import Scope
 from tests.harness.failures import detail
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService

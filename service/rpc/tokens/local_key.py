@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives.serialization import (
 from jwt.algorithms import OKPAlgorithm
 from jwt.utils import base64url_encode
 
-from service.access import Scope, is_subject
 from service.errors import StartRefusedError, TokenInvalidError
 from service.keys.secret_file import create_secret_file, read_secret_file
 from service.rpc.tokens.verifier import PublicKey
+from service.scopes import Scope, is_subject
 
 LOCAL_ISSUER = "leadkeep"
 LOCAL_AUDIENCE = "leadkeep"

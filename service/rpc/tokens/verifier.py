@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from service.access import Caller, Scope, is_subject
 from service.errors import TokenExpiredError, TokenInvalidError, TokenMissingError
+from service.scopes import Caller, Scope, is_subject
 
 MAX_TOKEN_BYTES = 8 * 1024
 """gRPC's own limit for all metadata of a call; checked before anything is parsed."""

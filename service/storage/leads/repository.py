@@ -17,7 +17,6 @@ from uuid import UUID
 from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.access import Scope
 from service.errors import (
     ConversationNotFoundError,
     IndexIncompleteError,
@@ -28,6 +27,7 @@ from service.errors import (
     StorageUnavailableError,
 )
 from service.lead import LeadOrder, SealedLead, SealedResubmission
+from service.scopes import Scope
 from service.storage import models
 from service.storage.database.batcher import Entry, OnDemandBatcher
 from service.storage.database.database import Database, page_of

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from service.access import ROLES, Caller
 from service.errors import StartRefusedError, TokenExpiredError, TokenInvalidError
 from service.rpc.tokens.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
 from service.rpc.tokens.verifier import TokenRules, TokenVerifier
+from service.scopes import ROLES, Caller
 from tests.rpc.tokens.signing import NOW, Clock, refused
 
 

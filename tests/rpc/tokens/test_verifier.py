@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from service.access import Caller, Scope
 from service.errors import TokenExpiredError, TokenInvalidError, TokenMissingError
 from service.rpc.tokens.jwks import KeySet
 from service.rpc.tokens.verifier import REMEMBERED_SECONDS, TokenRules, TokenVerifier, bearer_token
+from service.scopes import Caller, Scope
 from tests.rpc.tokens.signing import (
     ABSENT,
     AUDIENCE,

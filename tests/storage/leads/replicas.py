@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-from service.access import ROLES, Caller
 from service.keys.encryption import EncryptionService
 from service.lead import ConflictResolution, SealedSubmission
 from service.lead_sealer import LeadSealer
+from service.scopes import ROLES, Caller
 from service.storage.database.database import Database
 from service.storage.leads.conflicts import ConflictRepository, Decision, OwnLead
 from service.storage.leads.decision import Outcome

@@ -11,11 +11,11 @@ import pytest
 from psycopg.rows import dict_row
 from sqlalchemy import text
 
-from service.access import ROLES, Caller
 from service.errors import IndexIncompleteError
 from service.factories import new_id
 from service.keys.encryption import EncryptionService
 from service.lead_sealer import LeadSealer
+from service.scopes import ROLES, Caller
 from service.storage import models
 from service.storage.database.database import DIALECT, Database
 from service.storage.leads.changes import LeadHistory
