@@ -1,0 +1,201 @@
+"""What serves calls: the chain, the endpoints, and the tasks in the order of their start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import structlog
+from prometheus_client import CollectorRegistry
+from uuid_utils import uuid7
+
+from service.config import Settings
+from service.factories import keyring_source, new_id, reason_rules, token_verifier
+from service.files.renderer_process import FileRendering
+from service.http.endpoint import OPS_LIMITS, HttpEndpoint
+from service.keys.keyring import follow_keyring
+from service.replica import ServiceParts, access_writing, lead_writing, stop_tasks
+from service.rpc.call import KEPT_SECONDS, Handler, Work, chained, end_calls
+from service.rpc.interceptors import duplicate_limit, standard_chain
+from service.rpc.limits import Limits, Refusals
+from service.rpc.metrics import Metrics
+from service.rpc.readiness import Condition, Readiness, condition_of, erasures_alarm
+from service.rpc.server import GrpcServer
+from service.rpc.tls_files import TlsFiles
+from service.rpc.unmasking import unmasking
+from service.storage.access.record import log_head
+from service.storage.access.writer import AccessHeads, AccessWriter
+from service.storage.diagnosis import Diagnosis, diagnose
+from service.storage.keys.replicas import replica_name
+from service.storage.leads.resubmissions import DuplicateLimit
+from service.storage.postgres.embedded import EmbeddedPostgres
+from service.supervisor import Component, Supervisor, shutdown_delay
+from service.use_cases.confirmation import ConfirmationService
+
+
+class Serving:
+    """The chain, the endpoints and the tasks on the parts of a replica. The endpoints answer after `start`.
+
+    Args:
+        limits: what callers may hold of the service.
+        url: the database, for the process that writes the daily files.
+        postgres: the embedded PostgreSQL, if the service runs it.
+        tls: the certificate of both endpoints; None serves in clear.
+        registry: what `/metrics` shows.
+
+    Raises StartRefusedError when an address cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        parts: ServiceParts,
+        supervisor: Supervisor,
+        *,
+        limits: Limits,
+        url: str,
+        postgres: EmbeddedPostgres | None,
+        tls: TlsFiles | None,
+        registry: CollectorRegistry,
+        metrics: Metrics,
+    ) -> None:
+        self._settings, self._parts, self._supervisor = settings, parts, supervisor
+        self._postgres, self._tls, self._metrics = postgres, tls, metrics
+        self._work = Work()
+        self._accesses = AccessWriter(
+            parts.database,
+            parts.records,
+            writer=f"serve@{socket.gethostname()}",
+            new_id=new_id,
+            limit=settings.unmask_limit,
+            on_chain=log_head,
+            on_refusal=lambda cause: structlog.get_logger("leadkeep.storage").error(
+                "the access record cannot be written", cause=cause
+            ),
+        )
+        self._files = FileRendering(
+            url=url,
+            replica=replica_name(settings.spool_path),
+            folder=settings.files_path,
+            timezone=settings.files_timezone,
+            identity=lambda: parts.database.identity,
+            on_render=metrics.on_render,
+        )
+        methods = self._methods()
+        refusals = Refusals(lambda door, reason: metrics.refusals.labels(door, reason).inc())
+        self._grpc = GrpcServer(methods, address=str(settings.grpc_address), tls=tls, limits=limits, refusals=refusals)
+        diagnosing = partial(diagnose, parts.database)
+        self._readiness = Readiness(diagnosing, self._assess, self._grpc.set_serving, metrics.set_readiness)
+        http = partial(
+            HttpEndpoint,
+            tls=tls,
+            readiness=self._readiness,
+            registry=registry,
+            required=parts.validation.required,
+        )
+        at, ops_at = settings.http_address, settings.ops_address
+        origins = settings.allowed_origins or ()
+        self._http = http(
+            methods, host=at.host, port=at.port, limits=limits, refusals=refusals, allowed_origins=origins
+        )
+        self._ops = None
+        if ops_at is not None:
+            setting = "LEADKEEP_OPS_ADDRESS"
+            self._ops = http(None, host=ops_at.host, port=ops_at.port, setting=setting, limits=OPS_LIMITS)
+        metrics.watch(parts.spool, self._files, parts.spools)
+
+    def _methods(self) -> Mapping[str, Handler]:
+        """The contract's methods behind the chain."""
+        settings = self._settings
+        confirmation = ConfirmationService(
+            override_dir=settings.confirmation_dir, default_locale=settings.default_locale
+        )
+        limiting = []
+        if settings.duplicate_limit is not None:
+            limit = DuplicateLimit(self._parts.database, settings.duplicate_limit)
+            limiting.append(duplicate_limit(limit.require_room))
+        chain = standard_chain(
+            verify=token_verifier(settings).verify,
+            explain=confirmation.explain,
+            database_away=lambda: self._readiness.database_away,
+            unmasking=unmasking(self._accesses.record, reason_rules(settings)),
+            limiting=limiting,
+            metrics=self._metrics,
+            max_concurrent_calls=settings.max_concurrent_calls,
+            default_deadline=settings.default_deadline,
+            work=self._work,
+            new_id=uuid7,
+        )
+        return chained(chain, self._parts.servicer(confirmation))
+
+    def _assess(self, diagnosis: Diagnosis) -> Condition:
+        """The condition of the service with the database as it was found."""
+        parts, postgres = self._parts, self._postgres
+        if diagnosis.reachable and diagnosis.refused is None:
+            self._metrics.commits_wait_for.set(diagnosis.commits_wait_for)
+        return condition_of(
+            parts.spool,
+            diagnosis=diagnosis,
+            outage=parts.outage,
+            drain_refused=parts.drain.refused,
+            require_standby=self._settings.require_standby,
+            database_refusal=parts.admission.refusal,
+            session_refusal=parts.database.refusal or parts.confirming.refusal,
+            restarting_log=postgres.log_file if postgres is not None and postgres.restarting else None,
+            longest_wait=self._settings.spool_alarm_age,
+            erasures_alarm=erasures_alarm(parts.spools.waiting),
+            files_alarm=self._files.alarm,
+            failing_tasks=self._supervisor.failing,
+            tls_alarm=self._tls.alarm if self._tls is not None else None,
+        )
+
+    def _tasks(self, reload: asyncio.Event) -> Iterator[Component]:
+        """In the order of their start. Stopped from the end: the writer spools what still waits, the access record
+        ends its chain."""
+        parts, files, heads = self._parts, self._files, AccessHeads(self._parts.records, self._accesses)
+        if self._postgres is not None:
+            yield Component(name="embedded PostgreSQL", run=self._postgres.keep_running)
+        keyring = partial(follow_keyring, keyring_source(self._settings), reload, parts.report.use_keyring)
+        yield Component(name="keyring reload", run=keyring)
+        if self._tls is not None:
+            yield Component(name="TLS files", run=self._tls.run)
+        yield Component(name="daily files", run=files.run, finish=files.finish)
+        yield Component(name="access heads", run=heads.run, stop=heads.log_own, on_clean_stop=heads.log_others)
+        yield access_writing(self._accesses)
+        yield from lead_writing(parts.writer)
+        yield Component(name="spool upkeep", run=parts.spool.run_upkeep)
+        yield Component(name="drain", run=parts.drain.run)
+        yield Component(name="erasures", run=parts.drain.run_erasures)
+        yield Component(name="limits", run=self._grpc.run)
+        yield Component(name="readiness", run=self._readiness.run)
+
+    async def start(self, reload: asyncio.Event) -> tuple[int, int, int | None]:
+        """Take calls; the ports, as `OnReady` gets them. `reload` asks for the keyring to be read again."""
+        self._metrics.watch_tasks(asyncio.get_running_loop())
+        await self._grpc.start()
+        await self._http.start()
+        if self._ops is not None:
+            await self._ops.start()
+        self._supervisor.start(list(self._tasks(reload)))
+        await self._readiness.check()
+        # What was loaded by now stays: looking at it again and again takes a tenth of a busy service's time.
+        gc.collect()
+        gc.freeze()
+        return self._grpc.port, self._http.port, self._ops.port if self._ops else None
+
+    async def stop(self) -> None:
+        """Answer what runs, take nothing new, and stop the tasks."""
+        settings, supervisor = self._settings, self._supervisor
+        structlog.get_logger("leadkeep").info("stopping")
+        await self._readiness.stop()
+        if supervisor.died is None:
+            # Load balancers and clients notice, and go elsewhere.
+            await asyncio.sleep(shutdown_delay(settings.shutdown_delay))
+        left = await end_calls((self._grpc, self._http), self._work, supervisor, settings.shutdown_grace)
+        if self._ops is not None:
+            # Probes are answered as long as calls are.
+            await self._ops.stop(0)
+        await stop_tasks(supervisor, self._parts.database, max(left, KEPT_SECONDS))
