@@ -16,10 +16,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 from grpc import StatusCode
-from typer.testing import CliRunner
 
 from service.cli.command import INTERRUPTED
-from service.cli.main import app
 from tests.conftest import StartService
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import conflict_with
@@ -40,8 +38,8 @@ def service(service_database: TestDatabase, start_shared: StartService) -> Runni
 
 def run(service: RunningService, *arguments: str, code: int = 0) -> str:
     """What a command printed. In this process: starting one for each command would take most of the time."""
-    done = CliRunner().invoke(app, arguments, env=service.operators_environment)
-    assert done.exit_code == code, done.output
+    done = service.leadkeep_here(*arguments)
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout or done.stderr
 
 

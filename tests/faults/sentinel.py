@@ -23,9 +23,7 @@ import grpc
 import httpx
 import psycopg
 from leadkeep.v1 import lead_service_pb2 as pb
-from typer.testing import CliRunner
 
-from service.cli.main import app
 from service.keys.keyring import Keyring
 from service.storage.keys.replicas import known_name
 from service.storage.spool.rows import peek
@@ -92,9 +90,10 @@ class Trial:
 
     def run(self, what: str, *arguments: str, code: int = 0, token: str = "") -> None:
         """An operator's command, in this process; what it says is kept."""
-        done = CliRunner().invoke(app, arguments, env=self.here.operators_environment | {"LEADKEEP_TOKEN": token})
-        (self.folder / "commands" / f"{what}.txt").write_text(done.output)
-        assert done.exit_code == code, f"{what}: {done.output}"
+        done = self.here.leadkeep_here(*arguments, env={"LEADKEEP_TOKEN": token})
+        printed = done.stdout + done.stderr
+        (self.folder / "commands" / f"{what}.txt").write_text(printed)
+        assert done.returncode == code, f"{what}: {printed}"
 
     def client(self, service: RunningService, channel: grpc.Channel, role: str = "admin") -> Client:
         return Client(service, channel, role)

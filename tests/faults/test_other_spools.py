@@ -80,11 +80,18 @@ def gone(two: Two) -> Iterator[str]:
 
 
 def spooled(two: Two, *leads: pb.Lead) -> list[str]:
-    """Let the other replica take these while the database refuses them; their ids."""
+    """Let the other replica take these while the database refuses them; their ids.
+
+    What is erased from now on was accepted before, even if the replica's clock was measured badly.
+    """
     with refusing(two.database):
         made = [two.there.create(lead) for lead in leads]
         assert {each.state for each in made} == {pb.SAVE_STATE_DELAYED}
         two.there.kill()
+    with sqlite3.connect(f"file:{two.there.data_dir / 'spool' / FILE_NAME}?mode=ro", uri=True) as file:
+        ((latest,),) = file.execute("SELECT max(accepted_at + clock_ahead + clock_error) FROM entry")
+    past = f"SELECT clock_timestamp() > to_timestamp({latest} / 1e6)"
+    assert eventually(lambda: two.value(past) is True, within=WELL_WITHIN)
     return [each.id for each in made]
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import grpc
 import httpx
+import structlog
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
@@ -212,10 +213,15 @@ class RunningService:
         """
         from service.cli.main import app
 
-        with chdir(self.data_dir.parent):
-            done = CliRunner(env=self.operators_environment | dict(env or {})).invoke(
-                app, arguments, input=stdin, catch_exceptions=False
-            )
+        log = structlog.get_config()
+        try:
+            with chdir(self.data_dir.parent):
+                done = CliRunner(env=self.operators_environment | dict(env or {})).invoke(
+                    app, arguments, input=stdin, catch_exceptions=False
+                )
+        finally:
+            # A command has the log write to its standard error, which is closed by now.
+            structlog.configure(**log)
         return subprocess.CompletedProcess(
             arguments, done.exit_code, done.stdout_bytes.decode(), done.stderr_bytes.decode()
         )
