@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -21,6 +22,10 @@ from tests.rpc.calls import Client
 # A run must not fail because the machine is slow, and one that fails must fail again: inputs are the same every time.
 settings.register_profile("leadkeep", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("leadkeep")
+
+# When the last object of grpc.aio is collected, gRPC waits for its poller, for ever if an operation is left. Without
+# this that happens in whatever test collects garbage next.
+grpc.aio.init_grpc_aio()
 
 if disk := memory_disk():
     # A database for each test is hundreds of new files, and syncing them is most of a run's time.
