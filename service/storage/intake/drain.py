@@ -143,7 +143,8 @@ class Drain:
                 if fault != str(error):
                     self._log.error("the spool cannot be read", what=str(error))
                 fault = str(error)
-                step = DrainRound.IDLE
+                # Else nobody would notice that the database takes leads again.
+                step = await self._look_for_end_of_outage()
             took = time.monotonic() - began
             failures = failures + 1 if step is DrainRound.UNREACHABLE else 0
             if step is DrainRound.DRAINED:

@@ -27,6 +27,7 @@ from service.storage.spool.spool import Spool
 from service.supervisor import Component
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.harness.processes import until
 from tests.harness.refusals import REFUSALS, Refusal
 from tests.harness.refusals import refusing as database_refusing
 from tests.harness.supervision import running
@@ -81,6 +82,19 @@ async def test_a_crash_between_the_commit_and_the_removal_changes_nothing(
     assert (stored(database), world.spool.size.waiting) == (2, 0)
     counts = "SELECT (SELECT count(*) FROM resubmission) || ' ' || (SELECT count(*) FROM lead_conflict)"
     assert faults.value_of(database.admin_url, counts) == "1 0"
+
+
+async def test_an_outage_ends_while_the_spool_cannot_be_read(
+    world: World, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreadable(*_: object) -> None:
+        raise SpoolError("unreadable")
+
+    await world.spool.put([submit()])
+    monkeypatch.setattr(world.spool, "oldest", unreadable)
+    world.outage.began("connection", refused=True)
+    async with running(Component(name="drain", run=world.drain.run)):
+        await until(lambda: not world.outage.lasting)
 
 
 @pytest.mark.parametrize("sqlstate", ["22001", "23514"])
