@@ -234,7 +234,9 @@ def test_an_address_gets_few_pages_that_it_does_not_read(wide_front: Nginx, serv
 def test_each_call_of_a_burst_is_stored_or_refused_with_what_the_retry_policy_repeats(
     database: TestDatabase, start_service: StartService, tmp_path: Path
 ) -> None:
-    service = start_service(database_url=database.serve_url)
+    # Few places, so that some calls are refused however slowly they arrive.
+    places = {"LEADKEEP_MAX_CONCURRENT_CALLS": "50"}
+    service = start_service(database_url=database.serve_url, settings=places)
     metadata = service.metadata("chatbot")
     with Nginx(tmp_path, service.grpc_address, service.http_address) as nginx, ExitStack() as channels:
         stubs = [
