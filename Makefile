@@ -37,7 +37,7 @@ WAITING := $(addprefix tests/faults/test_,access_kill.py database_cannot_write.p
   superseded_primary.py synchronous_standby.py task_death.py wrong_clocks.py) tests/interop \
   $(addprefix tests/storage/,database postgres test_frozen_server.py) \
   $(addprefix tests/cli/test_,backup.py superseded_server.py)
-MEASURING := tests/faults/test_chaos_short.py tests/faults/test_daily_file_kill.py tests/test_footprint.py
+MEASURING := $(addprefix tests/,faults/test_chaos_short.py faults/test_daily_file_kill.py http/test_conformance.py test_footprint.py)
 # Else every worker of every run rewrites the assertions of all modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 # Files in the order of tests/conftest.py, the longest first.
