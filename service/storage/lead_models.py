@@ -215,7 +215,7 @@ Index("ix_lead_name_prefix", func.lower(lead.c.name).label("folded"), postgresql
 
 
 class TransactionId(UserDefinedType[str]):
-    """PostgreSQL's xid8: the number of a transaction, which never comes again."""
+    """PostgreSQL's xid8: the number of a transaction, which is never used again."""
 
     cache_ok = True
 

@@ -339,7 +339,7 @@ def leave_when_frozen(url: str, connection: psycopg.Connection) -> None:
 
     A server that is frozen (SIGSTOP, a hanging disk, a paused machine) still acknowledges what is sent to it, so
     neither keepalives nor tcp_user_timeout notice, and no timeout of the server itself runs. A statement that is only
-    slow must not be cut off. What tells both apart is whether the same server lets another connection in.
+    slow must not be cut off. The difference is whether the same server lets another connection in.
 
     It may take 4 s: a second of patience, two for the answer, and the looks in between.
     """

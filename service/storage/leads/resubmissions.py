@@ -67,7 +67,7 @@ LARGEST_READ = 128
 """Subjects in a statement."""
 
 # The duplicate that is the limit: while it is of this hour, so are all that came after it. A look at a lead without
-# address, e-mail and notes by UpdateLead cannot be told from a duplicate, and counts too.
+# address, e-mail and notes by UpdateLead is recorded like a duplicate, and counts too.
 _REFUSED_FOR = Statement(
     text("""
     SELECT asked.subject, CAST(extract(epoch FROM last.found_at + interval '1 hour' - now()) AS float8) AS seconds
