@@ -31,17 +31,15 @@ from service.storage.database.failures import RetryScope, retry_scope, with_retr
 from service.storage.intake import all_spools
 from service.storage.intake import drain as drain_module
 from service.storage.keys.replicas import ReplicaReport
-from service.storage.leads.changes import LeadHistory
 from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch
 from service.storage.leads.erasures import RetentionRule, erase_due
 from service.storage.leads.import_export import restore_leads
-from service.storage.leads.persons import Persons, Ref
+from service.storage.leads.persons import Ref
 from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.supervisor import Component
 from service.use_cases.conflict_service import ConflictService
-from service.use_cases.person_service import ErasureService, PersonService
 from service.validation import ValidationService
 from tests.faults.race_rules import Person
 from tests.harness.postgres import TestDatabase
@@ -94,40 +92,22 @@ class Replicas:
             validation=ValidationService(),
             page_token_tags=self._encryption.page_token_tags,
         )
-        erasures = ErasureService(
-            erasures=world.erasures,
-            spool=world.spool,
-            recent=world.recent,
-            validation=ValidationService(),
-            reseal=world.reseal,
-        )
 
         async def erase(name: str, person: Person) -> str:
-            await erasures.erase_lead(OPERATOR, person.ids()[name], reason="asked for it")
+            await world.erasing.erase_lead(OPERATOR, person.ids()[name], reason="asked for it")
             return "erased"
-
-        persons = PersonService(
-            persons=Persons(world.database, world.reseal),
-            history=LeadHistory(world.database),
-            erasures=world.erasures,
-            erasing=erasures,
-            spools=world.spools,
-            sealer=self.sealer,
-            validation=ValidationService(),
-            page_token_tags=self._encryption.page_token_tags,
-        )
 
         async def erase_person(person: Person) -> str:
             number = person.number
             wanted = {"phone": f"+88015{number:08d}", "nid": f"77{number:011d}"}
-            matches, _, _ = await persons.find(wanted, page_token="", hidden=())
+            matches, _, _ = await world.persons.find(wanted, page_token="", hidden=())
             # By one of them: the other one may be corrected just now. A lead that shares the phone is another person's.
             own = {person.lead.id, person.resubmission.id, *([person.conflict.id] if person.is_same else [])}
             refs = [Ref(each.match.kind, each.match.id) for each in matches]
             if chosen := [
                 ref for ref, each in zip(refs, matches, strict=True) if ref.id in own or "nid" in each.match.fields
             ]:
-                await persons.erase(OPERATOR, chosen, reason="asked for it")
+                await world.persons.erase(OPERATOR, chosen, reason="asked for it")
             return "erased"
 
         async def decide(resolution: ConflictResolution, person: Person) -> str:

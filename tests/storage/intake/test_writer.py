@@ -26,12 +26,16 @@ from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.drain import Drain
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.intake.writer import LeadWriter
+from service.storage.leads.changes import LeadHistory
 from service.storage.leads.decision import Created, Delayed, DuplicateMatch, MatchedLead, Outcome, RequestIdReused
 from service.storage.leads.erasures import Erasures
 from service.storage.leads.open_erasures import OpenErasures
+from service.storage.leads.persons import Persons
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool, SpoolOverlap
 from service.supervisor import Supervisor
+from service.use_cases.person_service import ErasureService, PersonService
+from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.harness.refusals import REFUSALS, Refusal
@@ -51,6 +55,7 @@ class World:
         self.batches: list[int] = []
         self.retries: list[Retry] = []
         self.outage, self.spool, self.database = Outage(), spool, database
+        self._sealer, self._encryption = sealer, encryption
         open_erasures = OpenErasures(name, encryption)
         self.store = SubmissionStore(database, open_erasures=open_erasures)
         self.recent = RecentRequests()
@@ -75,6 +80,31 @@ class World:
             erasures=self.erasures,
             apply_erasures=self.spools.apply_erasures,
             reseal=sealer.resealed_and_reindexed,
+        )
+
+    @property
+    def erasing(self) -> ErasureService:
+        """Erases from this replica."""
+        return ErasureService(
+            erasures=self.erasures,
+            spool=self.spool,
+            recent=self.recent,
+            validation=ValidationService(),
+            reseal=self.reseal,
+        )
+
+    @property
+    def persons(self) -> PersonService:
+        """Finds, exports and erases persons from this replica."""
+        return PersonService(
+            persons=Persons(self.database, self.reseal),
+            history=LeadHistory(self.database),
+            erasures=self.erasures,
+            erasing=self.erasing,
+            spools=self.spools,
+            sealer=self._sealer,
+            validation=ValidationService(),
+            page_token_tags=self._encryption.page_token_tags,
         )
 
     def start(self) -> None:

@@ -18,8 +18,6 @@ from service.storage.database.database import Database
 from service.storage.leads.conflicts import ConflictRepository, Decision, OwnLead
 from service.storage.leads.decision import Outcome
 from service.storage.spool.spool import Spool
-from service.use_cases.person_service import ErasureService
-from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit
@@ -48,13 +46,7 @@ async def replica(
 
 async def erase(world: World, lead_id: UUID) -> tuple[UUID, ...]:
     """Erase through one replica; the conflicts that are kept of others."""
-    return await ErasureService(
-        erasures=world.erasures,
-        spool=world.spool,
-        recent=world.recent,
-        validation=ValidationService(),
-        reseal=world.reseal,
-    ).erase_lead(OPERATOR, lead_id, reason="asked for it")
+    return await world.erasing.erase_lead(OPERATOR, lead_id, reason="asked for it")
 
 
 async def drain(world: World) -> None:

@@ -13,17 +13,14 @@ from sqlalchemy import text
 
 from service.errors import IndexIncompleteError
 from service.factories import new_id
-from service.keys.encryption import EncryptionService
 from service.lead_sealer import LeadSealer
 from service.scopes import ROLES, Caller
 from service.storage import models
 from service.storage.database.database import DIALECT, Database
-from service.storage.leads.changes import LeadHistory
 from service.storage.leads.decision import Aliased, Erased
 from service.storage.leads.erasing import Tombstone
-from service.storage.leads.persons import Match, MatchKind, Persons, Ref, indexed_otherwise
-from service.use_cases.person_service import ErasedPerson, ErasureService, PersonService
-from service.validation import ValidationService
+from service.storage.leads.persons import Match, MatchKind, Ref, indexed_otherwise
+from service.use_cases.person_service import ErasedPerson, PersonService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit
@@ -39,24 +36,8 @@ RENAMED = {"submission_id": "id", "actor": "created_by", "submitted_at": "accept
 
 
 @pytest.fixture
-def persons(world: World, sealer: LeadSealer, encryption: EncryptionService) -> PersonService:
-    erasing = ErasureService(
-        erasures=world.erasures,
-        spool=world.spool,
-        recent=world.recent,
-        validation=ValidationService(),
-        reseal=world.reseal,
-    )
-    return PersonService(
-        persons=Persons(world.database, world.reseal),
-        history=LeadHistory(world.database),
-        erasures=world.erasures,
-        erasing=erasing,
-        spools=world.spools,
-        sealer=sealer,
-        validation=ValidationService(),
-        page_token_tags=encryption.page_token_tags,
-    )
+def persons(world: World) -> PersonService:
+    return world.persons
 
 
 async def found(persons: PersonService, **wanted: str) -> list[Match]:
