@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the others stay in their order."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the last lines of each service beside a test that failed: it runs in a process of its own."""
+    report = yield
+    if report.failed:
+        for service in _running:
+            assert service.process is not None
+            title = f"log of {service.data_dir.name}, which {_state(service.process.poll())}"
+            report.sections.append((title, service.log()[-2000:]))
+    return report
+
+
+def _state(code: int | None) -> str:
+    return "runs" if code is None else f"ended with {code}"
+
+
+_running: list[RunningService] = []
+"""The services of the test that runs, and of its module."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -115,10 +135,12 @@ def _services(folder: Path) -> Iterator[StartService]:
     def start(name: str = "leadkeep", *, wait: bool = True, forked: bool = True, **more: Any) -> RunningService:
         service = RunningService(folder / name, **more)
         started.append(service)
+        _running.append(service)
         return service.start(wait=wait, forked=forked)
 
     yield start
     for service in started:
+        _running.remove(service)
         service.stop()
         remove_embedded_database(service.data_dir)
 

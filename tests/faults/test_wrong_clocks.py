@@ -72,11 +72,12 @@ class Replica:
 
     @contextmanager
     def cut_off(self) -> Iterator[None]:
-        """Without the database for a while; when this ends, all that waited is drained."""
+        """Without the database for a while; when this ends, all that waited is drained, and calls are served."""
         self._background.run(self._proxy.set_mode(Mode.REFUSE))
         yield
         self._background.run(self._proxy.set_mode(Mode.FORWARD))
         self.drained()
+        assert eventually(lambda: self.service.is_well, within=120)
 
     def drained(self) -> None:
         """Wait until nothing is in the spool. On a busy machine leads wait there also with the database at hand."""
