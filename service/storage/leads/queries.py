@@ -239,7 +239,7 @@ async def find_page(
     if finding := sorted(FOUND_FIRST & wanted.keys()):
         query = page([await _found_first(connection, wanted, finding)], LEAD.c[order.column])
     else:
-        parts = _parts(wanted, order, goes_on=after is not None)
+        parts = _parts(wanted, order, after[0] if after is not None else None)
         merged = union_all(*(page(*part) for part in parts)).subquery()
         query = select(merged).order_by(*in_order(merged.c, merged.c.place)).limit(limit)
     return [(row[0], lead_of(row[1:])) for row in await connection.execute(query)]
@@ -261,8 +261,8 @@ Part = tuple[list[ColumnElement[bool]], ColumnElement[Any]]
 """The conditions of leads that an index has in order, and the time by which it has them."""
 
 
-def _parts(wanted: Filters, order: LeadOrder, *, goes_on: bool) -> Iterator[Part]:
-    """The parts of an index that make up a list; `goes_on`: it continues after a place, so that no filter says where.
+def _parts(wanted: Filters, order: LeadOrder, after: datetime | None) -> Iterator[Part]:
+    """The parts of an index that make up a list; `after`: the time of the place behind which it continues.
 
     The index of a filter has the leads of each status apart, and those that were changed since they were created.
     """
@@ -271,17 +271,25 @@ def _parts(wanted: Filters, order: LeadOrder, *, goes_on: bool) -> Iterator[Part
     unchanged = {name: value for name, value in given.items() if name not in ("created_after", "updated_before")}
     if "updated_after" in unchanged:
         unchanged["created_after"] = unchanged.pop("updated_after")
-    if goes_on:
-        # From where a span begins PostgreSQL would walk to the place.
-        side = "before" if order.is_descending else "after"
-        given.pop(f"{order.column.removesuffix('_at')}_{side}", None)
-        unchanged.pop(f"created_{side}", None)
+    if after is not None:
+        _leave_out_passed(given, order.column.removesuffix("_at"), order, after)
+        _leave_out_passed(unchanged, "created", order, after)
     if order.column == "resubmitted_at" or _BY_FILTER.isdisjoint(wanted):
         yield _conditions(given), LEAD.c[order.column]
         return
     for status in [{"statuses": [each]} for each in wanted.get("statuses", ())] or [{}]:
         yield [*_conditions(unchanged | status), literal_column(f"{models.IS_CHANGED} = 0")], LEAD.c.created_at
         yield [*_conditions(given | status), literal_column(f"{models.IS_CHANGED} = 1")], LEAD.c[order.column]
+
+
+def _leave_out_passed(filters: dict[str, Any], change: str, order: LeadOrder, after: datetime) -> None:
+    """Remove the bound at which a list of this order begins if its place is beyond it.
+
+    PostgreSQL would walk from the bound to the place. A bound of the other time may still be ahead.
+    """
+    name = f"{change}_before" if order.is_descending else f"{change}_after"
+    if name in filters and (after < filters[name] if order.is_descending else after >= filters[name]):
+        del filters[name]
 
 
 def _narrowed(wanted: Filters) -> dict[str, datetime]:

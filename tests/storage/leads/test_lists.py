@@ -191,6 +191,22 @@ async def test_any_filters_together_find_page_by_page_what_python_finds(
     await leads.read_within(60, compare)
 
 
+@pytest.mark.parametrize("filters", [{"created_by": "bot"}, {"statuses": (LeadStatus.NEW, LeadStatus.CONTACTED)}])
+async def test_a_span_of_one_time_holds_on_every_page_in_the_order_of_the_other(
+    leads: Database, rows: list[Row], filters: Filters
+) -> None:
+    # Many leads on either side of it, so that a page ends on each side.
+    span = NOON + timedelta(minutes=20)
+
+    async def compare(connection: AsyncConnection) -> None:
+        for name in ("created_after", "created_before", "updated_after", "updated_before"):
+            for order in LeadOrder:
+                wanted = {**filters, name: span}
+                assert await walked(connection, wanted, order, 7) == in_python(rows, wanted, order), (name, order)
+
+    await leads.read_within(60, compare)
+
+
 async def test_a_list_of_too_many_to_sort_is_refused_and_another_filter_helps(
     connected: Database, store: SubmissionStore, submit: Submit, database: TestDatabase
 ) -> None:
