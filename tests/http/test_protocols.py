@@ -313,9 +313,15 @@ class TestBoth:
             await client.post(GET_LEAD, content=enveloped(zipped, 1), headers=WEB | {"grpc-encoding": "gzip"})
             assert servicer.requests[-2:] == [asked, asked]
 
+    async def test_an_empty_message_is_not_decompressed(self, client: httpx.AsyncClient, servicer: Servicer) -> None:
+        response = await client.post(GET_LEAD, content=b"", headers=PROTO | {"content-encoding": "gzip"})
+        assert response.status_code == 200
+        response = await client.post(GET_LEAD, content=enveloped(b"", 1), headers=WEB | {"grpc-encoding": "gzip"})
+        assert web_answer(response)[1]["grpc-status"] == "0"
+        assert servicer.requests == [pb.GetLeadRequest(), pb.GetLeadRequest()]
+
     async def test_what_is_no_gzip_is_refused(self, client: httpx.AsyncClient, servicer: Servicer) -> None:
         for body in [
-            b"",
             b"\x1f\x8b",
             gzip.compress(b"")[:-1],
             gzip.compress(b"") * 2,
