@@ -241,8 +241,12 @@ def _field_mask(text: str) -> FieldMask:
 
 
 def _integer(value: object, bits: int) -> int:
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        value = int(value)
+    match value:
+        case str() if _INTEGER.fullmatch(value):
+            value = int(value)
+        # 5.0 is a whole number, as in protobuf's JSON; beyond 2^53 the reader of JSON may have rounded it.
+        case float() if value.is_integer() and abs(value) < 1 << 53:
+            value = int(value)
     # True is an int to Python and none to JSON.
     if not isinstance(value, int) or isinstance(value, bool) or not -(1 << bits - 1) <= value < 1 << bits - 1:
         raise ValueRefusedError(f"must be a whole number of {bits} bits")

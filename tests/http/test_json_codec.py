@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -48,6 +49,24 @@ def test_any_bytes_are_parameters_or_refused(raw: bytes) -> None:
 
 def test_64_bit_integers_are_strings() -> None:
     assert b'"version":"9007199254740993"' in to_json(pb.Lead(version=9007199254740993))
+
+
+def test_a_whole_number_may_have_a_fraction_of_zero() -> None:
+    for text, read in ((b"5.0", 5), (b"1e2", 100), (b"-0.0", 0), (b"9007199254740991.0", 2**53 - 1)):
+        request = pb.UpdateStatusRequest()
+        fill(request, [("expected_version", json.loads(text))], names=["expected_version"], whole="body")
+        assert request.expected_version == read
+
+
+def test_a_number_that_may_have_been_rounded_is_refused() -> None:
+    for text in (b"5.5", b"1e400", b"-1e400", b"9007199254740993.0", b"1e30"):
+        with pytest.raises(LeadValidationError):
+            fill(
+                pb.UpdateStatusRequest(),
+                [("expected_version", json.loads(text))],
+                names=["expected_version"],
+                whole="body",
+            )
 
 
 def _set_time(text: str) -> None:
