@@ -56,13 +56,18 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return parsed
 
 
-def is_utf8_json(content_type: str) -> bool:
-    """Whether a Content-Type names JSON in UTF-8."""
-    if content_type == "application/json":
+def media_type(content_type: str) -> str:
+    """The media type of a Content-Type, without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def is_utf8(content_type: str) -> bool:
+    """Whether a Content-Type names UTF-8, or no character set."""
+    if ";" not in content_type:
         return True
     header = Header()
     header["content-type"] = content_type
-    return header.get_content_type() == "application/json" and header.get_content_charset("utf-8") in ("utf-8", "utf8")
+    return header.get_content_charset("utf-8") in ("utf-8", "utf8")
 
 
 def parse_query(raw: bytes) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ from starlette.responses import Response
 
 from service.errors import LeadkeepError, invalid
 from service.http.calls import Form, Timeout, body_within, fill_from_json, http_handler
-from service.http.json_codec import encoded, is_utf8_json, parse_object, to_json
+from service.http.json_codec import encoded, is_utf8, media_type, parse_object, to_json
 from service.http.paths import HttpHandler
 from service.http.problems import HTTP_STATUS, SAFE_HEADERS, HttpProblemError, headers_of
 from service.rpc.call import Call, Handler
@@ -68,8 +68,8 @@ def rpc_paths(
     forms = _forms(optional)
 
     def form_of(sent: str) -> Form:
-        form = forms.get(sent.partition(";")[0].strip().lower())
-        if form is None or ("json" in sent and ";" in sent and not is_utf8_json(sent)):
+        form = forms.get(kind := media_type(sent))
+        if form is None or (kind.endswith("json") and not is_utf8(sent)):
             # Browsers send none of these across sites without asking, which keeps other sites' forms out.
             taken = ", ".join(forms)
             raise HttpProblemError(415, f"the Content-Type must be one of: {taken}", {"accept-post": taken})

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from service.errors import LeadkeepError
 from service.http.calls import Timeout, body_within, fill_from_json, http_handler
-from service.http.json_codec import fill, is_utf8_json, parse_object, parse_query, to_json
+from service.http.json_codec import fill, is_utf8, media_type, parse_object, parse_query, to_json
 from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.rpc.call import SERVICE, Call, Handler
@@ -144,7 +144,8 @@ class RouteForm:
             detail = "send the body as it is, without Content-Encoding"
             raise HttpProblemError(415, detail, {"accept-encoding": "identity"})
         body = await body_within(request, headers, LARGEST_REQUEST)
-        if body and not is_utf8_json(headers.get("content-type", "")):
+        sent = headers.get("content-type", "")
+        if body and (media_type(sent) != "application/json" or not is_utf8(sent)):
             # Also keeps other sites' forms out: a browser sends this type across sites only after asking.
             detail = "send the body as Content-Type: application/json, in UTF-8"
             raise HttpProblemError(415, detail, {"accept": "application/json"})

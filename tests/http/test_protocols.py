@@ -376,12 +376,36 @@ class TestBoth:
     ) -> None:
         for content_type in [
             *("", "text/plain", "application/grpc", "application/connect+proto", "application/protobuf", "proto"),
-            *("application/json; charset=latin-1", "application/x-www-form-urlencoded", "multipart/form-data"),
+            *(
+                "application/json; charset=latin-1",
+                "application/grpc-web+json; charset=utf-16",
+                "application/x-www-form-urlencoded",
+                "multipart/form-data",
+            ),
         ]:
             response = await client.post(GET_LEAD, content=b"", headers={"content-type": content_type})
             assert response.status_code == 415
             assert "application/proto, application/json" in response.headers["accept-post"]
             assert servicer.calls == []
+
+    async def test_a_content_type_may_have_parameters(self, client: httpx.AsyncClient) -> None:
+        for content_type in [
+            *(
+                "application/json; charset=utf-8",
+                'Application/JSON;charset="UTF-8"',
+                "application/grpc-web+json; charset=utf8",
+            ),
+            *(
+                "application/proto; charset=utf-8",
+                'application/proto; messagetype="a.json"',
+                "application/grpc-web; a=b",
+            ),
+        ]:
+            body = b"{}" if content_type.lower().startswith("application/json") else b""
+            if "web" in content_type:
+                body = enveloped(b"{}" if "json" in content_type else b"")
+            response = await client.post(GET_LEAD, content=body, headers={"content-type": content_type})
+            assert response.status_code == 200, content_type
 
     async def test_only_post_is_answered(self, client: httpx.AsyncClient, servicer: Servicer) -> None:
         for method in ["GET", "PUT", "DELETE", "PATCH", "HEAD"]:
