@@ -200,8 +200,8 @@ async def test_calls_that_a_busy_service_takes_too_late_are_not_told_to_ask_for_
     sent.wait()
     time.sleep(TIMEOUT - FEWEST_SECONDS)  # noqa: ASYNC251
     answers = Counter([await asyncio.to_thread(reason_of, call) for call in await sending])
-    assert answers.keys() <= {"QUEUE_FULL", "DEADLINE_TOO_SHORT", "DEADLINE_EXCEEDED"}, answers
-    # So many are taken before it is known that they waited.
+    assert answers.keys() <= {"OK", "QUEUE_FULL", "DEADLINE_TOO_SHORT", "DEADLINE_EXCEEDED"}, answers
+    # So many are taken before it is known that they waited; on an idle machine they are answered in time.
     assert answers["DEADLINE_TOO_SHORT"] < MANY, answers
     assert len(leads.begun_with) < MANY
     for channel in channels:
