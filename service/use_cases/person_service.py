@@ -40,6 +40,8 @@ from service.validation import ValidationService
 
 MOST_REFS = 100
 
+_SUBMISSIONS = (MatchKind.RESUBMISSION, MatchKind.CONFLICT)
+
 _NOT_BEGUN = BEGINNING._replace(version=-1)
 """The place in an item's history before its content."""
 
@@ -229,7 +231,7 @@ class PersonService:
         if page_token:
             at, text = read_page_token(page_token, str, list_identity=identity, tags=self._page_token_tags)
             first, after = int(text.partition("/")[0]), (at, text)
-        page, ids = Export(), {each.id for each in refs}
+        page = Export()
         waiting: dict[UUID, Item] = {}
         if wanted := [each.id for each in refs[first:] if each.kind is MatchKind.WAITING]:
             sealed, page.unanswered = await self._spools.export(wanted)
@@ -239,27 +241,34 @@ class PersonService:
             if not items:
                 page.not_found.append(ref)
             resumed = _resumed(after) if after is not None and number == first else None
+            elsewhere = {each.id for each in refs if each.id != ref.id or each.kind in _SUBMISSIONS}
+            before = set[UUID]()
             for item in items:
-                if not item.is_chosen and item.id in ids:
+                # A lead and the decided conflict that it was have one id, and one history.
+                with_history = item.id not in before
+                before.add(item.id)
+                if not item.is_chosen and item.id in elsewhere:
                     continue  # it has a place of its own
                 if resumed is not None and item.place < resumed[0]:
                     continue
                 behind = resumed[1] if resumed is not None and item.place == resumed[0] else None
-                last = await self._add(page, ref, item, behind)
+                last = await self._add(page, ref, item, behind, with_history=with_history)
                 if last is not None:
                     at, text = last.at, "/".join(map(str, (number, *_item_text(item), *last[1:])))
                     page.next_page_token = make_page_token(at, text, list_identity=identity, tags=self._page_token_tags)
                     return page
         return page
 
-    async def _add(self, page: Export, ref: Ref, item: Item, after: EventPlace | None) -> EventPlace | None:
+    async def _add(
+        self, page: Export, ref: Ref, item: Item, after: EventPlace | None, *, with_history: bool
+    ) -> EventPlace | None:
         """Add an item and its history behind a place; where the page was full, None if it was not."""
         if after in (None, _NOT_BEGUN):
             if len(page.parts) == LARGEST_PAGE:
                 return _NOT_BEGUN
             page.parts.append(Part(ref, item, self._opened(item)))
             after = BEGINNING
-        while True:
+        while with_history:
             room = LARGEST_PAGE - len(page.parts)
             if room == 0:
                 return after
@@ -268,6 +277,7 @@ class PersonService:
             if len(events) < room:
                 return None
             after = events[-1][1]
+        return None
 
     def _opened(self, item: Item) -> Lead | Resubmission | Conflict:
         match item.sealed:

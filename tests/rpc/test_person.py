@@ -12,6 +12,7 @@ from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.scopes import Scope
+from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, execute, refused
@@ -287,6 +288,46 @@ def test_a_long_export_comes_page_by_page_without_gap_or_repeat(admin: Client) -
     events = [(each.id, each.event.id) for each in records if each.part == pb.PERSON_PART_HISTORY]
     assert len(content) == len(set(content)) == 61
     assert len(events) == len(set(events)) >= 61
+
+
+def become_a_lead(admin: Client, service: RunningService, lead_id: str, submission: pb.Lead) -> str:
+    """The id of a submission that matches a lead by its phone and was decided to be a lead of its own."""
+    resubmit(admin, submission)
+    conflict_id = conflict_with(service.environment["LEADKEEP_DATABASE_URL"], lead_id)
+    decision = pb.ResolveConflictRequest(id=conflict_id, resolution=pb.CONFLICT_RESOLUTION_OWN_LEAD)
+    assert admin.call("ResolveConflict", decision).lead.id == conflict_id
+    return conflict_id
+
+
+def test_an_export_shows_nothing_of_a_relative_who_became_a_lead_beside_the_chosen_one(
+    service: RunningService, admin: Client
+) -> None:
+    person = somebody()
+    lead_id = admin.create(person).id
+    relative = somebody(phone=person.phone)
+    become_a_lead(admin, service, lead_id, relative)
+
+    records = export(admin, [pb.PersonMatch(kind=LEAD, id=lead_id)])
+
+    assert {each.id for each in records} == {lead_id}
+    assert relative.address not in str(records)
+
+
+def test_an_export_of_a_lead_shows_what_was_submitted_before_it_was_decided_and_corrected(
+    service: RunningService, admin: Client
+) -> None:
+    other = somebody()
+    sent = somebody(phone=other.phone)
+    lead_id = become_a_lead(admin, service, admin.create(other).id, sent)
+    admin.correct(lead_id, address="Somewhere else")
+
+    for chosen in ([LEAD], [LEAD, CONFLICT], [CONFLICT, LEAD]):
+        records = export(admin, [pb.PersonMatch(kind=kind, id=lead_id) for kind in chosen])
+        contents = [each.lead.address or each.conflict.submission.address for each in records if each.part != 3]
+        assert sorted(filter(None, contents)) == sorted([sent.address, "Somewhere else"]), chosen
+    found = export(admin, [pb.PersonMatch(kind=LEAD, id=lead_id)])
+    events = [(each.event.type == 8, each.event.id) for each in found if each.part == 3]
+    assert len(events) == len(set(events))
 
 
 def test_refs_that_nobody_knows_are_named(admin: Client) -> None:

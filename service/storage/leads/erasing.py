@@ -296,8 +296,9 @@ async def bury_alone(connection: AsyncConnection, wanted: UUID, known: KnownTomb
 async def other_submissions(
     connection: AsyncConnection, lead_id: UUID, reseal: Reseal | None
 ) -> tuple[list[UUID], list[UUID]]:
-    """The conflicts and the resubmissions that an erasure of a lead would take with it."""
-    return await _rows_of(connection, await person_of(connection, lead_id, reseal), lead_id, reseal, until=None)
+    """The conflicts and the resubmissions of the person of a lead."""
+    person = await person_of(connection, lead_id, reseal)
+    return await _rows_of(connection, person, lead_id, reseal, until=None, with_kept_by_leads=False)
 
 
 async def _erase(
@@ -327,9 +328,18 @@ async def _leads_with_both(connection: AsyncConnection, person: Person, *, until
 
 
 async def _rows_of(
-    connection: AsyncConnection, person: Person, target: UUID, reseal: Reseal | None, *, until: datetime | None
+    connection: AsyncConnection,
+    person: Person,
+    target: UUID,
+    reseal: Reseal | None,
+    *,
+    until: datetime | None,
+    with_kept_by_leads: bool = True,
 ) -> tuple[list[UUID], list[UUID]]:
-    """A person's conflicts, decided or not, and resubmissions, of whatever lead; of those accepted `until` a moment."""
+    """A person's conflicts, decided or not, and resubmissions, of whatever lead; of those accepted `until` a moment.
+
+    `with_kept_by_leads`: also another person's conflict with the lead `target` that became a lead of its own.
+    """
 
     def is_own(row: Any, row_id: UUID, subject: str) -> bool:
         entry = _entry(row, row_id, subject)
@@ -339,8 +349,9 @@ async def _rows_of(
     def is_own_conflict(row: Any) -> bool:
         matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
         # Nothing is lost with one that became a lead of its own: that lead holds its values.
-        is_kept_by_lead = row.resolution == ConflictResolution.OWN_LEAD and target in matched
-        return is_kept_by_lead or matched[:2] == (target, target) or is_own(row, row.id, row.created_by)
+        became_a_lead = row.resolution == ConflictResolution.OWN_LEAD and target in matched
+        goes_along = became_a_lead and with_kept_by_leads
+        return goes_along or matched[:2] == (target, target) or is_own(row, row.id, row.created_by)
 
     def is_own_submission(row: Any) -> bool:
         return (row.verified and row.lead_id == target) or is_own(row, row.submission_id, row.actor)
