@@ -67,6 +67,8 @@ def list_leads(
     conversation_id: Annotated[str, customers_option("Linked to this conversation")] = "",
     phone: Annotated[str, customers_option("With this phone")] = "",
     nid: Annotated[str, customers_option("With this national ID")] = "",
+    email: Annotated[str, customers_option("With this e-mail address")] = "",
+    reference: Annotated[str, typer.Option(help="With the reference of this confirmation, LK-XXXX-XXXX.")] = "",
     order: Annotated[Order, typer.Option(help="By which time, and whether the latest comes first.")] = "created-desc",
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     reveal: Reveal = "",
@@ -75,7 +77,8 @@ def list_leads(
 ) -> None:
     """List leads, sensitive values masked; all filters that are given must match."""
     view, scopes = showing(unmask=False, reveal=reveal)
-    scopes += [UNMASK_SCOPES[name] for name, value in (("phone", phone), ("nid", nid)) if value]
+    by_value = (("phone", phone), ("nid", nid), ("email", email))
+    scopes += [UNMASK_SCOPES[name] for name, value in by_value if value]
     request = pb.ListLeadsRequest(
         # One more than is shown, not a page more: each lead of a page is recorded.
         page_size=min(limit + 1, LARGEST_PAGE),
@@ -94,6 +97,8 @@ def list_leads(
         conversation_id=conversation_id,
         phone=phone,
         nid=nid,
+        email=email,
+        reference=reference,
         order_by=None if order == "created-desc" else f"LEAD_ORDER_{order.replace('-', '_').upper()}",
     )
     with connected(load_settings(), Scope.READ, *scopes, reason=reason) as call:

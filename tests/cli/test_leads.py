@@ -82,7 +82,21 @@ def test_each_filter_and_order_is_an_option(
     assert ids(service, *arguments) == [people[number].id for number in found]
 
 
-@pytest.mark.parametrize("field", ["phone", "nid"])
+def test_every_filter_of_the_contract_is_an_option(service: RunningService) -> None:
+    others = {"page_size", "page_token", "view", "order_by"}
+    names = set(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name) - others
+    options = {"statuses": "status", "interested_policy": "policy"}
+    help_text = service.leadkeep_here("leads", "list", "--help").stdout
+    wanted = [f"--{options.get(name, name).replace('_', '-')} " for name in names]
+    assert [option for option in wanted if option not in help_text] == []
+
+
+def test_the_reference_of_a_confirmation_finds_its_lead(service: RunningService, people: list[pb.Lead]) -> None:
+    reference = service.get(people[1].id).reference
+    assert ids(service, "--reference", reference.lower()) == [people[1].id]
+
+
+@pytest.mark.parametrize("field", ["phone", "nid", "email"])
 def test_a_customers_value_is_read_from_standard_input_and_the_search_is_on_record(
     service: RunningService, people: list[pb.Lead], service_database: TestDatabase, field: str
 ) -> None:
