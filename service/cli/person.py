@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -36,8 +37,11 @@ Nid = Annotated[str, customers_option("With this national ID")]
 Email = Annotated[str, customers_option("With this e-mail address")]
 Chosen = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CHOSEN]...", help="Numbers of the list that find prints, or ids, which stay."),
+    typer.Argument(
+        metavar="[CHOSEN]...", help="Numbers of the list that find prints, as 2 or 1,3-5, or ids, which stay."
+    ),
 ]
+_NUMBERS = re.compile(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*")
 All = Annotated[bool, typer.Option("--all", help="Everything in the list.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing; for scripts.")]
 
@@ -135,28 +139,40 @@ def _chosen(
     matches, unanswered = _found(call, wanted)
     if not matches:
         raise StartRefusedError("nothing was found" + (", but not every replica has answered" if unanswered else ""))
-    named = matches if everything else [each for text in chosen for each in _named(text, matches)]
+    every = range(1, 1 + len(matches))
+    numbers = list(every) if everything else sorted({each for text in chosen for each in _numbers(text, matches)})
     if not yes:
         for line in _lines(matches):
             echo(line, err=True)
-        numbers = ", ".join(str(1 + matches.index(each)) for each in named)
-        if not typer.confirm(f"{what} {len(named)} of {len(matches)}: {numbers}?", err=True):
+        listed = ", ".join(map(str, numbers))
+        if not typer.confirm(f"{what} {len(numbers)} of {len(matches)}: {listed}?", err=True):
             raise typer.Exit(1)
-    return named, unanswered
+    return [matches[number - 1] for number in numbers], unanswered
 
 
-def _named(text: str, matches: Sequence[pb.PersonMatch]) -> list[pb.PersonMatch]:
-    if text.isdecimal():
-        found = [match for number, match in enumerate(matches, start=1) if number == int(text)]
-    else:
-        try:
-            wanted = str(UUID(text))
-        except ValueError:
-            raise typer.BadParameter("must be a number of the list, or an id", param_hint="CHOSEN") from None
-        found = [match for match in matches if match.id == wanted]
+def _numbers(text: str, matches: Sequence[pb.PersonMatch]) -> list[int]:
+    """The numbers of matches that an argument names: `2`, `1,3-5`, or an id."""
+    found: list[int] = []
+    if _NUMBERS.fullmatch(text):
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            span = range(int(first), 1 + int(last or first))
+            if not span or span[0] < 1 or span[-1] > len(matches):
+                raise _not_found(part)
+            found += span
+        return found
+    try:
+        wanted = str(UUID(text))
+    except ValueError:
+        raise typer.BadParameter("must be numbers of the list, as 2 or 1,3-5, or an id", param_hint="CHOSEN") from None
+    found += (number for number, match in enumerate(matches, start=1) if match.id == wanted)
     if not found:
-        raise StartRefusedError(f"the search does not find {text}: leadkeep person find lists what it finds")
+        raise _not_found(text)
     return found
+
+
+def _not_found(text: str) -> StartRefusedError:
+    return StartRefusedError(f"the search does not find {text}: leadkeep person find lists what it finds")
 
 
 def _exported(call: Call, matches: Sequence[pb.PersonMatch]) -> dict[str, Any]:

@@ -85,6 +85,28 @@ def test_erase_takes_numbers_and_ids_and_leaves_the_rest(service: RunningService
     assert found(service, life) == before[:4]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "numbers"), [(["2"], [2]), (["1,3-5"], [1, 3, 4, 5]), (["4-6", "5", "2,2"], [2, 4, 5, 6])]
+)
+def test_what_is_chosen_is_exported_once(
+    service: RunningService, life: Life, chosen: list[str], numbers: list[int]
+) -> None:
+    listed = found(service, life)
+
+    done = service.leadkeep_here("person", "export", "--email", life.email, *chosen, "--yes")
+
+    assert done.returncode == 0, done.stderr
+    assert [each["id"] for each in json.loads(done.stdout)["chosen"]] == [listed[each - 1]["id"] for each in numbers]
+
+
+@pytest.mark.parametrize("beyond", ["0", "7", "0-2", "5-7", "3-1", "2,9"])
+def test_a_number_that_is_not_in_the_list_is_refused(service: RunningService, life: Life, beyond: str) -> None:
+    done = service.leadkeep_here("person", "erase", "--email", life.email, beyond, "--yes")
+
+    assert (done.returncode, "does not find" in done.stderr) == (1, True)
+    assert len(found(service, life)) == 6
+
+
 def test_nothing_is_erased_where_nobody_can_be_asked(service: RunningService, life: Life) -> None:
     done = service.leadkeep_here("person", "erase", "--email", life.email, "--all")
 
