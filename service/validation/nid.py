@@ -18,6 +18,7 @@ from service.validation.text import (
     ValueRefusedError,
     ascii_form,
     is_blank,
+    is_date,
     raw_limit,
     refuse_mask,
 )
@@ -41,12 +42,13 @@ _ASCII = re.compile(r"[0-9A-Z]+")
 # Minus sign and hyphen bullet; NFKC has made ASCII of the full-width forms.
 _SEPARATORS = "−⁃-./_:()"  # noqa: RUF001 # that they look alike is why they are read alike
 
-_PLACEHOLDER = re.compile(r"[^1-9]*|(.)\1*")
-"""No digit between 1 and 9, or one character only. Every national ID has such a digit, and no word of any language."""
+_PLACEHOLDER = re.compile(r"[^1-9]*|(.)\1*|X{3,}[0-9]{1,6}|[0-9A-Z]{0,4}X{4,}[0-9A-Z]{0,6}")
+"""No digit between 1 and 9, or one character only: every national ID has such a digit, and no word of any language.
+Or the few digits that another program left when it masked the others, which strangers share."""
 
 # A decimal mark or a sign distinguishes 1.2E12 from an NID that has an E between digits, as Finland's do.
 _REWRITTEN = re.compile(
-    r"[+-]?(?:[0-9][.,][0-9]+E[+-]?[0-9]+|[0-9]+E[+-][0-9]+"
+    r"[+-]?(?:[0-9][.,][0-9]+E[+ -]?[0-9]+|[0-9]+E[+-][0-9]+"
     r"|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[^.,]*[0-9]{3}[.,]0+)",
     re.IGNORECASE,
 )
@@ -54,9 +56,21 @@ _WHOLE_NUMBER = 9
 """Digits that are a whole NID. Fewer may have another part, as Macau's 1234567(8) or a Czech 850730/123."""
 _FOLLOWED = re.compile(
     rf"(?:[^0-9A-Z]*[0-9]){{{_WHOLE_NUMBER},}}"
-    r"(?:[^0-9A-Z]*\(\s*[0-9]{1,3}\s*\)|\s*/\s*[0-9]{1,2}|\s+/\s+[0-9]{1,3}|\s*(?:X|EXT\.?)\s*[0-9]+)",
-    re.IGNORECASE,
+    r"(?:[^0-9A-Z]*\(\s*[0-9]{1,3}\s*\)|\s*/\s*[0-9]{1,2}|\s+/\s+[0-9]{1,3}|\s*(?:X|EXT\.?)\s*[0-9]+"
+    rf"|\s*[/|]\s*(?:[^0-9A-Z]*[0-9]){{{_WHOLE_NUMBER},}})"
+    rf"|[0-9]{{{_WHOLE_NUMBER},}}\.[0-9]{{1,2}}"
+    rf"|.*[0-9]{{{_WHOLE_NUMBER},}}[^0-9]+[0-9]{{{_WHOLE_NUMBER},}}.*"
+    r"|.*[0-9].*\([^()0-9]*[^\W\d_]{2,}[^()0-9]*\)",
+    re.IGNORECASE | re.DOTALL,
 )
+"""A whole NID and something behind it: an extension, decimals, a second NID, a remark in parentheses."""
+
+_LABEL = re.compile(r"[^0-9:]*[^\W\d_][^0-9:]*:.*", re.DOTALL)
+"""What a form or a chat puts before the number: `NID: …`, in any language."""
+_NAMED = re.compile(r".*(?:NID|NATIONALID|IDNO|IDNUMBER|IDCARD|PASSPORT)(?:NO|NUMBER|CARD|IS)*[A-Z]?[0-9]{6}.*")
+"""The same without a colon, once separators are gone."""
+
+_MORE_THAN_A_NID = "holds more than a national ID: send the number alone, without what stands beside it"
 
 _BD = re.compile(r"[0-9]{10}|[0-9]{13}|[0-9]{17}")
 _BD_BIRTH_YEAR_DIGITS = 4
@@ -87,6 +101,8 @@ class NidNormaliser:
             raise PlaceholderError("is a placeholder, not a national ID: ask the customer for the number itself")
         if not (written.isascii() and written.isdigit()):
             _refuse_what_is_no_part(written.strip())
+            if _NAMED.fullmatch(nid) is not None:
+                raise ValueRefusedError(_MORE_THAN_A_NID, "MORE_THAN_ONE")
         if _ASCII.fullmatch(nid) is None and not all(map(_belongs, nid)):
             raise ValueRefusedError("must hold letters and digits only", "INVALID_CHARACTERS")
         if not _MIN_CHARACTERS <= len(nid) <= _MAX_CHARACTERS:
@@ -122,10 +138,10 @@ def _refuse_what_is_no_part(written: str) -> None:
     """Raise ValueRefusedError when a separator does not separate parts of one NID."""
     if _REWRITTEN.fullmatch(written) is not None:
         raise ValueRefusedError(REWRITTEN, "REWRITTEN")
-    if _FOLLOWED.fullmatch(written) is not None:
-        raise ValueRefusedError(
-            "holds more than a national ID: send the number alone, without what follows it", "MORE_THAN_ONE"
-        )
+    if is_date(written):
+        raise PlaceholderError("is a date, not a national ID: ask the customer for the number itself")
+    if _FOLLOWED.fullmatch(written) is not None or _LABEL.fullmatch(written) is not None:
+        raise ValueRefusedError(_MORE_THAN_A_NID, "MORE_THAN_ONE")
 
 
 def _belongs(character: str) -> bool:

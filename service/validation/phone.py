@@ -18,7 +18,15 @@ from typing import NamedTuple
 
 import phonenumbers
 
-from service.validation.text import REWRITTEN, PlaceholderError, ValueRefusedError, is_blank, raw_limit, refuse_mask
+from service.validation.text import (
+    REWRITTEN,
+    PlaceholderError,
+    ValueRefusedError,
+    is_blank,
+    is_date,
+    raw_limit,
+    refuse_mask,
+)
 
 
 class PhoneRule(StrEnum):
@@ -346,6 +354,8 @@ def _character_in_ascii(character: str) -> str:
     digit = unicodedata.decimal(character, None)
     if digit is not None:
         return str(digit)
+    if is_date(written):
+        raise PlaceholderError("is a date, not a phone number: ask the customer for the number itself")
     if character.isspace():
         return " "
     category = unicodedata.category(character)

@@ -86,6 +86,21 @@ REWRITTEN = (
 )
 
 
+_DATE = re.compile(
+    r"(?:(?:(?:19|20)[0-9]{2}([-/.])[0-3]?[0-9]\1[0-3]?[0-9]|[0-3]?[0-9]([-/.])[0-3]?[0-9]\2(?:19|20)[0-9]{2})"
+    r"|[0-3]?[0-9]/[0-3]?[0-9]/[0-9]{2}"
+    r"|[0-3]?[0-9][-/. ](?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)[A-Z]*(?:[-/. ][0-9]{2,4})?)"
+    r"(?:[T ]+[0-9]{1,2}:.*)?",
+    re.IGNORECASE,
+)
+"""Dates and times of day as forms, spreadsheets and databases write them. Digits without separators are none."""
+
+
+def is_date(text: str) -> bool:
+    """Whether `text`, with digits in ASCII, is a date: no number of a person, and shared by strangers."""
+    return _DATE.fullmatch(text) is not None
+
+
 def is_blank(value: str) -> bool:
     """Whether nothing in `value` can be seen: it is empty, or holds only whitespace and invisible characters."""
     return _VISIBLE_CHARACTER.search(value) is None

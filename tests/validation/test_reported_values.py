@@ -61,9 +61,75 @@ def test_what_follows_a_phone_number_is_no_part_of_it(value: str, region: str | 
     assert refusal("phone", value, region=region).startswith("holds more than one phone number")
 
 
-@pytest.mark.parametrize("value", ["1234567890 (1)", "1234567890 / 24", "1234567890/17", "1234567890x12"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1234567890 (1)",
+        "1234567890 / 24",
+        "1234567890/17",
+        "1234567890x12",
+        "1990123456789.5",
+        "1990123456789 / 1234567890",
+        "1990-1234-56789 / 12345-67890",
+        "1990123456789 1234567890",
+        "1990123456789\n1234567890",
+        "1990123456789 or 1234567890",
+        "1990123456789 (old)",
+        "A12345678 (পাসপোর্ট)",
+    ],
+)
 def test_what_follows_a_national_id_is_no_part_of_it(value: str) -> None:
     assert refusal("nid", value).startswith("holds more than a national ID")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "NID: 1990123456789",
+        "NID 1990123456789",
+        "nid-1990123456789",
+        "My NID is 1990123456789",
+        "National ID No. 1990123456789",
+        "passport A1234567",
+        "DNI: 12345678Z",
+        "এনআইডি： ১৯৯০১২৩৪৫৬৭৮৯",
+        "身份证: 11010519491231002X",
+    ],
+)
+def test_what_a_national_id_is_called_is_no_part_of_it(value: str) -> None:
+    assert refusal("nid", value).startswith("holds more than a national ID")
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("GHA-123456789-0", "GHA1234567890"),
+        ("RSS MRA 85T10 A562S", "RSSMRA85T10A562S"),
+        ("12/OUKAMA(NAING)123456", "12OUKAMANAING123456"),
+        ("ABC 1234567", "ABC1234567"),
+        ("123456/78/1", "123456781"),
+        ("1234567(8)", "12345678"),
+        ("19900517-1234", "199005171234"),
+        ("HEGG560427MVZRRX04", "HEGG560427MVZRRX04"),
+        ("X1234567L", "X1234567L"),
+    ],
+)
+def test_a_national_id_that_looks_odd_to_strangers_is_kept(value: str, kept: str) -> None:
+    assert ValidationService().submission({**PERSON, "nid": value}).fields.nid == kept
+
+
+@pytest.mark.parametrize("name", ["phone", "nid"])
+@pytest.mark.parametrize(
+    "value",
+    ["1990-05-17", "17/05/1990", "5.17.1990", "১৯৯০-০৫-১৭", "1990-05-17 00:00:00", "1990-05-17T00:00:00.0Z", "5/7/90"],
+)
+def test_a_date_is_no_number_of_a_person(name: str, value: str) -> None:
+    assert refusal(name, value, region="DE").startswith("is a date, not a")
+
+
+@pytest.mark.parametrize("value", ["XXXX XXXX 9012", "xxx-xx-1234", "XXXXXX123V", "ABXXXXXX4F"])
+def test_a_national_id_that_another_program_masked_is_a_placeholder(value: str) -> None:
+    assert refusal("nid", value).startswith("is a placeholder, not a national ID")
 
 
 # Full-width and Bengali zeros among them.
@@ -122,6 +188,11 @@ def test_a_region_that_is_none_is_refused_alone(value: str) -> None:
         "whatsapp:8801712345678",
         "8801712345678@c.us",
         "8801712345678@s.whatsapp.net",
+        "8801712345678:12@s.whatsapp.net",
+        "wa.me/8801712345678",
+        "https://wa.me/8801712345678?text=hello%20there",
+        "https://api.whatsapp.com/send/?phone=%2B8801712345678&text=hi",
+        "whatsapp://send?phone=8801712345678",
         "\u202atel:+8801712345678\u202c",
     ],
 )
