@@ -51,6 +51,12 @@ _SHORTEST_WHOLE = 8
 _FEWEST_REPEATED = 7
 """How often a digit is repeated in a placeholder at least. Small countries have numbers of four digits."""
 
+_FORMER_FORMS = (
+    (re.compile(r"(\+52)1([0-9]{10})"), r"\1\2"),
+    (re.compile(r"(\+55[1-9]{2})([6-9][0-9]{7})"), r"\g<1>9\2"),
+)
+"""Mobile numbers of Mexico and Brazil from before their plans changed, and what has become of them."""
+
 _PASSES = 16
 """More than the trunk zeros that fit into a number: of millions of random numbers none needed more than seven."""
 
@@ -65,7 +71,13 @@ _IN_ASCII = str.maketrans("＋﹢−⁃ー．（）／", "++---.()/")  # noqa: R
 _SPACES = str.maketrans("\t\n\v\f\r\x1c\x1d\x1e\x1f", " " * 9)
 
 _SCHEME = re.compile(r"(tel|callto|sms|whatsapp):(?://)?", re.IGNORECASE)
-_WHATSAPP_ID = re.compile(r"([0-9]+)@(?:c\.us|s\.whatsapp\.net)", re.IGNORECASE)
+# Behind the colon stands a device of the same person.
+_WHATSAPP_ID = re.compile(r"([0-9]+)(?::[0-9]+)?@(?:c\.us|s\.whatsapp\.net)", re.IGNORECASE)
+_WHATSAPP_LINK = re.compile(
+    r"(?:(?:https?://)?(?:wa\.me/|(?:api|web)\.whatsapp\.com/send/?\?phone=)|whatsapp://send/?\?phone=)(?:\+|%2B)?"
+    r"([0-9]+)/?(?:[?&#].*)?",
+    re.IGNORECASE,
+)
 
 _REWRITTEN = re.compile(
     r"[+-]?(?:[0-9]+(?:[.,][0-9]+)?E[+-]?[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[0-9]+,0+)", re.IGNORECASE
@@ -119,7 +131,7 @@ class PhoneNormaliser:
                 return None
             number = self._read(written, ANY_COUNTRY if written.is_international else region or self._region)
         _refuse_repeated_digit(number)
-        if self._rule is PhoneRule.VALID and not _is_valid(number):
+        if self._rule is PhoneRule.VALID and not _exists(number):
             raise ValueRefusedError(
                 "is not a phone number that exists in its country's numbering plan", "UNKNOWN_NUMBER"
             )
@@ -158,9 +170,11 @@ def _with_country_code(digits: str, region: str | None) -> str:
     if region == ANY_COUNTRY:
         return _settled("+" + digits)
     number = _parsed(digits, region)
-    if number is not None and phonenumbers.is_valid_number(number):
+    if number is not None and _exists(_e164(number)):
         return _settled(_e164(number))
-    if _is_valid("+" + digits):
+    if _exists("+" + digits):
+        if _country_code(digits[:3]) == str(phonenumbers.country_code_for_region(region)):
+            return _settled("+" + digits)
         raise ValueRefusedError(
             f"is no number of the region {region}, and would be one of another country behind a +: write it with +, or "
             f"send phone_region {ANY_COUNTRY} if its digits begin with the country code",
@@ -303,6 +317,13 @@ def _is_valid(number: str) -> bool:
     return parsed is not None and phonenumbers.is_valid_number(parsed)
 
 
+def _exists(number: str) -> bool:
+    """Whether a country hands out `number`, or did in a form in which WhatsApp still writes it."""
+    return _is_valid(number) or any(
+        _is_valid(former.sub(today, number)) for former, today in _FORMER_FORMS if former.fullmatch(number)
+    )
+
+
 class _Joint(NamedTuple):
     """A place between two groups of digits."""
 
@@ -333,6 +354,8 @@ def _dialled(value: str) -> _Dialled | None:
         if is_blank(value):
             return None
         raise PlaceholderError(_PLACEHOLDER)
+    if is_date(written):
+        raise PlaceholderError("is a date, not a phone number: ask the customer for the number itself")
     if _WRITTEN.fullmatch(written) is None:
         if _REWRITTEN.fullmatch(written) is not None:
             raise ValueRefusedError(REWRITTEN, "REWRITTEN")
@@ -354,8 +377,6 @@ def _character_in_ascii(character: str) -> str:
     digit = unicodedata.decimal(character, None)
     if digit is not None:
         return str(digit)
-    if is_date(written):
-        raise PlaceholderError("is a date, not a phone number: ask the customer for the number itself")
     if character.isspace():
         return " "
     category = unicodedata.category(character)
@@ -367,7 +388,7 @@ def _character_in_ascii(character: str) -> str:
 
 def _without_scheme(written: str) -> tuple[str, bool]:
     """The number of a URI or of a WhatsApp address, and whether it begins with the country code even without a +."""
-    if (address := _WHATSAPP_ID.fullmatch(written)) is not None:
+    if (address := _WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written)) is not None:
         return address[1], True
     if (scheme := _SCHEME.match(written)) is not None:
         return written[scheme.end() :].strip(), scheme[1].lower() == "whatsapp"

@@ -203,6 +203,30 @@ def test_an_address_of_a_phone_is_read(value: str, region: str | None) -> None:
     assert service.submission({**PERSON, "phone": value}).fields.phone == "+8801712345678"
 
 
+@pytest.mark.parametrize("rule", ["e164", "valid"])
+@pytest.mark.parametrize(
+    ("region", "wa_id", "today"), [("MX", "5215512345678", "+525512345678"), ("BR", "558299448232", "+5582999448232")]
+)
+def test_whatsapps_form_of_a_number_is_read_by_every_rule_and_in_its_own_region(
+    region: str, wa_id: str, today: str, rule: str
+) -> None:
+    own = ValidationService(default_region=region, phone_rule=rule)
+    for value in (wa_id, f"+{wa_id}", f"{wa_id}@c.us"):
+        assert own.submission({**PERSON, "phone": value}).fields.phone == f"+{wa_id}"
+    index_rule = own.index_rules[own.normaliser_identity]
+    assert index_rule.phone_key(f"+{wa_id}") == index_rule.phone_key(today)
+    elsewhere = ValidationService(default_region="BD", phone_rule=rule)
+    with pytest.raises(LeadValidationError):
+        elsewhere.submission({**PERSON, "phone": wa_id})
+
+
+@pytest.mark.parametrize("value", ["+5205512345678", "+558212345678", "+55829944823"])
+def test_what_no_country_ever_handed_out_is_refused_by_the_strict_rule(value: str) -> None:
+    with pytest.raises(LeadValidationError) as refused:
+        ValidationService(phone_rule="valid").submission({**PERSON, "phone": value})
+    assert refused.value.violations[0].reason == "UNKNOWN_NUMBER"
+
+
 @pytest.mark.parametrize("value", ["N/A", "\\N", "NULL", "-", "j@x.", "mailto:j@example.com", "a@b c", "a\x00@b.com"])
 def test_an_email_that_cannot_be_read_costs_no_lead_and_no_stored_email(value: str) -> None:
     service = ValidationService()
