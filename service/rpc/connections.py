@@ -6,6 +6,9 @@ up. That costs calls nothing.
 
 grpc.aio waits for the message of a unary call by itself, without end, and does not say so. Here each method is a stream
 to it, so that the message is awaited in sight; on the wire both are the same, and a call costs no more.
+
+Caveat: grpc.aio frees a call when its method has ended, before it runs the call's callbacks. To ask the context for its
+peer then, or to abort it, ends the process (SIGSEGV). So a context is only used while its method runs.
 """
 
 from __future__ import annotations
@@ -150,6 +153,7 @@ def _sockets() -> Iterator[_Descriptor]:
 class _Untaken:
     """An answer that its caller has not taken yet; `leave` gives the places of its call back."""
 
+    peer: str
     since: float
     size: int
     leave: Callable[[], None] | None
@@ -169,6 +173,8 @@ class HeldCalls:
         self._streams: dict[Context, float] = {}
         self._serving: dict[Context, asyncio.Task[Any] | None] = {}
         """The tasks of streams."""
+        self._refused: set[Context] = set()
+        """Calls that are about to be ended, and whose methods run."""
         self._ended: Counter[str] = Counter()
         """Calls that ended with an error, and streams, by gRPC's name of the peer."""
         self._ending: set[asyncio.Task[None]] = set()
@@ -186,16 +192,14 @@ class HeldCalls:
                 each for each, untaken in self._untaken.items() if now - untaken.since > self._limits.answer_seconds
             ]:
                 self._cut(context, "answer_late")
-            left = Counter(
-                each.peer() for each, untaken in self._untaken.items() if now - untaken.since > TAKING_SECONDS
-            )
+            left = Counter(untaken.peer for untaken in self._untaken.values() if now - untaken.since > TAKING_SECONDS)
             self._not_reading = {peer for peer, number in left.items() if number >= self._limits.untaken_answers}
             self._end_unclosed()
 
     def hold_answer(self, context: Context, call: Call, size: int) -> None:
         """Note an answer of so many bytes, which is about to be sent: its call is in flight until it is taken."""
         leave = call.keep_places(call) if call.keep_places is not None else None
-        self._untaken[context] = _Untaken(time.monotonic(), size + CALL_BYTES, leave)
+        self._untaken[context] = _Untaken(call.peer, time.monotonic(), size + CALL_BYTES, leave)
         self._untaken_bytes += size + CALL_BYTES
         context.add_done_callback(self._on_taken)  # type: ignore[arg-type] # the stubs' context is another one
         while self._untaken_bytes > self._limits.untaken_bytes:
@@ -241,6 +245,7 @@ class HeldCalls:
                     await context.write(response)
             finally:
                 self._streams.pop(context, None)
+                self._refused.discard(context)
                 del self._serving[context]
                 self._ended[context.peer()] += 1
 
@@ -253,6 +258,8 @@ class HeldCalls:
             message = await context.read()
         finally:
             self._arriving.pop(context, None)
+            if context not in self._serving:
+                self._refused.discard(context)
         if message is grpc.aio.EOF:
             self._connections.count(context.peer(), "message_missing")
             await self.abort(context, LeadValidationError([Violation("request", "is missing: there was no message")]))
@@ -275,18 +282,21 @@ class HeldCalls:
 
     def _cut(self, context: Context, reason: RefusalReason) -> None:
         # An answer that gRPC has cannot be taken back otherwise.
+        self._connections.cut(self._untaken[context].peer, reason)
         self._on_taken(context)
-        self._connections.cut(context.peer(), reason)
 
     def _refuse(self, context: Context, reason: RefusalReason, error: LeadkeepError) -> None:
         self._arriving.pop(context, None)
         self._streams.pop(context, None)
+        self._refused.add(context)
         self._connections.count(context.peer(), reason)
         ending = asyncio.create_task(self._end(context, self._serving.get(context), error))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
     async def _end(self, context: Context, serving: asyncio.Task[Any] | None, error: LeadkeepError) -> None:
+        if context not in self._refused:
+            return  # its caller hung up
         # What it raises is meant for the method that is being ended.
         with suppress(Exception):
             await self.abort(context, error)
