@@ -26,8 +26,8 @@ REFUSED = {
     "idle at HTTP": ("http", "connections"),
     "pipelines nobody reads": ("http", "connections"),
 }
-"""Where and why each kind is refused within seconds. Unread lists are small here, and gRPC closes garbage
-by itself. An address may have all connections here: at HTTP, where each is counted when it comes, it reaches the limit for all."""
+"""Where and why each kind is refused within seconds. Unread lists are small here, and gRPC closes garbage by itself.
+An address may have all connections here: at HTTP, where each is counted when it comes, it reaches the limit for all."""
 
 
 @pytest.fixture(scope="module")
