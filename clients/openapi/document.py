@@ -226,7 +226,8 @@ _OPERATION: Json = {
         "Whether the process lives",
         {
             "200": _json_answer(
-                "It does.", {"type": "object", "properties": {"alive": {"const": True}}, "required": ["alive"]}
+                "It does.",
+                {"type": "object", "properties": {"alive": {"type": "boolean", "const": True}}, "required": ["alive"]},
             )
         },
     ),

@@ -35,7 +35,7 @@ _SCALARS: dict[int, Json] = {
     FieldDescriptor.TYPE_STRING: {"type": "string"},
     FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
     FieldDescriptor.TYPE_INT32: {"type": "integer", "format": "int32"},
-    # protobuf's JSON writes them as strings, and takes both.
+    # protobuf's JSON writes them as strings. It takes numbers, too, but generators of Go know no union of two types.
     FieldDescriptor.TYPE_INT64: {"type": "string", "format": "int64", "pattern": "^-?[0-9]{1,19}$"},
 }
 
@@ -110,8 +110,6 @@ class Schemas:
         schema = _SCALARS[field.type]
         if not is_request:
             return schema | _format(comment)
-        if field.type == FieldDescriptor.TYPE_INT64:
-            return schema | {"type": ["integer", "string"]}
         if field.type == FieldDescriptor.TYPE_INT32:
             return schema | {"minimum": 0}
         return schema | _format(comment) | _limits(field, comment)

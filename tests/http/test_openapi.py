@@ -183,6 +183,18 @@ def test_ids_of_requests_are_uuids() -> None:
         assert parameter["schema"]["format"] == "uuid"
 
 
+def test_every_schema_has_one_type() -> None:
+    def schemas(content: object) -> Iterator[dict[str, Any]]:
+        if isinstance(content, dict):
+            yield content
+        for each in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+            yield from schemas(each)
+
+    for schema in schemas(SERVED):
+        assert not isinstance(schema.get("type"), list), "generators of Go take no list of types"
+        assert "const" not in schema or "type" in schema, "ogen writes code that does not compile"
+
+
 def test_sensitive_fields_are_marked() -> None:
     marked = {name for name, schema in SCHEMAS["Lead"]["properties"].items() if schema.get("x-sensitive")}
     assert marked == set(MARKED)
