@@ -1,6 +1,6 @@
 """JSON schemas of the contract's messages, made from their descriptors and comments.
 
-What a comment says decides, too: `Required`, `a UUID`, `at most 200 characters`, `; not set`.
+What a comment says decides, too: `Required`, `a UUID`, `at most 200 characters`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,26 @@ _LEADS: dict[str, tuple[str, Collection[str]]] = {
     "leadkeep.v1.UpdateLeadRequest.lead": ("LeadCorrection", ("id", *CORRECTABLE_FIELDS)),
 }
 """The leads of requests, which hold less than a Lead: their schemas, and the fields in them."""
+
+_MAY_BE_ABSENT = frozenset(
+    {
+        "leadkeep.v1.Conflict.resolved_at",
+        "leadkeep.v1.ResolveConflictResponse.lead",
+        "leadkeep.v1.PersonMatch.lead",
+        *(f"leadkeep.v1.PersonRecord.{part}" for part in ("lead", "resubmission", "conflict", "event")),
+    }
+)
+"""The messages that an answer may lack; every other field of an answer is there, also when it is empty or zero."""
+
+_PARTIAL_LEADS = frozenset(
+    {
+        "leadkeep.v1.Resubmission.lead",
+        "leadkeep.v1.Conflict.submission",
+        "leadkeep.v1.Conflict.leads",
+        "leadkeep.v1.PersonRecord.lead",
+    }
+)
+"""The leads of answers whose output fields may be absent."""
 
 _MASKS = {"reveal": UNMASK_SCOPES, "update_mask": ("*", *CORRECTABLE_FIELDS)}
 """What a field mask may name, by its field."""
@@ -58,14 +78,10 @@ class Schemas:
         self.components: dict[str, Json] = {}
 
     def response(self, message: Descriptor) -> Json:
-        """The schema of an answer: every field is there, but for messages that the comment calls `; not set`."""
+        """The schema of an answer."""
         properties = {field.name: self.field(field, is_request=False) for field in message.fields}
-        optional = {
-            field.name for field in message.fields if field.message_type and "; not set " in self._comment_of(field)
-        }
-        self._add(
-            message.name, self._object(message, properties, [name for name in properties if name not in optional])
-        )
+        required = [field.name for field in message.fields if field.full_name not in _MAY_BE_ABSENT]
+        self._add(message.name, self._object(message, properties, required))
         if message.name == "Lead":
             self._add("PartialLead", self._partial())
         return ref("schemas", message.name)
@@ -123,7 +139,7 @@ class Schemas:
                 return {"type": "string", "pattern": f"^(({names})(,({names}))*)?$"}
         # One schema for requests and answers: what a caller was given can be sent back.
         answer = self.response(message)
-        return ref("schemas", "PartialLead") if "output fields are not set" in self._comment_of(field) else answer
+        return ref("schemas", "PartialLead") if field.full_name in _PARTIAL_LEADS else answer
 
     def _lead(self, field: FieldDescriptor) -> Json:
         name, names = _LEADS[field.full_name]

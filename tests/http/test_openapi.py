@@ -164,7 +164,29 @@ def test_what_is_always_there_is_required() -> None:
     assert {"lead", "confirmation"} <= {*SCHEMAS["CreateLeadResponse"]["required"]}
     assert "recorded_at" in SCHEMAS["Access"]["required"]
     assert "created_at" not in SCHEMAS["PartialLead"]["required"]
-    assert "resolved_at" not in SCHEMAS["Conflict"]["required"]
+
+
+def test_what_may_be_absent_in_an_answer_is_not_required() -> None:
+    requests = tuple(name for name in SCHEMAS if name.endswith(("Request", "Body")))
+    hand_written = ("Problem", "ProblemViolation")
+    absent = {
+        f"{name}.{key}"
+        for name, schema in SCHEMAS.items()
+        if name not in (*requests, *hand_written, "PartialLead", "LeadSubmission", "LeadFields", "LeadCorrection")
+        for key in schema.get("properties", {})
+        if key not in schema["required"]
+    }
+    assert absent == {
+        *("Conflict.resolved_at", "PersonMatch.lead", "ResolveConflictResponse.lead"),
+        *("PersonRecord.lead", "PersonRecord.resubmission", "PersonRecord.conflict", "PersonRecord.event"),
+    }
+    partial = {
+        f"{name}.{key}"
+        for name, schema in SCHEMAS.items()
+        for key, value in schema.get("properties", {}).items()
+        if "PartialLead" in json.dumps(value)
+    }
+    assert partial == {"Resubmission.lead", "Conflict.submission", "Conflict.leads", "PersonRecord.lead"}
 
 
 def test_what_a_call_needs_is_required() -> None:
