@@ -24,6 +24,7 @@ _PREFIXES = {
     # Meta marks phones, ids and post codes in its exports; an apostrophe keeps digits text in a spreadsheet.
     "phone": re.compile(r"\A\s*'?(?:p:)?", re.IGNORECASE),
     "nid": re.compile(r"\A\s*'?"),
+    "email": re.compile(r"\A\s*'?"),
     "conversation_id": re.compile(r"\Al:(?=[0-9])"),
     "address": re.compile(r"\Az:(?=[0-9])"),
 }

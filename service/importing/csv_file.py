@@ -36,8 +36,8 @@ _TEXT_FORMULA = re.compile(r'="((?:[^"]|"")*)" *')
 _GUARDS = frozenset("'=")
 
 DELIMITERS = (",", ";", "\t", "|")
-_FILLING = " \t\r\n\xa0\ufeff'\"" + "".join(DELIMITERS)
-"""What a row without values consists of."""
+_FILLING = " \t\r\n\x1a\xa0\ufeff'\"" + "".join(DELIMITERS)
+"""What a row without values consists of. U+001A ends the files of old programs."""
 _HINT = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 """The first line by which Excel names its delimiter."""
 

@@ -18,6 +18,14 @@ _BRACKETED_HEADER = re.compile(r"\s*\[[^\[\]{}\"]+\][,;|\t]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _BEGIN = 4096  # bytes by which encoding and kind are known
+_SAVE_AS = "save it as CSV (UTF-8) or JSON"
+_NO_TEXT = {
+    b"PK\x03\x04": f"a workbook of a spreadsheet, or a zip archive: {_SAVE_AS}",
+    b"\xd0\xcf\x11\xe0": f"a workbook of an old spreadsheet: {_SAVE_AS}",
+    b"\x1f\x8b": "compressed by gzip: unpack it first, gunzip FILE",
+    b"%PDF": f"a PDF: {_SAVE_AS}",
+}
+"""What files without text begin with, and what they are."""
 _CHUNK = 1 << 20
 
 
@@ -100,16 +108,24 @@ def _looked_at(path: Path, encoding: str | None) -> tuple[TextFile, str]:
             begin = file.read(_BEGIN)
     except OSError as error:
         raise ImportRefusedError(f"{path} cannot be read: {error.strerror}") from None
+    if kind := next((kind for signature, kind in _NO_TEXT.items() if begin.startswith(signature)), None):
+        raise ImportRefusedError(f"{path} is {kind}")
     text = TextFile(path, *_encoding_of(begin, encoding))
     readable = begin[text.start :].decode(text.encoding, "ignore")
-    if "\0" in readable:
-        raise ImportRefusedError(
-            f"{path} is not UTF-8 text: save it as CSV (UTF-8) or JSON, or name its encoding, such as "
-            "--encoding utf-16-le"
-        )
+    if "\0" in readable and encoding is None:
+        raise ImportRefusedError(f"{path} is not {text.encoding.upper()} text: {_advice_about_nul(begin)}")
     if not readable.strip() and len(begin) < _BEGIN:
         raise ImportRefusedError(f"{path} is empty")
     return text, readable
+
+
+def _advice_about_nul(begin: bytes) -> str:
+    """What to do about a file that begins with these bytes, NUL among them. In UTF-16 one is beside each delimiter."""
+    first, second = begin[::2].count(0), begin[1::2].count(0)
+    if max(first, second) > 8 * min(first, second) and max(first, second) * 16 > len(begin):
+        name = "utf-16-be" if first > second else "utf-16-le"
+        return f"it may be UTF-16 without a byte order mark, --encoding {name}; else {_SAVE_AS}"
+    return f"it holds NUL bytes: {_SAVE_AS}; with --encoding utf-8 only the rows with such bytes are refused"
 
 
 def _encoding_of(begin: bytes, named: str | None) -> tuple[str, int, str]:
@@ -127,6 +143,10 @@ def _encoding_of(begin: bytes, named: str | None) -> tuple[str, int, str]:
         raise ImportRefusedError(
             "--encoding names no encoding of text: it is one of Python's, such as cp1252, iso-8859-15, utf-16-le"
         ) from None
+    if name in {"utf-16", "utf-32"} and marked is None:
+        raise ImportRefusedError(
+            f"--encoding {name}: the file has no byte order mark, so name the order, {name}-le or {name}-be"
+        )
     return marked or name, start, "surrogateescape" if name == "utf-8" and marked in (None, name) else "strict"
 
 

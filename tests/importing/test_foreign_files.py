@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ LEAD = dict(
     zip(HEADERS, ["Rahima", "+8801712345678", "0190012345", "1 Lake Road", "Term", "r@example.com"], strict=True)
 )
 LINE = ",".join(LEAD.values())
+TABLE = f"{','.join(HEADERS)}\n{LINE}\n"
 
 
 def read(
@@ -155,6 +157,36 @@ def test_what_is_no_encoding_of_text_is_refused(encoding: str, tmp_path: Path) -
         read(tmp_path, f"{','.join(HEADERS)}\n{LINE}\n", encoding=encoding)
 
 
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (TABLE.encode("utf-16-le"), "--encoding utf-16-le"),
+        (TABLE.encode("utf-16-be"), "--encoding utf-16-be"),
+        (TABLE.replace("Rahima", "রহিমা বেগম" * 20).encode("utf-16-be"), "--encoding utf-16-be"),
+        (TABLE.replace("Lake", "La\0ke").encode(), "NUL bytes: save it .* only the rows with such bytes"),
+        (gzip.compress(TABLE.encode()), "gunzip"),
+        (b"PK\x03\x04\x14\0\x06\0\x08\0[Content_Types].xml", "workbook of a spreadsheet.* save it as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "old spreadsheet: save it as CSV"),
+        (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "a PDF: save it as CSV"),
+    ],
+)
+def test_what_is_no_utf_8_is_refused_with_what_to_do(content: bytes, advice: str, tmp_path: Path) -> None:
+    with pytest.raises(ImportRefusedError, match=advice):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf16", "UTF-32"])
+def test_the_order_of_bytes_has_to_be_named_where_no_mark_names_it(encoding: str, tmp_path: Path) -> None:
+    with pytest.raises(ImportRefusedError, match=r"name the order, utf-\d\d-le or utf-\d\d-be"):
+        read(tmp_path, TABLE.encode("utf-16-le"), encoding=encoding)
+    assert read(tmp_path, TABLE.encode("utf-16"), encoding="utf-16") == [LEAD]
+
+
+def test_nul_bytes_cost_only_their_rows_where_utf_8_is_insisted_on(tmp_path: Path) -> None:
+    content = f"{TABLE}{LINE.replace('Rahima', chr(0))}\n{LINE}\n"
+    assert [lead["name"] for lead in read(tmp_path, content, encoding="utf-8")] == ["Rahima", "\0", "Rahima"]
+
+
 def test_a_byte_order_mark_counts_before_what_is_insisted_on(tmp_path: Path) -> None:
     content = f"\ufeff{','.join(HEADERS)}\nJosé,1,2,3,4,5\n"
     assert read(tmp_path, content, encoding="cp1252")[0]["name"] == "José"
@@ -224,6 +256,10 @@ def test_the_marks_of_ad_platforms_are_no_part_of_a_value(written: str, field: s
     content = f"{','.join(lead)}\n{','.join(lead.values())}\n"
     assert read(tmp_path, content)[0][field] == value
     assert read(tmp_path, json.dumps([lead]))[0][field] == value
+
+
+def test_the_end_mark_of_old_programs_is_no_row(tmp_path: Path) -> None:
+    assert read(tmp_path, TABLE + "\x1a") == [LEAD]
 
 
 def test_a_value_beyond_the_last_column_is_a_fault(tmp_path: Path) -> None:
