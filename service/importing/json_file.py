@@ -25,6 +25,7 @@ brackets would cost the square of its length."""
 
 NO_JSON = "it is not JSON, or too long"
 REPEATS = "a name stands twice in it"
+NO_FIELD = "none of its names is a field: name them with --map; if it holds leads, import these alone, as a list"
 
 MOST_UNREADABLE = 1000
 """Parts that are not JSON, beyond as many that are: then the file is no JSON, and the rest of it is not read."""
@@ -35,7 +36,8 @@ _FILLING = " \t\r\n,"
 _LISTS = frozenset({"leads", "data", "items", "records", "results", "rows", "contacts", "customers"})
 _PIECE = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[-+.\w]+|[][{}:,])')
 _OBJECTS = re.compile(r"\s*[{\]]")
-_ANOTHER = re.compile(rf'"(?:{"|".join(_LISTS)})"\s*:\s*\[\s*\{{', re.IGNORECASE)
+_ANOTHER = re.compile(rf'"(?:{"|".join(_LISTS)})"\s*:\s*\[\s*\{{|\}}\s*\{{', re.IGNORECASE)
+"""Leads behind the end of a list: in another list, or in an object of their own."""
 _NEXT = re.compile(r"(?:\n|\}\s*,)[ \t\r\n]*(?=\{)")
 _BRACKETS = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"|[][{}]')
 
@@ -69,6 +71,7 @@ class JsonFile:
     ) -> None:
         self.text = text_file(path, encoding)
         self._mapping = mapping
+        self._phones = [plain(name) for name, field in mapping.items() if field == "phone"]
         self._never_left_out = {*required, *IDENTIFIERS}
         self._resolved: dict[tuple[str, ...], Columns] = {}
         self.ignored: list[str] = []
@@ -87,6 +90,8 @@ class JsonFile:
             columns = self._columns_of(tuple(value))
         except ImportRefusedError as refused:
             return Row(number, {}, value, str(refused))
+        if not columns:
+            return Row(number, {}, value, NO_FIELD)
         given = list(value.values())
         row: dict[str, str] = {}
         for field, places in columns.items():
@@ -112,7 +117,7 @@ class JsonFile:
     def _values(self) -> Iterator[_Part]:
         readable = 0
         with self.text.open() as file:
-            for part in _parts(file):
+            for part in _parts(file, self._phones):
                 yield part
                 readable += -1 if part[1] == NO_JSON else 1
                 if readable < -MOST_UNREADABLE:
@@ -120,33 +125,40 @@ class JsonFile:
                     return
 
 
-def _begin_of_list(text: str) -> int | None:
+def _begin_of_list(text: str, phones: Collection[str]) -> int | None:
     """Where the leads begin in an object that wraps them, at any depth; None when the first object is a lead.
 
-    Before the list there may be a description of it: values, objects, other lists.
+    Before the list there may be a description of it: values, objects, other lists. An empty list is that of the leads
+    if no other is.
     """
     if not text.lstrip(_FILLING).startswith("{"):
         return None
     opened: list[tuple[str, set[str | None]]] = []  # each bracket, and the fields that stand in it
     before = here = key = ""
+    empty: int | None = None
+    around_empty: list[set[str | None]] = []
     for match in _PIECE.finditer(text):
         before, here = here, match[1]
         in_objects = not any(bracket == "[" for bracket, _ in opened)
         if here == ":" and opened:
             key = plain(before.strip('"'))
-            opened[-1][1].add(field_of(key))
+            opened[-1][1].add("phone" if key in phones else field_of(key))
         elif here in "[{":
             is_list = here == "[" and before == ":" and key in _LISTS and _OBJECTS.match(text, match.end()) is not None
             if is_list and in_objects and not any("phone" in fields for _, fields in opened):
-                return match.end()
+                if text[match.end() :].lstrip()[:1] == "{":
+                    return match.end()
+                if empty is None:
+                    empty, around_empty = match.end(), [fields for _, fields in opened]
             opened.append((here, set()))
             if len(opened) > DEEPEST:
                 return None
         elif here in "]}":
             opened.pop()
             if not opened:
-                return None
-    return None
+                break
+    # An empty list before the phone of a lead belongs to that lead.
+    return None if any("phone" in fields for fields in around_empty) else empty
 
 
 def _is_too_deep(text: str, at: int) -> bool:
@@ -162,9 +174,10 @@ def _is_too_deep(text: str, at: int) -> bool:
     return False
 
 
-def _parts(file: TextIO) -> Iterator[_Part]:
+def _parts(file: TextIO, phones: Collection[str] = ()) -> Iterator[_Part]:
+    """The parts of a file. `phones`: the names, in the form of `plain`, that --map has for a lead's phone."""
     text, ended = file.read(LONGEST_OBJECT), False
-    begin = _begin_of_list(text)
+    begin = _begin_of_list(text, phones)
     in_array = begin is not None or text.lstrip(_FILLING).startswith("[")
     at = begin or (text.index("[") + 1 if in_array else 0)
 
@@ -186,7 +199,7 @@ def _parts(file: TextIO) -> Iterator[_Part]:
         elif in_array and text[at] == "]":
             if begin is not None:
                 if _ANOTHER.search(text[at:] + file.read(_CHUNK)) is not None:
-                    yield {"text": ""}, "another list follows, which was not read: import it as a file of its own"
+                    yield {"text": ""}, "more follows, which was not read: import it as a file of its own"
                 return
             at, in_array = at + 1, False
         else:

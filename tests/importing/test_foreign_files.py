@@ -345,6 +345,8 @@ def test_the_documented_options_read_the_usual_exports(export: str, tmp_path: Pa
         {"account": {"phone": "+1", "name": "x"}, "tags": ["a", {"leads": [1]}], "data": {"Records": [LEAD]}, "x": {}},
         {"data": ["no", "leads"], "contacts": [LEAD]},
         {"description": "x" * 100_000, "leads": [LEAD]},
+        {"contacts": [], "leads": [LEAD]},
+        {"data": {"rows": []}, "leads": [LEAD]},
     ],
 )
 def test_a_list_of_leads_is_found_inside_objects(wrapped: object, tmp_path: Path) -> None:
@@ -355,9 +357,36 @@ def test_a_list_of_leads_is_found_inside_objects(wrapped: object, tmp_path: Path
 def test_a_lead_with_a_list_before_or_behind_its_phone_wraps_nothing(tmp_path: Path) -> None:
     lead = LEAD | {"history": {"items": [{"name": "shoe"}]}}
     assert read(tmp_path, json.dumps(lead)) == [LEAD]
+    for empty in ('"items": []', '"cart": {"items": []}'):
+        line = f"{{{empty}, {json.dumps(LEAD)[1:]}"
+        assert read(tmp_path, f"{line}\n{line}\n") == [LEAD, LEAD]
+        assert read(tmp_path, line.replace("phone", "Handy"), "handy=phone") == [LEAD]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"value": [LEAD]},
+        [{"id": "1", "properties": LEAD}],
+        [{"field_data": [{"name": "full_name", "values": ["Rahima"]}]}],
+        {"-Nx1": LEAD, "-Nx2": LEAD},
+        {"columns": list(LEAD), "rows": [list(LEAD.values())]},
+    ],
+)
+def test_an_object_without_any_field_is_refused_with_what_to_do(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text(json.dumps(content))
+    (row,) = JsonFile(path, {})
+    assert "name them with --map" in str(row.fault)
+    assert "import these alone" in str(row.fault)
+
+
+def test_an_empty_list_of_leads_has_no_rows(tmp_path: Path) -> None:
+    assert read(tmp_path, json.dumps({"total": 0, "leads": [], "errors": [{"code": 1}]})) == []
 
 
 def test_a_second_list_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     path = tmp_path / "leads.json"
-    path.write_text("\n".join(json.dumps({"leads": [LEAD]}) for _ in range(2)))
-    assert [row.fault is None for row in JsonFile(path, {})] == [True, False]
+    for behind in ({"leads": [LEAD]}, LEAD, {"data": LEAD}):
+        path.write_text(json.dumps({"leads": [LEAD], "page": {"n": 1}}) + "\n" + json.dumps(behind))
+        assert [row.fault is None for row in JsonFile(path, {})] == [True, False]
