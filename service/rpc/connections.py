@@ -4,6 +4,9 @@ gRPC's core accepts connections itself, counts them only in all, and when it is 
 is. But they are descriptors of this process: each is found there, with its peer, and shut down as if the peer had hung
 up. That costs calls nothing.
 
+It gives its listener up after an error of accept() other than EMFILE and ECONNABORTED (such as ENFILE, when memory is
+short), and leaves new callers in the kernel's queue. Nothing mends a running server: the process has to end.
+
 grpc.aio waits for the message of a unary call by itself, without end, and does not say so. Here each method is a stream
 to it, so that the message is awaited in sight; on the wire both are the same, and a call costs no more.
 
@@ -17,6 +20,8 @@ import asyncio
 import os
 import socket
 import stat
+import struct
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -36,6 +41,14 @@ BUSY_SCAN_SECONDS = 0.1
 """Seconds between two counts of connections, and when more than three quarters of the limit are in use."""
 
 DESCRIPTORS = "/dev/fd"
+
+LISTENER_SECONDS = 1.0
+LISTENER_LOOKS = 10
+"""Seconds between two looks at what waits to be accepted, and looks in a row at which nothing was: a process that gets
+little of a processor accepts some meanwhile."""
+
+TCP_INFO = struct.Struct("8B5I")
+"""Linux's `tcp_info` up to `tcpi_unacked`: of a listening socket, how many connections wait to be accepted."""
 
 SWEEP_SECONDS = 1.0
 """Seconds between two looks for what takes too long."""
@@ -61,6 +74,10 @@ _Descriptor = tuple[int, int]
 """Number and inode: the same number may be another socket a moment later."""
 
 
+class ListenerEndedError(Exception):
+    """gRPC accepts no new connections any more."""
+
+
 class GrpcConnections:
     """Connections of the gRPC endpoint at `port`, each by gRPC's name of its peer, such as `ipv4:127.0.0.1:4711`."""
 
@@ -72,6 +89,8 @@ class GrpcConnections:
         """When a token was last accepted on a connection."""
         self.open: dict[str, tuple[_Descriptor, float]] = {}
         """Those that were open when they were last counted."""
+        self._listeners: set[_Descriptor] = set()
+        self._accepted = 0
         self._to_cut: dict[str, RefusalReason] = {}
         self._wanted = asyncio.Event()
 
@@ -95,11 +114,25 @@ class GrpcConnections:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), BUSY_SCAN_SECONDS if many else SCAN_SECONDS)
             self._wanted.clear()
-            self._scan()
+            with suppress(OSError):  # no descriptor is free to look with: the next look makes up for it
+                self._scan()
+
+    async def watch_listeners(self) -> None:
+        """Raises ListenerEndedError when gRPC accepts nothing any more, which only Linux shows."""
+        dead, waiting, accepted = 0, 0, 0
+        while True:
+            await asyncio.sleep(LISTENER_SECONDS)
+            waited, waiting = waiting, sum(map(_waiting, self._listeners)) if sys.platform == "linux" else 0
+            before, accepted = accepted, self._accepted
+            # Who hangs up stays in the queue: it shortens only when something is accepted.
+            dead = dead + 1 if waiting and waiting >= waited and accepted == before else 0
+            if dead == LISTENER_LOOKS:
+                raise ListenerEndedError
 
     def _scan(self) -> None:
         now, known = time.monotonic(), self._known
         self._known = {key: known[key] if key in known else (self._peer(key), now) for key in _sockets()}
+        self._accepted += sum(bool(peer) for key, (peer, _) in self._known.items() if key not in known)
         self.open = {peer: (key, since) for key, (peer, since) in self._known.items() if peer}
         self.proven = {peer: at for peer, at in self.proven.items() if peer in self.open}
         to_cut, self._to_cut = self._to_cut, {}
@@ -111,6 +144,10 @@ class GrpcConnections:
 
     def _peer(self, key: _Descriptor) -> str:
         with suppress(OSError), socket.socket(fileno=os.dup(key[0])) as connection:
+            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                if connection.getsockname()[1] == self._port:
+                    self._listeners.add(key)
+                return ""
             return self._name(connection)
         return ""
 
@@ -147,6 +184,16 @@ def _sockets() -> Iterator[_Descriptor]:
             status = os.fstat(int(name))
             if stat.S_ISSOCK(status.st_mode):
                 yield int(name), status.st_ino
+
+
+def _waiting(listener: _Descriptor) -> int:
+    """How many connections wait to be accepted at a listening socket; 0 when it is closed."""
+    number, inode = listener
+    with suppress(OSError), socket.socket(fileno=os.dup(number)) as listening:
+        if os.fstat(listening.fileno()).st_ino == inode:
+            info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+            return int(TCP_INFO.unpack(info)[-1])
+    return 0
 
 
 @dataclass(frozen=True, slots=True)

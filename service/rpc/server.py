@@ -173,6 +173,10 @@ class GrpcServer:
             limits.create_task(self._connections.run())
             limits.create_task(self._held.run())
 
+    async def watch_listeners(self) -> None:
+        """Raises ListenerEndedError when gRPC accepts no new connections any more."""
+        await self._connections.watch_listeners()
+
     async def start(self) -> None:
         """Begin to answer; health is NOT_SERVING."""
         await self.set_serving(False)

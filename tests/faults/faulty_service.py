@@ -12,6 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from service.rpc import connections
 from service.rpc.readiness import Readiness
 from service.storage.access.writer import AccessWriter
 from service.storage.intake.drain import Drain
@@ -67,11 +68,18 @@ def dying(writer: type[Any], submit: str, run_name: str = "run") -> None:
     setattr(writer, run_name, run)
 
 
+def accepting_nothing() -> None:
+    """Let a connection wait in the queue of gRPC's listener while the file is there."""
+    connections._waiting = lambda _listener: int(under_fault())  # noqa: SLF001
+    connections.LISTENER_SECONDS = 0.05
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "lead writer": lambda: dying(LeadWriter, "create"),
     "access writer": lambda: dying(AccessWriter, "record"),
     "spool writer": lambda: dying(LeadWriter, "create", "run_spooling"),
     "spool": lambda: setattr(Spool, "put", failing(Spool.put)),
+    "gRPC listener": accepting_nothing,
     "drain": lambda: setattr(Drain, "step", failing(Drain.step)),
     "readiness": lambda: setattr(Readiness, "check", failing(Readiness.check)),
 }

@@ -147,6 +147,16 @@ def test_an_access_writer_that_dies_ends_the_process_and_shows_nothing(start_fau
     assert ended(service) == 1
 
 
+def test_a_listener_that_accepts_nothing_ends_the_process(start_faulty: StartFaulty, fault: Path) -> None:
+    service = start_faulty("gRPC listener")
+    with service.channel() as channel:
+        create(service, channel)
+    fault.touch()
+    assert ended(service) == 1
+    (died,) = lines(service, "a vital task ended: the service stops")
+    assert (died["task"], died["error"]) == ("gRPC listener", "ListenerEndedError")
+
+
 @pytest.mark.parametrize("task", ["drain", "readiness"])
 def test_a_task_that_fails_is_restarted_counted_and_makes_the_service_degraded(
     start_faulty: StartFaulty, fault: Path, task: str
