@@ -70,7 +70,7 @@ def dying(writer: type[Any], submit: str, run_name: str = "run") -> None:
 
 def accepting_nothing() -> None:
     """Let a connection wait in the queue of gRPC's listener while the file is there."""
-    connections._waiting = lambda _listener: int(under_fault())  # noqa: SLF001
+    connections._waiting = lambda listener: int(under_fault() and bool(listener))  # noqa: SLF001
     connections.LISTENER_SECONDS = 0.05
 
 
