@@ -174,10 +174,17 @@ class TokenVerifier:
                     "verify_iat": False,
                 },
             )
+        # Of a token that the issuer has signed, the claim that is wrong is named: its owner must know what to change.
+        except jwt.MissingRequiredClaimError:
+            raise TokenInvalidError("the token must have exp, iss and sub") from None
+        except jwt.InvalidIssuerError:
+            raise TokenInvalidError("the token's iss is not the issuer whose tokens are accepted here") from None
         except (jwt.PyJWTError, ValueError):
             raise TokenInvalidError from None
-        if not self._is_for_us(claims) or not _is_access_token(claims):
-            raise TokenInvalidError
+        if not _is_access_token(claims):
+            raise TokenInvalidError("the token is an ID or refresh token: send the access token")
+        if not self._is_for_us(claims):
+            raise TokenInvalidError("the token is for another service: its aud (or client_id) is not accepted here")
         now = self._clock()
         expires = _seconds(claims["exp"])
         if "nbf" in claims and _seconds(claims["nbf"]) > now + NOT_BEFORE_LEEWAY:
@@ -244,11 +251,13 @@ def _seconds(value: object) -> float:
 def _is_access_token(claims: dict[str, Any]) -> bool:
     """Whether the claims are not those of an ID, refresh or logout token of the same issuer (RFC 8725, 3.11).
 
-    Amazon Cognito says it in `token_use`, Keycloak in the claim `typ`.
+    Amazon Cognito says it in `token_use`, Keycloak in the claim `typ`. A `nonce` is that of a login, which only ID
+    tokens have (Entra's have nothing else of their own, and may hold `roles`); Keycloak once wrote it into all tokens.
     """
     return (
         claims.get("token_use", "access") == "access"
         and claims.get("typ", "Bearer") == "Bearer"
+        and ("nonce" not in claims or "typ" in claims)
         and not any(name in claims for name in _IN_ID_TOKENS)
     )
 

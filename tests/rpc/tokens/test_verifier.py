@@ -211,7 +211,15 @@ async def test_without_listed_clients_aud_is_required(verifier: TokenVerifier) -
 
 @pytest.mark.parametrize(
     "of_another_kind",
-    [{"token_use": "id"}, {"typ": "ID"}, {"typ": "Refresh"}, {"at_hash": "x"}, {"c_hash": "x"}, {"token_use": None}],
+    [
+        {"token_use": "id"},
+        {"typ": "ID"},
+        {"typ": "Refresh"},
+        {"at_hash": "x"},
+        {"c_hash": "x"},
+        {"token_use": None},
+        {"nonce": "x", "oid": "y", "ver": "2.0", "roles": ["leads:read"]},
+    ],
 )
 async def test_tokens_of_another_kind_are_refused(
     clock: Clock, verifier: TokenVerifier, of_another_kind: dict[str, object]
@@ -219,6 +227,25 @@ async def test_tokens_of_another_kind_are_refused(
     await refused(verifier, signed(claims(**of_another_kind)))
     without = of_issuer(clock, audience=None, client_ids=frozenset({"bot-client"}))
     await refused(without, signed(claims(aud=ABSENT, client_id="bot-client", **of_another_kind)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"aud": "api://leadkeep"}, "its aud"),
+        ({"iss": "https://sts.example/"}, "the token's iss"),
+        ({"sub": ABSENT}, "exp, iss and sub"),
+        ({"exp": ABSENT}, "exp, iss and sub"),
+        ({"token_use": "id"}, "send the access token"),
+    ],
+)
+async def test_what_is_wrong_with_a_token_is_said_to_who_holds_one_of_the_issuers(
+    verifier: TokenVerifier, changed: dict[str, object], named: str
+) -> None:
+    with pytest.raises(TokenInvalidError, match=named):
+        await verifier.verify(signed(claims(**changed)))
+    with pytest.raises(TokenInvalidError, match=r"^the token is not valid here$"):
+        await verifier.verify(signed(claims(**changed))[:-8] + "AAAAAAAA")
 
 
 async def test_keycloaks_own_type_is_an_access_token(verifier: TokenVerifier) -> None:
