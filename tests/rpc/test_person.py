@@ -342,6 +342,27 @@ def test_refs_that_nobody_knows_are_named(admin: Client) -> None:
         admin.call("ErasePerson", pb.ErasePersonRequest(refs=[pb.PersonRef(id=str(uuid4()))]))
 
 
+def test_a_lead_that_is_named_as_a_submission_stays_and_is_not_called_erased(admin: Client) -> None:
+    lead_id = admin.create(somebody()).id
+    as_submission = [pb.PersonMatch(kind=kind, id=lead_id) for kind in (RESUBMISSION, CONFLICT)]
+
+    done = erase(admin, as_submission)
+
+    assert (list(done.erased), list(done.not_found)) == ([], refs_of(as_submission))
+    assert admin.get(lead_id).id == lead_id
+
+
+def test_the_conflict_that_became_a_lead_goes_alone(service: RunningService, admin: Client) -> None:
+    other = somebody()
+    sent = somebody(phone=other.phone)
+    lead_id = become_a_lead(admin, service, admin.create(other).id, sent)
+
+    done = erase(admin, [pb.PersonMatch(kind=CONFLICT, id=lead_id)])
+
+    assert [each.id for each in done.erased] == [lead_id]
+    assert kinds(find(admin, nid=sent.nid)) == [LEAD]
+
+
 def test_after_an_erasure_of_everything_nothing_is_found_and_the_stranger_is_whole(admin: Client) -> None:
     life = live(admin)
     before = admin.get(life.stranger)

@@ -55,11 +55,11 @@ _KEPT = Statement(
         AND resolution IS NULL AND repeats IS NULL ORDER BY id
 """)
 )
-# A conflict's id that became a lead, or leads to one, has no tombstone.
+_CONFLICTS = Statement(text("SELECT id FROM lead_conflict WHERE id = ANY(CAST(:ids AS uuid[]))"))
+# An id that leads to a lead has no tombstone.
 _ERASED_ALONE = Statement(
     text("""
     SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[])) AND created_at IS NOT NULL
-    UNION ALL SELECT id FROM lead WHERE id = ANY(CAST(:ids AS uuid[]))
     UNION ALL SELECT id FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
 )
@@ -167,8 +167,11 @@ class Erasures:
         """
 
         async def work(connection: AsyncConnection) -> frozenset[UUID]:
+            given = {"ids": list(ids)}
+            # A conflict that became a lead leaves no tombstone.
+            conflicts = await _CONFLICTS.rows(connection, given)
             await erase_alone(connection, ids, KnownTombstone(erased_by=actor, reason=reason))
-            return frozenset(row.id for row in await _ERASED_ALONE.rows(connection, {"ids": list(ids)}))
+            return frozenset(row.id for row in (*conflicts, *await _ERASED_ALONE.rows(connection, given)))
 
         return await write_alone(self._database, work)
 
