@@ -128,12 +128,17 @@ def shown_values(
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Which of the fields that are `shown` are set in a message and in those inside it, and of which lead each time.
 
-    A lead of which only other sensitive fields are set comes without any. A message without an id of its own belongs to
-    the one around it, and at last to `inherited_id`.
+    A lead of which only other sensitive fields are set comes without any. One that is in a message more than once, as
+    in a list of conflicts, comes once. A message without an id of its own belongs to the one around it, and at last to
+    `inherited_id`; so do the resubmissions of a lead, each of which comes.
     """
-    for each, plan, lead_id in _inside(message, inherited_id):
+    found: dict[object, tuple[str, dict[str, None]]] = {}
+    for number, (each, plan, lead_id) in enumerate(_inside(message, inherited_id)):
         if values := [name for name in plan.masked if getattr(each, name)]:
-            yield lead_id, tuple(name for name in values if name in shown)
+            _, fields = found.setdefault(getattr(each, "id", "") or number, (lead_id, {}))
+            fields |= dict.fromkeys(name for name in values if name in shown)
+    for lead_id, fields in found.values():
+        yield lead_id, tuple(fields)
 
 
 def _inside(message: Any, inherited_id: str = "") -> Iterator[tuple[Any, _Plan, str]]:

@@ -12,11 +12,13 @@ import grpc
 import httpx
 import psycopg
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.scopes import READ_SCOPES, Scope
 from service.validation import MASK
+from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, execute, refused
@@ -70,6 +72,25 @@ def test_what_an_rpc_shows_is_on_record(
 def test_both_sides_of_a_conflict_are_on_record(admin: Client, connect: Connect, lead_id: str) -> None:
     connect("admin", subject="decider").call("ListConflicts", pb.ListConflictsRequest(include_resolved=True))
     assert {entry.lead_id for entry in accesses(admin, subject="decider")} == {lead_id, CONFLICT_WITH[lead_id]}
+
+
+def test_a_lead_in_several_conflicts_of_a_page_is_one_access(
+    admin: Client, connect: Connect, database_url: str
+) -> None:
+    sent = somebody()
+    met = admin.create(sent).id
+    conflicts = []
+    for _ in range(2):
+        with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
+            admin.create(somebody(phone=sent.phone))
+        conflicts.append(conflict_with(database_url, met))
+
+    request = pb.ListConflictsRequest(reveal=FieldMask(paths=["nid"]))
+    connect("admin", subject="reads two").call("ListConflicts", request)
+
+    recorded = [(entry.lead_id, list(entry.fields)) for entry in accesses(admin, subject="reads two")]
+    wanted = [(each, ["nid"]) for each in (met, *conflicts)]
+    assert sorted(each for each in recorded if each in wanted) == sorted(wanted)
 
 
 def test_a_look_by_an_alias_is_on_record_for_the_lead(
