@@ -32,17 +32,21 @@ var serviceConfig string
 //go:embed gen/policy/reasons.json
 var reasons []byte
 
-// policy is reasons.json: whether the same request may succeed later.
-var policy struct {
-	Reasons []struct {
-		Reason string
-		Repeat bool
-	}
-}
+// mayRepeat is what reasons.json says of each reason: whether the same request may succeed later.
+var mayRepeat = map[string]bool{}
 
 func init() {
-	if err := json.Unmarshal(reasons, &policy); err != nil {
+	var table struct {
+		Reasons []struct {
+			Reason string
+			Repeat bool
+		}
+	}
+	if err := json.Unmarshal(reasons, &table); err != nil {
 		panic(err)
+	}
+	for _, row := range table.Reasons {
+		mayRepeat[row.Reason] = row.Repeat
 	}
 }
 
@@ -63,9 +67,12 @@ func (e *Error) Error() string {
 	return e.Code.String() + " " + e.Reason
 }
 
-// typed reads the details that the service adds to a status.
-func typed(err error) *Error {
-	failed := status.Convert(err)
+// typed makes an Error of a status, with the details that the service adds. What is no status stays what it is.
+func typed(err error) error {
+	failed, ok := status.FromError(err)
+	if err == nil || !ok {
+		return err
+	}
 	made := &Error{Code: failed.Code()}
 	for _, detail := range failed.Details() {
 		switch detail := detail.(type) {
@@ -77,12 +84,8 @@ func typed(err error) *Error {
 			made.RetryAfter = detail.RetryDelay.AsDuration()
 		}
 	}
-	if made.Reason == "" {
-		made.Repeat = slices.Contains([]codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Canceled}, made.Code)
-	}
-	for _, row := range policy.Reasons {
-		made.Repeat = made.Repeat || row.Repeat && row.Reason == made.Reason
-	}
+	unanswered := []codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Canceled}
+	made.Repeat = mayRepeat[made.Reason] || made.Reason == "" && slices.Contains(unanswered, made.Code)
 	return made
 }
 
@@ -98,16 +101,13 @@ func guard(token func() (string, error)) grpc.UnaryClientInterceptor {
 				return err
 			}
 			named := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+text)
-			return invoke(named, method, request, reply, channel, options...)
+			return typed(invoke(named, method, request, reply, channel, options...))
 		}
 		err := attempt()
-		if err != nil && typed(err).Reason == "TOKEN_EXPIRED" {
+		if refused, ok := err.(*Error); ok && refused.Reason == "TOKEN_EXPIRED" {
 			err = attempt()
 		}
-		if err != nil {
-			return typed(err)
-		}
-		return nil
+		return err
 	}
 }
 

@@ -62,12 +62,13 @@ func run(leads pb.LeadServiceClient) error {
 	for _, mistake := range []*pb.CreateLeadRequest{known, invalid} {
 		_, err := leads.CreateLead(ctx, mistake)
 		var refused *Error
-		if errors.As(err, &refused) {
-			advice := map[bool]string{true: "repeat", false: "do not repeat"}[refused.Repeat]
-			fmt.Println("refused ", refused, refused.Metadata["fields"], advice)
-			for _, each := range refused.Violations {
-				fmt.Println("        ", each.Field, each.Reason)
-			}
+		if !errors.As(err, &refused) {
+			return err
+		}
+		advice := map[bool]string{true: "repeat", false: "do not repeat"}[refused.Repeat]
+		fmt.Println("refused ", refused, refused.Metadata["fields"], advice)
+		for _, each := range refused.Violations {
+			fmt.Println("        ", each.Field, each.Reason)
 		}
 	}
 	return nil

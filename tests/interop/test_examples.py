@@ -75,3 +75,11 @@ def test_the_example_does_what_it_promises(language: Language, options: list[str
     # Nothing of the lead, and no token: the ids are random, so they may hold digits in a row.
     assert not re.search(r"\d{5}", re.sub(r"[0-9a-f-]{36}", "", done.stdout))
     assert not re.search(r"Anika|Lake Road|Bearer|eyJ|\+880", done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda each: each.name)
+def test_a_token_file_that_is_not_there_is_named(language: Language, service: RunningService, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    done = run(language, ["--address", service.grpc_address, "--token-file", missing])
+    assert done.returncode != 0
+    assert missing in done.stderr
