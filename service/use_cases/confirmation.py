@@ -40,8 +40,10 @@ _LONGEST_LOCALES = 200
 """No browser sends a longer list of languages; beyond it is not worth reading."""
 
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*")
+# Behind the language POSIX names an encoding (bn_BD.UTF-8), iOS a calendar (bn_BD@calendar=gregorian), Java a script
+# (zh_TW_#Hant): none of them is another language.
 _LANGUAGE_RANGE = re.compile(
-    r"(?P<tag>[A-Za-z]{1,8}(?:[-_][A-Za-z0-9]{1,8})*)\s*"
+    r"(?P<tag>[A-Za-z]{1,8}(?:[-_][A-Za-z0-9]{1,8})*)(?:_?[.@#][^,]*?)?\s*"
     r"(?:;\s*[qQ]=(?P<quality>0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?"
 )
 
