@@ -35,6 +35,7 @@ COPY --from=builder /opt/leadkeep /opt/leadkeep
 # The image chooses neither: without one the service refuses to start and says so.
 ENV PATH=/opt/leadkeep/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    PYTHONFAULTHANDLER=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     LEADKEEP_DATA_DIR=/var/lib/leadkeep \
     LEADKEEP_GRPC_ADDRESS=0.0.0.0:50051 \

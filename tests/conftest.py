@@ -27,6 +27,9 @@ settings.load_profile("leadkeep")
 # this that happens in whatever test collects garbage next.
 grpc.aio.init_grpc_aio()
 
+# A service that crashes says where: its log is shown beside a failure.
+os.environ["PYTHONFAULTHANDLER"] = "1"
+
 if disk := memory_disk():
     # A database for each test is hundreds of new files, and syncing them is most of a run's time.
     tempfile.tempdir = os.environ["TMPDIR"] = disk

@@ -11,7 +11,7 @@ grpc.aio waits for the message of a unary call by itself, without end, and does 
 to it, so that the message is awaited in sight; on the wire both are the same, and a call costs no more.
 
 Caveat: grpc.aio frees a call when its method has ended, before it runs the call's callbacks. To ask the context for its
-peer then, or to abort it, ends the process (SIGSEGV). So a context is only used while its method runs.
+peer then, or to abort it, ends the process (SIGSEGV). So a context is used in the task of its own method alone.
 """
 
 from __future__ import annotations
@@ -206,40 +206,44 @@ class _Untaken:
     leave: Callable[[], None] | None
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A call whose message is awaited, or a stream."""
+
+    since: float
+    task: asyncio.Task[Any] | None
+    refused: LeadkeepError | None = None
+    """With what it ends, once it was chosen to make room."""
+
+
 class HeldCalls:
     """The calls of the endpoint that wait for their caller. `run` keeps the limits of time."""
 
     def __init__(self, connections: GrpcConnections, limits: Limits) -> None:
         self._connections, self._limits = connections, limits
-        self._arriving: dict[Context, float] = {}
+        self._arriving: dict[Context, _Waiting] = {}
         self._untaken: dict[Context, _Untaken] = {}
         """In the order of time: the oldest first."""
         self._untaken_bytes = 0
         self._not_reading: set[str] = set()
         """Connections that leave answers untaken, by gRPC's name of the peer: they get no others."""
-        self._streams: dict[Context, float] = {}
-        self._serving: dict[Context, asyncio.Task[Any] | None] = {}
-        """The tasks of streams."""
-        self._refused: set[Context] = set()
-        """Calls that are about to be ended, and whose methods run."""
+        self._streams: dict[Context, _Waiting] = {}
         self._ended: Counter[str] = Counter()
         """Calls that ended with an error, and streams, by gRPC's name of the peer."""
-        self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """End what takes too long."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
-            for context in [
-                each for each, since in self._arriving.items() if now - since > self._limits.arrival_seconds
-            ]:
-                self._refuse(context, "message_late", DeadlineTooShortError())
+            for context, waiting in list(self._arriving.items()):
+                if now - waiting.since > self._limits.arrival_seconds:
+                    self._refuse(context, waiting, "message_late", DeadlineTooShortError())
             for context in [
                 each for each, untaken in self._untaken.items() if now - untaken.since > self._limits.answer_seconds
             ]:
                 self._cut(context, "answer_late")
-            left = Counter(untaken.peer for untaken in self._untaken.values() if now - untaken.since > TAKING_SECONDS)
+            left = Counter(each.peer for each in self._untaken.values() if now - each.since > TAKING_SECONDS)
             self._not_reading = {peer for peer, number in left.items() if number >= self._limits.untaken_answers}
             self._end_unclosed()
 
@@ -281,8 +285,7 @@ class HeldCalls:
 
     def _stream_of(self, handler: Any) -> Callable[[Any, Context], Awaitable[None]]:
         async def stream(requests: Any, context: Context) -> None:
-            self._serving[context] = asyncio.current_task()
-            self._begin(context, self._streams, self._limits.streams, "streams")
+            waiting = self._begin(context, self._streams, self._limits.streams, "streams")
             try:
                 if handler.request_streaming:
                     answering = handler.stream_stream(requests, context)
@@ -290,35 +293,38 @@ class HeldCalls:
                     answering = handler.unary_stream(await self._message(context), context)
                 async for response in answering:
                     await context.write(response)
+            except asyncio.CancelledError:
+                await self._end_refused(context, waiting)
+                raise
             finally:
                 self._streams.pop(context, None)
-                self._refused.discard(context)
-                del self._serving[context]
                 self._ended[context.peer()] += 1
 
         return stream
 
     async def _message(self, context: Context) -> Any:
         """The one message of the caller."""
-        self._begin(context, self._arriving, self._limits.messages_arriving, "messages_arriving")
+        waiting = self._begin(context, self._arriving, self._limits.messages_arriving, "messages_arriving")
         try:
             message = await context.read()
+        except asyncio.CancelledError:
+            await self._end_refused(context, waiting)
+            raise
         finally:
             self._arriving.pop(context, None)
-            if context not in self._serving:
-                self._refused.discard(context)
         if message is grpc.aio.EOF:
             self._connections.count(context.peer(), "message_missing")
             await self.abort(context, LeadValidationError([Violation("request", "is missing: there was no message")]))
         return message
 
-    def _begin(self, context: Context, held: dict[Context, float], limit: int, reason: RefusalReason) -> None:
+    def _begin(self, context: Context, held: dict[Context, _Waiting], limit: int, reason: RefusalReason) -> _Waiting:
         """Note what a call holds from now on, and make room for it."""
-        held[context] = time.monotonic()
+        waiting = held[context] = _Waiting(time.monotonic(), asyncio.current_task())
         if len(held) > limit:
-            evictable = [self._connections.held(each, each.peer(), since) for each, since in held.items()]
+            evictable = [self._connections.held(each, each[0].peer(), each[1].since) for each in held.items()]
             for evicted, _ in to_evict(evictable, limit, limit):
-                self._refuse(evicted.item, reason, QueueFullError())
+                self._refuse(*evicted.item, reason, QueueFullError())
+        return waiting
 
     def _on_taken(self, context: Context) -> None:
         if (untaken := self._untaken.pop(context, None)) is None:
@@ -329,26 +335,23 @@ class HeldCalls:
 
     def _cut(self, context: Context, reason: RefusalReason) -> None:
         # An answer that gRPC has cannot be taken back otherwise.
-        self._connections.cut(self._untaken[context].peer, reason)
+        peer = self._untaken[context].peer
         self._on_taken(context)
+        self._connections.cut(peer, reason)
 
-    def _refuse(self, context: Context, reason: RefusalReason, error: LeadkeepError) -> None:
+    def _refuse(self, context: Context, waiting: _Waiting, reason: RefusalReason, error: LeadkeepError) -> None:
+        """Let a call that still waits end with an error."""
         self._arriving.pop(context, None)
         self._streams.pop(context, None)
-        self._refused.add(context)
         self._connections.count(context.peer(), reason)
-        ending = asyncio.create_task(self._end(context, self._serving.get(context), error))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+        waiting.refused = error
+        if waiting.task is not None:
+            waiting.task.cancel()
 
-    async def _end(self, context: Context, serving: asyncio.Task[Any] | None, error: LeadkeepError) -> None:
-        if context not in self._refused:
-            return  # its caller hung up
-        # What it raises is meant for the method that is being ended.
-        with suppress(Exception):
-            await self.abort(context, error)
-        if serving is not None:
-            serving.cancel()
+    async def _end_refused(self, context: Context, waiting: _Waiting) -> None:
+        """Abort a call if that is why its task was cancelled."""
+        if waiting.refused is not None:
+            await self.abort(context, waiting.refused)
 
     def _end_unclosed(self) -> None:
         """Bound the calls that ended but that gRPC cannot close, by closing the connections that may hold them.

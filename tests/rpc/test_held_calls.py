@@ -21,7 +21,7 @@ from leadkeep.v1 import lead_service_pb2_grpc
 
 from service.rpc import connections
 from service.rpc.call import SERVICE, Call
-from service.rpc.connections import STATUS_DETAILS, HeldCalls
+from service.rpc.connections import STATUS_DETAILS
 from service.rpc.limits import Limits, Refusals
 from service.rpc.server import GrpcServer
 from service.scopes import ROLES, Caller
@@ -260,6 +260,26 @@ async def _answered_stream(reader: asyncio.StreamReader) -> int:
             return int.from_bytes(head[5:])
 
 
+@pytest.mark.parametrize("limits", [Limits(), Limits(messages_arriving=2), Limits(streams=2), Limits(untaken_bytes=1)])
+async def test_connections_that_end_while_their_calls_are_looked_at_harm_nobody(
+    limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0)
+    monkeypatch.setattr(connections, "TAKING_SECONDS", 0)
+    paths = (LIST_LEADS, WATCH)
+    async with endpoint(limits, answer=pb.CreateLeadResponse(message="x" * 100)) as running:
+        for turn in range(20):
+            async with running.channel() as leaving:
+                opened = [await _unread(running, paths[turn % len(paths)], 20) for _ in range(10)]
+                for _ in range(10):
+                    _method(leaving)()
+                await asyncio.sleep(0.02)
+                for _, writer in opened:
+                    writer.transport.abort()
+        async with running.channel() as honest:
+            assert await _create(honest)(b"")
+
+
 async def test_an_answer_that_is_taken_slowly_is_not_cut() -> None:
     big = pb.CreateLeadResponse(message="x" * 3_000_000)
     async with endpoint(Limits(), answer=big) as running, running.channel() as channel:
@@ -291,45 +311,6 @@ async def test_a_stub_of_the_contract_notices_no_difference() -> None:
         calls = (stub.CreateLead(pb.CreateLeadRequest(), timeout=20) for _ in range(300))
         assert len(await asyncio.gather(*calls)) == 300
         assert not running.refused
-
-
-async def test_what_is_held_may_be_looked_at_at_any_moment_of_a_calls_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In every turn of the loop: gRPC frees a call before it says that the call is over.
-    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0)
-    monkeypatch.setattr(connections, "TAKING_SECONDS", 0)
-    async with endpoint(Limits(untaken_answers=1000), answer=pb.CreateLeadResponse(message="x")) as running:
-        for _ in range(20):
-            running.calls = 0
-            _, writer = await _unread(running, LIST_LEADS, 40)
-            await until(lambda: running.calls == 40)
-            writer.transport.abort()
-        async with running.channel() as channel:
-            assert await _create(channel)(b"", timeout=20)
-
-
-@pytest.mark.parametrize("path", [CREATE.encode(), WATCH])
-async def test_a_caller_may_hang_up_while_its_call_is_refused(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    end, ended = HeldCalls._end, Counter[str]()  # noqa: SLF001
-
-    async def end_late(*arguments: Any) -> None:
-        # As in a busy loop: the caller is gone by then, and gRPC has freed the call.
-        await asyncio.sleep(0.3)
-        await end(*arguments)
-        ended["late"] += 1
-
-    monkeypatch.setattr(HeldCalls, "_end", end_late)
-    async with endpoint(Limits(messages_arriving=1, streams=1)) as running:
-        _, writer = await asyncio.open_connection("127.0.0.1", running.port)
-        writer.write(preface())
-        for stream in (1, 3):
-            writer.write(frame(1, 0x4, stream, call_headers(path)))
-            if path == WATCH:
-                writer.write(frame(0, 0x1, stream, EMPTY_MESSAGE))
-        await until(lambda: running.refused.total() == 1)
-        writer.transport.abort()
-        await until(lambda: ended["late"] == 1)
-        async with running.channel() as channel:
-            assert await _create(channel)(b"", timeout=20) == b""
 
 
 async def _is_closed(reader: asyncio.StreamReader) -> bool:
