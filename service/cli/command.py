@@ -116,7 +116,17 @@ def echo(line: str, *, err: bool = False) -> None:
 
     Tabs stay, which separate columns: `cell` is for what stands in one.
     """
-    typer.echo(printable(line, kept="\t"), err=err)
+    _put(printable(line, kept="\t"), err=err)
+
+
+def _put(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text. Raises StartRefusedError where that cannot be written, as on a full disk."""
+    try:
+        typer.echo(text, err=err, nl=nl)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StartRefusedError(f"the output cannot be written: {error.strerror}") from None
 
 
 def cell(value: object) -> str:
@@ -141,7 +151,7 @@ def padded(cells: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def print_json(value: object) -> None:
     """Print a value as JSON."""
-    typer.echo(_json(value, indent=2))
+    _put(_json(value, indent=2))
 
 
 def _json(value: object, indent: int | None = None) -> str:
@@ -171,7 +181,7 @@ def printed_rows(*, as_json: bool) -> Iterator[Callable[[object], None]]:
     if not as_json:
         yield lambda line: echo(str(line))
         return
-    with json_array(lambda text: typer.echo(text, nl=False)) as add:
+    with json_array(lambda text: _put(text, nl=False)) as add:
         yield lambda item: add(_json(item))
 
 

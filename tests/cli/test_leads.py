@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -111,6 +113,16 @@ def test_more_leads_than_asked_for_are_said_to_be_there(service: RunningService,
     assert [lead["id"] for lead in json.loads(few.stdout)] == [lead.id for lead in people[:0:-1]]
     assert "--limit" in few.stderr
     assert service.leadkeep_here("leads", "list", "--limit", "3").stderr == ""
+
+
+@pytest.mark.parametrize("command", [("leads", "list"), ("stats", "--json"), ("audit", "list", "--json")])
+def test_an_output_that_is_full_is_said(
+    service: RunningService, people: list[pb.Lead], command: tuple[str, ...]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        running = service.begin(*command, stdout=full, stderr=subprocess.PIPE)
+        _, told = running.communicate()
+    assert (running.returncode, told) == (1, b"leadkeep: the output cannot be written: No space left on device\n")
 
 
 def test_every_order_of_the_contract_is_a_choice() -> None:
