@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Annotated, Any, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -16,7 +15,7 @@ from zoneinfo import ZoneInfo
 import typer
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.cli.client import LARGEST_PAGE, as_object, connected, listed, showing, word
+from service.cli.client import LARGEST_PAGE, Call, as_object, connected, listed, showing, word
 from service.cli.command import (
     AsJson,
     ReasonToLook,
@@ -80,8 +79,6 @@ def list_leads(
     by_value = (("phone", phone), ("nid", nid), ("email", email))
     scopes += [UNMASK_SCOPES[name] for name, value in by_value if value]
     request = pb.ListLeadsRequest(
-        # One more than is shown, not a page more: each lead of a page is recorded.
-        page_size=min(limit + 1, LARGEST_PAGE),
         **view,
         statuses=[f"LEAD_STATUS_{status.name}" for status in statuses or ()],
         assignee=assignee,
@@ -102,13 +99,28 @@ def list_leads(
         order_by=None if order == "created-desc" else f"LEAD_ORDER_{order.replace('-', '_').upper()}",
     )
     with connected(load_settings(), Scope.READ, *scopes, reason=reason) as call:
-        found = listed(call, "ListLeads", request, "leads")
-        leads = list(islice(found, limit))
-        if next(found, None) is not None:
-            echo("leadkeep: more leads match: raise --limit", err=True)
+        leads = _first(call, request, limit)
+    if request.page_token:
+        echo("leadkeep: more leads match: raise --limit", err=True)
     columns = tuple(dict.fromkeys((*COLUMNS, *filter(None, reveal.split(",")))))
     lines = ["\t".join(columns), *(_lead_line(lead, columns) for lead in leads)]
     report([as_object(lead) for lead in leads], lines, as_json=as_json)
+
+
+def _first(call: Call, request: pb.ListLeadsRequest, limit: int) -> list[pb.Lead]:
+    """The first leads of a list, `limit` at most; if there are more, the request has the token of their page then.
+
+    No lead is asked for that is not shown: each one of a page is recorded.
+    """
+    leads: list[pb.Lead] = []
+    while len(leads) < limit:
+        request.page_size = min(limit - len(leads), LARGEST_PAGE)
+        page = call("ListLeads", request)
+        leads += page.leads
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    return leads
 
 
 def _lead_line(lead: pb.Lead, columns: Sequence[str]) -> str:

@@ -151,5 +151,5 @@ def test_a_revealed_field_is_a_column_and_on_record(
     head, line = done.stdout.splitlines()
     assert (head.split("\t")[-1], line.split("\t")[-1]) == ("email", people[-1].email)
     assert people[-1].phone not in line
-    recorded = "SELECT array_agg(DISTINCT array_to_string(fields, ',')) FROM access_record WHERE reason = 'reveal test'"
-    assert value_of(service_database.admin_url, recorded) == ["email"]
+    recorded = "SELECT json_agg(json_build_array(lead_id, fields)) FROM access_record WHERE reason = 'reveal test'"
+    assert value_of(service_database.admin_url, recorded) == [[people[-1].id, ["email"]]]
