@@ -15,6 +15,8 @@ def main() -> None:
     # Before grpc is loaded: every child process of ours starts another program at once, so that grpc need not survive a
     # fork, and grpc would write lines about forks into the log.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    # Before grpc is loaded, too: by itself it logs what a peer sends as the reason of a GOAWAY, lines and all.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # We use no plugin, and a search for one reads the metadata of every installed package.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"
     gc.set_threshold(OBJECTS_A_COLLECTION, *gc.get_threshold()[1:])

@@ -90,6 +90,7 @@ class GrpcConnections:
         self.open: dict[str, tuple[_Descriptor, float]] = {}
         """Those that were open when they were last counted."""
         self._listeners: set[_Descriptor] = set()
+        self.stopping = False
         self._accepted = 0
         self._to_cut: dict[str, RefusalReason] = {}
         self._wanted = asyncio.Event()
@@ -118,11 +119,17 @@ class GrpcConnections:
                 self._scan()
 
     async def watch_listeners(self) -> None:
-        """Raises ListenerEndedError when gRPC accepts nothing any more, which only Linux shows."""
+        """Raises ListenerEndedError when gRPC closed its sockets before `stopping`, or accepts nothing any more.
+
+        Only Linux shows the latter.
+        """
         dead, waiting, accepted = 0, 0, 0
         while True:
             await asyncio.sleep(LISTENER_SECONDS)
-            waited, waiting = waiting, sum(map(_waiting, self._listeners)) if sys.platform == "linux" else 0
+            queues = [_waiting(listener) for listener in self._listeners]
+            if queues and set(queues) == {None} and not self.stopping:
+                raise ListenerEndedError
+            waited, waiting = waiting, sum(filter(None, queues))
             before, accepted = accepted, self._accepted
             # Who hangs up stays in the queue: it shortens only when something is accepted.
             dead = dead + 1 if waiting and waiting >= waited and accepted == before else 0
@@ -186,13 +193,17 @@ def _sockets() -> Iterator[_Descriptor]:
                 yield int(name), status.st_ino
 
 
-def _waiting(listener: _Descriptor) -> int:
-    """How many connections wait to be accepted at a listening socket; 0 when it is closed."""
+def _waiting(listener: _Descriptor) -> int | None:
+    """How many connections wait to be accepted at a listening socket; None when it is closed."""
     number, inode = listener
-    with suppress(OSError), socket.socket(fileno=os.dup(number)) as listening:
-        if os.fstat(listening.fileno()).st_ino == inode:
-            info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
-            return int(TCP_INFO.unpack(info)[-1])
+    try:
+        if os.fstat(number).st_ino != inode:
+            return None
+    except OSError:
+        return None
+    if sys.platform == "linux":
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as listening:
+            return int(TCP_INFO.unpack(listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size))[-1])
     return 0
 
 

@@ -24,6 +24,7 @@ from service.errors import InternalError, LeadkeepError, LeadValidationError, St
 from service.rpc.call import SERVICE, Call, Handler, QueueWait, answer_by, joined
 from service.rpc.connections import GrpcConnections, HeldCalls
 from service.rpc.limits import DEFAULT, HEADROOM, Limits, Refusals
+from service.rpc.method_names import accept_any_bytes
 from service.rpc.reflection import reflection_handlers
 from service.rpc.tls_files import TlsFiles
 
@@ -179,6 +180,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Begin to answer; health is NOT_SERVING."""
+        accept_any_bytes()
         await self.set_serving(False)
         await self._server.start()
 
@@ -188,6 +190,7 @@ class GrpcServer:
 
     async def stop(self, grace: float) -> None:
         """Take no new calls and wait at most `grace` seconds for those that run."""
+        self._connections.stopping = True
         self._health.stop()
         stopping = asyncio.ensure_future(self._server.stop(grace))
         # After the grace gRPC cancels the calls, and waits for their end without a bound.

@@ -86,7 +86,7 @@ def _origin() -> socket.socket:
 def _serve() -> tuple[str, list[str]]:
     """Fork whenever asked; returns, in each fork, the module to run and its arguments."""
     # As the entry point does before it imports anything.
-    os.environ |= {"GRPC_ENABLE_FORK_SUPPORT": "0", "PYDANTIC_DISABLE_PLUGINS": "1"}
+    os.environ |= {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR", "PYDANTIC_DISABLE_PLUGINS": "1"}
     import service
 
     for found in pkgutil.walk_packages(service.__path__, "service."):

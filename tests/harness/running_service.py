@@ -94,7 +94,7 @@ class RunningService:
 
     def log(self) -> str:
         """Everything it has written to standard error."""
-        return self.log_path.read_text() if self.log_path.exists() else ""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     @property
     def pid(self) -> int:

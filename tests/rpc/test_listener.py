@@ -58,6 +58,15 @@ async def test_who_has_hung_up_waits_too(listening: socket.socket) -> None:
         assert isinstance(watch.exception(), ListenerEndedError)
 
 
+async def test_a_listener_that_is_closed_is_noticed(listening: socket.socket) -> None:
+    async with watched(listening) as watch:
+        await asyncio.sleep(0.1)
+        assert not watch.done()
+        listening.close()
+        await asyncio.wait({watch}, timeout=10)
+        assert isinstance(watch.exception(), ListenerEndedError)
+
+
 async def test_a_listener_where_nobody_waits_lives(listening: socket.socket) -> None:
     async with watched(listening) as watch:
         with caller(listening), listening.accept()[0]:
