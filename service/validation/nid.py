@@ -58,16 +58,16 @@ _FOLLOWED = re.compile(
     rf"(?:[^0-9A-Z]*[0-9]){{{_WHOLE_NUMBER},}}"
     r"(?:[^0-9A-Z]*\(\s*[0-9]{1,3}\s*\)|\s*/\s*[0-9]{1,2}|\s+/\s+[0-9]{1,3}|\s*(?:X|EXT\.?)\s*[0-9]+"
     rf"|\s*[/|]\s*(?:[^0-9A-Z]*[0-9]){{{_WHOLE_NUMBER},}})"
-    rf"|[0-9]{{{_WHOLE_NUMBER},}}\.[0-9]{{1,2}}"
-    rf"|.*[0-9]{{{_WHOLE_NUMBER},}}[^0-9]+[0-9]{{{_WHOLE_NUMBER},}}.*"
-    r"|.*[0-9].*\([^()0-9]*[^\W\d_]{2,}[^()0-9]*\)",
-    re.IGNORECASE | re.DOTALL,
+    rf"|[0-9]{{{_WHOLE_NUMBER},}}\.[0-9]{{1,2}}",
+    re.IGNORECASE,
 )
-"""A whole NID and something behind it: an extension, decimals, a second NID, a remark in parentheses."""
+"""A whole NID and something behind it: an extension, decimals, a second NID."""
+_TWO = re.compile(rf"[0-9]{{{_WHOLE_NUMBER}}}[^0-9]+[0-9]{{{_WHOLE_NUMBER}}}")
+_WORD = re.compile(r"[^\W\d_]{2}")
 
-_LABEL = re.compile(r"[^0-9:]*[^\W\d_][^0-9:]*:.*", re.DOTALL)
+_LABEL = re.compile(r"[^0-9:]*?[^\W\d_][^0-9:]*:")
 """What a form or a chat puts before the number: `NID: …`, in any language."""
-_NAMED = re.compile(r".*(?:NID|NATIONALID|IDNO|IDNUMBER|IDCARD|PASSPORT)(?:NO|NUMBER|CARD|IS)*[A-Z]?[0-9]{6}.*")
+_NAMED = re.compile(r"(?:NID|NATIONALID|IDNO|IDNUMBER|IDCARD|PASSPORT)(?:NO|NUMBER|CARD|IS)*[A-Z]?[0-9]{6}")
 """The same without a colon, once separators are gone."""
 
 _MORE_THAN_A_NID = "holds more than a national ID: send the number alone, without what stands beside it"
@@ -101,7 +101,7 @@ class NidNormaliser:
             raise PlaceholderError("is a placeholder, not a national ID: ask the customer for the number itself")
         if not (written.isascii() and written.isdigit()):
             _refuse_what_is_no_part(written.strip())
-            if _NAMED.fullmatch(nid) is not None:
+            if _NAMED.search(nid) is not None:
                 raise ValueRefusedError(_MORE_THAN_A_NID, "MORE_THAN_ONE")
         if _ASCII.fullmatch(nid) is None and not all(map(_belongs, nid)):
             raise ValueRefusedError("must hold letters and digits only", "INVALID_CHARACTERS")
@@ -140,8 +140,14 @@ def _refuse_what_is_no_part(written: str) -> None:
         raise ValueRefusedError(REWRITTEN, "REWRITTEN")
     if is_date(written):
         raise PlaceholderError("is a date, not a national ID: ask the customer for the number itself")
-    if _FOLLOWED.fullmatch(written) is not None or _LABEL.fullmatch(written) is not None:
+    if any((_FOLLOWED.fullmatch(written), _LABEL.match(written), _TWO.search(written), _ends_with_remark(written))):
         raise ValueRefusedError(_MORE_THAN_A_NID, "MORE_THAN_ONE")
+
+
+def _ends_with_remark(written: str) -> bool:
+    """Whether a word stands in parentheses at the end, as in `1990123456789 (old)`."""
+    before, _, inside = written.rpartition("(")
+    return inside.endswith(")") and before != "" and _WORD.search(inside) is not None
 
 
 def _belongs(character: str) -> bool:

@@ -1,32 +1,20 @@
 """Which phone numbers are accepted, and the one form in which each is kept: `+` and 7 to 15 digits.
 
-First what a number dials is read: a separator is passed over only where it separates digits of one number, and marks
-without width, which contact apps and chats copy along, are no part of it. Then the number is brought into its form. Two
-ways to write one number must give one form, because duplicates are found by it. The forms are those of the phonenumbers
-library, which knows the trunk prefixes ("+44 (0)20 …") and the exit codes of each country.
+What a number dials (dialled.py) is brought into its form. Two ways to write one number must give one form, because
+duplicates are found by it. The forms are those of the phonenumbers library, which knows the trunk prefixes
+("+44 (0)20 …") and the exit codes of each country.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator
 from enum import StrEnum
 from functools import lru_cache
-from itertools import pairwise
-from typing import NamedTuple
 
 import phonenumbers
 
-from service.validation.text import (
-    REWRITTEN,
-    PlaceholderError,
-    ValueRefusedError,
-    is_blank,
-    is_date,
-    raw_limit,
-    refuse_mask,
-)
+from service.validation.dialled import MORE_THAN_A_NUMBER, PLACEHOLDER, Dialled, dialled
+from service.validation.text import PlaceholderError, ValueRefusedError, raw_limit
 
 
 class PhoneRule(StrEnum):
@@ -62,36 +50,6 @@ _PASSES = 16
 
 _DIGIT_COUNT = "must have 7 to 15 digits, country code included"
 
-_PLACEHOLDER = "is a placeholder, not a phone number: ask the customer for the number itself"
-_MORE_THAN_A_NUMBER = "holds more than one phone number, or more than the number: send one number alone"
-
-# Full-width and small plus signs, which keyboards of East Asia type; minus sign, hyphen bullet, the Katakana long mark
-# (typed as a dash), and the full-width forms of the ASCII separators.
-_IN_ASCII = str.maketrans("＋﹢−⁃ー．（）／", "++---.()/")  # noqa: RUF001 # that they look alike is why they are read alike
-_SPACES = str.maketrans("\t\n\v\f\r\x1c\x1d\x1e\x1f", " " * 9)
-
-_SCHEME = re.compile(r"(tel|callto|sms|whatsapp):(?://)?", re.IGNORECASE)
-# Behind the colon stands a device of the same person.
-_WHATSAPP_ID = re.compile(r"([0-9]+)(?::[0-9]+)?@(?:c\.us|s\.whatsapp\.net)", re.IGNORECASE)
-_WHATSAPP_LINK = re.compile(
-    r"(?:(?:https?://)?(?:wa\.me/|(?:api|web)\.whatsapp\.com/send/?\?phone=)|whatsapp://send/?\?phone=)(?:\+|%2B)?"
-    r"([0-9]+)/?(?:[?&#].*)?",
-    re.IGNORECASE,
-)
-
-_REWRITTEN = re.compile(
-    r"[+-]?(?:[0-9]+(?:[.,][0-9]+)?E[+-]?[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[0-9]+,0+)", re.IGNORECASE
-)
-_WRITTEN = re.compile(r"[0-9+ ()./\-]*")
-_PART = re.compile(r"([^0-9]*)([0-9]+)")
-_DIGIT = re.compile("[0-9]")
-
-_SHORTEST_END = 4
-"""Digits that a number has behind the slash after its area code; fewer are another ending, or no part of it."""
-_SHORTEST_END_IN_PARENTHESES = 5
-"""Digits from the last parenthesis on: those of an area code and a number. Fewer are an extension or a remark."""
-_DECIMALS = 2
-
 
 def region_of(value: str) -> str:
     """The region of a request: an ISO country code with phone numbers, or ANY_COUNTRY. Raises ValueRefusedError."""
@@ -126,7 +84,7 @@ class PhoneNormaliser:
         if _is_settled(value):
             number = value
         else:
-            written = _dialled(value)
+            written = dialled(value)
             if written is None:
                 return None
             number = self._read(written, ANY_COUNTRY if written.is_international else region or self._region)
@@ -137,25 +95,34 @@ class PhoneNormaliser:
             )
         return number
 
-    def _read(self, written: _Dialled, region: str | None) -> str:
-        digits = written.digits
-        if len(digits) > _MAX_DIALLED:
-            raise ValueRefusedError(_DIGIT_COUNT, "WRONG_LENGTH")
+    def _read(self, written: Dialled, region: str | None) -> str:
         # Before trunk zeros go, which may be all of it.
-        _refuse_repeated_digit(digits)
-        number = _with_country_code(digits, region)
-        if _CANONICAL.fullmatch(number) is None:
-            if number.startswith("+0"):
-                raise ValueRefusedError(
-                    "has no country code after the + or 00: no country code begins with 0", "NO_COUNTRY_CODE"
-                )
-            raise ValueRefusedError(_DIGIT_COUNT, "WRONG_LENGTH")
+        _refuse_repeated_digit(written.digits)
+        try:
+            number = _with_country_code(written.digits, region)
+            _require_form(number)
+        except ValueRefusedError:
+            # Two numbers are none, and then a country code would not help.
+            _refuse_second_number(written, "", region)
+            raise
         _refuse_second_number(written, number, region)
         return number
 
 
+def _require_form(number: str) -> None:
+    """Raise ValueRefusedError unless it is `+` and 7 to 15 digits."""
+    if number.startswith("+0"):
+        raise ValueRefusedError(
+            "has no country code after the + or 00: no country code begins with 0", "NO_COUNTRY_CODE"
+        )
+    if _CANONICAL.fullmatch(number) is None:
+        raise ValueRefusedError(_DIGIT_COUNT, "WRONG_LENGTH")
+
+
 def _with_country_code(digits: str, region: str | None) -> str:
     """`+`, country code and number, without trunk prefixes. Raises ValueRefusedError."""
+    if len(digits) > _MAX_DIALLED:
+        raise ValueRefusedError(_DIGIT_COUNT, "WRONG_LENGTH")
     if digits.startswith("+"):
         return _settled(digits)
     if region is None:
@@ -193,17 +160,18 @@ def _exit_code(region: str) -> re.Pattern[str] | None:
     return re.compile(metadata.international_prefix)
 
 
-def _refuse_second_number(written: _Dialled, number: str, region: str | None) -> None:
+def _refuse_second_number(written: Dialled, number: str, region: str | None) -> None:
     """Raise ValueRefusedError when digits before a separator are a valid number already, and all of them are none."""
     is_valid: bool | None = None
     for joint in written.joints:
-        before = _number_of(written.digits[: joint.before], region) if joint.before >= _SHORTEST_WHOLE else None
+        is_as_long = _SHORTEST_WHOLE <= joint.before <= _MAX_DIALLED
+        before = _number_of(written.digits[: joint.before], region) if is_as_long else None
         if before is None or not _has_possible_length(before):
             continue
         if is_valid is None and not joint.divides:
             is_valid = _is_valid(number)
         if (joint.divides or not is_valid) and _is_valid(before):
-            raise ValueRefusedError(_MORE_THAN_A_NUMBER, "MORE_THAN_ONE")
+            raise ValueRefusedError(MORE_THAN_A_NUMBER, "MORE_THAN_ONE")
 
 
 def _number_of(digits: str, region: str | None) -> str | None:
@@ -256,7 +224,7 @@ def _refuse_repeated_digit(number: str) -> None:
     # The last digit of the country code may be the repeated one, too.
     codes = {int(before or "0"), int(before + number[-1])} & phonenumbers.COUNTRY_CODE_TO_REGION_CODE.keys()
     if codes or not before.strip("0"):
-        raise PlaceholderError(_PLACEHOLDER)
+        raise PlaceholderError(PLACEHOLDER)
 
 
 def _settled(number: str) -> str:
@@ -322,109 +290,3 @@ def _exists(number: str) -> bool:
     return _is_valid(number) or any(
         _is_valid(former.sub(today, number)) for former, today in _FORMER_FORMS if former.fullmatch(number)
     )
-
-
-class _Joint(NamedTuple):
-    """A place between two groups of digits."""
-
-    before: int
-    """How many characters of what is dialled stand before it."""
-    divides: bool
-    """Whether it divides a number from another one, or from decimals, when what stands before it is a number."""
-
-
-class _Dialled(NamedTuple):
-    """The digits in ASCII, behind a + if there is one, and the places where they are separated."""
-
-    digits: str
-    is_international: bool = False
-    """Whether they begin with the country code although no + says so."""
-    joints: tuple[_Joint, ...] = ()
-
-
-def _dialled(value: str) -> _Dialled | None:
-    """What `value` dials; None when there is nothing to see in it. Raises ValueRefusedError, PlaceholderError."""
-    if value.isascii():
-        written = value.translate(_SPACES)
-    else:
-        refuse_mask(value)
-        written = "".join(map(_character_in_ascii, value.translate(_IN_ASCII)))
-    written, is_international = _without_scheme(written.strip())
-    if _DIGIT.search(written) is None:
-        if is_blank(value):
-            return None
-        raise PlaceholderError(_PLACEHOLDER)
-    if is_date(written):
-        raise PlaceholderError("is a date, not a phone number: ask the customer for the number itself")
-    if _WRITTEN.fullmatch(written) is None:
-        if _REWRITTEN.fullmatch(written) is not None:
-            raise ValueRefusedError(REWRITTEN, "REWRITTEN")
-        raise ValueRefusedError(
-            "must hold digits only, after an optional +; extensions are not accepted", "INVALID_CHARACTERS"
-        )
-    parts: list[tuple[str, str]] = _PART.findall(written)
-    plus = "+" if "+" in parts[0][0] else ""
-    if written.count("+") > len(plus):
-        raise ValueRefusedError("has a + that is not at the start", "MORE_THAN_ONE")
-    # The only dot between digits stands before the last ones.
-    has_decimals = parts[-1][0].strip() == "." and not any("." in separator for separator, _ in parts[1:-1])
-    _refuse_what_follows(written, parts, has_decimals=has_decimals)
-    joints = tuple(_joints(parts, at=len(plus), has_decimals=has_decimals))
-    return _Dialled(plus + "".join([group for _, group in parts]), is_international, joints)
-
-
-def _character_in_ascii(character: str) -> str:
-    digit = unicodedata.decimal(character, None)
-    if digit is not None:
-        return str(digit)
-    if character.isspace():
-        return " "
-    category = unicodedata.category(character)
-    if category == "Pd":
-        return "-"
-    # Some invisible characters count as letters.
-    return "" if category == "Cf" or is_blank(character) else character
-
-
-def _without_scheme(written: str) -> tuple[str, bool]:
-    """The number of a URI or of a WhatsApp address, and whether it begins with the country code even without a +."""
-    if (address := _WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written)) is not None:
-        return address[1], True
-    if (scheme := _SCHEME.match(written)) is not None:
-        return written[scheme.end() :].strip(), scheme[1].lower() == "whatsapp"
-    return written, False
-
-
-def _refuse_what_follows(written: str, parts: list[tuple[str, str]], *, has_decimals: bool) -> None:
-    """Raise ValueRefusedError when what stands at the end is set apart as no number sets its last digits apart."""
-    separator, last = parts[-1]
-    if len(parts) == 1 or (len(last) > _DECIMALS and "/" not in written and "(" not in written):
-        return
-    if (
-        separator.strip() == "."
-        and not last.strip("0")
-        and (len(last) == 1 or (has_decimals and len(last) == _DECIMALS))
-    ):
-        raise ValueRefusedError(REWRITTEN, "REWRITTEN")
-    is_alone = len(last) == 1 < len(parts[-2][1]) and separator.strip() != ""
-    if is_alone or (has_decimals and len(last) <= _DECIMALS) or _ends_with_remark(written):
-        raise ValueRefusedError(_MORE_THAN_A_NUMBER, "MORE_THAN_ONE")
-
-
-def _ends_with_remark(written: str) -> bool:
-    """Whether too few digits for the end of a number stand behind the only slash, or from a parenthesis on."""
-    if written.count("/") == 1 and _count_digits(written.partition("/")[2]) < _SHORTEST_END:
-        return True
-    before, _, inside = written.rpartition("(")
-    return _DIGIT.search(before) is not None and _count_digits(inside) < _SHORTEST_END_IN_PARENTHESES
-
-
-def _count_digits(text: str) -> int:
-    return sum(map(str.isdigit, text))
-
-
-def _joints(parts: list[tuple[str, str]], *, at: int, has_decimals: bool) -> Iterator[_Joint]:
-    for (_, group), (separator, following) in pairwise(parts):
-        at += len(group)
-        has_zeros = has_decimals and separator.strip() == "." and not following.strip("0")
-        yield _Joint(at, divides=has_zeros or "/" in separator)

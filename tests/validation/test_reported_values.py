@@ -61,6 +61,19 @@ def test_what_follows_a_phone_number_is_no_part_of_it(value: str, region: str | 
     assert refusal("phone", value, region=region).startswith("holds more than one phone number")
 
 
+@pytest.mark.parametrize("region", [None, "BD"])
+@pytest.mark.parametrize("between", [" ", "/", " / ", "-", "\n", ", ", ";", " or ", " অথবা ", "|", " & "])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("01712345678", "01812345678"), ("+8801712345678", "8801812345678"), ("+8801712345678", "+12015550123")],
+)
+def test_two_phone_numbers_are_said_to_be_two(one: str, other: str, between: str, region: str | None) -> None:
+    with pytest.raises(LeadValidationError) as refused:
+        ValidationService(default_region=region).submission({**PERSON, "phone": one + between + other})
+    is_read_alone = one.startswith("+") or region is not None or between.strip() not in {"", "/", "-"}
+    assert refused.value.violations[0].reason == ("MORE_THAN_ONE" if is_read_alone else "NO_COUNTRY_CODE")
+
+
 @pytest.mark.parametrize(
     "value",
     [
