@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Mapping
 import httpx
 import pytest_asyncio
 
+from service.errors import QueueFullError
 from service.rpc.call import Handler
-from tests.http.conftest import serving
+from tests.http.conftest import Servicer, created, serving
 
 LISTED = "https://sales.example"
 PATHS = ("/leadkeep.v1.LeadService/GetLead", "/api/leads", "/nothing")
@@ -106,10 +107,16 @@ async def test_without_listed_origins_nothing_is_said(client: httpx.AsyncClient)
         assert "vary" not in response.headers
 
 
-async def test_every_header_that_an_answer_may_have_is_exposed(page: httpx.AsyncClient) -> None:
-    response = await page.post(PATHS[0], json={}, headers={"origin": LISTED})
-    exposed = set(response.headers["access-control-expose-headers"].split(", "))
-    # A page may read these in any case.
-    safe = {"cache-control", "content-type", "content-length"}
-    plain = {"date", "vary", "x-content-type-options", *cors(response)}
-    assert set(response.headers) - safe - plain <= exposed
+async def test_every_header_that_an_answer_may_have_is_exposed(page: httpx.AsyncClient, servicer: Servicer) -> None:
+    servicer.answers |= {"CreateLead": created(), "ListLeads": QueueFullError()}
+    # A page may read the first three in any case.
+    plain = {"cache-control", "content-type", "content-length", "date", "vary", "x-content-type-options"}
+    seen = set()
+    for path, token in itertools.product(("/api/leads", "/leadkeep.v1.LeadService/ListLeads"), ("admin", "x")):
+        for method in ("POST", "GET") if path == "/api/leads" else ("POST",):
+            headers = {"origin": LISTED, "authorization": f"Bearer {token}"}
+            response = await page.request(method, path, json={}, headers=headers)
+            exposed = set(response.headers["access-control-expose-headers"].split(", "))
+            seen |= (sent := set(response.headers) - plain - cors(response))
+            assert sent <= exposed
+    assert {"location", "retry-after", "www-authenticate", "trailer-grpc-retry-pushback-ms"} <= seen

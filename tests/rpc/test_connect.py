@@ -28,7 +28,7 @@ MASKED = {scope for scope in Scope if not scope.startswith(Scope.UNMASK)}
 
 
 def post(service: RunningService, token: str, way: str, rpc: str, request: Message) -> httpx.Response:
-    headers = {"authorization": f"Bearer {token}", "content-type": way}
+    headers = {"authorization": f"Bearer {token}", "content-type": way, "connect-protocol-version": "1"}
     url = f"{service.http_url}/{SERVICE.full_name}/{rpc}"
     return httpx.post(url, content=WAYS[way](request), headers=headers, timeout=30)
 
