@@ -229,15 +229,15 @@ async def find_page(
         ordered = [*(columns[name] for name in first), place, columns.id]
         return [column.desc() if order.is_descending else column.asc() for column in ordered]
 
-    def page(conditions: Sequence[ColumnElement[bool]], place: ColumnElement[Any]) -> Select[Any]:
+    def page(conditions: Sequence[ColumnElement[bool]], place: ColumnElement[Any], goes_on: bool) -> Select[Any]:
         query = select(place.label("place"), *COLUMNS).where(place.is_not(None), *conditions)
-        if after is not None:
+        if after is not None and goes_on:
             compare = tuple_(place, LEAD.c.id).__lt__ if order.is_descending else tuple_(place, LEAD.c.id).__gt__
             query = query.where(compare(tuple_(*after)))
         return query.order_by(*in_order(LEAD.c, place)).limit(limit)
 
     if finding := sorted(FOUND_FIRST & wanted.keys()):
-        query = page([await _found_first(connection, wanted, finding)], LEAD.c[order.column])
+        query = page([await _found_first(connection, wanted, finding)], LEAD.c[order.column], goes_on=True)
     else:
         parts = _parts(wanted, order, after[0] if after is not None else None)
         merged = union_all(*(page(*part) for part in parts)).subquery()
@@ -257,8 +257,9 @@ def _conditions(wanted: Filters) -> list[ColumnElement[bool]]:
     return [CONDITIONS[name](value) for name, value in wanted.items()]
 
 
-Part = tuple[list[ColumnElement[bool]], ColumnElement[Any]]
-"""The conditions of leads that an index has in order, and the time by which it has them."""
+Part = tuple[list[ColumnElement[bool]], ColumnElement[Any], bool]
+"""The conditions of leads that an index has in order, the time by which it has them, and whether the page begins at the
+place behind which the list continues, not at a bound ahead of it."""
 
 
 def _parts(wanted: Filters, order: LeadOrder, after: datetime | None) -> Iterator[Part]:
@@ -271,25 +272,31 @@ def _parts(wanted: Filters, order: LeadOrder, after: datetime | None) -> Iterato
     unchanged = {name: value for name, value in given.items() if name not in ("created_after", "updated_before")}
     if "updated_after" in unchanged:
         unchanged["created_after"] = unchanged.pop("updated_after")
+    goes_on = unchanged_go_on = True
     if after is not None:
-        _leave_out_passed(given, order.column.removesuffix("_at"), order, after)
-        _leave_out_passed(unchanged, "created", order, after)
+        goes_on = _leave_out_passed(given, order.column.removesuffix("_at"), order, after)
+        unchanged_go_on = _leave_out_passed(unchanged, "created", order, after)
     if order.column == "resubmitted_at" or _BY_FILTER.isdisjoint(wanted):
-        yield _conditions(given), LEAD.c[order.column]
+        yield _conditions(given), LEAD.c[order.column], goes_on
         return
     for status in [{"statuses": [each]} for each in wanted.get("statuses", ())] or [{}]:
-        yield [*_conditions(unchanged | status), literal_column(f"{models.IS_CHANGED} = 0")], LEAD.c.created_at
-        yield [*_conditions(given | status), literal_column(f"{models.IS_CHANGED} = 1")], LEAD.c[order.column]
+        as_created = [*_conditions(unchanged | status), literal_column(f"{models.IS_CHANGED} = 0")]
+        changed = [*_conditions(given | status), literal_column(f"{models.IS_CHANGED} = 1")]
+        yield as_created, LEAD.c.created_at, unchanged_go_on
+        yield changed, LEAD.c[order.column], goes_on
 
 
-def _leave_out_passed(filters: dict[str, Any], change: str, order: LeadOrder, after: datetime) -> None:
-    """Remove the bound at which a list of this order begins if its place is beyond it.
+def _leave_out_passed(filters: dict[str, Any], change: str, order: LeadOrder, after: datetime) -> bool:
+    """Remove the bound at which a list of this order begins if its place is beyond it; whether it is.
 
-    PostgreSQL would walk from the bound to the place. A bound of the other time may still be ahead.
+    PostgreSQL would walk from the one that is behind to the other. A place may be that of a lead before the bound,
+    where the bound is one of the other time.
     """
     name = f"{change}_before" if order.is_descending else f"{change}_after"
-    if name in filters and (after < filters[name] if order.is_descending else after >= filters[name]):
-        del filters[name]
+    if name in filters and (after >= filters[name] if order.is_descending else after < filters[name]):
+        return False
+    filters.pop(name, None)
+    return True
 
 
 def _narrowed(wanted: Filters) -> dict[str, datetime]:
