@@ -209,6 +209,9 @@ def _is_message_of_fields(field: FieldDescriptor) -> bool:
 
 
 def _read(field: FieldDescriptor, value: object) -> str | int | Message:
+    if isinstance(value, str):
+        # Before anything else: protobuf raises SystemError where it looks such a text up.
+        _refuse_half_surrogates(value)
     if field.enum_type is not None:
         return _enum_number(field.enum_type, value)
     if field.type == FieldDescriptor.TYPE_BOOL:
@@ -219,13 +222,16 @@ def _read(field: FieldDescriptor, value: object) -> str | int | Message:
     if field.message_type is not None:
         is_mask = field.message_type.full_name == FieldMask.DESCRIPTOR.full_name
         return _field_mask(text) if is_mask else _moment(text)
+    return text
+
+
+def _refuse_half_surrogates(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueRefusedError(
             "is not valid Unicode: it contains half of a surrogate pair", "INVALID_CHARACTERS"
         ) from None
-    return text
 
 
 def _truth(value: object) -> bool:

@@ -115,6 +115,7 @@ def _body(rng: random.Random) -> bytes:
             b"\x0a" + CANARY.encode(),
             rng.randbytes(rng.randrange(200)),
             json.dumps({"id": CANARY}).encode(),
+            json.dumps({rng.choice(("view", "status", "group_by", "reveal")): f"\ud800{CANARY}"}).encode(),
             json.dumps({"lead": {"phone": CANARY, CANARY: [CANARY]}, "statuses": CANARY}).encode(),
             b'{"lead": ' * rng.randrange(1, 2000),
             b"[" * rng.randrange(1, 100_000),

@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable
 
 import pytest
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.errors import LeadValidationError
 from service.http.json_codec import fill, parse_object, parse_query, to_json
+from service.rpc.call import SERVICE
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
@@ -23,6 +26,16 @@ NAMES = tuple(pb.ListLeadsRequest.DESCRIPTOR.fields_by_name)
 def test_whatever_is_given_is_set_or_refused_without_an_echo(fields: dict[str, object]) -> None:
     refused = _refused(lambda: fill(pb.ListLeadsRequest(), fields.items(), names=NAMES, whole="body"))
     assert set(refused) <= set(fields)
+
+
+@pytest.mark.parametrize("method", list(SERVICE.methods), ids=lambda method: method.name)
+def test_half_of_a_surrogate_pair_is_refused_in_every_field(method: MethodDescriptor) -> None:
+    request = message_factory.GetMessageClass(method.input_type)
+    for field in method.input_type.fields:
+        value = {"id": "\ud800"} if field.name in ("lead", "refs") else "\ud800"
+        sent = [value] if field.is_repeated else value
+        with pytest.raises(LeadValidationError):
+            fill(request(), [(field.name, sent)], names=[field.name], whole="body")
 
 
 @given(st.text(st.sampled_from("0123456789-:.TZ+tz ٣"), min_size=1))
