@@ -257,9 +257,9 @@ def test_tls_needs_no_leave_to_be_reachable(tls: dict[str, str], monkeypatch: py
 
 
 def test_origins_of_pages_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = load(monkeypatch, {"ALLOWED_ORIGINS": "https://sales.example http://localhost:3000, http://[::1]:8443"})
+    settings = load(monkeypatch, {"ALLOWED_ORIGINS": "https://sales.example http://crm_web:3000, http://[::1]:8443"})
 
-    assert settings.allowed_origins == ("https://sales.example", "http://localhost:3000", "http://[::1]:8443")
+    assert settings.allowed_origins == ("https://sales.example", "http://crm_web:3000", "http://[::1]:8443")
 
 
 def test_keys_over_http_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
