@@ -384,9 +384,9 @@ class LeadServiceServicer(object):
     def ExportPerson(self, request, context):
         """ExportPerson shows everything about chosen matches, unmasked, part by part, for the person who asked for it.
 
-        A lead comes with its history, with who looked at it, and with the person's other submissions: those that an erasure
-        of the lead would take (see EraseLead). Another person's lead appears as its id only. Each lead and submission is
-        recorded as a look before it is shown.
+        A lead comes with its history, with who looked at it, and with the person's other submissions (see EraseLead for whose
+        a submission is). Another person's lead appears as its id only. Each lead and submission is recorded as a look before
+        it is shown.
 
         Chosen matches that no longer exist are named in `not_found`: search again.
 

@@ -157,8 +157,8 @@ class Persons:
         return await self._database.read_within(LIST_SECONDS, work)
 
     async def items(self, ref: Ref) -> list[Item]:
-        """What there is of a chosen match, in order: it, wherever it is kept by now, and what an erasure of the chosen
-        lead would take with it."""
+        """What there is of a chosen match, in order: it, wherever it is kept by now, and of a lead also the other
+        submissions of its person."""
 
         async def work(connection: AsyncConnection) -> list[Item]:
             conflicts, kept = [ref.id], [ref.id]
