@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from types import SimpleNamespace
 from typing import Literal
@@ -38,17 +40,38 @@ LINGER_BYTES = 1024 * 1024
 _SILENT = logging.Logger("leadkeep.http.silent", logging.CRITICAL + 1)
 
 
+class Handshake:
+    """A connection whose TLS handshake is not over yet; it counts like any other."""
+
+    is_proven = is_at_work = False
+    bytes_untaken = 0
+
+    def __init__(self, accepted: socket.socket, host: str) -> None:
+        self.accepted, self.peer = accepted, peer_of(host)
+        self.since = time.monotonic()
+
+    @property
+    def transport(self) -> Handshake:
+        """What ends it."""
+        return self
+
+    def abort(self) -> None:
+        """End it, as if the peer had hung up."""
+        with suppress(OSError):
+            self.accepted.shutdown(socket.SHUT_RDWR)
+
+
 class HttpConnections:
     """The open connections of one endpoint."""
 
     def __init__(self, limits: Limits, refusals: Refusals) -> None:
         self.limits, self._refusals = limits, refusals
-        self._open: set[HttpConnection] = set()
+        self._open: set[HttpConnection | Handshake] = set()
         self._arriving: dict[HttpConnection, float] = {}
         # In the order of time: the oldest first.
         self._untaken: dict[HttpConnection, None] = {}
 
-    def add(self, connection: HttpConnection) -> None:
+    def add(self, connection: HttpConnection | Handshake) -> None:
         """Take a new connection in, in place of others if need be."""
         self._open.add(connection)
         if not self._is_over(connection.peer):
@@ -70,11 +93,12 @@ class HttpConnections:
             len(self._open) > of_peer and sum(each.peer == peer for each in self._open) > of_peer
         )
 
-    def remove(self, connection: HttpConnection) -> None:
+    def remove(self, connection: HttpConnection | Handshake) -> None:
         """Forget a connection that was closed."""
         self._open.discard(connection)
-        self._arriving.pop(connection, None)
-        self._untaken.pop(connection, None)
+        if isinstance(connection, HttpConnection):
+            self._arriving.pop(connection, None)
+            self._untaken.pop(connection, None)
 
     def set_arriving(self, connection: HttpConnection, arriving: bool) -> None:
         """Note whether a part of a body is there and the rest is not."""
@@ -97,7 +121,7 @@ class HttpConnections:
         while sum(each.bytes_untaken for each in self._untaken) > self.limits.untaken_bytes:
             self.close(next(iter(self._untaken)), "answers_not_taken")
 
-    def close(self, connection: HttpConnection, reason: RefusalReason) -> None:
+    def close(self, connection: HttpConnection | Handshake, reason: RefusalReason) -> None:
         """Close a connection at a limit."""
         self.remove(connection)
         self._refusals.add("http", reason, connection.peer)

@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 
 from service.errors import StartRefusedError
 from service.http.calls import may_be_left_out
-from service.http.connections import HttpConnection, HttpConnections
+from service.http.connections import Handshake, HttpConnection, HttpConnections
 from service.http.json_codec import encoded
 from service.http.paths import HttpHandler, Paths
 from service.http.problems import SAFE_HEADERS, HttpProblemError
@@ -49,8 +49,11 @@ OPS_LIMITS = Limits(connections=64, connections_of_peer=64)
 POLL_SECONDS = 0.01
 """Between two looks at what still runs at a stop."""
 
+ACCEPT_AGAIN_SECONDS = 0.1
+"""After a connection could not be accepted."""
+
 CUT_SECONDS = 1.0
-"""For requests whose connection was cut to end."""
+"""For handshakes, or requests, whose connection was cut to end."""
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
@@ -100,20 +103,61 @@ class HttpEndpoint:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
         )
-        self._connect = partial(HttpConnection, HttpConnections(limits, refusals or Refusals()), config, self._state)
+        self._connections = HttpConnections(limits, refusals or Refusals())
+        self._connect = partial(HttpConnection, self._connections, config, self._state)
         self._server: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._handshakes: dict[asyncio.Task[None], Handshake] = {}
 
     async def start(self) -> None:
         """Begin to answer."""
-        self._server = await asyncio.get_running_loop().create_server(
-            self._connect, sock=self._socket, ssl=self._tls, backlog=BACKLOG
-        )
+        loop = asyncio.get_running_loop()
+        if self._tls is not None:
+            self._accepting = loop.create_task(self._accept(self._tls))
+        else:
+            self._server = await loop.create_server(self._connect, sock=self._socket, backlog=BACKLOG)
+
+    async def _accept(self, tls: ssl.SSLContext) -> None:
+        """Accept TLS connections one by one: asyncio's own server shows none before its handshake is over, so callers
+        who begin none would hold as many files as the process may open."""
+        loop = asyncio.get_running_loop()
+        self._socket.setblocking(False)
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(self._socket)
+            except OSError:  # no file or memory is left for it: it waits
+                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+                continue
+            handshake = Handshake(accepted, address[0])
+            self._connections.add(handshake)
+            task = loop.create_task(self._shake_hands(handshake, tls))
+            self._handshakes[task] = handshake
+            task.add_done_callback(self._handshakes.pop)
+
+    async def _shake_hands(self, handshake: Handshake, tls: ssl.SSLContext) -> None:
+        seconds = self._connections.limits.arrival_seconds
+        try:
+            handshake.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._connect, handshake.accepted, ssl=tls, ssl_handshake_timeout=seconds
+            )
+        except OSError:  # of TLS, too
+            handshake.accepted.close()
+        finally:
+            self._connections.remove(handshake)
 
     async def stop(self, grace: float) -> None:
         """Take no new requests and wait at most `grace` seconds for those that run."""
         if self._server is not None:
             self._server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait({self._accepting})
         self._socket.close()
+        for handshake in self._handshakes.values():
+            handshake.abort()
+        if self._handshakes:
+            await asyncio.wait(list(self._handshakes), timeout=CUT_SECONDS)
         for connection in list(self._state.connections):
             connection.shutdown()
         await self._wait(grace)
