@@ -137,7 +137,7 @@ def _with_country_code(digits: str, region: str | None) -> str:
     if region == ANY_COUNTRY:
         return _settled("+" + digits)
     number = _parsed(digits, region)
-    if number is not None and _exists(_e164(number)):
+    if number is not None and phonenumbers.is_valid_number(number):
         return _settled(_e164(number))
     if _exists("+" + digits):
         if _country_code(digits[:3]) == str(phonenumbers.country_code_for_region(region)):

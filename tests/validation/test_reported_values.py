@@ -233,6 +233,11 @@ def test_whatsapps_form_of_a_number_is_read_by_every_rule_and_in_its_own_region(
         elsewhere.submission({**PERSON, "phone": wa_id})
 
 
+@pytest.mark.parametrize(("region", "value"), [("MX", "14482065814"), ("BR", "3593600229")])
+def test_a_former_form_is_read_behind_its_country_code_only(region: str, value: str) -> None:
+    assert "region" in refusal("phone", value, region=region)
+
+
 @pytest.mark.parametrize("value", ["+5205512345678", "+558212345678", "+55829944823"])
 def test_what_no_country_ever_handed_out_is_refused_by_the_strict_rule(value: str) -> None:
     with pytest.raises(LeadValidationError) as refused:
