@@ -24,6 +24,7 @@ CREATE ROLE leadkeep_admin LOGIN PASSWORD :'admin_password';
 CREATE ROLE leadkeep_serve LOGIN PASSWORD :'serve_password' IN ROLE leadkeep_app;
 -- Leadkeep sets these for its own sessions; behind a pooler it cannot, and refuses to start without them.
 ALTER ROLE leadkeep_serve SET synchronous_commit = 'on';
+ALTER ROLE leadkeep_serve SET client_min_messages = 'notice';
 ALTER ROLE leadkeep_serve SET lock_timeout = '200ms';
 ALTER ROLE leadkeep_serve SET idle_in_transaction_session_timeout = '10s';
 ALTER ROLE leadkeep_serve SET client_encoding = 'UTF8';

@@ -18,7 +18,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 
 from tests.conftest import StartService
 from tests.harness.failures import reason_of
-from tests.harness.faults import broken_spool
+from tests.harness.faults import broken_spool, execute
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, folder_for_postgres
 from tests.harness.processes import eventually
@@ -48,7 +48,10 @@ def primary() -> Iterator[ReplicatedServer]:
 
 @pytest.fixture(scope="module")
 def database(primary: ReplicatedServer) -> TestDatabase:
-    return primary.fresh_database()
+    made = primary.fresh_database()
+    # The warning that a commit did not wait for the standby is only sent to sessions that want it.
+    execute(made.admin_url, f"ALTER DATABASE {name_of(made)} SET client_min_messages = 'error'")
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:
 
 ODD = {
     "synchronous_commit": "'off'",
+    "client_min_messages": "'error'",
     "lock_timeout": "'0'",
     "idle_in_transaction_session_timeout": "'0'",
     "client_encoding": "'LATIN1'",

@@ -35,6 +35,8 @@ Driver = psycopg.AsyncConnection[Any]
 SETTINGS: Mapping[str, str] = {
     # What is confirmed is on disk, and on the synchronous standby's if there is one.
     "synchronous_commit": "on",
+    # PostgreSQL warns when a commit did not wait for that standby (`may_give_up_standby`), but only who wants warnings.
+    "client_min_messages": "notice",
     # A foreign lock on a row is waited for this long; then the transaction is undone and tried again.
     "lock_timeout": "200ms",
     # A transaction whose process froze must not keep its locks for longer than its callers can wait.
