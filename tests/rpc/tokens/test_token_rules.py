@@ -150,16 +150,17 @@ UNAUTHENTICATED = (grpc.StatusCode.UNAUTHENTICATED, 401)
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_it_is_refused_with_its_reason_at_both_endpoints(
-    case: str, service: RunningService, stub: lead_service_pb2_grpc.LeadServiceStub
-) -> None:
+def test_it_is_refused_with_its_reason_at_both_endpoints(case: str, service: RunningService) -> None:
     make, reason = REFUSED[case]
     code, status = CODES.get(reason, UNAUTHENTICATED)
     token = make()
 
-    failure = fails(
-        lambda: stub.ListLeads(pb.ListLeadsRequest(), metadata=[("authorization", f"Bearer {token}")], timeout=10)
-    )
+    # A connection with twenty bad tokens within a second would be slowed down.
+    with grpc.insecure_channel(service.grpc_address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = lead_service_pb2_grpc.LeadServiceStub(channel)
+        failure = fails(
+            lambda: stub.ListLeads(pb.ListLeadsRequest(), metadata=[("authorization", f"Bearer {token}")], timeout=10)
+        )
     answer = httpx.get(f"{service.http_url}/api/leads", headers={"authorization": f"Bearer {token}"}, timeout=10)
 
     assert (failure.code, failure.reason) == (code, reason)
