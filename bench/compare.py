@@ -1,8 +1,8 @@
 """`python -m bench.compare CHECKOUT`: what a call costs here, beside another checkout of Leadkeep.
 
-Both services run on a PostgreSQL of their own, each migrated by its own code, and are loaded in turns by 64 callers;
-what is compared is CPU a call of the service process and of its PostgreSQL, and bytes a lead. Both use this
-installation's packages. Exit code 1: an operation is dearer than the limit, or is not shown to stay within it.
+Both services run on a PostgreSQL of their own, each migrated by its own code, and are loaded in turns by 64 callers
+(16 of lists); what is compared is CPU a call of the service process and of its PostgreSQL, and bytes a lead. Both use
+this installation's packages. Exit code 1: an operation is dearer than the limit, or is not shown to stay within it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from bench.operations import Operation
 from bench.sampling import SECONDS, in_turns, sample
 
 CALLERS = 64
+LIST_CALLERS = 16
+"""A page counts as many calls, and more pages at once than these are refused to one subject."""
 PAIRS = 20
 LIMIT = 1.05
 POSTGRES_LIMIT = 1.3
@@ -34,12 +36,13 @@ def compare(
     """CPU a call, here / there: of the service, and of PostgreSQL."""
     service: dict[int, list[float]] = {here.pid: [], there.pid: []}
     postgres: dict[int, list[float]] = {here.pid: [], there.pid: []}
+    callers = LIST_CALLERS if operation is Operation.LIST else CALLERS
     for contender in (here, there):
-        warm = run(contender.load(operation, callers=CALLERS, seconds=1))
+        warm = run(contender.load(operation, callers=callers, seconds=1))
         contender.starts[operation] = warm.next_start
     for number in range(pairs):
         for contender in in_turns((here, there), number):
-            load = contender.load(operation, callers=CALLERS, seconds=seconds)
+            load = contender.load(operation, callers=callers, seconds=seconds)
             done = sample(contender, load, operation, number, contender.starts)
             if done.failures or done.service_cpu is None or done.postgres_cpu is None:
                 raise AssertionError(f"{operation}: {done.failures} calls failed")
