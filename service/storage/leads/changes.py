@@ -89,14 +89,17 @@ class BlindIndexTakenError(Exception):
 
 
 def _lock_statement(*, key_share: bool) -> Statement:
+    # An array, never a join: PostgreSQL runs a join again for a row whose change was waited for, and where it makes the
+    # ids distinct first it then misses the row.
     sharing = "" if key_share else "UNION ALL SELECT leads_sharing_with(wanted.id) FROM wanted"
+    strength = "NO KEY UPDATE" if key_share else "UPDATE"
     return Statement(
         text(f"""
         WITH wanted AS MATERIALIZED (
             SELECT coalesce((SELECT lead_id FROM lead_alias WHERE id = CAST(:id AS uuid)), CAST(:id AS uuid)) AS id
         )
         SELECT {COLUMN_NAMES}, id = (SELECT id FROM wanted) AS is_wanted FROM lead
-        WHERE id IN (SELECT id FROM wanted {sharing}) ORDER BY id FOR {"NO KEY UPDATE" if key_share else "UPDATE"}
+        WHERE id = ANY(ARRAY(SELECT id FROM wanted {sharing})) ORDER BY id FOR {strength}
     """)  # noqa: S608 # our own names
     )
 

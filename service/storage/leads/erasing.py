@@ -60,12 +60,12 @@ _SAVED_COPIES = Statement(
 # In the order of ids, as everything that locks leads does it, and with those that would take over a phone or nid.
 _LOCK_LEADS = Statement(
     text("""
-    SELECT FROM lead WHERE id IN (
+    SELECT FROM lead WHERE id = ANY(ARRAY(
         SELECT locked.id FROM unnest(CAST(:ids AS uuid[])) AS wanted (id)
         LEFT JOIN lead_alias a ON a.id = wanted.id,
         LATERAL (SELECT coalesce(a.lead_id, wanted.id)
                  UNION ALL SELECT leads_sharing_with(coalesce(a.lead_id, wanted.id))) AS locked (id)
-    ) ORDER BY id FOR UPDATE
+    )) ORDER BY id FOR UPDATE
 """)
 )
 # One branch for each partial index, so that each is used.

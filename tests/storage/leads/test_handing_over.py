@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 
 import psycopg
 import pytest
 
-from service.lead import LeadStatus, SealedSubmission
+from service.lead import LeadStatus, SealedLead, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage.leads.decision import Created, DuplicateMatch, InConflict
 from service.storage.leads.erasures import RetentionRule, erase_due
@@ -180,6 +181,33 @@ async def test_a_decision_waits_for_the_lead_that_it_shares_with(
     await deciding
     assert faults.value_of(database.admin_url, ORPHANS) == 0
     assert isinstance(await world.create(submit(**SHARED[0])), DuplicateMatch)
+
+
+@pytest.fixture(params=["", "enable_seqscan", "enable_hashjoin enable_mergejoin", "enable_nestloop", "enable_sort"])
+def other_plans(request: pytest.FixtureRequest, database: TestDatabase) -> None:
+    """The database plans as for tables of other sizes."""
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        for setting in request.param.split():
+            connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {setting} = off".encode())
+
+
+@pytest.mark.usefixtures("other_plans")
+async def test_a_correction_that_waited_for_another_one_finds_its_lead(
+    database: TestDatabase, world: World, submit: Submit, repository: LeadRepository, sealer: LeadSealer
+) -> None:
+    for number in range(8):  # what PostgreSQL missed depended on the ids
+        lead, sharing = (submit(phone=f"+880179900001{number}") for _ in range(2))
+        await world.create(lead)
+        await beside(world, sharing)
+        correction = Mock(return_value=sealer.correction(lead.id, {"name": "Rahima"}, actor="sam"))
+        with psycopg.connect(database.admin_url) as other:
+            other.execute("UPDATE lead SET version = version + 1 WHERE id = %s", [lead.id])
+            correcting = asyncio.create_task(repository.correct(lead.id, correction, everyone))
+            await until(lambda: faults.value_of(database.admin_url, "SELECT count(*) FROM pg_locks WHERE NOT granted"))
+            other.commit()
+        corrected = await correcting
+        assert isinstance(corrected, SealedLead)
+        assert corrected.version == 3
 
 
 async def test_a_conflict_that_waits_meanwhile_becomes_a_lead_beside_the_one_that_took_over(
