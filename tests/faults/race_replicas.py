@@ -221,6 +221,10 @@ class Replicas:
             number=number,
         )
 
+    async def analyze(self) -> None:
+        """Let PostgreSQL count its rows and choose its plans anew."""
+        await self._looking.execute("ANALYZE")
+
     async def places(self, people: Sequence[Person]) -> dict[UUID, set[str]]:
         """The tables in which each id of theirs is."""
         found: dict[UUID, set[str]] = {each: set() for person in people for each in person.ids().values()}
