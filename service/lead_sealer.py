@@ -31,9 +31,8 @@ from service.lead import (
 from service.storage.leads.changes import Correction
 from service.storage.leads.persons import Wanted
 from service.storage.spool.search import SearchKeys
-from service.validation import MASK, ValidationService
+from service.validation import MASK, IndexRule, ValidationService
 from service.validation.email import email_key
-from service.validation.index_rule import IndexRule
 
 
 class LeadSealer:

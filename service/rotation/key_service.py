@@ -56,7 +56,7 @@ from service.storage.keys.rekeying import (
 from service.storage.keys.replicas import ReplicaStatus, forget, known_name, replicas
 from service.storage.leads.open_erasures import erasures_with_key
 from service.storage.spool.rows import has_owner, peek_key_ids
-from service.validation.index_rule import KNOWS_INDEX_RULE, have_same_settings
+from service.validation import KNOWS_INDEX_RULE, have_same_settings
 
 CHECK_SECONDS = 0.5
 """How often replicas and files are checked while they are waited for."""

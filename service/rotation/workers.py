@@ -21,8 +21,8 @@ from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Keyring
 from service.lead import scheme_text
 from service.storage.keys.rekeying import EMAILS, LEADS, NO_INDEX, Indexes, Rekeying, RowFilter, SealedTable, Stored
+from service.validation import IndexRule
 from service.validation.email import email_key
-from service.validation.index_rule import IndexRule
 from service.worker_processes import WorkerPool
 
 FEW_ROWS = 2000

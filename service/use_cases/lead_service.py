@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from service.errors import (
@@ -88,18 +88,6 @@ class LeadService:
         self._confirmation = confirmation
         self._page_token_tags = page_token_tags
         self._new_id = new_id
-        self._checks: Mapping[str, Callable[[str], object]] = {
-            "assignee": validation.assignee,
-            "interested_policy": validation.policy_key,
-            "source": validation.source,
-            "created_by": validation.creator,
-            "conversation_id": validation.conversation_id,
-            "phone": validation.phone_key,
-            "nid": validation.nid_key,
-            "email": validation.email_key,
-            "reference": validation.reference,
-            "name_prefix": validation.name_prefix,
-        }
         self._sought: Mapping[str, Callable[[str], object]] = {
             "phone": partial(sealer.identifier_indexes, "phone"),
             "nid": partial(sealer.identifier_indexes, "nid"),
@@ -191,7 +179,7 @@ class LeadService:
         lead. Raises LeadValidationError, PageTokenInvalidError, TooManyMatchesError, IndexIncompleteError,
         QueryTimeoutError, and, of a reference that no lead has, StorageUnavailableError and LeadInConflictError.
         """
-        wanted = self._checked_filters(filters)
+        wanted = self._validation.filters(filters)
         if caller.own_only is not None:
             wanted["reader"] = caller.own_only
         sought = {name: self._sought[name](value) if name in self._sought else value for name, value in wanted.items()}
@@ -207,19 +195,6 @@ class LeadService:
             tags=self._page_token_tags,
         )
         return [self._sealer.open(sealed, hidden=hidden, flag_unreadable=True) for _, sealed in page], token
-
-    def _checked_filters(self, filters: Filters) -> dict[str, Any]:
-        """The filters in the form in which values are kept; one with nothing in it is left out."""
-        violations: list[Violation] = []
-        wanted = {
-            name: _checked(self._checks[name], value, violations) if name in self._checks else value
-            for name, value in filters.items()
-        }
-        if wanted.get("unassigned") and wanted.get("assignee"):
-            violations.append(Violation("unassigned", "cannot be sent with assignee"))
-        if violations:
-            raise LeadValidationError(violations)
-        return {name: value for name, value in wanted.items() if value is not None}
 
     async def update_status(
         self,

@@ -6,7 +6,7 @@ chosen lead takes with it. Of another person's lead only the id is in an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +20,7 @@ from service.errors import (
     ScopeMissingError,
     StorageUnavailableError,
     Violation,
+    invalid,
 )
 from service.lead import Lead, LeadEvent, Resubmission, SealedConflict, SealedLead, SealedResubmission
 from service.lead_sealer import LeadSealer
@@ -173,7 +174,9 @@ class PersonService:
         `hidden` fields are not opened. Raises LeadValidationError, PageTokenInvalidError, IndexIncompleteError,
         QueryTimeoutError.
         """
-        keys = self._keys(identifiers)
+        if not identifiers:
+            raise invalid("phone", "is required, or nid, or email", "REQUIRED")
+        keys = self._validation.filters(identifiers)
         wanted = self._sealer.wanted(keys)
         unanswered: Sequence[str] = ()
 
@@ -200,24 +203,6 @@ class PersonService:
         )
         opened = partial(self._sealer.open, hidden=hidden, flag_unreadable=True)
         return [FoundMatch(each, opened(each.lead) if each.lead else None) for each in page], token, unanswered
-
-    def _keys(self, identifiers: Mapping[str, str]) -> dict[str, str]:
-        checks: Mapping[str, Callable[[str], str]] = {
-            "phone": self._validation.phone_key,
-            "nid": self._validation.nid_key,
-            "email": self._validation.email_key,
-        }
-        keys, violations = dict[str, str](), list[Violation]()
-        for name, value in identifiers.items():
-            try:
-                keys[name] = checks[name](value)
-            except LeadValidationError as error:
-                violations += error.violations
-        if not identifiers:
-            violations.append(Violation("phone", "is required, or nid, or email", "REQUIRED"))
-        if violations:
-            raise LeadValidationError(violations)
-        return keys
 
     async def export(self, caller: Caller, refs: Sequence[Ref], *, page_token: str) -> Export:
         """One page of everything about chosen matches, each followed by its history.

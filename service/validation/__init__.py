@@ -2,21 +2,27 @@
 
 A description of a violation is fixed text: it never holds the value or a part of it, so it may be shown and logged.
 Equal people must give equal values here, because duplicates are found by the normalised phone and NID; whoever
-changes what counts as equal adds an index rule (index_rule.py).
+changes what counts as equal adds an index rule.
+
+Index rule 1 compares phones as they are kept. Index rule 2 also counts as one what people and WhatsApp write in two
+ways: Brazil's ninth digit, Argentina's 9 and Mexico's 1 for mobiles. The written form is kept in either. A database
+names the rule of its leads, and every replica follows it. While the rules change, every replica computes indexes under
+the old and under the new ones, whatever its own settings are.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from service.errors import LeadValidationError, Violation
 from service.lead import CORRECTABLE_FIELDS, CUSTOMER_FIELDS, FIELD_RULES, IDENTIFIERS, REQUIRED_FIELDS, CustomerFields
 from service.scopes import MAX_SUBJECT_CHARACTERS, is_subject
 from service.validation.email import email_key, normalise_email
-from service.validation.index_rule import NORMALISER_VERSION, IndexRule, identity_of, rules_of_normalised
 from service.validation.nid import NidNormaliser, NidRule
 from service.validation.phone import PhoneNormaliser, PhoneRule, region_of
 from service.validation.reference import read_reference
@@ -35,6 +41,16 @@ _POLICY = _TEXTS["interested_policy"]
 _REASON = TextRule(limit=500, lines=True)
 _ASSIGNEE = TextRule(limit=200)
 
+NORMALISER_VERSION = 2
+"""The index rule of new databases. Grows with every change after which two phones or NIDs that were different could
+count as equal, or the other way round."""
+
+KNOWS_INDEX_RULE = f"index-rule-{NORMALISER_VERSION}"
+"""What a replica publishes besides the keys that it opens with. Releases that know only rule 1 publish nothing."""
+
+# In Brazil only what was a mobile number with eight digits got a ninth one: 9 2xxx is nobody's landline 2xxx.
+_WRITTEN_IN_TWO_WAYS = re.compile(r"(\+52)1([0-9]{10})|(\+54)9([0-9]{10})|(\+55[1-9]{2})9([6-9][0-9]{7})")
+
 SHORTEST_PREFIX = 2
 """Characters of a name to look for: a single one finds more leads than are looked through."""
 
@@ -42,7 +58,9 @@ _POLICIES_NAMED = 10
 """How many policies of the catalogue a violation lists."""
 
 _Rule = Callable[[str], str | None]
-T = TypeVar("T")
+
+_MAY_BE_BLANK = frozenset({"assignee", "conversation_id", "source"})
+"""Filters that are left out when there is nothing in them."""
 
 
 class Faults(NamedTuple):
@@ -82,7 +100,13 @@ class ValidationService:
         self._policies = _catalogue(policies)
         self.required = frozenset(required)
         """The fields without which there is no lead."""
-        self._identity = identity_of(default_region, PhoneRule(phone_rule), NidRule(nid_rule))
+        self.normaliser_identity = (
+            f"{NORMALISER_VERSION};region={default_region or '-'};phone={PhoneRule(phone_rule)};nid={NidRule(nid_rule)}"
+        )
+        """What decides which values count as equal in a new database, such as `2;region=BD;phone=e164;nid=BD`.
+
+        Blind indexes that were computed under another identity do not match those of this one.
+        """
         self._rules: dict[str, _Rule] = {
             **_TEXTS,
             "phone": self._phone.canonical,
@@ -90,19 +114,26 @@ class ValidationService:
             "interested_policy": self._policy_on_offer,
             "email": normalise_email,
         }
-
-    @property
-    def normaliser_identity(self) -> str:
-        """What decides which values count as equal in a new database, such as `2;region=BD;phone=e164;nid=BD`.
-
-        Blind indexes that were computed under another identity do not match those of this one.
-        """
-        return self._identity
+        self._filters: Mapping[str, Callable[[str], object]] = {
+            **{name: _TEXTS[name] for name in ("conversation_id", "source")},
+            "assignee": _ASSIGNEE.normalise,
+            "phone": self._phone.canonical,
+            "nid": self._nid.canonical,
+            "email": _email_to_find,
+            "interested_policy": self._policy_to_find,
+            "reference": read_reference,
+            "name_prefix": _name_prefix,
+            "created_by": _creator,
+        }
 
     @property
     def index_rules(self) -> dict[str, IndexRule]:
         """The index rules for values that were normalised here, by the identities that name them in a database."""
-        return rules_of_normalised(self._identity, self._nid.identity)
+        settings = self.normaliser_identity.partition(";")[2]
+        return {
+            f"{version};{settings}": IndexRule(phone_key, self._nid.identity)
+            for version, phone_key in _PHONE_KEYS.items()
+        }
 
     def submission(self, fields: Mapping[str, str], *, phone_region: str = "") -> Submission:
         """The normalised details of a new lead. A field that is missing or empty was not given.
@@ -166,35 +197,29 @@ class ValidationService:
                     violations.append(Violation(f"lead.{name}", f"is required{emptied}", "REQUIRED"))
         return accepted, violations, ignored
 
-    def phone_key(self, value: str, path: str = "phone") -> str:
-        """The canonical phone number to look for. Raises LeadValidationError, also for an empty value."""
-        return _required(self._phone.canonical, value, path)
+    def filters(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What to look for by each filter, in the form in which values are kept; a text with nothing in it is left out.
 
-    def nid_key(self, value: str, path: str = "nid") -> str:
-        """The canonical NID to look for. Raises LeadValidationError, also for an empty value."""
-        return _required(self._nid.canonical, value, path)
-
-    def email_key(self, value: str, path: str = "email") -> str:
-        """What to look for an e-mail address by. Raises LeadValidationError, also for an empty value."""
-        # No address has a space in it; one that was copied from a text may.
-        return email_key(_required(normalise_email, "".join(value.split()), path))
-
-    def reference(self, value: str, path: str = "reference") -> bytes:
-        """The end of the ids that a reference stands for. Raises LeadValidationError."""
-        return _required(read_reference, value, path)
-
-    def nid_identity(self, nid: str) -> str:
-        """What the blind index of a canonical NID is computed of: equal for two NIDs of one person."""
-        return self._nid.identity(nid)
-
-    def policy_key(self, value: str, path: str = "interested_policy") -> str:
-        """The policy to look for, in the catalogue's spelling when it is there.
-
-        Leads may be of a policy that is no longer on offer, so another one is looked for as it is written. Raises
-        LeadValidationError, also for an empty value.
+        A filter without a rule here is passed on as it is. Raises LeadValidationError with every violation, also for an
+        identifier, policy or name with nothing in it.
         """
-        policy = _required(_POLICY, value, path)
-        return self._policies.get(_folded(policy), policy)
+        wanted: dict[str, Any] = {}
+        violations: list[Violation] = []
+        for name, value in given.items():
+            try:
+                found = self._filters[name](value) if name in self._filters else value
+            except ValueRefusedError as refused:
+                violations.append(refused.at(name))
+                continue
+            if found is not None:
+                wanted[name] = found
+            elif name not in _MAY_BE_BLANK:
+                violations.append(Violation(name, "is required", "REQUIRED"))
+        if wanted.get("unassigned") and wanted.get("assignee"):
+            violations.append(Violation("unassigned", "cannot be sent with assignee"))
+        if violations:
+            raise LeadValidationError(violations)
+        return wanted
 
     def reason(self, value: str, path: str = "reason") -> str | None:
         """Why something was done: at most 500 characters, in lines; None if empty. Raises LeadValidationError."""
@@ -211,23 +236,6 @@ class ValidationService:
     def conversation_id(self, value: str, path: str = "conversation_id") -> str | None:
         """At most 200 visible characters; None if empty. Raises LeadValidationError."""
         return _optional(_TEXTS["conversation_id"], value, path)
-
-    def source(self, value: str, path: str = "source") -> str | None:
-        """Where leads came from, at most 100 characters in one line; None if empty. Raises LeadValidationError."""
-        return _optional(_TEXTS["source"], value, path)
-
-    def creator(self, value: str, path: str = "created_by") -> str:
-        """The subject that created leads, exactly as its token has it. Raises LeadValidationError."""
-        if not is_subject(value):
-            raise LeadValidationError([Violation(path, f"must be 1 to {MAX_SUBJECT_CHARACTERS} visible characters")])
-        return value
-
-    def name_prefix(self, value: str, path: str = "name_prefix") -> str:
-        """How a name begins, in the form in which names are kept. Raises LeadValidationError."""
-        prefix = _required(_TEXTS["name"], value, path)
-        if len(prefix) < SHORTEST_PREFIX:
-            raise LeadValidationError([Violation(path, f"must have at least {SHORTEST_PREFIX} characters")])
-        return prefix
 
     def _rules_for(self, phone_region: str, violations: list[Violation]) -> Mapping[str, _Rule]:
         if not phone_region:
@@ -260,20 +268,38 @@ class ValidationService:
             raise ValueRefusedError(f"is not one of the policies on offer: {named}{more}", "NOT_ON_OFFER")
         return spelling
 
+    def _policy_to_find(self, value: str) -> str | None:
+        """In the catalogue's spelling; as it is written when it is not there, since leads may be of a former policy."""
+        policy = _POLICY(value)
+        return policy and self._policies.get(_folded(policy), policy)
 
-def _optional(rule: Callable[[str], T | None], value: str, path: str) -> T | None:
+
+def _email_to_find(value: str) -> str | None:
+    # No address has a space in it; one that was copied from a text may.
+    email = normalise_email("".join(value.split()))
+    return email and email_key(email)
+
+
+def _name_prefix(value: str) -> str | None:
+    prefix = _TEXTS["name"](value)
+    if prefix is not None and len(prefix) < SHORTEST_PREFIX:
+        raise ValueRefusedError(f"must have at least {SHORTEST_PREFIX} characters")
+    return prefix
+
+
+def _creator(value: str) -> str:
+    """The subject that created leads, exactly as its token has it."""
+    if not is_subject(value):
+        raise ValueRefusedError(f"must be 1 to {MAX_SUBJECT_CHARACTERS} visible characters")
+    return value
+
+
+def _optional(rule: _Rule, value: str, path: str) -> str | None:
     try:
         return rule(value)
     except ValueRefusedError as refused:
         violation = refused.at(path)
     raise LeadValidationError([violation])
-
-
-def _required(rule: Callable[[str], T | None], value: str, path: str) -> T:
-    normal = _optional(rule, value, path)
-    if normal is None:
-        raise LeadValidationError([Violation(path, "is required", "REQUIRED")])
-    return normal
 
 
 def _catalogue(policies: Collection[str]) -> dict[str, str]:
@@ -294,3 +320,50 @@ def _catalogue(policies: Collection[str]) -> dict[str, str]:
 
 def _folded(policy: str) -> str:
     return unicodedata.normalize("NFC", " ".join(policy.split()).casefold())
+
+
+def have_same_settings(one: str, other: str) -> bool:
+    """Whether two identities differ in nothing but the index rule, which no setting chooses."""
+    return one.partition(";")[2] == other.partition(";")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRule:
+    """What the blind index of a normalised phone and nid is computed of."""
+
+    phone_key: Callable[[str], str]
+    nid_key: Callable[[str], str]
+
+    @classmethod
+    def of(cls, identity: str) -> IndexRule:
+        """The rule of a normaliser. Raises ValueError for one that this release does not know."""
+        version, *rules = identity.split(";")
+        named = dict(rule.partition("=")[::2] for rule in rules)
+        if version not in _PHONE_KEYS or set(named) != {"region", "phone", "nid"}:
+            raise ValueError("it belongs to a normaliser that this release does not know")
+        region = None if named["region"] == "-" else named["region"]
+        phone = PhoneNormaliser(region, PhoneRule(named["phone"]))
+        nid = NidNormaliser(NidRule(named["nid"]))
+        phone_key = _PHONE_KEYS[version]
+
+        def nid_key(value: str) -> str:
+            return nid.identity(_canonical(nid.canonical, value))
+
+        return cls(lambda value: phone_key(_canonical(phone.canonical, value)), nid_key)
+
+
+def _as_one_person(phone: str) -> str:
+    if not phone.startswith("+5"):
+        return phone
+    match = _WRITTEN_IN_TWO_WAYS.fullmatch(phone)
+    return phone if match is None else "".join(part for part in match.groups() if part)
+
+
+_PHONE_KEYS: dict[str, Callable[[str], str]] = {"1": str, "2": _as_one_person}
+
+
+def _canonical(canonical: Callable[[str], str | None], value: str) -> str:
+    try:
+        return canonical(value) or value
+    except ValueRefusedError:
+        return value

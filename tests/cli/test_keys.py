@@ -17,7 +17,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, KeyState, Purpose
 from service.rotation import workers
-from service.validation.index_rule import KNOWS_INDEX_RULE
+from service.validation import KNOWS_INDEX_RULE
 from tests.conftest import StartService
 from tests.harness import faults
 from tests.harness.daily_files import file_of, today

@@ -16,7 +16,7 @@ from functools import cache
 import phonenumbers
 from phonenumbers import PhoneMetadata, PhoneNumberFormat
 
-from service.validation.index_rule import IndexRule
+from service.validation import IndexRule
 from service.validation.phone import ANY_COUNTRY, PhoneNormaliser, PhoneRule
 from service.validation.text import ValueRefusedError
 

@@ -8,7 +8,7 @@ import phonenumbers
 import pytest
 from phonenumbers import PhoneNumberFormat
 
-from service.validation.index_rule import IndexRule
+from service.validation import IndexRule
 from service.validation.phone import PhoneNormaliser, PhoneRule
 from service.validation.text import PlaceholderError, ValueRefusedError
 from tests.validation.neighbours_trial import collisions

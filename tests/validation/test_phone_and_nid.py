@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from service.errors import LeadValidationError
-from service.validation import NORMALISER_VERSION, NidRule, ValidationService
-from service.validation.index_rule import IndexRule
+from service.validation import NORMALISER_VERSION, IndexRule, NidRule, ValidationService
 from service.validation.nid import NidNormaliser
 from service.validation.phone import ANY_COUNTRY
 from service.validation.text import ValueRefusedError
@@ -44,7 +43,7 @@ def test_a_phone_number_has_the_index_key_of_its_vector(vector: dict[str, Any], 
     service = ValidationService()
     identity = f"{rule};region=-;phone=e164;nid=any"
 
-    assert service.phone_key(vector["canonical"]) == vector["canonical"]
+    assert service.filters({"phone": vector["canonical"]}) == {"phone": vector["canonical"]}
     for index_rule in (service.index_rules[identity], IndexRule.of(identity)):
         key = index_rule.phone_key(vector["canonical"])
         assert key == vector[f"rule_{rule}"]
@@ -56,15 +55,16 @@ def test_an_nid_has_the_canonical_form_of_its_vector(vector: dict[str, Any]) -> 
     service = ValidationService(nid_rule=vector["rule"])
     if vector["canonical"] is None:
         with pytest.raises(LeadValidationError):
-            service.nid_key(vector["input"])
+            service.filters({"nid": vector["input"]})
     else:
-        canonical = service.nid_key(vector["input"])
-        assert (canonical, service.nid_identity(canonical)) == (vector["canonical"], vector["identity"])
+        canonical = service.filters({"nid": vector["input"]})["nid"]
+        identity = service.index_rules[service.normaliser_identity].nid_key(canonical)
+        assert (canonical, identity) == (vector["canonical"], vector["identity"])
 
 
 def test_a_number_without_country_code_is_refused_with_a_hint(service: ValidationService) -> None:
     with pytest.raises(LeadValidationError) as refused:
-        service.phone_key("01712345678")
+        service.filters({"phone": "01712345678"})
 
     assert "with + and the country code" in refused.value.violations[0].description
 

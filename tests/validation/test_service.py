@@ -136,18 +136,33 @@ def test_a_violation_lists_at_most_ten_policies(fields: dict[str, str]) -> None:
 def test_a_policy_no_longer_on_offer_can_still_be_looked_for() -> None:
     service = ValidationService(policies=CATALOGUE)
 
-    assert service.policy_key("yacht") == "yacht"
-    assert service.policy_key("health insurance") == "Health Insurance"
+    assert service.filters({"interested_policy": "yacht"}) == {"interested_policy": "yacht"}
+    assert service.filters({"interested_policy": "health insurance"}) == {"interested_policy": "Health Insurance"}
 
 
-def test_a_filter_names_its_own_path(service: ValidationService) -> None:
+def test_each_filter_that_cannot_be_looked_for_is_named(service: ValidationService) -> None:
     with pytest.raises(LeadValidationError) as refused:
-        service.phone_key("", "phone")
-    assert refused.value.violations == (Violation("phone", "is required", "REQUIRED"),)
+        service.filters({"phone": "", "nid": "1", "name_prefix": "a", "assignee": "agent-7", "unassigned": True})
 
+    assert [(each.field, each.reason) for each in refused.value.violations] == [
+        ("phone", "REQUIRED"),
+        ("nid", "PLACEHOLDER"),
+        ("name_prefix", "INVALID"),
+        ("unassigned", "INVALID"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["phone", "nid", "email", "interested_policy", "name_prefix"])
+def test_a_filter_by_what_a_lead_must_have_is_not_blank(service: ValidationService, name: str) -> None:
     with pytest.raises(LeadValidationError) as refused:
-        service.nid_key("1", "filter.nid")
-    assert [violation.field for violation in refused.value.violations] == ["filter.nid"]
+        service.filters({name: " "})
+
+    assert refused.value.violations == (Violation(name, "is required", "REQUIRED"),)
+
+
+@pytest.mark.parametrize("name", ["assignee", "conversation_id", "source"])
+def test_a_blank_filter_by_what_a_lead_may_lack_is_left_out(service: ValidationService, name: str) -> None:
+    assert service.filters({name: " "}) == {}
 
 
 def test_a_reason_may_have_lines_and_an_assignee_may_not(service: ValidationService) -> None:

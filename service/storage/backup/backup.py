@@ -37,7 +37,7 @@ from service.storage.backup.backup_manifest import (
 from service.storage.database.session import open_unproven
 from service.storage.postgres.process import ProgramFailedError, program, run_program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
-from service.validation.index_rule import have_same_settings
+from service.validation import have_same_settings
 
 _connected = partial(open_unproven, name="leadkeep-backup", connect_timeout=10)
 

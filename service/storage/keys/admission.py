@@ -21,7 +21,7 @@ from service.storage.keys.replicas import ReplicaReport
 from service.storage.schema import UNREACHABLE_AT_START, require_current, revision_of
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
-from service.validation.index_rule import have_same_settings
+from service.validation import have_same_settings
 
 START_WAIT_SECONDS = 3.0
 """How long a start waits for the database before it goes on without it: about what a restart of it takes."""

@@ -23,7 +23,7 @@ from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme, K
 from service.keys.keyring import Purpose
 from service.storage import models
 from service.storage.database.database import Database
-from service.validation.index_rule import IndexRule, have_same_settings
+from service.validation import IndexRule, have_same_settings
 
 _CANARY = models.key_canary
 

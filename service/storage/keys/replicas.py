@@ -35,7 +35,7 @@ from service.storage.database.failures import StorageFaultError, cause_of, is_tr
 from service.storage.keys.canary import DatabaseKeys, compare_canary, plan_of, read_key_state
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
-from service.validation.index_rule import KNOWS_INDEX_RULE
+from service.validation import KNOWS_INDEX_RULE
 
 HEARTBEAT_SECONDS = 1.0
 """How often a replica publishes its status. An operator who rotates keys waits for a few of them; the database sees two
