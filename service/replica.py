@@ -44,7 +44,6 @@ from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor
 from service.use_cases.confirmation import ConfirmationService
 from service.use_cases.conflict_service import ConflictService
-from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService
 from service.use_cases.person_service import ErasureService, PersonService
 from service.use_cases.summary_service import SummaryService
@@ -109,7 +108,7 @@ class ServiceParts:
 
     def servicer(self, confirmation: ConfirmationService) -> LeadServicer:
         """The use cases on these parts, as the contract's methods."""
-        leads, history = LeadRepository(self.database, self.spool, self.writer), LeadHistory(self.database)
+        history = LeadHistory(self.database)
         erasing = ErasureService(
             erasures=self.erasures,
             spool=self.spool,
@@ -119,14 +118,14 @@ class ServiceParts:
         )
         return LeadServicer(
             LeadService(
-                repository=leads,
+                repository=LeadRepository(self.database, self.spool, self.writer),
+                history=history,
                 sealer=self.sealer,
                 validation=self.validation,
                 confirmation=confirmation,
                 page_token_tags=self.page_token_tags,
                 new_id=new_id,
             ),
-            HistoryService(leads=leads, history=history, page_token_tags=self.page_token_tags),
             ConflictService(
                 conflicts=ConflictRepository(self.database),
                 sealer=self.sealer,

@@ -17,7 +17,6 @@ from service.rpc.call import Call
 from service.scopes import Caller
 from service.storage.access.record import AccessRecords
 from service.use_cases.conflict_service import ConflictService
-from service.use_cases.history_service import HistoryService
 from service.use_cases.lead_service import LeadService
 from service.use_cases.page_token import Tags, read_page
 from service.use_cases.person_service import ErasureService, PersonService
@@ -30,7 +29,6 @@ class LeadServicer:
     def __init__(
         self,
         leads: LeadService,
-        history: HistoryService,
         conflicts: ConflictService,
         accesses: AccessRecords,
         erasures: ErasureService,
@@ -39,7 +37,6 @@ class LeadServicer:
         page_token_tags: Tags,
     ) -> None:
         self._leads = leads
-        self._history = history
         self._conflicts = conflicts
         self._accesses = accesses
         self._erasures = erasures
@@ -152,7 +149,7 @@ class LeadServicer:
     ) -> pb.ListStatusChangesResponse:
         """Show a lead's status history."""
         lead_id = wire.lead_id_of(request.lead_id, "lead_id")
-        changes = await self._history.of_type(_caller(call), lead_id, LeadEventType.STATUS_CHANGED)
+        changes = await self._leads.events_of_type(_caller(call), lead_id, LeadEventType.STATUS_CHANGED)
         return pb.ListStatusChangesResponse(changes=wire.status_change_messages(changes))
 
     async def ListAssignments(  # noqa: N802
@@ -160,14 +157,14 @@ class LeadServicer:
     ) -> pb.ListAssignmentsResponse:
         """Show a lead's assignment history."""
         lead_id = wire.lead_id_of(request.lead_id, "lead_id")
-        changes = await self._history.of_type(_caller(call), lead_id, LeadEventType.ASSIGNED)
+        changes = await self._leads.events_of_type(_caller(call), lead_id, LeadEventType.ASSIGNED)
         return pb.ListAssignmentsResponse(assignments=wire.assignment_messages(changes))
 
     async def ListLeadEvents(  # noqa: N802
         self, call: Call, request: pb.ListLeadEventsRequest
     ) -> pb.ListLeadEventsResponse:
         """Show a page of a lead's history."""
-        events, next_page_token = await self._history.events(
+        events, next_page_token = await self._leads.events(
             _caller(call),
             wire.lead_id_of(request.lead_id, "lead_id"),
             page_size=request.page_size,

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
-from service.errors import DuplicateLeadError, LeadValidationError, Violation
-from service.lead import (
-    CORRECTABLE_FIELDS,
-    ConflictResolution,
-    Lead,
-    SealedConflict,
-    SealedLead,
-)
+from service.errors import DuplicateLeadError, invalid
+from service.lead import CORRECTABLE_FIELDS, ConflictResolution, Lead, SealedConflict, SealedLead
 from service.lead_sealer import LeadSealer
 from service.scopes import Caller
 from service.storage.leads.changes import Correction
@@ -98,7 +92,7 @@ class ConflictService:
         def decide(conflict: SealedConflict) -> Decision:
             if resolution is ConflictResolution.OWN_LEAD:
                 if lead_id is not None:
-                    raise LeadValidationError([Violation("lead_id", "must be empty for a lead of its own")])
+                    raise invalid("lead_id", "must be empty for a lead of its own")
                 return OwnLead(self._sealer.resealed_and_reindexed(conflict))
             if not conflict.lead_ids:
                 return _without_lead(conflict, resolution, lead_id)
@@ -133,10 +127,10 @@ class ConflictService:
 
 def _without_lead(conflict: SealedConflict, resolution: ConflictResolution, lead_id: UUID | None) -> Drop:
     if lead_id is not None:
-        raise LeadValidationError([Violation("lead_id", "must be empty: the lead that was met is erased")])
+        raise invalid("lead_id", "must be empty: the lead that was met is erased")
     if resolution is not ConflictResolution.KEEP_FIRST or conflict.erased_lead_id is None:
         wanted = "must be KEEP_FIRST or OWN_LEAD: the lead that would take the values is erased"
-        raise LeadValidationError([Violation("resolution", wanted)])
+        raise invalid("resolution", wanted)
     return Drop(conflict.erased_lead_id)
 
 
@@ -146,5 +140,5 @@ def _target(conflict: SealedConflict, lead_id: UUID | None) -> UUID:
         return matched[0]
     if lead_id is None or lead_id not in matched:
         choice = ", ".join(str(each) for each in matched)
-        raise LeadValidationError([Violation("lead_id", f"must be one of the leads that were met: {choice}")])
+        raise invalid("lead_id", f"must be one of the leads that were met: {choice}")
     return lead_id

@@ -1,4 +1,4 @@
-"""The use cases of leads: create, validate, read, list, change the status, correct and assign.
+"""The use cases of leads: create, validate, read, list, change the status, correct, assign, and show their history.
 
 Every method takes the caller and answers only what that caller may see; a lead that the caller may not read does not
 exist for it. Whether sensitive fields are shown unmasked is decided once, in the interceptor rpc/unmasking.py.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -18,13 +19,17 @@ from service.errors import (
     LeadNotFoundError,
     LeadValidationError,
     RequestIdReusedError,
+    ScopeMissingError,
     StatusTransitionError,
     VersionMismatchError,
     Violation,
+    invalid,
 )
 from service.lead import (
     SENSITIVE_FIELDS,
     Lead,
+    LeadEvent,
+    LeadEventType,
     LeadOrder,
     LeadStatus,
     Resubmission,
@@ -32,7 +37,7 @@ from service.lead import (
 )
 from service.lead_sealer import LeadSealer
 from service.scopes import Caller, Scope
-from service.storage.leads.changes import Correction, Step
+from service.storage.leads.changes import Correction, LeadHistory, Place, Step
 from service.storage.leads.decision import (
     Aliased,
     Created,
@@ -76,6 +81,7 @@ class LeadService:
         self,
         *,
         repository: LeadRepository,
+        history: LeadHistory,
         sealer: LeadSealer,
         validation: ValidationService,
         confirmation: ConfirmationService,
@@ -83,6 +89,7 @@ class LeadService:
         new_id: Callable[[], UUID],
     ) -> None:
         self._repository = repository
+        self._history = history
         self._sealer = sealer
         self._validation = validation
         self._confirmation = confirmation
@@ -158,7 +165,7 @@ class LeadService:
         """
         wanted = self._validation.conversation_id(conversation_id)
         if wanted is None:
-            raise LeadValidationError([Violation("conversation_id", "is required", "REQUIRED")])
+            raise invalid("conversation_id", "is required", "REQUIRED")
         indexes = self._sealer.conversation_indexes(wanted)
         newest, others = await self._repository.find_by_conversation(wanted, indexes, created_by=caller.own_only)
         return self._sealer.open(newest, hidden=hidden), others
@@ -271,7 +278,7 @@ class LeadService:
         is_creator = not caller.may(Scope.UPDATE)
         if is_creator and not expected_version:
             needed = f"is required with {Scope.UPDATE_OWN}: the version that you have read"
-            raise LeadValidationError([Violation("expected_version", needed, "REQUIRED")])
+            raise invalid("expected_version", needed, "REQUIRED")
 
         def admit(current: SealedLead, creators_alone: bool) -> None:
             if not caller.may_correct_lead_created_by(current.created_by):
@@ -326,6 +333,46 @@ class LeadService:
         opened = [self._sealer.open_resubmission(sealed, hidden=hidden) for sealed in page]
         phone = self._sealer.open(lead, hidden=frozenset(SENSITIVE_FIELDS) - {"phone"}, flag_unreadable=True).phone
         return lead.id, phone, opened, token
+
+    async def events_of_type(self, caller: Caller, lead_id: UUID, event_type: LeadEventType) -> list[LeadEvent]:
+        """All events of one type of a lead, oldest first. Raises LeadNotFoundError."""
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+        return await self._history.of_type(lead.id, event_type)
+
+    async def events(
+        self,
+        caller: Caller,
+        lead_id: UUID,
+        *,
+        page_size: int,
+        page_token: str,
+        newest_first: bool,
+        include_accesses: bool,
+    ) -> tuple[list[LeadEvent], str]:
+        """One page of a lead's history and the token of the next, empty on the last.
+
+        Raises ScopeMissingError, LeadNotFoundError, LeadValidationError, PageTokenInvalidError.
+        """
+        if include_accesses and not caller.may(Scope.OPERATE):
+            raise ScopeMissingError(Scope.OPERATE)
+        lead = await self._repository.get(lead_id, caller.may_read_lead_created_by)
+
+        async def find(after: tuple[datetime, str] | None, limit: int) -> list[tuple[LeadEvent, Place]]:
+            place = Place(after[0], *map(int, after[1].split("/"))) if after else None
+            return await self._history.page(
+                lead.id, after=place, limit=limit, newest_first=newest_first, with_accesses=include_accesses
+            )
+
+        page, token = await read_page(
+            find,
+            lambda row: (row[1].at, "/".join(map(str, row[1][1:]))),
+            str,
+            size=page_size,
+            token=page_token,
+            list_identity=f"events/{lead.id}/{newest_first}/{include_accesses}",
+            tags=self._page_token_tags,
+        )
+        return [event for event, _ in page], token
 
     def _validated(
         self, fields: Mapping[str, str], request_id: str, phone_region: str

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import TypeVar
 from uuid import UUID
 
-from service.errors import LeadValidationError, PageTokenInvalidError, Violation
+from service.errors import PageTokenInvalidError, invalid
 
 Tags = Callable[[bytes], Sequence[bytes]]
 """Every keyed tag that a payload may bear; a new token bears the first one."""
@@ -48,7 +48,7 @@ async def read_page(
     Raises LeadValidationError, PageTokenInvalidError.
     """
     if size < 0:
-        raise LeadValidationError([Violation("page_size", "must not be negative")])
+        raise invalid("page_size", "must not be negative")
     after = read_page_token(token, id_type, list_identity=list_identity, tags=tags) if token else None
     limit = min(size or default, largest)
     found = await find(after=after, limit=limit + 1)

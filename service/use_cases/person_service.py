@@ -16,10 +16,8 @@ from uuid import UUID
 
 from service.errors import (
     LeadNotFoundError,
-    LeadValidationError,
     ScopeMissingError,
     StorageUnavailableError,
-    Violation,
     invalid,
 )
 from service.lead import Lead, LeadEvent, Resubmission, SealedConflict, SealedLead, SealedResubmission
@@ -320,7 +318,7 @@ def _checked(refs: Sequence[Ref]) -> list[Ref]:
     """The chosen matches, each once. Raises LeadValidationError."""
     chosen = list(dict.fromkeys(refs))
     if not 1 <= len(chosen) <= MOST_REFS:
-        raise LeadValidationError([Violation("refs", f"must name 1 to {MOST_REFS} matches", "REQUIRED")])
+        raise invalid("refs", f"must name 1 to {MOST_REFS} matches", "REQUIRED")
     return chosen
 
 

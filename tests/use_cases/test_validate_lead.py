@@ -26,6 +26,7 @@ def faults(*required: str, **fields: str) -> Faults:
     nothing: Any = Untouchable()
     leads = LeadService(
         repository=nothing,
+        history=nothing,
         sealer=nothing,
         validation=ValidationService(default_region="BD", required=required or ("name", "phone", "nid")),
         confirmation=ConfirmationService(),
