@@ -1,7 +1,7 @@
 """The stored shape of leads and what belongs to them: tables, constraints and indexes. For the others see models.py.
 
 Sensitive fields (phone, nid, address, email, notes) hold sealed tokens only; a CHECK refuses anything that does not
-look like one. conversation_id may hold what was stored in clear before migration 0014, until `keys reseal` seals it; a
+look like one. conversation_id may hold what was stored in clear before migration 0006a, until `keys reseal` seals it; a
 trigger refuses anything new in clear. Unique indexes on the blind indexes decide duplicates. Migrations create what is
 declared here, and a test holds both together. There are no mapped classes: the ORM's unit of work costs two to three
 times.

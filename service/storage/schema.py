@@ -24,8 +24,8 @@ from service.storage.postgres.embedded import EmbeddedPostgres
 REVISION = "0020"
 """The schema that this release works with: the newest file in migrations/versions."""
 
-_HISTORIES_MOVE = "0017"
-"""The schema at which `migrate` moves the histories, before the next revision removes the tables of before."""
+_HISTORIES_MOVE = "0006a"
+"""The schema at which `migrate` moves the histories; the next revision removes the tables of before."""
 
 APPLICATION_ROLE = "leadkeep_app"
 """The group role that holds the rights of `serve`; the login role of `serve` is a member of it."""

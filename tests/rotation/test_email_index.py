@@ -63,7 +63,7 @@ class Before:
 
 @pytest.fixture
 def before(postgres_server: TestServer, tmp_path: Path) -> Before:
-    database, keyring = postgres_server.database_at("0014"), tmp_path / "keyring.json"
+    database, keyring = postgres_server.database_at("0006"), tmp_path / "keyring.json"
     create_keyring(keyring, now=datetime.now(UTC))
     sealer = LeadSealer(EncryptionService(Keyring.from_json(keyring.read_text())), VALIDATION, transcript_url=None)
     with psycopg.connect(database.admin_url, autocommit=True) as old:

@@ -64,7 +64,7 @@ class Before:
 
 @pytest.fixture
 def before(postgres_server: TestServer, tmp_path: Path) -> Before:
-    database, keyring = postgres_server.database_at("0009"), tmp_path / "keyring.json"
+    database, keyring = postgres_server.database_at("0006"), tmp_path / "keyring.json"
     create_keyring(keyring, now=datetime.now(UTC))
     encryption = EncryptionService(Keyring.from_json(keyring.read_text()))
     sealer = LeadSealer(encryption, ValidationService(), transcript_url=None)

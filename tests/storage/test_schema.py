@@ -85,7 +85,7 @@ def test_what_erased_in_the_first_edition_goes_with_the_migration(postgres_serve
     assert found == [None, None]
 
 
-@pytest.mark.parametrize("unknown", ["0003", "0007a"])
+@pytest.mark.parametrize("unknown", ["0003", "0006aa", "0013"])
 def test_a_schema_of_no_release_is_refused(unknown: str, database: TestDatabase) -> None:
     set_revision(database, unknown)
     with pytest.raises(StartRefusedError, match=f"schema {unknown}"):

@@ -94,13 +94,12 @@ def rows_of(database: TestDatabase, query: str) -> list[tuple[object, ...]]:
 
 
 @pytest.fixture
-def with_histories(postgres_server: TestServer) -> TestDatabase:
+def with_histories(old: TestDatabase) -> TestDatabase:
     """A database from before there was one history, with many leads."""
-    database = postgres_server.database_at("0014")
-    with psycopg.connect(database.admin_url) as connection:
+    with psycopg.connect(old.admin_url) as connection:
         for statement in HISTORIES_OF_BEFORE:
             connection.execute(statement.encode())
-    return database
+    return old
 
 
 class Turns:

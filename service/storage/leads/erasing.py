@@ -3,7 +3,7 @@
 Promises: a tombstone stays in place of each id that goes, and nothing that is another person's goes with them (but with
 retention, see `keeps_others`). An id that has a tombstone never becomes a lead again, wherever a copy of it still lies,
 and neither does a copy of the same request that was accepted before the erasure. The function `erase_lead` of the
-database does it with rights that the service's role does not have; see migrations 0007 and 0008 for the locks by which
+database does it with rights that the service's role does not have; see migration 0020 for the locks by which
 erasing and storing exclude each other, and docs/architecture.md for their order.
 """
 

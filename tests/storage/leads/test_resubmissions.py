@@ -155,7 +155,7 @@ async def test_calls_go_on_while_a_person_with_many_neighbours_is_erased(world: 
 async def test_the_rows_of_the_ring_survive_the_migration_in_their_order(
     postgres_server: TestServer, submit: Submit, sealer: LeadSealer, spool: Spool, store: SubmissionStore
 ) -> None:
-    database = postgres_server.database_at("0009")
+    database = postgres_server.database_at("0006")
     lead, kept = submit(phone=PHONE), [submit(phone=PHONE) for _ in range(20)]
     columns = "name, phone, nid, address, interested_policy, content_digest"
 

@@ -311,7 +311,7 @@ CREATE TRIGGER lead_delete_is_noted AFTER DELETE ON lead
     REFERENCING OLD TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION note_touched_leads();
 CREATE TRIGGER lead_alias_insert_is_noted AFTER INSERT ON lead_alias
     REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION note_touched_aliases();
-"""  # noqa: S608 # of constants of this file
+"""
 
 GRANTS = f"""
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
