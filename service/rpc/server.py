@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import grpc
-from google.protobuf import message_factory
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf import message_factory, text_format
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, invalid
 from service.rpc.call import SERVICE, Call, Handler, QueueWait, answer_by, joined
 from service.rpc.connections import GrpcConnections, HeldCalls
 from service.rpc.limits import DEFAULT, HEADROOM, Limits, Refusals
-from service.rpc.method_names import accept_any_bytes
-from service.rpc.reflection import reflection_handlers
 from service.rpc.tls_files import TlsFiles
 
 LARGEST_REQUEST = 256 * 1024
@@ -67,6 +71,13 @@ OPTIONS = (
     # A peer that is gone without a word is noticed.
     ("grpc.keepalive_time_ms", 60_000),
 )
+
+V1ALPHA: str = reflection.SERVICE_NAME
+V1 = V1ALPHA.replace("v1alpha", "v1")
+"""Both services of reflection."""
+
+_TAKES_CALLS = "_server_main_loop"
+"""grpc.aio's coroutine that takes all calls. It decodes nothing of a caller's but the names of methods."""
 
 CUT_SECONDS = 1.0
 """For calls that were cancelled to end."""
@@ -125,7 +136,7 @@ class GrpcServer:
                 grpc.method_handlers_generic_handler(
                     service, {name: self._held.bounded(method) for name, method in handlers.items()}
                 )
-                for service, handlers in (services | reflection_handlers(described)).items()
+                for service, handlers in (services | _reflection_handlers(described)).items()
             )
         )
 
@@ -180,13 +191,12 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Begin to answer; health is NOT_SERVING."""
-        accept_any_bytes()
-        await self.set_serving(False)
+        _accept_any_bytes()
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
         """Set the health of the whole server and of LeadService."""
-        self._health.set(("", SERVICE.full_name), serving=serving)
+        self._health.set(serving)
 
     async def stop(self, grace: float) -> None:
         """Take no new calls and wait at most `grace` seconds for those that run."""
@@ -237,8 +247,12 @@ def _probe(address: str) -> None:
         raise OSError(errno.EADDRNOTAVAIL, "no address of the host can be bound")
 
 
+_HAVE_HEALTH = frozenset({"", SERVICE.full_name})
+"""The services whose health is known; the empty name stands for the whole server."""
+
+
 class _Health:
-    """Health of the server and its services, without a token.
+    """Health of the server and of LeadService, without a token.
 
     In place of grpcio-health-checking's, which holds a lock while it writes: one watcher that does not read would keep
     the health from being set. Watchers are let go when the service stops, because their streams never end by
@@ -246,7 +260,7 @@ class _Health:
     """
 
     def __init__(self) -> None:
-        self._statuses: dict[str, Any] = {}
+        self._status: Any = health_pb2.HealthCheckResponse.NOT_SERVING
         self._changed = asyncio.Event()
         self._stopping = False
 
@@ -259,36 +273,36 @@ class _Health:
             "Watch": grpc.unary_stream_rpc_method_handler(self.Watch, *kinds),
         }
 
-    def set(self, names: Iterable[str], *, serving: bool) -> None:
-        """Set the health of some services."""
-        responses = health_pb2.HealthCheckResponse
-        self._statuses |= dict.fromkeys(names, responses.SERVING if serving else responses.NOT_SERVING)
+    def set(self, serving: bool) -> None:
+        """Set the health of both."""
+        answers = health_pb2.HealthCheckResponse
+        self._status = answers.SERVING if serving else answers.NOT_SERVING
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     def stop(self) -> None:
         """End every stream with NOT_SERVING."""
         self._stopping = True
-        self.set(self._statuses, serving=False)
+        self.set(serving=False)
 
     async def Check(  # noqa: N802 # the contract's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
         """The health of one service."""
-        if request.service not in self._statuses:
+        if request.service not in _HAVE_HEALTH:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no service of this name")
-        return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
+        return health_pb2.HealthCheckResponse(status=self._status)
 
     async def Watch(  # noqa: N802 # the contract's name
         self, request: health_pb2.HealthCheckRequest, _context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Send every change until the watcher hangs up or the service stops."""
-        last = None
+        answers, last = health_pb2.HealthCheckResponse, None
         while True:
             changed = self._changed
-            status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            status = self._status if request.service in _HAVE_HEALTH else answers.SERVICE_UNKNOWN
             if status != last:
-                yield health_pb2.HealthCheckResponse(status=status)
+                yield answers(status=status)
                 last = status
             if self._stopping:
                 return
@@ -311,3 +325,88 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
         renewed,  # type: ignore[arg-type] # None means unchanged, which the stubs leave out
         require_client_authentication=tls.client_authority is not None,
     )
+
+
+def _reflection_handlers(files: Iterable[FileDescriptor]) -> dict[str, dict[str, Any]]:
+    """Reflection, as grpcurl, ghz, buf and Postman read the contract from the running service; the method, by service.
+
+    grpcio-reflection serves `grpc.reflection.v1alpha`. `grpc.reflection.v1`, which clients ask for first, has the same
+    messages in another package, so one servicer answers for both.
+    """
+    files = tuple(files)
+    names = [service.full_name for file in files for service in file.services_by_name.values()]
+    servicer = reflection.aio.ReflectionServicer((*names, V1ALPHA, V1), _Pool(files))
+    answer = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return {name: {"ServerReflectionInfo": answer} for name in (V1ALPHA, V1)}
+
+
+class _Pool:
+    """A descriptor pool with some files, those of the status details and those of reflection, and nothing else.
+
+    protobuf's own does not find the file of a method or of an enum's value (github.com/grpc/grpc/issues/34743).
+    """
+
+    def __init__(self, files: Iterable[FileDescriptor]) -> None:
+        self._pool = DescriptorPool()
+        # grpcurl and ghz read the details of an error with the service's own description of them.
+        for file in (*files, status_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+            self._add(file)
+        self._pool.AddSerializedFile(_v1_file().SerializeToString())
+
+    def _add(self, file: FileDescriptor) -> None:
+        for dependency in file.dependencies:
+            self._add(dependency)
+        self._pool.AddSerializedFile(file.serialized_pb)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 # protobuf's name
+        with suppress(KeyError):
+            return self._pool.FindFileContainingSymbol(symbol)
+        parent, _, name = symbol.rpartition(".")
+        with suppress(KeyError):
+            service = self._pool.FindServiceByName(parent)
+            if name in service.methods_by_name:
+                return service.file
+        # protobuf names a value beside its enum; grpcurl and ghz name it inside.
+        enum = self._pool.FindEnumTypeByName(parent)
+        if name in enum.values_by_name:
+            return enum.file
+        raise KeyError(symbol)
+
+
+def _v1_file() -> FileDescriptorProto:
+    alpha = FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
+    alpha.options.ClearField("deprecated")
+    return text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto())
+
+
+def _accept_any_bytes() -> None:
+    """Let grpc.aio's servers of this process outlive names of methods that are not UTF-8.
+
+    grpc.aio (grpcio 1.85) decodes the name of each called method in the one task that takes all calls. A name of other
+    bytes ends that task, and with it the server: one caller without a token would be enough. So in that task, and
+    nowhere else in the process, such bytes are replaced. No method has a name like that: the call is answered
+    UNIMPLEMENTED.
+    """
+    codecs.register_error("strict", _replaced_in_names)
+
+
+def _replaced_in_names(error: UnicodeError) -> tuple[str | bytes, int]:
+    """The handler of all texts that cannot be decoded or encoded, by default an error."""
+    if isinstance(error, UnicodeDecodeError) and _is_taking_calls():
+        return codecs.replace_errors(error)
+    return codecs.strict_errors(error)
+
+
+def _is_taking_calls() -> bool:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return False
+    return task is not None and getattr(task.get_coro(), "__name__", "") == _TAKES_CALLS
