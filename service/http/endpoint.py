@@ -24,10 +24,9 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from service.errors import StartRefusedError
-from service.http.calls import may_be_left_out
+from service.http.calls import HttpHandler, Paths, may_be_left_out
 from service.http.connections import Handshake, HttpConnection, HttpConnections
 from service.http.json_codec import encoded
-from service.http.paths import HttpHandler, Paths
 from service.http.problems import SAFE_HEADERS, HttpProblemError
 from service.http.protocols import rpc_paths
 from service.http.routes import ROUTES, json_response, route_handler

@@ -24,9 +24,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import LeadkeepError, invalid
-from service.http.calls import Form, Timeout, body_within, fill_from_json, http_handler
+from service.http.calls import Form, HttpHandler, Timeout, body_within, fill_from_json, http_handler
 from service.http.json_codec import encoded, is_utf8, media_type, parse_object, to_json
-from service.http.paths import HttpHandler
 from service.http.problems import HTTP_STATUS, SAFE_HEADERS, HttpProblemError, headers_of
 from service.rpc.call import Call, Handler
 from service.rpc.server import LARGEST_REQUEST, decode

@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import LeadkeepError
-from service.http.calls import Timeout, body_within, fill_from_json, http_handler
+from service.http.calls import HttpHandler, Timeout, body_within, fill_from_json, http_handler
 from service.http.json_codec import fill, is_utf8, media_type, parse_object, parse_query, to_json
-from service.http.paths import HttpHandler
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
 from service.rpc.call import SERVICE, Call, Handler
 from service.rpc.server import LARGEST_REQUEST

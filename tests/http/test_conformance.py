@@ -31,8 +31,8 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from service.errors import LeadkeepError, LeadValidationError, Violation
+from service.http.calls import HttpHandler, Paths
 from service.http.connections import HttpConnection, HttpConnections
-from service.http.paths import HttpHandler, Paths
 from service.http.protocols import rpc_paths
 from service.rpc.call import Call, Handler, Work, compose
 from service.rpc.interceptors import deadline, errors

@@ -151,7 +151,7 @@ async def test_uvicorn_prints_no_exception(
         raise RuntimeError("+8801712345678")
 
     # Nothing is known that gets past the endpoint: so a part is broken that stands outside of what it catches.
-    monkeypatch.setattr("service.http.paths.Paths.__call__", broken)
+    monkeypatch.setattr("service.http.calls.Paths.__call__", broken)
     caplog.set_level(logging.DEBUG)
     async with serving(methods) as endpoint, httpx.AsyncClient() as client:
         assert (await client.get(f"http://127.0.0.1:{endpoint.port}/healthz")).status_code == 500
