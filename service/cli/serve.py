@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from service import app
+from service import serving
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
 from service.log import configure_logging
@@ -46,7 +46,7 @@ def serve() -> None:
         typer.echo(_welcome(settings, grpc_port, http_port, ops_port, first=first))
         sys.stdout.flush()
 
-    app.serve(settings, on_ready=on_ready)
+    serving.serve(settings, on_ready=on_ready)
 
 
 def _welcome(settings: Settings, grpc_port: int, http_port: int, ops_port: int | None, *, first: bool) -> str:

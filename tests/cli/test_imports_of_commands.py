@@ -21,7 +21,7 @@ except SystemExit:
 print(json.dumps(list(sys.modules)))
 """
 
-SERVICE = {"service.app", "service.http.endpoint", "starlette", "uvicorn", "uvloop", "alembic", "prometheus_client"}
+SERVICE = {"service.serving", "service.http.endpoint", "starlette", "uvicorn", "uvloop", "alembic", "prometheus_client"}
 STORAGE = {"sqlalchemy", "psycopg", "structlog", "phonenumbers"}
 RPC = {"grpc", "google.protobuf"}
 
