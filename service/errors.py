@@ -102,11 +102,16 @@ class RetryableError(LeadkeepError):
     retry_after: float
 
     def __init__(
-        self, retry_after: float | None = None, text: str | None = None, *, retry_within_call: bool = True
+        self,
+        retry_after: float | None = None,
+        text: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        retry_within_call: bool = True,
     ) -> None:
+        super().__init__(text, metadata)
         self.retry_after = retry_after or self.retry_after
         self.retry_within_call = retry_within_call
-        super().__init__(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +314,8 @@ class UnmaskLimitError(RetryableError, reason="UNMASK_LIMIT"):
             retry_after,
             f"within an hour at most {limit} leads are shown unmasked to one subject, and this answer would go beyond; "
             "ask for fewer, ask masked, or come again later",
+            {"limit": str(limit)},
         )
-        self.metadata["limit"] = str(limit)
 
 
 class DuplicateLimitError(RetryableError, reason="DUPLICATE_LIMIT"):
@@ -320,9 +325,9 @@ class DuplicateLimitError(RetryableError, reason="DUPLICATE_LIMIT"):
         super().__init__(
             retry_after,
             f"within an hour one subject finds at most {limit} duplicates; nothing was stored, come again later",
+            {"limit": str(limit)},
             retry_within_call=False,
         )
-        self.metadata["limit"] = str(limit)
 
 
 class QueueFullError(

@@ -97,42 +97,19 @@ class CustomerFields:
     """
 
     name: Annotated[str, FieldRule(meaning="the customer's name", limit=200, required=True)]
-    phone: Annotated[
-        str | None,
-        FieldRule(
-            meaning="the phone number, + and digits",
-            required=True,
-            sensitive=True,
-        ),
-    ]
+    phone: Annotated[str | None, FieldRule(meaning="the phone number, + and digits", required=True, sensitive=True)]
     nid: Annotated[
-        str | None,
-        FieldRule(
-            meaning="the national ID",
-            required=True,
-            optional_by_setting=True,
-            sensitive=True,
-        ),
+        str | None, FieldRule(meaning="the national ID", required=True, optional_by_setting=True, sensitive=True)
     ]
     address: Annotated[
         str | None,
         FieldRule(
-            meaning="the postal address",
-            limit=500,
-            lines=True,
-            required=True,
-            optional_by_setting=True,
-            sensitive=True,
+            meaning="the postal address", limit=500, lines=True, required=True, optional_by_setting=True, sensitive=True
         ),
     ]
     interested_policy: Annotated[
         str | None,
-        FieldRule(
-            meaning="the policy that the customer asks for",
-            limit=200,
-            required=True,
-            optional_by_setting=True,
-        ),
+        FieldRule(meaning="the policy that the customer asks for", limit=200, required=True, optional_by_setting=True),
     ]
     email: Annotated[
         str | None,
@@ -143,20 +120,10 @@ class CustomerFields:
         ),
     ] = None
     preferred_contact_time: Annotated[
-        str | None,
-        FieldRule(
-            meaning="when the customer wants to be called",
-            limit=200,
-        ),
+        str | None, FieldRule(meaning="when the customer wants to be called", limit=200)
     ] = None
     notes: Annotated[
-        str | None,
-        FieldRule(
-            meaning="what the customer said besides",
-            limit=4000,
-            lines=True,
-            sensitive=True,
-        ),
+        str | None, FieldRule(meaning="what the customer said besides", limit=4000, lines=True, sensitive=True)
     ] = None
     # A conversation is linked when the lead comes in, and only on proof of phone and nid: an editable link would let a
     # corrected field open somebody else's lead.
@@ -170,13 +137,7 @@ class CustomerFields:
             correctable=False,
         ),
     ] = None
-    source: Annotated[
-        str | None,
-        FieldRule(
-            meaning="where the lead came from",
-            limit=100,
-        ),
-    ] = None
+    source: Annotated[str | None, FieldRule(meaning="where the lead came from", limit=100)] = None
 
     def values(self) -> dict[str, Any]:
         """Every field's value, in the contract's order. Any: so that they can be passed on as keyword arguments."""
@@ -221,13 +182,11 @@ def is_sealed(stored: str) -> bool:
     return SEALED_FORM in stored
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lead(CustomerFields):
-    """One interested person, with every field in clear.
+@dataclass(frozen=True, kw_only=True)
+class LeadState:
+    """What a lead has besides what its customer entered."""
 
-    A sensitive field that could not be opened is None and named in `unreadable_fields`. Name and phone are None only
-    then.
-    """
+    __slots__ = ()  # the classes below have the slots: two bases with slots cannot be joined
 
     id: UUID
     status: LeadStatus
@@ -235,9 +194,19 @@ class Lead(CustomerFields):
     updated_at: datetime
     version: int
     assignee: str | None
-    transcript_uri: str | None
     resubmissions: int
     created_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lead(CustomerFields, LeadState):
+    """One interested person, with every field in clear.
+
+    A sensitive field that could not be opened is None and named in `unreadable_fields`. Name and phone are None only
+    then.
+    """
+
+    transcript_uri: str | None
     unreadable_fields: tuple[str, ...] = ()
 
 
@@ -255,17 +224,8 @@ class StoredFields:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SealedLead(StoredFields):
+class SealedLead(StoredFields, LeadState):
     """A lead as it is stored."""
-
-    id: UUID
-    status: LeadStatus
-    created_at: datetime
-    updated_at: datetime
-    version: int
-    assignee: str | None
-    resubmissions: int
-    created_by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
