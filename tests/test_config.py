@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.settings import SettingRow, rows_of
+from service.cli.settings import rows_of
 from service.config import ConfigurationError, Settings, load_settings
 from service.config_values import Address, without_secrets
 from service.errors import StartRefusedError
@@ -43,8 +43,8 @@ def faults(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> list[s
     return list(refused.value.faults)
 
 
-def row(settings: Settings, name: str) -> SettingRow:
-    return next(row for row in rows_of(settings) if row.name == f"LEADKEEP_{name}")
+def row(settings: Settings, name: str) -> dict[str, str]:
+    return next(row for row in rows_of(settings) if row["name"] == f"LEADKEEP_{name}")
 
 
 def test_without_any_setting_the_defaults_hold(working_folder: Path) -> None:
@@ -398,7 +398,7 @@ def test_no_row_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, {"DATABASE_URL": url, "ADMIN_DATABASE_URL": url})
 
     assert SECRET not in repr(rows_of(settings))
-    assert row(settings, "DATABASE_URL").value == "postgresql://u:***@h/db?sslpassword=***"
+    assert row(settings, "DATABASE_URL")["value"] == "postgresql://u:***@h/db?sslpassword=***"
 
 
 def test_the_settings_print_without_database_urls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,8 +408,8 @@ def test_the_settings_print_without_database_urls(monkeypatch: pytest.MonkeyPatc
 def test_every_setting_has_a_row_with_default_and_meaning() -> None:
     rows = rows_of(load_settings())
 
-    assert [row.name for row in rows] == [f"LEADKEEP_{name.upper()}" for name in Settings.model_fields]
-    assert all(row.value and row.default and row.meaning for row in rows)
+    assert [row["name"] for row in rows] == [f"LEADKEEP_{name.upper()}" for name in Settings.model_fields]
+    assert all(row["value"] and row["default"] and row["meaning"] for row in rows)
 
 
 def test_the_operators_page_has_every_setting_and_no_other() -> None:
@@ -418,7 +418,7 @@ def test_the_operators_page_has_every_setting_and_no_other() -> None:
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| LEADKEEP_")]
 
     named = {name for cell in cells for name in re.findall(r"LEADKEEP_\w+", cell)}
-    assert named == {row.name for row in rows_of(load_settings())}
+    assert named == {row["name"] for row in rows_of(load_settings())}
 
 
 def test_a_row_says_where_its_value_comes_from(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +426,7 @@ def test_a_row_says_where_its_value_comes_from(working_folder: Path, monkeypatch
 
     settings = load(monkeypatch, {"LOG_LEVEL": "debug"})
 
-    assert [row(settings, name).source for name in ("LOG_LEVEL", "NID_RULE", "POLICIES")] == [
+    assert [row(settings, name)["source"] for name in ("LOG_LEVEL", "NID_RULE", "POLICIES")] == [
         "environment",
         "file",
         "default",
@@ -436,7 +436,7 @@ def test_a_row_says_where_its_value_comes_from(working_folder: Path, monkeypatch
 def test_a_row_shows_a_value_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, {"ALLOW_PLAINTEXT": "yes", "POLICIES": "A\nB", "SHUTDOWN_GRACE": "2.5"})
 
-    shown = [row(settings, name).value for name in ("ALLOW_PLAINTEXT", "POLICIES", "SHUTDOWN_GRACE")]
+    shown = [row(settings, name)["value"] for name in ("ALLOW_PLAINTEXT", "POLICIES", "SHUTDOWN_GRACE")]
     assert shown == ["1", "A; B", "2.5"]
 
 

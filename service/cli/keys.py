@@ -80,7 +80,7 @@ def status(as_json: AsJson = False) -> None:
     try:
         stored, fault = with_database(settings, _stored, any_normaliser=True), None
     except (StartRefusedError, LeadkeepError) as error:
-        stored, fault = {}, str(error) if isinstance(error, StartRefusedError) else error.text
+        stored, fault = {}, str(error)
     counts = stored.get("sealed", {})
     keys = [
         {

@@ -182,9 +182,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except LeadValidationError as invalid:
             why = "; ".join(f"{violation.field} {violation.description}" for violation in invalid.violations)
-        except LeadkeepError as error:
-            why = error.text
-        except StartRefusedError as refused:
+        except (LeadkeepError, StartRefusedError) as refused:
             why = str(refused)
         # Line ends stay: several faults stand below each other.
         typer.echo("leadkeep: " + printable(why, kept="\n"), err=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Annotated, cast
 
 import typer
 
 from service.cli.command import AsJson, cell, duration, print_json
-from service.config import Settings, Source, load_settings, variable
+from service.config import Settings, load_settings, variable
 from service.config_values import without_secrets
 from service.errors import StartRefusedError
 from service.scopes import ROLES, is_subject
@@ -19,22 +18,11 @@ PIPE_COLUMNS = 240
 """Wide enough for a setting to stand in one line, so that grep finds all of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SettingRow:
-    """One setting as an operator sees it, secrets hidden, with the source of its value."""
-
-    name: str
-    value: str
-    default: str
-    meaning: str
-    source: Source
-
-
 def config(as_json: AsJson = False) -> None:
     """Print every setting with value, default and meaning; secrets hidden."""
     rows = rows_of(load_settings())
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_json(rows)
         return
     # Imported here: rich takes 100 ms, which `token` should not pay.
     from rich.console import Console
@@ -48,7 +36,7 @@ def config(as_json: AsJson = False) -> None:
     table.columns[0].no_wrap = True
     for row in rows:
         # Text: a value is no markup.
-        table.add_row(*(Text(cell(each)) for each in (row.name, row.value, row.source, row.default, row.meaning)))
+        table.add_row(*(Text(cell(row[key])) for key in ("name", "value", "source", "default", "meaning")))
     console.print(table)
 
 
@@ -78,8 +66,8 @@ def token(
     typer.echo(key.issue(subject or role, ROLES[role], ttl, now=time.time()))
 
 
-def rows_of(settings: Settings) -> list[SettingRow]:
-    """Every setting, secrets hidden."""
+def rows_of(settings: Settings) -> list[dict[str, str]]:
+    """Every setting as an operator sees it, secrets hidden, with the source of its value."""
     effective = {
         "keyring": settings.keyring_path,
         "spool_dir": settings.spool_path,
@@ -87,13 +75,13 @@ def rows_of(settings: Settings) -> list[SettingRow]:
         "admin_database_url": settings.migration_url,
     }
     return [
-        SettingRow(
-            name=variable(name),
-            value=_shown(name, effective.get(name, getattr(settings, name))),
-            default=_default_shown(name),
-            meaning=field.description or "",
-            source=settings.source_of(name),
-        )
+        {
+            "name": variable(name),
+            "value": _shown(name, effective.get(name, getattr(settings, name))),
+            "default": _default_shown(name),
+            "meaning": field.description or "",
+            "source": settings.source_of(name),
+        }
         for name, field in Settings.model_fields.items()
     ]
 
