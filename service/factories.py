@@ -11,7 +11,6 @@ from service.config import Settings
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import KeyringSource, keyring_command, keyring_content, keyring_file
 from service.lead import REQUIRED_FIELDS
-from service.rpc.reasons import ReasonRules
 from service.rpc.tokens.jwks import JwksFile, JwksUrl
 from service.rpc.tokens.local_key import LOCAL_AUDIENCE, LOCAL_ISSUER, LocalSigningKey
 from service.rpc.tokens.verifier import KeySource, TokenRules, TokenVerifier
@@ -27,11 +26,6 @@ def validation_of(settings: Settings) -> ValidationService:
         policies=settings.policies or (),
         required=REQUIRED_FIELDS.difference(settings.optional_fields or ()),
     )
-
-
-def reason_rules(settings: Settings) -> ReasonRules:
-    """What is asked of a reason for reading values."""
-    return ReasonRules(validation_of(settings).reason, settings.reason_required, settings.purposes or ())
 
 
 def keyring_source(settings: Settings) -> KeyringSource:

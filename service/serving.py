@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from uuid_utils import uuid7
 
 from service.config import Settings
-from service.factories import keyring_source, new_id, reason_rules, token_verifier
+from service.factories import keyring_source, new_id, token_verifier
 from service.files.renderer_process import FileRendering
 from service.http.endpoint import OPS_LIMITS, HttpEndpoint
 from service.keys.keyring import follow_keyring
@@ -39,7 +39,7 @@ from service.rpc.metrics import Metrics
 from service.rpc.readiness import Condition, Readiness, condition_of, erasures_alarm
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
-from service.rpc.unmasking import unmasking
+from service.rpc.unmasking import ReasonRules, unmasking
 from service.storage.access.record import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
 from service.storage.diagnosis import Diagnosis, diagnose
@@ -187,11 +187,12 @@ class Serving:
         if settings.duplicate_limit is not None:
             limit = DuplicateLimit(self._parts.database, settings.duplicate_limit)
             limiting.append(duplicate_limit(limit.require_room))
+        reasons = ReasonRules(self._parts.validation.reason, settings.reason_required, settings.purposes or ())
         chain = standard_chain(
             verify=token_verifier(settings).verify,
             explain=confirmation.explain,
             database_away=lambda: self._readiness.database_away,
-            unmasking=unmasking(self._accesses.record, reason_rules(settings)),
+            unmasking=unmasking(self._accesses.record, reasons),
             limiting=limiting,
             metrics=self._metrics,
             max_concurrent_calls=settings.max_concurrent_calls,

@@ -15,10 +15,9 @@ from clients.openapi.comments import CONVENTIONS, PROTOS, comments
 from clients.openapi.examples import REQUESTS, created
 from clients.openapi.schemas import Json, Schemas, ref
 from service.http.routes import ROUTES, TIMEOUT, WHOLE, Route
-from service.rpc.call import SERVICE
+from service.rpc.call import REASON, REASON_BIN, SERVICE
 from service.rpc.masking import can_show_values
 from service.rpc.readiness import ReadinessReason
-from service.rpc.reasons import REASON, REASON_BIN
 from service.scopes import SCOPES
 
 _CHECK: Any = health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name["Check"]

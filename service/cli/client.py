@@ -29,7 +29,7 @@ from service.cli.command import fields_to_show
 from service.config import Settings
 from service.errors import StartRefusedError
 from service.keys.secret_file import read_secret_file
-from service.rpc.reasons import REASON_BIN
+from service.rpc.call import REASON_BIN
 from service.rpc.tokens.local_key import LocalSigningKey
 from service.scopes import UNMASK_SCOPES, Scope
 

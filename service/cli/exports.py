@@ -48,7 +48,7 @@ from service.importing.csv_file import neutralised
 from service.lead_sealer import LeadSealer
 from service.replica import access_writing
 from service.rpc.masking import mask_message
-from service.rpc.unmasking import EVERYTHING, accesses_to
+from service.rpc.unmasking import EVERYTHING, ReasonRules, accesses_to
 from service.rpc.wire import lead_message
 from service.scopes import UNMASK_SCOPES, Scope
 from service.storage.access.record import AccessRecords
@@ -137,7 +137,7 @@ def look_of(
     for field in fields:
         if not caller.may_unmask(field):
             raise ScopeMissingError(UNMASK_SCOPES[field])
-    rules = factories.reason_rules(settings)
+    rules = ReasonRules(factories.validation_of(settings).reason, settings.reason_required, settings.purposes or ())
     checked = rules.check(reason, "--reason")
     if (fault := rules.fault_of(checked)) is not None:
         raise fault

@@ -24,6 +24,12 @@ from service.supervisor import Supervisor
 
 SERVICE = pb.DESCRIPTOR.services_by_name["LeadService"]
 
+REASON = "leadkeep-reason"
+"""The metadata, and header, of a reason. gRPC's metadata takes ASCII only."""
+
+REASON_BIN = "leadkeep-reason-bin"
+"""The same for any script: UTF-8 over gRPC, its base64 over HTTP."""
+
 ANSWER_MARGIN = 0.15
 """Seconds before the caller's deadline at which the service answers, so that the answer arrives in time even from a
 busy process; never more than a tenth of the time that the caller gave."""

@@ -14,8 +14,9 @@ lead has the value: an access of that lead is recorded, whoever asks and beyond 
 
 from __future__ import annotations
 
+import base64
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -30,14 +31,17 @@ from service.errors import (
     LeadInConflictError,
     LeadkeepError,
     LeadValidationError,
+    ReasonNotAcceptedError,
+    ReasonRequiredError,
     ScopeMissingError,
     StorageUnavailableError,
     TooManyMatchesError,
     UnmaskLimitError,
     VersionMismatchError,
     Violation,
+    invalid,
 )
-from service.rpc.call import SERVICE, Call, Handler, Interceptor
+from service.rpc.call import REASON, REASON_BIN, SERVICE, Call, Handler, Interceptor
 from service.rpc.masking import (
     HIDDEN_WHOLE,
     asked_by_value,
@@ -47,7 +51,6 @@ from service.rpc.masking import (
     searches_phone,
     shown_values,
 )
-from service.rpc.reasons import ReasonRules
 from service.scopes import READ_SCOPES, UNMASK_SCOPES, Caller, Scope
 from service.storage.access.record import Access
 from service.storage.database.failures import LONGEST_RETRY
@@ -110,6 +113,34 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
         return _masked(call, caller, response, look.shown)
 
     return intercept
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonRules:
+    """What is asked of the reason for reading values."""
+
+    check: Callable[[str, str], str | None]
+    """Normalises a reason, given its name in errors, or raises LeadValidationError; None: it is empty."""
+    required: bool = False
+    purposes: tuple[str, ...] = ()
+    """The words of which it must be one, or begin with as in `WORD: text`; none: any reason will do."""
+
+    def sent_with(self, call: Call) -> str | None:
+        """The reason of a call, normalised; None: it has none. Raises LeadValidationError."""
+        encoded = call.metadata.get(REASON_BIN)
+        if encoded is None:
+            return self.check(_text(call), REASON)
+        if REASON in call.metadata:
+            raise invalid(REASON_BIN, f"must not be sent together with {REASON}")
+        return self.check(_decoded(encoded), REASON_BIN)
+
+    def fault_of(self, reason: str | None) -> LeadkeepError | None:
+        """Why nothing is shown for this reason; None: it is accepted."""
+        if reason is None:
+            return ReasonRequiredError(self.purposes) if self.required or self.purposes else None
+        if not self.purposes or any(reason == word or reason.startswith(f"{word}: ") for word in self.purposes):
+            return None
+        return ReasonNotAcceptedError(self.purposes)
 
 
 @dataclass(slots=True)
@@ -226,7 +257,7 @@ def _shown_to(caller: Caller, view: int, revealed: Sequence[str]) -> frozenset[s
     """The fields that a request wants unmasked. Raises LeadValidationError, ScopeMissingError."""
     if not revealed:
         if view not in VIEWS:
-            raise LeadValidationError([Violation("view", f"must be one of: {', '.join(pb.LeadView.keys())}")])
+            raise invalid("view", f"must be one of: {', '.join(pb.LeadView.keys())}")
         if caller.may(Scope.UNMASK):
             return NOTHING if view == pb.LEAD_VIEW_MASKED else EVERYTHING
         if view == pb.LEAD_VIEW_FULL:
@@ -261,3 +292,26 @@ def _patience(call: Call) -> float:
     if call.rpc in READ_SCOPES:
         return LONGEST_RETRY
     return min(PATIENCE_AFTER_CHANGE, (call.deadline - time.monotonic()) / 2)
+
+
+def _text(call: Call) -> str:
+    sent = call.metadata.get(REASON, "")
+    if call.transport != "http":
+        return sent
+    try:
+        # HTTP's headers are read as Latin-1; what people type into them is UTF-8.
+        return sent.encode("latin-1").decode()
+    except UnicodeError:
+        return sent
+
+
+def _decoded(encoded: str) -> str:
+    try:
+        # gRPC's own libraries leave the padding out.
+        raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except ValueError:
+        raise invalid(REASON_BIN, "must be base64 of UTF-8 text, once") from None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise invalid(REASON_BIN, "must be UTF-8 text") from None

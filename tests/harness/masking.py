@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.rpc.call import Interceptor
-from service.rpc.reasons import ReasonRules
-from service.rpc.unmasking import unmasking
+from service.rpc.unmasking import ReasonRules, unmasking
 from service.storage.access.record import Access
 from service.storage.database.failures import LONGEST_RETRY
 from service.validation import ValidationService

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service.rpc.reasons import ReasonRules
+from service.rpc.unmasking import ReasonRules
 from service.validation import ValidationService
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import execute, refusal_of
