@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults import times
 from tests.faults.race_trial import run
 from tests.harness.postgres import TestDatabase
@@ -11,6 +13,7 @@ from tests.harness.postgres import TestDatabase
 RACES = times(1, whole=200)
 
 
+@pytest.mark.timeout(times(300, whole=3600))
 async def test_no_race_leaves_a_person_lets_a_duplicate_in_or_answers_wrongly(
     database: TestDatabase, tmp_path: Path
 ) -> None:
