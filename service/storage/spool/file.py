@@ -80,11 +80,6 @@ _TABLES = """
     );
 """
 
-
-_KEY_IDS = """
-    ALTER TABLE entry ADD COLUMN key_ids TEXT;
-    CREATE INDEX entry_key_ids ON entry (key_ids);
-"""
 # Microseconds; see ClockOffset.
 _CLOCK = """
     ALTER TABLE entry ADD COLUMN clock_ahead INTEGER;
@@ -97,8 +92,8 @@ _NO_NID = """
     UPDATE sqlite_schema SET sql = replace(sql, 'nid BLOB NOT NULL', 'nid BLOB') WHERE name = 'entry';
     PRAGMA writable_schema = RESET;
 """
-_UPGRADES = {0: _TABLES, 1: _KEY_IDS + _CLOCK + _NO_NID, 2: _CLOCK + _NO_NID, 3: _NO_NID}
-"""What makes this release's format of an older one; 0 is an empty file."""
+_UPGRADES = {0: _TABLES, 2: _CLOCK + _NO_NID, 3: _NO_NID}
+"""What makes this release's format of an older one; 0 is an empty file. Format 1 was never released."""
 
 _TRIAL = SpoolRow(
     id=UUID(int=0),
@@ -110,6 +105,7 @@ _TRIAL = SpoolRow(
     conversation=None,
     refused=False,
     payload="x" * LONGEST_PAGES * PAGE_BYTES,
+    key_ids="",
 )
 """What `probe` writes."""
 
@@ -149,7 +145,7 @@ class SpoolFile:
             if version in _UPGRADES:
                 self._connection.executescript(f"BEGIN; {_UPGRADES[version]} PRAGMA user_version = {SCHEMA}; COMMIT")
             elif version != SCHEMA:
-                raise SpoolError(f"the spool's file was written by a later release (format {version})")
+                raise SpoolError(f"the spool's file was written by another release (format {version})")
             self._counted = size_of(self._connection)
             undo.pop_all()
 
@@ -251,11 +247,6 @@ class SpoolFile:
         """The ids of the keys that the rows are sealed with."""
         with _translated_errors(self):
             return key_ids_of(self._connection)
-
-    def note_key_ids(self, row_id: UUID, key_ids: str) -> None:
-        """Note it."""
-        with self.transaction():
-            self._connection.execute("UPDATE entry SET key_ids = ? WHERE id = ?", (key_ids, row_id.bytes))
 
     def identity(self) -> tuple[KeyCanary, str] | None:
         """The canary of the keyring and the normaliser that the rows belong to."""

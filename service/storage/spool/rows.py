@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -47,9 +47,8 @@ class SpoolRow:
     conversation: bytes | None
     refused: bool
     payload: str
-    key_ids: str | None = None
-    """The ids of the keys that it is sealed with, the spool's own and those of the fields inside, with spaces between;
-    None: written by a release that did not note them."""
+    key_ids: str
+    """The ids of the keys that it is sealed with, the spool's own and those of the fields inside, spaces between."""
     clock: ClockOffset | None = None
     """The offset of the database's clock when it was accepted; None: it was not known."""
     damage: str | None = None
@@ -95,7 +94,7 @@ def bytes_of(connection: sqlite3.Connection) -> int:
 
 def key_ids_of(connection: sqlite3.Connection) -> set[str]:
     """The ids of the keys that some row is sealed with."""
-    kinds = connection.execute("SELECT DISTINCT key_ids FROM entry WHERE key_ids IS NOT NULL")
+    kinds = connection.execute("SELECT DISTINCT key_ids FROM entry")
     found = {key_id for (key_ids,) in kinds for key_id in key_ids.split()}
     if found:
         # The canary is what proves, without the database, that what lies here belongs to this keyring.
@@ -107,9 +106,8 @@ def rows_of(connection: sqlite3.Connection, condition: str, *parameters: object)
     """The rows that match an SQL condition."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     # An operator may look before this release's first start.
-    noted = "key_ids" if version > 1 else "NULL"
     clock = "clock_ahead, clock_error" if version > 2 else "NULL, NULL"
-    columns = f"id, accepted_at, request, content, phone, nid, conversation, refused, payload, {noted}, damage, {clock}"
+    columns = f"id, accepted_at, request, content, phone, nid, conversation, refused, payload, key_ids, damage, {clock}"
     found = connection.execute(f"SELECT {columns} FROM entry {condition}", parameters)  # noqa: S608 # our own names
     for (
         row_id,
@@ -164,14 +162,9 @@ def row_of(
         conversation=encryption.spool_indexes("conversation", conversation)[0] if conversation else None,
         refused=entry.refused,
         payload=payload,
-        key_ids=key_ids_in(payload, sealed),
+        key_ids=" ".join(sorted({key_id_of(token) for token in (payload, *sealed.values())})),
         clock=clock,
     )
-
-
-def key_ids_in(payload: str, sealed: Mapping[str, str]) -> str:
-    """The `key_ids` of a row: of its payload, and of the tokens inside."""
-    return " ".join(sorted({key_id_of(token) for token in (payload, *sealed.values())}))
 
 
 def submission_of(row: SpoolRow, encryption: EncryptionService) -> SealedSubmission:
@@ -220,9 +213,6 @@ def peek_key_ids(folder: Path) -> set[str]:
     if not (folder / FILE_NAME).exists():
         return set()
     with as_operator(folder, "ro") as connection:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 1:
-            raise StartRefusedError(f"the spool {folder} was written by an earlier release: start the service once")
         return key_ids_of(connection)
 
 

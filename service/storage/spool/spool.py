@@ -31,7 +31,6 @@ from service.storage.spool.rows import (
     SpoolSize,
     become_owner,
     closed,
-    key_ids_in,
     row_of,
     submission_of,
 )
@@ -369,12 +368,6 @@ class Spool:
 
     @_in_thread
     def _key_ids(self, file: SpoolFile) -> set[str]:
-        for row in file.rows("WHERE key_ids IS NULL ORDER BY seq"):
-            # Written by a release that did not note them. What cannot be opened now is no reason to keep a key.
-            sealed: Mapping[str, str] = {}
-            with suppress(FieldUnreadableError):
-                sealed = submission_of(row, self._encryption).sealed
-            file.note_key_ids(row.id, key_ids_in(row.payload, sealed))
         return file.key_ids()
 
     @_in_thread

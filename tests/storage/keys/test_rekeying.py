@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from service.storage.intake.drain import DrainRound
 from service.storage.keys.rekeying import EVERY_ROW, LEADS, Rekeying, rekeying, sealed_otherwise
 from service.storage.leads.decision import Delayed
 from service.storage.leads.submissions import SubmissionStore
-from service.storage.spool.file import SpoolFile
+from service.storage.spool.file import SpoolError, SpoolFile
 from service.storage.spool.spool import Spool
 from service.validation import ValidationService
 from tests.harness import faults
@@ -175,10 +176,9 @@ async def test_a_spool_of_an_earlier_release_is_taken_over_and_its_keys_are_foun
     await spool.put([submit()])
     spool.close()
     with sqlite3.connect(folder / "spool.sqlite") as connection:
-        connection.execute("DROP INDEX entry_key_ids")
-        for column in ("key_ids", "clock_ahead", "clock_error"):
+        for column in ("clock_ahead", "clock_error"):
             connection.execute(f"ALTER TABLE entry DROP COLUMN {column}")
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute("PRAGMA user_version = 2")
     connection.close()
     spool = Spool(folder, encryption, max_bytes=10_000_000)
     try:
@@ -189,3 +189,12 @@ async def test_a_spool_of_an_earlier_release_is_taken_over_and_its_keys_are_foun
     file = SpoolFile(folder, max_bytes=10_000_000)
     assert [isinstance(row.id, UUID) for row in file.oldest(5)] == [True]
     file.close()
+
+
+@pytest.mark.parametrize("unknown", [1, 99])
+def test_a_spool_of_a_format_that_this_release_does_not_know_is_left_alone(tmp_path: Path, unknown: int) -> None:
+    SpoolFile(tmp_path, max_bytes=10_000_000).close()
+    with closing(sqlite3.connect(tmp_path / "spool.sqlite")) as connection:
+        connection.execute(f"PRAGMA user_version = {unknown}")
+    with pytest.raises(SpoolError, match=f"another release \\(format {unknown}\\)"):
+        SpoolFile(tmp_path, max_bytes=10_000_000)

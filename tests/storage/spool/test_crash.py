@@ -44,6 +44,7 @@ def row(number: int) -> SpoolRow:
         conversation=None,
         refused=False,
         payload=f"payload {number} " * 300,
+        key_ids="",
     )
 
 
