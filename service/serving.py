@@ -187,7 +187,7 @@ class Serving:
         if settings.duplicate_limit is not None:
             limit = DuplicateLimit(self._parts.database, settings.duplicate_limit)
             limiting.append(duplicate_limit(limit.require_room))
-        reasons = ReasonRules(self._parts.validation.reason, settings.reason_required, settings.purposes or ())
+        reasons = ReasonRules(self._parts.validation.text, settings.reason_required, settings.purposes or ())
         chain = standard_chain(
             verify=token_verifier(settings).verify,
             explain=confirmation.explain,
@@ -266,7 +266,7 @@ class Serving:
         if supervisor.died is None:
             # Load balancers and clients notice, and go elsewhere.
             await asyncio.sleep(shutdown_delay(settings.shutdown_delay))
-        left = await end_calls((self._grpc, self._http), self._work, supervisor, settings.shutdown_grace)
+        left = await end_calls((self._grpc.stop, self._http.stop), self._work, supervisor, settings.shutdown_grace)
         if self._ops is not None:
             # Probes are answered as long as calls are.
             await self._ops.stop(0)

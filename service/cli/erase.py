@@ -154,7 +154,7 @@ def retention(
     """
     settings = load_settings()
     policy = _policy(settings, status or [], older_than)
-    why = factories.validation_of(settings).reason(reason) or ""
+    why = factories.validation_of(settings).text("reason", reason) or ""
     now = datetime.now(UTC)
     rules = [RetentionRule(each, now - age) for each, age in policy.items()]
 

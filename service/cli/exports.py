@@ -137,8 +137,8 @@ def look_of(
     for field in fields:
         if not caller.may_unmask(field):
             raise ScopeMissingError(UNMASK_SCOPES[field])
-    rules = ReasonRules(factories.validation_of(settings).reason, settings.reason_required, settings.purposes or ())
-    checked = rules.check(reason, "--reason")
+    rules = ReasonRules(factories.validation_of(settings).text, settings.reason_required, settings.purposes or ())
+    checked = rules.check("reason", reason, "--reason")
     if (fault := rules.fault_of(checked)) is not None:
         raise fault
     return Look(caller.subject, f"{what}: {checked}" if checked else what, frozenset(fields))

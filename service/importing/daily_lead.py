@@ -27,7 +27,6 @@ from service.lead import (
 )
 from service.scopes import is_subject
 from service.validation import ValidationService
-from service.validation.text import TextRule, ValueRefusedError
 
 LARGEST_NUMBER = 10**15
 """Of a version, a count and a history's row: moving the counter there must leave room behind it."""
@@ -83,7 +82,7 @@ def _sealed(value: Any) -> bool:
 
 def _conversation(value: Any) -> bool:
     """Sealed, or in clear as the database held it before `keys reseal`."""
-    return _sealed(value) and (is_sealed(value) or _VALIDATION.conversation_id(value) == value)
+    return _sealed(value) and (is_sealed(value) or _VALIDATION.text("conversation_id", value) == value)
 
 
 def _list(value: Any) -> bool:
@@ -94,24 +93,21 @@ def _optional(check: _Check) -> _Check:
     return lambda value: value is None or check(value)
 
 
-def _kept_by(rule: Callable[[str], str | None]) -> _Check:
-    """Whether the text is in the form in which the rule keeps it."""
-    return lambda value: isinstance(value, str) and value != "" and rule(value) == value
+def _kept(name: str) -> _Check:
+    """Whether a text is in the form in which one of this name is kept."""
+    return lambda value: isinstance(value, str) and value != "" and _VALIDATION.text(name, value) == value
 
 
 def _field(name: str) -> _Check:
     rule = FIELD_RULES[name]
     check: _Check = _conversation if name == "conversation_id" else _sealed
     if not rule.sensitive:
-        assert rule.limit is not None  # noqa: S101 # clear fields have one
-        check = _kept_by(TextRule(limit=rule.limit, lines=rule.lines, spaces=rule.spaces).normalise)
+        check = _kept(name)
     return check if rule.required and not rule.optional_by_setting else _optional(check)
 
 
 _VALIDATION = ValidationService()
-_REASON = _optional(_kept_by(_VALIDATION.reason))
-_ASSIGNEE = _optional(_kept_by(_VALIDATION.assignee))
-_REQUEST_ID = _optional(_kept_by(_VALIDATION.request_id))
+_REASON, _ASSIGNEE, _REQUEST_ID = (_optional(_kept(name)) for name in ("reason", "assignee", "request_id"))
 _FIELDS: dict[str, _Check] = {name: _field(name) for name in CUSTOMER_FIELDS}
 
 _LEAD: dict[str, _Check] = {
@@ -206,7 +202,7 @@ def _require(row: Mapping[str, Any], checks: Mapping[str, _Check], where: str) -
     for name, check in checks.items():
         try:
             passes = check(row[name])
-        except (ValueError, TypeError, LeadValidationError, ValueRefusedError):
+        except (ValueError, TypeError, LeadValidationError):
             passes = False
         if not passes:
             raise LeadRefusedError(f"{where}{name} is not in the form in which it is kept")

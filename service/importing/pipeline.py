@@ -242,7 +242,7 @@ def _sealed(
     if fault is not None:
         return RowResult(number, Result.INVALID, detail=fault)
     try:
-        entered, ignored = worker.validation.submission(fields)
+        entered, ignored, _ = worker.validation.submission(fields)
     except LeadValidationError as invalid:
         faults = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
         return RowResult(number, Result.INVALID, detail=faults)

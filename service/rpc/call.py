@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from google.protobuf.message import Message
@@ -244,28 +244,28 @@ def end_wait(wait: asyncio.Future[None]) -> None:
         wait.set_result(None)
 
 
-class Endpoint(Protocol):
-    """What takes calls."""
-
-    async def stop(self, grace: float) -> None:
-        """Must take no new calls from its first step on, and wait at most `grace` seconds for those that run."""
+Stop = Callable[[float], Coroutine[Any, Any, None]]
+"""Must take no new calls from its first step on, and wait at most so many seconds for those that run."""
 
 
-async def end_calls(endpoints: Sequence[Endpoint], work: Work, supervisor: Supervisor, grace: float) -> float:
-    """End the calls in `grace` seconds, less what the rest of the stop needs; the seconds that are left then."""
+async def end_calls(stops: Sequence[Stop], work: Work, supervisor: Supervisor, grace: float) -> float:
+    """End the calls of some endpoints in `grace` seconds, less what the rest of the stop needs.
+
+    Returns the seconds that are left then.
+    """
     end = time.monotonic() + grace
     calls_end = end - min(KEPT_SECONDS, grace / 4)
     if supervisor.died is not None:
         # Callers are answered at once: leads that wait for the database are spooled, accesses are refused.
         await supervisor.stop(_left(calls_end), in_order=False, vital_only=True)
     await work.drain(min(DRAIN_SECONDS, _left(calls_end)))
-    stops = [asyncio.create_task(each.stop(_left(calls_end))) for each in endpoints]
+    stopping = [asyncio.create_task(stop(_left(calls_end))) for stop in stops]
     # They have begun now: clients know that this server goes.
     await asyncio.sleep(0)
     work.release()
-    await asyncio.wait(stops, timeout=_left(calls_end) * ANSWERING_SHARE)
+    await asyncio.wait(stopping, timeout=_left(calls_end) * ANSWERING_SHARE)
     work.give_up()
-    await asyncio.gather(*stops)
+    await asyncio.gather(*stopping)
     # A call whose caller has left is finished too: its lead may be half-way into the database.
     await work.finish(_left(calls_end))
     return _left(end)

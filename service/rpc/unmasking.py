@@ -119,8 +119,8 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
 class ReasonRules:
     """What is asked of the reason for reading values."""
 
-    check: Callable[[str, str], str | None]
-    """Normalises a reason, given its name in errors, or raises LeadValidationError; None: it is empty."""
+    check: Callable[[str, str, str], str | None]
+    """Normalises a text by name, given its path in errors, or raises LeadValidationError; None: it is empty."""
     required: bool = False
     purposes: tuple[str, ...] = ()
     """The words of which it must be one, or begin with as in `WORD: text`; none: any reason will do."""
@@ -129,10 +129,10 @@ class ReasonRules:
         """The reason of a call, normalised; None: it has none. Raises LeadValidationError."""
         encoded = call.metadata.get(REASON_BIN)
         if encoded is None:
-            return self.check(_text(call), REASON)
+            return self.check("reason", _text(call), REASON)
         if REASON in call.metadata:
             raise invalid(REASON_BIN, f"must not be sent together with {REASON}")
-        return self.check(_decoded(encoded), REASON_BIN)
+        return self.check("reason", _decoded(encoded), REASON_BIN)
 
     def fault_of(self, reason: str | None) -> LeadkeepError | None:
         """Why nothing is shown for this reason; None: it is accepted."""

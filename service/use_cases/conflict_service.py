@@ -87,7 +87,7 @@ class ConflictService:
         every lead that it matched was erased, KEEP_FIRST drops it and TAKE_NEW is refused. Raises LeadValidationError,
         ConflictNotFoundError, ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
         """
-        why = self._validation.reason(reason)
+        why = self._validation.text("reason", reason)
 
         def decide(conflict: SealedConflict) -> Decision:
             if resolution is ConflictResolution.OWN_LEAD:

@@ -10,19 +10,16 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
 from uuid import UUID
 
 from service.errors import (
     CorrectionClosedError,
     DuplicateLeadError,
     LeadNotFoundError,
-    LeadValidationError,
     RequestIdReusedError,
     ScopeMissingError,
     StatusTransitionError,
     VersionMismatchError,
-    Violation,
     invalid,
 )
 from service.lead import (
@@ -51,13 +48,10 @@ from service.storage.leads.queries import Filters
 from service.storage.leads.repository import LeadRepository
 from service.use_cases.confirmation import Confirmation, ConfirmationService
 from service.use_cases.page_token import Tags, read_page
-from service.validation import Faults, Submission, ValidationService
+from service.validation import Faults, ValidationService
 
 DEFAULT_RESUBMISSIONS = 20
 """Resubmissions of a page when the caller names no size."""
-
-V = TypeVar("V")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +109,9 @@ class LeadService:
 
         Raises LeadValidationError, DuplicateLeadError, RequestIdReusedError, StorageUnavailableError.
         """
-        (details, ignored), request = self._validated(fields, request_id, phone_region)
+        details, ignored, request = self._validation.submission(
+            fields, request_id=request_id, phone_region=phone_region
+        )
         lead_id = self._new_id()
         seal = partial(self._sealer.seal, lead_id, details, created_by=caller.subject, request_id=request)
         outcome = await self._repository.create(seal)
@@ -163,7 +159,7 @@ class LeadService:
 
         Raises ConversationNotFoundError, FieldUnreadableError.
         """
-        wanted = self._validation.conversation_id(conversation_id)
+        wanted = self._validation.text("conversation_id", conversation_id)
         if wanted is None:
             raise invalid("conversation_id", "is required", "REQUIRED")
         indexes = self._sealer.conversation_indexes(wanted)
@@ -217,7 +213,7 @@ class LeadService:
 
         Raises LeadNotFoundError, VersionMismatchError, StatusTransitionError, FieldUnreadableError.
         """
-        why = self._validation.reason(reason)
+        why = self._validation.text("reason", reason)
 
         def decide(current: SealedLead) -> Step | None:
             if current.status is to_status:
@@ -244,7 +240,7 @@ class LeadService:
 
         Raises LeadNotFoundError, VersionMismatchError, FieldUnreadableError.
         """
-        to_assignee, why = self._validation.assignee(assignee), self._validation.reason(reason)
+        to_assignee, why = self._validation.text("assignee", assignee), self._validation.text("reason", reason)
 
         def decide(current: SealedLead) -> Step | None:
             if current.assignee == to_assignee:
@@ -286,7 +282,7 @@ class LeadService:
             if current.status is not LeadStatus.NEW or not creators_alone:
                 raise CorrectionClosedError
 
-        why = self._validation.reason(reason)
+        why = self._validation.text("reason", reason)
         corrected_to = partial(self._sealer.correction, actor=caller.subject, reason=why)
 
         def decide(current: SealedLead) -> Correction | None:
@@ -373,26 +369,6 @@ class LeadService:
             tags=self._page_token_tags,
         )
         return [event for event, _ in page], token
-
-    def _validated(
-        self, fields: Mapping[str, str], request_id: str, phone_region: str
-    ) -> tuple[Submission, str | None]:
-        violations: list[Violation] = []
-        check = partial(self._validation.submission, phone_region=phone_region)
-        submission = _checked(check, fields, violations)
-        request = _checked(self._validation.request_id, request_id, violations)
-        if submission is None or violations:
-            raise LeadValidationError(violations)
-        return submission, request
-
-
-def _checked(check: Callable[[V], R | None], value: V, violations: list[Violation]) -> R | None:
-    """The checked value; None for one that is refused, with the reasons added to `violations`."""
-    try:
-        return check(value)
-    except LeadValidationError as error:
-        violations += error.violations
-        return None
 
 
 def _require_version(current: SealedLead, expected_version: int) -> None:

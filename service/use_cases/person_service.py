@@ -113,7 +113,7 @@ class ErasureService:
 
         Raises LeadValidationError, LeadNotFoundError, StorageUnavailableError.
         """
-        why = self._validation.reason(reason)
+        why = self._validation.text("reason", reason)
         for _ in range(ATTEMPTS):
             with suppress(PersonMovedError):
                 spooled = await self._spooled(lead_id)
@@ -283,7 +283,7 @@ class PersonService:
         """
         _require(caller, Scope.ERASE)
         refs = _checked(refs)
-        why = self._validation.reason(reason)
+        why = self._validation.text("reason", reason)
         by: dict[str, Any] = {"actor": caller.subject, "reason": why}
         done = ErasedPerson()
         waiting = [ref.id for ref in refs if ref.kind is MatchKind.WAITING]

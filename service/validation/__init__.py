@@ -35,11 +35,12 @@ _TEXTS = {
     name: TextRule(limit=rule.limit, lines=rule.lines, spaces=rule.spaces).normalise
     for name, rule in FIELD_RULES.items()
     if rule.limit is not None
+} | {
+    "request_id": TextRule(limit=128, spaces=False).normalise,
+    "reason": TextRule(limit=500, lines=True).normalise,
+    "assignee": TextRule(limit=200).normalise,
 }
-_REQUEST_ID = TextRule(limit=128, spaces=False)
 _POLICY = _TEXTS["interested_policy"]
-_REASON = TextRule(limit=500, lines=True)
-_ASSIGNEE = TextRule(limit=200)
 
 NORMALISER_VERSION = 2
 """The index rule of new databases. Grows with every change after which two phones or NIDs that were different could
@@ -71,10 +72,12 @@ class Faults(NamedTuple):
 
 
 class Submission(NamedTuple):
-    """What is kept of a submission, and the names of the optional fields that cannot be read and were left out."""
+    """What is kept of a submission."""
 
     fields: CustomerFields
     ignored: tuple[str, ...]
+    """The names of the optional fields that cannot be read and were left out."""
+    request_id: str | None
 
 
 class ValidationService:
@@ -115,8 +118,7 @@ class ValidationService:
             "email": normalise_email,
         }
         self._filters: Mapping[str, Callable[[str], object]] = {
-            **{name: _TEXTS[name] for name in ("conversation_id", "source")},
-            "assignee": _ASSIGNEE.normalise,
+            **{name: _TEXTS[name] for name in _MAY_BE_BLANK},
             "phone": self._phone.canonical,
             "nid": self._nid.canonical,
             "email": _email_to_find,
@@ -135,17 +137,22 @@ class ValidationService:
             for version, phone_key in _PHONE_KEYS.items()
         }
 
-    def submission(self, fields: Mapping[str, str], *, phone_region: str = "") -> Submission:
-        """The normalised details of a new lead. A field that is missing or empty was not given.
+    def submission(self, fields: Mapping[str, str], *, request_id: str = "", phone_region: str = "") -> Submission:
+        """The normalised details of a new lead. A field, or `request_id`, that is missing or empty was not given.
 
         An optional field that cannot be read is left out and named. `phone_region` stands in for the default region.
         Raises LeadValidationError with every violation when the rest is no lead, and ValueError for a name that no
         customer field has.
         """
         accepted, violations, ignored = self._read({**dict.fromkeys(CUSTOMER_FIELDS), **fields}, phone_region)
+        request = None
+        try:
+            request = _TEXTS["request_id"](request_id)
+        except ValueRefusedError as refused:
+            violations.append(refused.at("request_id"))
         if len(violations) > len(ignored):
             raise LeadValidationError(violations)
-        return Submission(CustomerFields(**accepted), tuple(ignored))
+        return Submission(CustomerFields(**accepted), tuple(ignored), request)
 
     def faults(self, fields: Mapping[str, str], *, phone_region: str = "") -> Faults:
         """What is wrong with some fields of a new lead; one that is missing or empty is not looked at.
@@ -174,7 +181,7 @@ class ValidationService:
 
         Any: which fields may be None is known to the settings, not to the type checker.
         """
-        if not self._rules.keys() >= set(fields):
+        if not set(fields) <= set(CUSTOMER_FIELDS):
             raise ValueError("the caller of ValidationService passed a field that customers do not have")
         violations: list[Violation] = []
         ignored: list[str] = []
@@ -221,21 +228,16 @@ class ValidationService:
             raise LeadValidationError(violations)
         return wanted
 
-    def reason(self, value: str, path: str = "reason") -> str | None:
-        """Why something was done: at most 500 characters, in lines; None if empty. Raises LeadValidationError."""
-        return _optional(_REASON.normalise, value, path)
+    def text(self, name: str, value: str, path: str = "") -> str | None:
+        """A text of a request as it is kept: that of a customer field, or `reason`, `assignee`, `request_id`.
 
-    def assignee(self, value: str, path: str = "assignee") -> str | None:
-        """Who takes care: at most 200 characters in one line; None if empty. Raises LeadValidationError."""
-        return _optional(_ASSIGNEE.normalise, value, path)
-
-    def request_id(self, value: str, path: str = "request_id") -> str | None:
-        """At most 128 visible characters; None if empty. Raises LeadValidationError."""
-        return _optional(_REQUEST_ID.normalise, value, path)
-
-    def conversation_id(self, value: str, path: str = "conversation_id") -> str | None:
-        """At most 200 visible characters; None if empty. Raises LeadValidationError."""
-        return _optional(_TEXTS["conversation_id"], value, path)
+        None if empty. Violations name its `path`, or else its name. Raises LeadValidationError.
+        """
+        try:
+            return _TEXTS[name](value)
+        except ValueRefusedError as refused:
+            violation = refused.at(path or name)
+        raise LeadValidationError([violation])
 
     def _rules_for(self, phone_region: str, violations: list[Violation]) -> Mapping[str, _Rule]:
         if not phone_region:
@@ -292,14 +294,6 @@ def _creator(value: str) -> str:
     if not is_subject(value):
         raise ValueRefusedError(f"must be 1 to {MAX_SUBJECT_CHARACTERS} visible characters")
     return value
-
-
-def _optional(rule: _Rule, value: str, path: str) -> str | None:
-    try:
-        return rule(value)
-    except ValueRefusedError as refused:
-        violation = refused.at(path)
-    raise LeadValidationError([violation])
 
 
 def _catalogue(policies: Collection[str]) -> dict[str, str]:

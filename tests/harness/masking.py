@@ -30,4 +30,4 @@ class KeptRecord:
 
 def unmasking_into(record: KeptRecord | None = None, *, reason_required: bool = False) -> Interceptor:
     """The interceptor of the service."""
-    return unmasking(record or KeptRecord(), ReasonRules(ValidationService().reason, reason_required))
+    return unmasking(record or KeptRecord(), ReasonRules(ValidationService().text, reason_required))

@@ -248,15 +248,15 @@ def test_a_described_limit_is_the_limit(name: str) -> None:
 
 def test_the_limits_of_reason_assignee_and_request_id_are_the_limits() -> None:
     validation = ValidationService()
-    for check, schema in (
-        (validation.reason, SCHEMAS["UpdateStatusRequest"]["properties"]["reason"]),
-        (validation.reason, SERVED["components"]["parameters"]["leadkeep-reason"]["schema"]),
-        (validation.assignee, SCHEMAS["AssignLeadRequest"]["properties"]["assignee"]),
-        (validation.request_id, SCHEMAS["CreateLeadRequest"]["properties"]["request_id"]),
+    for name, schema in (
+        ("reason", SCHEMAS["UpdateStatusRequest"]["properties"]["reason"]),
+        ("reason", SERVED["components"]["parameters"]["leadkeep-reason"]["schema"]),
+        ("assignee", SCHEMAS["AssignLeadRequest"]["properties"]["assignee"]),
+        ("request_id", SCHEMAS["CreateLeadRequest"]["properties"]["request_id"]),
     ):
-        check("x" * schema["maxLength"])
+        validation.text(name, "x" * schema["maxLength"])
         with pytest.raises(LeadValidationError):
-            check("x" * (schema["maxLength"] + 1))
+            validation.text(name, "x" * (schema["maxLength"] + 1))
 
 
 @pytest.mark.parametrize("rpc", [method.name for method in SERVICE.methods])

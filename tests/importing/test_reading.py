@@ -235,7 +235,7 @@ def test_a_number_in_the_place_of_digits_is_refused(name: str, number: str, tmp_
 
 def test_an_optional_value_that_is_no_text_costs_no_lead(tmp_path: Path) -> None:
     (row,) = json_rows(tmp_path, json.dumps([LEAD | {"notes": ["x"]}]))
-    fields, ignored = ValidationService().submission(row.fields)
+    fields, ignored, _ = ValidationService().submission(row.fields)
     assert (fields.notes, ignored) == (None, ("notes",))
 
 

@@ -104,12 +104,12 @@ def test_a_binary_reason_that_is_empty_is_none(service: RunningService, lead_id:
     ],
 )
 def test_a_purpose_is_a_word_alone_or_before_a_text(reason: str | None, refused_as: str | None) -> None:
-    rules = ReasonRules(ValidationService().reason, purposes=("complaint", "callback"))
+    rules = ReasonRules(ValidationService().text, purposes=("complaint", "callback"))
     fault = rules.fault_of(reason)
     assert (fault.reason if fault else None) == refused_as
     assert fault is None or fault.metadata == {"purposes": "complaint,callback"}
 
 
 def test_without_purposes_any_reason_is_accepted() -> None:
-    rules = ReasonRules(ValidationService().reason, required=True)
+    rules = ReasonRules(ValidationService().text, required=True)
     assert rules.fault_of("anything") is None

@@ -249,7 +249,7 @@ def test_what_no_country_ever_handed_out_is_refused_by_the_strict_rule(value: st
 def test_an_email_that_cannot_be_read_costs_no_lead_and_no_stored_email(value: str) -> None:
     service = ValidationService()
 
-    fields, ignored = service.submission({**PERSON, "email": value})
+    fields, ignored, _ = service.submission({**PERSON, "email": value})
 
     assert (fields.email, ignored) == (None, ("email",))
     with pytest.raises(LeadValidationError):
@@ -260,7 +260,7 @@ def test_every_optional_field_may_be_left_out_and_is_named() -> None:
     unreadable = {"email": "?", "preferred_contact_time": "a\x00b", "notes": "x" * 4001, "conversation_id": "a b"}
     unreadable["source"] = "x" * 101
 
-    fields, ignored = ValidationService().submission({**PERSON, **unreadable})
+    fields, ignored, _ = ValidationService().submission({**PERSON, **unreadable})
 
     assert set(ignored) == set(unreadable)
     assert {name: getattr(fields, name) for name in unreadable} == dict.fromkeys(unreadable)
@@ -342,9 +342,9 @@ def test_a_joiner_that_joins_nothing_is_taken_off() -> None:
 def test_an_identifier_loses_marks_at_its_ends_and_is_refused_with_one_inside() -> None:
     service = ValidationService()
 
-    assert service.conversation_id("\u202achat-1\u202c\u200d") == "chat-1"
+    assert service.text("conversation_id", "\u202achat-1\u202c\u200d") == "chat-1"
     with pytest.raises(LeadValidationError):
-        service.conversation_id("chat\u200e-1")
+        service.text("conversation_id", "chat\u200e-1")
 
 
 def test_an_address_with_the_line_breaks_of_a_database_is_kept_in_lines() -> None:

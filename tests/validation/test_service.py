@@ -18,7 +18,7 @@ def violations_of(service: ValidationService, fields: dict[str, str]) -> dict[st
 def test_the_storys_example_is_accepted_as_it_is(service: ValidationService, fields: dict[str, str]) -> None:
     submission = service.submission(fields)
 
-    assert submission == (CustomerFields(**fields), ())
+    assert submission == (CustomerFields(**fields), (), None)
 
 
 @pytest.mark.parametrize("given", ["", " ", "\u200b", "\u00a0\n", None])
@@ -30,7 +30,7 @@ def test_an_optional_field_that_shows_nothing_is_none(
         if given is not None:
             fields[name] = given
 
-    details, ignored = service.submission(fields)
+    details, ignored, _ = service.submission(fields)
 
     assert ignored == ()
     assert {name for name, value in details.values().items() if value is not None} == REQUIRED_FIELDS
@@ -166,29 +166,34 @@ def test_a_blank_filter_by_what_a_lead_may_lack_is_left_out(service: ValidationS
 
 
 def test_a_reason_may_have_lines_and_an_assignee_may_not(service: ValidationService) -> None:
-    assert service.reason("called\r\nback\tlater") == "called\nback\tlater"
+    assert service.text("reason", "called\r\nback\tlater") == "called\nback\tlater"
     with pytest.raises(LeadValidationError, match="assignee"):
-        service.assignee("agent\n7")
+        service.text("assignee", "agent\n7")
 
 
 @pytest.mark.parametrize(
-    ("method", "limit"), [("reason", 500), ("assignee", 200), ("request_id", 128), ("conversation_id", 200)]
+    ("name", "limit"), [("reason", 500), ("assignee", 200), ("request_id", 128), ("conversation_id", 200)]
 )
-def test_the_texts_of_a_request_have_limits(service: ValidationService, method: str, limit: int) -> None:
-    check = getattr(service, method)
-
-    assert check("x" * limit) == "x" * limit
-    assert check("") is None
+def test_the_texts_of_a_request_have_limits(service: ValidationService, name: str, limit: int) -> None:
+    assert service.text(name, "x" * limit) == "x" * limit
+    assert service.text(name, "") is None
     with pytest.raises(LeadValidationError) as refused:
-        check("x" * (limit + 1))
-    assert refused.value.violations == (Violation(method, f"is too long: at most {limit} characters", "TOO_LONG"),)
+        service.text(name, "x" * (limit + 1))
+    assert refused.value.violations == (Violation(name, f"is too long: at most {limit} characters", "TOO_LONG"),)
+
+
+def test_a_request_id_is_checked_with_the_fields(service: ValidationService, fields: dict[str, str]) -> None:
+    assert service.submission(fields, request_id=" r-1 ").request_id == "r-1"
+    with pytest.raises(LeadValidationError) as refused:
+        service.submission({**fields, "name": ""}, request_id="a b")
+    assert [each.field for each in refused.value.violations] == ["lead.name", "request_id"]
 
 
 @pytest.mark.parametrize("given", ["a b", "a\u00a0b", "a\u200bb", "a\u200db", "a\tb", "a\u2028b"])
 def test_an_identifier_holds_visible_characters_only(service: ValidationService, given: str) -> None:
-    for check in (service.request_id, service.conversation_id):
+    for name in ("request_id", "conversation_id"):
         with pytest.raises(LeadValidationError):
-            check(given)
+            service.text(name, given)
 
 
 def test_the_identity_tells_what_decides_about_equals() -> None:
