@@ -34,6 +34,7 @@ ALTER ROLE leadkeep_serve SET TimeZone = 'UTC';
 ALTER ROLE leadkeep_serve SET bytea_output = 'hex';
 ALTER ROLE leadkeep_serve SET standard_conforming_strings = 'on';
 ALTER ROLE leadkeep_serve SET default_transaction_isolation = 'read committed';
+ALTER ROLE leadkeep_serve SET row_security = 'off';
 ALTER ROLE leadkeep_serve SET search_path = 'public';
 CREATE DATABASE leadkeep OWNER leadkeep_admin ENCODING 'UTF8' TEMPLATE template0;
 -- By default every role of the server may connect to every database.

@@ -179,6 +179,19 @@ def test_verifying_finds_rows_that_are_not_those_of_the_manifest(service: Runnin
     assert "lead has 1 rows instead of 1, or others" in done.stderr
 
 
+def test_no_backup_lacks_a_table_that_is_unlogged(
+    service: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    execute(database.admin_url, "ALTER TABLE tombstone SET UNLOGGED")
+    try:
+        done = service.leadkeep("backup", str(tmp_path / "backup"))
+    finally:
+        execute(database.admin_url, "ALTER TABLE tombstone SET LOGGED")
+    assert done.returncode == 1
+    assert "tables are unlogged, and a backup would lack what they hold: tombstone" in done.stderr
+    assert not (tmp_path / "backup").exists()
+
+
 def test_a_backup_holds_no_key_and_is_its_owners(service: RunningService, tmp_path: Path) -> None:
     create(service)
     folder = backed_up(service, tmp_path / "backup")

@@ -104,13 +104,14 @@ def endless_summaries(admin_url: str) -> Iterator[None]:
     """While the block runs, a summary by day takes a minute for each lead that it counts."""
     execute(
         admin_url,
-        "ALTER TABLE lead ENABLE ROW LEVEL SECURITY",
-        "CREATE POLICY endless ON lead USING (current_query() NOT LIKE '%width_bucket%' OR pg_sleep(60) IS NOT NULL)",
+        # By the types of its arguments PostgreSQL prefers it to its own.
+        """CREATE FUNCTION public.width_bucket(timestamptz, timestamptz[]) RETURNS int LANGUAGE sql VOLATILE
+            AS 'SELECT length(pg_sleep(60)::text)'""",
     )
     try:
         yield
     finally:
-        execute(admin_url, "DROP POLICY endless ON lead", "ALTER TABLE lead DISABLE ROW LEVEL SECURITY")
+        execute(admin_url, "DROP FUNCTION public.width_bucket(timestamptz, timestamptz[])")
 
 
 def cancel_summary(admin_url: str) -> bool:

@@ -37,6 +37,7 @@ ODD = {
     "bytea_output": "'escape'",
     "standard_conforming_strings": "'off'",
     "default_transaction_isolation": "'serializable'",
+    "row_security": "'on'",
     "search_path": "'elsewhere'",
 }
 """A value of each setting, as ALTER ROLE takes it, with which the code would fail or break a promise."""

@@ -33,6 +33,7 @@ from service.storage.backup.backup_manifest import (
     contents,
     differences,
     key_ids,
+    unlogged_tables,
 )
 from service.storage.database.session import open_unproven
 from service.storage.postgres.process import ProgramFailedError, program, run_program
@@ -102,6 +103,10 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
         (schema,) = _row(connection, "SELECT version_num FROM alembic_version")
     except psycopg.errors.UndefinedTable:
         raise StartRefusedError("the database has no Leadkeep schema: there is nothing to back up") from None
+    if unlogged := unlogged_tables(connection):
+        raise StartRefusedError(
+            f"tables are unlogged, and a backup would lack what they hold: {', '.join(unlogged)}. Run leadkeep doctor"
+        )
     made_at = datetime.now(UTC)
     # An unlogged table holds what lasts seconds.
     options = ["--format=custom", "--no-owner", "--no-unlogged-table-data"]

@@ -58,6 +58,11 @@ _LOGGED_TABLES: LiteralString = """
     WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND relpersistence = 'p' ORDER BY relname
 """
 
+_UNLOGGED_TABLES: LiteralString = """
+    SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+        AND relpersistence = 'u' AND relname <> 'spool_search' ORDER BY relname
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class TableContent:
@@ -208,6 +213,11 @@ def contents(connection: psycopg.Connection) -> dict[str, TableContent]:
     """What every table of a dump holds, in the transaction, which began with TRANSACTION; rows in an order of their
     digests."""
     return {name: _content(connection, name) for (name,) in connection.execute(_LOGGED_TABLES).fetchall()}
+
+
+def unlogged_tables(connection: psycopg.Connection) -> list[str]:
+    """The tables that a dump would leave out, except those whose rows last seconds."""
+    return [name for (name,) in connection.execute(_UNLOGGED_TABLES).fetchall()]
 
 
 def _content(connection: psycopg.Connection, table: str) -> TableContent:

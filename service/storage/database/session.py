@@ -50,6 +50,8 @@ SETTINGS: Mapping[str, str] = {
     "standard_conforming_strings": "on",
     # The look-up of a duplicate must see what a rival committed while it waited (leads/submissions.py).
     "default_transaction_isolation": "read committed",
+    # Row-level security hides nothing: what it would hide is an error. Who sees no tombstone would store the erased.
+    "row_security": "off",
     # Where the migrations make the tables, and nothing of another owner in front of it.
     "search_path": "public",
 }
