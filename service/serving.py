@@ -212,6 +212,7 @@ class Serving:
             diagnosis=diagnosis,
             outage=parts.outage,
             drain_refused=parts.drain.refused,
+            access_refused=self._accesses.refused,
             require_standby=self._settings.require_standby,
             database_refusal=parts.admission.refusal,
             session_refusal=parts.database.refusal or parts.confirming.refusal,

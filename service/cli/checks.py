@@ -56,6 +56,7 @@ MENDS = {
     "42P01": "the schema is missing, or a table that another one's trigger names: run leadkeep migrate, or restore",
     "53100": "the disk of the server is full: free space on it",
     "55P03": "something holds a lock for long: see pg_locks",
+    "not_stored": "PostgreSQL takes a statement and stores nothing: a trigger or a rule drops rows",
     "hung": "it takes longer than the service waits: see what the server is busy with",
 }
 """What to do about a cause that the catalogue does not show: an SQLSTATE, or a word of ours."""
@@ -227,14 +228,15 @@ async def _statements(given: Given) -> list[Finding]:
                 return [Finding(STATEMENTS, False, f"{mend}{KEPT}")]
         return _lacking(diagnosis)
     cause = diagnosis.refused or await _trial(database, given.settings)
+    foreign: list[str] = []
+    with suppress(LeadkeepError, StorageFaultError):
+        foreign = [f"a trigger or rule that is not Leadkeep's, {each}" for each in await foreign_triggers(database)]
     if cause is None:
-        return [Finding(STATEMENTS, True, "every right is there, and a submission passes")]
+        return [Finding(STATEMENTS, True, "; ".join(["every right is there, and a submission passes", *foreign]))]
     mends = [f"a submission that was to be undone again fails (cause {cause})"]
     if cause in MENDS:
         mends.append(MENDS[cause])
-    with suppress(LeadkeepError, StorageFaultError):
-        mends += [f"a trigger that is not Leadkeep's, {each}" for each in await foreign_triggers(database)]
-    return [Finding(STATEMENTS, False, f"{'; '.join(mends)}{KEPT}")]
+    return [Finding(STATEMENTS, False, f"{'; '.join([*mends, *foreign])}{KEPT}")]
 
 
 def _lacking(diagnosis: Diagnosis) -> list[Finding]:

@@ -121,6 +121,7 @@ def condition_of(
     diagnosis: Diagnosis,
     outage: Outage,
     drain_refused: str | None,
+    access_refused: str | None,
     require_standby: bool,
     database_refusal: str | None,
     session_refusal: SessionRefusedError | None,
@@ -133,7 +134,8 @@ def condition_of(
 ) -> Condition:
     """The condition of the service now.
 
-    `drain_refused`: the SQLSTATE with which the database refuses a lead that waits. `restarting_log`: the log of the
+    `drain_refused`: the SQLSTATE with which the database refuses a lead that waits; `access_refused`: entries of the
+    access record. `restarting_log`: the log of the
     embedded PostgreSQL while that is being restarted, else None. `longest_wait`: the age in seconds from which a
     spooled lead is an alarm.
     """
@@ -141,6 +143,8 @@ def condition_of(
     no_standby = require_standby and diagnosis.reachable and diagnosis.commits_wait_for == 0
     hangs = diagnosis.commits_hang or failing in HANGING
     refusals = [*diagnosis.lacking, *({diagnosis.refused, failing if outage.refused else None, drain_refused} - {None})]
+    if access_refused is not None:
+        refusals.append(f"entries of the access record ({access_refused})")
     away = not diagnosis.reachable or diagnosis.read_only or (failing is not None and not (outage.refused or hangs))
     details: dict[ReadinessReason, str | None] = {
         ReadinessReason.DATABASE_REFUSED: database_refusal if away else None,

@@ -7,6 +7,7 @@ raises, `SubmissionStore.trial` finds.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,15 @@ _RIGHTS = {
 }
 """What the service needs while it runs. Any other right to change or delete what is stored is one too many."""
 
+_UPDATED = {"tombstone": {"created_at", "request_digest"}}
+"""The columns that the service changes, where it does not change any of the table."""
+
+_CALLED = ("erase_lead", "lock_for_erasure", "leads_sharing_with", "claim_index_entries")
+"""The functions that it calls. Those of triggers need no right."""
+
+_UNLOGGED = "spool_search"
+"""The table that may be lost: a question lasts seconds."""
+
 _ROTATED = "key_canary lead_conversation"
 """What the first start and a rotation of keys change too."""
 
@@ -46,15 +56,20 @@ _STATE = Statement(
         (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')) AS standbys,
         (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user AND wait_event = 'SyncRep'
             AND query_start < clock_timestamp() - interval '1 s') AS hanging,
-        has_schema_privilege(current_user, (SELECT oid FROM pg_namespace WHERE nspname = 'public'), 'USAGE') AS schema
+        has_schema_privilege(current_user, (SELECT oid FROM pg_namespace WHERE nspname = 'public'), 'USAGE') AS schema,
+        ARRAY(SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+            WHERE n.nspname = 'public' AND has_function_privilege(p.oid, 'EXECUTE')) AS functions
 """)
 )
 _TABLES = Statement(
     text("""
     SELECT c.relname AS name,
         ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped) AS columns,
+        ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped
+            AND has_column_privilege(c.oid, a.attnum, 'UPDATE')) AS updatable,
         has_table_privilege(c.oid, 'SELECT') AS may_select, has_table_privilege(c.oid, 'INSERT') AS may_insert,
-        has_any_column_privilege(c.oid, 'UPDATE') AS may_update, has_table_privilege(c.oid, 'DELETE') AS may_delete
+        has_any_column_privilege(c.oid, 'UPDATE') AS may_update, has_table_privilege(c.oid, 'DELETE') AS may_delete,
+        row_security_active(c.oid) AS hides_rows, c.relpersistence = 'u' AS unlogged
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
 """)
 )
@@ -66,14 +81,16 @@ _BEYOND_TABLES = text("""
     SELECT has_schema_privilege(current_user, 'public', 'CREATE') AS creates, rolsuper AS superuser
     FROM pg_roles WHERE rolname = current_user
 """)
-_FOREIGN_TRIGGERS = text("""
-    SELECT t.tgname AS name, c.relname AS table_name
+_IN_THE_WAY = text("""
+    SELECT format('ALTER TABLE %I DISABLE TRIGGER %I', c.relname, t.tgname) AS mend
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_proc f ON f.oid = t.tgfoid
     WHERE n.nspname = 'public' AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND f.proname <> ALL (ARRAY[
         'note_touched_leads', 'note_touched_aliases', 'refuse_old_leads', 'refuse_retired_keys', 'refuse_erased_leads',
         'hand_over_index_entries', 'count_resubmissions', 'place_event'])
-    ORDER BY 2, 1
+    UNION ALL
+    SELECT format('DROP RULE %I ON %I', r.rulename, r.tablename) FROM pg_rules r WHERE r.schemaname = 'public'
+    ORDER BY 1
 """)
 
 _COUNTED_LIST = re.compile(r"\s*(?:(?:ANY|FIRST)\s*)?(\d+)\s*\(", re.IGNORECASE)
@@ -119,14 +136,21 @@ async def _look(connection: AsyncConnection) -> Diagnosis:
     tables = await _TABLES.rows(connection, {}) if state.schema else []
     return Diagnosis(
         read_only=state.read_only,
-        lacking=_mends(state.schema, {table.name: table for table in tables}),
+        lacking=_mends(state.schema, {table.name: table for table in tables}, state.functions),
         commits_wait_for=standbys_waited_for(state.standby_names),
         standbys=state.standbys if state.monitors else None,
         hanging=state.hanging,
     )
 
 
-def _mends(schema: bool | None, found: dict[str, Any]) -> tuple[str, ...]:
+def _may(right: str, table: Any) -> bool:
+    """Whether the service may do to a table what it needs to."""
+    if right != "UPDATE":
+        return bool(getattr(table, f"may_{right.lower()}"))
+    return _UPDATED.get(table.name, {*models.metadata.tables[table.name].columns.keys()}) <= {*table.updatable}
+
+
+def _mends(schema: bool | None, found: dict[str, Any], functions: Collection[str]) -> tuple[str, ...]:
     if schema is None:
         return ("the schema public is missing: rename it back, or restore a backup",)
     if not schema:
@@ -149,7 +173,24 @@ def _mends(schema: bool | None, found: dict[str, Any]) -> tuple[str, ...]:
             f"a right is missing; run: GRANT {right} ON {name} TO {APPLICATION_ROLE}"
             for right, names in _RIGHTS.items()
             for name in names.split()
-            if name in found and not getattr(found[name], f"may_{right.lower()}")
+            if name in found and not _may(right, found[name])
+        ),
+        *(
+            f"a right is missing, or the function itself; run: GRANT EXECUTE ON FUNCTION {name} TO {APPLICATION_ROLE}"
+            for name in _CALLED
+            if name not in functions
+        ),
+        *(
+            f"row-level security would hide rows of {table.name}; run: ALTER TABLE {table.name} DISABLE ROW LEVEL "
+            "SECURITY, or give the login of the service BYPASSRLS"
+            for table in there
+            if found[table.name].hides_rows
+        ),
+        *(
+            f"the table {table.name} is unlogged: a crash of PostgreSQL would empty it; run: ALTER TABLE {table.name} "
+            "SET LOGGED"
+            for table in there
+            if found[table.name].unlogged and table.name not in _UNLOGGED
         ),
     )
 
@@ -186,7 +227,5 @@ async def excess_rights(database: Database) -> list[str]:
 
 
 async def foreign_triggers(database: Database) -> list[str]:
-    """What disables each trigger on the tables that no migration has made."""
-    return [
-        f"ALTER TABLE {row.table_name} DISABLE TRIGGER {row.name}" for row in await database.rows(_FOREIGN_TRIGGERS)
-    ]
+    """What removes each trigger and each rule on the tables that no migration has made."""
+    return [row.mend for row in await database.rows(_IN_THE_WAY)]

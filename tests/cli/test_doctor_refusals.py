@@ -19,7 +19,7 @@ from tests.faults.chaos.proxy import Mode, PostgresProxy
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually, until
-from tests.harness.refusals import REFUSALS, Refusal, refusing
+from tests.harness.refusals import DROPPING, REFUSALS, SEEN, Refusal, refusing
 from tests.harness.running_service import RunningService
 
 
@@ -39,12 +39,22 @@ def test_a_sound_database_passes(installed: RunningService) -> None:
 
 
 def test_each_refusal_is_named_with_what_to_run(installed: RunningService, database: TestDatabase) -> None:
-    for name, refusal in REFUSALS.items():
+    dropping = {name: each for name, each in DROPPING.items() if name != "tombstone"}
+    for name, refusal in (REFUSALS | SEEN | dropping).items():
         with refusing(database, refusal):
             done = installed.leadkeep_here("doctor")
         assert done.returncode == 3, (name, done.stdout)
         assert refusal.named in done.stdout, (name, done.stdout)
     assert installed.leadkeep_here("doctor").returncode == 0
+
+
+def test_what_only_an_erasure_meets_is_named_though_all_is_well(
+    installed: RunningService, database: TestDatabase
+) -> None:
+    with refusing(database, DROPPING["tombstone"]):
+        done = installed.leadkeep_here("doctor")
+    assert done.returncode == 0
+    assert DROPPING["tombstone"].named in done.stdout
 
 
 def test_a_login_without_its_group_is_told_so(installed: RunningService, database: TestDatabase) -> None:

@@ -49,6 +49,34 @@ def _raising(sqlstate: str) -> Refusal:
     )
 
 
+def _dropping(operation: str, table: str) -> Refusal:
+    return Refusal(
+        [
+            "CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+            f"CREATE TRIGGER auditor BEFORE {operation} ON {table} FOR EACH ROW EXECUTE FUNCTION drop_row()",
+        ],
+        [f"DROP TRIGGER auditor ON {table}", "DROP FUNCTION drop_row"],
+        f"ALTER TABLE {table} DISABLE TRIGGER auditor",
+    )
+
+
+def _raising_at_commit() -> Refusal:
+    return Refusal(
+        [
+            f"{RAISE}; END $$",
+            "CREATE CONSTRAINT TRIGGER auditor AFTER INSERT ON lead DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION raise_on_purpose()",
+        ],
+        ["DROP TRIGGER auditor ON lead", "DROP FUNCTION raise_on_purpose"],
+        "ALTER TABLE lead DISABLE TRIGGER auditor",
+    )
+
+
+def _hiding(table: str) -> Refusal:
+    row_security = f"ALTER TABLE {table} {{}} ROW LEVEL SECURITY"
+    return Refusal([row_security.format("ENABLE")], [row_security.format("DISABLE")], row_security.format("DISABLE"))
+
+
 def _read_only() -> Refusal:
     setting = "SET default_transaction_read_only = on', current_database()"
     reset = "RESET default_transaction_read_only', current_database()"
@@ -67,6 +95,12 @@ REFUSALS = {
     "no UPDATE on lead": _revoked("UPDATE", "lead"),
     "a trigger raises": _raising("P0001"),
     "a trigger raises as for content": _raising("23514"),
+    "a trigger raises at the commit": _raising_at_commit(),
+    **{
+        f"a trigger drops what is inserted into {table}": _dropping("INSERT", table)
+        for table in ("lead", "resubmission")
+    },
+    **{f"row-level security on {table}": _hiding(table) for table in ("lead", "tombstone")},
     **{f"{table} renamed": _renamed(table) for table in ("lead", "lead_touch")},
     "a column renamed": Refusal(
         ["ALTER TABLE lead RENAME COLUMN notes TO remarks"],
@@ -86,6 +120,39 @@ REFUSALS = {
     "read-only": _read_only(),
 }
 """By name."""
+
+SEEN = {
+    **{
+        f"no EXECUTE on {name}": Refusal(
+            [f"REVOKE EXECUTE ON FUNCTION {name} FROM PUBLIC, leadkeep_app"],
+            [f"GRANT EXECUTE ON FUNCTION {name} TO leadkeep_app"],
+            f"GRANT EXECUTE ON FUNCTION {name} TO leadkeep_app",
+        )
+        for name in ("erase_lead", "lock_for_erasure", "leads_sharing_with", "claim_index_entries")
+    },
+    "no UPDATE on most columns": Refusal(
+        ["REVOKE UPDATE ON lead_conflict FROM leadkeep_app", "GRANT UPDATE (id) ON lead_conflict TO leadkeep_app"],
+        ["GRANT UPDATE ON lead_conflict TO leadkeep_app"],
+        "GRANT UPDATE ON lead_conflict TO leadkeep_app",
+    ),
+    "no UPDATE on a column": Refusal(
+        ["REVOKE UPDATE (request_digest) ON tombstone FROM leadkeep_app"],
+        ["GRANT UPDATE (request_digest) ON tombstone TO leadkeep_app"],
+        "GRANT UPDATE ON tombstone TO leadkeep_app",
+    ),
+    "a table that a crash would empty": Refusal(
+        ["ALTER TABLE tombstone SET UNLOGGED"],
+        ["ALTER TABLE tombstone SET LOGGED"],
+        "ALTER TABLE tombstone SET LOGGED",
+    ),
+}
+"""Those that no new lead meets, and the catalogue shows."""
+
+DROPPING = {
+    table: _dropping("INSERT", table)
+    for table in ("lead_event", "lead_touch", "lead_conflict", "lead_alias", "tombstone")
+}
+"""Those by which a trigger drops rows that come with a lead, and not the lead, by table."""
 
 
 @contextmanager

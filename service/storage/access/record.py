@@ -33,6 +33,7 @@ from service.keys.encryption import EncryptionService
 from service.log import log_whatever_the_level
 from service.storage import models
 from service.storage.database.database import Database, page_of
+from service.storage.database.failures import NotStoredError
 
 _EVENT = "access head"
 
@@ -61,9 +62,13 @@ _ADD = """
         FROM unnest(%(numbers)s::bigint[], %(subjects)s::text[], %(operations)s::text[], %(lead_ids)s::uuid[],
                     %(fields)s::text[], %(reasons)s::text[], %(request_ids)s::text[], %(digests)s::bytea[])
              AS entry (number, subject, operation, lead_id, fields, reason, request_id, digest)
+        RETURNING number
+    ), sealed AS (
+        INSERT INTO access_head (chain_id, number, digest, ended, key_id, seal)
+        VALUES (%(chain_id)s, %(last)s, %(last_digest)s, false, %(key_id)s, %(seal)s)
+        RETURNING number
     )
-    INSERT INTO access_head (chain_id, number, digest, ended, key_id, seal)
-    VALUES (%(chain_id)s, %(last)s, %(last_digest)s, false, %(key_id)s, %(seal)s)
+    SELECT count(*) FROM added JOIN sealed ON added.number <= sealed.number
 """
 
 # Ordered, so that two writers with the same subjects take turns instead of waiting for each other.
@@ -309,7 +314,7 @@ class AccessRecords:
             digest = self._encryption.audit_digest(key_id, entry_payload(chain_id, number, digest, now, access))
             digests.append(digest)
         head = Head(chain_id=chain_id, number=numbers[-1], digest=digest)
-        await connection.exec_driver_sql(
+        added = await connection.exec_driver_sql(
             _ADD,
             {
                 "recorded_at": now,
@@ -328,6 +333,8 @@ class AccessRecords:
                 "seal": self._encryption.audit_digest(key_id, head_payload(head)),
             },
         )
+        if added.scalar_one() != len(accesses):
+            raise NotStoredError
         return replace(chain, head=head)
 
     async def end_chain(self, chain: Chain) -> Chain:

@@ -34,6 +34,7 @@ from service.storage.database.failures import (
     StorageFaultError,
     cause_of,
     is_driver_error,
+    is_refused,
     is_transient,
     leaves_nothing,
     retry_scope,
@@ -45,6 +46,9 @@ LARGEST_BATCH = 1000
 
 FAILING_SECONDS = 1.0
 """Seconds after a failed attempt in which impatient callers are refused at once."""
+
+REFUSED_SECONDS = 30.0
+"""Seconds for which a refusal is reported, unless entries are added before: nobody may look again for long."""
 
 HEAD_SECONDS = 60.0
 """Seconds between two heads in the log: so much of a tail can be cut unnoticed, when the tables of the database are cut
@@ -94,6 +98,13 @@ class AccessWriter:
         """The chain that is being written, or was when the writer ended."""
         self._batches = Batcher[_Look, None](self._write, largest=LARGEST_BATCH, size=lambda look: len(look.accesses))
         self._failed_at = float("-inf")
+        self._refused: str | None = None
+        self._refused_at = float("-inf")
+
+    @property
+    def refused(self) -> str | None:
+        """The cause with which the database has refused the last entries, for some time; None: it has not."""
+        return self._refused if time.monotonic() < self._refused_at + REFUSED_SECONDS else None
 
     async def run(self) -> None:
         """Write until `finish`."""
@@ -158,13 +169,17 @@ class AccessWriter:
                 self.chain = None
             failure: Exception = error
             if not is_transient(error):
-                self._on_refusal(cause_of(error) if is_driver_error(error) else type(error).__qualname__)
+                known = is_driver_error(error) or is_refused(error)
+                cause = cause_of(error) if known else type(error).__qualname__
+                self._refused, self._refused_at = cause, time.monotonic()
+                self._on_refusal(cause)
                 failure = StorageUnavailableError()
             else:
                 self._failed_at = time.monotonic()
             for call in batch:
                 call.fail(failure)
         else:
+            self._refused = None
             for call in batch:
                 if call in refused:
                     call.fail(refused[call])

@@ -84,6 +84,13 @@ class NoStandbyError(Exception):
     """Leads must reach a synchronous standby (LEADKEEP_REQUIRE_STANDBY), and the server's commits wait for none."""
 
 
+class NotStoredError(Exception):
+    """PostgreSQL took a statement and stored less than it was given: a trigger or a rule of others drops rows.
+
+    A refusal without an error. What was given is not stored, and must not be confirmed.
+    """
+
+
 class StorageFaultError(Exception):
     """A statement failed for a reason that no caller can mend; `cause` is its SQLSTATE.
 
@@ -119,6 +126,8 @@ def cause_of(error: BaseException) -> str:
         return word
     if isinstance(error, SessionRefusedError):
         return error.word
+    if isinstance(error, NotStoredError):
+        return "not_stored"
     if isinstance(error, PoolTimeoutError):
         return "pool_timeout"
     return _sqlstate(error) or "connection"
@@ -153,12 +162,12 @@ def is_transient(error: BaseException) -> bool:
 
 def is_fault_of_ours(error: BaseException) -> bool:
     """Whether the error is a bug in our code: no repetition helps, and PostgreSQL has refused nothing."""
-    return not is_transient(error) and not isinstance(error, LeadkeepError) and _sqlstate(error) is None
+    return not (is_transient(error) or is_refused(error) or isinstance(error, LeadkeepError))
 
 
 def is_refused(error: BaseException) -> bool:
     """Whether PostgreSQL answered and refused, neither because of another transaction nor because it is going away."""
-    return _sqlstate(error) is not None and not is_transient(error)
+    return isinstance(error, NotStoredError) or (_sqlstate(error) is not None and not is_transient(error))
 
 
 def may_concern_content(error: BaseException) -> bool:
@@ -258,7 +267,7 @@ async def with_retries(operation: Callable[[], Awaitable[T]]) -> T:
             return await operation()
         except Exception as error:
             if not is_transient(error):
-                if is_driver_error(error):
+                if is_driver_error(error) or is_refused(error):
                     raise StorageFaultError(cause_of(error), is_refusal=is_refused(error)) from None
                 raise
             cause = cause_of(error)

@@ -23,7 +23,7 @@ from service.errors import LeadNotFoundError, StorageUnavailableError
 from service.lead import CUSTOMER_FIELDS, LeadEvent, LeadEventType, LeadStatus, SealedLead
 from service.storage import models
 from service.storage.database.database import DIALECT, Database, Statement, page_of
-from service.storage.database.failures import violated_constraint
+from service.storage.database.failures import NotStoredError, violated_constraint
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.look_up import ATTEMPTS, find_duplicates
 from service.storage.leads.queries import COLUMN_NAMES, LEAD, lead_of
@@ -186,8 +186,10 @@ async def correct_locked(
     about = {"id": current.id, "actor": correction.actor, "reason": correction.reason}
     fields = [name for name in CUSTOMER_FIELDS if name in correction.columns]
     statement = _correction_statement(tuple(sorted(correction.columns)))
-    (row,) = await statement.rows(connection, {**about, "fields": fields, **correction.columns})
-    return lead_of(row)
+    corrected = await statement.rows(connection, {**about, "fields": fields, **correction.columns})
+    if not corrected:
+        raise NotStoredError
+    return lead_of(corrected[0])
 
 
 async def write_anew_if_taken(database: Database, work: Callable[[AsyncConnection, bool], Awaitable[T]]) -> T:

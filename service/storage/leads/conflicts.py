@@ -19,6 +19,7 @@ from service.errors import ConflictNotFoundError, ConflictResolvedError
 from service.lead import ConflictResolution, SealedConflict, SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Database, Statement, page_of
+from service.storage.database.failures import NotStoredError
 from service.storage.leads.changes import CREATED, DECIDED, Correction, correct_locked, lock_lead, write_anew_if_taken
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.erasing import NO_INDEXES, KnownTombstone, drop_within, wait_for_erasures
@@ -49,9 +50,12 @@ _RESOLVE = Statement(
         UPDATE lead_conflict SET resolution = CAST(:resolution AS text), resolved_by = CAST(:actor AS text),
             resolved_at = now(), reason = CAST(:reason AS text)
         WHERE id = :id OR repeats = :id RETURNING id, repeats, created_by
+    ), aliased AS (
+        INSERT INTO lead_alias (id, lead_id, created_by)
+        SELECT id, CAST(:lead_id AS uuid), created_by FROM resolved WHERE repeats IS NOT NULL RETURNING id
     )
-    INSERT INTO lead_alias (id, lead_id, created_by)
-    SELECT id, CAST(:lead_id AS uuid), created_by FROM resolved WHERE repeats IS NOT NULL
+    SELECT count(*) FILTER (WHERE repeats IS NULL) = 1
+        AND count(*) FILTER (WHERE repeats IS NOT NULL) = (SELECT count(*) FROM aliased) AS is_whole FROM resolved
 """)
 )
 _LINK_CONVERSATION = text("""
@@ -151,7 +155,9 @@ class ConflictRepository:
             if isinstance(lead, DuplicateMatch):
                 return lead
             about |= {"id": conflict.id, "resolution": resolution.value, "lead_id": lead.id}
-            await _RESOLVE.rows(connection, about)
+            ((is_whole,),) = await _RESOLVE.rows(connection, about)
+            if not is_whole:
+                raise NotStoredError
             await connection.execute(DECIDED, about | {"ids": [lead.id, *conflict.lead_ids]})
             return lead
 
@@ -174,7 +180,9 @@ class ConflictRepository:
                 return taken
             lead = taken
         alias = {"id": conflict.id, "lead_id": lead.id, "created_by": conflict.created_by}
-        await connection.execute(insert(models.lead_alias).values(alias))
+        given = insert(models.lead_alias).values(alias).returning(models.lead_alias.c.id)
+        if (await connection.execute(given)).one_or_none() is None:
+            raise NotStoredError
         await _link_conversation(connection, decision.submission, lead.id)
         return lead
 
@@ -196,7 +204,10 @@ class ConflictRepository:
             "nid_shared": held is not None and held.nid is not None,
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),
         }
-        lead = lead_of_row((await connection.execute(insert(_LEAD).values(values).returning(_LEAD))).one())
+        inserted = (await connection.execute(insert(_LEAD).values(values).returning(_LEAD))).one_or_none()
+        if inserted is None:
+            raise NotStoredError
+        lead = lead_of_row(inserted)
         await connection.execute(CREATED, {"id": lead.id})
         await _link_conversation(connection, submission, submission.id)
         return lead

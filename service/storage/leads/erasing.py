@@ -24,6 +24,7 @@ from service.errors import FieldUnreadableError
 from service.keys.encryption import NOT_CONFIRMED
 from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
 from service.storage.database.database import Database, Statement, Work
+from service.storage.database.failures import NotStoredError
 from service.storage.leads.queries import fields_of
 
 T = TypeVar("T")
@@ -104,6 +105,17 @@ _RESUBMISSIONS = Statement(
 _KEPT_WITH = Statement(text("SELECT lead_id FROM resubmission WHERE submission_id = ANY(CAST(:ids AS uuid[]))"))
 _LOCK_CONFLICTS = Statement(
     text("SELECT FROM lead_conflict WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+)
+# The rights of the role that erases are the owner's; what is left is seen as everybody else sees it.
+_IS_LEFT = Statement(
+    text("""
+    SELECT EXISTS (SELECT FROM lead l WHERE l.id = CAST(:target AS uuid))
+        OR EXISTS (SELECT FROM lead_alias a WHERE a.lead_id = CAST(:target AS uuid))
+        OR EXISTS (SELECT FROM lead_conflict c WHERE c.id = ANY(CAST(:own_conflicts AS uuid[])))
+        OR EXISTS (SELECT FROM resubmission kept WHERE kept.lead_id = CAST(:target AS uuid)
+            OR kept.submission_id = ANY(CAST(:own_submissions AS uuid[])))
+        OR NOT (:alone OR EXISTS (SELECT FROM tombstone t WHERE t.id = coalesce(CAST(:target AS uuid), :wanted)))
+""")
 )
 ALONE = UUID(int=0)
 """In a tombstone, in place of the lead with which something was erased: it was erased alone, and a copy of it that
@@ -314,6 +326,9 @@ async def _erase(
     conflicts, submissions = map(list, own)
     given = {"wanted": wanted, "target": target, "own_conflicts": conflicts, "own_submissions": submissions}
     ((gone,),) = await _ERASE.rows(connection, asdict(known) | given | {"keeps_others": keeps_others})
+    ((is_left,),) = await _IS_LEFT.rows(connection, given | {"alone": target == ALONE})
+    if is_left:
+        raise NotStoredError
     return frozenset(gone or ())
 
 

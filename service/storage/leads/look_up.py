@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.lead import SealedLead, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Statement
+from service.storage.database.failures import NotStoredError
 from service.storage.leads.decision import DuplicateMatch, Earlier, Found, MatchedLead
 from service.storage.leads.erasing import request_digest
 from service.storage.leads.queries import lead_of_row
@@ -245,5 +246,7 @@ async def _erased_among(
                 "request_digest": digest,
             }
     if erased:
-        await connection.execute(_PUT_UP, [erased[each] for each in sorted(erased)])
+        put_up = await connection.execute(_PUT_UP, [erased[each] for each in sorted(erased)])
+        if put_up.rowcount != len(erased):
+            raise NotStoredError
     return {each: row["created_at"] for each, row in erased.items()}, perhaps

@@ -31,7 +31,7 @@ from service.scopes import Scope
 from service.storage import models
 from service.storage.database.batcher import Entry, OnDemandBatcher
 from service.storage.database.database import Database, page_of
-from service.storage.database.failures import with_retries
+from service.storage.database.failures import NotStoredError, with_retries
 from service.storage.intake.writer import LeadWriter
 from service.storage.leads.changes import (
     Correction,
@@ -205,7 +205,7 @@ class LeadRepository:
                 return current
             moved = await take_step(current, step, connection)
             if moved is None:
-                raise AssertionError("a locked lead has changed")
+                raise NotStoredError  # the lead is locked, so nobody has changed it
             return moved
 
         try:

@@ -17,7 +17,7 @@ from service.lead import LeadEventType, SealedResubmission, SealedSubmission
 from service.storage import models
 from service.storage.database.batcher import Entry, OnDemandBatcher
 from service.storage.database.database import Database, Statement
-from service.storage.database.failures import is_driver_error, is_transient
+from service.storage.database.failures import NotStoredError, is_driver_error, is_transient
 from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.queries import columns_of, fields_of
 
@@ -37,6 +37,15 @@ _KEEP = Statement(
             json_populate_record(CAST(NULL AS resubmission), entry) AS kept
         -- What was erased alone is not kept again by the rest of its call.
         WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.id = kept.submission_id)
+    ), fresh AS MATERIALIZED (
+        SELECT * FROM given WHERE NOT EXISTS (
+            SELECT FROM resubmission kept
+            WHERE (kept.lead_id, kept.submission_id) = (given.lead_id, given.submission_id))
+        AND NOT EXISTS (
+            SELECT FROM resubmission kept
+            WHERE (kept.lead_id, kept.actor, kept.request_id) = (given.lead_id, given.actor, given.request_id)
+                AND (kept.content_digest = given.content_digest
+                     OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests)))
     ), linked AS (
         INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
         SELECT DISTINCT ON (lead_id, conversation_indexes[1])
@@ -46,17 +55,16 @@ _KEEP = Statement(
             WHERE known.lead_id = given.lead_id AND known.conversation_index = ANY (given.conversation_indexes))
     ), added AS (
         INSERT INTO resubmission ({_DATED}, {_KEPT_COLUMNS})
-        SELECT coalesce({_DATED}, now()), {_KEPT_COLUMNS} FROM given WHERE NOT EXISTS (
-            SELECT FROM resubmission kept
-            WHERE (kept.lead_id, kept.actor, kept.request_id) = (given.lead_id, given.actor, given.request_id)
-                AND (kept.content_digest = given.content_digest
-                     OR encode(kept.content_digest, 'hex') = ANY (given.earlier_digests)))
-        ON CONFLICT DO NOTHING
+        SELECT coalesce({_DATED}, now()), {_KEPT_COLUMNS} FROM fresh
         RETURNING lead_id, submission_id, actor, {_DATED}
+    ), noted AS (
+        INSERT INTO lead_event (type, lead_id, version, actor, at)
+        SELECT {LeadEventType.RESUBMITTED:d}, lead.id, lead.version, added.actor, {_DATED}
+        FROM added JOIN lead ON lead.id = added.lead_id ORDER BY {_DATED}, submission_id
+        RETURNING id
     )
-    INSERT INTO lead_event (type, lead_id, version, actor, at)
-    SELECT {LeadEventType.RESUBMITTED:d}, lead.id, lead.version, added.actor, {_DATED}
-    FROM added JOIN lead ON lead.id = added.lead_id ORDER BY {_DATED}, submission_id
+    SELECT (SELECT count(*) FROM fresh) AS fresh, (SELECT count(*) FROM added) AS added,
+        (SELECT count(*) FROM noted) AS noted
 """)  # noqa: S608 # our own names
 )
 
@@ -112,7 +120,9 @@ async def keep_refused(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]
             rows.setdefault((lead.id, same), row | {"lead_id": str(lead.id)})
     if rows:
         await _LOCK_MATCHED.rows(connection, {"ids": list({lead_id for lead_id, _ in rows})})
-        await _KEEP.rows(connection, {"refused": to_json(list(rows.values())).decode()})
+        (kept,) = await _KEEP.rows(connection, {"refused": to_json(list(rows.values())).decode()})
+        if not kept.fresh == kept.added == kept.noted:
+            raise NotStoredError
 
 
 def resubmission_of(row: Any) -> SealedResubmission:

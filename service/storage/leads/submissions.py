@@ -24,7 +24,6 @@ from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import StorageUnavailableError
 from service.lead import (
     CUSTOMER_FIELDS,
     SEALED_FORM,
@@ -35,7 +34,7 @@ from service.lead import (
 )
 from service.storage import models
 from service.storage.database.database import Database, Statement, Work
-from service.storage.database.failures import NoStandbyError, with_retries
+from service.storage.database.failures import NoStandbyError, NotStoredError, with_retries
 from service.storage.leads.decision import Aliased, Created, DuplicateMatch, InConflict, Outcome, decide
 from service.storage.leads.erasing import wait_for_erasures
 from service.storage.leads.look_up import ATTEMPTS, look_up
@@ -116,6 +115,27 @@ _ADD_ALIAS = Statement(
 """)
 )
 
+# What leaves the spool must be in the database: a trigger of others may have dropped it without an error.
+_COUNT_STORED = Statement(
+    text("""
+    SELECT count(*) FROM unnest(CAST(:ids AS uuid[])) AS given (id)
+    WHERE EXISTS (SELECT FROM lead_alias a WHERE a.id = given.id)
+        OR EXISTS (SELECT FROM lead_conflict c WHERE c.id = given.id)
+""")
+)
+
+_WITHOUT_COMMIT = text("SET CONSTRAINTS ALL IMMEDIATE")
+"""Runs the triggers that wait for a commit."""
+
+# What a live lead is stored with is not counted for each one.
+_IS_NOTED = Statement(
+    text("""
+    SELECT (SELECT count(*) FROM lead_event WHERE lead_id = :id) = 2
+        AND (SELECT count(*) FROM lead_conversation WHERE lead_id = :id) = 1
+        AND EXISTS (SELECT FROM lead_touch WHERE xmin = CAST(pg_current_xact_id() AS xid))
+""")
+)
+
 ROLL_BACK = text("ROLLBACK")
 """Undoes a transaction whose work is only tried; the commit that follows finds nothing to do."""
 
@@ -160,6 +180,10 @@ class SubmissionStore:
         async def work(connection: AsyncConnection) -> None:
             await store(new, connection, require_standby=self._require_standby)
             await store(drained, connection)
+            await connection.execute(_WITHOUT_COMMIT)
+            ((is_noted,),) = await _IS_NOTED.rows(connection, {"id": new[0].id})
+            if not is_noted:
+                raise NotStoredError
             await connection.execute(ROLL_BACK)
 
         try:
@@ -185,7 +209,7 @@ async def store(
     """The outcome of each submission, applied in a transaction of the caller's; by id.
 
     Decided in their order: each sees what became of those before it. `perhaps_erased` names those whose person may have
-    been erased after they were accepted, each with the erased lead. Raises StorageUnavailableError, NoStandbyError with
+    been erased after they were accepted, each with the erased lead. Raises NotStoredError, NoStandbyError with
     `require_standby`, and OpenErasuresError with `open_erasures`.
     """
     if any(submission.accepted_at for submission in submissions):
@@ -209,7 +233,7 @@ async def store(
         if len(created) == len(new):
             await _apply(connection, decided)
             return created | {entry.id: _with_stored_time(outcome, created) for entry, outcome in decided}
-    raise StorageUnavailableError
+    raise NotStoredError
 
 
 def _with_stored_time(outcome: Outcome, created: Mapping[UUID, Created]) -> Outcome:
@@ -256,6 +280,11 @@ async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubm
                     **entry.indexes.texts,
                 }
                 await connection.execute(insert(models.lead_conflict).values(conflict).on_conflict_do_nothing())
+    acknowledged = [entry.id for entry, outcome in decided if isinstance(outcome, Aliased | InConflict)]
+    if acknowledged:
+        ((stored,),) = await _COUNT_STORED.rows(connection, {"ids": acknowledged})
+        if stored != len(acknowledged):
+            raise NotStoredError
     await keep_refused(
         [(entry, outcome) for entry, outcome in decided if isinstance(outcome, DuplicateMatch)], connection
     )
