@@ -121,19 +121,17 @@ class Sought:
 
     def to_json(self) -> str:
         """In the form that `of` reads. Equal objects give equal text."""
-        document: dict[str, Any] = {
-            "schemes": [asdict(scheme) for scheme in self.schemes],
-            "phones": sorted(each.hex() for each in self.phones),
-            "nids": sorted(each.hex() for each in self.nids),
-            "emails": sorted(self.emails),
-            "ids": sorted(map(str, self.ids)),
-        }
-        # Left out where there is none: a replica of the release before reads the rest, and finds all of it.
-        if self.limit is not None:
-            document["limit"] = self.limit
-        if self.after is not None:
-            document["after"] = [self.after[0].isoformat(), str(self.after[1])]
-        return json.dumps(document)
+        return json.dumps(
+            {
+                "schemes": [asdict(scheme) for scheme in self.schemes],
+                "phones": sorted(each.hex() for each in self.phones),
+                "nids": sorted(each.hex() for each in self.nids),
+                "emails": sorted(self.emails),
+                "ids": sorted(map(str, self.ids)),
+                "limit": self.limit,
+                "after": self.after and (self.after[0].isoformat(), str(self.after[1])),
+            }
+        )
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Sought:
