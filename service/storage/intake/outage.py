@@ -26,19 +26,15 @@ class Outage:
 
     def __init__(self) -> None:
         self._since: float | None = None
-        self._refused = False
+        self.refused = False
+        """Whether the database answers and refuses whatever is submitted."""
         self.cause: str | None = None
         """Why the last attempt failed: an SQLSTATE, or a word of failures.py. None: there is no outage."""
 
     @property
     def lasting(self) -> bool:
         """Whether waiting for its end is no use."""
-        return self._refused or (self._since is not None and time.monotonic() - self._since >= BLIP_SECONDS)
-
-    @property
-    def refused(self) -> bool:
-        """Whether the database answers and refuses whatever is submitted."""
-        return self._refused
+        return self.refused or (self._since is not None and time.monotonic() - self._since >= BLIP_SECONDS)
 
     def began(self, cause: str, *, since: float | None = None, refused: bool = False) -> None:
         """An attempt that began at `since` (on the monotonic clock; None: now) stored nothing.
@@ -50,13 +46,13 @@ class Outage:
             structlog.get_logger("leadkeep.storage").warning("the database takes no leads", cause=cause)
         if self._since is None:
             self._since = time.monotonic() if since is None else since
-        self._refused, self.cause = refused, cause
+        self.refused, self.cause = refused, cause
 
     def over(self) -> None:
         """The database has committed."""
         if self._since is not None:
             seconds = round(time.monotonic() - self._since, 1)
-            self._since, self._refused, self.cause = None, False, None
+            self._since, self.refused, self.cause = None, False, None
             structlog.get_logger("leadkeep.storage").info("the database takes leads again", seconds=seconds)
 
 
