@@ -121,9 +121,8 @@ class Matches:
         perhaps_erased: Mapping[UUID, UUID] = MappingProxyType({}),
     ) -> None:
         self._now: datetime = leads[0].looked_up_at if leads else datetime.now(UTC)
-        self._leads: dict[UUID, SealedLead] = {}
-        self._digests: dict[UUID, bytes] = {}
-        self._requests: dict[tuple[str, str | None], SealedLead] = {}
+        self._leads: dict[UUID, Earlier] = {}
+        self._requests: dict[tuple[str, str | None], Earlier] = {}
         self._phones: dict[bytes | None, SealedLead] = {}
         self._nids: dict[bytes | None, SealedLead] = {}
         for row in leads:
@@ -152,9 +151,10 @@ class Matches:
         phones: Sequence[bytes | None],
         nids: Sequence[bytes | None],
     ) -> None:
-        self._leads[lead.id], self._digests[lead.id] = lead, digest
+        earlier = Earlier(id=lead.id, accepted_at=lead.created_at, content_digest=digest, lead=lead)
+        self._leads[lead.id] = earlier
         if request_id is not None:
-            self._requests[lead.created_by, request_id] = lead
+            self._requests[lead.created_by, request_id] = earlier
         self._phones |= dict.fromkeys(phones, lead)
         self._nids |= dict.fromkeys(nids, lead)
 
@@ -163,11 +163,11 @@ class Matches:
         request = (entry.created_by, entry.request_id)
         phone, nid = self.duplicated(entry.indexes.phones, entry.indexes.nids)
         has_both = phone is not None and (phone is nid if entry.indexes.nids else "nid" not in phone.fields)
-        person = phone if phone is not None and has_both and phone.created_by == entry.created_by else None
+        is_own = phone is not None and has_both and phone.created_by == entry.created_by
         return Found(
-            own=self._earlier(self._leads.get(entry.id)) or _earlier_conflict(self._conflicts.get(entry.id)),
-            request=self._earlier(self._requests.get(request)),
-            person=self._earlier(person),
+            own=self._leads.get(entry.id) or _earlier_conflict(self._conflicts.get(entry.id)),
+            request=self._requests.get(request),
+            person=self._leads[phone.id] if phone is not None and is_own else None,
             now=self._now,
             conflict=_earlier_conflict(self._conflicts_of.get(request)),
             phone=_matched(phone),
@@ -181,11 +181,6 @@ class Matches:
         """The lead with one of these blind indexes of a phone, and that with one of these of a nid."""
         phone = next((self._phones[index] for index in phones if index in self._phones), None)
         return phone, next((self._nids[index] for index in nids if index in self._nids), None)
-
-    def _earlier(self, lead: SealedLead | None) -> Earlier | None:
-        if lead is None:
-            return None
-        return Earlier(id=lead.id, accepted_at=lead.created_at, content_digest=self._digests[lead.id], lead=lead)
 
 
 def _matched(lead: SealedLead | None) -> MatchedLead | None:
