@@ -161,14 +161,14 @@ class Rekeying:
 
     async def in_clear(self) -> dict[str, int]:
         """How many conversation ids are in clear yet, by where they are; only where there are some."""
-        where: RowFilter = sql.SQL(models.IN_CLEAR)
-        counts = {table.plural: await self.count(table, where) for table in TABLES}
-        return {plural: count for plural, count in counts.items() if count}
+        return await self._counts(TABLES, sql.SQL(models.IN_CLEAR))
 
     async def not_found(self, schemes: Sequence[str]) -> dict[str, int]:
         """How many resubmissions and conflicts cannot be found by these schemes; only where there are some."""
-        where = lacks_scheme(*schemes, "")
-        counts = {table.plural: await self.count(table, where) for table in SUBMISSIONS}
+        return await self._counts(SUBMISSIONS, lacks_scheme(*schemes, ""))
+
+    async def _counts(self, tables: Sequence[SealedTable], where: RowFilter) -> dict[str, int]:
+        counts = {table.plural: await self.count(table, where) for table in tables}
         return {plural: count for plural, count in counts.items() if count}
 
     async def sealed_counts(self) -> dict[str, dict[str, int]]:
