@@ -8,6 +8,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.errors import InsufficientPrivilege
 
 from service.lead import LeadEventType, SealedSubmission
 from service.storage import schema
@@ -17,7 +18,7 @@ from service.storage.leads.decision import Created
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.migrations.histories import BATCH_LEADS
 from tests.harness import histories
-from tests.harness.faults import value_of
+from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
@@ -152,6 +153,9 @@ def test_histories_that_move_in_a_migration_that_is_killed_are_whole_after_the_n
         turns.end()
     moved = value_of(database.admin_url, "SELECT count(DISTINCT lead_id) FROM lead_event")
     refused = operator.leadkeep("serve")
+    for history in ("status_change", "assignment_change"):
+        with pytest.raises(InsufficientPrivilege):  # what was added now would be lost
+            execute(database.serve_url, f"INSERT INTO {history} DEFAULT VALUES")
 
     schema.migrate(database.admin_url)
 
@@ -205,3 +209,27 @@ def test_every_daily_file_is_rendered_anew_after(old: TestDatabase, submit: Subm
         "SELECT count(DISTINCT lead.id) FROM lead JOIN lead_touch ON quarter = date_bin('15 min', created_at, 'epoch')"
     )
     assert value_of(old.admin_url, quarters) == 1
+
+
+def test_a_lead_takes_over_what_the_lead_of_before_that_had_it_left_behind(old: TestDatabase, submit: Submit) -> None:
+    first, beside, alone = submit(), submit(), submit()
+    for each in (first, beside, alone):
+        insert(old, each)
+    execute(
+        old.admin_url,
+        "UPDATE lead SET phone_shared = true, phone_index = (SELECT phone_index FROM lead WHERE id = "
+        f"'{first.id}') WHERE id = '{beside.id}'",
+        f"UPDATE lead SET phone_shared = true, nid_shared = true WHERE id = '{alone.id}'",
+    )
+
+    schema.migrate(old.admin_url)
+
+    shared = {lead_id for (lead_id,) in rows_of(old, "SELECT id FROM lead WHERE phone_shared OR nid_shared")}
+    assert shared == {beside.id}
+
+
+def test_nobody_but_the_service_may_erase(database: TestDatabase) -> None:
+    may_execute = """
+        SELECT proname, grantee::regrole::text FROM pg_proc, aclexplode(proacl)
+        WHERE proname IN ('lock_for_erasure', 'erase_lead') AND grantee <> proowner ORDER BY 1"""
+    assert rows_of(database, may_execute) == [("erase_lead", "leadkeep_app"), ("lock_for_erasure", "leadkeep_app")]
