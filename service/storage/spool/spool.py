@@ -269,7 +269,7 @@ class Spool:
 
     async def key_ids(self) -> set[str]:
         """The ids of the keys without which something in it would not open. Raises SpoolError."""
-        return set() if self.empty else await self._key_ids()
+        return set() if self.empty else await self._call(SpoolFile.key_ids)
 
     async def run_upkeep(self) -> None:
         """Maintain it every few seconds, also during an outage: a disk may be freed."""
@@ -365,10 +365,6 @@ class Spool:
             if result is not None:
                 found.append(result)
         return found, rows[-1].id.bytes if len(rows) == LOOKED_AT_ONCE else None
-
-    @_in_thread
-    def _key_ids(self, file: SpoolFile) -> set[str]:
-        return file.key_ids()
 
     @_in_thread
     def _maintain(self, file: SpoolFile) -> None:
