@@ -36,7 +36,7 @@ from service.rpc.call import KEPT_SECONDS, Handler, Work, chained, end_calls
 from service.rpc.interceptors import duplicate_limit, standard_chain
 from service.rpc.limits import Limits, Refusals, limits_within, raise_open_files
 from service.rpc.metrics import Metrics
-from service.rpc.readiness import Condition, Readiness, condition_of, erasures_alarm
+from service.rpc.readiness import Condition, Readiness, RecentRefusal, condition_of, erasures_alarm
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.rpc.unmasking import ReasonRules, unmasking
@@ -135,6 +135,7 @@ class Serving:
         self._settings, self._parts, self._supervisor = settings, parts, supervisor
         self._postgres, self._tls, self._metrics = postgres, tls, metrics
         self._work = Work()
+        self._refused = RecentRefusal()
         self._accesses = AccessWriter(
             parts.database,
             parts.records,
@@ -199,6 +200,7 @@ class Serving:
             default_deadline=settings.default_deadline,
             work=self._work,
             new_id=uuid7,
+            on_refused=self._refused.note,
         )
         return chained(chain, self._parts.servicer(confirmation))
 
@@ -213,6 +215,7 @@ class Serving:
             outage=parts.outage,
             drain_refused=parts.drain.refused,
             access_refused=self._accesses.refused,
+            call_refused=self._refused.cause,
             require_standby=self._settings.require_standby,
             database_refusal=parts.admission.refusal,
             session_refusal=parts.database.refusal or parts.confirming.refusal,

@@ -71,6 +71,7 @@ def standard_chain(
     work: Work,
     new_id: Callable[[], object],
     limiting: Sequence[Interceptor] = (),
+    on_refused: Callable[[str], None] = lambda _: None,
 ) -> Sequence[Interceptor]:
     """Every interceptor, outermost first.
 
@@ -85,13 +86,14 @@ def standard_chain(
         work: what goes on when callers have gone.
         new_id: makes ids of calls and incidents, which are written out at once.
         limiting: duplicate_limit, where a limit is set.
+        on_refused: gets the cause with which the database refused a call.
     """
     return (
         # First, so that everything behind it can name the call; outside of errors, so that it sees the status that the
         # caller sees.
         access_log(metrics, new_id),
         # Outside of everything that may fail.
-        errors(new_id, explain),
+        errors(new_id, explain, on_refused),
         # Outside of deadline and places: a refusal that it holds back takes none.
         strangers(),
         # Outside of the work, which it leaves running when the caller's time is over or the caller is gone.
@@ -167,7 +169,9 @@ def access_log(metrics: Metrics, new_id: Callable[[], object]) -> Interceptor:
     return intercept
 
 
-def errors(new_id: Callable[[], object], explain: Explain | None = None) -> Interceptor:
+def errors(
+    new_id: Callable[[], object], explain: Explain | None = None, on_refused: Callable[[str], None] = lambda _: None
+) -> Interceptor:
     """Let only domain errors leave, those of CreateLead with words for the customer in the request's locale."""
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
@@ -175,6 +179,8 @@ def errors(new_id: Callable[[], object], explain: Explain | None = None) -> Inte
             return await proceed(call, request)
         except Exception as error:  # noqa: BLE001 # the text of an unforeseen error must not reach a caller
             failure = domain_error(error, call, new_id)
+            if isinstance(error, StorageFaultError) and error.is_refusal:
+                on_refused(error.cause)
         if explain is not None and isinstance(request, pb.CreateLeadRequest):
             explain(failure, request.locale)
         raise failure

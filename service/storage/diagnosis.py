@@ -40,6 +40,18 @@ _UPDATED = {"tombstone": {"created_at", "request_digest"}}
 _CALLED = ("erase_lead", "lock_for_erasure", "leads_sharing_with", "claim_index_entries")
 """The functions that it calls. Those of triggers need no right."""
 
+_UNIQUE = {
+    "uq_lead_created_by_request_id": "created_by, request_id",
+    **{
+        f"uq_lead_{field}_index{pair}": (
+            f"{field}_index{pair}) WHERE ({field}_index{pair} IS NOT NULL AND NOT {field}_shared"
+        )
+        for field in ("phone", "nid")
+        for pair in ("", "_2")
+    },
+}
+"""The unique indexes that decide duplicates, each with what stands in the brackets of CREATE UNIQUE INDEX."""
+
 _UNLOGGED = "spool_search"
 """The table that may be lost: a question lasts seconds."""
 
@@ -69,6 +81,8 @@ _TABLES = Statement(
             AND has_column_privilege(c.oid, a.attnum, 'UPDATE')) AS updatable,
         has_table_privilege(c.oid, 'SELECT') AS may_select, has_table_privilege(c.oid, 'INSERT') AS may_insert,
         has_any_column_privilege(c.oid, 'UPDATE') AS may_update, has_table_privilege(c.oid, 'DELETE') AS may_delete,
+        ARRAY(SELECT i.relname::text FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+            WHERE x.indrelid = c.oid AND x.indisunique AND x.indisvalid) AS unique_indexes,
         row_security_active(c.oid) AS hides_rows, c.relpersistence = 'u' AS unlogged
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
 """)
@@ -179,6 +193,11 @@ def _mends(schema: bool | None, found: dict[str, Any], functions: Collection[str
             f"a right is missing, or the function itself; run: GRANT EXECUTE ON FUNCTION {name} TO {APPLICATION_ROLE}"
             for name in _CALLED
             if name not in functions
+        ),
+        *(
+            f"a unique index is missing, and duplicates come in; run: CREATE UNIQUE INDEX {name} ON lead ({on})"
+            for name, on in _UNIQUE.items()
+            if "lead" in found and name not in found["lead"].unique_indexes
         ),
         *(
             f"row-level security would hide rows of {table.name}; run: ALTER TABLE {table.name} DISABLE ROW LEVEL "

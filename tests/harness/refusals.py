@@ -15,6 +15,10 @@ END_SESSIONS = (
     " WHERE datname = current_database() AND application_name = 'leadkeep'"
 )
 
+NO_DUPLICATES = (
+    "CREATE UNIQUE INDEX uq_lead_phone_index ON lead (phone_index) WHERE (phone_index IS NOT NULL AND NOT phone_shared)"
+)
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -49,7 +53,8 @@ def _raising(sqlstate: str) -> Refusal:
     )
 
 
-def _dropping(operation: str, table: str) -> Refusal:
+def dropping(operation: str, table: str) -> Refusal:
+    """A trigger that drops the rows of an operation without an error."""
     return Refusal(
         [
             "CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
@@ -97,7 +102,7 @@ REFUSALS = {
     "a trigger raises as for content": _raising("23514"),
     "a trigger raises at the commit": _raising_at_commit(),
     **{
-        f"a trigger drops what is inserted into {table}": _dropping("INSERT", table)
+        f"a trigger drops what is inserted into {table}": dropping("INSERT", table)
         for table in ("lead", "resubmission")
     },
     **{f"row-level security on {table}": _hiding(table) for table in ("lead", "tombstone")},
@@ -140,6 +145,11 @@ SEEN = {
         ["GRANT UPDATE (request_digest) ON tombstone TO leadkeep_app"],
         "GRANT UPDATE ON tombstone TO leadkeep_app",
     ),
+    "a unique index is gone": Refusal(
+        ["DROP INDEX uq_lead_phone_index"],
+        [NO_DUPLICATES],
+        NO_DUPLICATES,
+    ),
     "a table that a crash would empty": Refusal(
         ["ALTER TABLE tombstone SET UNLOGGED"],
         ["ALTER TABLE tombstone SET LOGGED"],
@@ -149,7 +159,7 @@ SEEN = {
 """Those that no new lead meets, and the catalogue shows."""
 
 DROPPING = {
-    table: _dropping("INSERT", table)
+    table: dropping("INSERT", table)
     for table in ("lead_event", "lead_touch", "lead_conflict", "lead_alias", "tombstone")
 }
 """Those by which a trigger drops rows that come with a lead, and not the lead, by table."""

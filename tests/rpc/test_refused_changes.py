@@ -11,7 +11,8 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase
-from tests.harness.refusals import RAISE, Refusal, refusing
+from tests.harness.processes import eventually
+from tests.harness.refusals import RAISE, Refusal, dropping, refusing
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
 
@@ -59,3 +60,16 @@ def test_a_refused_change_is_unavailable_and_changes_nothing(
         change(admin, lead_id, conflict_id)
     assert admin.get(lead_id) == before
     assert f'"cause":"{sqlstate}"' in service.log()
+
+
+def test_it_shows_for_a_while_that_a_change_was_refused(
+    service: RunningService, service_database: TestDatabase, admin: Client
+) -> None:
+    lead_id = admin.create(somebody()).id
+    assert eventually(lambda: service.is_well, within=30)
+    drops = dropping("DELETE", "lead")
+    with refusing(service_database, drops), refused(StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE"):
+        admin.call("EraseLead", pb.EraseLeadRequest(id=lead_id, reason="asked"))
+    assert eventually(lambda: service.readiness["reasons"] == ["statements_refused"], within=3)
+    assert admin.get(lead_id).id == lead_id
+    assert eventually(lambda: service.is_well, within=20)

@@ -20,22 +20,13 @@ from service.storage.leads.decision import DuplicateMatch
 from service.storage.leads.repository import LeadRepository
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
-from tests.harness.refusals import DROPPING, REFUSALS, Refusal, refusing
+from tests.harness.refusals import DROPPING, REFUSALS, dropping, refusing
 from tests.storage.access.test_writer import look, writing
 from tests.storage.conftest import Submit, everyone
 from tests.storage.intake.test_writer import World
 from tests.storage.leads.replicas import drain, erase, own_lead, stored_late, where
 
 SHARED = {"phone": "+8801799000001"}
-
-
-def dropping(operation: str, table: str) -> Refusal:
-    made = DROPPING["tombstone"]
-    return Refusal(
-        [statement.replace("INSERT", operation).replace("tombstone", table) for statement in made.begin],
-        [statement.replace("tombstone", table) for statement in made.end],
-        "",
-    )
 
 
 @pytest.fixture
