@@ -1,4 +1,4 @@
-"""Starts, watches and stops the background tasks of the service; the signals that stop it.
+"""Starts, watches and stops the background tasks of the service; the waits before what failed is tried again.
 
 Promises: a task that fails is logged by the type of its error, counted, and restarted with backoff; `failing` names it
 until it has run for a while. A vital task is not restarted: its end is the end of the process. A stop ends the
@@ -15,9 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+import backoff
 import structlog
-
-from service.backoff_wait import jittered_wait
 
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 30.0
@@ -33,6 +32,17 @@ SAVING_SECONDS = 1.0
 
 SHUTDOWN_DELAY = 2.0
 """Seconds: what a load balancer that asks once a second, or a watcher of health, needs to send calls elsewhere."""
+
+
+def longest_wait(failures: int, *, first: float, longest: float) -> float:
+    """Upper bound in seconds of the wait after so many failures before this one: doubles from `first` to `longest`."""
+    # The exponent is bounded as well: 2.0 ** 1024 overflows, and a task that always fails gets there.
+    return min(longest, first * 2.0 ** min(failures, 32))
+
+
+def jittered_wait(failures: int, *, first: float, longest: float) -> float:
+    """A random wait up to `longest_wait` (full jitter), so that those who failed together do not retry together."""
+    return backoff.full_jitter(longest_wait(failures, first=first, longest=longest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

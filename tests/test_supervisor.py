@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import structlog
 
-from service.supervisor import LONGEST_WAIT, Component, Supervisor
+from service.supervisor import LONGEST_WAIT, Component, Supervisor, jittered_wait, longest_wait
 from tests.harness.processes import until
 
 VALUE = "+8801711000028"
@@ -251,3 +251,13 @@ async def test_a_task_that_waits_for_its_restart_holds_up_no_stop() -> None:
     began = time.monotonic()
     await supervisor.stop(60)
     assert time.monotonic() - began < 10
+
+
+def test_a_wait_doubles_up_to_its_bound_however_many_failures_went_before() -> None:
+    assert [longest_wait(failures, first=0.5, longest=30.0) for failures in (0, 1, 2)] == [0.5, 1.0, 2.0]
+    assert longest_wait(100_000, first=0.5, longest=30.0) == 30.0
+
+
+def test_a_jittered_wait_is_spread_from_nothing_to_its_bound() -> None:
+    waits = [jittered_wait(3, first=0.5, longest=30.0) for _ in range(200)]
+    assert 0 <= min(waits) < 1 < 3 < max(waits) <= 4

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from service.backoff_wait import longest_wait
 from service.files.daily_file import (
     DailyFileError,
     FileStorageService,
@@ -109,7 +108,7 @@ class FileWorker:
         self._changed: dict[date, float] = {}
         self._renders = False
         self._alarm: str | None = None
-        self._faults = 0
+        self._retry_in = _FIRST_RETRY
         self._reported_at = self._looked_at = float("-inf")
 
     def run(self) -> None:
@@ -204,10 +203,10 @@ class FileWorker:
                 with contextlib.suppress(OSError):
                     self._files.make_folder()
         else:
-            self._alarm, self._faults = None, 0
+            self._alarm, self._retry_in = None, _FIRST_RETRY
             return LOOK_SECONDS
-        self._faults += 1
-        return longest_wait(self._faults - 1, first=_FIRST_RETRY, longest=_LONGEST_RETRY)
+        pause, self._retry_in = self._retry_in, min(2 * self._retry_in, _LONGEST_RETRY)
+        return pause
 
     def _today(self) -> date:
         return self._days.day_of(datetime.now(UTC))

@@ -16,7 +16,7 @@ import pytest
 
 from service.files.daily_file import FileStorageService, Render
 from service.files.renderer_process import USUAL_SILENCE_SECONDS, FileRendering
-from service.files.worker import FileWorker
+from service.files.worker import LOOK_SECONDS, FileWorker
 from service.storage.daily.daily_leads import DailyLeads, Days
 from service.supervisor import Component, Supervisor
 from tests.conftest import StartService
@@ -256,3 +256,28 @@ def test_a_folder_that_may_not_be_written_is_an_alarm(on_small_disk: RunningServ
     remount(small_disk, "rw")
     assert soon_in(small_disk / file_of(on_small_disk).name, created, within=20)
     on_small_disk.stop()
+
+
+def test_a_render_that_fails_is_tried_again_after_pauses_that_double_to_a_quarter_of_a_minute(
+    database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days, rests = Days("UTC"), Rests()
+    leads = DailyLeads(database.serve_url, days)
+    worker = FileWorker(
+        FileStorageService(tmp_path, days, leads),
+        leads,
+        days,
+        report=lambda _: None,
+        stopped=rests,
+        clock=lambda: rests.now,
+    )
+
+    def turn() -> bool:
+        if len(rests.rests) == 6:
+            return False
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(leads, "take_turn", turn)
+    monkeypatch.setattr(rests, "is_set", lambda: len(rests.rests) == 8)
+    worker.run()
+    assert rests.rests == [1.0, 2.0, 4.0, 8.0, 15.0, 15.0, LOOK_SECONDS, 1.0]

@@ -22,9 +22,9 @@ from psycopg.errors import Diagnostic
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from service.backoff_wait import jittered_wait
 from service.errors import LeadkeepError, StorageUnavailableError
 from service.storage.database.session import SessionRefusedError
+from service.supervisor import jittered_wait
 
 T = TypeVar("T")
 

@@ -26,7 +26,6 @@ from uuid import UUID
 
 import structlog
 
-from service.backoff_wait import jittered_wait, longest_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database.failures import (
@@ -50,6 +49,7 @@ from service.storage.leads.open_erasures import OpenErasuresError
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool
+from service.supervisor import jittered_wait, longest_wait
 
 BATCH = 250
 """Submissions a transaction. More gain nothing, and would delay live leads noticeably."""

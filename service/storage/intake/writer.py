@@ -19,7 +19,6 @@ from itertools import cycle
 
 import structlog
 
-from service.backoff_wait import jittered_wait
 from service.errors import StorageUnavailableError
 from service.lead import SealedSubmission
 from service.storage.database.batcher import Batcher, Entry, OnDemandBatcher
@@ -43,6 +42,7 @@ from service.storage.leads.decision import Created, Delayed, Outcome
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.file import SpoolError
 from service.storage.spool.spool import Spool, SpoolOverlap
+from service.supervisor import jittered_wait
 
 LARGEST_BATCH = 256
 """A transaction of this size takes about 40 ms, which those behind it wait for; more would share the commit's fsync

@@ -28,7 +28,6 @@ from urllib.parse import quote
 
 import structlog
 
-from service.backoff_wait import longest_wait
 from service.errors import StartRefusedError
 from service.keys.secret_file import sync_folder
 from service.storage.postgres.folders import (
@@ -46,6 +45,7 @@ from service.storage.postgres.folders import (
     note_restarts,
 )
 from service.storage.postgres.process import PidFile, running_server, spawn, wait_for_previous_server
+from service.supervisor import longest_wait
 
 ROOT_BASE = Path("/var/lib/leadkeep")
 
