@@ -20,7 +20,7 @@ from typing import IO, Annotated, Any, NoReturn
 import typer
 
 from service.errors import StartRefusedError
-from service.printable import printable
+from service.foreign_text import printable
 from service.scopes import UNMASK_SCOPES
 
 FAULT_FOUND = 3

@@ -15,7 +15,7 @@ from uuid import UUID
 import typer
 from leadkeep.v1 import lead_service_pb2 as pb
 
-from service import factories, strict_json
+from service import factories
 from service.cli.client import connected, kept_lines
 from service.cli.command import (
     AsJson,
@@ -32,6 +32,7 @@ from service.cli.command import (
 from service.cli.database import with_database
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
+from service.foreign_text import parse_json
 from service.keys.encryption import EncryptionService
 from service.lead import LeadStatus
 from service.lead_sealer import LeadSealer
@@ -127,7 +128,7 @@ def _read(path: Path) -> list[Tombstone]:
                 reason=row["reason"],
                 request_digest=bytes.fromhex(row["request_digest"]) if row["request_digest"] else None,
             )
-            for row in strict_json.parse(path.read_bytes())
+            for row in parse_json(path.read_bytes())
         ]
     except OSError as error:
         raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None

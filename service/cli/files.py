@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service import factories, strict_json
+from service import factories
 from service.cli.command import (
     SOME_UNREADABLE,
     AsJson,
@@ -40,6 +40,7 @@ from service.cli.exports import Release, look_of, releasing
 from service.config import load_settings
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.files.daily_file import DailyFileError, FileStorageService, content_of, read_header, read_lines
+from service.foreign_text import parse_json
 from service.keys.encryption import EncryptionService
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS
 from service.storage.daily.daily_leads import DailyLeads, DailyLeadsError, Days
@@ -147,7 +148,7 @@ def show(
 
 
 def _leads_to_show(encryption: EncryptionService, lines: Iterator[bytes], release: Release) -> Iterator[dict[str, Any]]:
-    while some := [strict_json.parse(line) for line in islice(lines, LEADS_AHEAD)]:
+    while some := [parse_json(line) for line in islice(lines, LEADS_AHEAD)]:
         opened = [_opened_lead(encryption, lead) for lead in some]
         release(opened)
         for lead, message in zip(some, opened, strict=True):

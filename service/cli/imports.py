@@ -34,7 +34,6 @@ from service.importing.pipeline import Pipeline, pool
 from service.importing.reports import Report, Result
 from service.importing.source import ImportRefusedError, Kind, kind_of
 from service.keys.encryption import EncryptionService
-from service.printable import printable
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
 from service.storage.keys.canary import confirm_canary, plan_of
@@ -177,7 +176,7 @@ async def _import_one(pipeline: Pipeline, source: _Source, encryption: Encryptio
         headers, delimiter = (rows.headers, rows.delimiter) if isinstance(rows, CsvFile) else (None, ",")
         report = Report(results, source.rejects, headers=headers, delimiter=delimiter, mark=mark)
         if rows.ignored:
-            echo(f"{path}: these columns are not imported: {', '.join(map(printable, rows.ignored))}", err=True)
+            echo(f"{path}: these columns are not imported: {', '.join(rows.ignored)}", err=True)
     began = time.monotonic()
     try:
         with closing(report), ProgressLine() as progress:

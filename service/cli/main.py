@@ -16,7 +16,6 @@ from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
 from service.errors import LeadkeepError, LeadValidationError, StartRefusedError
-from service.printable import printable
 
 REFUSED = 1
 
@@ -184,6 +183,8 @@ class Commands(TyperGroup):
             why = "; ".join(f"{violation.field} {violation.description}" for violation in invalid.violations)
         except (LeadkeepError, StartRefusedError) as refused:
             why = str(refused)
+        from service.foreign_text import printable  # loads json, which --help should not pay for
+
         # Line ends stay: several faults stand below each other.
         typer.echo("leadkeep: " + printable(why, kept="\n"), err=True)
         raise typer.Exit(REFUSED)

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service import strict_json
+from service.foreign_text import parse_json
 from service.keys.secret_file import make_private_folder, sync_folder
 from service.lead import FIELD_RULES, SENSITIVE_FIELDS
 from service.storage.daily.daily_leads import DailyLeads, Days, Snapshot
@@ -261,7 +261,7 @@ def _header_of(first: bytes, second: bytes) -> Header:
     if second != _OPENING or not first.endswith(b",\n"):
         raise DailyFileError("it does not begin like one")
     try:
-        header: dict[str, Any] = strict_json.parse(first.removesuffix(b",\n") + b"}")
+        header: dict[str, Any] = parse_json(first.removesuffix(b",\n") + b"}")
         if header["format"] != FORMAT:
             raise DailyFileError("its format has another name")
         if header["version"] != VERSION:

@@ -22,8 +22,8 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from service import strict_json
 from service.errors import LeadValidationError, Violation, invalid
+from service.foreign_text import parse_json
 from service.validation.text import UNREADABLE, ValueRefusedError, text_of
 
 UNKNOWN_NAMED = 20
@@ -48,7 +48,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if not raw.strip():
         raise invalid("body", "is required: a JSON object")
     try:
-        parsed = strict_json.parse(raw)
+        parsed = parse_json(raw)
     except ValueError as fault:
         raise invalid("body", str(fault).removeprefix("it ")) from None
     if not isinstance(parsed, dict):

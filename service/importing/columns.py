@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 
+from service.foreign_text import printable
 from service.importing.source import ImportRefusedError
 from service.lead import CUSTOMER_FIELDS
-from service.printable import printable
 
 REASON_COLUMN = "leadkeep_reason"
 """The first column of a file of rejects; ignored when that is imported again."""

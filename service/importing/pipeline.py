@@ -20,8 +20,8 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-from service import strict_json
 from service.errors import FieldUnreadableError, LeadValidationError
+from service.foreign_text import parse_json
 from service.importing.daily_lead import opened, require_form
 from service.importing.reports import Report, Result, RowResult
 from service.importing.source import Row
@@ -257,7 +257,7 @@ def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | RowResult]:
     done: list[Ready | RowResult] = []
     for number, line in lines:
         try:
-            lead = _indexed(strict_json.parse(line), _worker)
+            lead = _indexed(parse_json(line), _worker)
             done.append(Ready(number, lead, lead["id"]))
         except FieldUnreadableError as unreadable:
             done.append(RowResult(number, Result.INVALID, detail=f"cannot be opened: {unreadable.metadata['fields']}"))

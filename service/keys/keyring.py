@@ -34,8 +34,8 @@ from typing import Any
 
 import structlog
 
-from service import strict_json
 from service.errors import StartRefusedError
+from service.foreign_text import parse_json
 from service.keys.secret_file import create_secret_file, read_secret_file
 
 FORMAT = "leadkeep-keyring"
@@ -154,7 +154,7 @@ class Keyring:
     @classmethod
     def from_json(cls, text: str | bytes) -> Keyring:
         """Read a keyring file's content. Raises ValueError, whose text never holds a secret."""
-        document = strict_json.parse(text)
+        document = parse_json(text)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         if document.get("version") != VERSION:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import command
-from service.printable import printable
+from service.foreign_text import printable
 
 COMMANDS = Path(command.__file__).parent
 HOSTILE = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0x202E, 0x2066, 0xDC9B]))

@@ -28,7 +28,7 @@ from uuid import UUID
 from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import strict_json
+from service.foreign_text import parse_json
 from service.keys.encryption import EncryptionService
 from service.log import log_whatever_the_level
 from service.storage import models
@@ -245,7 +245,7 @@ def logged_heads(lines: Iterable[str]) -> Iterator[Chain]:
         if _EVENT not in line:
             continue
         try:
-            logged = strict_json.parse(line[line.index("{") :])
+            logged = parse_json(line[line.index("{") :])
         except ValueError:
             continue  # a line of somebody else, or one that was cut by the end of the file
         if not isinstance(logged, dict) or logged.get("event") != _EVENT:

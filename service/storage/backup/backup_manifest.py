@@ -21,8 +21,8 @@ import psycopg
 from psycopg import sql
 from pydantic import AwareDatetime, ConfigDict, StringConstraints, TypeAdapter
 
-from service import strict_json
 from service.errors import StartRefusedError
+from service.foreign_text import parse_json
 from service.keys.encryption import EncryptionService
 from service.keys.secret_file import replace_secret_file
 
@@ -158,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
     damaged = StartRefusedError(f"{path} is damaged: take another backup")
     try:
         with path.open("rb") as file:
-            document: dict[str, Any] = strict_json.parse(file.read(_LARGEST_MANIFEST))
+            document: dict[str, Any] = parse_json(file.read(_LARGEST_MANIFEST))
         if document["format"] != FORMAT:
             raise StartRefusedError(f"{path} is not the manifest of a Leadkeep backup")
         if document["version"] != VERSION:

@@ -1,8 +1,9 @@
-"""Strict JSON reader for documents that somebody else may have written: requests, files, keyrings, manifests."""
+"""Text that others wrote: strict JSON reader for requests, files, keyrings, manifests; printable form of any text."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 
@@ -10,7 +11,7 @@ class _RefusedError(ValueError):
     """JSON that readers understand differently, or that is none."""
 
 
-def parse(document: str | bytes) -> Any:
+def parse_json(document: str | bytes) -> Any:
     """The value of a JSON document. Raises ValueError, whose text ("it …") holds nothing of the document.
 
     Also refused: a name that stands twice in one object, of which another reader may take the other value; NaN and
@@ -41,3 +42,11 @@ def _no_constant(_name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+
+_MOVES = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, of which a terminal makes commands and lines; what reorders a line; what no encoding has."""
+
+
+def printable(text: str, *, kept: str = "") -> str:
+    """The text in one line that shows what it holds: control characters are escaped as in JSON, but those `kept`."""
+    return _MOVES.sub(lambda found: found[0] if found[0] in kept else f"\\u{ord(found[0]):04x}", text)
