@@ -42,15 +42,15 @@ from service.cli.command import (
 )
 from service.cli.database import confirmed_database_url
 from service.config import Settings, load_settings
-from service.errors import ScopeMissingError, StartRefusedError
+from service.errors import StartRefusedError
 from service.http.json_codec import to_json
 from service.importing.csv_file import neutralised
 from service.lead_sealer import LeadSealer
 from service.replica import access_writing
 from service.rpc.masking import mask_message
-from service.rpc.unmasking import EVERYTHING, ReasonRules, accesses_to
+from service.rpc.unmasking import EVERYTHING, ReasonRules, accesses_to, shown_to
 from service.rpc.wire import lead_message
-from service.scopes import UNMASK_SCOPES, Scope
+from service.scopes import Scope
 from service.storage.access.record import AccessRecords
 from service.storage.access.writer import AccessWriter
 from service.storage.daily.daily_leads import Days
@@ -132,16 +132,12 @@ def look_of(
             "holds it with --token-file (leadkeep token --role admin prints one)"
         )
     caller = asyncio.run(factories.token_verifier(settings).verify(token))
-    if unmask and not caller.may(Scope.UNMASK):
-        raise ScopeMissingError(Scope.UNMASK)
-    for field in fields:
-        if not caller.may_unmask(field):
-            raise ScopeMissingError(UNMASK_SCOPES[field])
+    shown = shown_to(caller, pb.LEAD_VIEW_FULL) if unmask else shown_to(caller, pb.LEAD_VIEW_UNSPECIFIED, fields)
     rules = ReasonRules(factories.validation_of(settings).text, settings.reason_required, settings.purposes or ())
     checked = rules.check("reason", reason, "--reason")
     if (fault := rules.fault_of(checked)) is not None:
         raise fault
-    return Look(caller.subject, f"{what}: {checked}" if checked else what, frozenset(fields))
+    return Look(caller.subject, f"{what}: {checked}" if checked else what, shown)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
         caller = call.caller or NOBODY
         view = _MASKED_ONLY.get(call.rpc, getattr(request, "view", pb.LEAD_VIEW_UNSPECIFIED))
         revealed = tuple(request.reveal.paths) if "reveal" in request.DESCRIPTOR.fields_by_name else ()  # type: ignore[attr-defined]
-        shown = _shown_to(caller, view, revealed)
+        shown = shown_to(caller, view, revealed)
         asked = asked_by_value(request)
         for field in asked:
             _require(caller, field)
@@ -253,8 +253,8 @@ def accesses_to(
     ]
 
 
-def _shown_to(caller: Caller, view: int, revealed: Sequence[str]) -> frozenset[str]:
-    """The fields that a request wants unmasked. Raises LeadValidationError, ScopeMissingError."""
+def shown_to(caller: Caller, view: int, revealed: Sequence[str] = ()) -> frozenset[str]:
+    """The fields that are shown unmasked on request. Raises LeadValidationError, ScopeMissingError."""
     if not revealed:
         if view not in VIEWS:
             raise invalid("view", f"must be one of: {', '.join(pb.LeadView.keys())}")
