@@ -6,8 +6,9 @@ import time
 from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
@@ -50,16 +51,6 @@ class _Source:
     rows: CsvFile | JsonFile | None
 
 
-class _Reading(NamedTuple):
-    """How the operator wants foreign files to be read."""
-
-    mapping: dict[str, str]
-    encoding: str | None
-    delimiter: str | None
-    required: Collection[str]
-    """The fields without which there is no lead."""
-
-
 def _delimiter(written: str) -> str:
     """The parser of --delimiter. Raises typer.BadParameter."""
     delimiter = {"tab": "\t", "\\t": "\t"}.get(written.lower(), written)
@@ -92,9 +83,16 @@ def import_files(
     if len(files) > 1 and (results or rejects):
         raise typer.BadParameter("with several files each has its own", param_hint="--results, --rejects")
     # Every file is looked at before the database is: a wrong name must not leave half of an import.
-    required = factories.validation_of(settings).required
-    reading = _Reading(explicit_mapping(mapping or []), encoding, delimiter, required)
-    sources = [_source(path, reading, results, rejects) for path in files]
+    read = partial(
+        _source,
+        results=results,
+        rejects=rejects,
+        mapping=explicit_mapping(mapping or []),
+        required=factories.validation_of(settings).required,
+        encoding=encoding,
+        delimiter=delimiter,
+    )
+    sources = list(map(read, files))
 
     async def work(_url: str, database: Database, encryption: EncryptionService) -> tuple[list[Any], bool]:
         return await _import_all(settings, database, encryption, sources, dry_run=dry_run, quiet=as_json)
@@ -144,25 +142,34 @@ async def _import_all(
     return done, stopped.is_set()
 
 
-def _source(path: Path, reading: _Reading, results: Path | None, rejects: Path | None) -> _Source:
-    """A file that can be imported. Raises ImportRefusedError."""
-    kind = kind_of(path, reading.encoding)
+def _source(
+    path: Path,
+    *,
+    results: Path | None,
+    rejects: Path | None,
+    mapping: dict[str, str],
+    required: Collection[str],
+    encoding: str | None,
+    delimiter: str | None,
+) -> _Source:
+    """A file that can be imported. `required`: the fields without which there is no lead. Raises ImportRefusedError."""
+    kind = kind_of(path, encoding)
     suffix = ".rejects.csv" if kind is Kind.CSV else ".rejects.jsonl"
     results_path = results or path.with_name(path.name + ".results.csv")
     rejects_path = rejects or path.with_name(path.name + suffix)
     if len({each.resolve() for each in (path, results_path, rejects_path)}) < 3:  # one of them is another one
         raise ImportRefusedError("--results and --rejects must be files of their own")
-    if kind is Kind.DAILY and (reading.mapping or reading.encoding or reading.delimiter or rejects):
+    if kind is Kind.DAILY and (mapping or encoding or delimiter or rejects):
         raise ImportRefusedError(
             f"{path} is a daily file: it goes without --map, --encoding, --delimiter and --rejects"
         )
-    if kind is Kind.JSON and reading.delimiter:
+    if kind is Kind.JSON and delimiter:
         raise ImportRefusedError(f"{path} is JSON: it goes without --delimiter")
     rows: CsvFile | JsonFile | None = None
     if kind is Kind.CSV:
-        rows = CsvFile(path, reading.mapping, reading.required, encoding=reading.encoding, delimiter=reading.delimiter)
+        rows = CsvFile(path, mapping, required, encoding=encoding, delimiter=delimiter)
     elif kind is Kind.JSON:
-        rows = JsonFile(path, reading.mapping, reading.required, encoding=reading.encoding)
+        rows = JsonFile(path, mapping, required, encoding=encoding)
     return _Source(path, results_path, rejects_path, rows)
 
 
@@ -194,11 +201,15 @@ async def _import_one(pipeline: Pipeline, source: _Source, encryption: Encryptio
         raise StartRefusedError(f"{refusal_of(fault)} ({report.rows} rows are done)") from None
     except (OSError, DailyFileError) as error:
         raise StartRefusedError(f"{path} cannot be read on: {error} ({report.rows} rows are done)") from None
-    summary: dict[str, Any] = {"file": str(path), "rows": report.rows}
-    summary |= {result.value: report.counts[result] for result in Result}
-    summary |= {"shared_by_many": report.shared_by_many}
-    summary |= {"seconds": round(time.monotonic() - began, 2), "results": str(results)}
-    return summary | {"rejects": str(source.rejects) if rows is not None and report.counts[Result.INVALID] else None}
+    return {
+        "file": str(path),
+        "rows": report.rows,
+        **{result.value: report.counts[result] for result in Result},
+        "shared_by_many": report.shared_by_many,
+        "seconds": round(time.monotonic() - began, 2),
+        "results": str(results),
+        "rejects": str(source.rejects) if rows is not None and report.counts[Result.INVALID] else None,
+    }
 
 
 def _require_whole(path: Path, encryption: EncryptionService) -> None:

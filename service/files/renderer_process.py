@@ -47,10 +47,8 @@ class FileRendering:
         identity: Callable[[], UUID | None],
         on_render: Callable[[int, float], None],
     ) -> None:
-        self._url = url
+        self._order = {"url": url, "folder": str(folder), "timezone": timezone}
         self._replica = replica
-        self._folder = folder
-        self._timezone = timezone
         self._identity = identity
         self._on_render = on_render
         self._process: asyncio.subprocess.Process | None = None
@@ -107,8 +105,7 @@ class FileRendering:
         )
         assert process.stdin is not None  # noqa: S101 # both are pipes
         assert process.stdout is not None  # noqa: S101
-        order = {"url": self._url, "folder": str(self._folder), "timezone": self._timezone, "database": str(identity)}
-        order["holder"] = str(uuid5(identity, self._replica))
+        order = self._order | {"database": str(identity), "holder": str(uuid5(identity, self._replica))}
         try:
             process.stdin.write(json.dumps(order).encode() + b"\n")
             await process.stdin.drain()

@@ -64,8 +64,8 @@ def _positive(value: Any) -> bool:
     return _number(value) and value > 0
 
 
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
+def _is_a(kind: type) -> _Check:
+    return lambda value: isinstance(value, kind)
 
 
 def _status(value: Any) -> bool:
@@ -83,10 +83,6 @@ def _sealed(value: Any) -> bool:
 def _conversation(value: Any) -> bool:
     """Sealed, or in clear as the database held it before `keys reseal`."""
     return _sealed(value) and (is_sealed(value) or _VALIDATION.text("conversation_id", value) == value)
-
-
-def _list(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 def _optional(check: _Check) -> _Check:
@@ -119,15 +115,12 @@ _LEAD: dict[str, _Check] = {
     "version": _positive,
     "assignee": _ASSIGNEE,
     "resubmissions": _number,
-    "phone_shared": _flag,
-    "nid_shared": _flag,
+    "phone_shared": _is_a(bool),
+    "nid_shared": _is_a(bool),
     "created_by": is_subject,
     "request_id": _REQUEST_ID,
     "content_digest": _digest,
-    "conversations": _list,
-    "events": _list,
-    "kept_resubmissions": _list,
-    "aliases": _list,
+    **dict.fromkeys(("conversations", "events", "kept_resubmissions", "aliases"), _is_a(list)),
 }
 _EVENT_TYPES = {"corrected", "status_changed", "assigned", "resubmitted", "conflict_decided"}
 _DETAIL_OF = {
@@ -157,7 +150,7 @@ _MEMBERS: dict[str, dict[str, _Check]] = {
         "actor": is_subject,
         "request_id": _REQUEST_ID,
         "content_digest": _digest,
-        "verified": _flag,
+        "verified": _is_a(bool),
         "submitted_at": _moment,
     },
     "aliases": {"id": _id, "created_by": is_subject, "created_at": _moment},
