@@ -51,8 +51,8 @@ class LeadSealer:
         transcript_url: str | None,
         repeat_window: timedelta = timedelta(0),
     ) -> None:
-        self._encryption = encryption
-        self._validation = validation
+        self.encryption = encryption
+        self.validation = validation
         self._transcript_url = transcript_url
         self._repeat_window = repeat_window
         # What this process normalises is canonical by its own rules already.
@@ -68,15 +68,15 @@ class LeadSealer:
         The plan's key makes that one, so that no link is stored with the old key when a rotation is over.
         """
         key_id = self._plan().schemes[0].key_id
-        return self._encryption.text_indexes("conversation_id", conversation_id, key_id=key_id)
+        return self.encryption.text_indexes("conversation_id", conversation_id, key_id=key_id)
 
     def email_indexes(self, email: str) -> tuple[str, ...]:
         """The blind indexes by which leads with a normalised e-mail address are found."""
-        return self._encryption.text_indexes("email", email_key(email))
+        return self.encryption.text_indexes("email", email_key(email))
 
     def wanted(self, keys: Mapping[str, str]) -> Wanted:
         """The blind indexes by which a person is found, of what the search for a phone, nid or e-mail begins with."""
-        schemes = self._encryption.found_by(self._plan().schemes)
+        schemes = self.encryption.found_by(self._plan().schemes)
         of_leads: dict[str, tuple[Any, ...]] = {}
         of_submissions: dict[str, tuple[str, ...]] = {}
         for name, key in keys.items():
@@ -100,18 +100,18 @@ class LeadSealer:
             nid=(nid_1, nid_2),
             conversation=self.conversation_indexes(conversation_id) if conversation_id else (),
             # With the plan's key, like that of a conversation.
-            email=self._encryption.text_index("email", email_key(email), key_id=plan.schemes[0].key_id)
+            email=self.encryption.text_index("email", email_key(email), key_id=plan.schemes[0].key_id)
             if email
             else None,
             scheme=plan.schemes[0].text,
         )
 
     def _plan(self) -> IndexPlan:
-        plan = self._encryption.plan
+        plan = self.encryption.plan
         if plan is not None:
             return plan
         # Without a confirmed database leads can only be spooled; the drain computes their indexes anew.
-        mine = IndexScheme(self._encryption.index_primary_id, self._validation.normaliser_identity)
+        mine = IndexScheme(self.encryption.index_primary_id, self.validation.normaliser_identity)
         return IndexPlan(NOT_CONFIRMED, (mine, None))
 
     def _index(self, field: str, value: str, scheme: IndexScheme) -> bytes:
@@ -120,14 +120,14 @@ class LeadSealer:
         if rule is None:
             rule = self._rules[scheme.normaliser] = IndexRule.of(scheme.normaliser)
         key = rule.phone_key(value) if field == "phone" else rule.nid_key(value)
-        return self._encryption.blind_index(field, key, key_id=scheme.key_id)
+        return self.encryption.blind_index(field, key, key_id=scheme.key_id)
 
     def seal(
         self, lead_id: UUID, entered: CustomerFields, *, created_by: str, request_id: str | None
     ) -> SealedSubmission:
         """A submission, ready to be stored as the lead `lead_id`."""
         values: dict[str, str | None] = entered.values()
-        digest, *earlier = self._encryption.content_digests(digested(values))
+        digest, *earlier = self.encryption.content_digests(digested(values))
         return SealedSubmission(
             id=lead_id,
             fields={name: self._stored(lead_id, name, value) for name, value in values.items() if value is not None},
@@ -140,7 +140,7 @@ class LeadSealer:
         )
 
     def _stored(self, lead_id: UUID, name: str, value: str) -> str:
-        return self._encryption.seal(lead_id, name, value) if name in SENSITIVE_FIELDS else value
+        return self.encryption.seal(lead_id, name, value) if name in SENSITIVE_FIELDS else value
 
     def resealed_and_reindexed(self, submission: SealedSubmission) -> SealedSubmission:
         """The submission with its digests and blind indexes computed afresh from its opened fields.
@@ -150,11 +150,11 @@ class LeadSealer:
         values, unreadable = self._opened(submission.id, submission.fields)
         if unreadable:
             raise FieldUnreadableError(unreadable)
-        digest, *earlier = self._encryption.content_digests(digested(values))
+        digest, *earlier = self.encryption.content_digests(digested(values))
         anew = {
-            name: self._encryption.seal(submission.id, name, values[name] or "")
+            name: self.encryption.seal(submission.id, name, values[name] or "")
             for name in SENSITIVE_FIELDS
-            if name in submission.fields and not self._encryption.is_sealed_with_primary(submission.fields[name])
+            if name in submission.fields and not self.encryption.is_sealed_with_primary(submission.fields[name])
         }
         return replace(
             submission,
@@ -184,7 +184,7 @@ class LeadSealer:
         values, _ = self._opened(submission.id, submission.fields)
         if (conversation_id := values["conversation_id"]) is None:
             return submission
-        token = self._encryption.seal(submission.id, "conversation_id", conversation_id)
+        token = self.encryption.seal(submission.id, "conversation_id", conversation_id)
         return replace(
             submission,
             fields={**submission.fields, "conversation_id": token},
@@ -270,7 +270,7 @@ class LeadSealer:
         for name in SENSITIVE_FIELDS:
             if name in stored:
                 try:
-                    values[name] = MASK if name in hidden else self._encryption.open(sealed_for, name, stored[name])
+                    values[name] = MASK if name in hidden else self.encryption.open(sealed_for, name, stored[name])
                 except FieldUnreadableError:
                     values[name] = None
                     unreadable.append(name)

@@ -28,12 +28,11 @@ from service.cli.database import refusal_of, with_database
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
 from service.files.daily_file import DailyFileError, content_of, read_header, read_lines
-from service.importing.columns import explicit_mapping
 from service.importing.csv_file import CsvFile
 from service.importing.json_file import JsonFile
 from service.importing.pipeline import Pipeline, pool
 from service.importing.reports import Report, Result
-from service.importing.source import ImportRefusedError, Kind, kind_of
+from service.importing.source import ImportRefusedError, Kind, explicit_mapping, kind_of
 from service.keys.encryption import EncryptionService
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError

@@ -18,8 +18,18 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from service.importing.columns import ignored, recognised, require_all, resolve, value_of
-from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode, text_file
+from service.importing.source import (
+    NOT_UNICODE,
+    ImportRefusedError,
+    Row,
+    ignored,
+    is_unicode,
+    recognised,
+    require_all,
+    resolve,
+    text_file,
+    value_of,
+)
 from service.lead import REQUIRED_FIELDS
 
 LONGEST_RECORD = 100_000

@@ -11,8 +11,19 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from service.importing.columns import Columns, field_of, ignored, plain, resolve, value_of
-from service.importing.source import NOT_UNICODE, ImportRefusedError, Row, is_unicode, text_file
+from service.importing.source import (
+    NOT_UNICODE,
+    Columns,
+    ImportRefusedError,
+    Row,
+    field_of,
+    ignored,
+    is_unicode,
+    plain,
+    resolve,
+    text_file,
+    value_of,
+)
 from service.lead import IDENTIFIERS, REQUIRED_FIELDS
 from service.validation.text import UNREADABLE, ValueRefusedError, text_of
 

@@ -195,23 +195,14 @@ IMPORTER = "import"
 """The subject of imported leads. The request_id of a row is made of its content, so that a repeat finds its lead."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """What one process keeps."""
-
-    encryption: EncryptionService
-    validation: ValidationService
-    sealer: LeadSealer
-
-
-_worker: _Worker  # set by `_begin`, once in each process
+_sealer: LeadSealer  # set by `_begin`, once in each process
 
 
 def _begin(keyring: str, validation: ValidationService, plan: IndexPlan | None) -> None:
-    global _worker
+    global _sealer
     encryption = EncryptionService(Keyring.from_json(keyring))
     encryption.plan = plan
-    _worker = _Worker(encryption, validation, LeadSealer(encryption, validation, transcript_url=None))
+    _sealer = LeadSealer(encryption, validation, transcript_url=None)
 
 
 def pool(encryption: EncryptionService, validation: ValidationService) -> WorkerPool:
@@ -233,20 +224,20 @@ class Ready:
 
 def sealed_rows(rows: Sequence[tuple[int, dict[str, str], str | None, UUID]]) -> list[Ready | RowResult]:
     """Each row as a submission that is ready to be stored, or why it cannot be."""
-    return [_sealed(_worker, *row) for row in rows]
+    return [_sealed(_sealer, *row) for row in rows]
 
 
 def _sealed(
-    worker: _Worker, number: int, fields: dict[str, str], fault: str | None, lead_id: UUID
+    sealer: LeadSealer, number: int, fields: dict[str, str], fault: str | None, lead_id: UUID
 ) -> Ready | RowResult:
     if fault is not None:
         return RowResult(number, Result.INVALID, detail=fault)
     try:
-        entered, ignored, _ = worker.validation.submission(fields)
+        entered, ignored, _ = sealer.validation.submission(fields)
     except LeadValidationError as invalid:
         faults = "; ".join(f"{each.field.removeprefix('lead.')} {each.description}" for each in invalid.violations)
         return RowResult(number, Result.INVALID, detail=faults)
-    lead = worker.sealer.seal(lead_id, entered, created_by=IMPORTER, request_id=None)
+    lead = sealer.seal(lead_id, entered, created_by=IMPORTER, request_id=None)
     # The last digest is the oldest key's: a file that is imported again finds its leads also after a rotation.
     oldest = (lead.content_digest, *lead.earlier_digests)[-1]
     return Ready(number, replace(lead, request_id=f"{IMPORTER}:{oldest.hex()}"), ignored=ignored)
@@ -257,7 +248,7 @@ def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | RowResult]:
     done: list[Ready | RowResult] = []
     for number, line in lines:
         try:
-            lead = _indexed(parse_json(line), _worker)
+            lead = _indexed(parse_json(line), _sealer)
             done.append(Ready(number, lead, lead["id"]))
         except FieldUnreadableError as unreadable:
             done.append(RowResult(number, Result.INVALID, detail=f"cannot be opened: {unreadable.metadata['fields']}"))
@@ -266,16 +257,16 @@ def opened_lines(lines: Sequence[tuple[int, bytes]]) -> list[Ready | RowResult]:
     return done
 
 
-def _indexed(lead: dict[str, Any], worker: _Worker) -> dict[str, Any]:
+def _indexed(lead: dict[str, Any], sealer: LeadSealer) -> dict[str, Any]:
     """The lead of a line with its blind indexes, in base64. Raises LeadRefusedError and FieldUnreadableError."""
     require_form(lead)
-    values, conversation_ids, of_kept = opened(lead, worker.encryption)
+    values, conversation_ids, of_kept = opened(lead, sealer.encryption)
     for link, conversation_id in zip(lead["conversations"], conversation_ids, strict=True):
-        link["conversation_index"] = worker.sealer.conversation_indexes(conversation_id)[0]
-    _seal_conversations(lead, worker.encryption)
+        link["conversation_index"] = sealer.conversation_indexes(conversation_id)[0]
+    _seal_conversations(lead, sealer.encryption)
     for kept, each in zip(lead["kept_resubmissions"], of_kept, strict=True):
-        kept |= _indexes_of(each, worker.sealer).texts
-    columns = index_columns(_indexes_of(values, worker.sealer))
+        kept |= _indexes_of(each, sealer).texts
+    columns = index_columns(_indexes_of(values, sealer))
     return lead | {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in columns.items()
     }

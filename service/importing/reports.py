@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.errors import StartRefusedError
-from service.importing.columns import REASON_COLUMN
 from service.importing.csv_file import neutralised
-from service.importing.source import ImportRefusedError, Row
+from service.importing.source import REASON_COLUMN, ImportRefusedError, Row
 
 
 class Result(StrEnum):

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.importing.columns import explicit_mapping
 from service.importing.csv_file import CsvFile, neutralised
 from service.importing.json_file import JsonFile
-from service.importing.source import ImportRefusedError, Kind, kind_of
+from service.importing.source import ImportRefusedError, Kind, explicit_mapping, kind_of
 
 HEADERS = ["name", "phone", "nid", "address", "interested_policy", "email"]
 LEAD = dict(

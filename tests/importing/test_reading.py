@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.importing.columns import explicit_mapping, resolve
 from service.importing.csv_file import LONGEST_RECORD, CsvFile
 from service.importing.json_file import DEEPEST, MOST_UNREADABLE, JsonFile
-from service.importing.source import ImportRefusedError, Kind, Row, kind_of
+from service.importing.source import ImportRefusedError, Kind, Row, explicit_mapping, kind_of, resolve
 from service.validation import ValidationService
 
 HEADER = "name,phone,nid,address,interested_policy"
