@@ -66,9 +66,17 @@ def backup(
     opens = _opens(settings, manifest)
     leads = manifest.tables["lead"].rows
     if as_json:
-        shown = {"folder": str(folder), "leads": leads, "bytes": manifest.dump_bytes, "verified": verify}
-        shown |= {"made_at": manifest.made_at, "waiting_in_spool": waiting, "opens": opens}
-        print_json(shown)
+        print_json(
+            {
+                "folder": str(folder),
+                "leads": leads,
+                "bytes": manifest.dump_bytes,
+                "verified": verify,
+                "made_at": manifest.made_at,
+                "waiting_in_spool": waiting,
+                "opens": opens,
+            }
+        )
         return
     done = "verified: it was restored and is equal" if verify else "not verified: run it with --verify"
     echo(f"{folder}: {leads} leads, {manifest.dump_bytes} bytes, {done}.")
