@@ -155,20 +155,18 @@ class DuplicateLeadError(LeadkeepError):
 
     def __init__(self, *, phone_lead_id: UUID | None, nid_lead_id: UUID | None, visible: frozenset[UUID]) -> None:
         """`visible` holds the ids of the matched leads that the caller may read; other ids are left out."""
-        matched = {"phone": phone_lead_id, "nid": nid_lead_id}
-        fields = [name for name, lead_id in matched.items() if lead_id is not None]
-        metadata = {"fields": ",".join(fields)}
+        found = (("phone", phone_lead_id), ("nid", nid_lead_id))
+        matched = {name: lead_id for name, lead_id in found if lead_id is not None}
+        metadata = {"fields": ",".join(matched)}
         for name, lead_id in matched.items():
-            if lead_id is not None and lead_id in visible:
+            if lead_id in visible:
                 metadata.setdefault("lead_id", str(lead_id))
                 metadata[f"{name}_lead_id"] = str(lead_id)
-        super().__init__(f"a lead with this {' and this '.join(fields)} exists already", metadata)
-        self.reason = "DUPLICATE_PHONE" if "phone" in fields else "DUPLICATE_NID"
+        super().__init__(f"a lead with this {' and this '.join(matched)} exists already", metadata)
+        self.reason = "DUPLICATE_PHONE" if "phone" in matched else "DUPLICATE_NID"
         # For the access record; none of it is shown.
         self.matched = {
-            lead_id: tuple(name for name in fields if matched[name] == lead_id)
-            for lead_id in (phone_lead_id, nid_lead_id)
-            if lead_id is not None
+            lead_id: tuple(name for name in matched if matched[name] == lead_id) for lead_id in matched.values()
         }
 
 
