@@ -60,6 +60,35 @@ async def test_health_says_not_serving_until_the_service_is_ready() -> None:
     assert (before.status, after.status) == (NOT_SERVING, SERVING)
 
 
+async def test_a_watch_gets_each_change_of_health_and_the_end() -> None:
+    server = a_server()
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE.full_name), timeout=10)
+        seen = [(await watch.read()).status]
+        for serving in (True, True, False, True):
+            await server.set_serving(serving)
+            if serving != (seen[-1] == SERVING):
+                seen.append((await watch.read()).status)
+        stopping = asyncio.create_task(server.stop(5))
+        seen.append((await watch.read()).status)
+        assert await watch.read() is grpc.aio.EOF
+        await stopping
+    assert seen == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+
+
+async def test_a_watch_of_an_unknown_service_gets_no_health_of_another() -> None:
+    server = a_server()
+    await server.start()
+    await server.set_serving(True)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="nobody.v1.Nothing"), timeout=10)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    await server.stop(0)
+
+
 def test_health_of_a_running_service_needs_no_token(service: RunningService) -> None:
     with service.channel() as channel:
         for name in ("", "leadkeep.v1.LeadService"):
