@@ -245,7 +245,7 @@ class Serving:
         yield Component(name="drain", run=parts.drain.run)
         yield Component(name="erasures", run=parts.drain.run_erasures)
         yield Component(name="limits", run=self._grpc.run)
-        yield Component(name="gRPC listener", run=self._grpc.watch_listeners, vital=True)
+        yield Component(name="gRPC listener", run=self._grpc.connections.watch_listeners, vital=True)
         yield Component(name="readiness", run=self._readiness.run)
 
     async def start(self, reload: asyncio.Event) -> tuple[int, int, int | None]:

@@ -75,8 +75,7 @@ def parse_query(raw: bytes) -> list[tuple[str, str]]:
     try:
         return parse_qsl(raw.decode("ascii"), errors="strict", max_num_fields=MOST_PARAMETERS)
     except ValueError:
-        description = f"must be percent-encoded UTF-8 with at most {MOST_PARAMETERS} parameters"
-    raise invalid("query", description)
+        raise invalid("query", f"must be percent-encoded UTF-8 with at most {MOST_PARAMETERS} parameters") from None
 
 
 def fill(

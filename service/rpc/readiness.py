@@ -114,11 +114,6 @@ class Condition:
     usable: bool
     details: Mapping[ReadinessReason, str]
 
-    @property
-    def reasons(self) -> tuple[ReadinessReason, ...]:
-        """The words, which anybody may read."""
-        return tuple(self.details)
-
 
 def condition_of(
     spool: Spool,
@@ -313,7 +308,7 @@ class Readiness:
         await self._set(condition)
 
     async def _set(self, condition: Condition) -> None:
-        reasons = condition.reasons
+        reasons = tuple(condition.details)
         degraded = condition.usable and bool(reasons)
         changed = (condition.usable, reasons) != (self.ready, self.reasons)
         if condition.usable != self.ready:

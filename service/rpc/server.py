@@ -119,8 +119,8 @@ class GrpcServer:
                 f"{address} cannot be used for gRPC: another program has it, or it is not an address of this machine. "
                 "Set LEADKEEP_GRPC_ADDRESS"
             ) from None
-        self._connections = GrpcConnections(self.port, limits, refusals or Refusals())
-        self._held = HeldCalls(self._connections, limits)
+        self.connections = GrpcConnections(self.port, limits, refusals or Refusals())
+        self._held = HeldCalls(self.connections, limits)
         self._add_services(methods)
 
     def _add_services(self, methods: Mapping[str, Handler]) -> None:
@@ -173,7 +173,7 @@ class GrpcServer:
                 return answered
             finally:
                 if call.caller is not None:
-                    self._connections.proven[call.peer] = time.monotonic()
+                    self.connections.proven[call.peer] = time.monotonic()
             await self._held.abort(context, error, call)
             raise AssertionError("abort returned")
 
@@ -182,12 +182,8 @@ class GrpcServer:
     async def run(self) -> None:
         """Hold callers to the limits."""
         async with asyncio.TaskGroup() as limits:
-            limits.create_task(self._connections.run())
+            limits.create_task(self.connections.run())
             limits.create_task(self._held.run())
-
-    async def watch_listeners(self) -> None:
-        """Raises ListenerEndedError when gRPC accepts no new connections any more."""
-        await self._connections.watch_listeners()
 
     async def start(self) -> None:
         """Begin to answer; health is NOT_SERVING."""
@@ -200,7 +196,7 @@ class GrpcServer:
 
     async def stop(self, grace: float) -> None:
         """Take no new calls and wait at most `grace` seconds for those that run."""
-        self._connections.stopping = True
+        self.connections.stopping = True
         self._health.stop()
         stopping = asyncio.ensure_future(self._server.stop(grace))
         # After the grace gRPC cancels the calls, and waits for their end without a bound.

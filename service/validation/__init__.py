@@ -236,8 +236,7 @@ class ValidationService:
         try:
             return _TEXTS[name](value)
         except ValueRefusedError as refused:
-            violation = refused.at(path or name)
-        raise LeadValidationError([violation])
+            raise LeadValidationError([refused.at(path or name)]) from None
 
     def _rules_for(self, phone_region: str, violations: list[Violation]) -> Mapping[str, _Rule]:
         if not phone_region:
