@@ -29,7 +29,6 @@ from service.cli.command import fields_to_show
 from service.config import Settings
 from service.errors import StartRefusedError
 from service.keys.secret_file import read_secret_file
-from service.rpc.call import REASON_BIN
 from service.rpc.tokens.local_key import LocalSigningKey
 from service.scopes import UNMASK_SCOPES, Scope
 
@@ -59,6 +58,8 @@ def connected(settings: Settings, *scopes: Scope, reason: str = "") -> Iterator[
     token = given_token() or _local_token(settings, scopes)
     metadata: list[tuple[str, str | bytes]] = [("authorization", f"Bearer {token}")]
     if reason:
+        from service.rpc.call import REASON_BIN  # loads the tasks and their log, which a list should not pay for
+
         # What is no UTF-8 in the argument stays that, for the service to refuse.
         metadata.append((REASON_BIN, reason.encode(errors="surrogateescape")))
     address = settings.grpc_address.reachable(settings.grpc_address.port)

@@ -33,7 +33,7 @@ RPC = {"grpc", "google.protobuf"}
         (["token", "--role", "admin"], SERVICE | STORAGE | RPC | {"rich"}),
         (["config", "--json"], SERVICE | STORAGE | RPC | {"rich", "jwt", "cryptography"}),
         (["doctor"], SERVICE | RPC),
-        (["audit", "list"], SERVICE),
+        (["audit", "list"], SERVICE | STORAGE),
         (["spool", "status"], SERVICE | RPC),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
