@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from uuid_utils import uuid7
 
 from service.config import Settings
+from service.daemon_threads import DaemonThreads
 from service.factories import keyring_source, new_id, token_verifier
 from service.files.renderer_process import FileRendering
 from service.http.endpoint import OPS_LIMITS, HttpEndpoint
@@ -68,6 +69,7 @@ def serve(settings: Settings, *, on_ready: OnReady) -> None:
             url = postgres.url(user=OWN_LOGIN, database=OWN_DATABASE)
         # Every turn of the loop costs, and a call takes some twenty: docs/performance.md.
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        runner.get_loop().set_default_executor(DaemonThreads())
         if runner.run(_serve(settings, limits, url, postgres, on_ready)):
             return
     # The log names the task.

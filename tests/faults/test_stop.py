@@ -27,11 +27,44 @@ from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually, frozen
 from tests.harness.running_service import RunningService
+from tests.rpc.tokens.signing import AUDIENCE, ISSUER, signed
 
 
 @pytest.fixture
 def database(server: TestServer) -> TestDatabase:
     return server.fresh_database()
+
+
+STALLED_NAME = """
+import socket, time
+found = socket.getaddrinfo
+def look_up(host, *rest, **more):
+    if host == "stalled.test":
+        time.sleep(60)
+    return found(host, *rest, **more)
+socket.getaddrinfo = look_up
+"""
+"""A module for Python's start: the look-up of this name takes a minute, as with resolvers that do not answer."""
+
+
+def test_a_name_that_is_looked_up_for_long_holds_up_nobody(
+    database: TestDatabase, start_service: StartService, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STALLED_NAME)
+    settings = {
+        "PYTHONPATH": str(tmp_path),
+        "LEADKEEP_AUTH_JWKS": "https://stalled.test/jwks",
+        "LEADKEEP_AUTH_ISSUER": ISSUER,
+        "LEADKEEP_AUTH_AUDIENCE": AUDIENCE,
+    }
+    service = start_service(database_url=database.serve_url, settings=settings, forked=False)
+    metadata = [("authorization", f"Bearer {signed()}")]
+    with service.channel() as channel, pytest.raises(grpc.RpcError) as refused:
+        service.stub(channel).ListLeads(pb.ListLeadsRequest(), metadata=metadata, timeout=15)
+    assert failure_of(refused.value).reason == "KEYS_UNAVAILABLE"
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 10
 
 
 class Network:
