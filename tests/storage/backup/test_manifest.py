@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -161,6 +162,18 @@ def test_another_dump_is_refused(content: bytes, folder: Path) -> None:
     (folder / DUMP).write_bytes(content)
     with pytest.raises(StartRefusedError, match="damaged"), whole_dump(folder, MANIFEST_OF_OURS):
         pass
+
+
+@pytest.mark.parametrize("name", [MANIFEST, DUMP])
+@pytest.mark.parametrize("place", ["a pipe", "a link to a device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(name: str, place: str, folder: Path) -> None:
+    (folder / name).unlink()
+    if place == "a pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(StartRefusedError, match="no regular file"), whole_dump(folder, MANIFEST_OF_OURS):
+        read_manifest(folder)
 
 
 def test_the_document_of_these_tests_has_every_value(folder: Path) -> None:
