@@ -18,6 +18,11 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+def _content(number: int) -> Content:
+    """What is sent as `lead-NUMBER`, whoever sends it: with other fields a repeat is refused."""
+    return Content(number, number, converses=True)
+
+
 class Callers:
     """64 of them at most. To be closed."""
 
@@ -49,8 +54,7 @@ class Callers:
         """One lead a number, each request repeated until it is settled; the last call of each."""
 
         async def one(number: int) -> Call:
-            content = Content(number, number, converses=True)
-            return await self._client.submit(self._random(number), f"lead-{number}", content)
+            return await self._client.submit(self._random(number), f"lead-{number}", _content(number))
 
         return self._each(one, numbers)
 
@@ -58,7 +62,7 @@ class Callers:
         """One lead a number; a call that fails is not repeated."""
 
         async def one(number: int) -> Call:
-            return await self._client.create(f"lead-{number}", Content(number, number), 5)
+            return await self._client.create(f"lead-{number}", _content(number), 5)
 
         return self._each(one, numbers)
 
@@ -67,7 +71,7 @@ class Callers:
 
         async def one(number: int) -> Call:
             after = self._random(number).uniform(0, longest_wait)
-            return await self._client.create(f"lead-{number}", Content(number, number), 5, hang_up_after=after)
+            return await self._client.create(f"lead-{number}", _content(number), 5, hang_up_after=after)
 
         return self._each(one, numbers)
 
