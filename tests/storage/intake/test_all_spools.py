@@ -261,6 +261,7 @@ async def test_leads_are_spooled_while_a_spool_is_searched(
     def counting(entry: SealedSubmission, schemes: Sequence[IndexScheme]) -> SearchKeys:
         nonlocal looked_at
         looked_at += 1
+        time.sleep(0.001)  # else all are looked at before this task has its turn
         return keys(entry, schemes)
 
     monkeypatch.setattr(replicas.here, "make_keys", counting)
