@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import grpc
@@ -55,6 +55,10 @@ SWEEP_SECONDS = 1.0
 
 TAKING_SECONDS = 1.0
 """After this an answer counts as not taken: a client that reads has it within a round trip."""
+
+PROOF_SECONDS = 1.0
+"""For so long the token that proved a connection protects a call whose message is awaited: a message comes with its
+headers. A proxy lends a proven connection to whoever calls next."""
 
 CALL_BYTES = 16 * 1024
 """What a call costs that waits for its answer to be taken, apart from the answer."""
@@ -332,10 +336,15 @@ class HeldCalls:
         """Note what a call holds from now on, and make room for it."""
         waiting = held[context] = _Waiting(time.monotonic(), asyncio.current_task())
         if len(held) > limit:
-            evictable = [self._connections.held(each, each[0].peer(), each[1].since) for each in held.items()]
-            for evicted, _ in to_evict(evictable, limit, limit):
+            for evicted, _ in to_evict(map(self._evictable, held.items()), limit, limit):
                 self._refuse(*evicted.item, reason, QueueFullError())
         return waiting
+
+    def _evictable(self, item: tuple[Context, _Waiting]) -> Held[tuple[Context, _Waiting]]:
+        context, waiting = item
+        held = self._connections.held(item, context.peer(), waiting.since)
+        stays_away = context in self._arriving and time.monotonic() - waiting.since > PROOF_SECONDS
+        return replace(held, is_proven=False) if stays_away else held
 
     def _on_taken(self, context: Context) -> None:
         if (untaken := self._untaken.pop(context, None)) is None:

@@ -92,7 +92,7 @@ def test_leads_wait_in_the_spool_meanwhile_and_drain_by_themselves(service: Runn
     with unable_to_start(service):
         kill_postgres(service)
         # For some milliseconds its orphans still commit.
-        assert eventually(lambda: restarts(service), within=10)
+        assert eventually(lambda: len(restarts(service)) > 0, within=10)
         acknowledged = [service.create(timeout=10) for _ in range(3)]
         assert {answer.state for answer in acknowledged} == {pb.SAVE_STATE_DELAYED}
         assert eventually(lambda: service.readiness["reasons"] == ["database_away", "postgres_restarting"], within=10)

@@ -90,6 +90,31 @@ def _create(channel: grpc.aio.Channel) -> Any:
     return channel.unary_unary(CREATE)
 
 
+async def test_a_message_that_stays_away_is_not_protected_by_the_token_that_proved_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy lends a proven connection to whoever calls next: strangers could keep all places by that."""
+    monkeypatch.setattr(connections, "PROOF_SECONDS", 0.1)
+    async with (
+        endpoint(Limits(messages_arriving=3)) as running,
+        running.channel() as lent,
+        running.channel() as another,
+    ):
+        await _create(lent)(EMPTY_MESSAGE, metadata=(("authorization", "Bearer x"),))
+        waiting = [_method(lent)() for _ in range(3)]
+        for call in waiting:
+            await call.wait_for_connection()
+        await asyncio.sleep(0.2)
+        newcomer = _method(another)()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await waiting[0]
+        assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        await newcomer.write(b"")
+        await newcomer.done_writing()
+        await newcomer
+        assert running.refused == {"messages_arriving": 1}
+
+
 async def test_half_sent_messages_are_bounded_and_the_oldest_makes_room() -> None:
     async with endpoint(Limits(messages_arriving=3)) as running, running.channel() as channel:
         method = _method(channel)
