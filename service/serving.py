@@ -37,12 +37,13 @@ from service.rpc.call import KEPT_SECONDS, Handler, Work, chained, end_calls
 from service.rpc.interceptors import duplicate_limit, standard_chain
 from service.rpc.limits import Limits, Refusals, limits_within, raise_open_files
 from service.rpc.metrics import Metrics
-from service.rpc.readiness import Condition, Readiness, RecentRefusal, condition_of, erasures_alarm
+from service.rpc.readiness import Condition, Readiness, condition_of, erasures_alarm
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.rpc.unmasking import ReasonRules, unmasking
 from service.storage.access.record import log_head
 from service.storage.access.writer import AccessHeads, AccessWriter
+from service.storage.database.failures import CONTENT_CLASSES, RecentRefusal
 from service.storage.diagnosis import Diagnosis, diagnose
 from service.storage.keys.replicas import replica_name
 from service.storage.leads.resubmissions import DuplicateLimit
@@ -51,6 +52,9 @@ from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
 from service.storage.spool.spool import Spool
 from service.supervisor import Component, Supervisor, handle_signals, shutdown_delay
 from service.use_cases.confirmation import ConfirmationService
+
+REFUSED_SECONDS = 10.0
+"""How long a refused call counts: nothing shows that the next one would pass, except that next one."""
 
 OnReady = Callable[[int, int, int | None], None]
 
@@ -137,7 +141,7 @@ class Serving:
         self._settings, self._parts, self._supervisor = settings, parts, supervisor
         self._postgres, self._tls, self._metrics = postgres, tls, metrics
         self._work = Work()
-        self._refused = RecentRefusal()
+        self._refused = RecentRefusal(REFUSED_SECONDS)
         self._accesses = AccessWriter(
             parts.database,
             parts.records,
@@ -202,9 +206,14 @@ class Serving:
             default_deadline=settings.default_deadline,
             work=self._work,
             new_id=uuid7,
-            on_refused=self._refused.note,
+            on_refused=self._note_refusal,
         )
         return chained(chain, self._parts.servicer(confirmation))
+
+    def _note_refusal(self, cause: str) -> None:
+        """A call was refused that no new lead meets. Not counted where it may be for what the caller entered."""
+        if cause[:2] not in CONTENT_CLASSES:
+            self._refused.note(cause)
 
     def _assess(self, diagnosis: Diagnosis) -> Condition:
         """The condition of the service with the database as it was found."""

@@ -6,7 +6,6 @@ Checked every second, more often while the database is away, and published to ev
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import structlog
 
-from service.storage.database.failures import CONTENT_CLASSES
 from service.storage.database.session import SessionRefusedError
 from service.storage.diagnosis import AWAY, Diagnosis
 from service.storage.intake.outage import Outage
@@ -35,9 +33,6 @@ CHECK_AWAY_SECONDS = 0.25
 FULL_SHARE = 0.8
 """Of the spool's limit; beyond it there is little time left to bring the database back."""
 
-
-REFUSED_SECONDS = 10.0
-"""How long a refused call counts: nothing shows that the next one would pass, except that next one."""
 
 LONGEST_ERASURE = 600.0
 """Seconds for which an erasure may wait for a replica: it takes less to replace all of them, one after the other."""
@@ -227,25 +222,6 @@ def erasures_alarm(waiting: Sequence[WaitingErasures]) -> str | None:
         f"erasures wait, {named}: start it with its spool, or, if it is gone for good, leave it out with leadkeep keys "
         "reindex --forget NAME"
     )
-
-
-class RecentRefusal:
-    """What the database refused lately of what callers asked, and which no new lead meets: changes, reads, erasures."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._cause: str | None = None
-        self._at = 0.0
-
-    def note(self, cause: str) -> None:
-        """A call was refused. Not counted where it may be for what the caller entered."""
-        if cause[:2] not in CONTENT_CLASSES:
-            self._cause, self._at = cause, self._clock()
-
-    @property
-    def cause(self) -> str | None:
-        """The SQLSTATE, or word, of the last one; None: none is recent."""
-        return self._cause if self._clock() < self._at + REFUSED_SECONDS else None
 
 
 class Readiness:

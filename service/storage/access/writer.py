@@ -31,6 +31,7 @@ from service.storage.database.batcher import Batcher, Entry
 from service.storage.database.database import Database
 from service.storage.database.failures import (
     LONGEST_RETRY,
+    RecentRefusal,
     StorageFaultError,
     cause_of,
     is_driver_error,
@@ -48,7 +49,7 @@ FAILING_SECONDS = 1.0
 """Seconds after a failed attempt in which impatient callers are refused at once."""
 
 REFUSED_SECONDS = 30.0
-"""Seconds for which a refusal is reported, unless entries are added before: nobody may look again for long."""
+"""Seconds for which a refusal is reported, unless entries are added before."""
 
 HEAD_SECONDS = 60.0
 """Seconds between two heads in the log: so much of a tail can be cut unnoticed, when the tables of the database are cut
@@ -98,13 +99,12 @@ class AccessWriter:
         """The chain that is being written, or was when the writer ended."""
         self._batches = Batcher[_Look, None](self._write, largest=LARGEST_BATCH, size=lambda look: len(look.accesses))
         self._failed_at = float("-inf")
-        self._refused: str | None = None
-        self._refused_at = float("-inf")
+        self._refused = RecentRefusal(REFUSED_SECONDS)
 
     @property
     def refused(self) -> str | None:
         """The cause with which the database has refused the last entries, for some time; None: it has not."""
-        return self._refused if time.monotonic() < self._refused_at + REFUSED_SECONDS else None
+        return self._refused.cause
 
     async def run(self) -> None:
         """Write until `finish`."""
@@ -171,7 +171,7 @@ class AccessWriter:
             if not is_transient(error):
                 known = is_driver_error(error) or is_refused(error)
                 cause = cause_of(error) if known else type(error).__qualname__
-                self._refused, self._refused_at = cause, time.monotonic()
+                self._refused.note(cause)
                 self._on_refusal(cause)
                 failure = StorageUnavailableError()
             else:
@@ -179,7 +179,7 @@ class AccessWriter:
             for call in batch:
                 call.fail(failure)
         else:
-            self._refused = None
+            self._refused.note(None)
             for call in batch:
                 if call in refused:
                     call.fail(refused[call])

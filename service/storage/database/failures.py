@@ -91,6 +91,25 @@ class NotStoredError(Exception):
     """
 
 
+class RecentRefusal:
+    """Why the database refused something lately."""
+
+    def __init__(self, seconds: float) -> None:
+        """It is reported for so many `seconds`, unless it is over before: nobody may try again for long."""
+        self._seconds = seconds
+        self._cause: str | None = None
+        self._at = 0.0
+
+    def note(self, cause: str | None) -> None:
+        """It was refused; None: it has passed again."""
+        self._cause, self._at = cause, time.monotonic()
+
+    @property
+    def cause(self) -> str | None:
+        """The SQLSTATE, or word, of the last refusal; None: none is recent."""
+        return self._cause if time.monotonic() < self._at + self._seconds else None
+
+
 class StorageFaultError(Exception):
     """A statement failed for a reason that no caller can mend; `cause` is its SQLSTATE.
 
