@@ -192,7 +192,13 @@ class LeadSealer:
         )
 
     def correction(
-        self, lead_id: UUID, changed: Mapping[str, str | None], *, actor: str, reason: str | None = None
+        self,
+        lead_id: UUID,
+        changed: Mapping[str, str | None],
+        *,
+        actor: str,
+        reason: str | None = None,
+        also_named: Collection[str] = (),
     ) -> Correction:
         """New normalised values of a lead's fields, ready to be stored; None removes an optional one."""
         columns: dict[str, str | bytes | bool | int | None] = {
@@ -206,7 +212,7 @@ class LeadSealer:
                 columns["index_epoch"] = indexes.epoch
         if "email" in changed:
             columns["email_index"] = indexes.email
-        return Correction(columns=columns, actor=actor, reason=reason)
+        return Correction(columns=columns, actor=actor, reason=reason, also_named=also_named)
 
     def acknowledged(self, lead_id: UUID, entered: CustomerFields, accepted_at: datetime, created_by: str) -> Lead:
         """The lead that a submission is acknowledged as before the database has it."""

@@ -295,8 +295,11 @@ class LeadService:
             if not changed:
                 return None
             _require_version(current, expected_version)
-            # The history names the fields that are set: of several, it would show which had another value.
-            return corrected_to(current.id, changed if caller.may(Scope.UNMASK) else accepted)
+            # The history names each sensitive field that is set: of several, it would show which had another value,
+            # also to a caller who may see them, and whose look is not recorded because it is beyond the limit.
+            if not caller.may(Scope.UNMASK):
+                return corrected_to(current.id, accepted)
+            return corrected_to(current.id, changed, also_named=accepted.keys() & SENSITIVE_FIELDS)
 
         corrected = await self._repository.correct(
             lead_id, decide, caller.may_correct_lead_created_by, admit=admit if is_creator else None

@@ -236,6 +236,15 @@ class TestGuesses:
         lead = caller().correct(guessed_id, ["notes"], notes=guess.notes)
         assert (lead.masked, lead.version) == (True, 2)
 
+    def test_beyond_the_limit_the_history_does_not_tell_a_right_guess(
+        self, caller: Any, guessed_id: str, lead_id: str, guess: pb.Lead
+    ) -> None:
+        for _ in range(LIMIT):
+            caller().get(lead_id)
+        caller().correct(guessed_id, ["notes", "name", "source"], notes=guess.notes, name="Ada", source="fair")
+        assert self.looks(caller, guessed_id) == []
+        assert list(caller().events(guessed_id)[-1].fields) == ["name", "notes", "source"]
+
     def test_a_name_that_differs_is_no_look_of_its_own(self, caller: Any, guessed_id: str) -> None:
         with refused(StatusCode.ABORTED, "VERSION_MISMATCH"):
             caller().correct(guessed_id, name="Somebody Else", expected_version=10**9)

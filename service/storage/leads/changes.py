@@ -77,6 +77,8 @@ class Correction:
     columns: Mapping[str, Any] = field(repr=False)
     actor: str
     reason: str | None
+    also_named: Collection[str] = ()
+    """Fields that have these values already, and that the history names all the same."""
 
     def indexes(self, name: Literal["phone", "nid"]) -> list[bytes]:
         """The new blind indexes of the phone or nid; none when it stays."""
@@ -184,7 +186,7 @@ async def correct_locked(
         if match := await find_duplicates(connection, phones, nids, other_than=current.id):
             return match
     about = {"id": current.id, "actor": correction.actor, "reason": correction.reason}
-    fields = [name for name in CUSTOMER_FIELDS if name in correction.columns]
+    fields = [name for name in CUSTOMER_FIELDS if name in correction.columns or name in correction.also_named]
     statement = _correction_statement(tuple(sorted(correction.columns)))
     corrected = await statement.rows(connection, {**about, "fields": fields, **correction.columns})
     if not corrected:
