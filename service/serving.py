@@ -46,6 +46,7 @@ from service.storage.access.writer import AccessHeads, AccessWriter
 from service.storage.database.failures import CONTENT_CLASSES, RecentRefusal
 from service.storage.diagnosis import Diagnosis, diagnose
 from service.storage.keys.replicas import replica_name
+from service.storage.leads.changes import LeadHistory
 from service.storage.leads.resubmissions import DuplicateLimit
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_DATABASE, OWN_LOGIN, embedded_database
@@ -199,7 +200,7 @@ class Serving:
             verify=token_verifier(settings).verify,
             explain=confirmation.explain,
             database_away=lambda: self._readiness.database_away,
-            unmasking=unmasking(self._accesses.record, reasons),
+            unmasking=unmasking(self._accesses.record, reasons, LeadHistory(self._parts.database).had_other_phones),
             limiting=limiting,
             metrics=self._metrics,
             max_concurrent_calls=settings.max_concurrent_calls,

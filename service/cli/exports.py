@@ -47,7 +47,7 @@ from service.http.json_codec import to_json
 from service.importing.csv_file import neutralised
 from service.lead_sealer import LeadSealer
 from service.replica import access_writing
-from service.rpc.masking import mask_message
+from service.rpc.masking import mask_former_phones, mask_message, with_former_phones
 from service.rpc.unmasking import EVERYTHING, ReasonRules, accesses_to, shown_to
 from service.rpc.wire import lead_message
 from service.scopes import Scope
@@ -190,6 +190,8 @@ def releasing(settings: Settings, url: str, look: Look | None, *, operation: str
 def _mask(batch: Sequence[pb.Lead], shown: Collection[str] = ()) -> None:
     for lead in batch:
         mask_message(lead, shown=shown)
+        if "phone" not in shown:
+            mask_former_phones(lead, with_former_phones(lead))
 
 
 def _leads(settings: Settings, url: str, start: datetime, end: datetime, release: Release) -> Iterator[pb.Lead]:

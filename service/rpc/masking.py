@@ -2,7 +2,8 @@
 
 Promise: which fields are sensitive is read from the contract (option `sensitive`), so no method can forget it; one
 without a mask of its own is masked whole. Every mask contains `•••`, and no mask shows how long the value is. A
-conversation id follows the phone: it is shown unless it holds one that the answer masks, and showing it is no look.
+conversation id follows the phone: it is shown unless it holds one that the answer masks, or may hold one that the
+lead had before a correction. Showing it is no look.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _SENSITIVE: Any = options_pb2.sensitive
 
 _NO_DIGITS = re.compile(r"\D+")
 _LOOKS_LIKE_PHONE = re.compile(rf"\d{{{PHONE_END}}}")
+# ITU-T E.164 and national numbers: 7 digits at least, which people and programs group.
+_MAY_BE_PHONE = re.compile(r"(?:\d[-./()]*){7}")
 
 COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
 
@@ -99,6 +102,30 @@ def _holds_hidden_phone(message: Any, phone_ends: Sequence[str], shown: Collecti
     if not digits.isascii():
         digits = "".join(str(unicodedata.decimal(each)) for each in digits)
     return any(end in digits for end in phone_ends)
+
+
+def with_former_phones(message: Message, shown_lead_id: str = "") -> set[str]:
+    """The ids of leads whose former phones may still be seen in a masked answer: in a conversation id with as many
+    digits as a phone, of a lead that was changed. A submission may hold those of each lead beside it."""
+    inside = [(each, lead_id) for each, plan, lead_id in _inside(message, shown_lead_id) if plan.follows_phone]
+    alike = [(each, lead_id) for each, lead_id in inside if _MAY_BE_PHONE.search(each.conversation_id)]
+    if any(not each.id for each, _ in alike):
+        alike = inside
+    return {lead_id for each, lead_id in alike if lead_id and (not each.id or each.version > 1)}
+
+
+def mask_former_phones(message: Message, lead_ids: Collection[str], shown_lead_id: str = "") -> None:
+    """Mask the conversation ids that may hold a former phone of these leads, in place; see `with_former_phones`."""
+    if not lead_ids:
+        return
+    for each, plan, lead_id in _inside(message, shown_lead_id):
+        concerned = plan.follows_phone and (lead_id in lead_ids or not each.id)
+        if concerned and _MAY_BE_PHONE.search(each.conversation_id):
+            names = [name for name in plan.follows_phone if getattr(each, name)]
+            for name in names:
+                setattr(each, name, MASK)
+            each.masked = True
+            each.masked_fields.extend(names)
 
 
 def clear_creators(message: Message) -> None:

@@ -14,9 +14,11 @@ lead has the value: an access of that lead is recorded, whoever asks and beyond 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -47,13 +49,15 @@ from service.rpc.masking import (
     asked_by_value,
     can_show_values,
     clear_creators,
+    mask_former_phones,
     mask_message,
     searches_phone,
     shown_values,
+    with_former_phones,
 )
 from service.scopes import READ_SCOPES, UNMASK_SCOPES, Caller, Scope
 from service.storage.access.record import Access
-from service.storage.database.failures import LONGEST_RETRY
+from service.storage.database.failures import LONGEST_RETRY, StorageFaultError
 
 PATIENCE_AFTER_CHANGE = 1.0
 """Seconds for which the answer to a change waits for the record, half of the caller's time at most; then it is masked.
@@ -83,8 +87,25 @@ class Record(Protocol):
         """
 
 
-def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
+HadOtherPhones = Callable[[Collection[UUID]], Awaitable[Collection[UUID]]]
+"""Must return which of these leads had another phone before a correction."""
+
+
+def unmasking(record: Record, reasons: ReasonRules, had_other_phones: HadOtherPhones) -> Interceptor:
     """Mask the answer but for the fields that the caller may and wants to see; record what is shown or searched."""
+
+    async def masked(call: Call, caller: Caller, response: Message, shown: frozenset[str]) -> Message:
+        if shown != EVERYTHING:
+            mask_message(response, *call.phones, shown=shown)
+            if "phone" not in shown and (suspects := with_former_phones(response, call.shown_lead_id)):
+                # Else whoever may correct the phone would read the one that it replaces.
+                with suppress(LeadkeepError, StorageFaultError, TimeoutError):
+                    async with asyncio.timeout(_patience(call)):
+                        suspects = set(map(str, await had_other_phones(list(map(UUID, suspects)))))
+                mask_former_phones(response, suspects, call.shown_lead_id)
+        if not caller.may(Scope.READ):
+            clear_creators(response)
+        return response
 
     async def intercept(call: Call, request: Message, proceed: Handler) -> Message:
         caller = call.caller or NOBODY
@@ -99,7 +120,7 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
         corrects = call.rpc == "UpdateLead"
         if not (searched or shown or corrects):
             call.hidden = HIDDEN_WHOLE
-            return _masked(call, caller, await proceed(call, request), NOTHING)
+            return await masked(call, caller, await proceed(call, request), NOTHING)
         reason = reasons.sent_with(call)
         comparable = frozenset(filter(caller.may_unmask, EVERYTHING)) if corrects else NOTHING
         shows = shown and can_show_values(SERVICE.methods_by_name[call.rpc].output_type)
@@ -110,7 +131,7 @@ def unmasking(record: Record, reasons: ReasonRules) -> Interceptor:
         call.hidden, call.comparable = HIDDEN_WHOLE - shown, comparable
         look = _Look(call, caller, shown, searched, reason, record, proceed)
         response = await look.response(request)
-        return _masked(call, caller, response, look.shown)
+        return await masked(call, caller, response, look.shown)
 
     return intercept
 
@@ -278,14 +299,6 @@ def shown_to(caller: Caller, view: int, revealed: Sequence[str] = ()) -> frozens
 def _require(caller: Caller, field: str) -> None:
     if not caller.may_unmask(field):
         raise ScopeMissingError(UNMASK_SCOPES[field])
-
-
-def _masked(call: Call, caller: Caller, response: Message, shown: frozenset[str]) -> Message:
-    if shown != EVERYTHING:
-        mask_message(response, *call.phones, shown=shown)
-    if not caller.may(Scope.READ):
-        clear_creators(response)
-    return response
 
 
 def _patience(call: Call) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from uuid import UUID
 
 from service.rpc.call import Interceptor
 from service.rpc.unmasking import ReasonRules, unmasking
@@ -30,4 +31,8 @@ class KeptRecord:
 
 def unmasking_into(record: KeptRecord | None = None, *, reason_required: bool = False) -> Interceptor:
     """The interceptor of the service."""
-    return unmasking(record or KeptRecord(), ReasonRules(ValidationService().text, reason_required))
+    return unmasking(record or KeptRecord(), ReasonRules(ValidationService().text, reason_required), _nobody)
+
+
+async def _nobody(_: Collection[UUID]) -> Collection[UUID]:
+    return ()

@@ -8,7 +8,16 @@ from grpc import StatusCode
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.lead import SENSITIVE_FIELDS
-from service.rpc.masking import MASKS, mask_email, mask_message, mask_nid, mask_phone, shown_values
+from service.rpc.masking import (
+    MASKS,
+    mask_email,
+    mask_former_phones,
+    mask_message,
+    mask_nid,
+    mask_phone,
+    shown_values,
+    with_former_phones,
+)
 from service.scopes import Scope
 from service.validation import MASK
 from tests.harness.leads import somebody
@@ -150,6 +159,28 @@ class TestConversations:
         mask_message(conflict)
 
         assert (conflict.submission.conversation_id, conflict.leads[0].conversation_id) == (MASK, MASK)
+
+    @pytest.mark.parametrize("talk", ["whatsapp:+8801999999999", "1999-99-99", "(01999)999.999"])
+    def test_one_that_may_hold_a_former_phone_is_masked(self, talk: str) -> None:
+        new, changed = (pb.Lead(id=f"{n}", version=n, phone=PHONE, conversation_id=talk) for n in (1, 2))
+        listed = pb.ListLeadsResponse(leads=[new, changed])
+        mask_message(listed)
+
+        mask_former_phones(listed, with_former_phones(listed))
+
+        assert [lead.conversation_id for lead in listed.leads] == [talk, MASK]
+        assert [list(lead.masked_fields) for lead in listed.leads] == [["phone"], ["phone", "conversation_id"]]
+
+    def test_a_submission_may_hold_a_former_phone_of_a_lead_that_it_matches(self) -> None:
+        submission = pb.Lead(phone="+8801999999998", conversation_id="8801999999999@c.us")
+        for version, shown in ((1, submission.conversation_id), (2, MASK)):
+            conflict = pb.Conflict(id="c", submission=submission, leads=[pb.Lead(id="l", version=version, phone=PHONE)])
+            suspects = with_former_phones(conflict)
+            assert ("l" in suspects) == (version > 1)
+
+            mask_former_phones(conflict, suspects & {"l"})
+
+            assert conflict.submission.conversation_id == shown
 
     def test_showing_one_is_no_look_and_showing_the_phone_beside_it_is(self) -> None:
         lead = pb.Lead(id="a", phone=PHONE, conversation_id=PHONE, transcript_uri=PHONE)

@@ -295,6 +295,43 @@ def test_a_conversation_follows_the_phone(nosy: Client, connect: Connect, person
     assert nosy.reveal(lead_id, "phone").conversation_id == person.conversation_id
 
 
+def test_a_correction_of_the_phone_does_not_show_the_former_one(
+    connect: Connect, admin: Client, database_url: str, subject: str
+) -> None:
+    first, bot = known_person(), connect("chatbot", subject=subject)
+    made = bot.create(first)
+    again = known_person()
+    again.nid, again.conversation_id = first.nid, f"wa/{first.phone[:6]}-{first.phone[6:]}"
+    with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_NID"):
+        admin.create(again)
+    conflict = conflict_with(database_url, made.id)
+    agent = connect(scopes={Scope.READ, Scope.UPDATE, Scope.UNMASK_EMAIL, Scope.OPERATE})
+
+    shown = [bot.correct(made.id, expected_version=1, phone=known_person().phone), bot.get(made.id)]
+    shown += [agent.correct(made.id, phone=known_person().phone), agent.assign(made.id, "Sam")]
+    shown += [agent.get(made.id), agent.reveal(made.id, "email"), agent.by_conversation(first.conversation_id).lead]
+    shown += agent.list_leads(reference=made.lead.reference).leads
+    shown += [kept.lead for kept in agent.resubmissions(made.id)]
+    conflicts = agent.call("ListConflicts", pb.ListConflictsRequest()).conflicts
+    shown += [side for each in conflicts if each.id == conflict for side in (each.submission, *each.leads)]
+
+    assert len(shown) == 11
+    assert {lead.conversation_id for lead in shown} == {MASK}
+    assert all("conversation_id" in lead.masked_fields for lead in shown)
+    assert admin.get(made.id).conversation_id == first.conversation_id
+
+
+def test_a_conversation_that_holds_no_phone_is_shown_beside_a_corrected_one(connect: Connect, admin: Client) -> None:
+    agent = connect(scopes={Scope.READ, Scope.UPDATE})
+    for talk, field in (("chat-42", "phone"), (f"psid-{uuid4().int}", "name")):
+        person = known_person()
+        person.conversation_id = talk
+        new = pb.Lead(id=admin.create(person).id)
+        setattr(new, field, getattr(known_person(), field))
+        corrected = agent.call("UpdateLead", pb.UpdateLeadRequest(lead=new)).lead
+        assert (corrected.conversation_id, agent.get(new.id).conversation_id) == (talk, talk)
+
+
 def test_a_resubmission_with_another_phone_hides_the_leads(
     nosy: Client, subject: str, recorded: Recorded, connect: Connect, admin: Client
 ) -> None:

@@ -9,7 +9,7 @@ made of a locked lead; it is retried when the new phone or nid turns out to be t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -240,11 +240,24 @@ BEGINNING, END = Place(_FIRST, 0, 0, 0), Place(_LAST, _LARGEST, _LARGEST, _LARGE
 """The places before and behind everything."""
 
 
+_HAD_OTHER_PHONES = Statement(
+    text(f"""
+    SELECT DISTINCT lead_id FROM lead_event
+    WHERE lead_id = ANY(CAST(:ids AS uuid[])) AND type = {LeadEventType.CORRECTED:d} AND 'phone' = ANY(fields)
+""")  # noqa: S608 # our own number
+)
+
+
 class LeadHistory:
     """The histories of the leads of one database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def had_other_phones(self, lead_ids: Collection[UUID]) -> list[UUID]:
+        """Those of these leads whose phone was corrected."""
+        ids = {"ids": list(lead_ids)}
+        return [row[0] for row in await self._database.read(partial(_HAD_OTHER_PHONES.rows, parameters=ids))]
 
     async def of_type(self, lead_id: UUID, event_type: LeadEventType) -> list[LeadEvent]:
         """All events of one type of a lead, oldest first."""
