@@ -15,6 +15,7 @@ import contextlib
 import http.client
 import json
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -47,6 +48,9 @@ FIRST_KEYS_PAUSE_SECONDS = 5.0
 
 FETCH_TIMEOUT_SECONDS = 5.0
 """For the whole fetch: connection, head and body."""
+
+CUT_SECONDS = 0.25
+"""How often a fetch is ended that went beyond its time."""
 
 MOST_WAITING = 64
 """Calls that wait for a fetch at the same time; further ones are asked to retry. Each takes one of
@@ -272,8 +276,10 @@ class JwksUrl:
         refresh = asyncio.ensure_future(asyncio.to_thread(self._keys.refresh, self._download))
         try:
             await asyncio.wait({refresh}, timeout=FETCH_TIMEOUT_SECONDS)
-            if not refresh.done():
+            while not refresh.done():
                 self._connections.cut()
+                # The next address of the host may be tried now.
+                await asyncio.wait({refresh}, timeout=CUT_SECONDS)
             await refresh
         finally:
             if self._keys.set is not before:
@@ -285,7 +291,10 @@ class JwksUrl:
     def _download(self) -> bytes:
         give_up_at = time.monotonic() + FETCH_TIMEOUT_SECONDS
         body = bytearray()
-        with self._opener.open(self._url, timeout=FETCH_TIMEOUT_SECONDS) as response:
+        with (
+            contextlib.closing(self._connections),
+            self._opener.open(self._url, timeout=FETCH_TIMEOUT_SECONDS) as response,
+        ):
             # The timeout above is for each read; an answer that trickles in must end too.
             while chunk := response.read1(MAX_JWKS_BYTES):
                 body += chunk
@@ -295,11 +304,13 @@ class JwksUrl:
 
 
 class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opens the connection of a fetch. urllib bounds each read of it, and never an answer's whole head."""
+    """Opens the connection of a fetch. urllib bounds each read of it, and neither a TLS handshake nor a whole head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: http.client.HTTPConnection | None = None
+        self._changing = threading.Lock()
+        self._last: socket.socket | None = None
+        """A second descriptor of the connection: a TLS handshake takes the first one away from its object."""
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         """Send a request over http."""
@@ -310,19 +321,32 @@ class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return self._open(http.client.HTTPSConnection, request)
 
     def cut(self) -> None:
-        """End the connection whose answer's head is still awaited."""
-        waiting = self._last.sock if self._last is not None else None
-        if waiting is not None:
-            with contextlib.suppress(OSError):
-                # Not SSLSocket's own: it takes the TLS state away from the thread that reads.
-                socket.socket.shutdown(waiting, socket.SHUT_RDWR)
+        """End the connection that was opened last, whatever it waits for. Called from another thread."""
+        with self._changing, contextlib.suppress(OSError):
+            if self._last is not None:
+                self._last.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close what was kept of the connection."""
+        with self._changing:
+            if self._last is not None:
+                self._last.close()
+            self._last = None
+
+    def _connect(self, *arguments: Any) -> socket.socket:
+        made = socket.create_connection(*arguments)
+        self.close()
+        with self._changing:
+            self._last = made.dup()
+        return made
 
     def _open(
         self, kind: type[http.client.HTTPConnection], request: urllib.request.Request
     ) -> http.client.HTTPResponse:
         def connection(*arguments: Any, **options: Any) -> http.client.HTTPConnection:
-            self._last = kind(*arguments, **options)
-            return self._last
+            made = kind(*arguments, **options)
+            made._create_connection = self._connect  # type: ignore[attr-defined] # noqa: SLF001 # there is no other way
+            return made
 
         return self.do_open(connection, request)
 

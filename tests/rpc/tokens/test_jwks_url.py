@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -101,6 +102,11 @@ def issuer() -> Iterator[Issuer]:
 async def asked(issuer: Issuer, times: int) -> None:
     """Wait until the issuer was asked so often: a refresh runs behind the calls."""
     await until(lambda: len(issuer.requests) >= times)
+
+
+async def fetch_ended() -> None:
+    """Wait until no fetch is under way."""
+    await until(lambda: not any(task.get_name() == "jwks-fetch" for task in asyncio.all_tasks()))
 
 
 async def test_keys_are_fetched_once_and_kept(issuer: Issuer, clock: Clock) -> None:
@@ -263,8 +269,7 @@ async def test_head_that_trickles_in_is_given_up_and_the_issuer_is_asked_again(
     with pytest.raises(KeysUnavailableError):
         await asyncio.wait_for(source.key("ed"), 20)
     issuer.head_never_ends = False
-    # The pause begins when the fetch has ended.
-    await until(lambda: not any(task.get_name() == "jwks-fetch" for task in asyncio.all_tasks()))
+    await fetch_ended()  # then the pause begins
     clock.now += FIRST_KEYS_PAUSE_SECONDS
     assert (await source.key("ed")).kid == "ed"
 
@@ -304,3 +309,65 @@ async def test_proxy_of_the_environment_is_not_asked_for_this_machine(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     assert (await JwksUrl(issuer.url, clock=clock).key("ed")).kid == "ed"
+
+
+@contextlib.contextmanager
+def trickling_tls() -> Iterator[int]:
+    """The port of a server that accepts and sends the first message of a TLS handshake byte by byte, for ever."""
+    ended = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"\x16\x03\x03\x40\x00")  # a handshake record of 16 KiB
+            while not ended.wait(0.01):
+                connection.sendall(b"\x02")
+
+    def serve() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError):
+                threading.Thread(target=trickle, args=[listener.accept()[0]], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            ended.set()
+
+
+async def test_tls_handshake_that_trickles_in_is_given_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_SECONDS", 0.2)
+    with trickling_tls() as port:
+        source = JwksUrl(f"https://127.0.0.1:{port}/jwks", clock=clock)
+        with pytest.raises(KeysUnavailableError):
+            await asyncio.wait_for(source.key("ed"), 20)
+        await asyncio.wait_for(fetch_ended(), 2)
+
+
+async def test_host_with_several_addresses_that_trickles_at_a_later_one_is_given_up(
+    issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_SECONDS", 0.3)
+    issuer.head_never_ends = True
+    with silent_port() as silent:
+        of_host = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+            for port in (silent, silent, issuer.server_port)
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: of_host)
+        source = JwksUrl(issuer.url, clock=clock)
+        with pytest.raises(KeysUnavailableError):
+            await asyncio.wait_for(source.key("ed"), 20)
+        await asyncio.wait_for(fetch_ended(), 2)
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port on which no connection is refused or made: the queue of those that wait is full."""
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield int(listener.getsockname()[1])
