@@ -32,7 +32,7 @@ from service.importing.csv_file import CsvFile
 from service.importing.json_file import JsonFile
 from service.importing.pipeline import Pipeline, pool
 from service.importing.reports import Report, Result
-from service.importing.source import ImportRefusedError, Kind, explicit_mapping, kind_of
+from service.importing.source import ImportRefusedError, Kind, explicit_mapping, kind_of, names_of
 from service.keys.encryption import EncryptionService
 from service.storage.database.database import Database
 from service.storage.database.failures import StorageFaultError
@@ -182,7 +182,7 @@ async def _import_one(pipeline: Pipeline, source: _Source, encryption: Encryptio
         headers, delimiter = (rows.headers, rows.delimiter) if isinstance(rows, CsvFile) else (None, ",")
         report = Report(results, source.rejects, headers=headers, delimiter=delimiter, mark=mark)
         if rows.ignored:
-            echo(f"{path}: these columns are not imported: {', '.join(rows.ignored)}", err=True)
+            echo(f"{path}: these columns are not imported: {names_of(rows.ignored)}", err=True)
     began = time.monotonic()
     try:
         with closing(report), ProgressLine() as progress:

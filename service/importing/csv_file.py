@@ -20,6 +20,7 @@ from typing import NamedTuple, TextIO
 
 from service.importing.source import (
     NOT_UNICODE,
+    REASON_COLUMN,
     ImportRefusedError,
     Row,
     ignored,
@@ -37,10 +38,14 @@ LONGEST_RECORD = 100_000
 
 _SHOWN = 1000  # characters of a record that is too long, for the file of rejects
 
-DANGEROUS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""The full-width forms too: some spreadsheets read them as the plain ones."""
+DANGEROUS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b\u2212")
+"""The full-width and small forms and the minus sign too: some spreadsheets read them as the plain ones."""
+
+UNSEEN = " \xa0\xad\u034f\u061c\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff"
+"""Blanks and marks without width, of which a program may rid a cell that it reads; as in a pattern."""
 
 _QUOTE = "'"
+_GUARDED = re.compile(f"[{UNSEEN}]*[{re.escape(_QUOTE + ''.join(DANGEROUS))}]")
 _DIGITS = re.compile(r"'[0-9][0-9 ()./+-]*")
 _TEXT_FORMULA = re.compile(r'="((?:[^"]|"")*)" *')
 _GUARDS = frozenset("'=")
@@ -56,8 +61,7 @@ csv.field_size_limit(LONGEST_RECORD)
 
 def neutralised(cell: str) -> str:
     """The cell as it may be opened in a spreadsheet: an apostrophe before what is dangerous, or begins with one."""
-    begins = cell.lstrip(" ")
-    return _QUOTE + cell if begins.startswith((*DANGEROUS, _QUOTE)) else cell
+    return _QUOTE + cell if _GUARDED.match(cell) else cell
 
 
 def restored(cell: str) -> str:
@@ -104,6 +108,7 @@ class CsvFile:
         )
         if not self.headers:
             raise ImportRefusedError(f"{path}: the quotes of its header are not closed")
+        self._reasons = {at for at, header in enumerate(self.headers) if header == REASON_COLUMN}
         self._columns = resolve(self.headers, mapping)
         require_all(required, self._columns, self.headers)
         self.ignored = ignored(self._columns, self.headers)
@@ -128,13 +133,23 @@ class CsvFile:
         cells = [unguarded(cell) if cell[:1] in _GUARDS else cell for cell in cells]
         width = len(self.headers)
         if any(cell.strip() for cell in cells[width:]):
-            return Row(record.number, {}, cells, f"it has {len(cells)} cells, the header has {width}")
-        # Some programs leave out empty cells at the end, others add some.
-        cells = cells[:width] + [""] * (width - len(cells))
+            fault = f"it has {len(cells)} cells, the header has {width}"
+            return Row(record.number, {}, self._without_reason(cells), fault)
+        # Some programs leave out empty cells at the end, others add some. None is added here: a header may have
+        # thousands, and the file of rejects would hold them for each short row.
+        cells = cells[:width]
+        kept = self._without_reason(cells)
         if self.text.errors != "strict" and not is_unicode(record.text):
-            return Row(record.number, {}, cells, NOT_UNICODE)
-        fields = {field: value_of(field, [cells[at] for at in columns]) for field, columns in self._columns.items()}
-        return Row(record.number, fields, cells)
+            return Row(record.number, {}, kept, NOT_UNICODE)
+        fields = {
+            field: value_of(field, [cells[at] if at < len(cells) else "" for at in columns])
+            for field, columns in self._columns.items()
+        }
+        return Row(record.number, fields, kept)
+
+    def _without_reason(self, cells: list[str]) -> list[str]:
+        """The cells of a row of earlier rejects without the reason, which another one takes the place of."""
+        return [cell for at, cell in enumerate(cells) if at not in self._reasons] if self._reasons else cells
 
     def _filled(self, delimiter: str, *, columns: int = 0) -> Iterator[_Record]:
         """The records in which there is anything but separators."""

@@ -45,12 +45,15 @@ _CHUNK = 65_536
 _SHOWN = 1000  # characters of what is not JSON, for the file of rejects
 _FILLING = " \t\r\n,"
 _LISTS = frozenset({"leads", "data", "items", "records", "results", "rows", "contacts", "customers"})
-_PIECE = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[-+.\w]+|[][{}:,])')
-_OBJECTS = re.compile(r"\s*[{\]]")
+
+# Each of these takes time in proportion to the text, whatever that is: what was read once (a string that is not closed,
+# a run of blanks) is never begun again at its next character. Hence the possessive repeats.
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[-+.\w]+|[][{}:,]')
+_OBJECTS = re.compile(r"\s*+[{\]]")
 _ANOTHER = re.compile(rf'"(?:{"|".join(_LISTS)})"\s*:\s*\[\s*\{{|\}}\s*\{{', re.IGNORECASE)
 """Leads behind the end of a list: in another list, or in an object of their own."""
-_NEXT = re.compile(r"(?:\n|\}\s*,)[ \t\r\n]*(?=\{)")
-_BRACKETS = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"|[][{}]')
+_NEXT = re.compile(r"(?:(?<![ \t\r\n])[ \t\r]*+\n|\}\s*+,)[ \t\r\n]*+(?=\{)")
+_BRACKETS = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*+"?|[][{}]')
 
 
 _Part = tuple[dict[str, Any], str | None]
@@ -149,15 +152,16 @@ def _begin_of_list(text: str, phones: Collection[str]) -> int | None:
     empty: int | None = None
     around_empty: list[set[str | None]] = []
     for match in _PIECE.finditer(text):
-        before, here = here, match[1]
+        before, here = here, match[0]
         in_objects = not any(bracket == "[" for bracket, _ in opened)
         if here == ":" and opened:
             key = plain(before.strip('"'))
             opened[-1][1].add("phone" if key in phones else field_of(key))
         elif here in "[{":
-            is_list = here == "[" and before == ":" and key in _LISTS and _OBJECTS.match(text, match.end()) is not None
-            if is_list and in_objects and not any("phone" in fields for _, fields in opened):
-                if text[match.end() :].lstrip()[:1] == "{":
+            is_list = here == "[" and before == ":" and key in _LISTS
+            first = _OBJECTS.match(text, match.end()) if is_list and in_objects else None
+            if first is not None and not any("phone" in fields for _, fields in opened):
+                if first[0].endswith("{"):
                     return match.end()
                 if empty is None:
                     empty, around_empty = match.end(), [fields for _, fields in opened]
@@ -174,6 +178,8 @@ def _begin_of_list(text: str, phones: Collection[str]) -> int | None:
 
 def _is_too_deep(text: str, at: int) -> bool:
     """Whether the value that begins here is nested too deeply, as far as it can be seen."""
+    if text[at] not in "[{":
+        return False
     depth = 0
     for token in _BRACKETS.finditer(text, at):
         depth += token[0] in "[{"

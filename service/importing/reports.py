@@ -135,23 +135,21 @@ class Report:
             begins = '{"' if self._headers is None else '"'
             self._rejects = _created(path, (begins + REASON_COLUMN).encode(), self._mark)
             if self._headers is not None:
-                self._write_cells(self._rejects, self._headers, REASON_COLUMN, self._headers)
+                columns = [header for header in self._headers if header != REASON_COLUMN]
+                self._write_cells(self._rejects, REASON_COLUMN, columns)
         if self._headers is not None:
-            self._write_cells(self._rejects, self._headers, reason, list(row.original))
+            self._write_cells(self._rejects, reason, list(row.original))
             return
         original: Any = row.original if isinstance(row.original, dict) else {"cells": row.original}
         kept = {REASON_COLUMN: reason} | {k: v for k, v in original.items() if k != REASON_COLUMN}
         self._rejects.write(json.dumps(kept) + "\n")
 
-    def _write_cells(self, file: IO[str], headers: list[str], reason: str, cells: list[str]) -> None:
-        """Write the cells of a row, or of the header, behind `reason`, which takes the place of an earlier one.
+    def _write_cells(self, file: IO[str], reason: str, cells: list[str]) -> None:
+        """Write the cells of a row, or of the header, behind `reason`.
 
         Every cell is in quotes: a spreadsheet that takes another separator finds no cell within one of ours.
         """
-        kept = [
-            cell for number, cell in enumerate(cells) if len(cells) != len(headers) or headers[number] != REASON_COLUMN
-        ]
-        row = [neutralised(cell) for cell in (reason, *kept)]
+        row = [neutralised(cell) for cell in (reason, *cells)]
         csv.writer(file, delimiter=self._delimiter, quoting=csv.QUOTE_ALL).writerow(row)
 
 

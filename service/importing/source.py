@@ -32,6 +32,9 @@ _NO_TEXT = {
 }
 """What files without text begin with, and what they are."""
 _CHUNK = 1 << 20
+_NAMED = 30
+"""Columns that a message names: a file may have tens of thousands."""
+_NAMED_LENGTH = 60  # characters of each
 
 
 class ImportRefusedError(StartRefusedError):
@@ -283,8 +286,8 @@ def resolve(headers: Sequence[str], mapping: Mapping[str, str], *, partly: bool 
             columns[field] = tuple(chain.from_iterable(found))
     if missing and not partly:
         raise ImportRefusedError(
-            f"--map names columns that the file does not have: {', '.join(map(printable, missing))}; its columns are: "
-            f"{', '.join(map(printable, headers))}"
+            f"--map names columns that the file does not have: {names_of(missing)}; its columns are: "
+            f"{names_of(headers)}"
         )
     mapped = {position for positions in columns.values() for position in positions}
     known: dict[str, list[int]] = {}
@@ -312,10 +315,10 @@ def _counted(headers: Sequence[str]) -> list[int]:
 
 def _require_one(positions: Sequence[int], headers: Sequence[str], field: str) -> None:
     if len(positions) > 1:
-        numbers = [_counted(headers).index(position) + 1 for position in positions]
-        names = ", ".join(f"#{n} {printable(headers[each])}" for n, each in zip(numbers, positions, strict=True))
+        numbers = {position: number for number, position in enumerate(_counted(headers), start=1)}
+        names = names_of([f"#{numbers[each]} {headers[each]}" for each in positions])
         raise ImportRefusedError(
-            f'several columns are {field} ({names}): choose one by its number, --map "#{numbers[0]}={field}"'
+            f'several columns are {field} ({names}): choose one by its number, --map "#{numbers[positions[0]]}={field}"'
         )
 
 
@@ -336,10 +339,17 @@ def require_all(required: Collection[str], columns: Columns, headers: Sequence[s
     """Raise ImportRefusedError unless every required field has its column."""
     if missing := [field for field in CUSTOMER_FIELDS if field in required and field not in columns]:
         raise ImportRefusedError(
-            f"the file has no column for {', '.join(missing)}; its columns are: {', '.join(map(printable, headers))}. "
+            f"the file has no column for {', '.join(missing)}; its columns are: {names_of(headers)}. "
             f'Name it with --map "Their header={missing[0]}"; two columns are joined by +, as in '
             f'--map "First Name+Last Name=name"'
         )
+
+
+def names_of(headers: Sequence[str]) -> str:
+    """Headers as a message lists them: the first ones, in one line."""
+    names = [printable(each if len(each) <= _NAMED_LENGTH else each[:_NAMED_LENGTH] + "…") for each in headers[:_NAMED]]
+    more = [f"and {len(headers) - _NAMED} more"] if len(headers) > _NAMED else []
+    return ", ".join(names + more)
 
 
 def ignored(columns: Columns, headers: Sequence[str]) -> list[str]:

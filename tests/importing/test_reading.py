@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -295,6 +297,57 @@ def test_a_file_that_is_no_json_is_not_read_to_its_end(content: str, tmp_path: P
     assert rows[0].fault is None
     assert len(rows) < MOST_UNREADABLE + 10
     assert sum(row.fault is None for row in rows) <= 2
+
+
+OBJECT = '{"name": "good"}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" + "1," * 60_000 + OBJECT + "]",
+        OBJECT + "\n" + "null\n" * 60_000,
+        "{" + '\\"' * 100_000,
+        "[" + OBJECT + ",{" + '\\"' * 100_000,
+        "{" + " " * 199_000 + "@",
+        '{"leads"' + "\t" * 190_000 + "@",
+        OBJECT + "\n{x" + "\n" * 190_000 + "@",
+        "[" + OBJECT + ",{x" + "\n " * 100_000 + "@",
+        "{" + ",".join(f'"{dash * n}tel{dash * m}": 1' for dash in " -_./" for n in range(60) for m in range(60)) + "}",
+    ],
+    ids=range(9),
+)
+def test_no_text_costs_more_than_its_length(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    path.write_text(content)
+    began = time.process_time()
+    with suppress(ImportRefusedError):
+        assert sum(1 for _ in JsonFile(path, {})) > 0
+    assert time.process_time() - began < 5
+
+
+def test_a_value_that_is_cut_by_the_end_of_what_was_read_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "leads.json"
+    lead = json.dumps({"name": "x", "notes": "[" * 150_000})
+    path.write_text("\n".join([OBJECT] * 6000 + [lead, OBJECT]))
+    assert [row.fault for row in JsonFile(path, {})] == [None] * 6002
+
+
+@pytest.mark.parametrize("header", ["tel," * 24_000 + "name", "a," * 49_000])
+def test_a_fault_of_thousands_of_columns_is_told_in_few_words(header: str, tmp_path: Path) -> None:
+    began = time.process_time()
+    with pytest.raises(ImportRefusedError) as refused:
+        csv_rows(tmp_path, header + "\n")
+    assert len(str(refused.value)) < 1000
+    assert time.process_time() - began < 5
+
+
+def test_a_short_row_costs_no_more_for_thousands_of_columns(tmp_path: Path) -> None:
+    path = written(tmp_path, "name," + "b," * 40_000 + "\n" + "x\n" * 20_000)
+    began = time.process_time()
+    rows = list(CsvFile(path, {}, ["name"]))
+    assert time.process_time() - began < 5
+    assert (len(rows), rows[0].original) == (20_000, ["x"])
 
 
 def test_broken_lines_among_good_ones_cost_only_themselves(tmp_path: Path) -> None:
