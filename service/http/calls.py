@@ -161,10 +161,12 @@ async def body_within(request: Request, headers: Mapping[str, str], limit: int) 
     # The parser has checked that it is a number of at most 20 digits.
     if int(headers.get("content-length", "0")) > limit:
         raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
+    body, stream = bytearray(), request.stream()
+    async for chunk in stream:
         body += chunk
         if len(body) > limit:
+            # Else the collector closes it, in a task of its own that the end of the loop may be too early for.
+            await stream.aclose()
             raise too_large
     return bytes(body)
 

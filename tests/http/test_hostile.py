@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import logging
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Mapping
 
@@ -101,6 +103,19 @@ async def test_ten_megabytes_are_refused_and_not_kept(client: httpx.AsyncClient,
     assert (response.status_code, response.json()["status"]) == (413, 413)
     assert peak < 3_000_000
     assert servicer.calls == []
+
+
+async def test_a_body_that_is_too_long_leaves_nothing_to_the_collector(endpoint: HttpEndpoint) -> None:
+    """What it finds of a generator in use is closed in a task, which the end of the loop may come before."""
+    hooks, left = sys.get_asyncgen_hooks(), list[object]()
+    sys.set_asyncgen_hooks(hooks.firstiter, left.append)
+    try:
+        answer = await _exchange(endpoint, CHUNKED + b"50000\r\n" + b"x" * 0x50000 + b"\r\n")
+        gc.collect()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert left == []
 
 
 async def test_an_announced_ten_megabytes_are_refused_before_they_come(endpoint: HttpEndpoint) -> None:
