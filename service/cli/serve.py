@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shlex
 import shutil
@@ -11,6 +12,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import structlog
 import typer
 
 from service import serving
@@ -43,10 +45,20 @@ def serve() -> None:
     first = settings.auth_jwks is None and not settings.signing_key_path.exists()
 
     def on_ready(grpc_port: int, http_port: int, ops_port: int | None) -> None:
-        typer.echo(_welcome(settings, grpc_port, http_port, ops_port, first=first))
-        sys.stdout.flush()
+        _print(_welcome(settings, grpc_port, http_port, ops_port, first=first))
 
     serving.serve(settings, on_ready=on_ready)
+
+
+def _print(lines: str) -> None:
+    """Print lines if standard output takes them: the service runs without."""
+    try:
+        typer.echo(lines)
+        sys.stdout.flush()
+    except OSError as error:
+        structlog.get_logger("leadkeep").warning("standard output cannot be written", error=type(error).__qualname__)
+        # What is left unwritten must not fail again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _welcome(settings: Settings, grpc_port: int, http_port: int, ops_port: int | None, *, first: bool) -> str:

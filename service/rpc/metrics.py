@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 
 from service.files.renderer_process import FileRendering
+from service.log import log_stream
 from service.storage.intake.all_spools import AllSpools
 from service.storage.spool.spool import Spool
 
@@ -90,7 +91,7 @@ class Metrics:
         )
 
     def watch(self, spool: Spool, files: FileRendering, spools: AllSpools) -> None:
-        """Measure the spool, the daily files and the erasures that wait whenever somebody asks."""
+        """Measure the spool, the daily files, the erasures that wait and the log whenever somebody asks."""
         for name, meaning, value in (
             ("spool_entries", "Leads that wait in the spool.", lambda: spool.size.waiting),
             ("spool_damaged", "Spooled leads that were set aside.", lambda: spool.size.damaged),
@@ -103,6 +104,7 @@ class Metrics:
                 lambda: sum(each.erasures for each in spools.waiting),
             ),
             ("files_lag_seconds", "How long the oldest change has waited for its file.", lambda: files.lag),
+            ("log_lines_lost", "Lines that could not be written to the log.", lambda: log_stream().lost),
             ("files_alarm", "1 while the daily files cannot be rendered.", lambda: float(files.alarm is not None)),
         ):
             Gauge(f"leadkeep_{name}", meaning, registry=self._registry).set_function(value)
