@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
@@ -22,6 +23,7 @@ from zoneinfo import ZoneInfo
 from dotenv import dotenv_values
 
 from service.lead import OPTIONAL_BY_SETTING, LeadStatus
+from service.regular_file import open_regular
 from service.scopes import Scope
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
@@ -328,7 +330,7 @@ def read_env_file(path: Path) -> Mapping[str, str | None]:
     another user puts there belongs to that user, and so does a link.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             links = [link.lstat().st_uid for link in _links_of(path)]
             found = os.fstat(file.fileno())
             if {found.st_uid, *links} - {0, os.geteuid()}:

@@ -549,6 +549,12 @@ def test_a_link_of_ones_own_is_obeyed(working_folder: Path, tmp_path: Path) -> N
     assert load_settings().log_level == "error"
 
 
+def test_a_pipe_of_that_name_is_refused_and_not_waited_for(working_folder: Path) -> None:
+    os.mkfifo(working_folder / ".env")
+    with pytest.raises(ConfigurationError, match="cannot be read as UTF-8"):
+        load_settings()
+
+
 def test_a_folder_of_that_name_is_no_settings(working_folder: Path) -> None:
     (working_folder / ".env").mkdir()
     assert load_settings().log_level == "info"

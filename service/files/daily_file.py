@@ -20,13 +20,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from service.foreign_text import parse_json
 from service.keys.secret_file import make_private_folder, sync_folder
 from service.lead import FIELD_RULES, SENSITIVE_FIELDS
+from service.regular_file import open_regular
 from service.storage.daily.daily_leads import DailyLeads, Days, Snapshot
 
 FORMAT = "leadkeep-daily-file"
@@ -135,11 +135,11 @@ class FileStorageService:
         when `stopped` returns true.
         """
         # The lock is taken before the snapshot: whoever renders later has the later snapshot, and its file stays.
-        opener = partial(os.open, mode=0o600)
-        with open(self.folder / ".rendering.lock", "ab", opener=opener) as lock:
+        with open(self.folder / ".rendering.lock", "ab", opener=_open_lock) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for leftover in self.folder.glob(".leads_*.json.tmp"):
-                leftover.unlink(missing_ok=True)  # of a render that was killed
+                with contextlib.suppress(OSError):  # what stays in the way of this day is an error below
+                    leftover.unlink()  # of a render that was killed
             temporary = self.folder / f".{self.path(day).name}.tmp"
             with self._leads.snapshot(day, settles=settles) as snapshot:
                 try:
@@ -202,9 +202,9 @@ class FileStorageService:
             return _content(line.encode() for line in snapshot.lines())
 
     def identity(self, day: date) -> Identity | None:
-        """Identity of the file of a day; None when there is none. Raises OSError."""
+        """Identity of what is in the place of a day's file, be it a link; None for nothing. Raises OSError."""
         try:
-            return _identity(self.path(day).stat())
+            return _identity(self.path(day).lstat())
         except FileNotFoundError:
             return None
 
@@ -220,13 +220,13 @@ class FileStorageService:
 
 def read_header(path: Path) -> Header:
     """The header of a daily file. Raises DailyFileError, and OSError when it cannot be read."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return _header_of(file.readline(_CHUNK_BYTES), file.readline(_CHUNK_BYTES))
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
     """Each lead's line, without separator and line end. Raises DailyFileError when the file is not whole."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         _header_of(file.readline(_CHUNK_BYTES), file.readline(_CHUNK_BYTES))
         held: bytes | None = None
         for line in file:
@@ -273,8 +273,13 @@ def _header_of(first: bytes, second: bytes) -> Header:
             lead_count=int(header["lead_count"]),
             key_ids=tuple(str(key_id) for key_id in header["key_ids"]),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):  # the last one for a count of 1e999
         raise DailyFileError("its header is damaged") from None
+
+
+def _open_lock(path: str, flags: int) -> int:
+    """Open the lock, not what a link or a pipe in its place would lead to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
 
 def _identity(found: os.stat_result) -> Identity:

@@ -26,7 +26,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from math import inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -74,10 +76,19 @@ class Schedule:
         # For today and for the others: when their pause ends.
         self._rests_until = {True: 0.0, False: 0.0}
 
-    def due(self, changed: Mapping[date, float], today: date, now: float) -> date | None:
-        """The day to render now: today first, then the one that changed first; None to wait."""
+    def due(
+        self,
+        changed: Mapping[date, float],
+        today: date,
+        now: float,
+        failed: Mapping[date, float] = MappingProxyType({}),
+    ) -> date | None:
+        """The day to render now: today first, then the one that changed first; None to wait.
+
+        Days that failed, given with their times, come after all others, the one that failed last at the end.
+        """
         rested = [day for day in changed if now >= self._rests_until[day == today]]
-        return min(rested, key=lambda day: (day != today, changed[day], day), default=None)
+        return min(rested, key=lambda day: (failed.get(day, -inf), day != today, changed[day], day), default=None)
 
     def rendered(self, day: date, today: date, size: int, now: float) -> None:
         """A render of `day` ended now."""
@@ -106,6 +117,7 @@ class FileWorker:
         self._schedule = Schedule()
         self._known: dict[date, Identity | None] = {}
         self._changed: dict[date, float] = {}
+        self._failed: dict[date, float] = {}
         self._renders = False
         self._alarm: str | None = None
         self._retry_in = _FIRST_RETRY
@@ -125,6 +137,7 @@ class FileWorker:
         if not self._leads.take_turn():
             self._renders = False
             self._changed.clear()
+            self._failed.clear()
             return
         if not self._renders:
             self._survey()
@@ -135,9 +148,15 @@ class FileWorker:
         if now - self._looked_at >= DISK_SECONDS:
             self._looked_at = now
             self._compare_with_disk(now)
-        due = self._schedule.due(self._changed, self._today(), now)
+        due = self._schedule.due(self._changed, self._today(), now, self._failed)
         if due is not None:
-            self._render(due)
+            try:
+                self._render(due)
+            except OSError:
+                # Such as a folder in the place of its file: the other days must not wait for that.
+                self._failed[due] = self._clock()
+                raise
+            self._failed.pop(due, None)
 
     def _survey(self) -> None:
         """Find out, at the beginning of the turn, which files are missing or not the newest that was rendered."""
@@ -146,7 +165,8 @@ class FileWorker:
         self._known.clear()
         for day in {*self._leads.days_with_leads(), *rendered}:
             self._known[day] = self._files.identity(day)
-            with contextlib.suppress(FileNotFoundError, DailyFileError):
+            # What cannot be read, such as a file of another user, is rendered anew.
+            with contextlib.suppress(OSError, DailyFileError):
                 header = read_header(self._files.path(day))
                 newest = rendered[day].snapshot_at if day in rendered else None
                 if (header.snapshot_at, header.timezone) == (newest, self._days.zone):
@@ -203,7 +223,8 @@ class FileWorker:
                 with contextlib.suppress(OSError):
                     self._files.make_folder()
         else:
-            self._alarm, self._retry_in = None, _FIRST_RETRY
+            # A day that failed is still one, while others are rendered.
+            self._alarm, self._retry_in = self._alarm if self._failed else None, _FIRST_RETRY
             return LOOK_SECONDS
         pause, self._retry_in = self._retry_in, min(2 * self._retry_in, _LONGEST_RETRY)
         return pause

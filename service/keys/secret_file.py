@@ -13,6 +13,9 @@ from service.errors import StartRefusedError
 
 OWNER_ONLY = 0o600
 
+_LONGEST = 10_000_000
+"""Bytes; a keyring of a thousand keys has 200,000."""
+
 
 def make_private_folder(folder: Path) -> None:
     """Make a folder, and what is missing above it, for the owner only; one that is there stays as it is.
@@ -74,10 +77,12 @@ def sync_folder(path: Path) -> None:
 def read_secret_file(path: Path) -> bytes:
     """The file's content. Raises StartRefusedError when it cannot be read or others than its owner may read it."""
     try:
-        mode = path.stat().st_mode
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+                raise StartRefusedError(f"{path} holds secrets and may be read by others; run: chmod 600 '{path}'")
+            content = file.read(_LONGEST + 1)
     except OSError as error:
         raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise StartRefusedError(f"{path} holds secrets and may be read by others; run: chmod 600 '{path}'")
+    if len(content) > _LONGEST:
+        raise StartRefusedError(f"{path} is longer than any secret that is kept in a file")
     return content

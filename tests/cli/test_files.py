@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -218,6 +219,25 @@ def test_a_line_that_is_no_lead_is_damage(line: str, stopped: Stopped) -> None:
     done = service.leadkeep_here("files", "show", "--day", DAY)
     assert done.returncode == 1
     assert "is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "count"])
+def test_what_is_no_file_is_refused_and_not_waited_for(what: str, stopped: Stopped) -> None:
+    service, _ = stopped
+    path = old_file(service)
+    content = path.read_text()
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text(content.replace('"lead_count":1,', '"lead_count":1e999,'))
+    shown = service.leadkeep_here("files", "show", "--day", DAY)
+    assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+    compared = service.leadkeep_here("files", "verify", "--day", DAY)
+    assert (compared.returncode, "damaged" in compared.stdout) == (1, True)
+    path.unlink()
 
 
 def test_a_terminal_is_not_commanded_by_a_file(stopped: Stopped) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -256,6 +258,87 @@ def test_a_folder_that_may_not_be_written_is_an_alarm(on_small_disk: RunningServ
     remount(small_disk, "rw")
     assert soon_in(small_disk / file_of(on_small_disk).name, created, within=20)
     on_small_disk.stop()
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def put_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def put_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def put_wild_header(path: Path) -> None:
+    header = {"format": "leadkeep-daily-file", "version": 1, "date": "2026-03-02", "timezone": "UTC"}
+    header |= {"snapshot_at": "2026-03-02", "key_ids": [], "lead_count": 0}
+    path.write_text(json.dumps(header)[:-2] + '1e999,\n"leads":[\n]}\n')
+
+
+@pytest.mark.parametrize("put", [put_pipe, put_loop, put_device, put_wild_header])
+def test_whatever_lies_in_the_place_of_a_file_is_replaced(
+    put: Callable[[Path], None], database: TestDatabase, start_service: StartService
+) -> None:
+    service = start_service(database_url=database.serve_url)
+    store_lead(database, "2026-03-02T10:00Z")
+    path = file_of(service, date(2026, 3, 2))
+    assert eventually(path.exists, within=10)
+    lines = path.read_bytes().partition(b'"leads"')[2]
+    for stopped in (False, True):
+        if stopped:
+            service.stop()
+        path.unlink()
+        put(path)
+        if stopped:
+            service.start()
+        assert eventually(lambda: path.is_file() and path.read_bytes().endswith(lines), within=20), stopped
+        assert not path.is_symlink()
+    service.stop()
+
+
+def test_a_day_that_cannot_be_written_holds_up_no_other(database: TestDatabase, start_service: StartService) -> None:
+    service = start_service(database_url=database.serve_url)
+    bad = [file_of(service, date(2026, 3, 2)), file_of(service)]
+    assert eventually(bad[0].parent.is_dir, within=10)
+    for path in bad:
+        path.mkdir()
+    bad[0].with_name(f".{bad[0].name}.tmp").mkdir()
+    for number, day in enumerate(("2026-03-02", "2026-03-03", "2026-03-04", f"{today()}")):
+        store_lead(database, f"{day}T00:00Z", number)
+    good = [file_of(service, date(2026, 3, day)) for day in (3, 4)]
+    assert eventually(lambda: all(path.is_file() for path in good), within=20)
+    assert eventually(lambda: service.readiness["reasons"] == ["files_behind"], within=20)
+    store_lead(database, "2026-03-05T10:00Z", 9)
+    assert eventually(file_of(service, date(2026, 3, 5)).is_file, within=30)
+    assert service.metric("leadkeep_files_alarm") == 1
+    for folder in (*bad, bad[0].with_name(f".{bad[0].name}.tmp")):
+        folder.rmdir()
+    assert eventually(lambda: all(path.is_file() for path in bad), within=60)
+    assert eventually(lambda: service.is_well, within=20)
+    service.stop()
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(database: TestDatabase, tmp_path: Path) -> None:
+    days = Days("UTC")
+    leads = DailyLeads(database.serve_url, days)
+    files = FileStorageService(tmp_path, days, leads)
+    lock = tmp_path / ".rendering.lock"
+    lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        files.render(today(), settles=False)
+    assert not (tmp_path / "elsewhere").exists()
+    lock.unlink()
+    os.mkfifo(lock)
+    with pytest.raises(OSError, match="No such device"):
+        files.render(today(), settles=False)
+    leads.close()
 
 
 def test_a_render_that_fails_is_tried_again_after_pauses_that_double_to_a_quarter_of_a_minute(

@@ -34,6 +34,12 @@ def test_of_other_days_the_one_that_changed_first_comes_first() -> None:
     assert Schedule().due({MONDAY: 2.0, TUESDAY: 1.0}, TODAY, now=6.0) == TUESDAY
 
 
+def test_a_day_that_failed_comes_after_all_others() -> None:
+    changed, failed = {TODAY: 1.0, MONDAY: 2.0, TUESDAY: 3.0}, {TODAY: 5.0, MONDAY: 4.0}
+    assert Schedule().due(changed, TODAY, 6.0, failed) == TUESDAY
+    assert Schedule().due(changed, TODAY, 6.0, failed | {TUESDAY: 5.5}) == MONDAY
+
+
 def test_after_a_render_there_is_a_pause() -> None:
     schedule = Schedule()
     schedule.rendered(TODAY, TODAY, 12_000_000, now=10.0)

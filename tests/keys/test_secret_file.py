@@ -110,6 +110,15 @@ def test_a_file_for_its_owner_only_is_read(path: Path, mode: int) -> None:
     assert read_secret_file(path) == b"content"
 
 
+def test_a_file_without_end_is_read_to_a_bound(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    path.chmod(0o600)
+    with pytest.raises(StartRefusedError, match="longer than any secret"):
+        read_secret_file(path)
+
+
 def test_a_missing_file_is_refused_by_name(path: Path) -> None:
     with pytest.raises(StartRefusedError, match="cannot be read") as refused:
         read_secret_file(path)

@@ -7,12 +7,9 @@ to the folder of the backups cannot make another backup pass for ours.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
 import json
-import os
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +25,7 @@ from service.errors import StartRefusedError
 from service.foreign_text import parse_json
 from service.keys.encryption import EncryptionService
 from service.keys.secret_file import replace_secret_file
+from service.regular_file import open_regular
 
 FORMAT = "leadkeep-backup"
 VERSION = 1
@@ -160,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     damaged = StartRefusedError(f"{path} is damaged: take another backup")
     try:
-        with _opened(path) as file:
+        with open_regular(path) as file:
             document: dict[str, Any] = parse_json(file.read(_LARGEST_MANIFEST))
         if document["format"] != FORMAT:
             raise StartRefusedError(f"{path} is not the manifest of a Leadkeep backup")
@@ -181,15 +179,6 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """A file to be read. Raises OSError, also for what is none: a pipe in its place would never end."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return file
-
-
 def _canonical(document: Mapping[str, Any]) -> bytes:
     """The bytes of a JSON object, however its file is laid out."""
     return json.dumps(document, sort_keys=True).encode()
@@ -206,7 +195,7 @@ def whole_dump(folder: Path, manifest: Manifest) -> Iterator[IO[bytes]]:
     with tempfile.TemporaryFile() as copy:
         digest = hashlib.sha256()
         try:
-            with _opened(path) as file:
+            with open_regular(path) as file:
                 while copy.tell() <= manifest.dump_bytes and (piece := file.read(_PIECE_BYTES)):
                     digest.update(piece)
                     copy.write(piece)
