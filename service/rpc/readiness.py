@@ -147,7 +147,7 @@ def condition_of(
     details: dict[ReadinessReason, str | None] = {
         ReadinessReason.DATABASE_REFUSED: database_refusal if away else None,
         ReadinessReason.DATABASE_AWAY: (
-            "the database cannot be reached or takes no writes"
+            f"the database cannot be reached or takes no writes{f' (cause {failing})' if failing else ''}"
             if away and database_refusal is None and session_refusal is None
             else None
         ),

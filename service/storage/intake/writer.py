@@ -3,9 +3,10 @@
 Promises: an answer reports what is durable, in the database or in the spool. A batch that fails because of one of its
 leads, or because of a concurrent transaction, is split and costs only that lead. A lead whose caller's time is over
 goes to the spool alone and the others go on. While the database is away for longer than a blip, or refuses whatever is
-submitted, everything goes to the spool at once. Only what it refuses for its content is answered with an error, after
-made-up submissions have passed the same statements. No caller cancels a write. A submission is sealed when it is taken
-for a batch: sealing one after the other costs less than sealing each between other work (docs/performance.md).
+submitted, or lets it wait for a lock on a table, everything goes to the spool at once. Only what it refuses for its
+content is answered with an error, after made-up submissions have passed the same statements. No caller cancels a write.
+A submission is sealed when it is taken for a batch: sealing one after the other costs less than sealing each between
+other work (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ ALONE_AT_ONCE = 8
 RIVAL_SECONDS = 0.05
 """After which a lead that matches a spooled one is checked again: that one may be drained."""
 
+LOCKED_SECONDS = 1.0
+"""After which a lead that waits for a lock may wait for one that no lead gets: somebody holds a table."""
+
 ANSWER_SECONDS = 0.5
 """Kept free at the end of a caller's time, a quarter of it at most: enough to spool even when the disk is busy."""
 
@@ -62,6 +66,7 @@ ANSWER_SECONDS = 0.5
 class _Lead:
     seal: Callable[[], SealedSubmission]
     on_retry: Callable[[Retry], None]
+    arrived_at: float
     gives_up_at: float
     """When its caller's time to wait for the database is over, on the monotonic clock."""
     sealed: SealedSubmission | None = None
@@ -127,7 +132,7 @@ class LeadWriter:
         scope = retry_scope.get() or RetryScope(now + LONGEST_RETRY, lambda _: None)
         time_left = scope.deadline - now
         gives_up_in = time_left - min(ANSWER_SECONDS, time_left / 4)
-        entry = _Entry(_Lead(seal, scope.on_retry, now + gives_up_in), loop.create_future())
+        entry = _Entry(_Lead(seal, scope.on_retry, now, now + gives_up_in), loop.create_future())
         timer = loop.call_later(gives_up_in, self._to_spool.add, [entry])
         self._unanswered.add(entry)
         self._batches.add([entry])
@@ -214,6 +219,7 @@ class LeadWriter:
             for entry in batch:
                 entry.item.note_retry(wait, cause)
             if is_busy(error):
+                await self._note_locked_table(min(entry.item.arrived_at for entry in batch))
                 asyncio.get_running_loop().call_later(wait, self._split, batch)
             else:
                 self._outage.began(cause, since=began)
@@ -225,6 +231,14 @@ class LeadWriter:
             self._to_spool.add(batch)
         else:
             batch[0].fail(StorageFaultError(cause_of(error)) if is_driver_error(error) else error)
+
+    async def _note_locked_table(self, since: float) -> None:
+        """Note an outage if a made-up submission waits for a lock too, as a lead has done since then."""
+        if time.monotonic() - since < LOCKED_SECONDS:
+            return
+        found = await self._submissions.trial()
+        if found is not None and is_busy(found):
+            self._outage.began(cause_of(found), since=since)
 
     def _split(self, batch: list[_Entry]) -> None:
         """Write each lead of a batch alone, beside the batches: one that waits for a lock must not hold those up."""

@@ -313,6 +313,40 @@ async def test_a_foreign_lock_on_what_one_entry_matches_holds_up_nobody(
         assert isinstance(await blocked, Delayed)
 
 
+async def test_a_lock_on_a_table_is_an_outage_until_it_is_released(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    with psycopg.connect(database.admin_url) as operator:
+        operator.execute("LOCK TABLE lead IN SHARE MODE")
+        began = time.monotonic()
+        waited = await asyncio.gather(*(world.create(submit(), seconds=20) for _ in range(20)))
+        assert time.monotonic() - began < 5
+        assert {type(outcome) for outcome in waited} == {Delayed}
+        assert world.outage.lasting
+        assert world.outage.cause == "55P03"
+        began = time.monotonic()
+        assert isinstance(await world.create(submit()), Delayed)
+        assert time.monotonic() - began < 1
+    async with asyncio.timeout(20):
+        while world.outage.lasting or world.spool.size.waiting:
+            await world.drain.step()
+    assert saved([await world.create(submit())])
+    assert stored(database) == 22
+
+
+async def test_a_lock_that_one_lead_waits_for_is_no_outage(
+    world: World, submit: Submit, database: TestDatabase
+) -> None:
+    lead = submit(phone="+1234567")
+    await world.create(lead)
+    with faults.locked_lead(database.admin_url, str(lead.id)):
+        blocked = asyncio.create_task(world.create(submit(phone="+1234567"), seconds=20))
+        await asyncio.sleep(3)
+        assert world.outage.cause is None
+        assert saved([await world.create(submit())])
+    assert isinstance(await blocked, DuplicateMatch)
+
+
 async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is_one_lead(
     world: World,
     submit: Submit,
