@@ -27,8 +27,11 @@ CHECKOUT_SECONDS = 2.0
 """How long an attempt waits for a free connection before the pool counts as unavailable."""
 
 OPENING_SECONDS = 7.0
-"""How long all hosts together are tried, the look-up of their names included; and how long a new connection may take
-to be set up, by a server that freezes between accepting it and its first answer."""
+"""How long all hosts together are tried, the look-up of their names included."""
+
+PROVING_SECONDS = 3.0
+"""How long a new connection may take to be set up: a server may freeze between accepting it and its first answer, and a
+pooler accepts it without a server. The fence takes two seconds of it at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -153,7 +156,7 @@ class ConnectionPool:
         except psycopg.Error as error:
             self._on_failure(error, conninfo)
             raise
-        timer = asyncio.get_running_loop().call_later(self._opening_seconds, shut_down, driver.pgconn)
+        timer = asyncio.get_running_loop().call_later(PROVING_SECONDS, shut_down, driver.pgconn)
         try:
             session = await self._prove(driver)
             self._opened.append(driver)

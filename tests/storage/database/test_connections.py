@@ -201,7 +201,7 @@ async def test_the_host_that_hung_is_tried_last(database: TestDatabase, tmp_path
 async def test_a_server_that_freezes_while_a_connection_is_set_up_is_not_waited_for(
     database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "OPENING_SECONDS", 0.3)
+    monkeypatch.setattr(storage, "PROVING_SECONDS", 0.3)
 
     async def hang(driver: psycopg.AsyncConnection[Any]) -> Session:
         await driver.execute("SELECT pg_sleep(60)")
