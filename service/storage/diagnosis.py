@@ -52,6 +52,18 @@ _UNIQUE = {
 }
 """The unique indexes that decide duplicates, each with what stands in the brackets of CREATE UNIQUE INDEX."""
 
+_TRIGGERS = {
+    "lead": (
+        "lead_delete_is_noted lead_deleted_hands_over lead_insert_is_not_erased lead_insert_is_noted lead_is_current "
+        "lead_reindexed_hands_over lead_update_is_noted"
+    ),
+    "lead_alias": "lead_alias_insert_is_noted",
+    "lead_conflict": "lead_conflict_is_current",
+    "lead_event": "lead_event_has_place",
+    "resubmission": "resubmission_delete_counts resubmission_insert_counts resubmission_is_current",
+}
+"""The triggers of the migrations, by table."""
+
 _UNLOGGED = "spool_search"
 """The table that may be lost: a question lasts seconds."""
 
@@ -83,6 +95,10 @@ _TABLES = Statement(
         has_any_column_privilege(c.oid, 'UPDATE') AS may_update, has_table_privilege(c.oid, 'DELETE') AS may_delete,
         ARRAY(SELECT i.relname::text FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
             WHERE x.indrelid = c.oid AND x.indisunique AND x.indisvalid) AS unique_indexes,
+        ARRAY(SELECT t.tgname::text FROM pg_trigger t WHERE t.tgrelid = c.oid
+            AND t.tgenabled IN ('O', 'A')) AS triggers,
+        ARRAY(SELECT t.tgname::text FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled NOT IN ('O', 'A')
+            AND t.tgisinternal) AS unchecked,
         row_security_active(c.oid) AS hides_rows, c.relpersistence = 'u' AS unlogged
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
 """)
@@ -198,6 +214,18 @@ def _mends(schema: bool | None, found: dict[str, Any], functions: Collection[str
             f"a unique index is missing, and duplicates come in; run: CREATE UNIQUE INDEX {name} ON lead ({on})"
             for name, on in _UNIQUE.items()
             if "lead" in found and name not in found["lead"].unique_indexes
+        ),
+        *(
+            f"a trigger of Leadkeep is disabled or gone; run: ALTER TABLE {table} ENABLE TRIGGER {name}, or restore a "
+            "backup"
+            for table, names in _TRIGGERS.items()
+            for name in names.split()
+            if table in found and name not in found[table].triggers
+        ),
+        *(
+            f'a foreign key is not checked; run as a superuser: ALTER TABLE {table.name} ENABLE TRIGGER "{trigger}"'
+            for table in there
+            for trigger in found[table.name].unchecked
         ),
         *(
             f"row-level security would hide rows of {table.name}; run: ALTER TABLE {table.name} DISABLE ROW LEVEL "

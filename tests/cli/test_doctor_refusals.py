@@ -73,6 +73,15 @@ def test_without_pg_monitor_it_is_said_what_cannot_be_seen(installed: RunningSer
     assert grant in done.stdout
 
 
+def test_every_trigger_that_the_migrations_make_is_checked(installed: RunningService, database: TestDatabase) -> None:
+    ours = "SELECT string_agg(t.tgrelid::regclass || ' ' || t.tgname, ',') FROM pg_trigger t WHERE NOT t.tgisinternal"
+    made = str(faults.value_of(database.admin_url, ours)).split(",")
+    faults.execute(database.admin_url, *(f"ALTER TABLE {each.split()[0]} DISABLE TRIGGER USER" for each in made))
+    lines = installed.leadkeep_here("doctor").stdout
+    named = re.findall(r"run: ALTER TABLE (\w+) ENABLE TRIGGER (\w+)", lines)
+    assert sorted(" ".join(each) for each in named) == sorted(made)
+
+
 def test_every_right_that_the_migrations_grant_is_checked(installed: RunningService, database: TestDatabase) -> None:
     grants = (
         "SELECT string_agg(DISTINCT privilege_type || ' ' || table_name, ',') FROM information_schema.role_table_grants"

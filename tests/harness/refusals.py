@@ -150,6 +150,21 @@ SEEN = {
         [NO_DUPLICATES],
         NO_DUPLICATES,
     ),
+    "a trigger of ours is disabled": Refusal(
+        ["ALTER TABLE lead DISABLE TRIGGER lead_insert_is_not_erased"],
+        ["ALTER TABLE lead ENABLE TRIGGER lead_insert_is_not_erased"],
+        "ALTER TABLE lead ENABLE TRIGGER lead_insert_is_not_erased",
+    ),
+    "a trigger of ours is for replicas": Refusal(
+        ["ALTER TABLE lead_event ENABLE REPLICA TRIGGER lead_event_has_place"],
+        ["ALTER TABLE lead_event ENABLE TRIGGER lead_event_has_place"],
+        "ALTER TABLE lead_event ENABLE TRIGGER lead_event_has_place",
+    ),
+    "foreign keys are not checked": Refusal(
+        ["ALTER TABLE lead_alias DISABLE TRIGGER ALL"],
+        ["ALTER TABLE lead_alias ENABLE TRIGGER ALL"],
+        'ALTER TABLE lead_alias ENABLE TRIGGER "RI_ConstraintTrigger',
+    ),
     "a table that a crash would empty": Refusal(
         ["ALTER TABLE tombstone SET UNLOGGED"],
         ["ALTER TABLE tombstone SET LOGGED"],

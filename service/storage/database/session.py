@@ -57,6 +57,12 @@ SETTINGS: Mapping[str, str] = {
 }
 """As the server shows them (`SHOW`). deploy/postgres-init.sh has the same list for the role."""
 
+_PROVEN = {
+    # Triggers refuse what was erased, and count: a replica's sessions, or those of a bulk load, run none.
+    "session_replication_role": "origin",
+}
+"""Settings that only a superuser may change, so that they are proven alone."""
+
 CONNECT_SECONDS = 2
 """How long one host of the URL is tried (libpq knows nothing shorter): after a failover to the next host, a first
 host that is frozen costs this much."""
@@ -129,11 +135,12 @@ def proof(protocol_pid: int | None, *, identity: bool) -> str:
         )
         for name, value in SETTINGS.items()
     )
+    proven = (sql.SQL("current_setting({})").format(name) for name in _PROVEN)
     return (
         sql.SQL("SELECT pg_backend_pid(), current_setting('server_encoding'), {}, ARRAY[{}]")
         .format(
             sql.SQL("(SELECT database FROM public.key_canary)" if identity else "CAST(NULL AS uuid)"),
-            sql.SQL(", ").join(settings),
+            sql.SQL(", ").join((*settings, *proven)),
         )
         .as_string()
     )
@@ -152,7 +159,8 @@ def session_of(row: Sequence[Any] | None, protocol_pid: int, identity: UUID | No
     if encoding != "UTF8":
         raise SessionRefusedError("database_refused", encoding_refusal(encoding))
     behind_pooler = server_pid != protocol_pid
-    lost = [name for (name, wanted), has in zip(SETTINGS.items(), found, strict=True) if has != wanted]
+    wanted = {**SETTINGS, **_PROVEN}
+    lost = [name for name, has in zip(wanted, found, strict=True) if has != wanted[name]]
     if lost:
         raise SessionRefusedError("settings_lost", _settings_refusal(lost, behind_pooler=behind_pooler))
     return Session(server_pid, behind_pooler)
@@ -171,7 +179,7 @@ def _settings_refusal(lost: Sequence[str], *, behind_pooler: bool) -> str:
     where = (
         "a pooler is in front of the database, so the role of LEADKEEP_DATABASE_URL must have them"
         if behind_pooler
-        else "the server did not take them"
+        else "the server did not take them, or only a superuser may set them"
     )
     return (
         f"settings that Leadkeep relies on are lost ({', '.join(lost)}): {where}. Run leadkeep migrate as a role that "
@@ -182,7 +190,7 @@ def _settings_refusal(lost: Sequence[str], *, behind_pooler: bool) -> str:
 
 def shown(name: str) -> str:
     """The value of a setting as `ALTER ROLE … SET` takes it. DateStyle is a list of words; none holds a quote."""
-    return ", ".join(f"'{part}'" for part in SETTINGS[name].split(", "))
+    return ", ".join(f"'{part}'" for part in {**SETTINGS, **_PROVEN}[name].split(", "))
 
 
 def open_unproven(url: str, name: str, *, autocommit: bool = False, **more: Any) -> psycopg.Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ from service.storage.database.session import (
     url_is_valid,
 )
 from service.storage.diagnosis import diagnose
-from tests.harness.pooler import ODD, pooler, reset_role, set_role
+from tests.harness.pooler import ODD, PgBouncer, pooler, reset_role, set_role
 from tests.harness.postgres import REPO, TestDatabase, TestServer
 
 
@@ -122,6 +123,26 @@ async def test_a_pooler_before_a_role_with_another_setting_is_refused(server: Te
         ) as refused:
             connect(front.url, "test")
         assert refused.value.word == "settings_lost"
+
+
+@pytest.mark.parametrize("mode", [None, "session", "transaction"])
+async def test_a_role_whose_sessions_run_no_triggers_is_refused(server: TestServer, mode: str | None) -> None:
+    database = server.fresh_database()
+    with pooler(database.serve_url, mode) if mode else nullcontext(database) as front:
+        for value, taken in (("replica", False), ("local", False), ("origin", True)):
+            set_role(database.admin_url)
+            with psycopg.connect(database.admin_url, autocommit=True) as connection:
+                connection.execute(f"ALTER ROLE leadkeep_serve SET session_replication_role = {value}".encode())
+            if isinstance(front, PgBouncer):
+                front.reconnect()
+            url = front.url if isinstance(front, PgBouncer) else database.serve_url
+            if taken:
+                connect(url, "test").close()
+                continue
+            with pytest.raises(SessionRefusedError, match="SET session_replication_role = 'origin'") as refused:
+                connect(url, "test")
+            assert refused.value.word == "settings_lost"
+    reset_role(database.admin_url)
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
