@@ -200,7 +200,7 @@ class Serving:
             verify=token_verifier(settings).verify,
             explain=confirmation.explain,
             database_away=lambda: self._readiness.database_away,
-            unmasking=unmasking(self._accesses.record, reasons, LeadHistory(self._parts.database).had_other_phones),
+            unmasking=unmasking(self._accesses, reasons, LeadHistory(self._parts.database).had_other_phones),
             limiting=limiting,
             metrics=self._metrics,
             max_concurrent_calls=settings.max_concurrent_calls,

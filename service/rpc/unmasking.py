@@ -77,7 +77,10 @@ NOBODY = Caller("", frozenset())
 class Record(Protocol):
     """How accesses are recorded."""
 
-    async def __call__(
+    async def require_room(self, subject: str, leads: int) -> None:
+        """Must raise UnmaskLimitError when this subject may not look at so many more leads now."""
+
+    async def record(
         self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY, limited: bool = True
     ) -> None:
         """Must return only when all of them are committed, in `patience` seconds at most.
@@ -174,13 +177,21 @@ class _Look:
     """The fields that are shown unmasked; none when the record of a change failed."""
     searched: tuple[str, ...]
     reason: str | None
-    record: Record
+    writer: Record
     proceed: Handler
 
     async def response(self, request: Message) -> Message:
         """The unmasked response, recorded."""
         call = self.call
         failure: LeadkeepError | None = None
+        if self.searched or call.comparable:
+            # Before anything is looked up: else the time until the refusal would tell a right guess from a wrong one.
+            try:
+                await self.writer.require_room(self.caller.subject, 1)
+            except (StorageUnavailableError, UnmaskLimitError):
+                if self.searched:
+                    raise
+                call.comparable = NOTHING
         try:
             response = await self._answer(request)
             accesses = self._accesses(request, response)
@@ -192,7 +203,7 @@ class _Look:
             accesses = [self._access(*call.compared)] if call.compared else self._accesses_without_lead()
         if accesses:
             try:
-                await self.record(accesses, patience=_patience(call))
+                await self.writer.record(accesses, patience=_patience(call))
             except (StorageUnavailableError, UnmaskLimitError):
                 if call.rpc in READ_SCOPES:
                     raise
@@ -210,7 +221,8 @@ class _Look:
             return await self.proceed(self.call, request)
         except DuplicateLeadError as duplicate:
             if self.call.rpc == "UpdateLead":
-                await self.record([self._access(*matched) for matched in duplicate.matched.items()], limited=False)
+                matched = [self._access(*each) for each in duplicate.matched.items()]
+                await self.writer.record(matched, limited=False)
             raise
 
     def _accesses(self, request: Message, response: Message) -> list[Access]:

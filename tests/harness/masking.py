@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
+from service.errors import UnmaskLimitError
 from service.rpc.call import Interceptor
 from service.rpc.unmasking import ReasonRules, unmasking
 from service.storage.access.record import Access
@@ -13,14 +14,19 @@ from service.validation import ValidationService
 
 
 class KeptRecord:
-    """Keeps accesses, or raises `fault` instead."""
+    """Keeps accesses, or raises `fault` instead; with `full`, it has no room for any."""
 
-    def __init__(self, fault: Exception | None = None) -> None:
+    def __init__(self, fault: Exception | None = None, *, full: bool = False) -> None:
+        self.full = full
         self.accesses: list[Access] = []
         self.patience: float | None = None
         self.fault = fault
 
-    async def __call__(
+    async def require_room(self, subject: str, leads: int) -> None:
+        if self.full:
+            raise UnmaskLimitError(1, 60.0)
+
+    async def record(
         self, accesses: Sequence[Access], *, patience: float = LONGEST_RETRY, limited: bool = True
     ) -> None:
         self.patience = patience

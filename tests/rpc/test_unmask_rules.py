@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +14,13 @@ from grpc import StatusCode
 from grpc_status import rpc_status
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.errors import UnmaskLimitError
+from service.rpc.call import Call
+from service.scopes import Caller, Scope
 from service.validation import MASK
 from tests.conftest import StartService
 from tests.harness.leads import somebody
+from tests.harness.masking import KeptRecord, unmasking_into
 from tests.harness.postgres import TestDatabase
 from tests.harness.running_service import RunningService
 from tests.rpc.calls import Client, refused
@@ -259,3 +264,38 @@ class TestGuesses:
             with refused(StatusCode.ALREADY_EXISTS, "DUPLICATE_PHONE"):
                 guesser.correct(lead_id, phone=person.phone)
         assert self.looks(caller, guessed_id) == [("UpdateLead", ["phone"])] * 2
+
+
+def looking(rpc: str) -> Call:
+    """A call of somebody with every scope."""
+    caller = Caller("nosy", frozenset(Scope))
+    return Call(rpc=rpc, transport="grpc", peer="", metadata={}, deadline=time.monotonic() + 5, caller=caller)
+
+
+@pytest.mark.parametrize(
+    ("rpc", "request_"),
+    [
+        ("ListLeads", pb.ListLeadsRequest(phone="+8801712345678", view=pb.LEAD_VIEW_MASKED)),
+        ("GetLeadByConversation", pb.GetLeadByConversationRequest(conversation_id="whatsapp:+8801712345678")),
+        ("FindPerson", pb.FindPersonRequest(nid="1234567890")),
+    ],
+)
+async def test_beyond_the_limit_nothing_is_looked_up_whose_time_could_tell(rpc: str, request_: Message) -> None:
+    async def look_up(_call: Call, _request: Message) -> Message:
+        raise AssertionError("it was looked up")
+
+    with pytest.raises(UnmaskLimitError):
+        await unmasking_into(KeptRecord(full=True))(looking(rpc), request_, look_up)
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_beyond_the_limit_a_correction_compares_nothing_whose_time_could_tell(full: bool) -> None:
+    comparable: list[set[str]] = []
+
+    async def correct(call: Call, _request: Message) -> Message:
+        comparable.append(set(call.comparable))
+        return pb.UpdateLeadResponse()
+
+    request = pb.UpdateLeadRequest(lead=pb.Lead(phone="+8801712345678"))
+    await unmasking_into(KeptRecord(full=full))(looking("UpdateLead"), request, correct)
+    assert comparable == [set() if full else {"phone", "nid", "email", "address", "notes"}]

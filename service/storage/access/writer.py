@@ -152,6 +152,8 @@ class AccessWriter:
 
     async def require_room(self, subject: str, leads: int) -> None:
         """Raise UnmaskLimitError if a subject may not be shown so many more leads within this hour."""
+        if self._limit is None:
+            return
 
         async def work(connection: AsyncConnection) -> None:
             [error] = await self._limit_errors(connection, [(subject, leads)], self._now())
