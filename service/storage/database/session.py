@@ -12,6 +12,7 @@ transaction begins with it (`Database`).
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import select
@@ -31,6 +32,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from service.errors import StartRefusedError
 
 Driver = psycopg.AsyncConnection[Any]
+
+# It prints errors that it ignores as PostgreSQL worded them, with the values of a row.
+logging.getLogger("psycopg").disabled = True
 
 SETTINGS: Mapping[str, str] = {
     # What is confirmed is on disk, and on the synchronous standby's if there is one.

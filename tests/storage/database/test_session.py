@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
 from service.storage.database.database import Database, Work, snapshot
-from service.storage.database.failures import DatabaseHungError, LeftBehindError
+from service.storage.database.failures import DatabaseHungError, LeftBehindError, StorageFaultError
 from service.storage.database.session import (
     SETTINGS,
     SessionRefusedError,
@@ -344,3 +344,19 @@ async def test_nothing_is_prepared_on_the_server_behind_a_pooler(server: TestSer
 def test_a_snapshot_waits_for_a_reader_that_pauses(database: TestDatabase) -> None:
     with snapshot(database.serve_url, "test") as connection:
         assert connection.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("0",)
+
+
+def test_the_driver_prints_nothing_that_postgresql_answered(
+    database: TestDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "SELECT CASE WHEN n < 5000 THEN n ELSE CAST('secret' || n AS int) END FROM generate_series(1, 6000) n"
+
+    with (
+        suppress(ValueError, StorageFaultError),
+        snapshot(database.serve_url, "test") as connection,
+        connection.cursor() as cursor,
+        cursor.copy(f"COPY ({rows}) TO STDOUT".encode()) as copy,
+    ):
+        next(iter(copy))
+        raise ValueError
+    assert caplog.records == []
