@@ -214,6 +214,9 @@ class HttpConnection(HttpToolsProtocol):
         target, self.url = self.url, b"/"
         self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            # It would take the 100 for its answer (RFC 9110, 10.1.1 and 15.2).
+            self.cycle.waiting_for_100_continue = False
         self.cycle.transport = self._answers_to  # type: ignore[assignment] # nothing else of it is used
         self.scope["raw_path"], _, self.scope["query_string"] = target.partition(b"?")
         # Trailers, which come behind the body, are no headers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import socket
 import tracemalloc
@@ -15,7 +16,7 @@ from leadkeep.v1 import lead_service_pb2 as pb
 from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
 from service.rpc.limits import Limits
-from tests.http.conftest import Servicer, connected
+from tests.http.conftest import STORY, Servicer, connected
 from tests.http.test_held_connections import Running, running
 
 GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -112,6 +113,20 @@ async def test_a_trailer_is_no_header(endpoint: HttpEndpoint, servicer: Servicer
     sent = LIST + CHUNKED + b"connection: close\r\n\r\n2\r\n{}\r\n0\r\n" + ADMIN + b"\r\n"
     assert (await whole_answer(endpoint, sent)).startswith(b"HTTP/1.1 401 ")
     assert servicer.calls == []
+
+
+@pytest.mark.parametrize(("version", "first"), [("1.0", b"HTTP/1.1 201 "), ("1.1", b"HTTP/1.1 100 ")])
+async def test_only_who_knows_what_it_is_is_told_to_send_the_body(
+    endpoint: HttpEndpoint, version: str, first: bytes
+) -> None:
+    body = json.dumps(STORY).encode()
+    head = f"POST /api/leads/ HTTP/{version}\r\nhost: x\r\nauthorization: Bearer admin\r\nexpect: 100-continue\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    async with connected(endpoint.port) as (reader, writer):
+        writer.write(head.encode())
+        await asyncio.sleep(0.1)
+        writer.write(body)
+        assert (await reader.readline()).startswith(first)
 
 
 async def test_another_protocol_is_not_taken_up_and_each_call_is_answered(
