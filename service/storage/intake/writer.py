@@ -259,9 +259,7 @@ class LeadWriter:
     async def _put_together(self, batch: list[_Entry]) -> None:
         had_room = self._stopped or self._spool.usable
         batch = _sealed(batch)
-        for entry in batch:
-            if known := self._recent.answer(entry.item.submission):
-                entry.resolve(known)
+        self._answer_known(batch)
         back: set[_Entry] = set()
         if not self._outage.lasting:
             overlap = await self._overlap(batch)
@@ -275,6 +273,11 @@ class LeadWriter:
                     entry.fail(StorageUnavailableError())
         self._batches.add(back)
         await self._keep([each for each in batch if each not in back and not each.answer.done()], had_room=had_room)
+
+    def _answer_known(self, batch: list[_Entry]) -> None:
+        for entry in batch:
+            if known := self._recent.answer(entry.item.submission):
+                entry.resolve(known)
 
     async def _keep(self, batch: list[_Entry], *, had_room: bool) -> None:
         if not batch:
@@ -291,8 +294,10 @@ class LeadWriter:
             for entry in batch:
                 entry.fail(StorageUnavailableError())
             return
-        # While we wrote to the spool, the database answered some of these. Remove those, or the drain would turn a
-        # refused duplicate into a conflict; except one that is the answer to a repeat beside it.
+        # While we wrote to the spool, what some of these repeat may have been drained out of it.
+        self._answer_known(batch)
+        # And the database answered some of these. Remove those, or the drain would turn a refused duplicate into a
+        # conflict; except one that is the answer to a repeat beside it.
         answered = {entry.item.submission.id for entry in batch if entry.answer.done()}
         for entry in batch:
             outcome = outcomes[entry.item.submission.id]

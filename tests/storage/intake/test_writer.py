@@ -38,6 +38,7 @@ from service.use_cases.person_service import ErasureService, PersonService
 from service.validation import ValidationService
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
+from tests.harness.processes import until
 from tests.harness.refusals import REFUSALS, Refusal
 from tests.harness.refusals import refusing as database_refusing
 from tests.storage.conftest import Submit, everyone
@@ -523,6 +524,26 @@ async def test_one_that_repeats_a_spooled_one_is_answered_by_the_spool(
     outcome = await world.create(replace(first, id=new_id()))
     assert isinstance(outcome, Delayed)
     assert outcome.id == first.id
+
+
+@pytest.mark.parametrize("request_id", ["r", None])
+async def test_a_repeat_is_answered_alike_when_what_it_repeats_is_drained_meanwhile(
+    world: World, submit: Submit, monkeypatch: pytest.MonkeyPatch, request_id: str | None
+) -> None:
+    content = {"name": "Rahima Begum", "phone": "+8801899999999", "nid": "2099999999999"}
+    first, repeat = (submit(request_id=request_id, **content) for _ in range(2))
+    await world.spool.put([first])
+    put = world.spool.put
+
+    async def drained_before(submissions: list[SealedSubmission]) -> object:
+        await world.drain.step()
+        return await put(submissions)
+
+    monkeypatch.setattr(world.spool, "put", drained_before)
+    outcome = await world.create(repeat)
+    assert isinstance(outcome, Delayed)
+    assert outcome.id == first.id
+    await until(lambda: world.spool.size.waiting == 0)
 
 
 async def test_a_fault_of_ours_in_the_look_at_the_spool_costs_only_the_entry_that_it_is_about(
