@@ -174,8 +174,10 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(driver_error, psycopg.Error):
         return False
     sqlstate = driver_error.sqlstate
-    if sqlstate is None:  # the server did not answer: the connection was lost, or was never made
-        return isinstance(driver_error, psycopg.OperationalError)
+    if sqlstate is None:
+        # The server did not answer: the connection was lost, or was never made. InternalError: a pooler's own error
+        # follows that of a server which ended in the middle of a command, and the driver knows only one answer to it.
+        return isinstance(driver_error, psycopg.OperationalError | psycopg.InternalError)
     return sqlstate in BUSY or sqlstate in UNREACHABLE or sqlstate[:2] in UNREACHABLE_CLASSES
 
 

@@ -14,7 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageUnavailableError
 from service.storage.database.database import Database, Work, snapshot
-from service.storage.database.failures import DatabaseHungError, LeftBehindError, StorageFaultError
+from service.storage.database.failures import (
+    DatabaseHungError,
+    LeftBehindError,
+    StorageFaultError,
+    is_transient,
+    leaves_nothing,
+)
 from service.storage.database.session import (
     SETTINGS,
     SessionRefusedError,
@@ -24,6 +30,7 @@ from service.storage.database.session import (
     url_is_valid,
 )
 from service.storage.diagnosis import diagnose
+from tests.harness.faults import execute
 from tests.harness.pooler import ODD, PgBouncer, pooler, reset_role, set_role
 from tests.harness.postgres import REPO, TestDatabase, TestServer
 
@@ -311,6 +318,35 @@ async def test_an_attempt_that_was_left_behind_is_found_by_the_process_id_of_the
         with psycopg.connect(database.admin_url) as connection:
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
         await until_written(service, nothing)
+        await service.close()
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_a_server_that_ends_in_a_commit_behind_a_pooler_is_a_lost_connection(
+    server: TestServer, mode: str
+) -> None:
+    database = server.fresh_database()
+    set_role(database.admin_url)
+    execute(
+        database.admin_url,
+        "CREATE FUNCTION end_session() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
+        " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$",
+        "CREATE CONSTRAINT TRIGGER ends AFTER INSERT ON lead_touch DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION end_session()",
+    )
+
+    async def write(connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO lead_touch (quarter) VALUES (now())"))
+
+    with pooler(database.serve_url, mode) as front:
+        service = Database(front.url)
+        for _ in range(5):
+            with pytest.raises(psycopg.Error) as failed:
+                await service.write_once(write)
+            assert is_transient(failed.value)
+            assert not leaves_nothing(failed.value)
+        execute(database.admin_url, "DROP TRIGGER ends ON lead_touch")
+        await service.write(write)
         await service.close()
 
 
