@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 from service.lead import CUSTOMER_FIELDS, SEALED_FORM, SENSITIVE_FIELDS, LeadEventType
 from service.storage.database import session
 
-UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "3D000")
+UNREACHABLE_SQLSTATES = ("08", "53", "57", "58", "25006", "25P03", "25P04", "3D000")
 """Beginnings of the SQLSTATEs of a server that is away, full, or no primary any more; see failures.py."""
 
 _CONNECT_SECONDS = 5

@@ -52,6 +52,8 @@ UNREACHABLE_CLASSES = frozenset(
 UNREACHABLE = frozenset(
     {
         "25006",  # read_only_sql_transaction: the primary that we knew was demoted
+        "25P03",  # idle_in_transaction_session_timeout: this process was frozen, and the server ended its session
+        "25P04",  # transaction_timeout, likewise
         "3D000",  # invalid_catalog_name: the database is being restored
         "0A000",  # of us only "cached plan must not change result type": a migration came; a new connection plans anew
     }

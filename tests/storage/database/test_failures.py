@@ -68,6 +68,24 @@ class TestProvoked:
         assert (is_transient(error), cause_of(error)) == (True, "57P01")
         assert spoils_connection(error)
 
+    @pytest.mark.parametrize(
+        ("setting", "sqlstate"),
+        [("idle_in_transaction_session_timeout", "25P03"), ("transaction_timeout", "25P04")],
+    )
+    async def test_a_session_that_the_server_ended_for_its_age_may_pass_and_is_spoilt(
+        self, database: TestDatabase, setting: str, sqlstate: str
+    ) -> None:
+        engine = engine_of(database.serve_url)
+        async with engine.connect() as connection:
+            await connection.execute(text(f"SET LOCAL {setting} = '10ms'"))
+            await asyncio.sleep(0.2)
+            with pytest.raises(DBAPIError) as raised:
+                await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+        assert (is_transient(raised.value), cause_of(raised.value)) == (True, sqlstate)
+        assert spoils_connection(raised.value)
+
     async def test_a_demoted_primary_may_pass_and_its_connection_is_spoilt(self, database: TestDatabase) -> None:
         error = await error_of(database, "SET transaction_read_only = on", "CREATE TABLE t (id int)")
 
