@@ -142,10 +142,14 @@ class ConnectionPool:
 
     def try_last(self, host: str, port: int) -> None:
         """Put one host of the URL behind the others: the next connections try it last."""
+        self._place(host, port, last=True)
+
+    def _place(self, host: str, port: int, *, last: bool) -> None:
         hosts = hosts_of(self._parameters)
         if len(hosts) > 1:
-            hosts.sort(key=lambda each: (each["host"] or each["hostaddr"]) == host and each["port"] in ("", str(port)))
-            self._parameters |= {name: ",".join(each[name] for each in hosts) for name in hosts[0]}
+            found = [(each["host"] or each["hostaddr"]) == host and each["port"] in ("", str(port)) for each in hosts]
+            order = sorted(range(len(hosts)), key=lambda number: found[number] == last)
+            self._parameters |= {name: ",".join(hosts[number][name] for number in order) for name in hosts[0]}
 
     async def _open(self) -> PooledConnection:
         generation = self._generation
@@ -169,6 +173,8 @@ class ConnectionPool:
         finally:
             timer.cancel()
         driver.add_notice_handler(pooled.notice)
+        # A host before it that is silent would cost each further connection two seconds.
+        self._place(driver.info.host, driver.info.port, last=False)
         return pooled
 
     async def _last_opened(self) -> Driver:

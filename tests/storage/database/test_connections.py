@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,6 +198,19 @@ async def test_the_host_that_hung_is_tried_last(database: TestDatabase, tmp_path
 
     assert (before, await impatient.read_once(host)) == (first, str(second))
     await impatient.close()
+
+
+async def test_a_silent_host_is_waited_for_by_the_first_connection_alone(database: TestDatabase) -> None:
+    own = conninfo_to_dict(database.serve_url)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never accepts
+        hosts, ports = f"127.0.0.1,{own['host']}", f"{silent.getsockname()[1]},{own['port']}"
+        service = Database(make_conninfo(database.serve_url, host=hosts, port=ports))
+        await service.read_once(process_id)
+        await service.close()  # the next one opens a connection
+        began = time.monotonic()
+        await service.read_once(process_id)
+        assert time.monotonic() - began < 1
+        await service.close()
 
 
 async def test_a_server_that_freezes_while_a_connection_is_set_up_is_not_waited_for(
