@@ -15,6 +15,7 @@ proof: the pooler may give it another server, or another database, than it gave 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -191,10 +192,12 @@ class Database:
         settings = f"; SET LOCAL statement_timeout = {round(seconds * 1000)}; {MUCH_AT_ONCE}"
 
         async def transaction(pooled: PooledConnection) -> T:
+            began = time.monotonic()
             try:
                 return await self._work(work, pooled, settings=settings)
             except Exception as error:
-                if cause_of(error) == QUERY_CANCELED:
+                # Sooner it was an operator who cancelled it (pg_cancel_backend), or a pooler.
+                if cause_of(error) == QUERY_CANCELED and time.monotonic() - began > 0.9 * seconds:
                     raise QueryTimeoutError from None
                 raise
 

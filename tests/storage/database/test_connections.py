@@ -25,6 +25,7 @@ from service.storage.database.database import Database
 from service.storage.database.failures import DatabaseHungError
 from service.storage.database.pool import CONNECTIONS, ConnectionPool
 from service.storage.database.session import Session
+from service.storage.diagnosis import diagnose
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import until
 
@@ -198,6 +199,32 @@ async def test_the_host_that_hung_is_tried_last(database: TestDatabase, tmp_path
 
     assert (before, await impatient.read_once(host)) == (first, str(second))
     await impatient.close()
+
+
+async def test_a_session_that_an_operator_ended_is_no_outage(connected: Database, database: TestDatabase) -> None:
+    for _ in range(3):
+        pid = await connected.read_once(process_id)
+        with psycopg.connect(database.admin_url, autocommit=True) as operator:
+            operator.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        assert (await diagnose(connected)).reachable
+
+
+async def test_a_statement_that_an_operator_cancelled_is_tried_again(
+    connected: Database, database: TestDatabase
+) -> None:
+    asked = 0
+
+    async def sleep_once(connection: AsyncConnection) -> None:
+        nonlocal asked
+        asked += 1
+        await connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": 30 if asked == 1 else 0})
+
+    reading = asyncio.create_task(connected.read_within(60, sleep_once))
+    with psycopg.connect(database.admin_url, autocommit=True) as operator:
+        cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        await until(lambda: operator.execute(cancel).rowcount == 1)
+    await reading
+    assert asked == 2
 
 
 async def test_a_silent_host_is_waited_for_by_the_first_connection_alone(database: TestDatabase) -> None:
