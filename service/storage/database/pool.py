@@ -13,6 +13,8 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import Diagnostic
 from psycopg.pq import TransactionStatus
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -100,6 +102,7 @@ class ConnectionPool:
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
         )
+        event.listen(self._engine.sync_engine, "handle_error", _keep_others)
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._idle: list[PooledConnection] = []
         self._generation = 0
@@ -180,3 +183,11 @@ class ConnectionPool:
     async def _last_opened(self) -> Driver:
         """What SQLAlchemy calls to connect: it wraps the connection that `_open` has made."""
         return self._opened.pop()
+
+
+def _keep_others(context: ExceptionContext) -> None:
+    """Keep SQLAlchemy from noting when a connection was lost: it refuses those that are older by the wall clock.
+
+    When that clock was set back, it would refuse each new one, until the clock comes to that moment again.
+    """
+    context.invalidate_pool_on_disconnect = False

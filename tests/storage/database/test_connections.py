@@ -289,3 +289,19 @@ async def test_closing_waits_for_nothing_that_hangs(database: TestDatabase) -> N
         await patient.close()
         with pytest.raises(DatabaseHungError):
             await reader
+
+
+async def test_a_clock_that_is_set_back_after_a_lost_connection_keeps_nobody_from_connecting(
+    connected: Database, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(database.admin_url, autocommit=True) as admin:
+
+        async def terminated(connection: AsyncConnection) -> None:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [await process_id(connection)])
+            await connection.execute(text("SELECT 1"))
+
+        with pytest.raises(OperationalError):
+            await connected.read_once(terminated)
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - 86_400)
+    assert await connected.read_once(process_id)
