@@ -18,13 +18,16 @@ from tests.harness.postgres import folder_for_postgres
 from tests.harness.processes import eventually
 
 LONGEST = 5.0
-"""Seconds from the order to promote the standby to the first SAVED answer."""
+"""Seconds from the order to promote the standby to the first SAVED answer, on a machine that does nothing else."""
+
+LONGEST_BESIDE_OTHERS = 20.0
+"""Likewise, where other tests may have the processors."""
 
 GIVEN_UP = 30.0
 HOW = {signal.SIGKILL: "killed", signal.SIGSTOP: "frozen"}
 
 
-def failovers(seed: int, number: int = 20, tell: Tell = lambda _: None) -> Result:
+def failovers(seed: int, number: int = 20, tell: Tell = lambda _: None, *, longest: float = LONGEST) -> Result:
     """So many failovers, every second one with a frozen primary, while one service goes on."""
     rng, history = Random(seed), History(SUBJECT)
     taken: dict[str, list[float]] = {how: [] for how in HOW.values()}
@@ -63,7 +66,7 @@ def failovers(seed: int, number: int = 20, tell: Tell = lambda _: None) -> Resul
         f"the first SAVED answer came {seconds:.2f} s after the promotion, the old primary was {how}"
         for how, all_of_them in taken.items()
         for seconds in all_of_them
-        if seconds > LONGEST
+        if seconds > longest
     ]
     counts: dict[str, object] = {
         f"failovers, old primary {how}": f"{len(of)}, SAVED after {min(of):.2f} to {max(of):.2f} s"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from tests.faults.chaos import storm as sizes
 from tests.faults.chaos.erasures import erasures
-from tests.faults.chaos.failovers import failovers
+from tests.faults.chaos.failovers import LONGEST_BESIDE_OTHERS, failovers
 from tests.faults.chaos.hangups import hangups
 from tests.faults.chaos.outage import outage
 from tests.faults.chaos.stage import Result, Tell
@@ -28,7 +28,7 @@ LONG: Mapping[str, Scenario] = {
 }
 SHORT: Mapping[str, Scenario] = {
     "storm": lambda seed, tell: storm(seed, sizes.SHORT, tell),
-    "failovers": lambda seed, tell: failovers(seed, 2, tell),
+    "failovers": lambda seed, tell: failovers(seed, 2, tell, longest=LONGEST_BESIDE_OTHERS),
     "outage": lambda seed, tell: outage(seed, 300, tell),
     "hang-ups": lambda seed, tell: hangups(seed, 100, tell),
     "tiny spool": tiny_spool,
