@@ -32,7 +32,7 @@ from service.cli.command import (
 from service.cli.database import with_database
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
-from service.foreign_text import parse_json
+from service.importing.tombstone_list import read_tombstones
 from service.keys.encryption import EncryptionService
 from service.lead import LeadStatus
 from service.lead_sealer import LeadSealer
@@ -67,7 +67,7 @@ def erase(
     if lead_id is not None:
         _erase(settings, lead_id, reason, as_json=as_json)
     elif source is not None:
-        _erase_again(settings, _read(source), as_json=as_json)
+        _erase_again(settings, read_tombstones(source), as_json=as_json)
     else:
         _list(settings, as_json=as_json)
 
@@ -114,28 +114,6 @@ def _as_line(tombstone: Tombstone) -> str:
     unseen = "" if tombstone.created_at else "(no such lead was seen here)"
     columns = (str(tombstone.id), tombstone.erased_at.isoformat(), tombstone.erased_by, tombstone.reason, unseen)
     return "  ".join(filter(None, map(cell, columns)))
-
-
-def _read(path: Path) -> list[Tombstone]:
-    try:
-        return [
-            Tombstone(
-                id=UUID(row["id"]),
-                lead_id=UUID(row["lead_id"]),
-                created_at=datetime.fromisoformat(row["created_at"]) if row["created_at"] else None,
-                erased_at=datetime.fromisoformat(row["erased_at"]),
-                erased_by=str(row["erased_by"]),
-                reason=row["reason"],
-                request_digest=bytes.fromhex(row["request_digest"]) if row["request_digest"] else None,
-            )
-            for row in parse_json(path.read_bytes())
-        ]
-    except OSError as error:
-        raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise StartRefusedError(
-            f"{path} is not a list of tombstones: leadkeep erase --list --json writes one"
-        ) from None
 
 
 def retention(

@@ -7,14 +7,12 @@ is believed: who assigned a lead, say, or when.
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from service.errors import LeadValidationError
 from service.files.daily_file import MEANINGS
+from service.importing.forms import Check, is_id, is_kept, is_moment, misformed, optional
 from service.keys.encryption import EncryptionService
 from service.lead import (
     CORRECTABLE_FIELDS,
@@ -26,34 +24,15 @@ from service.lead import (
     is_sealed,
 )
 from service.scopes import is_subject
-from service.validation import ValidationService
 
 LARGEST_NUMBER = 10**15
 """Of a version, a count and a history's row: moving the counter there must leave room behind it."""
 
-EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-CLOCKS_DIFFER = timedelta(days=1)
-"""How far ahead of this machine's clock a time may be."""
-
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?[+-]\d\d:\d\d")
 _DIGEST_BYTES = 32
-
-_Check = Callable[[Any], bool]
 
 
 class LeadRefusedError(ValueError):
     """The lead cannot be imported; the text names the member at fault and holds no value."""
-
-
-def _id(value: Any) -> bool:
-    return isinstance(value, str) and str(UUID(value)) == value
-
-
-def _moment(value: Any) -> bool:
-    """Nothing that PostgreSQL alone understands, such as infinity, and nothing that a calendar ends before."""
-    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
-        return False
-    return EARLIEST <= datetime.fromisoformat(value) <= datetime.now(UTC) + CLOCKS_DIFFER
 
 
 def _number(value: Any) -> bool:
@@ -64,7 +43,7 @@ def _positive(value: Any) -> bool:
     return _number(value) and value > 0
 
 
-def _is_a(kind: type) -> _Check:
+def _is_a(kind: type) -> Check:
     return lambda value: isinstance(value, kind)
 
 
@@ -82,36 +61,26 @@ def _sealed(value: Any) -> bool:
 
 def _conversation(value: Any) -> bool:
     """Sealed, or in clear as the database held it before `keys reseal`."""
-    return _sealed(value) and (is_sealed(value) or _VALIDATION.text("conversation_id", value) == value)
+    return _sealed(value) and (is_sealed(value) or is_kept("conversation_id")(value))
 
 
-def _optional(check: _Check) -> _Check:
-    return lambda value: value is None or check(value)
-
-
-def _kept(name: str) -> _Check:
-    """Whether a text is in the form in which one of this name is kept."""
-    return lambda value: isinstance(value, str) and value != "" and _VALIDATION.text(name, value) == value
-
-
-def _field(name: str) -> _Check:
+def _field(name: str) -> Check:
     rule = FIELD_RULES[name]
-    check: _Check = _conversation if name == "conversation_id" else _sealed
+    check: Check = _conversation if name == "conversation_id" else _sealed
     if not rule.sensitive:
-        check = _kept(name)
-    return check if rule.required and not rule.optional_by_setting else _optional(check)
+        check = is_kept(name)
+    return check if rule.required and not rule.optional_by_setting else optional(check)
 
 
-_VALIDATION = ValidationService()
-_REASON, _ASSIGNEE, _REQUEST_ID = (_optional(_kept(name)) for name in ("reason", "assignee", "request_id"))
-_FIELDS: dict[str, _Check] = {name: _field(name) for name in CUSTOMER_FIELDS}
+_REASON, _ASSIGNEE, _REQUEST_ID = (optional(is_kept(name)) for name in ("reason", "assignee", "request_id"))
+_FIELDS: dict[str, Check] = {name: _field(name) for name in CUSTOMER_FIELDS}
 
-_LEAD: dict[str, _Check] = {
-    "id": _id,
+_LEAD: dict[str, Check] = {
+    "id": is_id,
     **_FIELDS,
     "status": _status,
-    "created_at": _moment,
-    "updated_at": _moment,
+    "created_at": is_moment,
+    "updated_at": is_moment,
     "version": _positive,
     "assignee": _ASSIGNEE,
     "resubmissions": _number,
@@ -130,30 +99,30 @@ _DETAIL_OF = {
 }
 """The type of the events that may hold a member. They make a version each."""
 
-_MEMBERS: dict[str, dict[str, _Check]] = {
-    "conversations": {"submission_id": _id, "conversation_id": _conversation, "linked_at": _moment},
+_MEMBERS: dict[str, dict[str, Check]] = {
+    "conversations": {"submission_id": is_id, "conversation_id": _conversation, "linked_at": is_moment},
     "events": {
         "type": lambda value: value in _EVENT_TYPES,
         "version": _positive,
-        "fields": _optional(lambda value: isinstance(value, list) and set(value) <= set(CORRECTABLE_FIELDS)),
-        "from_status": _optional(_status),
-        "to_status": _optional(_status),
+        "fields": optional(lambda value: isinstance(value, list) and set(value) <= set(CORRECTABLE_FIELDS)),
+        "from_status": optional(_status),
+        "to_status": optional(_status),
         "from_assignee": _ASSIGNEE,
         "to_assignee": _ASSIGNEE,
         "actor": is_subject,
         "reason": _REASON,
-        "at": _moment,
+        "at": is_moment,
     },
     "kept_resubmissions": {
-        "submission_id": _id,
+        "submission_id": is_id,
         **_FIELDS,
         "actor": is_subject,
         "request_id": _REQUEST_ID,
         "content_digest": _digest,
         "verified": _is_a(bool),
-        "submitted_at": _moment,
+        "submitted_at": is_moment,
     },
-    "aliases": {"id": _id, "created_by": is_subject, "created_at": _moment},
+    "aliases": {"id": is_id, "created_by": is_subject, "created_at": is_moment},
 }
 
 
@@ -191,14 +160,9 @@ def _require_history(events: list[dict[str, Any]], version: int) -> None:
             raise LeadRefusedError("its events do not name what changed")
 
 
-def _require(row: Mapping[str, Any], checks: Mapping[str, _Check], where: str) -> None:
-    for name, check in checks.items():
-        try:
-            passes = check(row[name])
-        except (ValueError, TypeError, LeadValidationError):
-            passes = False
-        if not passes:
-            raise LeadRefusedError(f"{where}{name} is not in the form in which it is kept")
+def _require(row: Mapping[str, Any], checks: Mapping[str, Check], where: str) -> None:
+    if (name := misformed(row, checks)) is not None:
+        raise LeadRefusedError(f"{where}{name} is not in the form in which it is kept")
 
 
 def opened(

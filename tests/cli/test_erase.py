@@ -74,11 +74,53 @@ class TestErase:
     def test_what_it_should_do_is_said_once(self, arguments: list[str], service: RunningService) -> None:
         run(service, "erase", *arguments, code=2)
 
-    @pytest.mark.parametrize("content", ['[{"id": "x"}]', "[" * 100_000])
+    @pytest.mark.parametrize("content", ['[{"id": "x"}]', "[" * 100_000, "{}", "7", "[7]", '{"id": {"lead_id": 1}}'])
     def test_a_file_that_is_no_list_is_refused(self, content: str, service: RunningService, tmp_path: Path) -> None:
         path = tmp_path / "list.json"
         path.write_text(content)
         assert "is not a list of tombstones" in run(service, "erase", "--from", str(path), code=1)
+
+
+class TestAlteredList:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"erased_at": "9999-12-31T23:59:59-23:59"},
+            {"created_at": "9999-12-31T23:59:59-23:59"},
+            {"erased_at": "0001-01-01T00:00:00+23:59"},
+            {"erased_at": "2026-01-01T00:00:00"},
+            {"erased_at": "infinity"},
+            {"erased_at": None},
+            {"reason": "\x1b[31m"},
+            {"reason": "\0"},
+            {"reason": "\ud800"},
+            {"reason": 5},
+            {"reason": ["x"]},
+            {"reason": "x" * 100_000},
+            {"erased_by": ""},
+            {"erased_by": "a\nb"},
+            {"erased_by": {"a": 1}},
+            {"request_digest": "ab"},
+            {"request_digest": 7},
+            {"id": "urn:uuid:01890a5d-ac96-774b-bcce-b302099a8057"},
+        ],
+        ids=str,
+    )
+    def test_what_the_service_never_writes_is_refused_whole(
+        self, change: dict[str, Any], service: RunningService, tmp_path: Path
+    ) -> None:
+        good: dict[str, Any] = {
+            "id": str(uuid4()),
+            "created_at": None,
+            "erased_at": "2026-01-01T00:00:00+00:00",
+            "erased_by": "cli:x",
+        }
+        good |= {"lead_id": good["id"], "reason": "by letter", "request_digest": None}
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps([good, good | {"id": str(uuid4())} | change]))
+        told = run(service, "erase", "--from", str(path), code=1)
+        assert f"{next(iter(change))} of entry 2 is not in the form" in told
+        assert good["id"] not in run(service, "erase", "--list")
 
 
 def test_a_daily_file_does_not_bring_an_erased_lead_back(
