@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
@@ -37,6 +37,8 @@ from service.use_cases.summary_service import Summary
 from service.validation.reference import reference_of
 
 E = TypeVar("E", bound=Enum)
+
+_LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 
 
 def _reader(numbers: EnumTypeWrapper, members: type[E], unspecified: E | None = None) -> Callable[[int, str], E]:
@@ -111,11 +113,17 @@ def expected_version_of(number: int) -> int:
 def moment_of(
     request: pb.ListLeadsRequest | pb.ListAccessesRequest | pb.SummarizeLeadsRequest, name: str
 ) -> datetime | None:
-    """The moment in a field of a request, None where it is not set. Raises LeadValidationError."""
+    """The moment in a field of a request, None where it is not set. Raises LeadValidationError.
+
+    Rounded up to microseconds, in which everything is dated: as much is at or after it, or before it, as of the moment.
+    """
     if not request.HasField(name):
         return None
+    sent: Timestamp = getattr(request, name)
     try:
-        moment: datetime = getattr(request, name).ToDatetime(tzinfo=UTC)
+        moment: datetime = sent.ToDatetime(tzinfo=UTC)
+        if sent.nanos % 1000 and moment < _LAST_MOMENT:
+            moment += timedelta.resolution
     except (ValueError, OverflowError):
         raise invalid(name, "is not a moment between the years 1 and 9999") from None
     return moment

@@ -150,3 +150,21 @@ def test_a_message_of_10_mb_is_refused_and_the_service_goes_on(connect: Connect)
 
     assert raised.value.code() is StatusCode.RESOURCE_EXHAUSTED
     chatbot.create(somebody())
+
+
+@pytest.mark.parametrize("time", ["created", "updated"])
+def test_a_moment_between_two_microseconds_is_behind_the_first(admin: Client, time: str) -> None:
+    lead = admin.create(somebody()).lead
+    found = {}
+    for nanos in (0, 1, 999):
+        moment = Timestamp()
+        moment.FromNanoseconds(getattr(lead, f"{time}_at").ToNanoseconds() + nanos)
+        for side in ("after", "before"):
+            found[nanos, side] = lead.id in admin.listed_ids(reference=lead.reference, **{f"{time}_{side}": moment})
+    assert {key for key, is_found in found.items() if is_found} == {(0, "after"), (1, "before"), (999, "before")}
+
+
+def test_the_last_moment_of_all_is_one(admin: Client) -> None:
+    last = Timestamp(seconds=253402300799, nanos=999_999_999)
+    assert admin.list_leads(created_before=last, page_size=1).leads
+    assert not admin.list_leads(created_after=last).leads
