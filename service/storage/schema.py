@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,7 +167,7 @@ def _grant_where_allowed(connection: Connection) -> None:
 def _revision(connection: Connection) -> str | None:
     if not connection.execute(text("SELECT to_regclass('alembic_version') IS NOT NULL")).scalar_one():
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    return _only_revision(connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all())
 
 
 def prepare_own_database(postgres: EmbeddedPostgres) -> None:
@@ -266,14 +266,27 @@ def embedded_database(data_dir: Path) -> Iterator[EmbeddedPostgres]:
 
 
 async def revision_of(database: Database) -> str | None:
-    """The schema revision that the database is at; None for a database that was never migrated."""
+    """The schema revision that the database is at; None for a database that was never migrated.
+
+    Raises StartRefusedError for one that a restore did not finish.
+    """
     try:
         rows = await database.rows(text("SELECT version_num FROM alembic_version"))
     except StorageFaultError as error:
         if error.cause == _UNDEFINED_TABLE:
             return None
         raise
-    return rows[0].version_num if rows else None
+    return _only_revision([row.version_num for row in rows])
+
+
+def _only_revision(revisions: Sequence[str]) -> str:
+    """A migration makes table and row together; a backup holds no row, and a restore adds it at its end."""
+    if not revisions:
+        raise StartRefusedError(
+            "a restore into this database did not come to its end: make a new database (an embedded service: a new "
+            "data folder) and restore again"
+        )
+    return revisions[0]
 
 
 def require_current(revision: str | None) -> None:

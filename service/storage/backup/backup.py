@@ -108,8 +108,9 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
             f"tables are unlogged, and a backup would lack what they hold: {', '.join(unlogged)}. Run leadkeep doctor"
         )
     made_at = datetime.now(UTC)
-    # An unlogged table holds what lasts seconds.
-    options = ["--format=custom", "--no-owner", "--no-unlogged-table-data"]
+    # An unlogged table holds what lasts seconds. A restore names the schema's revision when it has ended: without one,
+    # nothing starts on what a killed restore left.
+    options = ["--format=custom", "--no-owner", "--no-unlogged-table-data", "--exclude-table-data=alembic_version"]
     options += [f"--snapshot={snapshot}", "--lock-wait-timeout=30s"]
     # One open file from the first byte to the digest: another one in its place would not be proven.
     with os.fdopen(os.open(dump, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "rb") as file:
@@ -157,7 +158,8 @@ def verify_backup(url: str, dump: IO[bytes], manifest: Manifest) -> list[str]:
         try:
             with _restoring_role(connection, make_conninfo(url, dbname=scratch), scratch, stays=False) as scratch_url:
                 _restore_dump(scratch_url, dump)
-                return _differences(scratch_url, manifest)
+                with _connected(scratch_url) as restored:
+                    return _differences(restored, manifest)
         finally:
             connection.execute(drop)
 
@@ -235,8 +237,7 @@ def require_empty_target(url: str, manifest: Manifest) -> None:
 def restore_backup(url: str, dump: IO[bytes], manifest: Manifest) -> None:
     """Bring the backup into an empty database that was checked before. Raises StartRefusedError.
 
-    The restore itself is one transaction. Afterwards an older schema is migrated, and every day is noted for rendering:
-    the daily files of the backed-up service are not those of this one.
+    Two transactions: one restores, one compares and makes the database usable. Afterwards an older schema is migrated.
     """
     with _failures_as_refusals("restore"), _connected(url) as connection:
         connection.autocommit = True
@@ -246,10 +247,9 @@ def restore_backup(url: str, dump: IO[bytes], manifest: Manifest) -> None:
         with _restoring_role(connection, url, f"leadkeep_restored_{number}", stays=True) as as_role:
             _restore_dump(as_role, dump)
             try:
-                _require_equal(as_role, manifest)
+                _finish(as_role, manifest)
                 if manifest.schema < REVISION:
                     migrate(as_role)
-                _begin_anew(as_role)
             except BaseException:
                 _empty(as_role)
                 raise
@@ -313,16 +313,16 @@ def _own(connection: psycopg.Connection, database: str, role: str) -> None:
     connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(database), sql.Identifier(role)))
 
 
-def _require_equal(url: str, manifest: Manifest) -> None:
-    if differing := _differences(url, manifest):
-        raise StartRefusedError(
-            f"what was restored is not what was backed up ({'; '.join(differing)}): the target is empty again"
-        )
+def _finish(url: str, manifest: Manifest) -> None:
+    """Compare, and name the schema's revision, without which nothing starts on this database.
 
-
-def _begin_anew(url: str) -> None:
+    Every day is noted for rendering: the daily files of the backed-up service are not those of this one.
+    """
     with _connected(url) as connection:
-        connection.execute(TRANSACTION)
+        if differing := _differences(connection, manifest):
+            raise StartRefusedError(
+                f"what was restored is not what was backed up ({'; '.join(differing)}): the target is empty again"
+            )
         connection.execute("DELETE FROM daily_file")
         # The backed-up service's replicas are none of this one's: nobody needs to wait for them.
         connection.execute("DELETE FROM replica")
@@ -332,7 +332,10 @@ def _begin_anew(url: str) -> None:
             " date_bin('15 minutes', created_at, TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead"
         )
         # Those of the backed-up server may be ahead of this one's, and would hide an event from a reader until then.
-        connection.execute("ALTER TABLE lead_event ALTER COLUMN transaction_id TYPE xid8 USING pg_current_xact_id()")
+        # The first edition had no events.
+        connection.execute(
+            "ALTER TABLE IF EXISTS lead_event ALTER COLUMN transaction_id TYPE xid8 USING pg_current_xact_id()"
+        )
         connection.commit()
         connection.autocommit = True
         connection.execute("ANALYZE")
@@ -360,10 +363,11 @@ def _restore_dump(url: str, dump: IO[bytes]) -> None:
     run_program(program("pg_restore", major), options, url, given=dump)
 
 
-def _differences(url: str, manifest: Manifest) -> list[str]:
-    with _connected(url) as connection:
-        connection.execute(TRANSACTION)
-        return differences(manifest.tables, contents(connection))
+def _differences(connection: psycopg.Connection, manifest: Manifest) -> list[str]:
+    """In what a restored dump and the manifest differ, with the revision that the manifest names."""
+    connection.execute(TRANSACTION)
+    connection.execute("INSERT INTO alembic_version VALUES (%s) ON CONFLICT DO NOTHING", [manifest.schema])
+    return differences(manifest.tables, contents(connection))
 
 
 def _row(connection: psycopg.Connection, query: str, parameters: dict[str, str] | None = None) -> tuple[Any, ...]:
