@@ -584,7 +584,7 @@ def leads_of(path: Path) -> list[dict[str, Any]]:
     return listed
 
 
-@pytest.mark.parametrize("known", ["of the file", "of the database", "its own"])
+@pytest.mark.parametrize("known", ["of the file", "of the database", "its own", "a resubmission"])
 def test_no_other_id_of_a_lead_may_be_anothers(
     known: str, source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
 ) -> None:
@@ -595,6 +595,8 @@ def test_no_other_id_of_a_lead_may_be_anothers(
         only = source.files(tmp_path)[0]
         assert elsewhere.leadkeep_here("import", str(only)).returncode == 0
         living = leads_of(only)[0]["id"]
+    if known == "a resubmission":
+        living = next(each for lead in listed[1:] for each in lead["kept_resubmissions"])["submission_id"]
     before = count(target)
     alias = {"id": own if known == "its own" else living, "created_by": "c", "created_at": "2026-01-01T00:00:00+00:00"}
     changed_file(path, lambda lead: lead["aliases"].append(alias))
@@ -603,7 +605,65 @@ def test_no_other_id_of_a_lead_may_be_anothers(
     assert [each["result"] for each in results_of(path)] == ["failed"] + ["saved"] * (len(listed) - 1)
     assert "belongs to another lead" in results_of(path)[0]["detail"]
     assert count(target) == before + len(listed) - 1
-    assert value_of(target.admin_url, f"SELECT count(*) FROM lead WHERE id = '{living}'") == (known != "its own" or 1)
+    assert value_of(target.admin_url, f"SELECT count(*) FROM lead_alias WHERE id = '{living}'") == 0
+    is_a_lead = known != "a resubmission"
+    assert value_of(target.admin_url, f"SELECT count(*) FROM lead WHERE id = '{living}'") == is_a_lead
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_resubmission_that_is_kept_with_two_leads_comes_back_with_both(
+    together: bool, database: TestDatabase, target: TestDatabase, tmp_path: Path
+) -> None:
+    service = RunningService(tmp_path / "leadkeep", database_url=database.serve_url).start()
+    first, second = somebody(), somebody()
+    ids = [service.create(each, role="admin").id for each in (first, second)]
+    with pytest.raises(Exception, match="ALREADY_EXISTS"):
+        service.create(somebody(phone=first.phone, nid=second.nid), role="admin")
+    service.stop()
+    if not together:
+        execute(database.admin_url, f"UPDATE lead SET created_at = '2026-03-29T10:00:00Z' WHERE id = '{ids[0]}'")
+    files = files_in(service, database)
+    keyring = {"LEADKEEP_KEYRING": str(service.data_dir / "keyring.json")}
+    elsewhere = RunningService(tmp_path / "target", database_url=target.serve_url, settings=keyring)
+    done = elsewhere.leadkeep_here("import", *map(str, files))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert count(target) == count(target, "resubmission") == 2
+    assert value_of(target.admin_url, "SELECT count(DISTINCT submission_id) FROM resubmission") == 1
+
+
+def as_a_lead(lead: dict[str, Any]) -> None:
+    """Make of a lead what was refused and kept with it, which its tokens and its digest prove."""
+    kept = lead["kept_resubmissions"].pop(0)
+    lead |= {name: kept[name] for name in kept if name in lead}
+    lead |= {"id": kept["submission_id"], "phone_shared": True, "nid_shared": True, "resubmissions": 0}
+    lead |= {"conversations": [], "version": 1, "events": []}
+
+
+@pytest.mark.parametrize("is_here", ["a resubmission", "a conflict"])
+def test_no_lead_may_have_the_id_of_something_else_here(
+    is_here: str, source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
+) -> None:
+    path = source.files(tmp_path)[-1]
+    whole, here = path.read_text(encoding="utf-8"), is_here == "a resubmission"
+    changed_file(path, as_a_lead)
+    forged = leads_of(path)[0]["id"]
+    altered = path.read_text(encoding="utf-8")
+    path.write_text(whole, encoding="utf-8")
+    assert elsewhere.leadkeep_here("import", str(path)).returncode == 0
+    assert value_of(target.admin_url, f"SELECT count(*) FROM resubmission WHERE submission_id = '{forged}'") == 1
+    if not here:
+        execute(
+            target.admin_url,
+            f"""INSERT INTO lead_conflict (id, name, phone, content_digest, created_by, accepted_at, phone_lead_id)
+                SELECT submission_id, name, phone, content_digest, actor, now(), lead_id FROM resubmission
+                WHERE submission_id = '{forged}'""",
+            f"DELETE FROM resubmission WHERE submission_id = '{forged}'",
+        )
+    path.write_text(altered, encoding="utf-8")
+    assert elsewhere.leadkeep_here("import", str(path)).returncode == NOT_ALL_IMPORTED
+    assert results_of(path)[0]["result"] == "failed"
+    assert "belongs to another lead" in results_of(path)[0]["detail"]
+    assert value_of(target.admin_url, f"SELECT count(*) FROM lead WHERE id = '{forged}'") == 0
 
 
 def test_a_lead_whose_id_leads_to_another_here_is_not_called_saved(

@@ -45,23 +45,26 @@ _EVENT_COLUMNS = "type, version, fields, from_status, to_status, from_assignee, 
 _PRESENT = text(f"""
     SELECT given.id, lead.version, EXISTS (
         SELECT FROM json_to_recordset(kept_resubmissions) AS kept (submission_id uuid)
-        WHERE NOT EXISTS (SELECT FROM resubmission here WHERE here.submission_id = kept.submission_id)
+        WHERE NOT EXISTS (SELECT FROM resubmission here
+                          WHERE here.submission_id = kept.submission_id AND here.lead_id = given.id)
           AND NOT EXISTS (SELECT FROM tombstone t WHERE t.id = kept.submission_id)) AS lacks_resubmissions
     FROM {_LEADS} JOIN lead USING (id)
     UNION ALL SELECT given.id, NULL, false FROM {_LEADS} JOIN lead_alias USING (id)
 """)
-# An id that shall lead to a lead, or was a resubmission's of it, and is something else here: whoever asked for that
-# would be shown, or would erase, this lead.
+# The lead's own id, one that shall lead to it, or that of a resubmission of it, is something else here: whoever asked
+# for that would be shown, or would erase, this lead. What matched two leads is kept with both.
 _TAKEN = text(f"""
     SELECT DISTINCT given.id
     FROM {_LEADS}, LATERAL (
-        SELECT alias.id FROM json_to_recordset(aliases) AS alias (id uuid)
-        UNION ALL SELECT kept.submission_id FROM json_to_recordset(kept_resubmissions) AS kept (submission_id uuid)
-    ) AS other
-    WHERE EXISTS (SELECT FROM lead WHERE lead.id = other.id)
-       OR EXISTS (SELECT FROM lead_alias here WHERE here.id = other.id)
-       OR EXISTS (SELECT FROM lead_conflict here WHERE here.id = other.id AND here.resolution IS NULL)
-       OR EXISTS (SELECT FROM resubmission here WHERE here.submission_id = other.id)
+        SELECT given.id, false AS is_kept
+        UNION ALL SELECT alias.id, false FROM json_to_recordset(aliases) AS alias (id uuid)
+        UNION ALL SELECT kept.submission_id, true
+            FROM json_to_recordset(kept_resubmissions) AS kept (submission_id uuid)
+    ) AS its
+    WHERE EXISTS (SELECT FROM lead WHERE lead.id = its.id)
+       OR EXISTS (SELECT FROM lead_alias here WHERE here.id = its.id)
+       OR EXISTS (SELECT FROM lead_conflict here WHERE here.id = its.id AND here.resolution IS NULL)
+       OR (NOT is_kept AND EXISTS (SELECT FROM resubmission here WHERE here.submission_id = its.id))
 """)
 _ERASED = text("SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[]))")
 # Oldest first, as they came to be; what another row stands in the way of is missing from the result. What is kept of
@@ -222,15 +225,24 @@ async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection)
 
 
 def _claimed_twice(leads: dict[UUID, dict[str, Any]]) -> set[UUID]:
-    """The leads one of whose other ids is another lead's of the same batch too."""
-    owners: dict[UUID, UUID] = {lead_id: lead_id for lead_id in leads}
+    """The leads one of whose other ids is something else in the same batch too.
+
+    The tokens of a lead and of a resubmission prove its id; nothing proves an alias.
+    """
+    taken = set(leads)
+    for lead in leads.values():
+        taken.update(_kept_ids(lead))
     claimed = set()
     for lead_id, lead in leads.items():
-        aliases, kept = lead["aliases"], lead["kept_resubmissions"]
-        for other in (*(each["id"] for each in aliases), *(each["submission_id"] for each in kept)):
-            if owners.setdefault(UUID(other), lead_id) != lead_id or UUID(other) == lead_id:
-                claimed.add(lead_id)
+        aliases = {UUID(each["id"]) for each in lead["aliases"]}
+        if not (aliases.isdisjoint(taken) and _kept_ids(lead).isdisjoint(leads)):
+            claimed.add(lead_id)
+        taken |= aliases
     return claimed
+
+
+def _kept_ids(lead: dict[str, Any]) -> set[UUID]:
+    return {UUID(each["submission_id"]) for each in lead["kept_resubmissions"]}
 
 
 async def _add_details(connection: AsyncConnection, leads: Sequence[dict[str, Any]]) -> None:
