@@ -87,7 +87,7 @@ class Proof:
     """HMAC-SHA256 of a manifest without its `proof` and `sha256`, with the audit key `key_id`."""
 
     key_id: str
-    hmac: str
+    hmac: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$")]
     """Hexadecimal."""
 
 

@@ -90,7 +90,7 @@ def test_ours_is_proven(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", list(places(document())), ids=str)
-@pytest.mark.parametrize("value", [None, "x", "00", 7, [], {}, "2027-01-31T09:00:00+00:00"], ids=repr)
+@pytest.mark.parametrize("value", [None, "x", "é", "00", 7, [], {}, "2027-01-31T09:00:00+00:00"], ids=repr)
 def test_no_value_can_be_altered(path: tuple[Any, ...], value: object, folder: Path) -> None:
     def change(told: dict[str, Any]) -> None:
         *above, name = path
