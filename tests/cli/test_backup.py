@@ -535,6 +535,28 @@ def test_a_backup_that_is_ended_leaves_nothing(
     assert not (tmp_path / "backup").exists()
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_verification_that_is_ended_while_it_cleans_up_leaves_nothing(
+    how: signal.Signals, service: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    folder = backed_up(service, tmp_path / "backup")
+    databases = "SELECT max(datname) FROM pg_database WHERE datname LIKE 'leadkeep_verify%'"
+    drops = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%' AND wait_event_type = 'Lock'"
+    running = service.begin("backup", str(folder), "--verify")
+    assert eventually(lambda: value_of(database.admin_url, databases) is not None, within=30)
+    with psycopg.connect(database.admin_url) as blocking:
+        # Whoever drops the database waits for this.
+        name = psycopg.sql.Identifier(str(value_of(database.admin_url, databases)))
+        blocking.execute(psycopg.sql.SQL("COMMENT ON DATABASE {} IS 'held'").format(name))
+        assert eventually(lambda: value_of(database.admin_url, drops) == 1, within=30)
+        running.send_signal(how)
+        time.sleep(0.5)
+        blocking.rollback()
+    assert running.wait(30) == INTERRUPTED
+    assert value_of(database.admin_url, databases) is None
+    assert (folder / MANIFEST).exists()
+
+
 def pg_dump_of(running: subprocess.Popen[bytes]) -> int:
     """The process that dumps, once it runs; a backup also asks programs for their versions."""
     found: list[int] = []

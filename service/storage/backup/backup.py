@@ -11,8 +11,9 @@ import hashlib
 import importlib.metadata
 import os
 import secrets
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -148,20 +149,21 @@ def verify_backup(url: str, dump: IO[bytes], manifest: Manifest) -> list[str]:
         scratch = f"leadkeep_verify_{number}"
         drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(scratch))
         try:
-            connection.execute(drop)
-            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(scratch)))
-        except psycopg.errors.InsufficientPrivilege:
-            raise StartRefusedError(
-                "--verify restores into a database of its own, which this role may not create: as a superuser run "
-                "ALTER ROLE … CREATEDB, or verify elsewhere with leadkeep restore"
-            ) from None
-        try:
+            try:
+                connection.execute(drop)
+                connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(scratch)))
+            except psycopg.errors.InsufficientPrivilege:
+                raise StartRefusedError(
+                    "--verify restores into a database of its own, which this role may not create: as a superuser run "
+                    "ALTER ROLE … CREATEDB, or verify elsewhere with leadkeep restore"
+                ) from None
             with _restoring_role(connection, make_conninfo(url, dbname=scratch), scratch, stays=False) as scratch_url:
                 _restore_dump(scratch_url, dump)
                 with _connected(scratch_url) as restored:
                     return _differences(restored, manifest)
         finally:
-            connection.execute(drop)
+            with _uninterrupted(), suppress(psycopg.errors.InsufficientPrivilege):  # then it is somebody else's
+                connection.execute(drop)
 
 
 def require_keyring(manifest: Manifest, encryption: EncryptionService, normaliser: str) -> None:
@@ -282,13 +284,14 @@ def _restoring_role(connection: psycopg.Connection, url: str, name: str, *, stay
     role, password = sql.Identifier(name), secrets.token_urlsafe(24)
     # Digested here: a statement may be logged by the server.
     digest = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
-    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
-        connection.execute(sql.SQL("CREATE ROLE {}").format(role))
-    connection.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER LOGIN PASSWORD {}").format(role, digest))
-    _own(connection, database, name)
     as_role = make_conninfo(url, user=name, password=password)
     kept = False
     try:
+        with _uninterrupted():
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
+                connection.execute(sql.SQL("CREATE ROLE {}").format(role))
+            connection.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER LOGIN PASSWORD {}").format(role, digest))
+            _own(connection, database, name)
         try:
             psycopg.connect(as_role, connect_timeout=10).close()
         except psycopg.OperationalError:
@@ -300,13 +303,24 @@ def _restoring_role(connection: psycopg.Connection, url: str, name: str, *, stay
         yield as_role
         kept = stays
     finally:
-        if kept:
-            connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(role))
-        else:
-            with psycopg.connect(url, autocommit=True) as target:
-                _own(connection, database, owner)
-                target.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(role))
-            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+        with _uninterrupted():
+            if kept:
+                connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(role))
+            else:
+                with psycopg.connect(url, autocommit=True) as target:
+                    _own(connection, database, owner)
+                    target.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(role))
+                connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block ends: PostgreSQL would cancel what cleans up, and it would stay."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _own(connection: psycopg.Connection, database: str, role: str) -> None:
@@ -344,7 +358,7 @@ def _finish(url: str, manifest: Manifest) -> None:
 def _empty(url: str) -> None:
     """Remove what was restored. There was neither table nor function before, so all of them are ours."""
     try:
-        with _connected(url) as connection:
+        with _uninterrupted(), _connected(url) as connection:
             for (statement,) in connection.execute(_DROPS).fetchall():
                 connection.execute(statement)
     except psycopg.Error:
