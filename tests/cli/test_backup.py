@@ -497,6 +497,27 @@ def test_a_restore_that_fails_half_way_leaves_the_target_empty(
     assert tables(target) == 0
 
 
+@pytest.mark.parametrize(
+    ("program", "told"), [("pg_restore", "No space left on device"), ("leadkeep-backup", "server is full")]
+)
+def test_a_disk_that_is_full_is_named(
+    program: str, told: str, stopped: RunningService, folder: Path, target: TestDatabase
+) -> None:
+    execute(
+        target.admin_url,
+        "CREATE SCHEMA hooks",
+        f"""CREATE FUNCTION hooks.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF tg_tag = 'ALTER TABLE' AND current_setting('application_name') = '{program}' THEN
+                RAISE 'could not extend file "base/1/2": No space left on device' USING ERRCODE = 'disk_full';
+            END IF; END $$""",
+        "CREATE EVENT TRIGGER refuse ON ddl_command_end EXECUTE FUNCTION hooks.refuse()",
+    )
+    done = operator(stopped, target).leadkeep("restore", str(folder))
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert tables(target) == 0
+
+
 def test_a_restore_of_something_else_leaves_the_target_empty(
     stopped: RunningService, folder: Path, target: TestDatabase
 ) -> None:

@@ -395,6 +395,8 @@ def _failures_as_refusals(what: str) -> Iterator[None]:
     """Drivers print values into their errors, so that none gets beyond this module."""
     try:
         yield
+    except psycopg.errors.DiskFull:
+        raise StartRefusedError(f"the {what} failed: the disk of the database's server is full") from None
     except psycopg.Error as error:
         raise StartRefusedError(
             f"the {what} failed ({error.sqlstate or 'the database cannot be reached'}): see that the database runs, "

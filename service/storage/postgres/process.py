@@ -34,6 +34,8 @@ _ERROR = re.compile(r"^(pg_\w+): error: (.*)$", re.MULTILINE)
 # COPY's errors quote the faulty value, and so do all errors that have a colon behind the input.
 _QUOTING = re.compile(r"COPY failed for table \"\w+\"|could not execute query: ERROR:  [^:\n\"]*")
 
+_DISK_FULL = "No space left on device"
+
 # Runs in place of Popen's preexec_fn, which may deadlock in a process that has threads. It drops root itself, because
 # the other user may not be able to read this Python, and because setuid clears the death signal. Python ignores these
 # signals; a program of PostgreSQL must not inherit that.
@@ -217,7 +219,9 @@ def _reduced(output: str) -> str:
     if error is None:
         return "PostgreSQL's program failed and gave no reason"
     quoting = _QUOTING.match(error[2])
-    return f"{error[1]} failed: {(quoting[0] if quoting else error[2])[:300].strip()}"
+    text = (quoting[0] if quoting else error[2])[:300].strip()
+    full = f", {_DISK_FULL}" if quoting and error[2].endswith(_DISK_FULL) else ""
+    return f"{error[1]} failed: {text}{full}"
 
 
 def _command_line(pid: int) -> str:
