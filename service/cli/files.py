@@ -162,7 +162,8 @@ def _opened_lead(encryption: EncryptionService, lead: Any) -> pb.Lead:
     if not isinstance(lead, dict):
         raise ValueError("it is not a lead")
     lead_id = str(lead["id"])
-    message = pb.Lead(id=lead_id)
+    # Of a lead that was changed, a conversation id may hold the phone that it had before.
+    message = pb.Lead(id=lead_id, version=int(str(lead["version"])))
     for name in SENSITIVE_FIELDS:
         if lead[name] is not None:
             try:

@@ -9,12 +9,15 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.files.daily_file import FileStorageService
 from service.storage.daily.daily_leads import DailyLeads, Days
+from service.validation import MASK
 from tests.conftest import StartService
 from tests.harness.daily_files import create, file_of, read, soon_in, today
 from tests.harness.faults import execute, value_of
+from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
 
@@ -151,6 +154,22 @@ def test_a_day_is_shown_masked(service: RunningService) -> None:
     assert [value for value in SECRET.values() if value in done.stdout] == []
 
 
+@pytest.mark.parametrize("revealed", [(), ("--reveal", "email")])
+def test_a_corrected_phone_is_not_shown_by_the_conversation(service: RunningService, revealed: tuple[str, ...]) -> None:
+    former = somebody()
+    former.conversation_id = f"whatsapp:{former.phone}"
+    lead_id = service.create(former).id
+    corrected = pb.Lead(id=lead_id, phone=somebody().phone)
+    service.call("UpdateLead", pb.UpdateLeadRequest(lead=corrected))
+    assert service.leadkeep_here("files", "render").returncode == 0
+    day = file_of(service).stem.removeprefix("leads_")
+    token = {"LEADKEEP_TOKEN": service.token()}
+    for command in (("files", "show", "--day", day, "--json"), ("export", "--format", "json")):
+        done = service.leadkeep_here(*command, *revealed, env=token)
+        (shown,) = [lead for lead in json.loads(done.stdout) if lead["id"] == lead_id]
+        assert shown["conversation_id"] == MASK
+
+
 def test_a_day_can_be_shown_as_json(service: RunningService) -> None:
     (lead,) = json.loads(service.leadkeep_here("files", "show", "--day", DAY, "--json").stdout)
     assert lead["nid"] == "•••57"
@@ -165,7 +184,7 @@ def test_a_day_is_shown_in_clear_with_a_token_and_recorded(
     assert [value for value in SECRET.values() if value not in done.stdout] == []
     record = value_of(
         service_database.admin_url,
-        "SELECT subject || ' | ' || operation || ' | ' || reason FROM access_record WHERE operation = 'files show'",
+        "SELECT subject || ' | ' || operation || ' | ' || reason FROM access_record WHERE subject = 'rahima'",
     )
     assert record == f"rahima | files show | daily file of {DAY}: call back"
 
