@@ -238,14 +238,15 @@ def new_own_database(postgres: EmbeddedPostgres) -> Iterator[str]:
         )
         try:
             yield owner
+            prepare_own_database(postgres)
         except BaseException:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
             raise
-    prepare_own_database(postgres)
 
 
 def _holds_something(owner: str) -> bool:
-    with psycopg.connect(owner) as connection:
+    # Each statement alone: the first fails where a start was killed before it made the tables.
+    with psycopg.connect(owner, autocommit=True) as connection:
         try:
             row = connection.execute(_HOLDS_SOMETHING).fetchone()
         except psycopg.errors.UndefinedTable:
