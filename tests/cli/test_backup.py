@@ -590,25 +590,6 @@ def pg_dump_of(running: subprocess.Popen[bytes]) -> int:
     return found[0]
 
 
-def lock_once_it_is_there(connection: psycopg.Connection, table: str) -> None:
-    """Lock a table as soon as the transaction that makes it is over."""
-
-    def locked() -> bool:
-        try:
-            connection.execute(psycopg.sql.SQL("LOCK TABLE {}").format(psycopg.sql.Identifier(table)))
-        except psycopg.errors.UndefinedTable:
-            connection.rollback()
-            return False
-        return True
-
-    assert eventually(locked, within=60)
-
-
-def waits_for_lock(database: TestDatabase) -> bool:
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    return value_of(database.admin_url, waiting) == 1
-
-
 def test_nothing_starts_on_what_a_killed_restore_left(
     service: RunningService, postgres_server: TestServer, tmp_path: Path
 ) -> None:
@@ -616,12 +597,12 @@ def test_nothing_starts_on_what_a_killed_restore_left(
     folder = backed_up(service, tmp_path / "backup")
     target = postgres_server.empty_database()
     elsewhere = operator(service, target)
-    with psycopg.connect(target.admin_url) as blocking:
-        running = elsewhere.begin("restore", str(folder))
-        lock_once_it_is_there(blocking, "tombstone")
-        assert eventually(lambda: waits_for_lock(target), within=30)
-        running.kill()
-        running.wait()
+    running = elsewhere.begin("restore", str(folder))
+    assert eventually(lambda: bool(children_running(running.pid, "--single-transaction")), within=60)
+    running.send_signal(signal.SIGSTOP)
+    assert eventually(lambda: tables(target) > 0, within=60)
+    running.kill()
+    running.wait()
     refused = [elsewhere.leadkeep(command) for command in ("serve", "migrate")]
     assert [done.returncode for done in refused] == [1, 1]
     assert all("did not come to its end" in done.stdout + done.stderr for done in refused)
