@@ -631,6 +631,18 @@ def test_a_resubmission_that_is_kept_with_two_leads_comes_back_with_both(
     assert value_of(target.admin_url, "SELECT count(DISTINCT submission_id) FROM resubmission") == 1
 
 
+def test_an_alias_that_is_kept_with_its_lead_comes_back(
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
+) -> None:
+    path = source.files(tmp_path)[-1]
+    kept = leads_of(path)[0]["kept_resubmissions"][0]
+    alias = {"id": kept["submission_id"], "created_by": "c", "created_at": "2026-01-01T00:00:00+00:00"}
+    changed_file(path, lambda lead: lead["aliases"].append(alias))
+    done = elsewhere.leadkeep_here("import", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert value_of(target.admin_url, f"SELECT count(*) FROM lead_alias WHERE id = '{alias['id']}'") == 1
+
+
 def as_a_lead(lead: dict[str, Any]) -> None:
     """Make of a lead what was refused and kept with it, which its tokens and its digest prove."""
     kept = lead["kept_resubmissions"].pop(0)

@@ -82,6 +82,7 @@ def restarts(service: RunningService) -> list[datetime]:
 def test_a_killed_postgres_is_started_again_and_takes_leads(service: RunningService) -> None:
     killed = kill_postgres(service)
     assert service.create(timeout=10).id
+    assert eventually(lambda: len(restarts(service)) > 0, within=10)
     assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=20)
     assert postgres_pid(service.data_dir) != killed
     assert len(restarts(service)) == 1
@@ -190,6 +191,8 @@ def test_a_stop_in_the_middle_of_a_restart_leaves_no_server(service: RunningServ
 
 def test_a_service_that_is_killed_takes_its_restarted_postgres_with_it(service: RunningService) -> None:
     killed = kill_postgres(service)
+    # For some milliseconds its orphans still commit.
+    assert eventually(lambda: len(restarts(service)) > 0, within=10)
     assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=20)
     assert postgres_pid(service.data_dir) != killed
     service.kill()

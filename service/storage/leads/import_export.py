@@ -57,7 +57,9 @@ _TAKEN = text(f"""
     SELECT DISTINCT given.id
     FROM {_LEADS}, LATERAL (
         SELECT given.id, false AS is_kept
-        UNION ALL SELECT alias.id, false FROM json_to_recordset(aliases) AS alias (id uuid)
+        UNION ALL SELECT alias.id, alias.id IN (
+                SELECT submission_id FROM json_to_recordset(kept_resubmissions) AS kept (submission_id uuid)
+            ) FROM json_to_recordset(aliases) AS alias (id uuid)
         UNION ALL SELECT kept.submission_id, true
             FROM json_to_recordset(kept_resubmissions) AS kept (submission_id uuid)
     ) AS its
@@ -227,17 +229,18 @@ async def _restore(leads: Sequence[dict[str, Any]], connection: AsyncConnection)
 def _claimed_twice(leads: dict[UUID, dict[str, Any]]) -> set[UUID]:
     """The leads one of whose other ids is something else in the same batch too.
 
-    The tokens of a lead and of a resubmission prove its id; nothing proves an alias.
+    The tokens of a lead and of a resubmission prove its id; nothing proves an alias that is no resubmission of it.
     """
     taken = set(leads)
     for lead in leads.values():
         taken.update(_kept_ids(lead))
-    claimed = set()
+    claimed, aliased = set[UUID](), set[UUID]()
     for lead_id, lead in leads.items():
+        kept = _kept_ids(lead)
         aliases = {UUID(each["id"]) for each in lead["aliases"]}
-        if not (aliases.isdisjoint(taken) and _kept_ids(lead).isdisjoint(leads)):
+        if not (kept.isdisjoint(leads) and (aliases - kept).isdisjoint(taken) and aliases.isdisjoint(aliased)):
             claimed.add(lead_id)
-        taken |= aliases
+        aliased |= aliases
     return claimed
 
 
