@@ -83,7 +83,9 @@ class TestProvoked:
                 await connection.execute(text("SELECT 1"))
         await engine.dispose()
 
-        assert (is_transient(raised.value), cause_of(raised.value)) == (True, sqlstate)
+        # The driver does not always read the server's last word.
+        assert cause_of(raised.value) in {sqlstate, "connection"}
+        assert is_transient(raised.value)
         assert spoils_connection(raised.value)
 
     async def test_a_demoted_primary_may_pass_and_its_connection_is_spoilt(self, database: TestDatabase) -> None:
