@@ -84,7 +84,7 @@ func typed(err error) error {
 			made.RetryAfter = detail.RetryDelay.AsDuration()
 		}
 	}
-	unanswered := []codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Canceled}
+	unanswered := []codes.Code{codes.Unavailable, codes.Unknown, codes.DeadlineExceeded, codes.Canceled}
 	made.Repeat = mayRepeat[made.Reason] || made.Reason == "" && slices.Contains(unanswered, made.Code)
 	return made
 }

@@ -18,7 +18,12 @@ POLICY = Path(__file__).parents[2] / "clients" / "policy"
 MAY_BE_REPEATED = {
     row["reason"] for row in json.loads((POLICY / "reasons.json").read_text())["reasons"] if row["repeat"]
 }
-UNANSWERED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+UNANSWERED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+}
 
 
 class LeadkeepError(Exception):

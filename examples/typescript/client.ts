@@ -11,7 +11,7 @@ const DEADLINE = 15_000; // ms for all attempts of a call together: a restart of
 const policy = (name: string) => readFileSync(new URL(`../gen/policy/${name}`, import.meta.url), 'utf8');
 const reasons: { reason: string; repeat: boolean }[] = JSON.parse(policy('reasons.json')).reasons;
 const MAY_BE_REPEATED = new Set(reasons.filter((row) => row.repeat).map((row) => row.reason));
-const UNANSWERED = new Set([status.UNAVAILABLE, status.DEADLINE_EXCEEDED, status.CANCELLED]);
+const UNANSWERED = new Set([status.UNAVAILABLE, status.UNKNOWN, status.DEADLINE_EXCEEDED, status.CANCELLED]);
 
 /** A call that failed. Its text and its fields hold no value of a lead, so it may be logged. */
 export class LeadkeepError extends Error {

@@ -71,7 +71,11 @@ def test_every_method_waits_for_a_connection_and_is_repeated() -> None:
     assert {name["method"] for name in names if "method" in name} <= {method.name for method in SERVICE.methods}
     assert {"service": SERVICE.full_name} in names, "every other method"
     assert [config["waitForReady"] for config in METHODS] == [True] * len(METHODS)
-    assert all("UNAVAILABLE" in config["retryPolicy"]["retryableStatusCodes"] for config in METHODS)
+    assert all({"UNAVAILABLE", "UNKNOWN"} <= {*config["retryPolicy"]["retryableStatusCodes"]} for config in METHODS)
+
+
+def test_a_status_that_says_that_nobody_answered_is_none_of_the_service() -> None:
+    assert code_pb2.UNKNOWN not in {rule.code for rule in REASONS.values()}
 
 
 @pytest.mark.parametrize("language", CHANNEL)

@@ -88,7 +88,7 @@ def test_a_lead_is_saved_once_and_soon_after_connections_are_accepted_again(
     with proxy.refusing():
         calls = {name: client.create() for name, client in clients.items()}
         time.sleep(seconds)
-        assert not [name for name, call in calls.items() if call.done()]
+        assert {name: call.result() for name, call in calls.items() if call.done()} == {}
     answers = {name: call.result(timeout=DEADLINE + 5) for name, call in calls.items()}
     report(f"refused for {seconds} s", answers)
     assert {answer.code for answer in answers.values()} == {"OK"}
@@ -99,6 +99,17 @@ def test_a_lead_is_saved_once_and_soon_after_connections_are_accepted_again(
     answered = calls_in_log(service, "CreateLead")[logged:]
     assert len(answered) == len(calls)
     assert {call["retries"] for call in answered} <= {0, 1}
+
+
+def test_a_call_that_begins_as_its_connection_ends_is_repeated(
+    clients: dict[str, Client], proxy: RefusingProxy
+) -> None:
+    # In one of ten such moments grpc-java says UNKNOWN: channel closed (grpc-java issue 10120).
+    for _ in range(times(5, whole=60)):
+        with proxy.refusing():
+            calls = {name: client.create() for name, client in clients.items()}
+        answers = {name: call.result(timeout=DEADLINE + 5).code for name, call in calls.items()}
+        assert answers == dict.fromkeys(NAMES, "OK")
 
 
 def test_a_read_fails_at_once_while_the_database_is_known_to_be_away(

@@ -19,7 +19,11 @@ final class LeadkeepException extends RuntimeException {
   private static final List<Row> REASONS =
       new Gson().fromJson(LeadkeepClient.policy("reasons.json"), Table.class).reasons;
   private static final Set<Status.Code> UNANSWERED =
-      Set.of(Status.Code.UNAVAILABLE, Status.Code.DEADLINE_EXCEEDED, Status.Code.CANCELLED);
+      Set.of(
+          Status.Code.UNAVAILABLE,
+          Status.Code.UNKNOWN,
+          Status.Code.DEADLINE_EXCEEDED,
+          Status.Code.CANCELLED);
 
   final Status.Code code;
   String reason = ""; // empty: no answer of the service, but of the channel (connection, certificate, time)
