@@ -147,6 +147,7 @@ class SpoolFile:
             elif version != SCHEMA:
                 raise SpoolError(f"the spool's file was written by another release (format {version})")
             self._counted = size_of(self._connection)
+            self._place = self._found_place()
             undo.pop_all()
 
     @contextmanager
@@ -167,6 +168,15 @@ class SpoolFile:
                         self._connection.execute("ROLLBACK")
                 raise
         self._keep_log_short()
+
+    def check_place(self) -> None:
+        """Raise SpoolError when file or log is not what lies in the folder: no restart would find what is put there."""
+        with _translated_errors(self):
+            if self._found_place() != self._place:
+                raise SpoolError(
+                    "the spool's file was replaced while the service runs: put it back, or restart the service once "
+                    "nothing waits in it"
+                )
 
     def insert(self, row: SpoolRow) -> None:
         """Add a row, inside a transaction."""
@@ -292,6 +302,10 @@ class SpoolFile:
     def close(self) -> None:
         """Release the file."""
         self._connection.close()
+
+    def _found_place(self) -> list[tuple[int, int]]:
+        """What lies in the folder as file and log, by the disk's own numbers."""
+        return [(found.st_dev, found.st_ino) for found in map(os.stat, (self._path, self._log))]
 
     def _create(self, folder: Path) -> None:
         if not self._path.exists():

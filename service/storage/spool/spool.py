@@ -314,7 +314,9 @@ class Spool:
     ) -> dict[UUID, Outcome]:
         try:
             with file.transaction():
-                return {entry.id: self._keep(entry, now, clock, file) for entry in submissions}
+                kept = {entry.id: self._keep(entry, now, clock, file) for entry in submissions}
+            file.check_place()
+            return kept
         except SpoolError as error:
             if error.full:
                 file.regain_room()  # so that fewer may still fit
@@ -368,6 +370,7 @@ class Spool:
 
     @_in_thread
     def _maintain(self, file: SpoolFile) -> None:
+        file.check_place()
         if file.size().waiting < WORTH_COUNTING:
             file.count()
         if file.size().waiting + file.size().damaged == 0:

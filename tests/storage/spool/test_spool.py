@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -328,6 +330,54 @@ async def test_a_file_that_is_no_database_takes_nothing_and_is_left_alone(
     assert not spool.empty
     assert (folder / FILE_NAME).read_bytes() == b"no database " * 1000
     spool.close()
+
+
+def _remove_the_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _remove_the_file(folder: Path) -> None:
+    (folder / FILE_NAME).unlink()
+
+
+def _remove_the_log(folder: Path) -> None:
+    (folder / f"{FILE_NAME}-wal").unlink()
+
+
+def _exchange_for_a_copy(folder: Path) -> None:
+    copy = Path(shutil.copytree(folder, folder.with_name("copy")))
+    folder.rename(folder.with_name("moved"))
+    copy.rename(folder)
+
+
+@pytest.mark.parametrize("replace_it", [_remove_the_folder, _remove_the_file, _remove_the_log, _exchange_for_a_copy])
+async def test_nothing_is_confirmed_that_a_restart_would_not_find(
+    spool: Spool, submit: Submit, replace_it: Callable[[Path], None]
+) -> None:
+    before = submit()
+    await put(spool, before)
+    replace_it(spool.folder)
+    await spool.maintain()
+    assert not spool.usable  # also when nobody submits anything
+    with pytest.raises(SpoolError):
+        await put(spool, submit(request_id="new", conversation_id="new"))
+    with pytest.raises(SpoolError):
+        await put(spool, again(before))
+    assert before.id in await empty(spool)  # what waits is drained all the same
+    await spool.maintain()
+    assert not spool.usable
+
+
+async def test_it_takes_leads_again_when_its_folder_is_put_back(spool: Spool, submit: Submit) -> None:
+    moved = spool.folder.with_name("moved")
+    spool.folder.rename(moved)
+    with pytest.raises(SpoolError):
+        await put(spool, submit(request_id="1", conversation_id="1"))
+    moved.rename(spool.folder)
+    await spool.maintain()
+    assert spool.usable
+    await put(spool, submit(request_id="2", conversation_id="2"))
+    assert spool.fault is None
 
 
 async def test_one_batch_costs_one_sync(encryption: EncryptionService, submit: Submit, tmp_path: Path) -> None:
