@@ -315,12 +315,12 @@ class Spool:
         try:
             with file.transaction():
                 kept = {entry.id: self._keep(entry, now, clock, file) for entry in submissions}
-            file.check_place()
-            return kept
         except SpoolError as error:
             if error.full:
                 file.regain_room()  # so that fewer may still fit
             raise
+        file.check_place()
+        return kept
 
     def _keep(self, entry: SealedSubmission, now: datetime, clock: ClockOffset | None, file: SpoolFile) -> Outcome:
         requests = self._request_indexes(entry)
