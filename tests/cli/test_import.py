@@ -483,6 +483,16 @@ def test_daily_files_bring_everything_back(
     assert dumped(postgres_server, target) == dumped(postgres_server, source.database)
 
 
+def test_a_lead_that_was_changed_before_it_was_created_was_changed_when_it_was_created(
+    source: Source, elsewhere: RunningService, target: TestDatabase, tmp_path: Path
+) -> None:
+    """Lists take for granted that none was changed sooner; files of an earlier release may hold one."""
+    [path] = [each for each in source.files(tmp_path) if "2026-03-29" in each.name]
+    path.write_text(re.sub(r'("updated_at": *)"[^"]*"', r'\1"2026-03-29T09:59:00+00:00"', path.read_text()))
+    elsewhere.leadkeep_here("import", str(path))
+    assert value_of(target.admin_url, "SELECT json_agg(updated_at = created_at) FROM lead") == [True, True]
+
+
 def test_daily_files_go_into_a_new_embedded_service(source: Source, tmp_path: Path) -> None:
     target = RunningService(tmp_path / "embedded")
     files = [str(path) for path in source.files(tmp_path)]

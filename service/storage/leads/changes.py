@@ -129,7 +129,8 @@ def _change_statement(new: str, condition: str, event_type: LeadEventType, event
     return Statement(
         text(f"""
         WITH changed AS (
-            UPDATE lead SET {new}, version = version + 1, updated_at = clock_timestamp() WHERE {condition}
+            UPDATE lead SET {new}, version = version + 1, updated_at = greatest(clock_timestamp(), created_at)
+            WHERE {condition}
             RETURNING {COLUMN_NAMES}
         ), noted AS (
             INSERT INTO lead_event (type, lead_id, version, actor, reason, {", ".join(event)})

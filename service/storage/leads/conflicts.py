@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import case, exists, insert, select, text
+from sqlalchemy import case, exists, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ConflictNotFoundError, ConflictResolvedError
@@ -200,6 +200,7 @@ class ConflictRepository:
             "id": submission.id,
             "created_by": submission.created_by,
             "created_at": conflict.accepted_at,
+            "updated_at": func.greatest(conflict.accepted_at, func.now()),
             "phone_shared": held is not None and held.phone is not None,
             "nid_shared": held is not None and held.nid is not None,
             "request_id": select(case((requested, None), else_=submission.request_id)).scalar_subquery(),

@@ -33,6 +33,7 @@ _FIELDS = ", ".join(CUSTOMER_FIELDS)
 _TYPED_FIELDS = ", ".join(f"{name} text" for name in CUSTOMER_FIELDS)
 _LEAD_COLUMNS = f"""id, {_FIELDS}, status, created_at, updated_at, version, assignee, phone_shared, nid_shared,
     created_by, request_id"""
+_GIVEN_COLUMNS = _LEAD_COLUMNS.replace("updated_at", "greatest(created_at, updated_at)")
 _LEADS = f"""json_to_recordset(CAST(:leads AS json)) AS given (
     id uuid, {_TYPED_FIELDS}, status text, created_at timestamptz,
     updated_at timestamptz, version bigint, assignee text, resubmissions integer, phone_shared boolean,
@@ -74,7 +75,7 @@ _ERASED = text("SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[]))")
 _INSERT = text(f"""
     INSERT INTO lead ({_LEAD_COLUMNS}, resubmissions, index_epoch, email_index, content_digest, phone_index, nid_index,
         phone_index_2, nid_index_2)
-    SELECT {_LEAD_COLUMNS}, resubmissions - json_array_length(kept_resubmissions), index_epoch, email_index,
+    SELECT {_GIVEN_COLUMNS}, resubmissions - json_array_length(kept_resubmissions), index_epoch, email_index,
            decode(content_digest, 'base64'),
            decode(phone_index, 'base64'), decode(nid_index, 'base64'),
            decode(phone_index_2, 'base64'), decode(nid_index_2, 'base64')

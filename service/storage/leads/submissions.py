@@ -68,8 +68,8 @@ _INSERT_SQL = f"""
             accepted_at timestamptz, accepted_from timestamptz))
             WITH ORDINALITY AS entry ({_COLUMNS}, conversation_index, accepted_at, accepted_from, place)
     ), inserted AS (
-        INSERT INTO lead ({_COLUMNS}, created_at)
-        SELECT {_VALUES}, coalesce(accepted_at, now())
+        INSERT INTO lead ({_COLUMNS}, created_at, updated_at)
+        SELECT {_VALUES}, coalesce(accepted_at, now()), greatest(accepted_at, now())
         FROM entry
         WHERE true AND NOT EXISTS (SELECT FROM lead_conflict c WHERE c.id = entry.id)
           AND NOT EXISTS (SELECT FROM lead_alias a WHERE a.id = entry.id)

@@ -9,25 +9,29 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from service.keys.encryption import EncryptionService
-from service.lead import ConflictResolution, SealedConflict, SealedSubmission
+from service.lead import ConflictResolution, LeadOrder, SealedConflict, SealedLead, SealedSubmission
 from service.lead_sealer import LeadSealer
 from service.storage.database.clock import DatabaseClock
 from service.storage.database.database import Database
 from service.storage.keys.replicas import ReplicaReport
+from service.storage.leads.changes import Step, take_step
 from service.storage.leads.conflicts import ConflictRepository, Decision, Drop, OwnLead
 from service.storage.leads.decision import Created, Erased, InConflict
+from service.storage.leads.queries import LIST_SECONDS, find_page
 from service.storage.spool.rows import FILE_NAME
 from service.storage.spool.spool import Spool
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit
 from tests.storage.intake.test_writer import World
-from tests.storage.leads.replicas import drain, erase, twins, where
+from tests.storage.leads.replicas import drain, erase, own_lead, twins, where
 
 SKEWS = [-300.0, 300.0]
 
@@ -228,6 +232,46 @@ async def test_a_spool_of_the_release_before_is_taken_over_in_place(
 
 
 MICROSECOND = timedelta(microseconds=1)
+
+
+class TestAhead:
+    """A lead keeps the moment of the machine in whose spool it waited, and lists find it all the same."""
+
+    @pytest.mark.parametrize("is_moved", [False, True])
+    async def test_a_drained_lead_is_listed(self, world: World, submit: Submit, skew: Skew, is_moved: bool) -> None:
+        skew.seconds = 300
+        kept = submit()
+        await world.spool.put([kept])
+        await drain(world)
+        if is_moved:
+            [(_, seen)] = await listed(world)
+            step = Step(column="assignee", to="sam", actor="boss", reason=None)
+            assert await world.database.write(partial(take_step, seen, step), alone=True)
+        await require_listed_by_moments(world, kept.id)
+
+    async def test_a_conflict_that_becomes_a_lead_is_listed(self, elsewhere: World, submit: Submit) -> None:
+        first, second = (submit(phone="+8801799999999") for _ in range(2))
+        await elsewhere.create(first)
+        ahead = datetime.now(UTC) + timedelta(minutes=5)
+        drained = replace(second, accepted_at=ahead, accepted_between=(ahead, ahead))
+        outcomes = await elsewhere.store.create_all_once([drained])
+        assert isinstance(outcomes[second.id], InConflict)
+        await own_lead(elsewhere, second)
+        await require_listed_by_moments(elsewhere, second.id)
+
+
+async def listed(world: World, **filters: datetime) -> list[tuple[datetime, SealedLead]]:
+    page = partial(find_page, wanted=filters, order=LeadOrder.CREATED_DESC, after=None, limit=9)
+    return await world.database.read_within(LIST_SECONDS, page)
+
+
+async def require_listed_by_moments(world: World, lead_id: UUID) -> None:
+    """A lead is among those created or changed since it was, and before just after."""
+    [lead] = [each for _, each in await listed(world) if each.id == lead_id]
+    for name in ("created", "updated"):
+        moment = getattr(lead, f"{name}_at")
+        for bound in ({f"{name}_after": moment}, {f"{name}_before": moment + MICROSECOND}):
+            assert lead_id in [each.id for _, each in await listed(world, **bound)], bound
 
 
 @pytest.mark.parametrize(

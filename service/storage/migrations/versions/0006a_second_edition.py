@@ -75,7 +75,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON spool_search TO {APPLICATION_ROLE};
 GRANT SELECT, INSERT, DELETE ON spool_erasure TO {APPLICATION_ROLE};
 """
 
-# A lead without a nid has no blind index of one.
+# A lead without a nid has no blind index of one. A lead that had waited in the spool of a machine whose clock was ahead
+# was last changed before it was created: lists take for granted that none was.
 LEADS = f"""
 ALTER TABLE lead ADD COLUMN source text, ADD COLUMN email_index text, ADD COLUMN resubmitted_at timestamptz,
     ALTER COLUMN nid DROP NOT NULL, ALTER COLUMN address DROP NOT NULL, ALTER COLUMN interested_policy DROP NOT NULL,
@@ -91,6 +92,7 @@ DROP INDEX ix_lead_created_at_id, ix_lead_status_created_at_id, ix_lead_interest
 UPDATE lead SET resubmitted_at = last.at
     FROM (SELECT lead_id, max(submitted_at) AS at FROM resubmission GROUP BY lead_id) last
     WHERE lead.id = last.lead_id;
+UPDATE lead SET updated_at = created_at WHERE updated_at < created_at;
 CREATE INDEX ix_lead_conversation_id ON lead (conversation_id) WHERE {IN_CLEAR};
 CREATE INDEX ix_lead_email_index ON lead (email_index) WHERE email_index IS NOT NULL;
 CREATE INDEX ix_lead_lacks_email_index ON lead (email_index) WHERE email IS NOT NULL AND email_index IS NULL;
