@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import io
 import json
@@ -71,7 +72,15 @@ def customers_option(meaning: str) -> Any:
 
 
 def _customers_value(text: str) -> str:
-    return sys.stdin.readline().strip() if text == "-" else text
+    if text != "-":
+        return text
+    try:
+        line = sys.stdin.readline().strip()
+    except UnicodeDecodeError:
+        raise typer.BadParameter("standard input is not UTF-8 text") from None
+    if not line:  # an empty filter is none: everybody would match
+        raise typer.BadParameter("standard input holds no line for it")
+    return line
 
 
 def moment(text: str, option: str, zone: tzinfo = UTC, *, end: bool = False) -> datetime | None:
@@ -119,12 +128,27 @@ def echo(line: str, *, err: bool = False) -> None:
     _put(printable(line, kept="\t"), err=err)
 
 
+_AS_IN_JSON = "leadkeep.json"
+"""Name of the error handler that escapes what an encoding lacks, so that JSON stays JSON."""
+
+
+def _escaped(lacking: UnicodeError) -> tuple[str, int]:
+    assert isinstance(lacking, UnicodeEncodeError)  # noqa: S101 # nothing is decoded with it
+    return json.dumps(lacking.object[lacking.start : lacking.end])[1:-1], lacking.end
+
+
+codecs.register_error(_AS_IN_JSON, _escaped)
+
+
 def _put(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print text. Raises StartRefusedError where that cannot be written, as on a full disk."""
     try:
         typer.echo(text, err=err, nl=nl)
     except BrokenPipeError:
         raise
+    except UnicodeEncodeError:
+        encoding = (sys.stderr if err else sys.stdout).encoding
+        _put(text.encode(encoding, _AS_IN_JSON).decode(encoding), err=err, nl=nl)
     except OSError as error:
         raise StartRefusedError(f"the output cannot be written: {error.strerror}") from None
 

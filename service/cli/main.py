@@ -183,6 +183,9 @@ class Commands(TyperGroup):
             why = "; ".join(f"{violation.field} {violation.description}" for violation in invalid.violations)
         except (LeadkeepError, StartRefusedError) as refused:
             why = str(refused)
+        except UnicodeEncodeError:
+            # Bytes of an argument that are no UTF-8 are halves of surrogate pairs in it, which no request can hold.
+            why = "an argument or standard input is not UTF-8 text"
         from service.foreign_text import printable  # loads json, which --help should not pay for
 
         # Line ends stay: several faults stand below each other.

@@ -108,6 +108,31 @@ def test_a_customers_value_is_read_from_standard_input_and_the_search_is_on_reco
     assert value_of(service_database.admin_url, recorded) == field
 
 
+@pytest.mark.parametrize("stdin", [b"", b"\n+8801711000028\n", b" \n", b"\xff\n"])
+def test_an_input_without_the_value_finds_nobody_rather_than_everybody(
+    service: RunningService, people: list[pb.Lead], stdin: bytes
+) -> None:
+    running = service.begin("leads", "list", "--phone", "-", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    listed, _ = running.communicate(stdin)
+    assert running.returncode in (1, 2)
+    assert listed == b""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("leads", "list", "--name-prefix", b"\xffab"),
+        ("leads", "list", "--source", b"\xffab"),
+        ("audit", "list", "--subject", b"\xff"),
+        ("erase", "01a221c4-8df6-75ae-bf40-2916b90d26f7", "--reason", b"\xff"),
+    ],
+)
+def test_an_argument_that_is_no_text_is_said(service: RunningService, command: tuple[str, ...]) -> None:
+    running = service.begin(*command, stderr=subprocess.PIPE)
+    _, told = running.communicate()
+    assert (running.returncode, told) == (1, b"leadkeep: an argument or standard input is not UTF-8 text\n")
+
+
 def test_more_leads_than_asked_for_are_said_to_be_there(service: RunningService, people: list[pb.Lead]) -> None:
     few = service.leadkeep_here("leads", "list", "--limit", "2", "--json")
     assert [lead["id"] for lead in json.loads(few.stdout)] == [lead.id for lead in people[:0:-1]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,20 @@ def test_json_is_escaped_and_reads_as_it_was(capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert printed.replace("\n", "").isprintable()
     assert json.loads(printed[: printed.index("}") + 1]) == {"a": HOSTILE}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_what_an_encoding_lacks_is_escaped_as_in_json(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Zoë রহিমা \U0001f600"
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, encoding, write_through=True) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        command.echo(text)
+        command.print_json(text)
+        line, document = written.getvalue().decode(encoding).splitlines()
+        monkeypatch.undo()
+    assert json.loads(document) == text
+    assert json.loads(f'"{line}"') == text
 
 
 def test_no_command_prints_past_it() -> None:
