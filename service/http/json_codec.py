@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message as Header
 from types import MappingProxyType
@@ -38,6 +39,11 @@ _FIELD_NAME = re.compile("[A-Za-z_]{1,40}")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 _CAPITAL = re.compile("[A-Z]")
+
+# protobuf's reader also takes offsets of days, months of one digit and digits of any script, and guesses a moment.
+_RFC_3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+)
 
 _INTEGER = re.compile("-?[0-9]{1,19}")
 _BITS = {FieldDescriptor.TYPE_INT32: 32, FieldDescriptor.TYPE_INT64: 64}
@@ -280,9 +286,10 @@ def _enum_prefix(enum: EnumDescriptor) -> str:
 
 def _moment(text: str) -> Timestamp:
     moment = Timestamp()
-    try:
-        # A `+` that is not percent-encoded arrives as a space; an RFC 3339 time has no other place for one.
-        moment.FromJsonString(text.replace(" ", "+"))
-    except (ValueError, OverflowError):
-        raise ValueRefusedError("must be an RFC 3339 time, such as 2026-01-31T09:00:00Z") from None
-    return moment
+    # A `+` that is not percent-encoded arrives as a space; an RFC 3339 time has no other place for one.
+    written = text.replace(" ", "+")
+    if _RFC_3339.fullmatch(written) is not None:
+        with suppress(ValueError, OverflowError):
+            moment.FromJsonString(written)
+            return moment
+    raise ValueRefusedError("must be an RFC 3339 time, such as 2026-01-31T09:00:00Z")
