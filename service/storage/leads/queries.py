@@ -7,6 +7,7 @@ looked at that does not match. What finds few leads is found first and sorted th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -170,8 +171,28 @@ def _has_index(field: str, indexes: tuple[bytes, ...]) -> ColumnElement[bool]:
 
 def _begins_with(prefix: str) -> ColumnElement[bool]:
     """The condition of leads whose name begins so. PostgreSQL lower-cases both: Python differs for some letters."""
-    folded, name = func.lower(bindparam("prefix", prefix, type_=Text)), func.lower(LEAD.c.name)
-    return and_(name.bool_op("~>=~")(folded), name.bool_op("~<~")(func.concat(folded, _LAST_CHARACTER)))
+    name = func.lower(LEAD.c.name)
+    spellings = [func.lower(bindparam(None, each, type_=Text)) for each in _in_greek_too(prefix)]
+    ways = [
+        and_(name.bool_op("~>=~")(each), name.bool_op("~<~")(func.concat(each, _LAST_CHARACTER))) for each in spellings
+    ]
+    return or_(*ways)
+
+
+def _in_greek_too(prefix: str) -> list[str]:
+    """A prefix as it may stand in a name in lower case, where a sigma has another form at the end of a word.
+
+    Of a name that was written in capitals the form in the middle is kept.
+    """
+    middle = prefix.translate(_MIDDLE_SIGMA)
+    ends = _END_OF_WORD.sub(_FINAL_SIGMA, middle)
+    # The prefix may be the beginning of a longer word.
+    return list(dict.fromkeys((middle, ends, ends[:-1] + middle[-1:])))
+
+
+_FINAL_SIGMA, _SIGMA = "\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}"
+_MIDDLE_SIGMA = str.maketrans(dict.fromkeys((_FINAL_SIGMA, _SIGMA.upper()), _SIGMA))
+_END_OF_WORD = re.compile(rf"(?<=\w){_SIGMA}(?!\w)")
 
 
 def _of_conversation(given: tuple[str, tuple[str, ...]]) -> ColumnElement[bool]:
@@ -300,7 +321,11 @@ def _leave_out_passed(filters: dict[str, Any], change: str, order: LeadOrder, af
 
 
 def _narrowed(wanted: Filters) -> dict[str, datetime]:
-    """The spans in which the leads of both given spans are: none was changed before it was created."""
+    """The spans in which the leads of both given spans are: none was changed before it was created.
+
+    Statements that store or change leads see to that: a lead that waited in a spool keeps the moment of a machine whose
+    clock may be ahead of the database's.
+    """
     after = [wanted[name] for name in ("created_after", "updated_after") if name in wanted]
     before = [wanted[name] for name in ("created_before", "updated_before") if name in wanted]
     return ({"updated_after": max(after)} if after else {}) | ({"created_before": min(before)} if before else {})

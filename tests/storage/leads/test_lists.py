@@ -32,11 +32,20 @@ COUNT = 150
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NAMES = (
     *("Md. Rahman", "MD. ABDUL", "md_x", "md%y", "md\\z", "M", "রহিমা", "রহিম উদ্দিন", "Émile", "ÉMILE ZOLA", "Emile"),
-    *("Zoë", "ZOË", "Őri", "Ирина", "ИРИНА", "Σοφία", "ΣΟΦΊΑ", "Straße", "\U0010fffd"),
+    *("Zoë", "ZOË", "Őri", "Ирина", "ИРИНА", "Σοφία", "ΣΟΦΊΑ", "Λουκάς Δ", "ΛΟΥΚΆΣ Δ", "Straße", "\U0010fffd"),
 )
-PREFIXES = ("md", "MD.", "md_", "md%", "md\\", "রহ", "রহিমা", "émi", "ÉM", "ZO", "őr", "ири", "ΣΟ", "stras")
+PREFIXES = (
+    *("md", "MD.", "md_", "md%", "md\\", "রহ", "রহিমা", "émi", "ÉM", "ZO", "őr", "ири", "ΣΟ", "stras"),
+    *("Λουκάς", "ΛΟΥΚΆΣ", "λουκάς δ", "ΛΟΥΚΆΣ Δ"),
+)
 
 Row = Mapping[str, Any]
+
+
+def one_sigma(text: str) -> str:
+    """In lower case, where Greek has two forms of this letter."""
+    return text.lower().replace("\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}")
+
 
 MEETS: dict[str, Callable[[Row, Any], bool]] = {
     "statuses": lambda row, wanted: row["status"] in wanted,
@@ -50,7 +59,7 @@ MEETS: dict[str, Callable[[Row, Any], bool]] = {
     "created_before": lambda row, wanted: row["created_at"] < wanted,
     "updated_after": lambda row, wanted: row["updated_at"] >= wanted,
     "updated_before": lambda row, wanted: row["updated_at"] < wanted,
-    "name_prefix": lambda row, wanted: row["name"].lower().startswith(wanted.lower()),
+    "name_prefix": lambda row, wanted: one_sigma(row["name"]).startswith(one_sigma(wanted)),
     "phone": lambda row, wanted: row["phone_index"] in wanted,
     "nid": lambda row, wanted: row["nid_index"] in wanted,
     "email": lambda row, wanted: row["email_index"] in wanted,
