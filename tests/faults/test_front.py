@@ -19,6 +19,7 @@ import pytest
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from leadkeep.v1 import lead_service_pb2 as pb
+from leadkeep.v1.lead_service_pb2_grpc import LeadServiceStub
 
 from service.errors import QueueFullError
 from service.http.problems import failure_response
@@ -158,6 +159,15 @@ def test_a_page_of_a_listed_origin_reads_that_no_replica_answers(tmp_path: Path)
     with Nginx(tmp_path, "127.0.0.1:9", "127.0.0.1:9", origin=ORIGIN) as nginx:
         answer = httpx.get(f"http://{nginx.http_address}/api/leads", headers={"origin": ORIGIN}, timeout=10)
         assert (answer.status_code, page_may_read(answer)) == (502, [ORIGIN])
+
+
+@pytest.mark.skipif(INSTALLED is None, reason="nginx is not installed")
+def test_a_call_that_no_replica_answers_gets_an_answer_that_every_library_repeats(tmp_path: Path) -> None:
+    with Nginx(tmp_path, "127.0.0.1:9", "127.0.0.1:9") as nginx, grpc.insecure_channel(nginx.grpc_address) as channel:
+        stub = LeadServiceStub(channel)
+        failure = fails(lambda: stub.GetLead(pb.GetLeadRequest(id="1"), timeout=10))
+        assert (failure.code, failure.text) == (grpc.StatusCode.UNAVAILABLE, "no replica answers; try again shortly")
+        assert "grpc-retry-pushback-ms" not in failure.trailing
 
 
 @pytest.mark.usefixtures("busy")

@@ -18,9 +18,17 @@ class Nginx:
     """nginx with the shipped configuration, on free ports."""
 
     def __init__(
-        self, folder: Path, grpc_address: str, http_address: str, *, calls: int = 384, origin: str = ""
+        self,
+        folder: Path,
+        grpc_address: str,
+        http_address: str,
+        *,
+        calls: int = 384,
+        origin: str = "",
+        html: bool = False,
     ) -> None:
-        """`calls`: how many callers may have in flight together; `origin`: the one that is listed."""
+        """`calls`: how many callers may have in flight together; `origin`: the one that is listed; `html`: where no
+        replica answers it answers with its own page, as others do."""
         self._folder = folder
         self.grpc_address, self.http_address = (f"127.0.0.1:{_free_port()}" for _ in range(2))
         text = CONFIGURATION.read_text()
@@ -33,6 +41,7 @@ class Nginx:
             ("listen 127.0.0.1:8080", f"listen {self.http_address}"),
             ("limit_conn calls 384;", f"limit_conn calls {calls};"),
             ('# "https://sales.example" $http_origin;', f'"{origin}" $http_origin;' if origin else ""),
+            ("error_page 502 504 = @away;", "" if html else "error_page 502 504 = @away;"),
         ):
             assert shipped in text
             text = text.replace(shipped, here)
