@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"time"
@@ -84,13 +85,14 @@ func typed(err error) error {
 			made.RetryAfter = detail.RetryDelay.AsDuration()
 		}
 	}
-	unanswered := []codes.Code{codes.Unavailable, codes.Unknown, codes.DeadlineExceeded, codes.Canceled}
+	unanswered := []codes.Code{codes.Unavailable, codes.Unknown, codes.Internal, codes.DeadlineExceeded, codes.Canceled}
 	made.Repeat = mayRepeat[made.Reason] || made.Reason == "" && slices.Contains(unanswered, made.Code)
 	return made
 }
 
-// guard gives a call its token, its deadline and its typed error. A token that had expired is read once more: whatever
-// renews it may have done so meanwhile. Everything else that may be repeated the channel repeats, as the service asks.
+// guard gives a call its token, its deadline and its typed error. The channel repeats what may be repeated, as the service
+// asks. Left to do here is what no library repeats: an answer that was cut in its midst, or a proxy's page of HTML in its
+// place. And a token that had expired is read once more: whatever renews it may have done so meanwhile.
 func guard(token func() (string, error)) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, request, reply any, channel *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
 		ctx, cancel := context.WithTimeout(ctx, deadline)
@@ -103,11 +105,32 @@ func guard(token func() (string, error)) grpc.UnaryClientInterceptor {
 			named := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+text)
 			return typed(invoke(named, method, request, reply, channel, options...))
 		}
-		err := attempt()
-		if refused, ok := err.(*Error); ok && refused.Reason == "TOKEN_EXPIRED" {
-			err = attempt()
+		for renewed := false; ; {
+			err := attempt()
+			refused, ok := err.(*Error)
+			switch {
+			case !ok:
+				return err
+			case refused.Reason == "TOKEN_EXPIRED" && !renewed:
+				renewed = true
+			case refused.Reason != "" || !refused.Repeat || !pause(ctx):
+				return err
+			}
 		}
-		return err
+	}
+}
+
+// pause waits for about a second, and says whether there is time for another attempt.
+func pause(ctx context.Context) bool {
+	wait := 500*time.Millisecond + rand.N(time.Second)
+	if end, _ := ctx.Deadline(); time.Until(end) < wait {
+		return false
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(wait):
+		return true
 	}
 }
 

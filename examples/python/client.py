@@ -4,6 +4,8 @@ Copy this file into your program, and the stubs that README.md shows how to gene
 """
 
 import json
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +23,7 @@ MAY_BE_REPEATED = {
 UNANSWERED = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 }
@@ -83,15 +86,23 @@ class LeadkeepClient:
     def call(self, rpc: Callable[..., Any], request: Any, deadline: float = DEADLINE) -> Any:
         """Make a call, such as `client.call(client.leads.GetLead, request)`. Raises LeadkeepError.
 
-        The channel repeats what may be repeated, within the deadline and as the service asks. A token that had expired
-        is read once more: whatever renews it may have done so meanwhile.
+        The channel repeats what may be repeated, within the deadline and as the service asks. Left to do here is what
+        no library repeats: an answer that was cut in its midst, or a proxy's page of HTML in its place. And a token
+        that had expired is read once more: whatever renews it may have done so meanwhile.
         """
-        try:
-            return self._call(rpc, request, deadline)
-        except LeadkeepError as error:
-            if error.reason != "TOKEN_EXPIRED":
-                raise
-            return self._call(rpc, request, deadline)
+        end = time.monotonic() + deadline
+        renewed = False
+        while True:
+            try:
+                return self._call(rpc, request, end - time.monotonic())
+            except LeadkeepError as error:
+                wait = random.uniform(0.5, 1.5)  # noqa: S311 # so that not all callers come at once
+                if error.reason == "TOKEN_EXPIRED" and not renewed:
+                    renewed = True
+                elif error.reason or not error.repeat or time.monotonic() + wait > end:
+                    raise
+                else:
+                    time.sleep(wait)
 
     def _call(self, rpc: Callable[..., Any], request: Any, deadline: float) -> Any:
         try:

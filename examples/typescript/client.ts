@@ -1,5 +1,6 @@
 // A client of Leadkeep: a channel that outlives a restart of the service, a token that is renewed, typed errors.
 import { readFileSync } from 'node:fs';
+import { setTimeout } from 'node:timers/promises';
 import {
   type CallOptions, type ClientUnaryCall, credentials, Metadata, type ServiceError, status,
 } from '@grpc/grpc-js';
@@ -11,7 +12,9 @@ const DEADLINE = 15_000; // ms for all attempts of a call together: a restart of
 const policy = (name: string) => readFileSync(new URL(`../gen/policy/${name}`, import.meta.url), 'utf8');
 const reasons: { reason: string; repeat: boolean }[] = JSON.parse(policy('reasons.json')).reasons;
 const MAY_BE_REPEATED = new Set(reasons.filter((row) => row.repeat).map((row) => row.reason));
-const UNANSWERED = new Set([status.UNAVAILABLE, status.UNKNOWN, status.DEADLINE_EXCEEDED, status.CANCELLED]);
+const UNANSWERED = new Set([
+  status.UNAVAILABLE, status.UNKNOWN, status.INTERNAL, status.DEADLINE_EXCEEDED, status.CANCELLED,
+]);
 
 /** A call that failed. Its text and its fields hold no value of a lead, so it may be logged. */
 export class LeadkeepError extends Error {
@@ -67,24 +70,31 @@ export class LeadkeepClient {
   /**
    * Makes a call, such as `client.call(client.leads.getLead, request)`, or throws LeadkeepError.
    *
-   * The channel repeats what may be repeated, within the deadline and as the service asks. A token that had expired is
-   * read once more: whatever renews it may have done so meanwhile.
+   * The channel repeats what may be repeated, within the deadline and as the service asks. Left to do here is what no
+   * library repeats: an answer that was cut in its midst, or a proxy's page of HTML in its place. And a token that had
+   * expired is read once more: whatever renews it may have done so meanwhile.
    */
   async call<Request, Response>(rpc: Rpc<Request, Response>, request: Request, deadline = DEADLINE): Promise<Response> {
-    try {
-      return await this.attempt(rpc, request, deadline);
-    } catch (error) {
-      if (!(error instanceof LeadkeepError) || error.reason !== 'TOKEN_EXPIRED') throw error;
-      return this.attempt(rpc, request, deadline);
+    const end = Date.now() + deadline;
+    for (let renewed = false; ; ) {
+      try {
+        return await this.attempt(rpc, request, end);
+      } catch (error) {
+        if (!(error instanceof LeadkeepError)) throw error;
+        const wait = 500 + Math.random() * 1000;
+        if (error.reason === 'TOKEN_EXPIRED' && !renewed) renewed = true;
+        else if (error.reason || !error.repeat || Date.now() + wait > end) throw error;
+        else await setTimeout(wait);
+      }
     }
   }
 
-  private attempt<Request, Response>(rpc: Rpc<Request, Response>, request: Request, deadline: number): Promise<Response> {
+  private attempt<Request, Response>(rpc: Rpc<Request, Response>, request: Request, end: number): Promise<Response> {
     // grpc-js ignores waitForReady in the service config: without it here, calls fail while the service restarts.
     const metadata = new Metadata({ waitForReady: true });
     metadata.set('authorization', `Bearer ${this.token()}`);
     return new Promise((resolve, reject) => {
-      rpc.call(this.leads, request, metadata, { deadline: Date.now() + deadline }, (error, response) => {
+      rpc.call(this.leads, request, metadata, { deadline: end }, (error, response) => {
         if (error) reject(new LeadkeepError(error));
         else resolve(response);
       });

@@ -1,12 +1,17 @@
-"""A TCP proxy in front of an endpoint that can refuse connections for a while, as a service does that is restarted."""
+"""A TCP proxy in front of an endpoint that can refuse connections for a while, as a service does that is restarted, and
+cut answers in their midst."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
+
+SHORTEST_ANSWER = 150
+LOST = 10
+"""Bytes of an answer to a CreateLead over gRPC, and of the status at its end."""
 
 
 class RefusingProxy:
@@ -20,6 +25,8 @@ class RefusingProxy:
         self.port: int = self._placeholder.getsockname()[1]
         self._listener: socket.socket | None = None
         self._open: list[socket.socket] = []
+        self.answers_to_cut = 0
+        """How many further answers lose their last bytes, and their connections with them."""
 
     @property
     def address(self) -> str:
@@ -64,8 +71,16 @@ class RefusingProxy:
                 caller, _ = listener.accept()
                 service = socket.create_connection(self._target)
                 self._open += (caller, service)
-                for one, other in ((caller, service), (service, caller)):
-                    threading.Thread(target=_forward, args=(one, other), daemon=True).start()
+                threading.Thread(target=_forward, args=(caller, service), daemon=True).start()
+                threading.Thread(target=_forward, args=(service, caller, self._cut), daemon=True).start()
+
+    def _cut(self, data: bytes) -> bytes:
+        """What reaches the caller of something that the service sent."""
+        # What is shorter is no answer: settings, pings.
+        if self.answers_to_cut == 0 or len(data) < SHORTEST_ANSWER:
+            return data
+        self.answers_to_cut -= 1
+        return data[:-LOST]
 
 
 def _bound(port: int) -> socket.socket:
@@ -75,10 +90,13 @@ def _bound(port: int) -> socket.socket:
     return made
 
 
-def _forward(one: socket.socket, other: socket.socket) -> None:
+def _forward(one: socket.socket, other: socket.socket, cut: Callable[[bytes], bytes] = bytes) -> None:
     with contextlib.suppress(OSError):
         while data := one.recv(65536):
-            other.sendall(data)
+            arriving = cut(data)
+            other.sendall(arriving)
+            if len(arriving) < len(data):
+                break
     _close(other)
 
 

@@ -23,6 +23,7 @@ from tests.conftest import StartService
 from tests.faults import times
 from tests.harness.certificates import Authority
 from tests.harness.faults import value_of
+from tests.harness.nginx import INSTALLED, Nginx
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
 from tests.harness.refusing_proxy import RefusingProxy
@@ -110,6 +111,35 @@ def test_a_call_that_begins_as_its_connection_ends_is_repeated(
             calls = {name: client.create() for name, client in clients.items()}
         answers = {name: call.result(timeout=DEADLINE + 5).code for name, call in calls.items()}
         assert answers == dict.fromkeys(NAMES, "OK")
+
+
+def test_a_call_that_is_cut_amid_its_answer_is_repeated(
+    clients: dict[str, Client], proxy: RefusingProxy, service_database: TestDatabase
+) -> None:
+    # A library repeats no call whose answer has begun.
+    before = leads(service_database)
+    proxy.answers_to_cut = len(clients)
+    calls = {name: client.create() for name, client in clients.items()}
+    answers = {name: call.result(timeout=DEADLINE + 5).code for name, call in calls.items()}
+    assert answers == dict.fromkeys(NAMES, "OK")
+    assert proxy.answers_to_cut == 0
+    assert leads(service_database) == before + len(calls)
+
+
+@pytest.mark.skipif(INSTALLED is None, reason="nginx is not installed")
+def test_a_call_that_a_proxy_answers_with_html_is_repeated(
+    service: RunningService, proxy: RefusingProxy, token_file: Path, tmp_path: Path
+) -> None:
+    # grpc-js repeats none of these, grpcio not always.
+    with (
+        Nginx(tmp_path, proxy.address, service.http_address, html=True) as nginx,
+        connected(nginx.grpc_address, token_file, NAMES) as clients,
+    ):
+        with proxy.refusing():
+            calls = {name: client.create() for name, client in clients.items()}
+            time.sleep(1)
+        answers = {name: call.result(timeout=DEADLINE + 5).code for name, call in calls.items()}
+    assert answers == dict.fromkeys(NAMES, "OK")
 
 
 def test_a_read_fails_at_once_while_the_database_is_known_to_be_away(

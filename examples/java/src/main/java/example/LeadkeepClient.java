@@ -4,6 +4,8 @@ import com.google.gson.Gson;
 import com.leadkeep.v1.LeadServiceGrpc;
 import com.leadkeep.v1.LeadServiceGrpc.LeadServiceBlockingStub;
 import io.grpc.ConnectivityState;
+import io.grpc.Context;
+import io.grpc.Deadline;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
@@ -18,6 +20,7 @@ import java.io.Reader;
 import java.nio.charset.StandardCharsets;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
 import java.util.function.Supplier;
@@ -78,28 +81,48 @@ final class LeadkeepClient implements AutoCloseable {
   /**
    * Makes a call, such as {@code client.call(leads -> leads.getLead(request))}, or throws LeadkeepException.
    *
-   * <p>The channel repeats what may be repeated, within the deadline and as the service asks. A token that had expired
-   * is read once more: whatever renews it may have done so meanwhile.
+   * <p>The channel repeats what may be repeated, within the deadline and as the service asks. Left to do here is what no
+   * library repeats: an answer that was cut in its midst, or a proxy's page of HTML in its place. And a token that had
+   * expired is read once more: whatever renews it may have done so meanwhile.
    */
   <T> T call(Function<LeadServiceBlockingStub, T> rpc) {
-    try {
-      return attempt(rpc);
-    } catch (LeadkeepException error) {
-      if (!error.reason.equals("TOKEN_EXPIRED")) {
-        throw error;
+    Deadline end = Deadline.after(DEADLINE_SECONDS, TimeUnit.SECONDS);
+    for (boolean renewed = false; ; ) {
+      try {
+        return attempt(rpc, end);
+      } catch (LeadkeepException error) {
+        if (error.reason.equals("TOKEN_EXPIRED") && !renewed) {
+          renewed = true;
+        } else if (!error.reason.isEmpty() || !error.repeat || !pause(end)) {
+          throw error;
+        }
       }
-      return attempt(rpc);
     }
   }
 
-  private <T> T attempt(Function<LeadServiceBlockingStub, T> rpc) {
+  /** Waits for about a second; returns whether there is time for another attempt, and the caller still wants it. */
+  private static boolean pause(Deadline end) {
+    long milliseconds = ThreadLocalRandom.current().nextLong(500, 1500);
+    if (end.timeRemaining(TimeUnit.MILLISECONDS) < milliseconds || Context.current().isCancelled()) {
+      return false;
+    }
+    try {
+      Thread.sleep(milliseconds);
+      return true;
+    } catch (InterruptedException interrupted) {
+      Thread.currentThread().interrupt();
+      return false;
+    }
+  }
+
+  private <T> T attempt(Function<LeadServiceBlockingStub, T> rpc, Deadline end) {
     Metadata headers = new Metadata();
     headers.put(AUTHORIZATION, "Bearer " + token.get());
     try {
       return rpc.apply(
           leads
               .withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers))
-              .withDeadlineAfter(DEADLINE_SECONDS, TimeUnit.SECONDS));
+              .withDeadline(end));
     } catch (StatusRuntimeException error) {
       throw new LeadkeepException(error);
     }

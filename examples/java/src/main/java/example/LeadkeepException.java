@@ -22,6 +22,7 @@ final class LeadkeepException extends RuntimeException {
       Set.of(
           Status.Code.UNAVAILABLE,
           Status.Code.UNKNOWN,
+          Status.Code.INTERNAL,
           Status.Code.DEADLINE_EXCEEDED,
           Status.Code.CANCELLED);
 
