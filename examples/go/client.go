@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver/dns"
 	"google.golang.org/grpc/status"
 )
 
@@ -37,6 +38,7 @@ var reasons []byte
 var mayRepeat = map[string]bool{}
 
 func init() {
+	dns.SetMinResolutionInterval(1 * time.Second) // for every channel of the program
 	var table struct {
 		Reasons []struct {
 			Reason string

@@ -38,6 +38,8 @@ def test_go_has_the_settings_of_the_policy() -> None:
         "Time": seconds(keepalive["Time"]),
         "Timeout": seconds(keepalive["Timeout"]),
     }
+    [interval] = re.findall(r"dns\.SetMinResolutionInterval\((\d+) \* time\.Second\)", sources("go"))
+    assert float(interval) == seconds(CHANNEL["go"]["dns.SetMinResolutionInterval"])
     factors = {name: float(number) for name, number in re.findall(r"(Multiplier|Jitter): ([\d.]+)", sources("go"))}
     assert factors == {name: connect["Backoff"][name] for name in ("Multiplier", "Jitter")}
 
@@ -49,6 +51,9 @@ def test_java_has_the_settings_of_the_policy() -> None:
         "keepAliveTimeout": seconds(CHANNEL["java"]["keepAliveTimeout"]),
         "keepAliveWithoutCalls": "true",
     }
+    kept = re.findall(r'(System|Security)\.setProperty\("networkaddress\.cache\.ttl", "(\d+)"\)', sources("java"))
+    number = CHANNEL["java"]["networkaddress.cache.ttl"].removesuffix("s")
+    assert kept == [("System", number), ("Security", number)]
 
 
 def test_code_of_the_guide_is_in_the_examples() -> None:

@@ -18,6 +18,7 @@ import java.io.IOException;
 import java.io.InputStreamReader;
 import java.io.Reader;
 import java.nio.charset.StandardCharsets;
+import java.security.Security;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ThreadLocalRandom;
@@ -36,6 +37,13 @@ final class LeadkeepClient implements AutoCloseable {
 
   private static final Metadata.Key<String> AUTHORIZATION =
       Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
+
+  static {
+    // A service that comes back at another address is found after a second, not after 30. It counts for the whole program,
+    // and has to be set before the first look-up of a name: the first for gRPC, the second for Java.
+    System.setProperty("networkaddress.cache.ttl", "1");
+    Security.setProperty("networkaddress.cache.ttl", "1");
+  }
 
   private final ManagedChannel channel;
   private final LeadServiceBlockingStub leads;
