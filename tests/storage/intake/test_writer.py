@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -294,24 +294,29 @@ async def test_an_endless_deadlock_of_one_entry_ends_in_the_spool_and_holds_up_n
 ) -> None:
     await world.create(submit())
     with refusing(database, "40P01"):
-        unlucky = asyncio.create_task(world.create(submit(name=POISONED), seconds=2))
+        patient = asyncio.create_task(world.create(submit(name=POISONED), seconds=60))
+        hurried = asyncio.create_task(world.create(submit(name=POISONED), seconds=2))
         assert saved(await world.create_all([submit() for _ in range(20)]))
-        assert not unlucky.done()
-        assert isinstance(await unlucky, Delayed)
-    assert world.spool.size.waiting == 1
+        assert isinstance(await hurried, Delayed)
+        assert not patient.done()
+        assert world.spool.size.waiting == 1
+    assert saved([await patient])
 
 
 async def test_a_foreign_lock_on_what_one_entry_matches_holds_up_nobody(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
-    lead = submit(phone="+1234567")
-    await world.create(lead)
-    with faults.locked_lead(database.admin_url, str(lead.id)):
-        blocked = asyncio.create_task(world.create(submit(phone="+1234567"), seconds=2))
+    leads = [submit(phone=f"+123456{number}") for number in range(2)]
+    await world.create_all(leads)
+    one, other = (faults.locked_lead(database.admin_url, str(lead.id)) for lead in leads)
+    with one, other:
+        patient = asyncio.create_task(world.create(submit(phone="+1234560"), seconds=60))
+        hurried = asyncio.create_task(world.create(submit(phone="+1234561"), seconds=2))
         await asyncio.sleep(0.1)
         assert saved(await world.create_all([submit() for _ in range(20)]))
-        assert not blocked.done()
-        assert isinstance(await blocked, Delayed)
+        assert isinstance(await hurried, Delayed)
+        assert not patient.done()
+    assert isinstance(await patient, DuplicateMatch)
 
 
 async def test_a_lock_on_a_table_is_an_outage_until_it_is_released(
@@ -321,13 +326,14 @@ async def test_a_lock_on_a_table_is_an_outage_until_it_is_released(
         operator.execute("LOCK TABLE lead IN SHARE MODE")
         began = time.monotonic()
         waited = await asyncio.gather(*(world.create(submit(), seconds=20) for _ in range(20)))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10, "they waited for their whole time"
         assert {type(outcome) for outcome in waited} == {Delayed}
         assert world.outage.lasting
         assert world.outage.cause == "55P03"
-        began = time.monotonic()
+        tried = len(world.retries)
+        assert tried > 0
         assert isinstance(await world.create(submit()), Delayed)
-        assert time.monotonic() - began < 1
+        assert len(world.retries) == tried, "the database was asked"
     async with asyncio.timeout(20):
         while world.outage.lasting or world.spool.size.waiting:
             await world.drain.step()
@@ -375,24 +381,24 @@ async def test_crossed_duplicates_of_two_replicas_end_in_time_and_each_person_is
 
 async def test_a_caller_in_a_hurry_is_spooled_alone(world: World, submit: Submit, database: TestDatabase) -> None:
     await world.create(submit())
-    faults.slow_inserts(database.admin_url, 1.5)
-    slow = submit(name=faults.SLOW)
-    patient = asyncio.create_task(world.create(slow, seconds=9))
-    await asyncio.sleep(0.1)  # a transaction of 1.5 s is under way
-    others = asyncio.gather(*(world.create(submit(), seconds=9) for _ in range(5)))
-    hurried = await world.create(submit(), seconds=0.4)
-    assert not patient.done()
-    assert isinstance(hurried, Delayed)
+    faults.gated_inserts(database.admin_url)
+    with faults.closed_gate(database.admin_url):
+        patient = asyncio.create_task(world.create(submit(name=faults.SLOW), seconds=60))
+        await until(lambda: faults.waits_at_gate(database.admin_url))
+        others = asyncio.gather(*(world.create(submit(), seconds=60) for _ in range(5)))
+        assert isinstance(await world.create(submit(), seconds=0.4), Delayed)
+        assert not patient.done()
     assert saved([await patient, *await others])
     assert world.spool.size.waiting == 1
 
 
 async def test_what_was_saved_and_spooled_is_one_lead(world: World, submit: Submit, database: TestDatabase) -> None:
-    faults.slow_inserts(database.admin_url, 0.6)
-    slow = submit(name=faults.SLOW)
-    assert isinstance(await world.create(slow, seconds=0.4), Delayed)
-    await asyncio.sleep(0.8)
-    assert stored(database) == 1
+    faults.gated_inserts(database.admin_url)
+    with faults.closed_gate(database.admin_url):
+        slow = asyncio.create_task(world.create(submit(name=faults.SLOW), seconds=3))
+        await until(lambda: faults.waits_at_gate(database.admin_url))
+        assert isinstance(await slow, Delayed)
+    await until(lambda: stored(database) == 1)
     await world.drain.step()
     assert (stored(database), world.spool.size.waiting) == (1, 0)
     assert faults.value_of(database.admin_url, "SELECT count(*) FROM lead_conflict") == 0
@@ -421,21 +427,25 @@ async def test_with_a_spool_that_takes_nothing_a_lead_is_unavailable_and_never_o
         await world.create(submit())
 
 
-async def six_at_once(world: World, submit: Submit, database: TestDatabase) -> list[asyncio.Task[Outcome]]:
-    """One in a transaction that takes its time, and five that wait behind it."""
-    faults.slow_inserts(database.admin_url, 1.0)
-    slow = asyncio.create_task(world.create(submit(name=faults.SLOW)))
-    await asyncio.sleep(0.1)
-    return [slow, *(asyncio.create_task(world.create(submit())) for _ in range(5))]
+@asynccontextmanager
+async def six_at_once(
+    world: World, submit: Submit, database: TestDatabase
+) -> AsyncIterator[list[asyncio.Task[Outcome]]]:
+    """One in a transaction that ends with the block, and five that wait behind it."""
+    faults.gated_inserts(database.admin_url)
+    with faults.closed_gate(database.admin_url):
+        slow = asyncio.create_task(world.create(submit(name=faults.SLOW), seconds=60))
+        await until(lambda: faults.waits_at_gate(database.admin_url))
+        yield [slow, *(asyncio.create_task(world.create(submit(), seconds=60)) for _ in range(5))]
 
 
 async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
-    waiting = await six_at_once(world, submit, database)
-    await asyncio.sleep(0.05)
-    await world.stop()
-    outcomes = await asyncio.gather(*waiting)
+    async with six_at_once(world, submit, database) as waiting:
+        await asyncio.sleep(0.05)
+        await world.stop()
+        outcomes = await asyncio.gather(*waiting)
     assert all(isinstance(outcome, Delayed) for outcome in outcomes)
     assert world.spool.size.waiting == 6
 
@@ -443,13 +453,13 @@ async def test_what_waits_when_the_writer_stops_goes_to_the_spool(
 async def test_what_cannot_be_sealed_when_the_writer_stops_costs_only_itself(
     world: World, submit: Submit, database: TestDatabase
 ) -> None:
-    others = await six_at_once(world, submit, database)
-    unlucky = asyncio.create_task(world.create_sealed_by(cannot_be_sealed))
-    await asyncio.sleep(0.05)
-    await world.stop()
-    with pytest.raises(CannotBeSealedError):
-        await unlucky
-    assert {type(outcome) for outcome in await asyncio.gather(*others)} == {Delayed}
+    async with six_at_once(world, submit, database) as others:
+        unlucky = asyncio.create_task(world.create_sealed_by(cannot_be_sealed, seconds=60))
+        await asyncio.sleep(0.05)
+        await world.stop()
+        with pytest.raises(CannotBeSealedError):
+            await unlucky
+        assert {type(outcome) for outcome in await asyncio.gather(*others)} == {Delayed}
 
 
 async def test_a_repeat_of_a_saved_request_gets_the_same_answer_while_the_database_is_away(
@@ -558,12 +568,12 @@ async def test_a_fault_of_ours_in_the_look_at_the_spool_costs_only_the_entry_tha
         return await overlap(batch)
 
     monkeypatch.setattr(world.spool, "overlap", overlap_or_fail)
-    async with asyncio.timeout(5):
-        others = asyncio.gather(*(world.create(submit()) for _ in range(20)))
+    async with asyncio.timeout(30):  # long before anybody's time is over
+        others = asyncio.gather(*(world.create(submit(), seconds=90) for _ in range(20)))
         with pytest.raises(ZeroDivisionError):
-            await world.create(poisoned)
+            await world.create(poisoned, seconds=90)
         assert saved(await others)
-        assert saved([await world.create(submit())])  # the writer goes on
+        assert saved([await world.create(submit(), seconds=90)])  # the writer goes on
 
 
 async def test_a_fault_of_ours_in_the_spool_costs_only_the_entry_concerned(
@@ -578,12 +588,12 @@ async def test_a_fault_of_ours_in_the_spool_costs_only_the_entry_concerned(
         return await put(batch)
 
     monkeypatch.setattr(world.spool, "put", put_or_fail)
-    async with asyncio.timeout(5):
-        others = asyncio.gather(*(world.create(submit()) for _ in range(20)))
+    async with asyncio.timeout(30):  # long before anybody's time is over
+        others = asyncio.gather(*(world.create(submit(), seconds=90) for _ in range(20)))
         with pytest.raises(StorageUnavailableError):
-            await world.create(poisoned)
+            await world.create(poisoned, seconds=90)
         assert {type(outcome) for outcome in await others} == {Delayed}
-        assert isinstance(await world.create(submit()), Delayed)  # the spool writer goes on
+        assert isinstance(await world.create(submit(), seconds=90), Delayed)  # the spool writer goes on
 
 
 async def test_one_that_matches_a_spooled_one_waits_for_the_drain(world: World, submit: Submit) -> None:
