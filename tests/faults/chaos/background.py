@@ -24,6 +24,7 @@ class Background:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -35,3 +36,11 @@ class Background:
     def run(self, work: Coroutine[Any, Any, T], *, within: float = 120) -> T:
         """Its result. Raises TimeoutError when it takes longer."""
         return self.begin(work).result(within)
+
+
+async def _cancel_others() -> None:
+    """End what still runs, as asyncio.run does: its last steps would find the loop closed."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for each in others:
+        each.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
