@@ -13,6 +13,7 @@ import pytest
 from service.rpc import connections
 from service.rpc.connections import GrpcConnections, ListenerEndedError
 from service.rpc.limits import Limits, Refusals
+from tests.harness.processes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what waits to be accepted")
 
@@ -29,10 +30,12 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def watched(listening: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
-    """The watch of the listening socket."""
+    """The watch of the listening socket, once it has found that."""
     watch = GrpcConnections(listening.getsockname()[1], Limits(), Refusals())
     tasks = [asyncio.create_task(watch.watch_listeners()), asyncio.create_task(watch.run())]
     try:
+        with caller(listening), listening.accept()[0]:
+            await until(lambda: watch.open)
         yield tasks[0]
     finally:
         for task in tasks:
