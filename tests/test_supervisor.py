@@ -15,6 +15,9 @@ from tests.harness.processes import until
 VALUE = "+8801711000028"
 """What must never stand in a log."""
 
+HEALTHY_AFTER = 0.2
+"""Seconds."""
+
 
 class World:
     """A supervisor whose tasks are restarted after a few milliseconds, and what it reported."""
@@ -23,7 +26,7 @@ class World:
         self.failures: list[str] = []
         self.deaths = 0
         self.supervisor = Supervisor(
-            on_death=self._on_death, on_failure=self.failures.append, first_wait=0.01, healthy_after=0.2
+            on_death=self._on_death, on_failure=self.failures.append, first_wait=0.01, healthy_after=HEALTHY_AFTER
         )
 
     def _on_death(self) -> None:
@@ -65,11 +68,19 @@ class Task:
 
 async def test_a_task_that_fails_is_restarted_counted_and_failing_until_it_has_run_for_a_while(world: World) -> None:
     task = Task(failures=3)
-    world.start(task.run)
-    await until(lambda: task.runs == 4)
+    began: list[float] = []
+    failing_at_start: list[tuple[str, ...]] = []
+
+    async def run() -> None:
+        began.append(time.monotonic())
+        failing_at_start.append(world.supervisor.failing)
+        await task.run()
+
+    world.start(run)
+    await until(lambda: task.runs == 4 and world.supervisor.failing == ())
+    assert time.monotonic() - began[-1] > HEALTHY_AFTER / 2
     assert world.failures == ["task 0"] * 3
-    assert world.supervisor.failing == ("task 0",)
-    await until(lambda: world.supervisor.failing == ())
+    assert failing_at_start == [(), *[("task 0",)] * 3]
     assert task.runs == 4
 
 
