@@ -65,12 +65,15 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
         self.server.may_answer.wait(10)
+        with contextlib.suppress(ConnectionError):  # who asked may wait no longer
+            self._answer()
+
+    def _answer(self) -> None:
         if self.server.head_never_ends:
-            with contextlib.suppress(ConnectionError):
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-                while self.server.head_never_ends:
-                    self.wfile.write(b"a")
-                    time.sleep(0.01)
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while self.server.head_never_ends:
+                self.wfile.write(b"a")
+                time.sleep(0.01)
             return
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
@@ -79,11 +82,10 @@ class _Answer(BaseHTTPRequestHandler):
         self.wfile.write(self.server.body)
         if self.server.tail is not None:
             chunk, times, pause = self.server.tail
-            with contextlib.suppress(ConnectionError):
-                for _ in range(times):
-                    self.wfile.write(chunk)
-                    time.sleep(pause)
-                self.server.tail_was_read = True
+            for _ in range(times):
+                self.wfile.write(chunk)
+                time.sleep(pause)
+            self.server.tail_was_read = True
 
     def log_message(self, *_: object) -> None:
         pass
