@@ -33,7 +33,7 @@ from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import children_running, eventually, remove_embedded_database
-from tests.harness.running_service import RunningService
+from tests.harness.running_service import START_SECONDS, RunningService
 
 Shared = tuple[RunningService, TestDatabase]
 
@@ -147,7 +147,7 @@ def test_what_a_killed_verification_left_is_removed_by_the_next(
     create(service)
     folder = backed_up(service, tmp_path / "backup")
     running = service.begin("backup", str(folder), "--verify")
-    assert eventually(lambda: scratch_databases(database) == 1, within=60)
+    assert eventually(lambda: scratch_databases(database) == 1, within=START_SECONDS)
     running.kill()
     running.wait()
     assert scratch_databases(database) == 1
@@ -548,7 +548,7 @@ def test_a_backup_that_is_ended_leaves_nothing(
         # pg_dump waits for this lock until it is told to stop.
         blocking.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
         running = service.begin("backup", str(tmp_path / "backup"), start_new_session=True)
-        assert eventually((tmp_path / "backup" / DUMP).exists, within=60)
+        assert eventually((tmp_path / "backup" / DUMP).exists, within=START_SECONDS)
         time.sleep(0.5)
         running.send_signal(how)
         blocking.rollback()
@@ -564,7 +564,7 @@ def test_a_verification_that_is_ended_while_it_cleans_up_leaves_nothing(
     databases = "SELECT max(datname) FROM pg_database WHERE datname LIKE 'leadkeep_verify%'"
     drops = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%' AND wait_event_type = 'Lock'"
     running = service.begin("backup", str(folder), "--verify")
-    assert eventually(lambda: value_of(database.admin_url, databases) is not None, within=30)
+    assert eventually(lambda: value_of(database.admin_url, databases) is not None, within=START_SECONDS)
     with psycopg.connect(database.admin_url) as blocking:
         # Whoever drops the database waits for this.
         name = psycopg.sql.Identifier(str(value_of(database.admin_url, databases)))
@@ -586,7 +586,7 @@ def pg_dump_of(running: subprocess.Popen[bytes]) -> int:
         found.extend(children_running(running.pid, "--snapshot"))
         return bool(found)
 
-    assert eventually(runs, within=60)
+    assert eventually(runs, within=START_SECONDS)
     return found[0]
 
 
@@ -598,7 +598,7 @@ def test_nothing_starts_on_what_a_killed_restore_left(
     target = postgres_server.empty_database()
     elsewhere = operator(service, target)
     running = elsewhere.begin("restore", str(folder))
-    assert eventually(lambda: bool(children_running(running.pid, "--single-transaction")), within=60)
+    assert eventually(lambda: bool(children_running(running.pid, "--single-transaction")), within=START_SECONDS)
     running.send_signal(signal.SIGSTOP)
     assert eventually(lambda: tables(target) > 0, within=60)
     running.kill()
@@ -648,7 +648,7 @@ def test_no_password_is_on_a_command_line(
                     seen.append(line)
             return bool(seen)
 
-        assert eventually(pg_dump_runs, within=60)
+        assert eventually(pg_dump_runs, within=START_SECONDS)
         blocking.rollback()
     assert running.wait(30) == 0
     assert [line for line in seen if b"tell-nobody" in line] == []

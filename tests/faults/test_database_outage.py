@@ -353,7 +353,7 @@ def test_a_caller_of_a_frozen_database_is_answered_before_its_own_deadline(
 ) -> None:
     assert server.postgres.pid is not None
     with frozen(server.postgres.pid):
-        assert create(service, channel, timeout=1).state == pb.SAVE_STATE_DELAYED
+        assert create(service, channel, timeout=2).state == pb.SAVE_STATE_DELAYED
 
 
 def test_a_lead_that_met_a_frozen_database_is_there_once_however_often_it_is_sent(
@@ -362,7 +362,7 @@ def test_a_lead_that_met_a_frozen_database_is_there_once_however_often_it_is_sen
     assert server.postgres.pid is not None
     lead = somebody()
     with frozen(server.postgres.pid):
-        delayed = {create(service, channel, lead=lead, request_id="frozen", timeout=1).id for _ in range(3)}
+        delayed = {create(service, channel, lead=lead, request_id="frozen", timeout=2).id for _ in range(3)}
     again = create(service, channel, lead=lead, request_id="frozen", timeout=10)
     assert delayed == {again.id}
     assert eventually(lambda: rows(service_database, "frozen") == [again.id], within=20)
@@ -386,7 +386,7 @@ def test_readers_that_fill_the_pool_of_a_frozen_database_hold_up_nobody_after_it
     def refused(_: int) -> str:
         request = pb.GetLeadRequest(id=lead_id)
         read = service.stub(channel).GetLead
-        return fails(lambda: read(request, timeout=1, metadata=service.metadata("admin"))).reason
+        return fails(lambda: read(request, timeout=2, metadata=service.metadata("admin"))).reason
 
     with ThreadPoolExecutor(40) as threads, frozen(server.postgres.pid):
         assert set(threads.map(refused, range(40))) <= {"DEADLINE_TOO_SHORT", "STORAGE_UNAVAILABLE"}

@@ -108,10 +108,11 @@ def create(service: RunningService, channel: grpc.Channel, timeout: float = 5) -
 def used(start_service: StartService, url: str, **settings: str) -> RunningService:
     """A service that has saved and shown a lead, so that each of its tasks has had something to do."""
     service = start_service(database_url=url, settings=settings)
+    assert eventually(lambda: service.is_well, within=60)
     with service.channel() as channel:
-        lead_id = create(service, channel).id
+        lead_id = create(service, channel, timeout=20).id
         shown = service.stub(channel).GetLead
-        shown(pb.GetLeadRequest(id=lead_id), timeout=5, metadata=service.metadata("admin"))
+        shown(pb.GetLeadRequest(id=lead_id), timeout=20, metadata=service.metadata("admin"))
     return service
 
 
@@ -146,7 +147,7 @@ def test_without_the_database_and_with_nothing_in_flight_a_stop_waits_for_nothin
     service = used(start_service, network.url, LEADKEEP_SHUTDOWN_GRACE=GRACE)
     with network.cut(how):
         if noticed:
-            assert eventually(lambda: '"event":"degraded"' in service.log(), within=10)
+            assert eventually(lambda: '"event":"degraded"' in service.log(), within=30)
         assert seconds_to_stop(service) < AT_ONCE
 
 

@@ -27,8 +27,8 @@ from tests.harness.running_service import RunningService
 
 T = TypeVar("T")
 
-PATIENCE = 1.0
-"""Seconds that a caller waits for what must not come."""
+PATIENCE = 2.0
+"""Seconds that a caller waits for what must not come; the answer has the last quarter of it to arrive in."""
 
 NOT_CONFIRMED = {"DEADLINE_TOO_SHORT", "STORAGE_UNAVAILABLE"}
 

@@ -27,6 +27,7 @@ from tests.faults.chaos.background import Background
 from tests.faults.chaos.proxy import Mode, PostgresProxy
 from tests.harness.failures import reason_of
 from tests.harness.leads import somebody
+from tests.harness.policy import RETRY_POLICY
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
@@ -62,7 +63,9 @@ class Replica:
         key = LocalSigningKey.load_or_create(self.service.data_dir / "signing-key.pem")
         token = key.issue("bot", ROLES["admin"], timedelta(hours=1), now=time.time() + skew)
         self._metadata = [("authorization", f"Bearer {token}")]
-        self._channel = self.service.channel()
+        # As clients call: on a busy machine a statement takes longer than the service waits, and is to be repeated.
+        options = [("grpc.service_config", RETRY_POLICY)]
+        self._channel = grpc.insecure_channel(self.service.grpc_address, options=options)
         self._stub = self.service.stub(self._channel)
 
     def stop(self) -> None:

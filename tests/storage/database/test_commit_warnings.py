@@ -162,7 +162,8 @@ async def pooler_that_drops(fields: set[bytes], database: TestDatabase, folder: 
         to_client.close()
 
     server = await asyncio.start_unix_server(serve, folder / ".s.PGSQL.5432")
-    service = Database(parts._replace(query=f"host={folder}&port=5432").geturl())
+    # What is tried is what it makes of an answer, however long that takes.
+    service = Database(parts._replace(query=f"host={folder}&port=5432").geturl(), attempt_seconds=60)
     yield service
     await service.close()
     server.close()

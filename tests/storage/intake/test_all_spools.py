@@ -187,8 +187,9 @@ async def test_a_replica_that_does_not_answer_is_named(
 ) -> None:
     await replicas.there.spool.put([submit(**PERSON)])
     await replicas.heartbeat(state)
-    retry_scope.set(RetryScope(time.monotonic() + 0.5, lambda _: None))
+    retry_scope.set(RetryScope(time.monotonic() + 2, lambda _: None))
     assert await replicas.spools.find(replicas.digests("phone"), limit=LIMIT) == ([], ("there",))
+    retry_scope.set(RetryScope(time.monotonic() + 2, lambda _: None))
     assert await replicas.spools.export([submit().id]) == ([], ("there",))
     assert value(database, "SELECT count(*) FROM spool_search") == 0
 
