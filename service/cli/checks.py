@@ -30,7 +30,7 @@ from service.storage.access.record import logged_heads
 from service.storage.database.database import Database
 from service.storage.database.failures import NoStandbyError, StorageFaultError, cause_of, is_transient
 from service.storage.database.fence import Fence
-from service.storage.diagnosis import Diagnosis, diagnose, excess_rights, foreign_triggers, lacks_group
+from service.storage.diagnosis import Diagnosis, diagnose, excess_rights, in_the_way, lacks_group
 from service.storage.keys.canary import compare_canary, found_by, read_key_state
 from service.storage.keys.rekeying import EMAILS, LACKS_EMAIL_INDEX, rekeying
 from service.storage.leads.open_erasures import waiting_erasures
@@ -50,11 +50,16 @@ STATEMENTS = "statements of the service"
 
 KEPT = "; a running service is degraded: it keeps new leads in its spool"
 
+_TOO_SHORT = "{0} of the server, the database, the role or the URL is too short: ALTER ROLE … SET {0} = '10s', or more"
+
 MENDS = {
     "25006": "the server takes no writes",
+    "25P04": _TOO_SHORT.format("transaction_timeout"),
     "42501": "a right is missing that was granted otherwise, such as EXECUTE on a function: run leadkeep migrate",
     "42P01": "the schema is missing, or a table that another one's trigger names: run leadkeep migrate, or restore",
     "53100": "the disk of the server is full: free space on it",
+    "57014": _TOO_SHORT.format("statement_timeout"),
+    "57P05": _TOO_SHORT.format("idle_session_timeout"),
     "55P03": "something holds a lock for long: see pg_locks",
     "not_stored": "PostgreSQL takes a statement and stores nothing: a trigger or a rule drops rows",
     "hung": "it takes longer than the service waits: see what the server is busy with",
@@ -126,7 +131,7 @@ async def _database_findings(settings: Settings, url: str) -> list[Finding]:
         )
         if not diagnosis.reachable:
             refused = await database.why_refused()
-            return [Finding("database", False, f"{refused or 'cannot be reached'}{KEPT}")]
+            return [Finding("database", False, f"{refused or _away(diagnosis)}{KEPT}")]
         given = Given(settings, url, database, diagnosis)
         findings = [await _finding("database", _writes, given)]
         try:
@@ -208,6 +213,11 @@ async def _erasures(given: Given) -> str:
     return f"{sum(each.erasures for each in waiting)} wait for a replica"
 
 
+def _away(diagnosis: Diagnosis) -> str:
+    cause = diagnosis.failed
+    return f"does not serve (cause {cause}): {MENDS[cause]}" if cause in MENDS else "cannot be reached"
+
+
 def _writes(given: Given) -> str:
     if given.diagnosis.read_only:
         raise StartRefusedError(
@@ -230,7 +240,7 @@ async def _statements(given: Given) -> list[Finding]:
     cause = diagnosis.refused or await _trial(database, given.settings)
     foreign: list[str] = []
     with suppress(LeadkeepError, StorageFaultError):
-        foreign = [f"a trigger or rule that is not Leadkeep's, {each}" for each in await foreign_triggers(database)]
+        foreign = [f"something in its tables that is not Leadkeep's, {each}" for each in await in_the_way(database)]
     if cause is None:
         return [Finding(STATEMENTS, True, "; ".join(["every right is there, and a submission passes", *foreign]))]
     mends = [f"a submission that was to be undone again fails (cause {cause})"]

@@ -136,6 +136,7 @@ def condition_of(
     spooled lead is an alarm.
     """
     failing = outage.cause if outage.lasting else None
+    cause = failing or diagnosis.failed
     no_standby = require_standby and diagnosis.reachable and diagnosis.commits_wait_for == 0
     hangs = diagnosis.commits_hang or failing in HANGING
     refusals = [*diagnosis.lacking, *({diagnosis.refused, failing if outage.refused else None, drain_refused} - {None})]
@@ -147,7 +148,7 @@ def condition_of(
     details: dict[ReadinessReason, str | None] = {
         ReadinessReason.DATABASE_REFUSED: database_refusal if away else None,
         ReadinessReason.DATABASE_AWAY: (
-            f"the database cannot be reached or takes no writes{f' (cause {failing})' if failing else ''}"
+            f"the database cannot be reached or takes no writes{f' (cause {cause})' if cause else ''}"
             if away and database_refusal is None and session_refusal is None
             else None
         ),

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage import models
-from service.storage.database.database import Database, Statement
+from service.storage.database.database import DIALECT, Database, Statement
 from service.storage.database.failures import cause_of, is_refused
 from service.storage.schema import APPLICATION_ROLE
 
@@ -65,6 +65,9 @@ _TRIGGERS = {
 }
 """The triggers of the migrations, by table."""
 
+_ERASED = ["lead", "lead_event", "lead_conversation", "resubmission", "lead_alias", "lead_conflict"]
+"""The tables from which `erase_lead` deletes, with the rights of its owner."""
+
 _UNLOGGED = "spool_search"
 """The table that may be lost: a question lasts seconds."""
 
@@ -100,7 +103,9 @@ _TABLES = Statement(
             AND t.tgenabled IN ('O', 'A')) AS triggers,
         ARRAY(SELECT t.tgname::text FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled NOT IN ('O', 'A')
             AND t.tgisinternal) AS unchecked,
-        row_security_active(c.oid) AS hides_rows, c.relpersistence = 'u' AS unlogged
+        row_security_active(c.oid) AS hides_rows, c.relpersistence = 'u' AS unlogged,
+        (SELECT pg_get_userbyid(p.proowner) FROM pg_proc p WHERE p.pronamespace = n.oid AND p.proname = 'erase_lead'
+            AND NOT has_table_privilege(p.proowner, c.oid, 'DELETE')) AS cannot_erase
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
 """)
 )
@@ -113,6 +118,10 @@ _BEYOND_TABLES = text("""
     FROM pg_roles WHERE rolname = current_user
 """)
 _IN_THE_WAY = text("""
+    WITH kept AS (
+        SELECT c.oid, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'public' AND c.relname = ANY (:tables)
+    )
     SELECT format('ALTER TABLE %I DISABLE TRIGGER %I', c.relname, t.tgname) AS mend
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_proc f ON f.oid = t.tgfoid
@@ -121,6 +130,18 @@ _IN_THE_WAY = text("""
         'hand_over_index_entries', 'count_resubmissions', 'place_event'])
     UNION ALL
     SELECT format('DROP RULE %I ON %I', r.rulename, r.tablename) FROM pg_rules r WHERE r.schemaname = 'public'
+    UNION ALL
+    SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', k.conrelid::regclass, k.conname) FROM pg_constraint k
+    WHERE k.contype IN ('c', 'f', 'u', 'x') AND k.conname <> ALL (:ours)
+        AND (k.conrelid IN (SELECT oid FROM kept) OR k.confrelid IN (SELECT oid FROM kept))
+    UNION ALL
+    SELECT format('DROP INDEX %s', x.indexrelid::regclass) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+    WHERE x.indisunique AND x.indrelid IN (SELECT oid FROM kept) AND i.relname <> ALL (:ours)
+        AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.indexrelid)
+    UNION ALL
+    SELECT format('ALTER TABLE %I ALTER COLUMN %I DROP NOT NULL', c.relname, a.attname)
+    FROM kept c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE a.attnum > 0 AND a.attnotnull AND NOT a.atthasdef AND c.relname || '.' || a.attname <> ALL (:columns)
     ORDER BY 1
 """)
 
@@ -131,13 +152,15 @@ _COUNTED_LIST = re.compile(r"\s*(?:(?:ANY|FIRST)\s*)?(\d+)\s*\(", re.IGNORECASE)
 class Diagnosis:
     """The state of a database at one moment.
 
-    `reachable`: it answered. `refused`: the SQLSTATE with which it refused even to be looked at. `lacking`: rights,
-    tables and columns that are missing, each as what an operator has to do. `standbys`: synchronous standbys that are
-    there, None without pg_monitor. `hanging`: commits of this role that have waited for one for more than a second.
+    `reachable`: it answered. `refused`: the SQLSTATE with which it refused even to be looked at; `failed`: why the look
+    ended otherwise, an SQLSTATE or a word of `cause_of`. `lacking`: rights, tables and columns that are missing, each
+    as what an operator has to do. `standbys`: synchronous standbys that are there, None without pg_monitor. `hanging`:
+    commits of this role that have waited for one for more than a second.
     """
 
     reachable: bool = True
     refused: str | None = None
+    failed: str | None = None
     read_only: bool = False
     lacking: tuple[str, ...] = ()
     commits_wait_for: int = 0
@@ -171,7 +194,8 @@ async def diagnose(database: Database) -> Diagnosis:
                 raise
         return await database.read_once(_look)
     except Exception as error:  # noqa: BLE001 # classified here
-        return Diagnosis(refused=cause_of(error)) if is_refused(error) else AWAY
+        cause = cause_of(error)
+        return Diagnosis(refused=cause) if is_refused(error) else Diagnosis(reachable=False, failed=cause)
 
 
 async def _look(connection: AsyncConnection) -> Diagnosis:
@@ -241,6 +265,11 @@ def _mends(schema: bool | None, found: dict[str, Any], functions: Collection[str
             for trigger in found[table.name].unchecked
         ),
         *(
+            f"a right to erase is missing; run: GRANT ALL ON {table.name} TO {found[table.name].cannot_erase}"
+            for table in there
+            if table.name in _ERASED and found[table.name].cannot_erase is not None
+        ),
+        *(
             f"row-level security would hide rows of {table.name}; run: ALTER TABLE {table.name} DISABLE ROW LEVEL "
             "SECURITY, or give the login of the service BYPASSRLS"
             for table in there
@@ -286,6 +315,16 @@ async def excess_rights(database: Database) -> list[str]:
     ]
 
 
-async def foreign_triggers(database: Database) -> list[str]:
-    """What removes each trigger and each rule on the tables that no migration has made."""
-    return [row.mend for row in await database.rows(_IN_THE_WAY)]
+async def in_the_way(database: Database) -> list[str]:
+    """What removes each trigger, rule, constraint and unique index on the tables that no migration has made."""
+    tables = models.metadata.tables.values()
+    names = DIALECT.identifier_preparer  # completes a name by its convention
+    ours = {
+        "tables": [table.name for table in tables],
+        "columns": [f"{table.name}.{column.name}" for table in tables for column in table.columns],
+        "ours": [
+            *(names.format_constraint(each) for table in tables for each in table.constraints),
+            *(names.format_index(each) for table in tables for each in table.indexes),
+        ],
+    }
+    return [row.mend for row in await database.rows(_IN_THE_WAY, ours)]

@@ -19,7 +19,7 @@ from tests.faults.chaos.proxy import Mode, PostgresProxy
 from tests.harness import faults
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually, until
-from tests.harness.refusals import DROPPING, REFUSALS, SEEN, Refusal, refusing
+from tests.harness.refusals import DROPPING, IN_THE_WAY, REFUSALS, REFUSING, SEEN, Refusal, refusing
 from tests.harness.running_service import RunningService
 
 
@@ -40,7 +40,7 @@ def test_a_sound_database_passes(installed: RunningService) -> None:
 
 def test_each_refusal_is_named_with_what_to_run(installed: RunningService, database: TestDatabase) -> None:
     dropping = {name: each for name, each in DROPPING.items() if name != "tombstone"}
-    for name, refusal in (REFUSALS | SEEN | dropping).items():
+    for name, refusal in (REFUSALS | SEEN | REFUSING | dropping).items():
         with refusing(database, refusal):
             done = installed.leadkeep_here("doctor")
         assert done.returncode == 3, (name, done.stdout)
@@ -48,13 +48,27 @@ def test_each_refusal_is_named_with_what_to_run(installed: RunningService, datab
     assert installed.leadkeep_here("doctor").returncode == 0
 
 
-def test_what_only_an_erasure_meets_is_named_though_all_is_well(
+def test_what_only_some_leads_or_erasures_meet_is_named_though_all_is_well(
     installed: RunningService, database: TestDatabase
 ) -> None:
-    with refusing(database, DROPPING["tombstone"]):
+    for refusal in (DROPPING["tombstone"], *IN_THE_WAY.values()):
+        with refusing(database, refusal):
+            done = installed.leadkeep_here("doctor")
+        assert done.returncode == 0
+        assert refusal.named in done.stdout
+
+
+def test_a_timeout_that_is_too_short_is_named(installed: RunningService, database: TestDatabase) -> None:
+    short = Refusal(
+        ["ALTER ROLE leadkeep_serve SET statement_timeout = '100ms'"],
+        ["ALTER ROLE leadkeep_serve RESET statement_timeout"],
+        "statement_timeout",
+    )
+    with refusing(database, short), psycopg.connect(database.admin_url) as holding:
+        holding.execute("LOCK TABLE pg_trigger IN ACCESS EXCLUSIVE MODE")  # so that the look takes longer
         done = installed.leadkeep_here("doctor")
-    assert done.returncode == 0
-    assert DROPPING["tombstone"].named in done.stdout
+    assert done.returncode == 3
+    assert "does not serve (cause 57014): statement_timeout " in done.stdout
 
 
 def test_a_login_without_its_group_is_told_so(installed: RunningService, database: TestDatabase) -> None:

@@ -165,6 +165,11 @@ SEEN = {
         ["ALTER TABLE lead_alias ENABLE TRIGGER ALL"],
         'ALTER TABLE lead_alias ENABLE TRIGGER "RI_ConstraintTrigger',
     ),
+    "the function that erases lacks a right": Refusal(
+        ["ALTER TABLE lead_alias OWNER TO postgres"],
+        ["ALTER TABLE lead_alias OWNER TO leadkeep_owner"],
+        "GRANT ALL ON lead_alias TO leadkeep_owner",
+    ),
     "a table that a crash would empty": Refusal(
         ["ALTER TABLE tombstone SET UNLOGGED"],
         ["ALTER TABLE tombstone SET LOGGED"],
@@ -172,6 +177,34 @@ SEEN = {
     ),
 }
 """Those that no new lead meets, and the catalogue shows."""
+
+REFUSING = {
+    "a check": Refusal(
+        ["ALTER TABLE lead ADD CONSTRAINT brief CHECK (length(name) < 3) NOT VALID"],
+        ["ALTER TABLE lead DROP CONSTRAINT brief"],
+        "ALTER TABLE lead DROP CONSTRAINT brief",
+    ),
+    "a column": Refusal(
+        ["ALTER TABLE lead ADD COLUMN region text NOT NULL"],
+        ["ALTER TABLE lead DROP COLUMN region"],
+        "ALTER TABLE lead ALTER COLUMN region DROP NOT NULL",
+    ),
+}
+"""What others added to a table, and each new lead violates."""
+
+IN_THE_WAY = {
+    "a unique index": Refusal(
+        ["CREATE UNIQUE INDEX one_address ON lead (email_index)"],
+        ["DROP INDEX one_address"],
+        "DROP INDEX one_address",
+    ),
+    "a reference": Refusal(
+        ["CREATE TABLE crm (lead_id uuid REFERENCES lead)"],
+        ["DROP TABLE crm"],
+        "ALTER TABLE crm DROP CONSTRAINT crm_lead_id_fkey",
+    ),
+}
+"""What others added, and some leads violate, or their erasures."""
 
 DROPPING = {
     table: dropping("INSERT", table)

@@ -17,7 +17,7 @@ from psycopg import errors
 from service.errors import StartRefusedError
 from service.storage.database.database import Database
 from service.storage.database.session import SETTINGS
-from service.storage.diagnosis import excess_rights, foreign_triggers
+from service.storage.diagnosis import excess_rights, in_the_way
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 from tests.conftest import StartService
 from tests.harness.disguises import disguises
@@ -343,7 +343,7 @@ def test_the_search_finds_a_value_that_hides(value: str, before: str) -> None:
 
 
 async def test_no_trigger_of_the_migrations_is_called_foreign(connected: Database) -> None:
-    assert await foreign_triggers(connected) == []
+    assert await in_the_way(connected) == []
 
 
 @pytest.mark.parametrize(
