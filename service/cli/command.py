@@ -91,7 +91,7 @@ def moment(text: str, option: str, zone: tzinfo = UTC, *, end: bool = False) -> 
     if not text:
         return None
     try:
-        if len(text) == len("2026-01-31"):
+        if len(text) <= len("2026-01-31"):  # 20260131 is a day, too
             day = date.fromisoformat(text) + timedelta(days=int(end))
             given = datetime(day.year, day.month, day.day, tzinfo=zone)
         else:

@@ -86,6 +86,11 @@ def test_a_span_is_of_days_of_the_time_zone(service: RunningService) -> None:
     assert [each["count"] for each in found["groups"]] == [1, 1]
 
 
+def test_a_day_without_dashes_is_that_day_to_its_end(service: RunningService) -> None:
+    found = shown(service, "--from", "20200101", "--to", "20200101")
+    assert (found["from"], found["to"]) == ("2020-01-01T00:00:00+00:00", "2020-01-02T00:00:00+00:00")
+
+
 def test_a_span_may_be_of_moments(service: RunningService) -> None:
     assert shown(service, "--from", "2020-01-01T18:00Z", "--to", "2020-01-02T00:00:01+06:00")["total"] == 1
     assert shown(service, "--from", "2020-01-01T23:59", "--to", "2020-01-02", "--zone", "Asia/Dhaka")["total"] == 2
