@@ -9,6 +9,8 @@ import pty
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +21,7 @@ from grpc import StatusCode
 
 from service.cli.command import INTERRUPTED
 from tests.conftest import StartService
+from tests.harness import faults
 from tests.harness.daily_files import file_of, soon_in
 from tests.harness.faults import conflict_with
 from tests.harness.leads import somebody
@@ -34,6 +37,19 @@ def service(service_database: TestDatabase, start_shared: StartService) -> Runni
         "LEADKEEP_RETENTION": "not_interested=90d",
     }
     return start_shared(database_url=service_database.serve_url, settings=settings)
+
+
+@contextmanager
+def slow_erasures(database: TestDatabase) -> Iterator[None]:
+    """An erased lead takes its time, so that a hundred of them outlast whatever holds a test up."""
+    faults.execute(
+        database.admin_url,
+        """CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$""",
+        "CREATE TRIGGER take_time AFTER DELETE ON lead FOR EACH ROW EXECUTE FUNCTION take_time()",
+    )
+    yield
+    faults.execute(database.admin_url, "DROP TRIGGER take_time ON lead", "DROP FUNCTION take_time")
 
 
 def run(service: RunningService, *arguments: str, code: int = 0) -> str:
@@ -223,15 +239,18 @@ class TestRetention:
         run(service, "retention", *arguments.split(), code=2)
 
     def test_interrupted_it_says_so_and_goes_on_when_it_is_run_again(
-        self, service: RunningService, admin: Client
+        self, service: RunningService, service_database: TestDatabase, admin: Client
     ) -> None:
         ids = self.aged(service, admin, "not_interested", 100, count=150)
         terminal, theirs = pty.openpty()
-        running = service.begin("retention", stdout=subprocess.DEVNULL, stderr=theirs)
-        os.close(theirs)
-        assert b"not_interested: 50 of 150" in os.read(terminal, 1000)
-        running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=20) == INTERRUPTED
+        with slow_erasures(service_database):
+            running = service.begin("retention", stdout=subprocess.DEVNULL, stderr=theirs)
+            os.close(theirs)
+            written = b""
+            while b"not_interested: 50 of 150" not in written:
+                written += os.read(terminal, 1000)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(timeout=60) == INTERRUPTED
         os.close(terminal)
         left = leads(service, *ids)
         assert 0 < len(left) < 150

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from leadkeep.v1 import lead_service_pb2 as pb
 
+from service.storage.database.database import ATTEMPT_SECONDS
 from service.storage.database.failures import LONGEST_RETRY
 from tests.conftest import StartService
 from tests.harness.answers import fails, health_of
@@ -179,7 +180,7 @@ def test_without_a_database_a_read_or_a_change_fails_at_once_and_says_when_to_tr
     call = getattr(service.stub(channel), rpc)
     began = time.monotonic()
     refused = [fails(lambda: call(request_, timeout=30, metadata=service.metadata("admin"))) for _ in range(3)]
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10, "one that waits takes its 30 s"
     assert {(each.code, each.reason) for each in refused} == {(grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")}
     assert all(each.retry_after for each in refused)
     assert {each.trailing.get("grpc-retry-pushback-ms") for each in refused} == {"-1"}
@@ -199,7 +200,7 @@ def test_without_a_database_http_refuses_reads_and_changes_at_once_and_says_when
             http.post(f"/leads/{LEAD_ID}/status", json={"status": "contacted"}),
             http.delete(f"/leads/{LEAD_ID}"),
         ]
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10, "one that waits takes its 30 s"
     assert {(each.status_code, each.json()["reason"]) for each in answers} == {(503, "STORAGE_UNAVAILABLE")}
     assert all(int(each.headers["retry-after"]) > 0 for each in answers)
 
@@ -246,7 +247,8 @@ def test_with_the_database_frozen_a_read_fails_at_once(
         assert eventually(lambda: is_degraded(service), within=NOTICED_WITHIN)
         began = time.monotonic()
         refused = fails(lambda: read(pb.GetLeadRequest(id=LEAD_ID), timeout=30, metadata=service.metadata("admin")))
-        assert (refused.reason, time.monotonic() - began < 1) == ("STORAGE_UNAVAILABLE", True)
+        assert refused.reason == "STORAGE_UNAVAILABLE"
+        assert time.monotonic() - began < ATTEMPT_SECONDS, "the database was asked"
 
 
 def test_a_read_succeeds_soon_after_the_database_is_back(

@@ -63,7 +63,7 @@ def create(service: RunningService, channel: grpc.Channel) -> pb.CreateLeadRespo
 
 def ended(service: RunningService) -> int:
     assert service.process is not None
-    return service.process.wait(timeout=10)
+    return service.process.wait(timeout=60)
 
 
 def stored(database: TestDatabase) -> set[str]:

@@ -262,8 +262,8 @@ def query_timeout(world: World) -> Iterator[Attempt]:
 
 @contextmanager
 def deadline_too_short(world: World) -> Iterator[Attempt]:
-    faults.slow_changes(world.admin_url, 1.2)
-    attempt = move(world.lead().id, pb.LEAD_STATUS_CONTACTED, seconds=0.8)
+    faults.slow_changes(world.admin_url, 3)
+    attempt = move(world.lead().id, pb.LEAD_STATUS_CONTACTED, seconds=2)
     attempt.request.MergeFrom(pb.UpdateStatusRequest(reason=faults.SLOW))
     yield replace(attempt, body={**(attempt.body or {}), "reason": faults.SLOW})
 
