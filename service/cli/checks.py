@@ -60,6 +60,7 @@ MENDS = {
     "53100": "the disk of the server is full: free space on it",
     "57014": _TOO_SHORT.format("statement_timeout"),
     "57P05": _TOO_SHORT.format("idle_session_timeout"),
+    "53400": "a limit of the server is reached: raise temp_file_limit, or work_mem of the role",
     "55P03": "something holds a lock for long: see pg_locks",
     "not_stored": "PostgreSQL takes a statement and stores nothing: a trigger or a rule drops rows",
     "hung": "it takes longer than the service waits: see what the server is busy with",
