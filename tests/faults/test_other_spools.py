@@ -192,12 +192,15 @@ def test_a_replica_that_is_killed_in_the_middle_of_an_erasure_goes_on_with_it(tw
     lead = two.here.create(somebody(**person))
     again, other_id = spooled(two, somebody(**person), somebody())
     erase(two, (LEAD, lead.id))
-    with psycopg.connect(two.database.admin_url) as holding:
-        # What erases waits for everybody who stores drained leads.
+    with (
+        psycopg.connect(two.database.admin_url) as holding,
+        psycopg.connect(two.database.admin_url, autocommit=True) as looking,
+    ):
+        # What erases waits for everybody who stores drained leads: for a fifth of a second, again and again.
         holding.execute("SELECT pg_advisory_xact_lock_shared(x'4c4b4552'::int)")
         two.there.start()
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND wait_event = 'advisory'"
-        assert eventually(lambda: two.value(waits) != 0, within=WELL_WITHIN)
+        assert eventually(lambda: looking.execute(waits).fetchone() != (0,), within=WELL_WITHIN)
         two.there.kill()
     assert two.open_erasures == 1
     two.there.start()

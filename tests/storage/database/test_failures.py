@@ -139,7 +139,7 @@ class TestProvoked:
 
     async def test_a_deadlock_may_pass(self, database: TestDatabase) -> None:
         engine = engine_of(database.serve_url)
-        first_locked = asyncio.Event()
+        both_hold_one = asyncio.Barrier(2)
 
         async def lock(connection: AsyncConnection, number: int) -> None:
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({number})"))
@@ -150,24 +150,13 @@ class TestProvoked:
             async with engine.connect() as connection:
                 await connection.execute(text("SET lock_timeout = 0"))
                 await lock(connection, one)
-                if first_locked.is_set():
-                    await lock(connection, other)
-                    return
-                first_locked.set()
-                await asyncio.sleep(0.1)
+                await both_hold_one.wait()
                 try:
                     await lock(connection, other)
                 except DBAPIError as error:
                     errors_seen.append(error)
 
-        async def second() -> None:
-            await first_locked.wait()
-            try:
-                await crossed(2, 1)
-            except DBAPIError as error:
-                errors_seen.append(error)
-
-        await asyncio.gather(crossed(1, 2), second())
+        await asyncio.gather(crossed(1, 2), crossed(2, 1))
         await engine.dispose()
 
         [error] = errors_seen
