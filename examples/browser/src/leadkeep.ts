@@ -10,6 +10,9 @@ export type Protocol = "connect" | "grpc-web";
 const DEADLINE = 15_000; // ms for all attempts together: the service itself goes on for 10 s when its database is away
 const FIRST_WAIT = 200, LONGEST_WAIT = 1_000; // ms between attempts: a restarted service is found within a second
 const REPEATED = new Set(policy.reasons.filter(({ repeat }) => repeat).map(({ reason }) => reason));
+// Without a reason it is not the service's answer: no connection, one that was cut, or a proxy's 502 to 504. On Node.js a
+// connection that was cut is aborted or internal.
+const UNANSWERED = [Code.Unknown, Code.Unavailable, Code.Aborted, Code.Internal];
 const TOKEN_REASONS = ["TOKEN_MISSING", "TOKEN_INVALID", "TOKEN_EXPIRED"];
 
 export function clientOf(baseUrl: string, protocol: Protocol): Client<typeof LeadService> {
@@ -56,8 +59,7 @@ export async function call<I, O>(
 /** The milliseconds until the next attempt; undefined where there must be none. */
 function waitAfter(error: ConnectError, attempt: number): number | undefined {
   const { reason } = failureOf(error);
-  // Without a reason it is not the service's answer: no connection, one that was cut, or a proxy's 502 to 504.
-  if (reason ? !REPEATED.has(reason) : ![Code.Unknown, Code.Unavailable].includes(error.code)) return undefined;
+  if (reason ? !REPEATED.has(reason) : !UNANSWERED.includes(error.code)) return undefined;
   const pushback = error.metadata.get("grpc-retry-pushback-ms"); // beside each RetryInfo; -1: not within this deadline
   if (pushback !== null) return Number(pushback) < 0 ? undefined : Number(pushback);
   return Math.min(FIRST_WAIT * 2 ** attempt, LONGEST_WAIT) * (0.5 + Math.random() / 2);
