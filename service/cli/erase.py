@@ -32,7 +32,7 @@ from service.cli.command import (
 from service.cli.database import with_database
 from service.config import Settings, load_settings
 from service.errors import StartRefusedError
-from service.importing.tombstone_list import read_tombstones
+from service.importing.own_files import read_tombstones
 from service.keys.encryption import EncryptionService
 from service.lead import LeadStatus
 from service.lead_sealer import LeadSealer

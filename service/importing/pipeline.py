@@ -22,7 +22,7 @@ from uuid import UUID
 
 from service.errors import FieldUnreadableError, LeadValidationError
 from service.foreign_text import parse_json
-from service.importing.daily_lead import opened, require_form
+from service.importing.own_files import opened, require_form
 from service.importing.reports import Report, Result, RowResult
 from service.importing.source import Row
 from service.keys.encryption import EncryptionService, IndexPlan

@@ -13,7 +13,7 @@ import pytest
 
 from service.errors import FieldUnreadableError
 from service.files.daily_file import MEANINGS
-from service.importing.daily_lead import LeadRefusedError, opened, require_form
+from service.importing.own_files import LeadRefusedError, opened, require_form
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, Purpose
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS, digested

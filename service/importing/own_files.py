@@ -1,18 +1,25 @@
-"""A lead of a daily file, before it is believed: each member has the type, form and range that this service writes.
+"""What our own files say, before it is believed: each member has the type, form and range that this service writes.
 
-Promise: a lead that passes can be stored, listed, shown and erased like any other. What nobody can tell from the file
-is believed: who assigned a lead, say, or when.
+The lead of a line of a daily file, and a list of tombstones, as `leadkeep erase --list --json` writes it.
+
+Promise: what passes can be stored, listed, shown and erased like anything else. What nobody can tell from a file is
+believed: who assigned a lead, say, or when. Nothing proves a list of tombstones: who writes it decides which leads are
+erased.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from service.errors import LeadValidationError, StartRefusedError
 from service.files.daily_file import MEANINGS
-from service.importing.forms import Check, is_id, is_kept, is_moment, misformed, optional
+from service.foreign_text import parse_json
 from service.keys.encryption import EncryptionService
 from service.lead import (
     CORRECTABLE_FIELDS,
@@ -24,6 +31,53 @@ from service.lead import (
     is_sealed,
 )
 from service.scopes import is_subject
+from service.storage.leads.erasing import Tombstone
+from service.validation import ValidationService
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+CLOCKS_DIFFER = timedelta(days=1)
+"""How far ahead of this machine's clock a time may be."""
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?[+-]\d\d:\d\d")
+_VALIDATION = ValidationService()
+
+Check = Callable[[Any], bool]
+"""Whether a value has a form; a ValueError, TypeError or LeadValidationError means that it has not."""
+
+
+def is_id(value: Any) -> bool:
+    """Whether it is a UUID, in the one spelling that is written."""
+    return isinstance(value, str) and str(UUID(value)) == value
+
+
+def is_moment(value: Any) -> bool:
+    """Nothing that PostgreSQL alone understands, such as infinity, and nothing that a calendar ends before."""
+    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
+        return False
+    return EARLIEST <= datetime.fromisoformat(value) <= datetime.now(UTC) + CLOCKS_DIFFER
+
+
+def optional(check: Check) -> Check:
+    """The form, or nothing."""
+    return lambda value: value is None or check(value)
+
+
+def is_kept(name: str) -> Check:
+    """Whether a text is in the form in which one of this name is kept."""
+    return lambda value: isinstance(value, str) and value != "" and _VALIDATION.text(name, value) == value
+
+
+def misformed(row: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None:
+    """The first member that is not in its form."""
+    for name, check in checks.items():
+        try:
+            passes = check(row[name])
+        except (ValueError, TypeError, LeadValidationError):
+            passes = False
+        if not passes:
+            return name
+    return None
+
 
 LARGEST_NUMBER = 10**15
 """Of a version, a count and a history's row: moving the counter there must leave room behind it."""
@@ -200,3 +254,45 @@ def _require_digest(
         raise LeadRefusedError(
             f"{what} is not what was submitted: it was altered, or the index key of that time is not in the keyring"
         )
+
+
+_FORMS: dict[str, Check] = {
+    "id": is_id,
+    "lead_id": is_id,
+    "created_at": optional(is_moment),
+    "erased_at": is_moment,
+    "erased_by": is_subject,
+    "reason": lambda value: value in (None, "") or is_kept("reason")(value),
+    "request_digest": optional(lambda value: len(bytes.fromhex(value)) == _DIGEST_BYTES),
+}
+
+
+def read_tombstones(path: Path) -> list[Tombstone]:
+    """The tombstones of a list. Raises StartRefusedError, whose text holds no value of it, unless all are in form."""
+    fault = "leadkeep erase --list --json writes one"
+    try:
+        rows = parse_json(path.read_bytes())
+        if isinstance(rows, list):
+            return [_tombstone(number, row) for number, row in enumerate(rows, start=1)]
+    except OSError as error:
+        raise StartRefusedError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as refused:
+        fault = str(refused)
+    raise StartRefusedError(f"{path} is not a list of tombstones: {fault}. Nothing was changed")
+
+
+def _tombstone(number: int, row: Any) -> Tombstone:
+    if not isinstance(row, dict) or not _FORMS.keys() <= row.keys():
+        raise ValueError(f"entry {number} is none")
+    if (name := misformed(row, _FORMS)) is not None:
+        raise ValueError(f"{name} of entry {number} is not in the form in which it is kept")
+    created_at, digest = row["created_at"], row["request_digest"]
+    return Tombstone(
+        id=UUID(row["id"]),
+        lead_id=UUID(row["lead_id"]),
+        created_at=None if created_at is None else datetime.fromisoformat(created_at),
+        erased_at=datetime.fromisoformat(row["erased_at"]),
+        erased_by=row["erased_by"],
+        reason=row["reason"],
+        request_digest=None if digest is None else bytes.fromhex(digest),
+    )
