@@ -22,8 +22,8 @@ from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
 
+from service.keys.secret_file import open_regular
 from service.lead import OPTIONAL_BY_SETTING, LeadStatus
-from service.regular_file import open_regular
 from service.scopes import Scope
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")

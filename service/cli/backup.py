@@ -19,7 +19,6 @@ from service.storage import schema
 from service.storage.backup.backup import (
     make_backup,
     require_empty_target,
-    require_keyring,
     require_known_schema,
     require_own_folder,
     restore_backup,
@@ -114,7 +113,7 @@ def _verify(settings: Settings, folder: Path, manifest: Manifest) -> None:
 def _require_keyring(settings: Settings, manifest: Manifest) -> EncryptionService:
     """The keyring of the backed-up leads, when these settings name it. Raises StartRefusedError."""
     encryption = factories.encryption_of(settings)
-    require_keyring(manifest, encryption, factories.validation_of(settings).normaliser_identity)
+    manifest.require_keyring(encryption, factories.validation_of(settings).normaliser_identity)
     return encryption
 
 

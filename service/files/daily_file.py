@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from service.foreign_text import parse_json
-from service.keys.secret_file import make_private_folder, sync_folder
+from service.keys.secret_file import make_private_folder, open_regular, sync_folder
 from service.lead import FIELD_RULES, SENSITIVE_FIELDS
-from service.regular_file import open_regular
 from service.storage.daily.daily_leads import DailyLeads, Days, Snapshot
 
 FORMAT = "leadkeep-daily-file"
@@ -105,13 +104,13 @@ class Content:
     digest: bytes
 
 
+@dataclass
 class FileStorageService:
     """The daily files of one folder."""
 
-    def __init__(self, folder: Path, days: Days, leads: DailyLeads) -> None:
-        self.folder = folder
-        self._days = days
-        self._leads = leads
+    folder: Path
+    days: Days
+    leads: DailyLeads
 
     def path(self, day: date) -> Path:
         """Where the file of a day is."""
@@ -141,7 +140,7 @@ class FileStorageService:
                 with contextlib.suppress(OSError):  # what stays in the way of this day is an error below
                     leftover.unlink()  # of a render that was killed
             temporary = self.folder / f".{self.path(day).name}.tmp"
-            with self._leads.snapshot(day, settles=settles) as snapshot:
+            with self.leads.snapshot(day, settles=settles) as snapshot:
                 try:
                     render = self._write(snapshot, temporary, stopped, nap)
                     temporary.replace(self.path(day))
@@ -188,7 +187,7 @@ class FileStorageService:
             "format": FORMAT,
             "version": VERSION,
             "date": snapshot.day.isoformat(),
-            "timezone": self._days.zone,
+            "timezone": self.days.zone,
             "snapshot_at": snapshot.snapshot_at.isoformat(),
             "lead_count": snapshot.lead_count,
             "key_ids": snapshot.key_ids,
@@ -198,7 +197,7 @@ class FileStorageService:
 
     def content_in_database(self, day: date) -> Content:
         """What the file of a day would hold now. Raises DailyLeadsError."""
-        with self._leads.snapshot(day, settles=False) as snapshot:
+        with self.leads.snapshot(day, settles=False) as snapshot:
             return _content(line.encode() for line in snapshot.lines())
 
     def identity(self, day: date) -> Identity | None:

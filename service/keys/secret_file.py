@@ -1,13 +1,19 @@
-"""Files and folders that hold secrets: made whole or not at all, and for their owner only."""
+"""Files and folders that hold secrets: made whole or not at all, and for their owner only.
+
+And reading of files in whose place others may have put something else: what is no regular file is refused, never waited
+for. A pipe without a writer would hold up whoever opens it, and a device would never end.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from service.errors import StartRefusedError
 
@@ -86,3 +92,15 @@ def read_secret_file(path: Path) -> bytes:
     if len(content) > _LONGEST:
         raise StartRefusedError(f"{path} is longer than any secret that is kept in a file")
     return content
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to be read; what it is, is asked of the open file. Raises OSError, also for what is no file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "it is no regular file")

@@ -24,7 +24,7 @@ from psycopg import IsolationLevel, sql
 from psycopg.conninfo import make_conninfo
 
 from service.errors import StartRefusedError
-from service.keys.encryption import EncryptionService, KeyCanary
+from service.keys.encryption import EncryptionService
 from service.keys.secret_file import sync_folder
 from service.storage.backup.backup_manifest import (
     DUMP,
@@ -39,7 +39,6 @@ from service.storage.backup.backup_manifest import (
 from service.storage.database.session import open_unproven
 from service.storage.postgres.process import ProgramFailedError, program, run_program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
-from service.validation import have_same_settings
 
 _connected = partial(open_unproven, name="leadkeep-backup", connect_timeout=10)
 
@@ -76,7 +75,7 @@ def make_backup(url: str, folder: Path, encryption: EncryptionService | None) ->
     try:
         with _failures_as_refusals("backup"), _connected(url) as connection:
             manifest = _dump(connection, url, dump)
-        if encryption is not None and _opens_canary(manifest, encryption):
+        if encryption is not None and manifest.canary.is_of(encryption):
             manifest = manifest.proven(encryption)
         manifest.write(folder)
     except BaseException:
@@ -97,9 +96,8 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     connection.execute(TRANSACTION)
-    snapshot, version = _row(
-        connection, "SELECT pg_export_snapshot(), current_setting('server_version_num')::int / 10000"
-    )
+    major = _major_of(connection)
+    (snapshot,) = _row(connection, "SELECT pg_export_snapshot()")
     try:
         (schema,) = _row(connection, "SELECT version_num FROM alembic_version")
     except psycopg.errors.UndefinedTable:
@@ -115,7 +113,7 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     options += [f"--snapshot={snapshot}", "--lock-wait-timeout=30s"]
     # One open file from the first byte to the digest: another one in its place would not be proven.
     with os.fdopen(os.open(dump, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "rb") as file:
-        run_program(program("pg_dump", version), options, url, output=file)
+        run_program(program("pg_dump", major), options, url, output=file)
         os.fsync(file.fileno())
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -124,7 +122,7 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     return Manifest(
         made_at=made_at,
         leadkeep=importlib.metadata.version("leadkeep"),
-        postgres=version,
+        postgres=major,
         schema=schema,
         # In the snapshot of the dump.
         key_ids=key_ids(connection),
@@ -149,45 +147,20 @@ def verify_backup(url: str, dump: IO[bytes], manifest: Manifest) -> list[str]:
         scratch = f"leadkeep_verify_{number}"
         drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(scratch))
         try:
-            try:
-                connection.execute(drop)
-                connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(scratch)))
-            except psycopg.errors.InsufficientPrivilege:
-                raise StartRefusedError(
-                    "--verify restores into a database of its own, which this role may not create: as a superuser run "
-                    "ALTER ROLE … CREATEDB, or verify elsewhere with leadkeep restore"
-                ) from None
+            connection.execute(drop)
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(scratch)))
             with _restoring_role(connection, make_conninfo(url, dbname=scratch), scratch, stays=False) as scratch_url:
                 _restore_dump(scratch_url, dump)
                 with _connected(scratch_url) as restored:
                     return _differences(restored, manifest)
+        except psycopg.errors.InsufficientPrivilege:
+            raise StartRefusedError(
+                "--verify restores into a database of its own, which this role may not create: as a superuser run "
+                "ALTER ROLE … CREATEDB, or verify elsewhere with leadkeep restore"
+            ) from None
         finally:
             with _uninterrupted(), suppress(psycopg.errors.InsufficientPrivilege):  # then it is somebody else's
                 connection.execute(drop)
-
-
-def require_keyring(manifest: Manifest, encryption: EncryptionService, normaliser: str) -> None:
-    """Raise StartRefusedError unless this keyring opens the backup's leads and these settings find their equals."""
-    if not _opens_canary(manifest, encryption):
-        raise StartRefusedError(
-            "the keyring is not the one that this backup's leads were sealed with: point LEADKEEP_KEYRING to that "
-            "one. Nothing was changed"
-        )
-    if not have_same_settings(manifest.canary.normaliser, normaliser):
-        raise StartRefusedError(
-            f"the backup's phone numbers and national IDs were normalised as '{manifest.canary.normaliser}', these "
-            f"settings mean '{normaliser}': set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE "
-            "back. Nothing was changed"
-        )
-    if missing := [key_id for key_id in manifest.key_ids if not encryption.opens_with(key_id)]:
-        raise StartRefusedError(
-            f"the backup holds fields that were sealed with keys which this keyring does not have: "
-            f"{', '.join(missing)}. Nothing was changed"
-        )
-
-
-def _opens_canary(manifest: Manifest, encryption: EncryptionService) -> bool:
-    return encryption.confirms(KeyCanary(manifest.canary.sealed, bytes.fromhex(manifest.canary.digest)))
 
 
 def require_known_schema(manifest: Manifest) -> None:
@@ -202,14 +175,14 @@ def require_known_schema(manifest: Manifest) -> None:
 def require_empty_target(url: str, manifest: Manifest) -> None:
     """Raise StartRefusedError unless the backup can go into this database, which must hold nothing."""
     with _failures_as_refusals("restore"), _connected(url) as connection:
-        objects, major, role_exists, may_make_roles, may_create = _row(
+        major = _major_of(connection)
+        objects, role_exists, may_make_roles, may_create = _row(
             connection,
             """SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_toast'
                        AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f'))
                    + (SELECT count(*) FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
                       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')),
-                      current_setting('server_version_num')::int / 10000,
                       EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s),
                       (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user),
                       has_schema_privilege(current_user, 'public', 'CREATE')""",
@@ -243,8 +216,7 @@ def restore_backup(url: str, dump: IO[bytes], manifest: Manifest) -> None:
     """
     with _failures_as_refusals("restore"), _connected(url) as connection:
         connection.autocommit = True
-        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [APPLICATION_ROLE]).fetchone():
-            connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(APPLICATION_ROLE)))
+        _make_role(connection, APPLICATION_ROLE)
         (number,) = _row(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
         with _restoring_role(connection, url, f"leadkeep_restored_{number}", stays=True) as as_role:
             _restore_dump(as_role, dump)
@@ -288,8 +260,7 @@ def _restoring_role(connection: psycopg.Connection, url: str, name: str, *, stay
     kept = False
     try:
         with _uninterrupted():
-            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
-                connection.execute(sql.SQL("CREATE ROLE {}").format(role))
+            _make_role(connection, name)
             connection.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER LOGIN PASSWORD {}").format(role, digest))
             _own(connection, database, name)
         try:
@@ -321,6 +292,12 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _make_role(connection: psycopg.Connection, name: str) -> None:
+    """Make a role that cannot log in, unless there is one of this name."""
+    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
+        connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(name)))
 
 
 def _own(connection: psycopg.Connection, database: str, role: str) -> None:
@@ -370,8 +347,7 @@ def _empty(url: str) -> None:
 def _restore_dump(url: str, dump: IO[bytes]) -> None:
     """In one transaction."""
     with _connected(url) as connection:
-        (major,) = _row(connection, "SELECT current_setting('server_version_num')::int / 10000")
-        name = connection.info.dbname
+        major, name = _major_of(connection), connection.info.dbname
     options = ["--single-transaction", "--exit-on-error", "--no-owner", f"--dbname={name}"]
     dump.seek(0)
     run_program(program("pg_restore", major), options, url, given=dump)
@@ -382,6 +358,10 @@ def _differences(connection: psycopg.Connection, manifest: Manifest) -> list[str
     connection.execute(TRANSACTION)
     connection.execute("INSERT INTO alembic_version VALUES (%s) ON CONFLICT DO NOTHING", [manifest.schema])
     return differences(manifest.tables, contents(connection))
+
+
+def _major_of(connection: psycopg.Connection) -> int:
+    return connection.info.server_version // 10_000
 
 
 def _row(connection: psycopg.Connection, query: str, parameters: dict[str, str] | None = None) -> tuple[Any, ...]:

@@ -23,9 +23,9 @@ from pydantic import AwareDatetime, ConfigDict, StringConstraints, TypeAdapter
 
 from service.errors import StartRefusedError
 from service.foreign_text import parse_json
-from service.keys.encryption import EncryptionService
-from service.keys.secret_file import replace_secret_file
-from service.regular_file import open_regular
+from service.keys.encryption import EncryptionService, KeyCanary
+from service.keys.secret_file import open_regular, replace_secret_file
+from service.validation import have_same_settings
 
 FORMAT = "leadkeep-backup"
 VERSION = 1
@@ -80,6 +80,10 @@ class Canary:
     sealed: str
     digest: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$")]
     normaliser: str
+
+    def is_of(self, encryption: EncryptionService) -> bool:
+        """Whether this keyring opens the leads, and makes their blind indexes."""
+        return encryption.confirms(KeyCanary(self.sealed, bytes.fromhex(self.digest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,25 @@ class Manifest:
         if not hmac.compare_digest(made.hex(), self.proof.hmac):
             raise StartRefusedError(
                 f"the backup is not the one that was made with this keyring, somebody changed it: {_UNPROVEN}"
+            )
+
+    def require_keyring(self, encryption: EncryptionService, normaliser: str) -> None:
+        """Raise StartRefusedError unless this keyring opens the leads and these settings find their equals."""
+        if not self.canary.is_of(encryption):
+            raise StartRefusedError(
+                "the keyring is not the one that this backup's leads were sealed with: point LEADKEEP_KEYRING to that "
+                "one. Nothing was changed"
+            )
+        if not have_same_settings(self.canary.normaliser, normaliser):
+            raise StartRefusedError(
+                f"the backup's phone numbers and national IDs were normalised as '{self.canary.normaliser}', these "
+                f"settings mean '{normaliser}': set LEADKEEP_DEFAULT_REGION, LEADKEEP_PHONE_RULE and LEADKEEP_NID_RULE "
+                "back. Nothing was changed"
+            )
+        if missing := [key_id for key_id in self.key_ids if not encryption.opens_with(key_id)]:
+            raise StartRefusedError(
+                "the backup holds fields that were sealed with keys which this keyring does not have: "
+                f"{', '.join(missing)}. Nothing was changed"
             )
 
     def _document(self) -> dict[str, Any]:
