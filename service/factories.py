@@ -48,8 +48,7 @@ def token_verifier(settings: Settings) -> TokenVerifier:
     if jwks is None:
         local_key = LocalSigningKey.load_or_create(settings.signing_key_path)
         return TokenVerifier(local_key, TokenRules(LOCAL_ISSUER, LOCAL_AUDIENCE))
-    is_url = "://" in jwks
-    keys: KeySource = JwksUrl(jwks) if is_url else JwksFile(Path(jwks))
+    keys: KeySource = JwksUrl(jwks) if "://" in jwks else JwksFile(Path(jwks))
     rules = TokenRules(
         issuer=settings.auth_issuer or "",
         audience=settings.auth_audience,

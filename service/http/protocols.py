@@ -27,8 +27,7 @@ from service.errors import LeadkeepError, invalid
 from service.http.calls import Form, HttpHandler, Timeout, body_within, fill_from_json, http_handler
 from service.http.json_codec import encoded, is_utf8, media_type, parse_object, to_json
 from service.http.problems import HTTP_STATUS, SAFE_HEADERS, HttpProblemError, headers_of
-from service.rpc.call import Call, Handler
-from service.rpc.server import LARGEST_REQUEST, decode
+from service.rpc.call import LARGEST_REQUEST, Call, Handler, decode
 from service.rpc.status import pushback, status_of
 
 STATUS_DETAILS = "grpc-status-details-bin"

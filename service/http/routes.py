@@ -17,8 +17,7 @@ from service.errors import LeadkeepError
 from service.http.calls import HttpHandler, Timeout, body_within, fill_from_json, http_handler
 from service.http.json_codec import fill, is_utf8, media_type, parse_object, parse_query, to_json
 from service.http.problems import SAFE_HEADERS, HttpProblemError, failure_response
-from service.rpc.call import SERVICE, Call, Handler
-from service.rpc.server import LARGEST_REQUEST
+from service.rpc.call import LARGEST_REQUEST, SERVICE, Call, Handler
 
 WHOLE = "*"
 """As a body: every field of the request that is not in the path."""

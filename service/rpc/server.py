@@ -21,19 +21,15 @@ from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError, invalid
-from service.rpc.call import SERVICE, Call, Handler, QueueWait, answer_by, joined
+from service.errors import InternalError, LeadkeepError, LeadValidationError, StartRefusedError
+from service.rpc.call import LARGEST_REQUEST, SERVICE, Call, Handler, QueueWait, answer_by, decode, joined
 from service.rpc.connections import GrpcConnections, HeldCalls
 from service.rpc.limits import DEFAULT, HEADROOM, Limits, Refusals
 from service.rpc.tls_files import TlsFiles
-
-LARGEST_REQUEST = 256 * 1024
-"""Bytes. The longest valid lead is about 25 kB; the answer to a longer one should still name the refused text."""
 
 LARGEST_RESPONSE = 4 * 1024 * 1024
 """Bytes: the default limit of clients; a page of the longest valid leads is half of it."""
@@ -187,7 +183,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Begin to answer; health is NOT_SERVING."""
-        _accept_any_bytes()
+        codecs.register_error("strict", _replaced_in_names)
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
@@ -207,17 +203,6 @@ def _as_text(entry: tuple[str, str | bytes]) -> tuple[str, str]:
     """Metadata as headers have it: binary values in base64."""
     key, value = entry
     return key, value if isinstance(value, str) else base64.b64encode(value).decode()
-
-
-def decode(raw: bytes, message: Message) -> None:
-    """Fill a message from binary protobuf. Raises LeadValidationError; the message is empty then."""
-    try:
-        message.MergeFromString(raw)
-    except DecodeError:
-        message.Clear()
-        raise invalid(
-            "request", f"is not a {message.DESCRIPTOR.name}: damaged, or a text in it is not valid UTF-8"
-        ) from None
 
 
 def _probe(address: str) -> None:
@@ -382,19 +367,13 @@ def _v1_file() -> FileDescriptorProto:
     return text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto())
 
 
-def _accept_any_bytes() -> None:
-    """Let grpc.aio's servers of this process outlive names of methods that are not UTF-8.
-
-    grpc.aio (grpcio 1.85) decodes the name of each called method in the one task that takes all calls. A name of other
-    bytes ends that task, and with it the server: one caller without a token would be enough. So in that task, and
-    nowhere else in the process, such bytes are replaced. No method has a name like that: the call is answered
-    UNIMPLEMENTED.
-    """
-    codecs.register_error("strict", _replaced_in_names)
-
-
 def _replaced_in_names(error: UnicodeError) -> tuple[str | bytes, int]:
-    """The handler of all texts that cannot be decoded or encoded, by default an error."""
+    """The handler of all texts of the process that cannot be decoded or encoded: an error, but where calls are taken.
+
+    grpc.aio (grpcio 1.85) decodes the name of each called method in the one task that takes all calls. A name that is
+    not UTF-8 ends that task, and with it the server: one caller without a token would be enough. So in that task, and
+    nowhere else, such bytes are replaced. No method has a name like that: the call is answered UNIMPLEMENTED.
+    """
     if isinstance(error, UnicodeDecodeError) and _is_taking_calls():
         return codecs.replace_errors(error)
     return codecs.strict_errors(error)

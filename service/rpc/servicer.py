@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -23,30 +24,21 @@ from service.use_cases.person_service import ErasureService, PersonService
 from service.use_cases.summary_service import SummaryService
 
 
+@dataclass(frozen=True, slots=True)
 class LeadServicer:
     """The contract's methods by name, behind the chain of both endpoints."""
 
-    def __init__(
-        self,
-        leads: LeadService,
-        conflicts: ConflictService,
-        accesses: AccessRecords,
-        erasures: ErasureService,
-        summaries: SummaryService,
-        persons: PersonService,
-        page_token_tags: Tags,
-    ) -> None:
-        self._leads = leads
-        self._conflicts = conflicts
-        self._accesses = accesses
-        self._erasures = erasures
-        self._summaries = summaries
-        self._persons = persons
-        self._page_token_tags = page_token_tags
+    leads: LeadService
+    conflicts: ConflictService
+    accesses: AccessRecords
+    erasures: ErasureService
+    summaries: SummaryService
+    persons: PersonService
+    page_token_tags: Tags
 
     async def CreateLead(self, call: Call, request: pb.CreateLeadRequest) -> pb.CreateLeadResponse:  # noqa: N802
         """Make a new lead durable."""
-        created = await self._leads.create_lead(
+        created = await self.leads.create_lead(
             _caller(call),
             wire.customer_fields(request.lead),
             request_id=request.request_id,
@@ -66,19 +58,19 @@ class LeadServicer:
 
     async def ValidateLead(self, _call: Call, request: pb.ValidateLeadRequest) -> pb.ValidateLeadResponse:  # noqa: N802
         """Check fields of a new lead."""
-        violations, ignored = self._leads.validate_lead(
+        violations, ignored = self.leads.validate_lead(
             wire.customer_fields(request.lead), locale=request.locale, phone_region=request.phone_region
         )
         return pb.ValidateLeadResponse(violations=wire.violation_messages(violations), ignored_fields=ignored)
 
     async def GetLead(self, call: Call, request: pb.GetLeadRequest) -> pb.GetLeadResponse:  # noqa: N802
         """Show one lead."""
-        lead = await self._leads.get_lead(_caller(call), wire.lead_id_of(request.id, "id"), hidden=call.hidden)
+        lead = await self.leads.get_lead(_caller(call), wire.lead_id_of(request.id, "id"), hidden=call.hidden)
         return pb.GetLeadResponse(lead=wire.lead_message(lead))
 
     async def UpdateStatus(self, call: Call, request: pb.UpdateStatusRequest) -> pb.UpdateStatusResponse:  # noqa: N802
         """Change the status of a lead."""
-        lead = await self._leads.update_status(
+        lead = await self.leads.update_status(
             _caller(call),
             wire.lead_id_of(request.id, "id"),
             wire.status_of(request.status, "status"),
@@ -98,7 +90,7 @@ class LeadServicer:
         def compared(lead_id: UUID | None) -> None:
             call.compared = (lead_id, sensitive) if lead_id and sensitive else None
 
-        lead = await self._leads.correct_lead(
+        lead = await self.leads.correct_lead(
             _caller(call),
             wire.lead_id_of(request.lead.id, "lead.id"),
             fields,
@@ -113,7 +105,7 @@ class LeadServicer:
         self, call: Call, request: pb.GetLeadByConversationRequest
     ) -> pb.GetLeadByConversationResponse:
         """Show the newest lead of a conversation."""
-        lead, others = await self._leads.get_lead_by_conversation(
+        lead, others = await self.leads.get_lead_by_conversation(
             _caller(call), request.conversation_id, hidden=call.hidden
         )
         return pb.GetLeadByConversationResponse(
@@ -122,7 +114,7 @@ class LeadServicer:
 
     async def ListLeads(self, call: Call, request: pb.ListLeadsRequest) -> pb.ListLeadsResponse:  # noqa: N802
         """Show a page of leads."""
-        leads, next_page_token = await self._leads.list_leads(
+        leads, next_page_token = await self.leads.list_leads(
             _caller(call),
             wire.filters_of(request),
             order=wire.order_of(request.order_by, "order_by"),
@@ -135,7 +127,7 @@ class LeadServicer:
     async def SummarizeLeads(self, call: Call, request: pb.SummarizeLeadsRequest) -> pb.SummarizeLeadsResponse:  # noqa: N802
         """Count leads by a group."""
         group = wire.group_of(request.group_by, "group_by")
-        summary = await self._summaries.summarize(
+        summary = await self.summaries.summarize(
             _caller(call),
             group,
             created_after=wire.moment_of(request, "created_after"),
@@ -149,7 +141,7 @@ class LeadServicer:
     ) -> pb.ListStatusChangesResponse:
         """Show a lead's status history."""
         lead_id = wire.lead_id_of(request.lead_id, "lead_id")
-        changes = await self._leads.events_of_type(_caller(call), lead_id, LeadEventType.STATUS_CHANGED)
+        changes = await self.leads.events_of_type(_caller(call), lead_id, LeadEventType.STATUS_CHANGED)
         return pb.ListStatusChangesResponse(changes=wire.status_change_messages(changes))
 
     async def ListAssignments(  # noqa: N802
@@ -157,14 +149,14 @@ class LeadServicer:
     ) -> pb.ListAssignmentsResponse:
         """Show a lead's assignment history."""
         lead_id = wire.lead_id_of(request.lead_id, "lead_id")
-        changes = await self._leads.events_of_type(_caller(call), lead_id, LeadEventType.ASSIGNED)
+        changes = await self.leads.events_of_type(_caller(call), lead_id, LeadEventType.ASSIGNED)
         return pb.ListAssignmentsResponse(assignments=wire.assignment_messages(changes))
 
     async def ListLeadEvents(  # noqa: N802
         self, call: Call, request: pb.ListLeadEventsRequest
     ) -> pb.ListLeadEventsResponse:
         """Show a page of a lead's history."""
-        events, next_page_token = await self._leads.events(
+        events, next_page_token = await self.leads.events(
             _caller(call),
             wire.lead_id_of(request.lead_id, "lead_id"),
             page_size=request.page_size,
@@ -178,7 +170,7 @@ class LeadServicer:
         self, call: Call, request: pb.ListResubmissionsRequest
     ) -> pb.ListResubmissionsResponse:
         """Show a page of the refused duplicates of a lead."""
-        lead_id, phone, kept, next_page_token = await self._leads.resubmissions(
+        lead_id, phone, kept, next_page_token = await self.leads.resubmissions(
             _caller(call),
             wire.lead_id_of(request.lead_id, "lead_id"),
             page_size=request.page_size,
@@ -192,7 +184,7 @@ class LeadServicer:
 
     async def AssignLead(self, call: Call, request: pb.AssignLeadRequest) -> pb.AssignLeadResponse:  # noqa: N802
         """Assign a lead."""
-        lead = await self._leads.assign_lead(
+        lead = await self.leads.assign_lead(
             _caller(call),
             wire.lead_id_of(request.id, "id"),
             request.assignee,
@@ -204,12 +196,12 @@ class LeadServicer:
 
     async def EraseLead(self, call: Call, request: pb.EraseLeadRequest) -> pb.EraseLeadResponse:  # noqa: N802
         """Erase the person of a lead."""
-        kept = await self._erasures.erase_lead(_caller(call), wire.lead_id_of(request.id, "id"), reason=request.reason)
+        kept = await self.erasures.erase_lead(_caller(call), wire.lead_id_of(request.id, "id"), reason=request.reason)
         return pb.EraseLeadResponse(kept_ids=[str(each) for each in kept])
 
     async def FindPerson(self, call: Call, request: pb.FindPersonRequest) -> pb.FindPersonResponse:  # noqa: N802
         """Show a page of what carries an identifier."""
-        found, next_page_token, unanswered = await self._persons.find(
+        found, next_page_token, unanswered = await self.persons.find(
             wire.identifiers_of(request), page_token=request.page_token, hidden=call.hidden
         )
         call.found = tuple(each.match.id for each in found)
@@ -220,9 +212,9 @@ class LeadServicer:
     async def ExportPerson(self, call: Call, request: pb.ExportPersonRequest) -> pb.ExportPersonResponse:  # noqa: N802
         """Show a page of everything about chosen matches."""
         caller = _caller(call)
-        page = await self._persons.export(caller, wire.refs_of(request.refs), page_token=request.page_token)
+        page = await self.persons.export(caller, wire.refs_of(request.refs), page_token=request.page_token)
         response = pb.ExportPersonResponse(
-            records=wire.record_messages(page.parts),
+            records=[wire.record_message(part) for part in page.parts],
             next_page_token=page.next_page_token,
             exported_by=caller.subject,
             not_found=wire.ref_messages(page.not_found),
@@ -233,7 +225,7 @@ class LeadServicer:
 
     async def ErasePerson(self, call: Call, request: pb.ErasePersonRequest) -> pb.ErasePersonResponse:  # noqa: N802
         """Erase chosen matches."""
-        done = await self._persons.erase(_caller(call), wire.refs_of(request.refs), reason=request.reason)
+        done = await self.persons.erase(_caller(call), wire.refs_of(request.refs), reason=request.reason)
         return pb.ErasePersonResponse(
             erased=wire.ref_messages(done.erased),
             unanswered_replicas=done.unanswered,
@@ -243,7 +235,7 @@ class LeadServicer:
 
     async def ListConflicts(self, call: Call, request: pb.ListConflictsRequest) -> pb.ListConflictsResponse:  # noqa: N802
         """Show a page of conflicts."""
-        conflicts, next_page_token = await self._conflicts.list_conflicts(
+        conflicts, next_page_token = await self.conflicts.list_conflicts(
             page_size=request.page_size,
             page_token=request.page_token,
             resolved_too=request.include_resolved,
@@ -255,7 +247,7 @@ class LeadServicer:
         self, call: Call, request: pb.ResolveConflictRequest
     ) -> pb.ResolveConflictResponse:
         """Resolve the conflict of a submission with a lead."""
-        lead = await self._conflicts.resolve_conflict(
+        lead = await self.conflicts.resolve_conflict(
             _caller(call),
             wire.lead_id_of(request.id, "id"),
             wire.resolution_of(request.resolution, "resolution"),
@@ -270,13 +262,13 @@ class LeadServicer:
         wanted = wire.access_filter(request)
 
         accesses, next_page_token = await read_page(
-            partial(self._accesses.find, wanted),
+            partial(self.accesses.find, wanted),
             lambda access: (access.recorded_at, access.id),
             int,
             size=request.page_size,
             token=request.page_token,
             list_identity=f"accesses/{wanted!r}",
-            tags=self._page_token_tags,
+            tags=self.page_token_tags,
         )
         return pb.ListAccessesResponse(accesses=wire.access_messages(accesses), next_page_token=next_page_token)
 

@@ -344,12 +344,8 @@ def match_messages(found: Iterable[FoundMatch]) -> list[pb.PersonMatch]:
     ]
 
 
-def record_messages(parts: Iterable[Part]) -> list[pb.PersonRecord]:
-    """The parts of an export, unmasked."""
-    return [_record_message(part) for part in parts]
-
-
-def _record_message(part: Part) -> pb.PersonRecord:
+def record_message(part: Part) -> pb.PersonRecord:
+    """A part of an export, unmasked."""
     [ref] = ref_messages([part.ref])
     why = "CHOSEN" if part.item.is_chosen else "SAME_PERSON"
     lead_id = str(part.item.lead_id) if part.item.lead_id else ""

@@ -20,8 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from leadkeep.v1 import lead_service_pb2 as pb
 
 from service.errors import StartRefusedError
-from service.rpc.call import SERVICE
-from service.rpc.server import LARGEST_METADATA, LARGEST_REQUEST, GrpcServer
+from service.rpc.call import LARGEST_REQUEST, SERVICE
+from service.rpc.server import LARGEST_METADATA, GrpcServer
 from service.rpc.tls_files import TlsFiles
 from tests.conftest import StartService
 from tests.harness import faults
