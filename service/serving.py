@@ -41,8 +41,7 @@ from service.rpc.readiness import Condition, Readiness, condition_of, erasures_a
 from service.rpc.server import GrpcServer
 from service.rpc.tls_files import TlsFiles
 from service.rpc.unmasking import ReasonRules, unmasking
-from service.storage.access.record import log_head
-from service.storage.access.writer import AccessHeads, AccessWriter
+from service.storage.access.writer import AccessHeads, AccessWriter, log_head
 from service.storage.database.failures import CONTENT_CLASSES, RecentRefusal
 from service.storage.diagnosis import Diagnosis, diagnose
 from service.storage.keys.replicas import replica_name

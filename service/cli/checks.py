@@ -19,14 +19,14 @@ from typing import IO, Annotated, NamedTuple, TypeVar
 import typer
 
 from service import factories
-from service.cli.command import FAULT_FOUND, AsJson, report
+from service.cli.command import AsJson, report
 from service.cli.database import confirmed_database_url, database_url, is_untouched
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
 from service.rpc.readiness import erasures_alarm, spool_alarms
 from service.rpc.tokens.local_key import LocalSigningKey
 from service.storage.access.check import Findings, check
-from service.storage.access.record import logged_heads
+from service.storage.access.writer import logged_heads
 from service.storage.database.database import Database
 from service.storage.database.failures import NoStandbyError, StorageFaultError, cause_of, is_transient
 from service.storage.database.fence import Fence
@@ -94,9 +94,8 @@ def doctor(as_json: AsJson = False) -> None:
         {"healthy": healthy, "checks": [asdict(finding) for finding in findings]},
         [f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.detail}" for finding in findings],
         as_json=as_json,
+        sound=healthy,
     )
-    if not healthy:
-        raise typer.Exit(FAULT_FOUND)
 
 
 async def _findings(settings: Settings) -> list[Finding]:
@@ -379,9 +378,8 @@ def verify_record(
         {"unchanged": findings.unchanged, **asdict(findings)},
         _record_lines(findings, with_heads=heads is not None),
         as_json=as_json,
+        sound=findings.unchanged,
     )
-    if not findings.unchanged:
-        raise typer.Exit(FAULT_FOUND)
 
 
 def _record_lines(findings: Findings, *, with_heads: bool) -> Iterator[str]:
@@ -400,7 +398,7 @@ def _record_lines(findings: Findings, *, with_heads: bool) -> Iterator[str]:
     if with_heads:
         yield f"Compared with {findings.heads} heads."
     elif findings.chains:
-        yield "Not compared with heads of the log (--heads): who cuts all tables alike is not noticed."
+        yield "Not compared with heads of the log (--heads): tables that were all cut alike would not be noticed."
     yield "Unchanged." if findings.unchanged else f"NOT as it was written: {findings.fault_count} faults."
 
 

@@ -190,13 +190,14 @@ def _plain(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def report(value: object, lines: Iterable[str], *, as_json: bool) -> None:
-    """Print a value as JSON, or else as lines of text."""
+def report(value: object, lines: Iterable[str], *, as_json: bool, sound: bool = True) -> None:
+    """Print a value as JSON, or else as lines of text. Unless what was checked is `sound`, end with FAULT_FOUND."""
     if as_json:
         print_json(value)
-        return
-    for line in lines:
+    for line in () if as_json else lines:
         echo(line)
+    if not sound:
+        raise typer.Exit(FAULT_FOUND)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from service.cli.command import FAULT_FOUND, AsJson, ProgressLine, duration, echo, end_interrupted, report
+from service.cli.command import AsJson, ProgressLine, duration, echo, end_interrupted, report
 from service.cli.database import with_database
 from service.config import Settings, load_settings
 from service.errors import LeadkeepError, StartRefusedError
@@ -248,9 +248,7 @@ def verify(as_json: AsJson = False) -> None:
     found = _run(load_settings(), lambda keys: keys.verify())
     counted = ", ".join(f"{count} {kind}" for kind, count in found.rows.items())
     lines = [f"Looked at {counted}: {len(found.faults) or 'no'} faults.", *(f"FAIL  {each}" for each in found.faults)]
-    report({"sound": not found.faults, **asdict(found)}, lines, as_json=as_json)
-    if found.faults:
-        raise typer.Exit(FAULT_FOUND)
+    report({"sound": not found.faults, **asdict(found)}, lines, as_json=as_json, sound=not found.faults)
 
 
 def _run(

@@ -17,7 +17,7 @@ lines with the record.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -28,14 +28,10 @@ from uuid import UUID
 from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.foreign_text import parse_json
 from service.keys.encryption import EncryptionService
-from service.log import log_whatever_the_level
 from service.storage import models
 from service.storage.database.database import Database, page_of
 from service.storage.database.failures import NotStoredError
-
-_EVENT = "access head"
 
 NOTHING_BEFORE = bytes(32)
 """Stands for the digest before the first one."""
@@ -224,44 +220,6 @@ def _bytes(value: bytes | str | int | UUID | datetime | Sequence[str]) -> bytes:
             return _framed(value)
 
 
-def log_head(chain: Chain) -> None:
-    """Log how far a chain reaches."""
-    log_whatever_the_level(
-        _EVENT,
-        chain=str(chain.head.chain_id),
-        chain_number=chain.number,
-        number=chain.head.number,
-        digest=chain.head.digest.hex(),
-        ended=chain.head.ended,
-    )
-
-
-def logged_heads(lines: Iterable[str]) -> Iterator[Chain]:
-    """The chains whose heads are among the lines of a log, which may hold other lines and prefixes of lines.
-
-    Raises ValueError for a head that is damaged.
-    """
-    for number, line in enumerate(lines, start=1):
-        if _EVENT not in line:
-            continue
-        try:
-            logged = parse_json(line[line.index("{") :])
-        except ValueError:
-            continue  # a line of somebody else, or one that was cut by the end of the file
-        if not isinstance(logged, dict) or logged.get("event") != _EVENT:
-            continue
-        try:
-            head = Head(
-                chain_id=UUID(logged["chain"]),
-                number=int(logged["number"]),
-                digest=bytes.fromhex(logged["digest"]),
-                ended=bool(logged["ended"]),
-            )
-            yield Chain(int(logged["chain_number"]), head)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(f"line {number} is a damaged head") from None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessFilter:
     """Which entries are wanted; None means any. The span is half-open."""
@@ -272,12 +230,12 @@ class AccessFilter:
     recorded_before: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class AccessRecords:
     """The access record of one database."""
 
-    def __init__(self, database: Database, encryption: EncryptionService) -> None:
-        self._database = database
-        self._encryption = encryption
+    database: Database
+    encryption: EncryptionService
 
     async def begin_chain(self, connection: AsyncConnection, chain_id: UUID, writer: str, now: datetime) -> Chain:
         """Register a chain. Registrations of one database wait for each other."""
@@ -288,7 +246,7 @@ class AccessRecords:
                 select(registered.c.number, registered.c.digest).order_by(registered.c.number.desc()).limit(1)
             )
         ).one_or_none()
-        key_id = self._encryption.audit_key_id
+        key_id = self.encryption.audit_key_id
         earlier = await self._earlier(connection, key_id) if before is None else (None, None)
         registration = Registration(
             number=before.number + 1 if before else 1,
@@ -299,7 +257,7 @@ class AccessRecords:
             earlier_digest=earlier[1],
         )
         payload = registration_payload(before.digest if before else NOTHING_BEFORE, registration)
-        digest = self._encryption.audit_digest(key_id, payload)
+        digest = self.encryption.audit_digest(key_id, payload)
         await connection.execute(insert(registered).values(**asdict(registration), key_id=key_id, digest=digest))
         return Chain(registration.number, Head(chain_id=chain_id, number=0, digest=digest))
 
@@ -307,11 +265,11 @@ class AccessRecords:
         self, connection: AsyncConnection, chain: Chain, accesses: Sequence[Access], now: datetime
     ) -> Chain:
         """Add entries to a chain; the chain as it is then."""
-        key_id, chain_id = self._encryption.audit_key_id, chain.head.chain_id
+        key_id, chain_id = self.encryption.audit_key_id, chain.head.chain_id
         digest, digests = chain.head.digest, []
         numbers = range(chain.head.number + 1, chain.head.number + 1 + len(accesses))
         for number, access in zip(numbers, accesses, strict=True):
-            digest = self._encryption.audit_digest(key_id, entry_payload(chain_id, number, digest, now, access))
+            digest = self.encryption.audit_digest(key_id, entry_payload(chain_id, number, digest, now, access))
             digests.append(digest)
         head = Head(chain_id=chain_id, number=numbers[-1], digest=digest)
         added = await connection.exec_driver_sql(
@@ -330,7 +288,7 @@ class AccessRecords:
                 "digests": digests,
                 "last": head.number,
                 "last_digest": digest,
-                "seal": self._encryption.audit_digest(key_id, head_payload(head)),
+                "seal": self.encryption.audit_digest(key_id, head_payload(head)),
             },
         )
         if added.scalar_one() != len(accesses):
@@ -339,13 +297,13 @@ class AccessRecords:
 
     async def end_chain(self, chain: Chain) -> Chain:
         """Write a head that ends a chain. Tries once: raises the driver's error, see failures.py."""
-        head, key_id = replace(chain.head, ended=True), self._encryption.audit_key_id
-        seal = self._encryption.audit_digest(key_id, head_payload(head))
+        head, key_id = replace(chain.head, ended=True), self.encryption.audit_key_id
+        seal = self.encryption.audit_digest(key_id, head_payload(head))
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(insert(models.access_head).values(**asdict(head), key_id=key_id, seal=seal))
 
-        await self._database.write_once(work)
+        await self.database.write_once(work)
         return replace(chain, head=head)
 
     async def count_in_hour(
@@ -370,10 +328,10 @@ class AccessRecords:
     async def newest_heads(self) -> list[Chain]:
         """How far the chains reach that were written to lately; heads that were not sealed by us are left out."""
         found = []
-        for row in await self._database.rows(_HEADS, {"looked_back": HEADS_LOOKED_BACK}):
+        for row in await self.database.rows(_HEADS, {"looked_back": HEADS_LOOKED_BACK}):
             head = Head(chain_id=row.chain_id, number=row.number, digest=row.digest, ended=row.ended)
-            known = self._encryption.has_audit_key(row.key_id)
-            if known and self._encryption.audit_digest(row.key_id, head_payload(head)) == row.seal:
+            known = self.encryption.has_audit_key(row.key_id)
+            if known and self.encryption.audit_digest(row.key_id, head_payload(head)) == row.seal:
                 found.append(Chain(row.chain_number, head))
         return found
 
@@ -392,13 +350,13 @@ class AccessRecords:
         ):
             if value is not None:
                 query = query.where(condition(column, value))
-        return [recorded_access(row._asdict()) for row in await self._database.rows(query)]
+        return [recorded_access(row._asdict()) for row in await self.database.rows(query)]
 
     async def _earlier(self, connection: AsyncConnection, key_id: str) -> tuple[int, bytes]:
         record = models.access_record.c
         query = select(models.access_record).where(record.chain_id.is_(None)).order_by(record.id)
         rows = (await connection.execute(query)).mappings()
-        return earlier_digest(self._encryption, key_id, map(recorded_access, rows))
+        return earlier_digest(self.encryption, key_id, map(recorded_access, rows))
 
 
 def _lock_key(subject: str) -> int:

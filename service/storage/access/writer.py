@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadkeepError, StorageUnavailableError, UnmaskLimitError
-from service.storage.access.record import HOUR, Access, AccessRecords, Chain, log_head
+from service.foreign_text import parse_json
+from service.log import log_whatever_the_level
+from service.storage.access.record import HOUR, Access, AccessRecords, Chain, Head
 from service.storage.database.batcher import Batcher, Entry
 from service.storage.database.database import Database
 from service.storage.database.failures import (
@@ -51,6 +53,7 @@ FAILING_SECONDS = 1.0
 REFUSED_SECONDS = 30.0
 """Seconds for which a refusal is reported, unless entries are added before."""
 
+_EVENT = "access head"
 HEAD_SECONDS = 60.0
 """Seconds between two heads in the log: so much of a tail can be cut unnoticed, when the tables of the database are cut
 alike."""
@@ -231,6 +234,44 @@ class AccessWriter:
                 leaves = await self._records.leaves_hour_at(connection, subject, now, behind=excess - 1)
             errors.append(UnmaskLimitError(self._limit, max(1.0, ((leaves or now + HOUR) - now).total_seconds())))
         return errors
+
+
+def log_head(chain: Chain) -> None:
+    """Log how far a chain reaches."""
+    log_whatever_the_level(
+        _EVENT,
+        chain=str(chain.head.chain_id),
+        chain_number=chain.number,
+        number=chain.head.number,
+        digest=chain.head.digest.hex(),
+        ended=chain.head.ended,
+    )
+
+
+def logged_heads(lines: Iterable[str]) -> Iterator[Chain]:
+    """The chains whose heads are among the lines of a log, which may hold other lines and prefixes of lines.
+
+    Raises ValueError for a head that is damaged.
+    """
+    for number, line in enumerate(lines, start=1):
+        if _EVENT not in line:
+            continue
+        try:
+            logged = parse_json(line[line.index("{") :])
+        except ValueError:
+            continue  # a line of somebody else, or one that was cut by the end of the file
+        if not isinstance(logged, dict) or logged.get("event") != _EVENT:
+            continue
+        try:
+            head = Head(
+                chain_id=UUID(logged["chain"]),
+                number=int(logged["number"]),
+                digest=bytes.fromhex(logged["digest"]),
+                ended=bool(logged["ended"]),
+            )
+            yield Chain(int(logged["chain_number"]), head)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(f"line {number} is a damaged head") from None
 
 
 class AccessHeads:

@@ -15,8 +15,8 @@ from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, KeyState, Purpose, RootKey
 from service.storage import schema
 from service.storage.access.check import AccessCheck, Findings, check
-from service.storage.access.record import Access, AccessRecords, Chain, entry_payload, logged_heads
-from service.storage.access.writer import AccessWriter
+from service.storage.access.record import Access, AccessRecords, Chain, entry_payload
+from service.storage.access.writer import AccessWriter, logged_heads
 from service.storage.database.database import Database
 from service.supervisor import Component
 from tests.harness.faults import execute
