@@ -68,7 +68,7 @@ ViolationReason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class LocalizedText:
-    """Words for a customer, and the locale that they are in."""
+    """Words for a customer, and their locale. None in place of it: the call was not for a customer."""
 
     text: str
     locale: str
@@ -80,7 +80,6 @@ class LeadkeepError(Exception):
     reason: Reason
     text: str
     localized: LocalizedText | None = None
-    """A text for the customer; None: the call was not for a customer."""
 
     def __init_subclass__(cls, *, reason: Reason | None = None, text: str = "") -> None:
         if reason is not None:
@@ -93,13 +92,10 @@ class LeadkeepError(Exception):
 
 
 class RetryableError(LeadkeepError):
-    """The same call may succeed later; `retry_after` is the wait before it, in seconds.
-
-    `retry_within_call`: whether a gRPC library should retry it by itself, before the caller's deadline. Without, the
-    caller gets the error at once.
-    """
+    """The same call may succeed later."""
 
     retry_after: float
+    """Seconds before it."""
 
     def __init__(
         self,
@@ -112,6 +108,7 @@ class RetryableError(LeadkeepError):
         super().__init__(text, metadata)
         self.retry_after = retry_after or self.retry_after
         self.retry_within_call = retry_within_call
+        """Whether a gRPC library should retry it by itself, before the caller's deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,6 @@ class Violation:
     description: str
     reason: ViolationReason = "INVALID"
     localized: LocalizedText | None = None
-    """A text for the customer; None: the call was not for a customer."""
 
 
 class LeadValidationError(LeadkeepError, reason="LEAD_INVALID"):
@@ -148,10 +144,7 @@ class TooManyMatchesError(LeadValidationError):
 
 
 class DuplicateLeadError(LeadkeepError):
-    """The submission matches an existing lead by phone, by nid, or by both (perhaps two different leads).
-
-    `reason` is DUPLICATE_PHONE when the phone matches (also when the nid does), else DUPLICATE_NID.
-    """
+    """The submission matches an existing lead by phone, by nid, or by both (perhaps two different leads)."""
 
     def __init__(self, *, phone_lead_id: UUID | None, nid_lead_id: UUID | None, visible: frozenset[UUID]) -> None:
         """`visible` holds the ids of the matched leads that the caller may read; other ids are left out."""

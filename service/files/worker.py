@@ -198,7 +198,7 @@ class FileWorker:
 
     def _finish(self) -> None:
         today = self._today()
-        with contextlib.suppress(DailyLeadsError, OSError, DailyFileError):
+        with contextlib.suppress(DailyLeadsError, OSError):
             identity = self._known.get(today) if self._renders else None
             if identity is not None and identity[2] < LAST_BYTES and today in self._leads.touched():
                 self._files.render(today, settles=True)

@@ -76,8 +76,7 @@ _ROTATED = "key_canary lead_conversation"
 
 # By the catalogue and not by names: looking up a name fails where its schema or table is missing. Our own rows of
 # pg_stat_activity can be seen without pg_monitor; those of pg_stat_replication cannot.
-_STATE = Statement(
-    text("""
+_STATE = Statement("""
     SELECT current_setting('transaction_read_only') = 'on' AS read_only,
         current_setting('synchronous_standby_names') AS standby_names,
         pg_has_role(current_user, 'pg_monitor', 'USAGE') AS monitors,
@@ -88,9 +87,7 @@ _STATE = Statement(
         ARRAY(SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
             WHERE n.nspname = 'public' AND has_function_privilege(p.oid, 'EXECUTE')) AS functions
 """)
-)
-_TABLES = Statement(
-    text("""
+_TABLES = Statement("""
     SELECT c.relname AS name,
         ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped) AS columns,
         ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped
@@ -108,7 +105,6 @@ _TABLES = Statement(
             AND NOT has_table_privilege(p.proowner, c.oid, 'DELETE')) AS cannot_erase
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
 """)
-)
 _MEMBER = text(
     "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :role AND pg_has_role(current_user, oid, 'USAGE')) AS member,"
     " current_user AS login"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
-from service.errors import DuplicateLeadError, invalid
+from service.errors import invalid
 from service.lead import CORRECTABLE_FIELDS, ConflictResolution, Lead, SealedConflict, SealedLead
 from service.lead_sealer import LeadSealer
 from service.scopes import Caller
@@ -30,21 +30,14 @@ class Conflict:
     leads: tuple[Lead, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConflictService:
     """The use cases around conflicts."""
 
-    def __init__(
-        self,
-        *,
-        conflicts: ConflictRepository,
-        sealer: LeadSealer,
-        validation: ValidationService,
-        page_token_tags: Tags,
-    ) -> None:
-        self._conflicts = conflicts
-        self._sealer = sealer
-        self._validation = validation
-        self._page_token_tags = page_token_tags
+    conflicts: ConflictRepository
+    sealer: LeadSealer
+    validation: ValidationService
+    page_token_tags: Tags
 
     async def list_conflicts(
         self,
@@ -59,13 +52,13 @@ class ConflictService:
         Raises PageTokenInvalidError.
         """
         page, token = await read_page(
-            partial(self._conflicts.list_conflicts, resolved_too=resolved_too),
+            partial(self.conflicts.list_conflicts, resolved_too=resolved_too),
             lambda row: (row[0].accepted_at, row[0].id),
             UUID,
             size=page_size,
             token=page_token,
             list_identity=f"conflicts/{resolved_too}",
-            tags=self._page_token_tags,
+            tags=self.page_token_tags,
             default=LARGEST_PAGE,
             largest=LARGEST_PAGE,
         )
@@ -87,47 +80,43 @@ class ConflictService:
         every lead that it matched was erased, KEEP_FIRST drops it and TAKE_NEW is refused. Raises LeadValidationError,
         ConflictNotFoundError, ConflictResolvedError, DuplicateLeadError, FieldUnreadableError.
         """
-        why = self._validation.text("reason", reason)
+        why = self.validation.text("reason", reason)
 
         def decide(conflict: SealedConflict) -> Decision:
             if resolution is ConflictResolution.OWN_LEAD:
                 if lead_id is not None:
                     raise invalid("lead_id", "must be empty for a lead of its own")
-                return OwnLead(self._sealer.resealed_and_reindexed(conflict))
+                return OwnLead(self.sealer.resealed_and_reindexed(conflict))
             if not conflict.lead_ids:
                 return _without_lead(conflict, resolution, lead_id)
-            target, linked = _target(conflict, lead_id), self._sealer.with_conversation_index(conflict)
+            target, linked = _target(conflict, lead_id), self.sealer.with_conversation_index(conflict)
             if resolution is ConflictResolution.KEEP_FIRST:
                 return JoinLead(target, linked)
-            submitted = self._sealer.open(conflict.as_lead(conflict.accepted_at))
+            submitted = self.sealer.open(conflict.as_lead(conflict.accepted_at))
             # A field that the customer left out this time is kept.
             values = {name: value for name in CORRECTABLE_FIELDS if (value := getattr(submitted, name)) is not None}
 
             def correction(current: SealedLead) -> Correction:
                 # Also what the lead holds already: its history must not tell which masked values are equal.
-                return self._sealer.correction(current.id, values, actor=caller.subject, reason=why)
+                return self.sealer.correction(current.id, values, actor=caller.subject, reason=why)
 
             return JoinLead(target, linked, correction)
 
-        sealed = await self._conflicts.resolve(conflict_id, resolution, decide, actor=caller.subject, reason=why)
+        sealed = await self.conflicts.resolve(conflict_id, resolution, decide, actor=caller.subject, reason=why)
         if isinstance(sealed, DuplicateMatch):
-            raise DuplicateLeadError(
-                phone_lead_id=sealed.phone.id if sealed.phone else None,
-                nid_lead_id=sealed.nid.id if sealed.nid else None,
-                visible=frozenset(lead.id for lead in sealed.leads),  # who operates sees every conflict's leads
-            )
-        return self._sealer.open(sealed, hidden=hidden) if sealed is not None else None
+            raise sealed.error(lambda _: True)  # who operates sees every conflict's leads
+        return self.sealer.open(sealed, hidden=hidden) if sealed is not None else None
 
     def _opened(self, conflict: SealedConflict, leads: list[SealedLead], hidden: Collection[str]) -> Conflict:
         def opened(sealed: SealedLead) -> Lead:
-            return self._sealer.open(sealed, hidden=hidden, flag_unreadable=True)
+            return self.sealer.open(sealed, hidden=hidden, flag_unreadable=True)
 
         return Conflict(conflict, opened(conflict.as_lead(conflict.accepted_at)), tuple(map(opened, leads)))
 
 
 def _without_lead(conflict: SealedConflict, resolution: ConflictResolution, lead_id: UUID | None) -> Drop:
     if lead_id is not None:
-        raise invalid("lead_id", "must be empty: the lead that was met is erased")
+        raise invalid("lead_id", "must be empty: the lead that was matched is erased")
     if resolution is not ConflictResolution.KEEP_FIRST or conflict.erased_lead_id is None:
         wanted = "must be KEEP_FIRST or OWN_LEAD: the lead that would take the values is erased"
         raise invalid("resolution", wanted)
@@ -140,5 +129,5 @@ def _target(conflict: SealedConflict, lead_id: UUID | None) -> UUID:
         return matched[0]
     if lead_id is None or lead_id not in matched:
         choice = ", ".join(str(each) for each in matched)
-        raise invalid("lead_id", f"must be one of the leads that were met: {choice}")
+        raise invalid("lead_id", f"must be one of the leads that were matched: {choice}")
     return lead_id

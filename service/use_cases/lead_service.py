@@ -14,7 +14,6 @@ from uuid import UUID
 
 from service.errors import (
     CorrectionClosedError,
-    DuplicateLeadError,
     LeadNotFoundError,
     RequestIdReusedError,
     ScopeMissingError,
@@ -130,7 +129,7 @@ class LeadService:
             case RequestIdReused():
                 raise RequestIdReusedError
             case DuplicateMatch():
-                raise _duplicate(outcome, caller)
+                raise outcome.error(caller.may_read_lead_created_by)
             case Aliased() | InConflict():
                 raise AssertionError("only what was acknowledged before becomes an alias or a conflict")
         confirmation = self._confirmation.confirm(
@@ -305,7 +304,7 @@ class LeadService:
             lead_id, decide, caller.may_correct_lead_created_by, admit=admit if is_creator else None
         )
         if isinstance(corrected, DuplicateMatch):
-            raise _duplicate(corrected, caller)
+            raise corrected.error(caller.may_read_lead_created_by)
         return self._sealer.open(corrected)
 
     async def resubmissions(
@@ -377,11 +376,3 @@ class LeadService:
 def _require_version(current: SealedLead, expected_version: int) -> None:
     if expected_version and expected_version != current.version:
         raise VersionMismatchError(current.version)
-
-
-def _duplicate(match: DuplicateMatch, caller: Caller) -> DuplicateLeadError:
-    return DuplicateLeadError(
-        phone_lead_id=match.phone.id if match.phone else None,
-        nid_lead_id=match.nid.id if match.nid else None,
-        visible=frozenset(lead.id for lead in match.leads if caller.may_read_lead_created_by(lead.created_by)),
-    )

@@ -83,6 +83,7 @@ class ErasedPerson:
     unanswered: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErasureService:
     """The use case of erasing the person of a lead.
 
@@ -93,76 +94,56 @@ class ErasureService:
     docs/erasure.md.
     """
 
-    def __init__(
-        self,
-        *,
-        erasures: Erasures,
-        spool: Spool,
-        recent: RecentRequests,
-        validation: ValidationService,
-        reseal: Reseal,
-    ) -> None:
-        self._erasures = erasures
-        self._spool = spool
-        self._recent = recent
-        self._validation = validation
-        self._reseal = reseal
+    erasures: Erasures
+    spool: Spool
+    recent: RecentRequests
+    validation: ValidationService
+    reseal: Reseal
 
     async def erase_lead(self, caller: Caller, lead_id: UUID, *, reason: str = "") -> tuple[UUID, ...]:
         """Erase the person of a lead; returns the conflicts of others that were kept. A repeat succeeds.
 
         Raises LeadValidationError, LeadNotFoundError, StorageUnavailableError.
         """
-        why = self._validation.text("reason", reason)
+        why = self.validation.text("reason", reason)
         for _ in range(ATTEMPTS):
             with suppress(PersonMovedError):
                 spooled = await self._spooled(lead_id)
-                erased = await self._erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled)
+                erased = await self.erasures.erase(lead_id, actor=caller.subject, reason=why, spooled=spooled)
                 break
         else:
             raise StorageUnavailableError
         if erased is None:
             raise LeadNotFoundError
-        self._recent.forget(erased.gone)
+        self.recent.forget(erased.gone)
         if settled := [*spooled.own, *(entry.id for entry in spooled.others)]:
             with suppress(SpoolError):  # the drain finds the tombstones and the conflicts
-                await self._spool.remove(settled)
+                await self.spool.remove(settled)
         return erased.kept
 
     async def _spooled(self, lead_id: UUID) -> Spooled:
         try:
-            if self._spool.empty:
+            if self.spool.empty:
                 return Spooled()
-            person = await self._erasures.person(lead_id)
-            return await self._spool.of_person(lead_id, person, self._reseal)
+            person = await self.erasures.person(lead_id)
+            return await self.spool.of_person(lead_id, person, self.reseal)
         except SpoolError:
             # Once the lead is gone, nothing would find what waits there of the person.
             raise StorageUnavailableError from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PersonService:
     """The use cases around persons."""
 
-    def __init__(
-        self,
-        *,
-        persons: Persons,
-        history: LeadHistory,
-        erasures: Erasures,
-        erasing: ErasureService,
-        spools: AllSpools,
-        sealer: LeadSealer,
-        validation: ValidationService,
-        page_token_tags: Tags,
-    ) -> None:
-        self._persons = persons
-        self._history = history
-        self._erasures = erasures
-        self._erasing = erasing
-        self._spools = spools
-        self._sealer = sealer
-        self._validation = validation
-        self._page_token_tags = page_token_tags
+    persons: Persons
+    history: LeadHistory
+    erasures: Erasures
+    erasing: ErasureService
+    spools: AllSpools
+    sealer: LeadSealer
+    validation: ValidationService
+    page_token_tags: Tags
 
     async def find(
         self, identifiers: Mapping[str, str], *, page_token: str, hidden: Collection[str]
@@ -174,8 +155,8 @@ class PersonService:
         """
         if not identifiers:
             raise invalid("phone", "is required, or nid, or email", "REQUIRED")
-        keys = self._validation.filters(identifiers)
-        wanted = self._sealer.wanted(keys)
+        keys = self.validation.filters(identifiers)
+        wanted = self.sealer.wanted(keys)
         unanswered: Sequence[str] = ()
 
         async def matches(after: tuple[datetime, str] | None, limit: int) -> list[Match]:
@@ -184,9 +165,9 @@ class PersonService:
             waiting: Sequence[Match] = ()
             # Before the database is read: what is drained meanwhile is found there.
             if place is None or place.rank == 0:
-                waiting, unanswered = await self._spools.find(wanted, after=place, limit=limit)
+                waiting, unanswered = await self.spools.find(wanted, after=place, limit=limit)
             behind = sorted((each for each in waiting if place is None or each.place > place), key=lambda m: m.place)
-            found = await self._persons.find(wanted, after=place, limit=limit)
+            found = await self.persons.find(wanted, after=place, limit=limit)
             stored = {each.id for each in found}
             return [*(each for each in behind if each.id not in stored), *found][:limit]
 
@@ -197,9 +178,9 @@ class PersonService:
             size=0,
             token=page_token,
             list_identity=f"person/{sorted(keys.items())!r}",
-            tags=self._page_token_tags,
+            tags=self.page_token_tags,
         )
-        opened = partial(self._sealer.open, hidden=hidden, flag_unreadable=True)
+        opened = partial(self.sealer.open, hidden=hidden, flag_unreadable=True)
         return [FoundMatch(each, opened(each.lead) if each.lead else None) for each in page], token, unanswered
 
     async def export(self, caller: Caller, refs: Sequence[Ref], *, page_token: str) -> Export:
@@ -212,15 +193,15 @@ class PersonService:
         identity = f"export/{refs!r}"
         first, after = 0, None
         if page_token:
-            at, text = read_page_token(page_token, str, list_identity=identity, tags=self._page_token_tags)
+            at, text = read_page_token(page_token, str, list_identity=identity, tags=self.page_token_tags)
             first, after = int(text.partition("/")[0]), (at, text)
         page = Export()
         waiting: dict[UUID, Item] = {}
         if wanted := [each.id for each in refs[first:] if each.kind is MatchKind.WAITING]:
-            sealed, page.unanswered = await self._spools.export(wanted)
+            sealed, page.unanswered = await self.spools.export(wanted)
             waiting = {each.id: Item(each.id, each) for each in sealed}
         for number, ref in enumerate(refs[first:], first):
-            items = await self._persons.items(ref) or [waiting[each] for each in [ref.id] if each in waiting]
+            items = await self.persons.items(ref) or [waiting[each] for each in [ref.id] if each in waiting]
             if not items:
                 page.not_found.append(ref)
             resumed = _resumed(after) if after is not None and number == first else None
@@ -238,7 +219,7 @@ class PersonService:
                 last = await self._add(page, ref, item, behind, with_history=with_history)
                 if last is not None:
                     at, text = last.at, "/".join(map(str, (number, *_item_text(item), *last[1:])))
-                    page.next_page_token = make_page_token(at, text, list_identity=identity, tags=self._page_token_tags)
+                    page.next_page_token = make_page_token(at, text, list_identity=identity, tags=self.page_token_tags)
                     return page
         return page
 
@@ -255,7 +236,7 @@ class PersonService:
             room = LARGEST_PAGE - len(page.parts)
             if room == 0:
                 return after
-            events = await self._history.page(item.id, after=after, limit=room, newest_first=False, with_accesses=True)
+            events = await self.history.page(item.id, after=after, limit=room, newest_first=False, with_accesses=True)
             page.parts += (Part(ref, item, event) for event, _ in events)
             if len(events) < room:
                 return None
@@ -265,15 +246,15 @@ class PersonService:
     def _opened(self, item: Item) -> Lead | Resubmission | Conflict:
         match item.sealed:
             case SealedResubmission():
-                return self._sealer.open_resubmission(item.sealed)
+                return self.sealer.open_resubmission(item.sealed)
             case SealedConflict():
-                submission = self._sealer.open(item.sealed.as_lead(item.sealed.accepted_at), flag_unreadable=True)
+                submission = self.sealer.open(item.sealed.as_lead(item.sealed.accepted_at), flag_unreadable=True)
                 return Conflict(item.sealed, submission, ())
             case SealedLead():
-                return self._sealer.open(item.sealed, flag_unreadable=True)
+                return self.sealer.open(item.sealed, flag_unreadable=True)
             case waiting:
                 assert waiting.accepted_at is not None  # noqa: S101 # of what waits it is known
-                return self._sealer.open(waiting.as_lead(waiting.accepted_at), flag_unreadable=True)
+                return self.sealer.open(waiting.as_lead(waiting.accepted_at), flag_unreadable=True)
 
     async def erase(self, caller: Caller, refs: Sequence[Ref], *, reason: str) -> ErasedPerson:
         """Erase chosen matches: a lead as EraseLead does, anything else alone. Safe to repeat.
@@ -283,23 +264,23 @@ class PersonService:
         """
         _require(caller, Scope.ERASE)
         refs = _checked(refs)
-        why = self._validation.text("reason", reason)
+        why = self.validation.text("reason", reason)
         by: dict[str, Any] = {"actor": caller.subject, "reason": why}
         done = ErasedPerson()
         waiting = [ref.id for ref in refs if ref.kind is MatchKind.WAITING]
         # What waited and is a lead by now is erased as one.
-        drained = await self._erasures.bury_alone(waiting, **by)
+        drained = await self.erasures.bury_alone(waiting, **by)
         gone: set[UUID] = set()
         leads = list(dict.fromkeys([*(ref.id for ref in refs if ref.kind is MatchKind.LEAD), *drained]))
         for lead_id in leads:
             try:
-                done.kept += await self._erasing.erase_lead(caller, lead_id, reason=reason)
+                done.kept += await self.erasing.erase_lead(caller, lead_id, reason=reason)
                 gone.add(lead_id)
             except LeadNotFoundError:
                 continue
-        done.unanswered = await self._spools.erase([each for each in waiting if each not in drained], leads=leads)
+        done.unanswered = await self.spools.erase([each for each in waiting if each not in drained], leads=leads)
         if alone := [ref.id for ref in refs if ref.kind is not MatchKind.LEAD and ref.id not in drained]:
-            gone |= await self._erasures.erase_alone(alone, **by)
+            gone |= await self.erasures.erase_alone(alone, **by)
         done.kept = [each for each in dict.fromkeys(done.kept) if each not in gone]
         for ref in refs:
             if ref.id in gone:

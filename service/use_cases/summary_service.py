@@ -41,13 +41,13 @@ class Summary:
     total: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryService:
     """Counts leads. `zone` is the time zone of callers who name none; `now` the time."""
 
-    def __init__(self, *, summaries: LeadSummaries, zone: str, now: Callable[[], datetime]) -> None:
-        self._summaries = summaries
-        self._zone = zone
-        self._now = now
+    summaries: LeadSummaries
+    zone: str
+    now: Callable[[], datetime]
 
     async def summarize(
         self,
@@ -62,16 +62,16 @@ class SummaryService:
 
         Raises LeadValidationError, QueueFullError, QueryTimeoutError.
         """
-        days, before = _days_of(time_zone or self._zone), created_before or self._now()
+        days, before = _days_of(time_zone or self.zone), created_before or self.now()
         try:
             after = _start(created_after, before, days)
             starts = _starts(after, before, days)
         except OverflowError:
             raise invalid("created_after", "must be some days away from the years 1 and 9999") from None
         if group is LeadGroup.DAY:
-            counts = await self._summaries.by_day(list(starts.values()), before, caller.own_only)
+            counts = await self.summaries.by_day(list(starts.values()), before, caller.own_only)
             return Summary(list(map(LeadCount, starts, counts)), sum(counts))
-        counted = await self._summaries.by_value(group, after, before, caller.own_only)
+        counted = await self.summaries.by_value(group, after, before, caller.own_only)
         if group is LeadGroup.STATUS:
             return Summary([LeadCount(status, counted.groups.get(status, 0)) for status in LeadStatus], counted.total)
         return Summary(_largest(counted), counted.total)

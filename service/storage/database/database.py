@@ -96,8 +96,8 @@ class Statement:
     It must not expand lists: their length would be compiled in.
     """
 
-    def __init__(self, statement: ClauseElement) -> None:
-        compiled = statement.compile(dialect=DIALECT)
+    def __init__(self, statement: ClauseElement | str) -> None:
+        compiled = (text(statement) if isinstance(statement, str) else statement).compile(dialect=DIALECT)
         self._sql = compiled.string.encode()
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
 
@@ -264,7 +264,7 @@ class Database:
             info = pooled.driver.info
             if pooled.server_pid is not None:
                 self._left_behind.add(pooled.server_pid)
-            self._pool.try_last(info.host, info.port)
+            self._pool.place(info.host, info.port, last=True)
             shut_down(pooled.driver.pgconn)
 
     async def _see_what_was_left_behind(self, connection: AsyncConnection) -> None:

@@ -143,11 +143,8 @@ class ConnectionPool:
         for pooled in idle:
             await pooled.close()
 
-    def try_last(self, host: str, port: int) -> None:
-        """Put one host of the URL behind the others: the next connections try it last."""
-        self._place(host, port, last=True)
-
-    def _place(self, host: str, port: int, *, last: bool) -> None:
+    def place(self, host: str, port: int, *, last: bool) -> None:
+        """Put one host of the URL before the others, or behind them: the next connections try them in this order."""
         hosts = hosts_of(self._parameters)
         if len(hosts) > 1:
             found = [(each["host"] or each["hostaddr"]) == host and each["port"] in ("", str(port)) for each in hosts]
@@ -170,14 +167,14 @@ class ConnectionPool:
             connection = await self._engine.connect()
             pooled = PooledConnection(connection, driver, generation, session.behind_pooler, session.server_pid)
         except BaseException:
-            self.try_last(driver.info.host, driver.info.port)
+            self.place(driver.info.host, driver.info.port, last=True)
             await driver.close()
             raise
         finally:
             timer.cancel()
         driver.add_notice_handler(pooled.notice)
         # A host before it that is silent would cost each further connection two seconds.
-        self._place(driver.info.host, driver.info.port, last=False)
+        self.place(driver.info.host, driver.info.port, last=False)
         return pooled
 
     async def _last_opened(self) -> Driver:

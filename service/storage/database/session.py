@@ -66,6 +66,7 @@ _PROVEN = {
     "session_replication_role": "origin",
 }
 """Settings that only a superuser may change, so that they are proven alone."""
+_WANTED = {**SETTINGS, **_PROVEN}
 
 CONNECT_SECONDS = 2
 """How long one host of the URL is tried (libpq knows nothing shorter): after a failover to the next host, a first
@@ -163,8 +164,7 @@ def session_of(row: Sequence[Any] | None, protocol_pid: int, identity: UUID | No
     if encoding != "UTF8":
         raise SessionRefusedError("database_refused", encoding_refusal(encoding))
     behind_pooler = server_pid != protocol_pid
-    wanted = {**SETTINGS, **_PROVEN}
-    lost = [name for name, has in zip(wanted, found, strict=True) if has != wanted[name]]
+    lost = [name for name, has in zip(_WANTED, found, strict=True) if has != _WANTED[name]]
     if lost:
         raise SessionRefusedError("settings_lost", _settings_refusal(lost, behind_pooler=behind_pooler))
     return Session(server_pid, behind_pooler)
@@ -194,7 +194,7 @@ def _settings_refusal(lost: Sequence[str], *, behind_pooler: bool) -> str:
 
 def shown(name: str) -> str:
     """The value of a setting as `ALTER ROLE … SET` takes it. DateStyle is a list of words; none holds a quote."""
-    return ", ".join(f"'{part}'" for part in {**SETTINGS, **_PROVEN}[name].split(", "))
+    return ", ".join(f"'{part}'" for part in _WANTED[name].split(", "))
 
 
 def open_unproven(url: str, name: str, *, autocommit: bool = False, **more: Any) -> psycopg.Connection:

@@ -24,7 +24,6 @@ from functools import partial
 from uuid import UUID
 
 import structlog
-from sqlalchemy import text
 
 from service.errors import FieldUnreadableError, StorageUnavailableError
 from service.keys.encryption import EncryptionService
@@ -67,8 +66,7 @@ ANSWER_LOOK_SECONDS = 0.1
 QUESTION_SECONDS = 30
 """Seconds after which a question is removed: no caller waits for so long."""
 
-_ASK = Statement(
-    text(f"""
+_ASK = Statement(f"""
     WITH asked AS (
         SELECT gen_random_uuid() AS id, r.name, {RUNS} AS runs FROM replica r
         WHERE r.name <> :replica AND {MAY_HOLD}
@@ -77,30 +75,25 @@ _ASK = Statement(
     )
     SELECT id, name, runs FROM asked
 """)  # noqa: S608 # our own text
-)
 """The replicas in whose spools something may wait; those that run get the question."""
 
-_ANSWERS = Statement(
-    text("SELECT id, answer FROM spool_search WHERE id = ANY(CAST(:ids AS uuid[])) AND answer IS NOT NULL")
-)
-_REMOVE = Statement(text("DELETE FROM spool_search WHERE id = ANY(CAST(:ids AS uuid[]))"))
+_ANSWERS = Statement("SELECT id, answer FROM spool_search WHERE id = ANY(CAST(:ids AS uuid[])) AND answer IS NOT NULL")
+_REMOVE = Statement("DELETE FROM spool_search WHERE id = ANY(CAST(:ids AS uuid[]))")
 _IS_OLD = f"asked_at < clock_timestamp() - interval '{QUESTION_SECONDS} s'"
 # Whoever asked earlier does not wait any more.
 _QUESTIONS = f"""
     SELECT id, question FROM spool_search WHERE replica = :replica AND answer IS NULL
         AND asked_at > clock_timestamp() - interval '{ANSWER_SECONDS} s' ORDER BY asked_at, id
 """  # noqa: S608 # our own text
-_LOOK = Statement(
-    text(f"""
+_LOOK = Statement(f"""
     SELECT EXISTS({IS_OPEN}) AS must_erase,
         EXISTS(SELECT FROM spool_search WHERE {_IS_OLD}) AS has_old,
         ARRAY(SELECT to_json(asked) FROM ({_QUESTIONS}) asked) AS questions,
         ARRAY(SELECT to_json(waiting) FROM ({WAITING}) waiting) AS waiting
 """)  # noqa: S608 # our own text
-)
 """All that a replica looks for, in one statement: it runs twice a second."""
-_ANSWER = Statement(text("UPDATE spool_search SET answer = :answer WHERE id = :id"))
-_REMOVE_OLD = Statement(text(f"DELETE FROM spool_search WHERE {_IS_OLD}"))  # noqa: S608 # our own text
+_ANSWER = Statement("UPDATE spool_search SET answer = :answer WHERE id = :id")
+_REMOVE_OLD = Statement(f"DELETE FROM spool_search WHERE {_IS_OLD}")  # noqa: S608 # our own text
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,16 +147,16 @@ async def rekeying(url: str) -> AsyncIterator[Rekeying]:
         ) from None
 
 
+@dataclass(frozen=True, slots=True)
 class Rekeying:
     """Reads and replaces rows, one batch at a time."""
 
-    def __init__(self, connection: psycopg.AsyncConnection) -> None:
-        self._connection = connection
+    connection: psycopg.AsyncConnection
 
     async def count(self, table: SealedTable, where: RowFilter = EVERY_ROW) -> int:
         """How many rows of a table match a condition."""
         query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(table.name), where)
-        [[count]] = await (await self._connection.execute(query)).fetchall()
+        [[count]] = await (await self.connection.execute(query)).fetchall()
         return int(count)
 
     async def in_clear(self) -> dict[str, int]:
@@ -174,7 +174,7 @@ class Rekeying:
     async def sealed_counts(self) -> dict[str, dict[str, int]]:
         """How many tokens are sealed with each key, by where they are: {key id: {leads: 5, …}}."""
         counts: dict[str, dict[str, int]] = {}
-        for key_id, holder, tokens in await (await self._connection.execute(_SEALED_COUNTS)).fetchall():
+        for key_id, holder, tokens in await (await self.connection.execute(_SEALED_COUNTS)).fetchall():
             counts.setdefault(key_id, {})[holder] = tokens
         return counts
 
@@ -205,7 +205,7 @@ class Rekeying:
             condition=where,
             limit=sql.Literal(BATCH_ROWS),
         )
-        cursor = await self._connection.execute(query)
+        cursor = await self.connection.execute(query)
         width = 4 + len(table.columns)
         return [
             Stored(
@@ -224,11 +224,11 @@ class Rekeying:
         """Give rows new tokens; how many had not been changed meanwhile."""
         assigned = sql.SQL(", ").join(sql.SQL("{0} = given.{0}").format(sql.Identifier(name)) for name in table.columns)
         given = [dict(zip(table.key, row.key, strict=True)) | {"seen": row.seen} | tokens for row, tokens in rows]
-        async with self._connection.transaction():
+        async with self.connection.transaction():
             done = await self._update(table, assigned, [f"{name} text" for name in table.columns], given)
             if done and "lead_id" in table.key:
                 # What belongs to a lead is in its day's file, and only the lead's own changes are noted by themselves.
-                await self._connection.execute(
+                await self.connection.execute(
                     "INSERT INTO lead_touch (quarter) SELECT DISTINCT date_bin('15 minutes', created_at,"
                     " TIMESTAMPTZ '2000-01-01 00:00:00Z') FROM lead WHERE id = ANY(%s)",
                     [[row.key[table.key.index("lead_id")] for row, _ in rows]],
@@ -266,7 +266,7 @@ class Rekeying:
         Its row changes by that, so the next pass gives it its indexes. The other lead is locked, because whoever
         frees an index hands it over to those that share it.
         """
-        await self._connection.execute(
+        await self.connection.execute(
             sql.SQL(
                 "WITH holder AS (SELECT id FROM lead WHERE {column} = %s AND NOT {shared} FOR KEY SHARE)"
                 " UPDATE lead SET {shared} = true FROM holder WHERE lead.id = %s AND NOT lead.{shared}"
@@ -284,7 +284,7 @@ class Rekeying:
                 "SELECT beside.id, first.id FROM lead beside JOIN lead first ON first.{column} = beside.{column}"
                 " AND NOT first.{shared} WHERE beside.{shared} AND beside.{column} IS NOT NULL ORDER BY 1"
             ).format(column=sql.Identifier(column), shared=sql.Identifier(f"{name}_shared"))
-            cursor = await self._connection.execute(query)
+            cursor = await self.connection.execute(query)
             found += [
                 {"lead": str(lead), "beside": str(other), "field": name} for lead, other in await cursor.fetchall()
             ]
@@ -298,7 +298,7 @@ class Rekeying:
             " WHERE id = ANY(ARRAY(SELECT id FROM lead WHERE {phone} IS NOT NULL OR {nid} IS NOT NULL LIMIT {limit}))"
         ).format(phone=phone, nid=nid, limit=sql.Literal(BATCH_ROWS))
         try:
-            return (await self._connection.execute(query)).rowcount
+            return (await self.connection.execute(query)).rowcount
         except psycopg.Error as error:
             if error.sqlstate not in _LOCK_FAILURES:
                 raise
@@ -319,7 +319,7 @@ class Rekeying:
             same=same,
         )
         try:
-            return (await self._connection.execute(query, [json.dumps(given, default=str)])).rowcount
+            return (await self.connection.execute(query, [json.dumps(given, default=str)])).rowcount
         except psycopg.Error as error:
             if error.sqlstate not in _LOCK_FAILURES:
                 raise

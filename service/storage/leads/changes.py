@@ -95,15 +95,13 @@ def _lock_statement(*, key_share: bool) -> Statement:
     # ids distinct first it then misses the row.
     sharing = "" if key_share else "UNION ALL SELECT leads_sharing_with(wanted.id) FROM wanted"
     strength = "NO KEY UPDATE" if key_share else "UPDATE"
-    return Statement(
-        text(f"""
+    return Statement(f"""
         WITH wanted AS MATERIALIZED (
             SELECT coalesce((SELECT lead_id FROM lead_alias WHERE id = CAST(:id AS uuid)), CAST(:id AS uuid)) AS id
         )
         SELECT {COLUMN_NAMES}, id = (SELECT id FROM wanted) AS is_wanted FROM lead
         WHERE id = ANY(ARRAY(SELECT id FROM wanted {sharing})) ORDER BY id FOR {strength}
     """)  # noqa: S608 # our own names
-    )
 
 
 _LOCK, _LOCK_WITH_SHARING = _lock_statement(key_share=True), _lock_statement(key_share=False)
@@ -126,8 +124,7 @@ def _change_statement(new: str, condition: str, event_type: LeadEventType, event
 
     `event` holds what the event has besides `actor` and `reason`, in SQL by column.
     """
-    return Statement(
-        text(f"""
+    return Statement(f"""
         WITH changed AS (
             UPDATE lead SET {new}, version = version + 1, updated_at = greatest(clock_timestamp(), created_at)
             WHERE {condition}
@@ -139,7 +136,6 @@ def _change_statement(new: str, condition: str, event_type: LeadEventType, event
         )
         SELECT {COLUMN_NAMES} FROM changed
     """)  # noqa: S608 # our own names
-    )
 
 
 def _step_statement(column: str, event_type: LeadEventType) -> Statement:
@@ -241,29 +237,27 @@ BEGINNING, END = Place(_FIRST, 0, 0, 0), Place(_LAST, _LARGEST, _LARGEST, _LARGE
 """The places before and behind everything."""
 
 
-_HAD_OTHER_PHONES = Statement(
-    text(f"""
+_HAD_OTHER_PHONES = Statement(f"""
     SELECT DISTINCT lead_id FROM lead_event
     WHERE lead_id = ANY(CAST(:ids AS uuid[])) AND type = {LeadEventType.CORRECTED:d} AND 'phone' = ANY(fields)
 """)  # noqa: S608 # our own number
-)
 
 
+@dataclass(frozen=True, slots=True)
 class LeadHistory:
     """The histories of the leads of one database."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    database: Database
 
     async def had_other_phones(self, lead_ids: Collection[UUID]) -> list[UUID]:
         """Those of these leads whose phone was corrected."""
         ids = {"ids": list(lead_ids)}
-        return [row[0] for row in await self._database.read(partial(_HAD_OTHER_PHONES.rows, parameters=ids))]
+        return [row[0] for row in await self.database.read(partial(_HAD_OTHER_PHONES.rows, parameters=ids))]
 
     async def of_type(self, lead_id: UUID, event_type: LeadEventType) -> list[LeadEvent]:
         """All events of one type of a lead, oldest first."""
         query = _events(lead_id).where(_EVENT.type == event_type.value).order_by(_EVENT.version, _EVENT.id)
-        return [_event(row) for row in await self._database.rows(query)]
+        return [_event(row) for row in await self.database.rows(query)]
 
     async def page(
         self, lead_id: UUID, *, after: Place | None, limit: int, newest_first: bool, with_accesses: bool
@@ -279,10 +273,10 @@ class LeadHistory:
 
         behind = partial(page_of, limit=limit, newest_first=newest_first)
         events = behind(_events(lead_id), (_EVENT.version, _EVENT.id), place[2:])
-        found = [*await self._database.rows(events)]
+        found = [*await self.database.rows(events)]
         if with_accesses:
             accesses = behind(_accesses(lead_id), (_ACCESS.recorded_at, _ACCESS.id), place[:2])
-            found += await self._database.rows(accesses)
+            found += await self.database.rows(accesses)
         found.sort(key=lambda row: (row.placed_at, row.is_access, row.version, row.id), reverse=newest_first)
         page = []
         for row in found[:limit]:

@@ -36,16 +36,13 @@ _CONFLICT = models.lead_conflict
 
 
 # By an update of nothing: it waits for a rival, and the answer waits for the standby.
-_LOCK = Statement(
-    text("""
+_LOCK = Statement("""
     UPDATE lead_conflict SET id = id
     WHERE id = coalesce((SELECT repeats FROM lead_conflict WHERE id = :id), CAST(:id AS uuid)) RETURNING *
 """)
-)
 # Whether it went under the tombstone of another lead; locked, so that the answer waits for the standby.
-_DROPPED = Statement(text("SELECT id FROM tombstone WHERE id = :id AND lead_id <> id FOR NO KEY UPDATE"))
-_RESOLVE = Statement(
-    text("""
+_DROPPED = Statement("SELECT id FROM tombstone WHERE id = :id AND lead_id <> id FOR NO KEY UPDATE")
+_RESOLVE = Statement("""
     WITH resolved AS (
         UPDATE lead_conflict SET resolution = CAST(:resolution AS text), resolved_by = CAST(:actor AS text),
             resolved_at = now(), reason = CAST(:reason AS text)
@@ -57,7 +54,6 @@ _RESOLVE = Statement(
     SELECT count(*) FILTER (WHERE repeats IS NULL) = 1
         AND count(*) FILTER (WHERE repeats IS NOT NULL) = (SELECT count(*) FROM aliased) AS is_whole FROM resolved
 """)
-)
 _LINK_CONVERSATION = text("""
     INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)
     SELECT :lead_id, :submission_id, :conversation_id, :conversation_index
@@ -92,11 +88,11 @@ class Drop:
 Decision = JoinLead | OwnLead | Drop
 
 
+@dataclass(frozen=True, slots=True)
 class ConflictRepository:
     """The conflicts of one database."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    database: Database
 
     async def list_conflicts(
         self, *, resolved_too: bool, after: tuple[datetime, UUID] | None, limit: int
@@ -114,7 +110,7 @@ class ConflictRepository:
             leads = {row.id: lead_of_row(row) for row in rows}
             return [(each, [leads[lead_id] for lead_id in each.lead_ids if lead_id in leads]) for each in conflicts]
 
-        return await self._database.read(work)
+        return await self.database.read(work)
 
     async def resolve(
         self,
@@ -161,7 +157,7 @@ class ConflictRepository:
             await connection.execute(DECIDED, about | {"ids": [lead.id, *conflict.lead_ids]})
             return lead
 
-        return await write_anew_if_taken(self._database, work)
+        return await write_anew_if_taken(self.database, work)
 
     async def _apply(
         self,

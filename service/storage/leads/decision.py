@@ -2,15 +2,17 @@
 
 PostgreSQL (submissions.py), the spool and the recent requests look for what they hold about a submission, fill a
 `Found` with it, and apply the `Outcome`. Each answers for what it can know; a new submission for which PostgreSQL
-finds nothing was inserted, one for which the spool finds nothing waits there.
+finds nothing was inserted, one for which the spool finds nothing waits there. And whose a submission is: `Person`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from uuid import UUID
 
+from service.errors import DuplicateLeadError
 from service.lead import SealedLead, SealedSubmission
 
 
@@ -38,6 +40,14 @@ class DuplicateMatch:
     def leads(self) -> tuple[MatchedLead, ...]:
         """The matched leads, each once."""
         return tuple(dict.fromkeys(lead for lead in (self.phone, self.nid) if lead is not None))
+
+    def error(self, may_read: Callable[[str], bool]) -> DuplicateLeadError:
+        """What a caller gets who may read the leads that certain subjects created."""
+        return DuplicateLeadError(
+            phone_lead_id=self.phone.id if self.phone else None,
+            nid_lead_id=self.nid.id if self.nid else None,
+            visible=frozenset(lead.id for lead in self.leads if may_read(lead.created_by)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +210,39 @@ def _decide_drained(submission: SealedSubmission, found: Found) -> Outcome | Non
             return Aliased(conflict.id)
         repeats = conflict.repeats or conflict.id
     return InConflict(match, request.id if request else None, repeats, found.perhaps_erased_with)
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What one person's submissions are known by."""
+
+    ids: frozenset[UUID]
+    requests: frozenset[tuple[str, str]] = frozenset()
+    """Subject and request_id of each request; one without request_id is known by its id alone."""
+    phones: frozenset[bytes] = frozenset()
+    nids: frozenset[bytes] = frozenset()
+
+    def owns(self, submission: SealedSubmission) -> bool:
+        """Whether a submission is this person's: by its id, its request, or both its phone and its nid.
+
+        One that shares only the phone or only the nid is another person's: relatives share phones, and people mistype.
+        """
+        has_phone = not self.phones.isdisjoint(submission.indexes.phones)
+        has_nid = not self.nids.isdisjoint(submission.indexes.nids)
+        # A submission without request_id is in no request: `requests` never holds None.
+        has_request = (submission.created_by, submission.request_id) in self.requests
+        return submission.id in self.ids or has_request or (has_phone and has_nid)
+
+    def within(self, other: Person) -> bool:
+        """Whether the other person has all of this one's ids, requests, phones and nids."""
+        return all(getattr(self, each.name) <= getattr(other, each.name) for each in fields(self))
+
+    def extended_by(self, submission: SealedSubmission) -> Person:
+        """The same person, known by a submission of its own too."""
+        request = {(submission.created_by, submission.request_id)} if submission.request_id is not None else set()
+        return Person(
+            self.ids | {submission.id},
+            self.requests | request,
+            self.phones | set(submission.indexes.phones),
+            self.nids | set(submission.indexes.nids),
+        )

@@ -17,7 +17,6 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import FieldUnreadableError
@@ -25,6 +24,7 @@ from service.keys.encryption import NOT_CONFIRMED
 from service.lead import BlindIndexes, ConflictResolution, SealedSubmission
 from service.storage.database.database import Database, Statement, Work
 from service.storage.database.failures import NotStoredError
+from service.storage.leads.decision import Person
 from service.storage.leads.queries import fields_of
 
 T = TypeVar("T")
@@ -33,34 +33,27 @@ Reseal = Callable[[SealedSubmission], SealedSubmission]
 """The submission with its blind indexes computed afresh. Raises FieldUnreadableError."""
 
 _ERASURE_LOCK = 0x4C4B_4552  # "LKER": erasures hold it alone, what stores drained submissions shares it
-_ALONE = Statement(text(f"SELECT pg_advisory_xact_lock({_ERASURE_LOCK})"))
-_SHARED = Statement(text(f"SELECT pg_advisory_xact_lock_shared({_ERASURE_LOCK})"))
-_LOCK = Statement(text("SELECT lock_for_erasure(CAST(:wanted AS uuid))"))
-_ERASE = Statement(
-    text("""
+_ALONE = Statement(f"SELECT pg_advisory_xact_lock({_ERASURE_LOCK})")
+_SHARED = Statement(f"SELECT pg_advisory_xact_lock_shared({_ERASURE_LOCK})")
+_LOCK = Statement("SELECT lock_for_erasure(CAST(:wanted AS uuid))")
+_ERASE = Statement("""
     SELECT erase_lead(CAST(:wanted AS uuid), CAST(:target AS uuid), :erased_by, CAST(:reason AS text),
         CAST(:own_conflicts AS uuid[]), CAST(:own_submissions AS uuid[]), :keeps_others,
         CAST(:created_at AS timestamptz), CAST(:erased_at AS timestamptz), CAST(:lead_id AS uuid),
         CAST(:request_digest AS bytea))
 """)
-)
-_LEAD = Statement(
-    text("""
+_LEAD = Statement("""
     SELECT l.*, ARRAY(SELECT a.id FROM lead_alias a WHERE a.lead_id = l.id) AS aliases FROM lead l
     WHERE l.id = coalesce((SELECT a.lead_id FROM lead_alias a WHERE a.id = :wanted), CAST(:wanted AS uuid))
 """)
-)
-_CONFLICT = Statement(text("SELECT * FROM lead_conflict WHERE id = CAST(:wanted AS uuid)"))
+_CONFLICT = Statement("SELECT * FROM lead_conflict WHERE id = CAST(:wanted AS uuid)")
 # NULL equals nothing here: a submission without request_id has no copies.
-_SAVED_COPIES = Statement(
-    text("""
+_SAVED_COPIES = Statement("""
     SELECT id FROM lead WHERE created_by = CAST(:created_by AS text) AND request_id = CAST(:request_id AS text)
         AND (CAST(:until AS timestamptz) IS NULL OR created_at <= :until)
 """)
-)
 # In the order of ids, as everything that locks leads does it, and with those that would take over a phone or nid.
-_LOCK_LEADS = Statement(
-    text("""
+_LOCK_LEADS = Statement("""
     SELECT FROM lead WHERE id = ANY(ARRAY(
         SELECT locked.id FROM unnest(CAST(:ids AS uuid[])) AS wanted (id)
         LEFT JOIN lead_alias a ON a.id = wanted.id,
@@ -68,22 +61,18 @@ _LOCK_LEADS = Statement(
                  UNION ALL SELECT leads_sharing_with(coalesce(a.lead_id, wanted.id))) AS locked (id)
     )) ORDER BY id FOR UPDATE
 """)
-)
 # One branch for each partial index, so that each is used.
 _NEIGHBOURS = Statement(
-    text(
-        " UNION ".join(
-            f"SELECT id, created_at, '{name}' AS field FROM lead"  # noqa: S608 # our own names
-            f" WHERE {name}_index{pair} = ANY(CAST(:{name}s AS bytea[])) AND {only} {name}_shared"
-            for name in ("phone", "nid")
-            for pair in ("", "_2")
-            for only in ("", "NOT")
-        )
+    " UNION ".join(
+        f"SELECT id, created_at, '{name}' AS field FROM lead"  # noqa: S608 # our own names
+        f" WHERE {name}_index{pair} = ANY(CAST(:{name}s AS bytea[])) AND {only} {name}_shared"
+        for name in ("phone", "nid")
+        for pair in ("", "_2")
+        for only in ("", "NOT")
     )
 )
 # Two conflicts that are kept for the same erased lead may be one person's.
-_CONFLICTS = Statement(
-    text("""
+_CONFLICTS = Statement("""
     SELECT * FROM lead_conflict WHERE id IN (
         SELECT unnest(CAST(:ids AS uuid[]))
         UNION SELECT c.id FROM lead_conflict c WHERE c.phone_lead_id = ANY(CAST(:leads AS uuid[]))
@@ -95,20 +84,14 @@ _CONFLICTS = Statement(
             WHERE one.id = CAST(:target AS uuid)
     ) AND (CAST(:until AS timestamptz) IS NULL OR accepted_at <= :until)
 """)
-)
-_RESUBMISSIONS = Statement(
-    text("""
+_RESUBMISSIONS = Statement("""
     SELECT * FROM resubmission WHERE lead_id = ANY(CAST(:leads AS uuid[]))
         AND (CAST(:until AS timestamptz) IS NULL OR submitted_at <= :until)
 """)
-)
-_KEPT_WITH = Statement(text("SELECT lead_id FROM resubmission WHERE submission_id = ANY(CAST(:ids AS uuid[]))"))
-_LOCK_CONFLICTS = Statement(
-    text("SELECT FROM lead_conflict WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
-)
+_KEPT_WITH = Statement("SELECT lead_id FROM resubmission WHERE submission_id = ANY(CAST(:ids AS uuid[]))")
+_LOCK_CONFLICTS = Statement("SELECT FROM lead_conflict WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
 # The rights of the role that erases are the owner's; what is left is seen as everybody else sees it.
-_IS_LEFT = Statement(
-    text("""
+_IS_LEFT = Statement("""
     SELECT EXISTS (SELECT FROM lead l WHERE l.id = CAST(:target AS uuid))
         OR EXISTS (SELECT FROM lead_alias a WHERE a.lead_id = CAST(:target AS uuid))
         OR EXISTS (SELECT FROM lead_conflict c WHERE c.id = ANY(CAST(:own_conflicts AS uuid[])))
@@ -116,53 +99,11 @@ _IS_LEFT = Statement(
             OR kept.submission_id = ANY(CAST(:own_submissions AS uuid[])))
         OR NOT (:alone OR EXISTS (SELECT FROM tombstone t WHERE t.id = coalesce(CAST(:target AS uuid), :wanted)))
 """)
-)
 ALONE = UUID(int=0)
 """In a tombstone, in place of the lead with which something was erased: it was erased alone, and a copy of it that
 comes out of a spool says nothing about what else is its person's."""
 NO_INDEXES = BlindIndexes(epoch=NOT_CONFIRMED, phone=(None, None), nid=(None, None))
 """Of a submission whose indexes are computed from its opened fields before they are used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Person:
-    """What one person's submissions are known by."""
-
-    ids: frozenset[UUID]
-    requests: frozenset[tuple[str, str]] = frozenset()
-    """Subject and request_id of each request; one without request_id is known by its id alone."""
-    phones: frozenset[bytes] = frozenset()
-    nids: frozenset[bytes] = frozenset()
-
-    def owns(self, submission: SealedSubmission) -> bool:
-        """Whether a submission is this person's: by its id, its request, or both its phone and its nid.
-
-        One that shares only the phone or only the nid is another person's: relatives share phones, and people mistype.
-        """
-        has_phone = not self.phones.isdisjoint(submission.indexes.phones)
-        has_nid = not self.nids.isdisjoint(submission.indexes.nids)
-        # A submission without request_id is in no request: `requests` never holds None.
-        has_request = (submission.created_by, submission.request_id) in self.requests
-        return submission.id in self.ids or has_request or (has_phone and has_nid)
-
-    def within(self, other: Person) -> bool:
-        """Whether the other person has all of this one's ids, requests, phones and nids."""
-        return (
-            self.ids <= other.ids
-            and self.requests <= other.requests
-            and self.phones <= other.phones
-            and self.nids <= other.nids
-        )
-
-    def extended_by(self, submission: SealedSubmission) -> Person:
-        """The same person, known by a submission of its own too."""
-        request = {(submission.created_by, submission.request_id)} if submission.request_id is not None else set()
-        return Person(
-            self.ids | {submission.id},
-            self.requests | request,
-            self.phones | set(submission.indexes.phones),
-            self.nids | set(submission.indexes.nids),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,8 +305,7 @@ async def _rows_of(
     def is_own_conflict(row: Any) -> bool:
         matched = (row.phone_lead_id, row.nid_lead_id, row.request_lead_id)
         # Nothing is lost with one that became a lead of its own: that lead holds its values.
-        became_a_lead = row.resolution == ConflictResolution.OWN_LEAD and target in matched
-        goes_along = became_a_lead and with_kept_by_leads
+        goes_along = with_kept_by_leads and row.resolution == ConflictResolution.OWN_LEAD and target in matched
         return goes_along or matched[:2] == (target, target) or is_own(row, row.id, row.created_by)
 
     def is_own_submission(row: Any) -> bool:

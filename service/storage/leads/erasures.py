@@ -22,10 +22,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.lead import LeadStatus, SealedSubmission
 from service.storage import models
 from service.storage.database.database import Database, Statement, page_of
+from service.storage.leads.decision import Person
 from service.storage.leads.erasing import (
     ALONE,
     KnownTombstone,
-    Person,
     Reseal,
     Tombstone,
     bury_alone,
@@ -48,21 +48,17 @@ LISTED_AT_ONCE = 1000
 ERASURES_OVERLAP = timedelta(minutes=1)
 """By which looks for erasures overlap: one is dated when its transaction begins."""
 
-_KEPT = Statement(
-    text("""
+_KEPT = Statement("""
     SELECT id FROM lead_conflict
     WHERE erased_lead_id = coalesce((SELECT lead_id FROM tombstone WHERE id = :id), CAST(:id AS uuid))
         AND resolution IS NULL AND repeats IS NULL ORDER BY id
 """)
-)
-_CONFLICTS = Statement(text("SELECT id FROM lead_conflict WHERE id = ANY(CAST(:ids AS uuid[]))"))
+_CONFLICTS = Statement("SELECT id FROM lead_conflict WHERE id = ANY(CAST(:ids AS uuid[]))")
 # An id that leads to a lead has no tombstone.
-_ERASED_ALONE = Statement(
-    text("""
+_ERASED_ALONE = Statement("""
     SELECT id FROM tombstone WHERE id = ANY(CAST(:ids AS uuid[])) AND created_at IS NOT NULL
     UNION ALL SELECT id FROM lead_alias WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
-)
 
 # `created_at` adds no condition to `updated_at`, but the index of a status is ordered by it.
 # A person who came back, or about whom a decision is pending, is not forgotten.
@@ -106,18 +102,18 @@ class RetentionRule:
         return {"status": self.status.value, "before": self.before}
 
 
+@dataclass(frozen=True, slots=True)
 class Erasures:
     """The erasures of one database, and the tombstones that they left."""
 
-    def __init__(self, database: Database, reseal: Reseal, open_erasures: OpenErasures | None = None) -> None:
-        """Without `open_erasures`, nobody else is asked to erase: for what replicas do not know either."""
-        self._database = database
-        self._reseal = reseal
-        self._open = open_erasures
+    database: Database
+    reseal: Reseal
+    open_erasures: OpenErasures | None = None
+    """None: nobody else is asked to erase, for what replicas do not know either."""
 
     async def person(self, lead_id: UUID) -> Person:
         """What the database knows of the person that an id stands for."""
-        return await self._database.read(lambda connection: person_of(connection, lead_id, self._reseal))
+        return await self.database.read(lambda connection: person_of(connection, lead_id, self.reseal))
 
     async def erase(self, lead_id: UUID, *, actor: str, reason: str | None, spooled: Spooled) -> Erasure | None:
         """Erase the person of an id, here and in this replica's spool; None: the id is unknown here.
@@ -127,7 +123,7 @@ class Erasures:
         """
 
         async def work(connection: AsyncConnection) -> Erasure | None:
-            person = await lock_person(connection, lead_id, spooled.own, self._reseal)
+            person = await lock_person(connection, lead_id, spooled.own, self.reseal)
             # What another erasure was faster to take is sought no more; what was found of it here goes all the same.
             if spooled.sought is not None and not person.within(spooled.sought):
                 raise PersonMovedError
@@ -137,19 +133,19 @@ class Erasures:
             own = {each: replace(known, erased_by=actor, reason=reason) for each, known in spooled.own.items()}
             for each in sorted(own.keys() - {lead_id}):
                 known = replace(own[each], lead_id=lead_id)
-                gone |= await erase_within(connection, each, known, reseal=self._reseal)
+                gone |= await erase_within(connection, each, known, reseal=self.reseal)
             if spooled.others:
                 waiting = [spooled.itself] if spooled.itself else []
                 await store([*waiting, *spooled.others], connection)
             known = own.get(lead_id, KnownTombstone(erased_by=actor, reason=reason))
-            gone |= await erase_within(connection, lead_id, known, reseal=self._reseal, itself=spooled.itself)
+            gone |= await erase_within(connection, lead_id, known, reseal=self.reseal, itself=spooled.itself)
             if spooled.itself is not None:
                 person = person.extended_by(spooled.itself)
             await self._ask_others(connection, lead_id, person)
             kept = await _KEPT.rows(connection, {"id": lead_id})
             return Erasure(frozenset(gone), tuple(row.id for row in kept)) if gone else None
 
-        return await write_alone(self._database, work)
+        return await write_alone(self.database, work)
 
     async def bury_alone(self, ids: Iterable[UUID], *, actor: str, reason: str | None) -> list[UUID]:
         """Add a tombstone for each of these submissions only, which may still be spooled; those that are leads by now.
@@ -158,7 +154,7 @@ class Erasures:
         """
 
         bury = partial(bury_alone, known=KnownTombstone(erased_by=actor, reason=reason))
-        return [each for each in ids if not await write_alone(self._database, partial(bury, wanted=each))]
+        return [each for each in ids if not await write_alone(self.database, partial(bury, wanted=each))]
 
     async def erase_alone(self, ids: Sequence[UUID], *, actor: str, reason: str | None) -> frozenset[UUID]:
         """Erase resubmissions and conflicts alone, in one transaction; those of the ids that are known to be erased.
@@ -173,7 +169,7 @@ class Erasures:
             await erase_alone(connection, ids, KnownTombstone(erased_by=actor, reason=reason))
             return frozenset(row.id for row in (*conflicts, *await _ERASED_ALONE.rows(connection, given)))
 
-        return await write_alone(self._database, work)
+        return await write_alone(self.database, work)
 
     async def erase_rest_of_person(self, drained: SealedSubmission) -> None:
         """Erase the person's other submissions, after the drain found that one was erased by its id.
@@ -186,14 +182,14 @@ class Erasures:
             if stone.lead_id != drained.id:
                 return  # whoever erased it knew its person, or only dropped this one submission
             known = replace(Tombstone(**stone._asdict()), created_at=None, request_digest=None)
-            await erase_within(connection, drained.id, known, reseal=self._reseal, itself=drained)
+            await erase_within(connection, drained.id, known, reseal=self.reseal, itself=drained)
 
-        await write_alone(self._database, work)
+        await write_alone(self.database, work)
 
     async def _ask_others(self, connection: AsyncConnection, lead_id: UUID, person: Person) -> None:
         """Note that other replicas have to erase a person from their spools."""
-        if self._open is not None:
-            await self._open.note_lead(connection, lead_id, phones=person.phones, nids=person.nids)
+        if self.open_erasures is not None:
+            await self.open_erasures.note_lead(connection, lead_id, phones=person.phones, nids=person.nids)
 
     async def erase_spooled(
         self,
@@ -209,7 +205,7 @@ class Erasures:
         `submission` is None when it cannot be opened. With `forwards` the other replicas are asked for its person too,
         which they did not know. Returns the ids that are gone. Safe to repeat.
         """
-        itself = opened(submission, self._reseal) if submission else None
+        itself = opened(submission, self.reseal) if submission else None
         stone = replace(known, erased_by=erasure.erased_by, reason=erasure.reason)
 
         async def work(connection: AsyncConnection) -> frozenset[UUID]:
@@ -218,14 +214,14 @@ class Erasures:
                 await self._ask_others(connection, erasure.erased_id, Person(frozenset()).extended_by(itself))
             return gone
 
-        return await write_alone(self._database, work)
+        return await write_alone(self.database, work)
 
     async def _erase_or_bury(
         self, connection: AsyncConnection, wanted: UUID, known: KnownTombstone, itself: SealedSubmission | None = None
     ) -> frozenset[UUID]:
         """Erase an id again, with its person or alone, as its tombstone says."""
         if known.lead_id != ALONE:
-            return await erase_within(connection, wanted, known, reseal=self._reseal, itself=itself)
+            return await erase_within(connection, wanted, known, reseal=self.reseal, itself=itself)
         # In this order: what was erased has its tombstone then, and only an id without a row waits for every writer,
         # with no lead locked.
         gone = await erase_alone(connection, [wanted], known)
@@ -235,8 +231,8 @@ class Erasures:
     async def keep_undecided(self, submission: SealedSubmission, erased_lead_id: UUID) -> None:
         """Store a submission of this replica's spool as a conflict: it may have been accepted before its person was
         erased, or after. Safe to repeat."""
-        resealed = self._reseal(submission)
-        await self._database.write(partial(store, [resealed], perhaps_erased={submission.id: erased_lead_id}))
+        resealed = self.reseal(submission)
+        await self.database.write(partial(store, [resealed], perhaps_erased={submission.id: erased_lead_id}))
 
     async def erase_again(self, tombstones: Sequence[Tombstone]) -> None:
         """Add tombstones that were kept elsewhere, and erase what has come back, in one transaction."""
@@ -246,7 +242,7 @@ class Erasures:
             for each in tombstones:
                 await self._erase_or_bury(connection, each.id, each)
 
-        await write_alone(self._database, work)
+        await write_alone(self.database, work)
 
     async def erased_since(self, moment: datetime | None) -> tuple[list[UUID], datetime]:
         """The ids that were erased at or after a moment (None: now), and the present moment by the database's clock."""
@@ -257,17 +253,17 @@ class Erasures:
             found = await connection.execute(select(_STONE.c.id).where(_STONE.c.erased_at >= since))
             return list(found.scalars()), now
 
-        return await self._database.read(work)
+        return await self.database.read(work)
 
     async def erased_among(self, ids: Sequence[UUID]) -> list[UUID]:
         """Those of the ids that were erased."""
-        return [row.id for row in await self._database.rows(select(_STONE.c.id).where(_STONE.c.id.in_(ids)))]
+        return [row.id for row in await self.database.rows(select(_STONE.c.id).where(_STONE.c.id.in_(ids)))]
 
     async def page(self, after: Tombstone | None) -> list[Tombstone]:
         """Some tombstones behind one, oldest first."""
         place = (after.erased_at, after.id) if after is not None else None
         query = page_of(select(_STONE), (_STONE.c.erased_at, _STONE.c.id), place, limit=LISTED_AT_ONCE)
-        return [Tombstone(**row._asdict()) for row in await self._database.rows(query)]
+        return [Tombstone(**row._asdict()) for row in await self.database.rows(query)]
 
 
 async def count_due(database: Database, rule: RetentionRule) -> int:

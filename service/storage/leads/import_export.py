@@ -99,13 +99,11 @@ _MATCHED = text(f"""
 
 # Two imports of one file in another order would wait for each other in a circle, one for a phone and one for a nid. The
 # turn of another import takes longer than a foreign lock on a row may be waited for.
-_TAKE_TURN = Statement(
-    text(f"""
+_TAKE_TURN = Statement(f"""
     WITH before AS MATERIALIZED (SELECT current_setting('lock_timeout') AS value)
     SELECT set_config('lock_timeout', '20s', true) AS longer, pg_advisory_xact_lock({0x4C4B_494D}) AS turn,
         set_config('lock_timeout', value, true) AS again FROM before
 """)  # "LKIM"
-)
 
 _HAND_OVER = text("SELECT claim_index_entries(ARRAY(SELECT id FROM lead WHERE phone_shared OR nid_shared))")
 

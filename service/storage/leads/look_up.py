@@ -31,8 +31,7 @@ ATTEMPTS = 3
 way: that happens once at most in practice. The bound keeps a fault from turning into an endless loop."""
 
 # Locked in the order of ids, so that two batches which match the same leads lock them in the same order.
-_LOOK_UP = Statement(
-    text("""
+_LOOK_UP = Statement("""
     SELECT *, now() AS looked_up_at FROM lead WHERE id IN (
         SELECT unnest(CAST(:id AS uuid[]))
         UNION
@@ -48,9 +47,7 @@ _LOOK_UP = Statement(
         SELECT l.id FROM lead l WHERE l.nid_index_2 = ANY(CAST(:nids AS bytea[])) AND NOT l.nid_shared
     ) ORDER BY id FOR KEY SHARE
 """)
-)
-_CONFLICTS = Statement(
-    text("""
+_CONFLICTS = Statement("""
     SELECT * FROM lead_conflict WHERE id IN (
         SELECT unnest(CAST(:id AS uuid[]))
         UNION
@@ -58,13 +55,10 @@ _CONFLICTS = Statement(
             AS request (created_by, request_id) USING (created_by, request_id)
     ) ORDER BY accepted_at, id FOR KEY SHARE
 """)
-)
-_ALIASES = Statement(
-    text("""
+_ALIASES = Statement("""
     SELECT a.id, a.lead_id FROM lead_alias a JOIN lead l ON l.id = a.lead_id WHERE a.id = ANY(CAST(:id AS uuid[]))
     ORDER BY l.id FOR KEY SHARE OF l
 """)
-)
 _PUT_UP = text("""
     INSERT INTO tombstone AS t (id, lead_id, created_at, erased_at, erased_by, reason, request_digest)
     VALUES (:id, :lead_id, :created_at, :erased_at, :erased_by, :reason, :request_digest)

@@ -35,12 +35,10 @@ _NOTE = f"""
         WHERE e.replica = r.name AND e.erased_id = erased.id AND e.sought @> CAST(:sought AS jsonb))
 """  # noqa: S608 # our own text
 _NOTE_LEAD = Statement(
-    text(
-        _NOTE % "(SELECT coalesce((SELECT with_it.id FROM tombstone with_it WHERE with_it.id = t.lead_id), t.id)"
-        " FROM tombstone t WHERE t.id = :lead_id)"
-    )
+    _NOTE % "(SELECT coalesce((SELECT with_it.id FROM tombstone with_it WHERE with_it.id = t.lead_id), t.id)"
+    " FROM tombstone t WHERE t.id = :lead_id)"
 )
-_NOTE_ALONE = Statement(text(_NOTE % "(SELECT t.id FROM tombstone t WHERE t.id = ANY(CAST(:ids AS uuid[])))"))
+_NOTE_ALONE = Statement(_NOTE % "(SELECT t.id FROM tombstone t WHERE t.id = ANY(CAST(:ids AS uuid[])))")
 IS_OPEN = "SELECT 1 FROM spool_erasure e JOIN tombstone t ON t.id = e.erased_id WHERE e.replica = :replica LIMIT 1"
 """A row if a replica has erasures to apply."""
 
@@ -51,9 +49,8 @@ WAITING = """
 """
 """The columns of WaitingErasures."""
 
-_IS_OPEN = Statement(text(IS_OPEN))
-_OPEN = Statement(
-    text("""
+_IS_OPEN = Statement(IS_OPEN)
+_OPEN = Statement("""
     SELECT e.id, e.erased_id, e.sought, stone.erased_at, stone.erased_by, stone.reason,
         stone.lead_id <> e.erased_id AS alone,
         ARRAY(SELECT t.id FROM tombstone t WHERE t.lead_id = e.erased_id) AS ids,
@@ -62,8 +59,7 @@ _OPEN = Statement(
     FROM spool_erasure e JOIN tombstone stone ON stone.id = e.erased_id
     WHERE e.replica = :replica ORDER BY e.id
 """)
-)
-_CLOSE = Statement(text("DELETE FROM spool_erasure WHERE id = :id"))
+_CLOSE = Statement("DELETE FROM spool_erasure WHERE id = :id")
 _LEFT = text(f"""
     SELECT DISTINCT e.replica, {RUNS} IS TRUE AS runs
     FROM spool_erasure e LEFT JOIN replica r ON r.name = e.replica
@@ -113,12 +109,12 @@ class WaitingErasures:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
 class OpenErasures:
     """The open erasures of one database, as one replica notes and applies them."""
 
-    def __init__(self, replica: str, encryption: EncryptionService) -> None:
-        self.replica = replica
-        self._encryption = encryption
+    replica: str
+    encryption: EncryptionService
 
     async def note_lead(
         self, connection: AsyncConnection, lead_id: UUID, *, phones: Collection[bytes], nids: Collection[bytes]
@@ -127,7 +123,7 @@ class OpenErasures:
 
         The person's ids and requests are not passed on: a replica reads them from the tombstones.
         """
-        plan = self._encryption.plan
+        plan = self.encryption.plan
         sought = Sought(schemes=plan.schemes if plan else (), phones=frozenset(phones), nids=frozenset(nids))
         given = {"sought": sought.to_json(), "lead_id": lead_id, "but": [self.replica]}
         await _NOTE_LEAD.rows(connection, given)

@@ -123,12 +123,12 @@ class Item:
         return not self.is_chosen, self.id, self.lead_id or self.id
 
 
+@dataclass(frozen=True, slots=True)
 class Persons:
     """What one database keeps of persons."""
 
-    def __init__(self, database: Database, reseal: Reseal) -> None:
-        self._database = database
-        self._reseal = reseal
+    database: Database
+    reseal: Reseal
 
     async def find(self, wanted: Wanted, *, after: Place | None, limit: int) -> list[Match]:
         """At most `limit` matches behind a place, in their order. Raises IndexIncompleteError, QueryTimeoutError."""
@@ -154,7 +154,7 @@ class Persons:
                 for row in rows
             ]
 
-        return await self._database.read_within(LIST_SECONDS, work)
+        return await self.database.read_within(LIST_SECONDS, work)
 
     async def items(self, ref: Ref) -> list[Item]:
         """What there is of a chosen match, in order: it, wherever it is kept by now, and of a lead also the other
@@ -166,7 +166,7 @@ class Persons:
             if ref.kind in (MatchKind.LEAD, MatchKind.WAITING):
                 found += [Item(lead.id, lead) for lead in await _leads(connection, [ref.id])]
             if found:
-                conflicts, kept = await other_submissions(connection, ref.id, self._reseal)
+                conflicts, kept = await other_submissions(connection, ref.id, self.reseal)
             chosen = not found
             rows = await connection.execute(select(_CONFLICT).where(_CONFLICT.c.id.in_(conflicts)))
             found += [Item(row.id, conflict_of(row), chosen) for row in rows]
@@ -174,7 +174,7 @@ class Persons:
             found += [Item(row.submission_id, resubmission_of(row), chosen, row.lead_id) for row in rows]
             return sorted(found, key=lambda item: item.place)
 
-        return await self._database.read(work)
+        return await self.database.read(work)
 
 
 async def _leads(connection: AsyncConnection, ids: Sequence[UUID]) -> list[SealedLead]:

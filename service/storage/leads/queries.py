@@ -201,10 +201,6 @@ def _of_conversation(given: tuple[str, tuple[str, ...]]) -> ColumnElement[bool]:
     return condition
 
 
-def _has_email(indexes: tuple[str, ...]) -> ColumnElement[bool]:
-    return LEAD.c.email_index == any_(bindparam("email_indexes", list(indexes), type_=ARRAY(Text)))
-
-
 def _referred_to(reference: bytes) -> ColumnElement[bool]:
     """The condition of leads whose id has this reference, or another id that leads to them."""
     alias = models.lead_alias
@@ -224,7 +220,7 @@ CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
     },
     "name_prefix": _begins_with,
     "reference": _referred_to,
-    "email": _has_email,
+    "email": lambda indexes: LEAD.c.email_index == any_(bindparam("email_indexes", list(indexes), type_=ARRAY(Text))),
     "phone": partial(_has_index, "phone"),
     "nid": partial(_has_index, "nid"),
     "conversation_id": _of_conversation,

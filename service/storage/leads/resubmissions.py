@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 from pydantic_core import to_json
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import DuplicateLimitError
@@ -25,11 +24,10 @@ _DATED = "submitted_at"
 _KEPT_COLUMNS = ", ".join(column.name for column in models.resubmission.c if column.name != _DATED)
 
 # In the order of ids, as everything that locks leads does it.
-_LOCK_MATCHED = Statement(text("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"))
+_LOCK_MATCHED = Statement("SELECT FROM lead WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE")
 
 # With the leads locked, a repeat of a submission is visible here, and is not kept twice.
-_KEEP = Statement(
-    text(f"""
+_KEEP = Statement(f"""
     WITH given AS (
         SELECT kept.*, ARRAY(SELECT json_array_elements_text(entry -> 'earlier_digests')) AS earlier_digests,
             ARRAY(SELECT json_array_elements_text(entry -> 'conversation_indexes')) AS conversation_indexes
@@ -66,7 +64,6 @@ _KEEP = Statement(
     SELECT (SELECT count(*) FROM fresh) AS fresh, (SELECT count(*) FROM added) AS added,
         (SELECT count(*) FROM noted) AS noted
 """)  # noqa: S608 # our own names
-)
 
 COUNT_PATIENCE = 0.5
 """Seconds that a call waits for the count. Without one it goes on: a frozen database must not cost a lead."""
@@ -76,8 +73,7 @@ LARGEST_READ = 128
 
 # The duplicate that is the limit: while it is of this hour, so are all that came after it. A look at a lead without
 # address, e-mail and notes by UpdateLead is recorded like a duplicate, and counts too.
-_REFUSED_FOR = Statement(
-    text("""
+_REFUSED_FOR = Statement("""
     SELECT asked.subject, CAST(extract(epoch FROM last.found_at + interval '1 hour' - now()) AS float8) AS seconds
     FROM unnest(CAST(:subjects AS text[])) AS asked (subject), LATERAL (
         SELECT found_at FROM (
@@ -90,7 +86,6 @@ _REFUSED_FOR = Statement(
                 AND operation = 'UpdateLead' AND fields <@ '{phone,nid}'
         ) AS found ORDER BY found_at DESC OFFSET CAST(:limit AS bigint) - 1 LIMIT 1) AS last
 """)
-)
 
 
 async def keep_refused(refused: Sequence[tuple[SealedSubmission, DuplicateMatch]], connection: AsyncConnection) -> None:

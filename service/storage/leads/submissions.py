@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -39,7 +39,7 @@ from service.storage.leads.decision import Aliased, Created, DuplicateMatch, InC
 from service.storage.leads.erasing import wait_for_erasures
 from service.storage.leads.look_up import ATTEMPTS, look_up
 from service.storage.leads.open_erasures import OpenErasures
-from service.storage.leads.queries import columns_of
+from service.storage.leads.queries import columns_of, index_columns
 from service.storage.leads.resubmissions import keep_refused
 
 T = TypeVar("T")
@@ -92,54 +92,47 @@ _INSERT_SQL = f"""
     )
     SELECT id, created_at FROM inserted
 """  # noqa: S608 # our own names
-_INSERT = Statement(text(_INSERT_SQL))
+_INSERT = Statement(_INSERT_SQL)
 """One parameter, `entries`, so that the statement is the same for every size of a batch: it is prepared once a
 connection. JSON is written by compiled code; psycopg builds arrays of text in Python, which took a third of a large
 batch's time."""
 
 _STANDBYS = "current_setting('synchronous_standby_names')"
 _INSERT_WITH_STANDBY = Statement(
-    text(
-        _INSERT_SQL.replace("WHERE true", f"WHERE {_STANDBYS} <> ''")
-        + f"UNION ALL SELECT CAST(NULL AS uuid), now() WHERE {_STANDBYS} = ''"  # our own names
-    )
+    _INSERT_SQL.replace("WHERE true", f"WHERE {_STANDBYS} <> ''")
+    + f"UNION ALL SELECT CAST(NULL AS uuid), now() WHERE {_STANDBYS} = ''"  # our own names
 )
 """The same, for a server whose commits wait for a synchronous standby. Where they do not, nothing is inserted and a row
 without an id comes back: no other statement could know what holds when this one runs."""
 
-_ADD_ALIAS = Statement(
-    text("""
+_ADD_ALIAS = Statement("""
     INSERT INTO lead_alias (id, lead_id, created_by) VALUES (:id,
         coalesce((SELECT lead_id FROM lead_alias WHERE id = :target), CAST(:target AS uuid)), :created_by)
     ON CONFLICT DO NOTHING
 """)
-)
 
 # What leaves the spool must be in the database: a trigger of others may have dropped it without an error.
-_COUNT_STORED = Statement(
-    text("""
+_COUNT_STORED = Statement("""
     SELECT count(*) FROM unnest(CAST(:ids AS uuid[])) AS given (id)
     WHERE EXISTS (SELECT FROM lead_alias a WHERE a.id = given.id)
         OR EXISTS (SELECT FROM lead_conflict c WHERE c.id = given.id)
 """)
-)
 
 _WITHOUT_COMMIT = text("SET CONSTRAINTS ALL IMMEDIATE")
 """Runs the triggers that wait for a commit."""
 
 # What a live lead is stored with is not counted for each one.
-_IS_NOTED = Statement(
-    text("""
+_IS_NOTED = Statement("""
     SELECT (SELECT count(*) FROM lead_event WHERE lead_id = :id) = 2
         AND (SELECT count(*) FROM lead_conversation WHERE lead_id = :id) = 1
         AND EXISTS (SELECT FROM lead_touch WHERE xmin = CAST(pg_current_xact_id() AS xid))
 """)
-)
 
 ROLL_BACK = text("ROLLBACK")
 """Undoes a transaction whose work is only tried; the commit that follows finds nothing to do."""
 
 
+@dataclass(slots=True)
 class SubmissionStore:
     """The submissions of one database, each stored in a transaction of its own or together with others.
 
@@ -147,12 +140,9 @@ class SubmissionStore:
     `open_erasures`, what comes from the spool only while this replica has none: else OpenErasuresError is raised.
     """
 
-    def __init__(
-        self, database: Database, *, require_standby: bool = False, open_erasures: OpenErasures | None = None
-    ) -> None:
-        self._database = database
-        self._require_standby = require_standby
-        self._open_erasures = open_erasures
+    database: Database
+    require_standby: bool = field(default=False, kw_only=True)
+    open_erasures: OpenErasures | None = field(default=None, kw_only=True)
 
     async def create(self, submission: SealedSubmission) -> Outcome:
         """Store a submission, or find out what became of it or what it duplicates. Safe to repeat."""
@@ -164,10 +154,10 @@ class SubmissionStore:
         Some may be stored then. They are found by their ids when it is done again.
         """
         if any(submission.accepted_at for submission in batch):
-            return await self._database.write_once(self._work(partial(store, open_erasures=self._open_erasures), batch))
-        inserted = await self._database.write_once(self._work(_insert_new, batch), alone=True)
+            return await self.database.write_once(self._work(partial(store, open_erasures=self.open_erasures), batch))
+        inserted = await self.database.write_once(self._work(_insert_new, batch), alone=True)
         left = [submission for submission in batch if submission.id not in inserted]
-        return inserted | (await self._database.write_once(self._work(store, left)) if left else {})
+        return inserted | (await self.database.write_once(self._work(store, left)) if left else {})
 
     async def trial(self) -> Exception | None:
         """Store made-up submissions by the same statements and roll them back; what the database raised, None: nothing.
@@ -178,7 +168,7 @@ class SubmissionStore:
         new, drained = _made_up_submissions()
 
         async def work(connection: AsyncConnection) -> None:
-            await store(new, connection, require_standby=self._require_standby)
+            await store(new, connection, require_standby=self.require_standby)
             await store(drained, connection)
             await connection.execute(_WITHOUT_COMMIT)
             ((is_noted,),) = await _IS_NOTED.rows(connection, {"id": new[0].id})
@@ -187,7 +177,7 @@ class SubmissionStore:
             await connection.execute(ROLL_BACK)
 
         try:
-            await self._database.write_once(work)
+            await self.database.write_once(work)
         except Exception as error:  # noqa: BLE001 # it is the result
             return error
         return None
@@ -195,7 +185,7 @@ class SubmissionStore:
     def _work(
         self, work: Callable[..., Awaitable[dict[UUID, T]]], batch: Sequence[SealedSubmission]
     ) -> Work[dict[UUID, T]]:
-        return partial(work, batch, require_standby=self._require_standby)
+        return partial(work, batch, require_standby=self.require_standby)
 
 
 async def store(
@@ -291,16 +281,10 @@ async def _apply(connection: AsyncConnection, decided: Sequence[tuple[SealedSubm
 
 
 def _entry(entry: SealedSubmission) -> dict[str, Any]:
-    phone_index, phone_index_2 = entry.indexes.phone
-    nid_index, nid_index_2 = entry.indexes.nid
+    indexes = index_columns(entry.indexes)
     return {
         "id": str(entry.id),
-        "phone_index": phone_index and phone_index.hex(),
-        "nid_index": nid_index and nid_index.hex(),
-        "phone_index_2": phone_index_2 and phone_index_2.hex(),
-        "nid_index_2": nid_index_2 and nid_index_2.hex(),
-        "index_epoch": entry.indexes.epoch,
-        "email_index": entry.indexes.email,
+        **{name: value.hex() if isinstance(value, bytes) else value for name, value in indexes.items()},
         "created_by": entry.created_by,
         "request_id": entry.request_id,
         "content_digest": entry.content_digest.hex(),

@@ -16,8 +16,6 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import text
-
 from service.errors import QueueFullError
 from service.lead import LeadGroup
 from service.storage.database.database import Database, Statement
@@ -47,23 +45,19 @@ def _leads(group: LeadGroup) -> str:
 
 
 _BY_VALUE: Mapping[LeadGroup, Statement] = {
-    group: Statement(
-        text(f"""
+    group: Statement(f"""
         SELECT key, count, CAST(sum(count) OVER () AS bigint) AS total,
             CAST(sum(count) FILTER (WHERE key IS NOT NULL) OVER () AS bigint) AS with_value
         FROM (SELECT key, count(*) AS count FROM {_leads(group)} GROUP BY 1) counted
         ORDER BY count DESC, key COLLATE "C" LIMIT {MOST_GROUPS + 1}
     """)  # noqa: S608 # our own names
-    )
     for group in (LeadGroup.STATUS, LeadGroup.POLICY, LeadGroup.SOURCE, LeadGroup.ASSIGNEE)
 }
 
-_BY_DAY = Statement(
-    text(f"""
+_BY_DAY = Statement(f"""
     SELECT width_bucket(created_at, CAST(:starts AS timestamptz[])) AS number, count(*) AS count FROM lead
     WHERE {_SPAN} GROUP BY 1
 """)  # noqa: S608 # our own names
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from service.errors import FieldUnreadableError
 from service.keys.encryption import EncryptionService, KeyCanary
 from service.lead import SealedSubmission
 from service.storage.database.clock import ClockOffset, DatabaseClock
-from service.storage.leads.decision import Delayed, DuplicateMatch, Outcome, decide
-from service.storage.leads.erasing import KnownTombstone, Person, Reseal, request_digest
+from service.storage.leads.decision import Delayed, DuplicateMatch, Outcome, Person, decide
+from service.storage.leads.erasing import KnownTombstone, Reseal, request_digest
 from service.storage.spool.file import SpoolError, SpoolFile
 from service.storage.spool.rows import (
     SpoolRow,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from service.lead import BlindIndexes, SealedSubmission
-from service.storage.leads.erasing import Person
+from service.storage.leads.decision import Person
 from tests.storage.conftest import Submit
 
 
