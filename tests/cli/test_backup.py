@@ -447,6 +447,16 @@ def test_a_missing_keyring_is_told(stopped: RunningService, folder: Path, target
     assert "there is no keyring" in done.stderr
 
 
+def test_a_role_that_may_create_no_database_cannot_verify(
+    stopped: RunningService, folder: Path, target: TestDatabase
+) -> None:
+    done = operator(stopped, target, LEADKEEP_ADMIN_DATABASE_URL=target.serve_url).leadkeep_here(
+        "backup", str(folder), "--verify"
+    )
+    assert done.returncode == 1
+    assert "CREATEDB" in done.stderr
+
+
 def test_another_normaliser_is_refused(stopped: RunningService, folder: Path, target: TestDatabase) -> None:
     done = operator(stopped, target, LEADKEEP_NID_RULE="BD").leadkeep_here("restore", str(folder))
     assert done.returncode == 1

@@ -149,6 +149,15 @@ def test_an_old_audit_key_proves_as_long_as_it_is_in_the_keyring(folder: Path) -
         read_manifest(folder).require_proof(EncryptionService(without))
 
 
+def test_a_keyring_that_has_lost_one_key_of_the_leads_is_refused() -> None:
+    canary = ENCRYPTION.make_canary()
+    told = replace(MANIFEST_OF_OURS, canary=Canary(canary.sealed, canary.index.hex(), "v1"))
+    own = KEYRING.primary(Purpose.ENCRYPTION).id
+    replace(told, key_ids=(own,)).require_keyring(ENCRYPTION, "v1")
+    with pytest.raises(StartRefusedError, match="does not have: gone"):
+        replace(told, key_ids=(own, "gone")).require_keyring(ENCRYPTION, "v1")
+
+
 def test_what_was_checked_is_what_is_restored(folder: Path) -> None:
     with whole_dump(folder, MANIFEST_OF_OURS) as dump:
         with (folder / DUMP).open("r+b") as file:

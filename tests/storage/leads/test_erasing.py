@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from service.lead import BlindIndexes, SealedSubmission
 from service.storage.leads.decision import Person
+from service.storage.leads.erasures import PersonMovedError
+from service.storage.spool.spool import Spooled
+from tests.harness.postgres import TestDatabase
 from tests.storage.conftest import Submit
+from tests.storage.intake.test_writer import World
+from tests.storage.leads.replicas import where
 
 
 @pytest.fixture
@@ -61,3 +66,15 @@ def test_an_index_in_the_other_pair_is_found(
 ) -> None:
     phone, nid = ((None, values[0]) for values in (erased.indexes.phones, erased.indexes.nids))
     assert person.owns(replace(stranger, indexes=BlindIndexes(epoch=0, phone=phone, nid=nid)))
+
+
+@pytest.mark.parametrize("lost", [each.name for each in fields(Person)])
+async def test_a_spool_that_was_searched_for_less_than_the_person_is_searched_again(
+    lost: str, world: World, erased: SealedSubmission, database: TestDatabase
+) -> None:
+    """A correction, or another erasure, came between the search and the lock."""
+    await world.create(erased)
+    searched_for = replace(await world.erasures.person(erased.id), **{lost: frozenset()})
+    with pytest.raises(PersonMovedError):
+        await world.erasures.erase(erased.id, actor="boss", reason=None, spooled=Spooled(sought=searched_for))
+    assert where(database, erased) == {"lead"}
