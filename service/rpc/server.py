@@ -280,12 +280,13 @@ class _Health:
         """Send every change until the watcher hangs up or the service stops."""
         answers, last = health_pb2.HealthCheckResponse, None
         while True:
-            changed = self._changed
+            # Both before it is sent: what changes meanwhile is sent next, also the last change.
+            changed, stopping = self._changed, self._stopping
             status = self._status if request.service in _HAVE_HEALTH else answers.SERVICE_UNKNOWN
             if status != last:
                 yield answers(status=status)
                 last = status
-            if self._stopping:
+            if stopping:
                 return
             await changed.wait()
 

@@ -78,6 +78,27 @@ async def test_a_watch_gets_each_change_of_health_and_the_end() -> None:
     assert seen == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
 
 
+async def test_every_watch_is_told_of_the_end_also_while_a_change_is_being_sent_to_it() -> None:
+    server = a_server()
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=30) for _ in range(50)]
+        for watch in watches:
+            await watch.read()
+        await server.set_serving(True)
+        stopping = asyncio.create_task(server.stop(5))
+        assert {await _last_of(watch) for watch in watches} == {NOT_SERVING}
+        await stopping
+
+
+async def _last_of(watch: Any) -> Any:
+    last = None
+    while (answer := await watch.read()) is not grpc.aio.EOF:
+        last = answer.status
+    return last
+
+
 async def test_a_watch_of_an_unknown_service_gets_no_health_of_another() -> None:
     server = a_server()
     await server.start()
