@@ -183,6 +183,16 @@ class GrpcConnections:
                 self.count(peer, reason)
 
 
+async def _write(context: Context, response: object) -> None:
+    """Send a message of a stream. A task that is cancelled meanwhile waits for it: gRPC ends no call amid a write."""
+    writing = asyncio.ensure_future(context.write(response))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.gather(writing, return_exceptions=True)
+        raise
+
+
 def _address_of(peer: str) -> str:
     """Whom a peer counts for, by gRPC's name of it."""
     host = peer.partition(":")[2].rpartition(":")[0]
@@ -307,7 +317,7 @@ class HeldCalls:
                 else:
                     answering = handler.unary_stream(await self._message(context), context)
                 async for response in answering:
-                    await context.write(response)
+                    await _write(context, response)
             except asyncio.CancelledError:
                 await self._end_refused(context, waiting)
                 raise
