@@ -403,4 +403,10 @@ def test_a_crash_of_the_database_is_survived(
         backend = connection.info.backend_pid
         os.kill(backend, signal.SIGKILL)
     created = create(service, channel, request_id="crash", timeout=10)
-    assert eventually(lambda: rows(service_database, "crash") == [created.id], within=10)
+
+    def is_stored() -> bool:
+        with contextlib.suppress(psycopg.OperationalError):  # PostgreSQL may not have recovered yet
+            return rows(service_database, "crash") == [created.id]
+        return False
+
+    assert eventually(is_stored, within=30)
