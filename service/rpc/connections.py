@@ -183,13 +183,16 @@ class GrpcConnections:
                 self.count(peer, reason)
 
 
-async def _write(context: Context, response: object) -> None:
-    """Send a message of a stream. A task that is cancelled meanwhile waits for it: gRPC ends no call amid a write."""
-    writing = asyncio.ensure_future(context.write(response))
+async def _send_headers(context: Context) -> None:
+    """Begin the answer of a stream. A task that is cancelled meanwhile waits for it.
+
+    gRPC ends no call amid its headers. They are sent alone, because a message beside them waits for its reader.
+    """
+    sending = asyncio.ensure_future(context.send_initial_metadata(()))
     try:
-        await asyncio.shield(writing)
+        await asyncio.shield(sending)
     except asyncio.CancelledError:
-        await asyncio.gather(writing, return_exceptions=True)
+        await asyncio.gather(sending, return_exceptions=True)
         raise
 
 
@@ -255,6 +258,8 @@ class HeldCalls:
         self._streams: dict[Context, _Waiting] = {}
         self._ended: Counter[str] = Counter()
         """Calls that ended with an error, and streams, by gRPC's name of the peer."""
+        self._ending = 0
+        """Calls whose error is being sent: behind a message that nobody reads it waits without end."""
 
     async def run(self) -> None:
         """End what takes too long."""
@@ -291,7 +296,11 @@ class HeldCalls:
         deadline = answer_by(context.time_remaining()) if call is None else call.deadline
         trailers = pushback(error, deadline - time.monotonic()) | ({} if call is None else call.trailers())
         metadata = (*trailers.items(), (STATUS_DETAILS, status.SerializeToString()))
-        await context.abort(_CODES[status.code], status.message, metadata)
+        self._ending += 1
+        try:
+            await context.abort(_CODES[status.code], status.message, metadata)
+        finally:
+            self._ending -= 1
 
     def bounded(self, handler: Any) -> Any:
         """The same method, held to the limits."""
@@ -316,8 +325,9 @@ class HeldCalls:
                     answering = handler.stream_stream(requests, context)
                 else:
                     answering = handler.unary_stream(await self._message(context), context)
+                await _send_headers(context)
                 async for response in answering:
-                    await _write(context, response)
+                    await context.write(response)
             except asyncio.CancelledError:
                 await self._end_refused(context, waiting)
                 raise
@@ -392,7 +402,8 @@ class HeldCalls:
         if len(self._ended) > MOST_PEERS:
             self._ended = Counter({peer: n for peer, n in self._ended.items() if peer in self._connections.open})
         tasks = Counter(task.get_name().partition("[")[0] for task in asyncio.all_tasks())
-        excess = tasks["rpc_task"] - tasks["HandleExceptions"] - self._limits.unclosed_calls
+        at_work = tasks["HandleExceptions"] - self._ending
+        excess = tasks["rpc_task"] - at_work - self._limits.unclosed_calls
         if excess <= 0:
             return
         proven = self._connections.proven
