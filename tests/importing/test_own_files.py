@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -17,6 +16,7 @@ from service.importing.own_files import LeadRefusedError, opened, require_form
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, Purpose
 from service.lead import CUSTOMER_FIELDS, SENSITIVE_FIELDS, digested
+from tests.harness.documents import places
 
 NOW = datetime.now(UTC)
 KEYRING = Keyring.generate(now=NOW)
@@ -91,14 +91,6 @@ def accepted(altered: Any) -> bool:
     except (LeadRefusedError, FieldUnreadableError):
         return False
     return True
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if path:
-        yield path
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, each in entries:
-        yield from places(each, (*path, name))
 
 
 PLACES = list(places(lead()))

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from service.storage.backup.backup_manifest import (
     read_manifest,
     whole_dump,
 )
+from tests.harness.documents import places
 
 NOW = datetime(2026, 1, 31, 9, tzinfo=UTC)
 KEYRING = Keyring.generate(now=NOW)
@@ -65,15 +65,6 @@ def document() -> dict[str, Any]:
         "dump_sha256": "00",
         "proof": {"key_id": "a1", "hmac": "00"},
     }
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every value of a document, by its path."""
-    if path:
-        yield path
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, each in entries:
-        yield from places(each, (*path, name))
 
 
 def rewritten(folder: Path, change: Any) -> None:
