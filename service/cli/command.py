@@ -194,8 +194,9 @@ def report(value: object, lines: Iterable[str], *, as_json: bool, sound: bool = 
     """Print a value as JSON, or else as lines of text. Unless what was checked is `sound`, end with FAULT_FOUND."""
     if as_json:
         print_json(value)
-    for line in () if as_json else lines:
-        echo(line)
+    else:
+        for line in lines:
+            echo(line)
     if not sound:
         raise typer.Exit(FAULT_FOUND)
 
