@@ -190,6 +190,7 @@ def use_everything(start_service: StartService, tmp_path: Path, url: str, admin_
     """
     both = {"LEADKEEP_KEYRING": str(tmp_path / "keyring.json"), "LEADKEEP_ADMIN_DATABASE_URL": admin_url}
     service = start_service(database_url=url, settings=both)
+    assert soon_in(file_of(service), create(service), within=30)  # it has the turn
     second = start_service("second", database_url=url, settings=both)
     with service.channel() as channel:
         use(service, channel)
