@@ -40,8 +40,6 @@ WAITING := $(addprefix tests/faults/test_,access_kill.py database_cannot_write.p
 MEASURING := $(addprefix tests/,faults/test_chaos_short.py faults/test_daily_file_kill.py http/test_conformance.py test_footprint.py)
 # Else every worker of every run rewrites the assertions of all modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
-# Files in the order of tests/conftest.py, the longest first.
-PARALLEL := --dist loadfile --no-loadscope-reorder
 test: install
 ifdef PYTEST_ARGS
 	@$(PYTEST) $(PYTEST_ARGS)
@@ -51,14 +49,14 @@ else
 endif
 
 test-waiting:
-	@$(PYTEST) -n 3 $(PARALLEL) $(WAITING)
+	@tests/side_by_side waiting $(WAITING)
 
 test-rest:
-	@$(PYTEST) -n 3 $(PARALLEL) $(addprefix --ignore=,$(WAITING) $(MEASURING))
+	@tests/side_by_side rest $(addprefix --ignore=,$(WAITING) $(MEASURING))
 
 # What a change is tried with: nothing that starts the service, or many servers of PostgreSQL.
 test-fast: install
-	@$(PYTEST) -n 2 $(PARALLEL) -r f --fast --ignore=tests/faults --ignore=tests/interop --ignore=tests/storage/postgres/test_embedded.py
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -r f --fast --ignore=tests/faults --ignore=tests/interop --ignore=tests/storage/postgres/test_embedded.py
 
 # Races, kills and freezes the service and PostgreSQL, and makes it refuse, for about an hour, and writes docs/faults.md and docs/faults.svg.
 # Before that strangers besiege it for forty minutes, and calls come at three times the capacity.
