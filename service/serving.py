@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from uuid_utils import uuid7
 
 from service.config import Settings
-from service.daemon_threads import DaemonThreads
+from service.executors import DaemonThreads
 from service.factories import keyring_source, new_id, token_verifier
 from service.files.renderer_process import FileRendering
 from service.http.endpoint import OPS_LIMITS, HttpEndpoint

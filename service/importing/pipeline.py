@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from service.errors import FieldUnreadableError, LeadValidationError
+from service.executors import WorkerPool
 from service.foreign_text import parse_json
 from service.importing.own_files import opened, require_form
 from service.importing.reports import Report, Result, RowResult
@@ -36,7 +37,6 @@ from service.storage.leads.import_export import Restored, import_leads, restore_
 from service.storage.leads.queries import index_columns
 from service.storage.leads.submissions import SubmissionStore
 from service.validation import ValidationService
-from service.worker_processes import WorkerPool
 
 BATCH_ROWS = 500
 """Rows a transaction: one fsync for all of them, and at most this many are undone when it fails."""

@@ -17,13 +17,13 @@ from typing import TypeVar
 from uuid import UUID
 
 from service.errors import FieldUnreadableError
+from service.executors import WorkerPool
 from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Keyring
 from service.lead import scheme_text
 from service.storage.keys.rekeying import EMAILS, LEADS, NO_INDEX, Indexes, Rekeying, RowFilter, SealedTable, Stored
 from service.validation import IndexRule
 from service.validation.email import email_key
-from service.worker_processes import WorkerPool
 
 FEW_ROWS = 2000
 """A fifth of a second's work; a process takes a second to start."""

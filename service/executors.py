@@ -1,4 +1,4 @@
-"""Worker processes of a long command: as many as there are cores, at most MOST_WORKERS."""
+"""Executors: threads that the end of the process does not wait for, and worker processes of a long command."""
 
 from __future__ import annotations
 
@@ -7,13 +7,40 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 MOST_WORKERS = 4
+"""Processes of a pool, at most; else as many as there are cores."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """A thread for each call, for calls that block and cannot be ended. Nothing that must be finished may run here.
+
+    A look-up of a host name ends when the resolver gives up, after half a minute or more; Python waits for the threads
+    of its own executors at the end. An event loop takes no other executors than descendants of this base class.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a call in a thread of its own."""
+        future = Future[T]()
+        threading.Thread(target=_run, args=(future, partial(fn, *args, **kwargs)), daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait for nobody."""
+
+
+def _run(future: Future[T], call: Callable[[], T]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 # reported to whoever waits
+            future.set_exception(error)
 
 
 class WorkerPool(ProcessPoolExecutor):
