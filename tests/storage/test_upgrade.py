@@ -16,7 +16,7 @@ from service.storage.database.database import Database
 from service.storage.leads.changes import LeadHistory
 from service.storage.leads.decision import Created
 from service.storage.leads.submissions import SubmissionStore
-from service.storage.migrations.histories import BATCH_LEADS
+from service.storage.schema import BATCH_LEADS
 from tests.harness import histories
 from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase, TestServer

@@ -5,7 +5,7 @@ A lead that shares another lead's phone or nid takes its index entry over when t
 
 from alembic import op
 
-from service.storage.migrations.histories import move_histories
+from service.storage.schema import move_histories
 
 revision = "0020"
 down_revision = "0006a"
