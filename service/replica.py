@@ -29,9 +29,8 @@ from service.storage.intake.all_spools import AllSpools
 from service.storage.intake.drain import Drain
 from service.storage.intake.outage import Outage, RecentRequests
 from service.storage.intake.writer import LeadWriter
-from service.storage.keys.admission import Admission
 from service.storage.keys.canary import read_key_state
-from service.storage.keys.replicas import ReplicaReport, replica_name
+from service.storage.keys.replicas import Admission, ReplicaReport, replica_name
 from service.storage.leads.changes import LeadHistory
 from service.storage.leads.conflicts import ConflictRepository
 from service.storage.leads.erasures import Erasures
