@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -26,7 +27,7 @@ from service.cli.command import INTERRUPTED
 from service.keys.keyring import Keyring
 from service.storage.backup.backup_manifest import DUMP, MANIFEST
 from service.storage.postgres.embedded import EmbeddedPostgres
-from service.storage.schema import REVISION
+from service.storage.schema import OWN_OWNER, REVISION
 from tests.conftest import StartService
 from tests.harness.daily_files import soon_in
 from tests.harness.faults import execute, value_of
@@ -190,6 +191,60 @@ def test_no_backup_lacks_a_table_that_is_unlogged(
     assert done.returncode == 1
     assert "tables are unlogged, and a backup would lack what they hold: tombstone" in done.stderr
     assert not (tmp_path / "backup").exists()
+
+
+def test_what_administrators_put_beside_the_leads_is_no_part_of_a_backup(
+    postgres_server: TestServer, start_service: StartService, target: TestDatabase, tmp_path: Path
+) -> None:
+    made = postgres_server.fresh_database()
+    source, elsewhere = (as_owner(postgres_server, each) for each in (made, target))
+    execute(
+        made.admin_url,
+        "CREATE EXTENSION pg_stat_statements",
+        "CREATE TABLE spatial_ref_sys AS SELECT 1 AS id",
+        "ALTER EXTENSION pg_stat_statements ADD TABLE spatial_ref_sys",
+        "CREATE PUBLICATION changes FOR ALL TABLES",
+        "CREATE SCHEMA monitoring CREATE TABLE samples (taken int)",
+    )
+    execute(
+        target.admin_url,
+        "CREATE EXTENSION pg_stat_statements",
+        "CREATE TABLE spatial_ref_sys ()",
+        "ALTER EXTENSION pg_stat_statements ADD TABLE spatial_ref_sys",
+    )
+    service = start_service(database_url=source.serve_url, settings=owner(source))
+    lead = create(service)
+    folder = backed_up(service, tmp_path / "backup")
+    there = operator(service, elsewhere)
+    done = there.leadkeep("restore", str(folder))
+    assert done.returncode == 0, done.stderr
+    rights = "SELECT nspacl::text FROM pg_namespace WHERE nspname = 'public'"
+    assert value_of(target.admin_url, rights) == value_of(made.admin_url, rights)
+    there.start()
+    assert equal(there.get(lead.id), lead)
+    there.stop()
+
+
+def test_a_restore_that_fails_leaves_what_administrators_have_there(
+    stopped: RunningService, folder: Path, target: TestDatabase
+) -> None:
+    execute(
+        target.admin_url,
+        "CREATE EXTENSION pg_stat_statements",
+        "CREATE TABLE spatial_ref_sys ()",
+        "ALTER EXTENSION pg_stat_statements ADD TABLE spatial_ref_sys",
+    )
+    change_manifest(folder, lambda told: told["tables"].update(lead={"rows": 2, "digest": "0"}))
+    done = operator(stopped, target).leadkeep("restore", str(folder), "--unproven")
+    assert "the target is empty again" in done.stderr
+    assert tables(target) == 1
+
+
+def as_owner(server: TestServer, database: TestDatabase) -> TestDatabase:
+    """The same database, whose owner is no superuser and its administrator."""
+    name = urlsplit(database.admin_url).path.removeprefix("/")
+    execute(database.admin_url, f"ALTER DATABASE {name} OWNER TO {OWN_OWNER}")
+    return replace(database, admin_url=server.postgres.url(user=OWN_OWNER, database=name))
 
 
 def test_a_backup_holds_no_key_and_is_its_owners(service: RunningService, tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 
 _connected = partial(open_unproven, name="leadkeep-backup", connect_timeout=10)
 
+_OURS = "--schema=public"
+"""What the programs dump and restore. Beside it the database's administrators may have extensions, publications or
+schemas of their own, which a role that is no superuser may neither read nor make anew."""
+
 _VERIFY_LOCK = 0x4C4B_5646  # "LKVF": two verifications of backups of one database take turns
 
 _RIGHTS = """
@@ -52,7 +56,9 @@ _RIGHTS = """
 """
 
 _DROPS = """
-    SELECT format('DROP TABLE public.%I CASCADE', tablename) FROM pg_tables WHERE schemaname = 'public'
+    SELECT format('DROP TABLE %s CASCADE', oid::regclass) FROM pg_class c
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
     UNION ALL
     SELECT format('DROP FUNCTION %s', oid::regprocedure) FROM pg_proc p
     WHERE pronamespace = 'public'::regnamespace
@@ -110,7 +116,7 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     # An unlogged table holds what lasts seconds. A restore names the schema's revision when it has ended: without one,
     # nothing starts on what a killed restore left.
     options = ["--format=custom", "--no-owner", "--no-unlogged-table-data", "--exclude-table-data=alembic_version"]
-    options += [f"--snapshot={snapshot}", "--lock-wait-timeout=30s"]
+    options += [_OURS, f"--snapshot={snapshot}", "--lock-wait-timeout=30s"]
     # One open file from the first byte to the digest: another one in its place would not be proven.
     with os.fdopen(os.open(dump, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "rb") as file:
         run_program(program("pg_dump", major), options, url, output=file)
@@ -180,7 +186,8 @@ def require_empty_target(url: str, manifest: Manifest) -> None:
             connection,
             """SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_toast'
-                       AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f'))
+                       AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+                       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e'))
                    + (SELECT count(*) FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
                       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')),
                       EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s),
@@ -314,6 +321,9 @@ def _finish(url: str, manifest: Manifest) -> None:
             raise StartRefusedError(
                 f"what was restored is not what was backed up ({'; '.join(differing)}): the target is empty again"
             )
+        # Rights to a schema are not among what is in it.
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        connection.execute(f"GRANT USAGE ON SCHEMA public TO {APPLICATION_ROLE}")
         connection.execute("DELETE FROM daily_file")
         # The backed-up service's replicas are none of this one's: nobody needs to wait for them.
         connection.execute("DELETE FROM replica")
@@ -348,7 +358,7 @@ def _restore_dump(url: str, dump: IO[bytes]) -> None:
     """In one transaction."""
     with _connected(url) as connection:
         major, name = _major_of(connection), connection.info.dbname
-    options = ["--single-transaction", "--exit-on-error", "--no-owner", f"--dbname={name}"]
+    options = ["--single-transaction", "--exit-on-error", "--no-owner", _OURS, f"--dbname={name}"]
     dump.seek(0)
     run_program(program("pg_restore", major), options, url, given=dump)
 

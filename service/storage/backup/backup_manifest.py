@@ -55,8 +55,9 @@ _KEY_IDS: LiteralString = """
 
 
 _LOGGED_TABLES: LiteralString = """
-    SELECT relname FROM pg_class
-    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND relpersistence = 'p' ORDER BY relname
+    SELECT relname FROM pg_class c
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND relpersistence = 'p'
+        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e') ORDER BY relname
 """
 
 _UNLOGGED_TABLES: LiteralString = """
