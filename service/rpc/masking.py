@@ -31,7 +31,8 @@ FOLLOWS_PHONE = frozenset({"conversation_id", "transcript_uri"})
 """Fields that may hold the phone, as `whatsapp:+880…` does. The address of a transcript holds the conversation id."""
 
 PHONE_END = 8
-"""Last digits of a phone by which it is recognised: the subscriber's number, however its beginning is written."""
+"""Last digits of a phone by which it is recognised: the subscriber's number, however its beginning is written. Where
+all behind the country code are fewer, as in Iceland and the Maldives, by these."""
 
 _SENSITIVE: Any = options_pb2.sensitive
 
@@ -45,12 +46,18 @@ COUNTRY_CODES = frozenset(map(str, COUNTRY_CODE_TO_REGION_CODE))
 
 def mask_phone(phone: str) -> str:
     """Country code and last 2 digits: `+880•••78`."""
+    country, number = _parts_of(phone)
+    if len(number) - 2 < HIDDEN_AT_LEAST:
+        return MASK
+    return f"+{country}{MASK}{number[-2:]}"
+
+
+def _parts_of(phone: str) -> tuple[str, str]:
+    """The country code of a phone, and the digits behind it."""
     digits = phone.removeprefix("+")
     # ITU-T E.164: a country code has at most 3 digits.
-    country = next((digits[:length] for length in (1, 2, 3) if digits[:length] in COUNTRY_CODES), "")
-    if len(digits) - len(country) - 2 < HIDDEN_AT_LEAST:
-        return MASK
-    return f"+{country}{MASK}{digits[-2:]}"
+    length = next((length for length in (1, 2, 3) if digits[:length] in COUNTRY_CODES), 0)
+    return digits[:length], digits[length:]
 
 
 def mask_nid(nid: str) -> str:
@@ -77,7 +84,7 @@ def mask_message(message: Message, *phones: str, shown: Collection[str] = ()) ->
     """
     inside = list(_inside(message))
     answered = (each.phone for each, plan, _ in inside if "phone" in plan.masked and each.phone)
-    phone_ends = [phone.removeprefix("+")[-PHONE_END:] for phone in (*phones, *answered)]
+    phone_ends = [_parts_of(phone)[1][-PHONE_END:] for phone in (*phones, *answered)]
     for each, plan, _ in inside:
         masked = [name for name in plan.masked if name not in shown and getattr(each, name)]
         for name in masked:

@@ -127,6 +127,17 @@ class TestConversations:
         )
 
     @pytest.mark.parametrize(
+        ("phone", "talk"),
+        [("+3545812345", "sms:5812345"), ("+9607712345", "viber:771-2345"), ("+376312345", "312345@pbx")],
+    )
+    def test_a_number_that_is_shorter_without_its_country_code_is_recognised(self, phone: str, talk: str) -> None:
+        lead = pb.Lead(phone=phone, conversation_id=talk)
+
+        mask_message(lead)
+
+        assert lead.conversation_id == MASK
+
+    @pytest.mark.parametrize(
         "talk", ["chat-42", "1122334", "whatsapp:+8801711223345", "0190a5d2-1122-4334-8abc-0f1e2d3c4b5a", "x" * 200]
     )
     def test_any_other_one_is_shown_with_its_transcript(self, talk: str) -> None:
