@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml requirements-dev.lock requirements-uv.lock
 	@touch $@
 
 serve: install
-	@$(BIN)/python -m service serve
+	@$(BIN)/leadkeep serve
 
 demo: install
 	@$(BIN)/python examples/demo.py

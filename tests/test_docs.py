@@ -41,3 +41,9 @@ def test_files_that_are_named_exist(page: str, below: Path) -> None:
     named = re.findall(r"`((?:[a-z\d_.]+/)+[a-z\d_]+\.[a-z]+)`", prose(ROOT / page))
     assert named
     assert not [path for path in named if not (below / path).exists() and not (ROOT / path).exists()]
+
+
+def test_the_signal_of_a_rotation_finds_what_make_serve_starts() -> None:
+    [sought] = re.findall(r"pgrep -f '([^']+)'", (ROOT / "docs/keys.md").read_text(encoding="utf-8"))
+    recipe = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sought in recipe
