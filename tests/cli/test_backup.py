@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import grpc
 import psycopg
 import pytest
 from leadkeep.v1 import lead_service_pb2 as pb
+from psycopg.conninfo import conninfo_to_dict
 
 from service.cli.command import INTERRUPTED
 from service.keys.keyring import Keyring
@@ -245,6 +246,26 @@ def as_owner(server: TestServer, database: TestDatabase) -> TestDatabase:
     name = urlsplit(database.admin_url).path.removeprefix("/")
     execute(database.admin_url, f"ALTER DATABASE {name} OWNER TO {OWN_OWNER}")
     return replace(database, admin_url=server.postgres.url(user=OWN_OWNER, database=name))
+
+
+@pytest.mark.parametrize("named_by", ["a service", "the environment", "a service that the URL overrules"])
+def test_the_programs_of_a_backup_go_where_the_url_leads(
+    named_by: str, service: RunningService, database: TestDatabase, tmp_path: Path
+) -> None:
+    create(service)
+    there = {name: str(value) for name, value in conninfo_to_dict(database.admin_url).items()}
+    name = there.pop("dbname")
+    said, asked, env = dict(there), {"service": "leads"}, {"PGSERVICEFILE": str(tmp_path / "services")}
+    if named_by == "the environment":
+        asked, env = {}, {f"PG{word.upper()}": value for word, value in there.items()}
+    elif named_by == "a service that the URL overrules":
+        asked, said["host"] = asked | {"host": there["host"]}, "/nowhere"
+    (tmp_path / "services").write_text("\n".join(["[leads]", *(f"{word}={value}" for word, value in said.items())]))
+    url = f"postgresql:///{name}?{urlencode(asked)}"
+    done = service.leadkeep(
+        "backup", str(tmp_path / "backup"), "--verify", env=env | {"LEADKEEP_ADMIN_DATABASE_URL": url}
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_backup_holds_no_key_and_is_its_owners(service: RunningService, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from service.storage.backup.backup_manifest import (
     unlogged_tables,
 )
 from service.storage.database.session import open_unproven
-from service.storage.postgres.process import ProgramFailedError, program, run_program
+from service.storage.postgres.process import ProgramFailedError, environment, program, run_program
 from service.storage.schema import APPLICATION_ROLE, REVISION, migrate
 
 _connected = partial(open_unproven, name="leadkeep-backup", connect_timeout=10)
@@ -80,7 +80,7 @@ def make_backup(url: str, folder: Path, encryption: EncryptionService | None) ->
         raise StartRefusedError(f"{folder} cannot be made: {error.strerror}") from None
     try:
         with _failures_as_refusals("backup"), _connected(url) as connection:
-            manifest = _dump(connection, url, dump)
+            manifest = _dump(connection, dump)
         if encryption is not None and manifest.canary.is_of(encryption):
             manifest = manifest.proven(encryption)
         manifest.write(folder)
@@ -98,7 +98,7 @@ def require_own_folder(folder: Path) -> None:
         raise StartRefusedError(f"{folder} is not empty: give the backup a folder of its own")
 
 
-def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
+def _dump(connection: psycopg.Connection, dump: Path) -> Manifest:
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     connection.execute(TRANSACTION)
@@ -119,7 +119,7 @@ def _dump(connection: psycopg.Connection, url: str, dump: Path) -> Manifest:
     options += [_OURS, f"--snapshot={snapshot}", "--lock-wait-timeout=30s"]
     # One open file from the first byte to the digest: another one in its place would not be proven.
     with os.fdopen(os.open(dump, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "rb") as file:
-        run_program(program("pg_dump", major), options, url, output=file)
+        run_program(program("pg_dump", major), options, environment(connection), output=file)
         os.fsync(file.fileno())
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -357,10 +357,10 @@ def _empty(url: str) -> None:
 def _restore_dump(url: str, dump: IO[bytes]) -> None:
     """In one transaction."""
     with _connected(url) as connection:
-        major, name = _major_of(connection), connection.info.dbname
+        major, name, env = _major_of(connection), connection.info.dbname, environment(connection)
     options = ["--single-transaction", "--exit-on-error", "--no-owner", _OURS, f"--dbname={name}"]
     dump.seek(0)
-    run_program(program("pg_restore", major), options, url, given=dump)
+    run_program(program("pg_restore", major), options, env, given=dump)
 
 
 def _differences(connection: psycopg.Connection, manifest: Manifest) -> list[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from psycopg import pq
+import psycopg
 
 from service.errors import StartRefusedError
 from service.storage.postgres.folders import ServerUser, find_binaries
@@ -176,16 +176,17 @@ def program(name: str, server_major: int) -> Path:
     return path
 
 
-def environment(conninfo: str) -> dict[str, str]:
-    """The environment in which libpq finds this database, and no other. Nothing else of ours is in it: no secret.
+def environment(connection: psycopg.Connection) -> dict[str, str]:
+    """The environment in which libpq finds the database of a connection, and no other: by what that one went by.
 
-    HOME is where libpq looks for certificates and .pgpass.
+    A service is left out: what it says is among the rest, and would come before what the URL chose instead. HOME is
+    where libpq looks for certificates and .pgpass. Nothing else of ours is in it: no secret.
     """
     kept = {"PATH": os.defpath, "LC_ALL": "C"}
     if home := os.environ.get("HOME"):
         kept["HOME"] = home
-    for option in pq.Conninfo.parse(conninfo.encode()):
-        if option.val is not None and option.envvar is not None:
+    for option in connection.pgconn.info:
+        if option.val is not None and option.envvar is not None and option.keyword != b"service":
             kept[option.envvar.decode()] = option.val.decode()
     return kept
 
@@ -193,18 +194,18 @@ def environment(conninfo: str) -> dict[str, str]:
 def run_program(
     path: Path,
     arguments: Sequence[str],
-    conninfo: str,
+    env: dict[str, str],
     *,
     given: IO[bytes] | int = subprocess.DEVNULL,
     output: IO[bytes] | int = subprocess.DEVNULL,
 ) -> None:
-    """Run a program on this database, to its end, with these files as its standard input and output.
+    """Run a program in an `environment`, to its end, with these files as its standard input and output.
 
     It ends with us: a restore that was killed must not go on. Raises ProgramFailedError.
     """
     done = subprocess.run(  # noqa: S603 # a program of PostgreSQL, with arguments of our own
         dying_with_parent([path, *arguments]),
-        env=environment(conninfo),
+        env=env,
         stdin=given,
         stdout=output,
         stderr=subprocess.PIPE,
