@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,16 +18,12 @@ import httpx
 import pytest
 
 from tests.harness.faults import value_of
+from tests.harness.ports import free_port
 from tests.harness.postgres import TestDatabase
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
 CALLS = 30
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from tests.harness.ports import free_port
+
 CONFIGURATION = Path(__file__, "../../../deploy/nginx.conf").resolve()
 INSTALLED = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
@@ -30,7 +32,7 @@ class Nginx:
         """`calls`: how many callers may have in flight together; `origin`: the one that is listed; `html`: where no
         replica answers it answers with its own page, as others do."""
         self._folder = folder
-        self.grpc_address, self.http_address = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+        self.grpc_address, self.http_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
         text = CONFIGURATION.read_text()
         # One replica in place of two.
         text = re.sub(r"\n *server 127\.0\.0\.1:(50052|8082) .*", "", text)
@@ -50,7 +52,7 @@ class Nginx:
 
     def __enter__(self) -> Self:
         assert INSTALLED is not None
-        mine = f"daemon off; pid {self._folder}/nginx.pid; error_log {self._folder}/nginx.log warn;"
+        mine = f"daemon off; pid {self._folder}/nginx.pid; error_log {self._folder}/nginx.log info;"
         self._process = subprocess.Popen(
             [INSTALLED, "-p", str(self._folder), "-c", str(self._path), "-g", mine],
             stdout=subprocess.DEVNULL,
@@ -65,12 +67,11 @@ class Nginx:
             time.sleep(0.02)
         raise AssertionError("nginx does not listen")
 
+    @property
+    def refused(self) -> int:
+        """How many calls and requests had no place so far."""
+        return (self._folder / "nginx.log").read_text().count("limiting connections by zone")
+
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(timeout=20)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -20,6 +20,7 @@ from service.storage.database.session import SETTINGS, shown
 from service.storage.postgres.folders import ServerUser, choose_server_user
 from service.storage.postgres.process import spawn
 from service.storage.schema import OWN_LOGIN
+from tests.harness.ports import free_port
 from tests.harness.processes import eventually
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
@@ -56,9 +57,7 @@ class PgBouncer:
         if os.geteuid() == 0:  # it refuses to run as root
             self._user = choose_server_user(folder)
             os.chown(folder, self._user.uid, self._user.gid)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         (folder / "users.txt").write_text(f'"{OWN_LOGIN}" ""\n"postgres" ""\n')
         self._write(serve_url)
         with (folder / "pgbouncer.log").open("ab") as log:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from random import Random
 
 import httpx
 
 from tests.faults.chaos.history import SERVICE_DOWN, History
+from tests.harness.ports import free_port
 from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
-
-PORTS = range(20_000, 30_000)
-"""Below those that the system gives to outgoing connections: one of them could take a killed service's place."""
 
 ROLE = "admin"
 
@@ -28,11 +24,7 @@ class KilledService:
         self, folder: Path, database_url: str, history: History, *, settings: Mapping[str, str] | None = None
     ) -> None:
         self._history = history
-        grpc_port, http_port = _free_ports()
-        addresses = {
-            "LEADKEEP_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
-            "LEADKEEP_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
-        }
+        addresses = {f"LEADKEEP_{endpoint}_ADDRESS": f"127.0.0.1:{free_port()}" for endpoint in ("GRPC", "HTTP")}
         # One line a call would be most of the work of a loaded service, and hundreds of megabytes.
         quiet = {"LEADKEEP_LOG_LEVEL": "warning"}
         self.running = RunningService(
@@ -97,14 +89,3 @@ class KilledService:
     def _values(self, pattern: str) -> list[float]:
         text = httpx.get(f"{self.running.http_url}/metrics", timeout=10).text
         return [float(found[1]) for found in re.finditer(rf"^{pattern} (\S+)$", text, re.MULTILINE)]
-
-
-def _free_ports() -> list[int]:
-    free: list[int] = []
-    for port in Random().sample(PORTS, len(PORTS)):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                free.append(port)
-        if len(free) == 2:
-            break
-    return free
