@@ -36,6 +36,7 @@ from tests.faults.key_reseal_trial import fill
 from tests.harness.faults import execute
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, own_postgres
+from tests.harness.processes import eventually
 from tests.harness.running_service import RunningService
 
 OTHER_FORMS = 50
@@ -255,10 +256,10 @@ def run(database: TestDatabase, base: Path, *, kills: int, callers: int, leads: 
     keyring = base / "keyring.json"
     one = RunningService(base / "one", database_url=database.serve_url, settings={"LEADKEEP_KEYRING": str(keyring)})
     two = RunningService(base / "two", database_url=database.serve_url, settings={"LEADKEEP_KEYRING": str(keyring)})
-    services = [one.start()]
-    # As a release left it that knew no other rule: no lead is in it yet, and the replica follows within a heartbeat.
+    one.start().stop()
+    # As a release left it that knew no other rule: no lead is in it yet.
     execute(database.admin_url, "UPDATE key_canary SET normaliser = replace(normaliser, '2;', '1;')")
-    time.sleep(2)
+    services = [one.start()]
     two.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     (two.data_dir / "signing-key.pem").write_bytes((one.data_dir / "signing-key.pem").read_bytes())
     (two.data_dir / "signing-key.pem").chmod(0o600)
@@ -277,7 +278,8 @@ def run(database: TestDatabase, base: Path, *, kills: int, callers: int, leads: 
             time.sleep(2)
         finally:
             seen = load.stop()
-        time.sleep(3)  # what was spooled while a replica was away is drained
+        for service in services:  # what was spooled while a replica was away is drained
+            assert eventually(lambda: service.metric("leadkeep_spool_entries") == 0, within=60)  # noqa: B023
         return judged(database, seen, Keyring.from_json(old), operator, asyncio.run(load.let_in_otherwise(OTHER_FORMS)))
     finally:
         for service in services:

@@ -122,6 +122,8 @@ def trial() -> Iterator[Trial]:
         )
         try:
             here.start()
+            # The other one must not: its folder would keep what it has rendered.
+            assert eventually(lambda: "this replica renders the daily files" in here.log(), within=60)
             there.start()
             yield Trial(folder, server, database, here, there)
         finally:
@@ -183,7 +185,7 @@ def spool_and_crash(on: Trial) -> None:
 def conflict(on: Trial) -> None:
     """What comes out of the spool meets the lead by its nid; another one was decided."""
     query = "SELECT count(*) FROM lead_conflict"
-    assert eventually(lambda: faults.value_of(on.database.admin_url, query) == 1, within=20)
+    assert eventually(lambda: faults.value_of(on.database.admin_url, query) == 1, within=60)
     on.run("conflicts", "conflicts", "list", "--json")
     decided = faults.conflict_with(on.database.admin_url, on.lead_id)
     on.run("resolve", "conflicts", "resolve", decided, "keep-first", "--reason", WHY)
@@ -323,9 +325,9 @@ def erase(on: Trial) -> None:
         )
         admin.call("ResolveConflict", drop)
     on.there.start()
-    assert eventually(lambda: spooled(on.there) == 0, within=20)
-    assert eventually(lambda: on.lead_id not in leads_in(file_of(on.here)), within=20)
-    assert eventually(lambda: on.lead_id not in leads_in(file_of(on.there)), within=20)
+    assert eventually(lambda: spooled(on.there) == 0, within=60)
+    assert eventually(lambda: on.lead_id not in leads_in(file_of(on.here)), within=60)
+    assert eventually(lambda: on.lead_id not in leads_in(file_of(on.there)), within=60)
 
 
 def spooled(service: RunningService) -> int:

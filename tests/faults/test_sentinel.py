@@ -114,7 +114,7 @@ def test_a_restored_backup_has_every_column(life: Life, tmp_path: Path) -> None:
 def test_a_daily_file_brings_every_column_back(life: Life) -> None:
     target = life.on.server.fresh_database()
     url = life.on.database.admin_url
-    assert eventually(lambda: faults.value_of(url, "SELECT count(*) FROM lead_touch") == 0, within=20)
+    assert eventually(lambda: faults.value_of(url, "SELECT count(*) FROM lead_touch") == 0, within=60)
     held = columns.contents(url)
     done = operator(life.on, target).leadkeep_here("import", str(file_of(life.on.here)))
     assert done.returncode == 0, done.stdout + done.stderr
