@@ -143,10 +143,25 @@ def scratch_databases(database: TestDatabase) -> int:
     return int(str(value_of(database.admin_url, left)))
 
 
+@pytest.fixture
+def slowly_restored(service: RunningService, database: TestDatabase) -> Iterator[None]:
+    """The service has one lead, which takes three seconds to restore: long enough to see that it is under way."""
+    create(service)
+    here = urlsplit(database.admin_url).path.removeprefix("/")
+    execute(
+        database.admin_url,
+        f"""CREATE FUNCTION take_time() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+            IF current_database() <> '{here}' THEN PERFORM pg_catalog.pg_sleep(3); END IF; RETURN true; END $$""",
+        "ALTER TABLE lead ADD CONSTRAINT takes_time CHECK (public.take_time())",
+    )
+    yield
+    execute(database.admin_url, "ALTER TABLE lead DROP CONSTRAINT takes_time", "DROP FUNCTION take_time")
+
+
+@pytest.mark.usefixtures("slowly_restored")
 def test_what_a_killed_verification_left_is_removed_by_the_next(
     service: RunningService, database: TestDatabase, tmp_path: Path
 ) -> None:
-    create(service)
     folder = backed_up(service, tmp_path / "backup")
     running = service.begin("backup", str(folder), "--verify")
     assert eventually(lambda: scratch_databases(database) == 1, within=START_SECONDS)
@@ -642,6 +657,7 @@ def test_a_backup_that_is_ended_leaves_nothing(
     assert not (tmp_path / "backup").exists()
 
 
+@pytest.mark.usefixtures("slowly_restored")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_verification_that_is_ended_while_it_cleans_up_leaves_nothing(
     how: signal.Signals, service: RunningService, database: TestDatabase, tmp_path: Path
@@ -676,10 +692,10 @@ def pg_dump_of(running: subprocess.Popen[bytes]) -> int:
     return found[0]
 
 
+@pytest.mark.usefixtures("slowly_restored")
 def test_nothing_starts_on_what_a_killed_restore_left(
     service: RunningService, postgres_server: TestServer, tmp_path: Path
 ) -> None:
-    create(service)
     folder = backed_up(service, tmp_path / "backup")
     target = postgres_server.empty_database()
     elsewhere = operator(service, target)

@@ -7,8 +7,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -241,20 +241,28 @@ def test_killed_server_and_service_recover(own: Callable[[], "subprocess.Popen[s
 def test_start_waits_for_the_busy_backends_of_a_killed_server(make: Make) -> None:
     first = make()
     first.start()
-    url = first.url(user="postgres", database="postgres")
-    # It sorts, so it does not look whether the postmaster is alive.
-    work = "SELECT sum(n) FROM (SELECT n FROM generate_series(1, 3000000) n ORDER BY -n) s"
-    busy = subprocess.Popen([first.bin_dir / "psql", "-X", "-c", work, url], stderr=subprocess.DEVNULL)
-    while not ask(first, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT sum%'"):
-        time.sleep(0.01)
+    busy = psycopg.connect(first.url(user="postgres", database="postgres"))
+    # It does not look whether the postmaster is alive.
+    os.kill(busy.info.backend_pid, signal.SIGSTOP)
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
     first.stop()
+
+    def refused() -> bool:
+        return "pre-existing shared memory block" in first.log_file.read_text()
+
+    def work_until_a_start_was_refused() -> bool:
+        was_refused = eventually(refused, within=60)
+        os.kill(busy.info.backend_pid, signal.SIGCONT)
+        return was_refused
+
     second = make()
-    second.start()
+    with ThreadPoolExecutor(1) as threads:
+        working = threads.submit(work_until_a_start_was_refused)
+        second.start()
+        assert working.result()
     assert ask(second, "SELECT 1") == 1
-    busy.wait()
-    assert "pre-existing shared memory block" in second.log_file.read_text()
+    busy.close()
 
 
 def test_programs_do_not_inherit_signals_that_python_ignores(folder: Path) -> None:
