@@ -97,12 +97,12 @@ def spooled(two: Two, *leads: pb.Lead) -> list[str]:
 
 @contextmanager
 def refusing(database: TestDatabase) -> Iterator[None]:
-    """The database takes no leads meanwhile."""
-    faults.execute(database.admin_url, "REVOKE INSERT ON lead FROM leadkeep_app")
+    """The database takes no leads meanwhile, and none that resubmit one."""
+    faults.execute(database.admin_url, "REVOKE INSERT ON lead, resubmission FROM leadkeep_app")
     try:
         yield
     finally:
-        faults.execute(database.admin_url, "GRANT INSERT ON lead TO leadkeep_app")
+        faults.execute(database.admin_url, "GRANT INSERT ON lead, resubmission TO leadkeep_app")
 
 
 def find(two: Two, **wanted: str) -> tuple[list[tuple[int, str]], list[str]]:
