@@ -11,7 +11,7 @@ from tests.harness.running_service import RunningService
 
 KILLS = times(3, whole=6)
 PAUSE = 1.0
-LONGEST_LAG = 10.0
+LONGEST_LAG = 30.0
 """Seconds. Two is what a quiet machine keeps, and a trial of its own measures; a busy one must not fail the suite."""
 
 

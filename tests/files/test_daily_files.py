@@ -210,7 +210,7 @@ def test_a_lead_that_is_gone_leaves_its_file(service: RunningService, service_da
     path = file_of(service)
     assert soon_in(path, created)
     execute(service_database.admin_url, f"DELETE FROM lead WHERE id = '{created}'")
-    assert eventually(lambda: created not in leads_in(path), within=10)
+    assert eventually(lambda: created not in leads_in(path), within=30)
 
 
 def test_an_alias_is_soon_in_the_file(service: RunningService, service_database: TestDatabase) -> None:
@@ -221,7 +221,7 @@ def test_an_alias_is_soon_in_the_file(service: RunningService, service_database:
         service_database.admin_url,
         f"INSERT INTO lead_alias (id, lead_id, created_by) VALUES ('{LEAD}', '{created}', 'c')",
     )
-    assert eventually(lambda: [each["id"] for each in leads_in(path)[created]["aliases"]] == [str(LEAD)], within=10)
+    assert eventually(lambda: [each["id"] for each in leads_in(path)[created]["aliases"]] == [str(LEAD)], within=30)
 
 
 def without_time(path: Path) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def test_a_deleted_file_comes_back_the_same(service: RunningService) -> None:
     assert soon_in(file_of(service), create(service))
     before = without_time(file_of(service))
     file_of(service).unlink()
-    assert eventually(file_of(service).exists, within=10)
+    assert eventually(file_of(service).exists, within=30)
     assert without_time(file_of(service)) == before
 
 
@@ -242,7 +242,7 @@ def test_a_file_that_somebody_changed_is_rendered_again(service: RunningService)
     assert soon_in(file_of(service), create(service))
     before = without_time(file_of(service))
     file_of(service).write_text("{}")
-    assert eventually(lambda: len(read(file_of(service))) > 1, within=10)
+    assert eventually(lambda: len(read(file_of(service))) > 1, within=30)
     assert without_time(file_of(service)) == before
 
 
@@ -251,7 +251,7 @@ def test_a_file_that_was_deleted_while_the_service_was_away_comes_back(own_servi
     own_service.stop()
     file_of(own_service).unlink()
     own_service.start()
-    assert eventually(file_of(own_service).exists, within=10)
+    assert eventually(file_of(own_service).exists, within=30)
 
 
 def test_what_changed_while_no_service_ran_is_rendered_at_the_start(
@@ -278,13 +278,13 @@ def test_leads_from_before_an_upgrade_have_their_files(database: TestDatabase, s
     execute(database.admin_url, "DELETE FROM lead_touch")
     service = start_service(database_url=database.serve_url)
     expected = {f"leads_2026-02-0{day}.json" for day in range(1, 4)}
-    assert eventually(lambda: expected <= {path.name for path in file_of(service).parent.glob("*.json")}, within=10)
+    assert eventually(lambda: expected <= {path.name for path in file_of(service).parent.glob("*.json")}, within=30)
 
 
 def test_another_zone_gets_files_of_its_own_days(database: TestDatabase, start_service: StartService) -> None:
     store_lead(database, "2026-02-01T20:00:00Z")
     service = start_service(database_url=database.serve_url, settings={"LEADKEEP_FILES_TIMEZONE": "Asia/Dhaka"})
-    assert eventually(file_of(service, date(2026, 2, 2)).exists, within=10)
+    assert eventually(file_of(service, date(2026, 2, 2)).exists, within=30)
     assert read(file_of(service, date(2026, 2, 2)))["timezone"] == "Asia/Dhaka"
 
 
@@ -296,7 +296,7 @@ def test_only_its_owner_may_read_a_file(service: RunningService) -> None:
 
 def test_touches_are_settled_by_their_render(service: RunningService, service_database: TestDatabase) -> None:
     assert soon_in(file_of(service), create(service))
-    assert eventually(lambda: value_of(service_database.admin_url, "SELECT count(*) FROM lead_touch") == 0, within=10)
+    assert eventually(lambda: value_of(service_database.admin_url, "SELECT count(*) FROM lead_touch") == 0, within=30)
 
 
 def test_a_touch_that_the_snapshot_does_not_see_stays_noted(database: TestDatabase) -> None:
@@ -354,11 +354,11 @@ def test_one_of_two_replicas_renders_and_the_other_takes_over(
     assert soon_in(path, create(first))
     second = start_service("second", database_url=database.serve_url, settings=shared)
     assert soon_in(path, create(second))
-    assert "renders the daily files" in first.log()
+    assert eventually(lambda: "renders the daily files" in first.log(), within=30)
     assert "renders the daily files" not in second.log()
     first.kill()
     assert soon_in(path, create(second), within=40)
-    assert eventually(lambda: "renders the daily files" in second.log(), within=10)
+    assert eventually(lambda: "renders the daily files" in second.log(), within=30)
 
 
 def test_a_replica_that_takes_over_renders_what_its_own_folder_lacks(
@@ -453,5 +453,5 @@ def test_a_day_without_traffic_is_closed_by_itself(database: TestDatabase, start
     yesterday = today() - timedelta(days=1)
     store_lead(database, f"{yesterday}T23:59:59.999Z")
     service = start_service(database_url=database.serve_url)
-    assert eventually(file_of(service, yesterday).exists, within=10)
+    assert eventually(file_of(service, yesterday).exists, within=30)
     assert read(file_of(service, yesterday))["lead_count"] == 1

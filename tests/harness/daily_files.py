@@ -51,7 +51,7 @@ def leads_in(path: Path) -> dict[str, dict[str, Any]]:
     return {lead["id"]: lead for lead in read(path)["leads"]} if path.exists() else {}
 
 
-def soon_in(path: Path, lead_id: str, *, within: float = 10.0, **values: object) -> bool:
+def soon_in(path: Path, lead_id: str, *, within: float = 30.0, **values: object) -> bool:
     """Whether the file soon shows the lead with these values."""
 
     def shown() -> bool:
