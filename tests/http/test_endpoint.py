@@ -74,7 +74,7 @@ async def test_a_caller_that_hangs_up_does_not_stop_the_work(endpoint: HttpEndpo
     body = json.dumps(STORY).encode()
     head = f"POST /api/leads/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\ncontent-length: {len(body)}\r\n"
     writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await begun.wait()
         writer.transport.abort()
         await finished.wait()
@@ -102,11 +102,11 @@ async def test_stopping_waits_for_what_runs(methods: Mapping[str, Handler], serv
 async def test_what_outlasts_the_grace_is_answered_as_unknown_and_goes_on(
     methods: Mapping[str, Handler], servicer: Servicer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begun, finished = asyncio.Event(), asyncio.Event()
+    begun, goes_on, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
         begun.set()
-        await asyncio.sleep(0.5)
+        await goes_on.wait()
         finished.set()
 
     servicer.before = work
@@ -118,8 +118,8 @@ async def test_what_outlasts_the_grace_is_answered_as_unknown_and_goes_on(
         await begun.wait()
         await endpoint.stop(0)
         assert (await running).json()["reason"] == "DEADLINE_TOO_SHORT"
-    assert not finished.is_set()
-    async with asyncio.timeout(5):
+    goes_on.set()
+    async with asyncio.timeout(20):
         await finished.wait()
     # asyncio reports then what nobody has asked a task for.
     gc.collect()

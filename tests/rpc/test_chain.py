@@ -220,9 +220,9 @@ def test_hanging_up_at_the_json_endpoint_does_not_cancel_the_work(
 
 def test_work_goes_on_after_the_deadline(service: RunningService, stub: Stub, database: TestDatabase) -> None:
     lead = stub.CreateLead(pb.CreateLeadRequest(lead=somebody()), metadata=service.metadata(), timeout=10).lead
-    faults.slow_changes(database.admin_url, 1)
+    faults.slow_changes(database.admin_url, 1.5)
     request = pb.UpdateStatusRequest(id=lead.id, status=pb.LEAD_STATUS_CONTACTED, reason=faults.SLOW)
-    failure = fails(lambda: stub.UpdateStatus(request, metadata=service.metadata(), timeout=0.4))
+    failure = fails(lambda: stub.UpdateStatus(request, metadata=service.metadata(), timeout=1))
     assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED
     moved = f"SELECT count(*) FROM lead WHERE id = '{lead.id}' AND status = 'contacted'"
     assert eventually(lambda: faults.value_of(database.admin_url, moved) == 1, within=20)

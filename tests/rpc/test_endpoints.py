@@ -326,7 +326,7 @@ RAW_LINE = re.compile(r"^[IWEF][0-9]{4} ", re.MULTILINE)
 
 
 def test_sigterm_lets_a_running_call_finish(database: TestDatabase, start_service: StartService) -> None:
-    faults.slow_inserts(database.admin_url, 1.5)
+    faults.gated_inserts(database.admin_url)
     running = start_service(database_url=database.serve_url)
     assert running.process is not None
     seen: list[int] = []
@@ -343,10 +343,12 @@ def test_sigterm_lets_a_running_call_finish(database: TestDatabase, start_servic
         watching = threading.Thread(target=follow)
         watching.start()
         request = pb.CreateLeadRequest(lead=somebody(name=faults.SLOW), request_id=str(uuid4()))
-        call = running.stub(channel).CreateLead.future(request, metadata=running.metadata(), timeout=20)
-        assert eventually(lambda: bool(faults.value_of(database.admin_url, SLEEPING)), within=20)
-        running.process.send_signal(signal.SIGTERM)
-        assert call.result().state == pb.SAVE_STATE_SAVED
+        with faults.closed_gate(database.admin_url):
+            call = running.stub(channel).CreateLead.future(request, metadata=running.metadata(), timeout=20)
+            assert eventually(lambda: faults.waits_at_gate(database.admin_url), within=20)
+            running.process.send_signal(signal.SIGTERM)
+            assert eventually(lambda: NOT_SERVING in seen, within=20)
+        assert call.result().id
         finished = time.monotonic()
         assert running.process.wait(timeout=30) == 0
         took = time.monotonic() - finished
@@ -354,9 +356,6 @@ def test_sigterm_lets_a_running_call_finish(database: TestDatabase, start_servic
     # Neither the watcher of the health, nor a channel that stays open, holds the stop up.
     assert took < 8
     assert (seen[0], seen[-1]) == (SERVING, NOT_SERVING)
-
-
-SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
 
 
 # Limits

@@ -338,13 +338,13 @@ async def test_connections_are_bounded_and_what_had_a_token_accepted_stays() -> 
         await call(b"", metadata=(("authorization", "Bearer x"),))
         strangers = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(24)]
         await until(lambda: running.refused["connections_of_peer"] + running.refused["connections"] >= 5)
-        closed = [reader.at_eof() or await _is_closed(reader) for reader, _ in strangers]
+        closed = await asyncio.gather(*(_is_closed(reader) for reader, _ in strangers))
         assert closed[:4] == [True] * 4
         assert sum(closed) >= 5
         # Neither the honest connection nor a new one pays for it.
-        await call(b"", timeout=5)
+        await call(b"", timeout=20)
         async with running.channel() as another:
-            await _create(another)(b"", timeout=5)
+            await _create(another)(b"", timeout=20)
         for _, writer in strangers:
             writer.close()
 
@@ -359,7 +359,7 @@ async def test_a_stub_of_the_contract_notices_no_difference() -> None:
 
 async def _is_closed(reader: asyncio.StreamReader) -> bool:
     try:
-        async with asyncio.timeout(0.3):
+        async with asyncio.timeout(3):
             while await reader.read(65_536):
                 pass
     except TimeoutError:

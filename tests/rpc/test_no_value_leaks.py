@@ -12,7 +12,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -173,14 +172,13 @@ def go_through_everything(world: World, caller: Caller) -> None:
     admin, stub = world.admin_url, world.service.stub(caller.channel)
 
     # Accepted once, and shown to somebody who may see it: the proof that the search would find it.
-    faults.slow_inserts(admin, 0.5)
-    with ThreadPoolExecutor() as pool:
+    faults.gated_inserts(admin)
+    with ThreadPoolExecutor() as pool, faults.closed_gate(admin):
         slow = canary(name=faults.SLOW)
         created = pool.submit(stub.CreateLead, pb.CreateLeadRequest(lead=slow), metadata=world.service.metadata())
-        while not faults.value_of(admin, SLEEPING):
-            time.sleep(0.01)
+        assert eventually(lambda: faults.waits_at_gate(admin), within=20)
         world.processes = process_titles() + str(faults.value_of(admin, STATEMENTS))
-        lead_id = created.result().id
+    lead_id = created.result().id
     stub.UpdateLead(
         pb.UpdateLeadRequest(lead=pb.Lead(id=lead_id, name=NAMES["name"])), metadata=world.service.metadata()
     )
@@ -315,7 +313,6 @@ def go_through_everything(world: World, caller: Caller) -> None:
     caller.both_fail("no database", fresh, reason="STORAGE_UNAVAILABLE", status=503, seconds=DEADLINE)
 
 
-SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 STATEMENTS = "SELECT string_agg(query || application_name, ' ') FROM pg_stat_activity"
 
 

@@ -272,6 +272,7 @@ async def test_head_that_trickles_in_is_given_up_and_the_issuer_is_asked_again(
         await asyncio.wait_for(source.key("ed"), 20)
     issuer.head_never_ends = False
     await fetch_ended()  # then the pause begins
+    monkeypatch.undo()
     clock.now += FIRST_KEYS_PAUSE_SECONDS
     assert (await source.key("ed")).kid == "ed"
 
