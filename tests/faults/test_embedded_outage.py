@@ -71,43 +71,45 @@ def stored_ids(service: RunningService) -> set[str]:
         return {row[0] for row in connection.execute("SELECT id::text FROM lead")}
 
 
-def restarts(service: RunningService) -> list[datetime]:
-    """When the log says that PostgreSQL ended and is started again."""
+def restarts(service: RunningService) -> list[tuple[datetime, float]]:
+    """When the log says that PostgreSQL ended and is started again, and after which pause."""
     lines = (json.loads(line) for line in service.log().splitlines() if line.startswith("{"))
     told = [line for line in lines if line["event"] == "PostgreSQL ended and is started again"]
     assert all(line["level"] == "error" for line in told)
-    return [datetime.fromisoformat(line["timestamp"]) for line in told]
+    return [(datetime.fromisoformat(line["timestamp"]), line["pause_seconds"]) for line in told]
 
 
 def test_a_killed_postgres_is_started_again_and_takes_leads(service: RunningService) -> None:
     killed = kill_postgres(service)
     assert service.create(timeout=10).id
-    assert eventually(lambda: len(restarts(service)) > 0, within=10)
-    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=20)
+    assert eventually(lambda: len(restarts(service)) > 0, within=30)
+    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=60)
     assert postgres_pid(service.data_dir) != killed
     assert len(restarts(service)) == 1
-    assert eventually(lambda: service.readiness["reasons"] == [], within=10)
+    assert eventually(lambda: service.readiness["reasons"] == [], within=30)
 
 
 def test_leads_wait_in_the_spool_meanwhile_and_drain_by_themselves(service: RunningService) -> None:
     with unable_to_start(service):
         kill_postgres(service)
         # For some milliseconds its orphans still commit.
-        assert eventually(lambda: len(restarts(service)) > 0, within=10)
+        assert eventually(lambda: len(restarts(service)) > 0, within=30)
         acknowledged = [service.create(timeout=10) for _ in range(3)]
         assert {answer.state for answer in acknowledged} == {pb.SAVE_STATE_DELAYED}
-        assert eventually(lambda: service.readiness["reasons"] == ["database_away", "postgres_restarting"], within=10)
+        assert eventually(lambda: service.readiness["reasons"] == ["database_away", "postgres_restarting"], within=30)
     assert eventually(lambda: {answer.id for answer in acknowledged} <= stored_ids(service), within=60)
-    assert eventually(lambda: service.readiness["reasons"] == [], within=20)
+    assert eventually(lambda: service.readiness["reasons"] == [], within=60)
 
 
 def test_a_postgres_that_keeps_ending_is_started_with_growing_pauses(service: RunningService) -> None:
     with unable_to_start(service):
         kill_postgres(service)
-        assert eventually(lambda: len(restarts(service)) >= 4, within=30)
-        times = restarts(service)
-        pauses = [(later - earlier).total_seconds() for earlier, later in itertools.pairwise(times)]
-        assert pauses[0] < pauses[1] < pauses[2]
+        assert eventually(lambda: len(restarts(service)) >= 4, within=60)
+        noted = restarts(service)
+        pauses = [pause for _, pause in noted]
+        assert pauses == sorted({*pauses})
+        for (began, pause), (later, _) in itertools.pairwise(noted):
+            assert (later - began).total_seconds() >= pause
         assert httpx.get(f"{service.http_url}/healthz").status_code == 200
         assert "no_such_setting" in service.log()
 
@@ -163,26 +165,27 @@ def down(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     try:
         with unable_to_start(service):
             kill_postgres(service)
-            assert eventually(lambda: len(restarts(service)) >= 2, within=20)
+            assert eventually(lambda: len(restarts(service)) >= 2, within=60)
             yield service
     finally:
         service.stop()
         remove_embedded_database(service.data_dir)
 
 
-def test_a_stop_while_postgres_is_down_waits_for_nothing(service: RunningService) -> None:
+def test_a_stop_while_postgres_is_down_waits_for_nothing(start_service: StartService) -> None:
+    service = start_service(settings={"LEADKEEP_SHUTDOWN_GRACE": "60"})
     with unable_to_start(service):
         kill_postgres(service)
         service.create(timeout=10)
-        assert eventually(lambda: len(restarts(service)) >= 2, within=20)
+        assert eventually(lambda: len(restarts(service)) >= 2, within=60)
         began = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - began < 4, "it waited for PostgreSQL: for half of the grace"
+        assert time.monotonic() - began < 20, "it waited for PostgreSQL: for half of the grace"
 
 
 def test_a_stop_in_the_middle_of_a_restart_leaves_no_server(service: RunningService) -> None:
     kill_postgres(service)
-    assert eventually(lambda: bool(children_running(service.pid, " -D ")), within=10)
+    assert eventually(lambda: bool(children_running(service.pid, " -D ")), within=30)
     began = time.monotonic()
     assert service.stop() == 0
     assert time.monotonic() - began < 20
@@ -192,11 +195,11 @@ def test_a_stop_in_the_middle_of_a_restart_leaves_no_server(service: RunningServ
 def test_a_service_that_is_killed_takes_its_restarted_postgres_with_it(service: RunningService) -> None:
     killed = kill_postgres(service)
     # For some milliseconds its orphans still commit.
-    assert eventually(lambda: len(restarts(service)) > 0, within=10)
-    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=20)
+    assert eventually(lambda: len(restarts(service)) > 0, within=30)
+    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=60)
     assert postgres_pid(service.data_dir) != killed
     service.kill()
-    assert eventually(lambda: not processes_in(embedded_home(service.data_dir)), within=10)
+    assert eventually(lambda: not processes_in(embedded_home(service.data_dir)), within=30)
 
 
 def test_postgres_recovers_a_killed_backend_by_itself(service: RunningService) -> None:
@@ -205,6 +208,6 @@ def test_postgres_recovers_a_killed_backend_by_itself(service: RunningService) -
     assert url is not None
     with psycopg.connect(url) as connection:
         os.kill(connection.info.backend_pid, signal.SIGKILL)
-    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=20)
+    assert eventually(lambda: service.create(timeout=10).state == pb.SAVE_STATE_SAVED, within=60)
     assert postgres_pid(service.data_dir) == postmaster
     assert postmaster in family(service.pid)

@@ -118,4 +118,4 @@ def test_a_killed_service_leaves_no_postgres_behind(start_service: StartService)
     folder = embedded_home(service.data_dir) / "postgres"
     assert postgres_pid(service.data_dir) in processes_in(folder)
     service.kill()
-    assert eventually(lambda: not processes_in(folder), within=10)
+    assert eventually(lambda: not processes_in(folder), within=30)

@@ -43,13 +43,13 @@ def test_nothing_of_an_erased_person_is_left_and_strangers_are_whole(
     traces = _traces(held, types, ids)
     values = {"email": set(disguises(life.email)), "notes": set(disguises(_notes_of(admin, life)))}
     assert hidden_in(_dump(postgres_server, url), traces) == traces.keys()
-    assert eventually(lambda: life.leads[0] in leads_in(file_of(service)), within=20)
+    assert eventually(lambda: life.leads[0] in leads_in(file_of(service)), within=60)
 
     done = erase(admin, found)
 
     assert len(done.erased) == 6
-    assert eventually(lambda: not ids & leads_in(file_of(service)).keys(), within=20)
-    assert eventually(lambda: leads_in(file_of(service))[life.stranger]["kept_resubmissions"] == [], within=20)
+    assert eventually(lambda: not ids & leads_in(file_of(service)).keys(), within=60)
+    assert eventually(lambda: leads_in(file_of(service))[life.stranger]["kept_resubmissions"] == [], within=60)
     written = [service.data_dir / "files", service.data_dir / "spool", service.out_path, service.log_path]
     assert hidden_in(_dump(postgres_server, url), traces | values) == set()
     assert hidden_under(written, traces | values) == {}

@@ -131,7 +131,7 @@ def lost(service: RunningService, database: TestDatabase, mode: str) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'leadkeep_serve'"
             " AND datname = current_database()",
         )
-    assert eventually(lambda: service.readiness["reasons"] == ["settings_lost"], within=20)
+    assert eventually(lambda: service.readiness["reasons"] == ["settings_lost"], within=60)
     assert "lost (synchronous_commit)" in service.log()
     assert service.create().state == pb.SAVE_STATE_DELAYED
 
@@ -155,7 +155,7 @@ def test_an_exchange_of_the_database_behind_a_pooler_stores_no_lead_in_the_wrong
             with pytest.raises(grpc.RpcError) as refused:
                 stub.UpdateStatus(change, metadata=metadata, timeout=5)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert eventually(lambda: service.readiness["reasons"] == ["database_refused"], within=10)
+        assert eventually(lambda: service.readiness["reasons"] == ["database_refused"], within=30)
         assert value_of(wrong.admin_url, "SELECT count(*) FROM lead") == 0
         front.lead_to(right.serve_url)
         ids += [answer.id for answer in answers]

@@ -176,7 +176,7 @@ def test_calls_that_wait_for_the_database_are_spooled_within_the_grace(
 
         with network.cut(how):
             states = threads.map(state, range(20))
-            assert eventually(lambda: arrived(service) == 20, within=15)
+            assert eventually(lambda: arrived(service) == 20, within=30)
             assert seconds_to_stop(service) < 10
             # Answered, or refused at the end of the grace: each lead is on the disk.
             assert set(states) <= {"SAVE_STATE_DELAYED", "StatusCode.UNAVAILABLE"}
@@ -191,7 +191,7 @@ def test_reads_that_wait_for_the_database_hold_up_no_stop_beyond_the_grace(
     with service.channel() as channel, network.cut("black hole"):
         read, metadata = service.stub(channel).GetLead, service.metadata("admin")
         calls = [read.future(request, timeout=20, metadata=metadata) for _ in range(20)]
-        assert eventually(lambda: service.metric("leadkeep_calls_in_flight") == 20, within=10)
+        assert eventually(lambda: service.metric("leadkeep_calls_in_flight") == 20, within=30)
         assert seconds_to_stop(service) < 10
         reasons = {failure_of(call.exception()).reason for call in calls}
         assert reasons == {"SERVICE_STOPPING"}
@@ -200,7 +200,7 @@ def test_reads_that_wait_for_the_database_hold_up_no_stop_beyond_the_grace(
 def test_with_the_database_everything_is_finished_in_order(database: TestDatabase, start_service: StartService) -> None:
     service = used(start_service, database.serve_url)
     with service.channel() as channel:
-        assert eventually(lambda: file_of(service, today()).exists(), within=10)
+        assert eventually(lambda: file_of(service, today()).exists(), within=30)
         lead = create(service, channel)
     assert seconds_to_stop(service) < 10
     assert lead.id in file_of(service, today()).read_text(), "the last render is missing"

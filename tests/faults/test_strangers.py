@@ -44,14 +44,17 @@ async def test_a_kind_of_stranger_takes_nothing_from_others(besieged: RunningSer
     target = Target(besieged, besieged.grpc_address, besieged.http_address, probe_seconds=20)
     endpoint, reason = REFUSED.get(kind, ("", ""))
     before = _refusals(besieged, endpoint, reason)
-    async with strangers(kind, target, 4):
-        seen = await target.watch(2)
-    assert set(seen.probes) == {"200"}
-    assert not seen.failures
-    assert seen.megabytes < 300
+    for _ in range(5):  # on a busy machine few strangers come in four seconds
+        async with strangers(kind, target, 4):
+            seen = await target.watch(2)
+        assert set(seen.probes) == {"200"}
+        assert not seen.failures
+        assert seen.megabytes < 300
+        if not reason or (refused := _refusals(besieged, endpoint, reason) > before):
+            break
     if reason:
-        assert _refusals(besieged, endpoint, reason) > before
-        assert reason in besieged.log()
+        assert refused
+        assert eventually(lambda: reason in besieged.log(), within=60)
 
 
 def test_few_open_files_bound_the_connections_with_a_word(besieged: RunningService) -> None:

@@ -90,7 +90,7 @@ def test_a_thawed_primary_is_used_by_no_replica(cluster: Cluster) -> None:
         assert eventually(lambda: len(created(busy, 1)) == 1, within=30)
         # It has had no call; only its looks at all hosts can have noticed the promotion.
         remembered = cluster.folder / "idle" / "spool" / "timelines.json"
-        assert eventually(lambda: 2 in json.loads(remembered.read_text()).values(), within=15)
+        assert eventually(lambda: 2 in json.loads(remembered.read_text()).values(), within=30)
     newcomer = cluster.service("newcomer")
     busy.stop()
     busy.start()

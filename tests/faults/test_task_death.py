@@ -85,7 +85,7 @@ def ten_that_wait(service: RunningService, fault: Path, database: TestDatabase) 
         create(service, channel)
         holder.execute("LOCK TABLE lead IN ACCESS EXCLUSIVE MODE")
         waiting = [threads.submit(outcome, lambda: create(service, channel)) for _ in range(10)]
-        assert eventually(lambda: service.metric("leadkeep_calls_in_flight") == 10, within=10)
+        assert eventually(lambda: service.metric("leadkeep_calls_in_flight") == 10, within=30)
         fault.touch()
         began = time.monotonic()
         waiting.append(threads.submit(outcome, lambda: create(service, channel)))
@@ -164,9 +164,9 @@ def test_a_task_that_fails_is_restarted_counted_and_makes_the_service_degraded(
     service = start_faulty(task)
     assert not service.readiness["degraded"]
     fault.touch()
-    assert eventually(lambda: len(lines(service, "a background task failed")) >= 2, within=10)
+    assert eventually(lambda: len(lines(service, "a background task failed")) >= 2, within=30)
     fault.unlink()
-    assert eventually(lambda: service.readiness["degraded"], within=10)
+    assert eventually(lambda: service.readiness["degraded"], within=30)
     assert service.readiness["ready"]
     assert service.readiness["reasons"] == ["tasks_failing"]
     assert f"restarted: {task}" in lines(service, "degraded")[-1]["detail"]
