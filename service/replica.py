@@ -47,9 +47,9 @@ from service.use_cases.lead_service import LeadService
 from service.use_cases.person_service import ErasureService, PersonService
 from service.use_cases.summary_service import SummaryService
 
-ANSWER_SECONDS = 0.3
-"""How long a stop waits for the database to answer: hundreds of times what an answer takes, and short enough for a stop
-within a second when the database is away."""
+ANSWER_SECONDS = 1.0
+"""How long a stop waits for the database to answer: enough on a busy machine, where a third of a second left a replica
+that had stopped as running, and short enough for a stop within two seconds when the database is away."""
 
 
 class ServiceParts:
