@@ -120,7 +120,7 @@ LEADS_OF_IDS = Statement(
 
 
 def linked_to(conversation: Any, indexes: Any) -> Any:
-    """The condition of leads that a conversation is linked to, also where its id is in clear yet."""
+    """The condition of leads that a conversation is linked to, also where its id is in clear yet, unless it is None."""
     in_clear = and_(literal_column(models.IN_CLEAR), _LINK.c.conversation_id == conversation)
     return LEAD.c.id.in_(select(_LINK.c.lead_id).where(or_(_LINK.c.conversation_index == any_(indexes), in_clear)))
 
@@ -139,6 +139,12 @@ NOT_FOUND_BY_EMAIL = text(
     f"SELECT id FROM lead WHERE {models.LACKS_EMAIL_INDEX} ORDER BY email_index LIMIT 1"  # noqa: S608 # our own text
 )
 """A lead that cannot be found by its e-mail yet, if there is one. The order makes its small index the cheapest way."""
+
+
+SOME_IN_CLEAR = text(
+    f"SELECT id FROM lead_conversation WHERE {models.IN_CLEAR} ORDER BY conversation_id LIMIT 1"  # noqa: S608
+)
+"""A link whose conversation id is in clear yet, likewise."""
 
 
 def refers_to(table: Table, reference: bytes) -> Any:
@@ -195,7 +201,7 @@ _MIDDLE_SIGMA = str.maketrans(dict.fromkeys((_FINAL_SIGMA, _SIGMA.upper()), _SIG
 _END_OF_WORD = re.compile(rf"(?<=\w){_SIGMA}(?!\w)")
 
 
-def _of_conversation(given: tuple[str, tuple[str, ...]]) -> ColumnElement[bool]:
+def _of_conversation(given: tuple[str | None, tuple[str, ...]]) -> ColumnElement[bool]:
     conversation_id, indexes = given
     condition: ColumnElement[bool] = linked_to(conversation_id, bindparam("indexes", list(indexes), type_=ARRAY(Text)))
     return condition

@@ -48,6 +48,7 @@ from service.storage.leads.queries import (
     LEADS_OF_IDS,
     LIST_SECONDS,
     NOT_FOUND_BY_EMAIL,
+    SOME_IN_CLEAR,
     Filters,
     find_page,
     lead_of,
@@ -84,6 +85,7 @@ class LeadRepository:
         self._database = database
         self._spool = spool
         self._reads = OnDemandBatcher[UUID, SealedLead | None](self._read, largest=LARGEST_READ)
+        self._some_in_clear = True
         self.create = writer.create  # nothing is to be done between the caller and the writer
 
     async def get(self, lead_id: UUID, may_read: MayRead) -> SealedLead:
@@ -148,12 +150,22 @@ class LeadRepository:
 
         `indexes` are the blind indexes of its id. Raises ConversationNotFoundError, StorageUnavailableError.
         """
-        wanted = {"conversation": conversation_id, "indexes": list(indexes), "created_by": created_by}
         waits = await _may_wait(self._spool.holds_conversation(conversation_id, _of(created_by)))
+        in_clear = await self._where_in_clear(conversation_id)
+        wanted = {"conversation": in_clear, "indexes": list(indexes), "created_by": created_by}
         rows = await self._database.read(lambda connection: LEADS_OF_CONVERSATION.rows(connection, wanted))
         if not rows:
             raise StorageUnavailableError if waits else ConversationNotFoundError
         return lead_of(rows[0]), [row[0] for row in rows[1:]]
+
+    async def _where_in_clear(self, conversation_id: str) -> str | None:
+        """A conversation id to compare with those in clear, None once there is none: PostgreSQL may log what it gets.
+
+        The database takes no new one in clear.
+        """
+        if self._some_in_clear:
+            self._some_in_clear = bool(await self._database.rows(SOME_IN_CLEAR))
+        return conversation_id if self._some_in_clear else None
 
     async def list_leads(
         self, wanted: Filters, order: LeadOrder, *, after: tuple[datetime, UUID] | None, limit: int
@@ -165,6 +177,9 @@ class LeadRepository:
         """
         if "email" in wanted and await self._database.rows(NOT_FOUND_BY_EMAIL):
             raise IndexIncompleteError
+        if "conversation_id" in wanted:
+            talk, indexes = wanted["conversation_id"]
+            wanted = {**wanted, "conversation_id": (await self._where_in_clear(talk), indexes)}
         # Before the database is read: what is drained meanwhile is found there.
         reference, reader = wanted.get("reference"), wanted.get("reader")
         waits = reference and await _may_wait(self._spool.holds_reference(reference, _of(reader)))
