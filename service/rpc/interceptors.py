@@ -43,11 +43,11 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 STORAGE_MARGIN = 0.05
 """Seconds before the service's own deadline at which storage retries end, so that the caller gets UNAVAILABLE, which
-names the cause, and not DEADLINE_EXCEEDED."""
+names the cause, and not DEADLINE_EXCEEDED; never more than a tenth of the time that is left."""
 
 FEWEST_SECONDS = 0.5
 """With which a call is begun that has lost more in the queue before this process: it would hardly be answered in time,
-and take the time of others."""
+and take the time of others. When one that had less from the start runs out of it, that says nothing of the storage."""
 
 NEED_NO_DATABASE = frozenset({"CreateLead", "ValidateLead"})
 """CreateLead has the spool, and ValidateLead looks nothing up."""
@@ -249,7 +249,13 @@ def deadline(work: Work, default: float) -> Interceptor:
         if task.cancelled():
             # Passed on as it is, it would leave the caller without any status (grpc/grpc#29248).
             raise RuntimeError("the work was cancelled from within")
-        return task.result()
+        try:
+            return task.result()
+        except StorageUnavailableError:
+            # Half of the time: what fails at once fails for another reason.
+            if remaining < FEWEST_SECONDS and time.monotonic() > now + remaining / 2:
+                raise DeadlineTooShortError from None
+            raise
 
     return intercept
 
@@ -325,7 +331,9 @@ def retry_log(metrics: Metrics, longest: float) -> Interceptor:
             )
 
         # The work runs in a task of its own, so this is its context and nobody else's.
-        retry_scope.set(RetryScope(min(call.deadline - STORAGE_MARGIN, time.monotonic() + longest), on_retry))
+        now = time.monotonic()
+        margin = min(STORAGE_MARGIN, (call.deadline - now) / 10)
+        retry_scope.set(RetryScope(min(call.deadline - margin, now + longest), on_retry))
         return await proceed(call, request)
 
     return intercept

@@ -382,7 +382,10 @@ def test_answer_is_due_before_the_callers_deadline(seconds: float, margin: float
 
 @pytest.mark.parametrize(
     ("seconds", "default", "answered", "retried"),
-    [(None, 10, 10, 9.95), (None, 2, 2, 1.95), (None, 30, 30, 29.95), (5, 2, 4.85, 4.8), (60, 2, 59.85, 10)],
+    [
+        *((None, 10, 10, 9.95), (None, 2, 2, 1.95), (None, 30, 30, 29.95), (5, 2, 4.85, 4.8), (60, 2, 59.85, 10)),
+        (0.2, 10, 0.18, 0.162),
+    ],
 )
 async def test_who_sets_no_deadline_gets_the_operators(
     seconds: float | None, default: float, answered: float, retried: float
@@ -401,6 +404,18 @@ async def test_who_sets_no_deadline_gets_the_operators(
     took = time.monotonic() - began
     for end, wanted in zip(ends, (answered, retried), strict=True):
         assert -ROUNDING <= end - began - wanted <= took
+
+
+async def test_a_short_call_that_runs_out_of_time_says_nothing_of_the_storage() -> None:
+    async def waits_in_vain(_call: Call, _request: Message) -> Message:
+        scope = retry_scope.get()
+        assert scope is not None
+        await asyncio.sleep(scope.deadline - time.monotonic())
+        raise StorageUnavailableError
+
+    with pytest.raises(LeadkeepError) as failed:
+        await compose(standard(), waits_in_vain)(a_call(deadline=answer_by(0.3)), pb.GetLeadRequest())
+    assert failed.value.reason == "DEADLINE_TOO_SHORT"
 
 
 async def test_deadline_that_is_over_begins_nothing() -> None:
