@@ -85,7 +85,7 @@ class LeadServicer:
         fields = wire.corrected_fields(request)
         sensitive = tuple(name for name in fields if name in SENSITIVE_FIELDS)
         # All or none: the history would show which fields of a correction had another value.
-        compares = bool(call.comparable) and set(call.comparable).issuperset(sensitive)
+        compares = set(call.comparable).issuperset(sensitive)
 
         def compared(lead_id: UUID | None) -> None:
             call.compared = (lead_id, sensitive) if lead_id and sensitive else None

@@ -32,6 +32,12 @@ def test_a_chatbot_corrects_its_own_lead_and_again(chatbot: Client, admin: Clien
     assert (stored.phone, stored.name) == (phone, "Another Name")
 
 
+def test_a_repeat_of_a_correction_of_what_nobody_sees_masked_changes_nothing(chatbot: Client, mine: pb.Lead) -> None:
+    for _ in range(2):
+        corrected = chatbot.correct(mine.id, name="Another Name", source="fair", expected_version=1)
+        assert corrected.version == 2
+
+
 def test_the_version_is_required(chatbot: Client, admin: Client, mine: pb.Lead) -> None:
     with refused(StatusCode.INVALID_ARGUMENT, "LEAD_INVALID") as refusal:
         chatbot.correct(mine.id, name="Another Name")
