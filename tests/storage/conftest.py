@@ -34,8 +34,8 @@ _numbers = count(1)
 
 @pytest.fixture
 async def connected(database: TestDatabase) -> AsyncIterator[Database]:
-    """The test's database, as the role of `serve`."""
-    opened = Database(database.serve_url)
+    """The test's database, as the role of `serve`; patient, because a test's machine may be busy."""
+    opened = Database(database.serve_url, attempt_seconds=10)
     yield opened
     await opened.close()
 

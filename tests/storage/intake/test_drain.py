@@ -179,10 +179,7 @@ async def test_it_starts_by_itself_when_something_waits(world: World, submit: Su
     async with running(Component(name="drain", run=world.drain.run)):
         await asyncio.sleep(0.1)
         await world.spool.put([submit()])
-        for _ in range(100):
-            if world.spool.empty:
-                break
-            await asyncio.sleep(0.05)
+        await until(lambda: world.spool.empty)
     assert stored(database) == 1
 
 

@@ -494,15 +494,18 @@ async def test_a_repeat_that_is_answered_with_a_spooled_one_keeps_it_there(
     first = submit(request_id="r")
     repeat, other = replace(first, id=new_id()), submit()
     database_answers, other_is_spooled = asyncio.Event(), asyncio.Event()
+    under_way, spooling = asyncio.Event(), asyncio.Event()
     put = world.spool.put
 
     async def refuse(_: SubmissionStore, batch: list[SealedSubmission]) -> dict[UUID, Outcome]:
+        under_way.set()
         await database_answers.wait()
         return {each.id: RequestIdReused() for each in batch}
 
     async def put_while_the_database_answers(batch: list[SealedSubmission]) -> Any:
         kept = await put(batch)
         if other in batch:
+            spooling.set()
             await other_is_spooled.wait()
         else:
             assert [each.id for each in batch] == [first.id, repeat.id]
@@ -512,11 +515,12 @@ async def test_a_repeat_that_is_answered_with_a_spooled_one_keeps_it_there(
 
     monkeypatch.setattr(SubmissionStore, "create_all_once", refuse)
     monkeypatch.setattr(world.spool, "put", put_while_the_database_answers)
-    left_behind = asyncio.create_task(world.create(first, seconds=0.8))
-    await asyncio.sleep(0.05)  # its statement is under way
+    left_behind = asyncio.create_task(world.create(first, seconds=2))
+    await under_way.wait()
     hurried = asyncio.create_task(world.create(other, seconds=0.2))
-    repeated = asyncio.create_task(world.create(repeat, seconds=0.8))
-    await asyncio.sleep(1)  # the spool writer is busy while the time of both is over
+    await spooling.wait()
+    repeated = asyncio.create_task(world.create(repeat, seconds=2))
+    await asyncio.sleep(2)  # the spool writer is busy while the time of both is over
     other_is_spooled.set()
     answer = await repeated
     assert isinstance(answer, Delayed)
