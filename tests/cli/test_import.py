@@ -333,10 +333,19 @@ def test_an_import_that_was_interrupted_is_repeated_and_nothing_is_there_twice(
     how: signal.Signals, operator: RunningService, database: TestDatabase, tmp_path: Path
 ) -> None:
     path = csv_file(tmp_path, [person(n) for n in range(4000)])
+    execute(
+        database.admin_url,
+        """CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END $$""",
+        "CREATE TRIGGER take_time BEFORE INSERT ON lead FOR EACH ROW EXECUTE FUNCTION take_time()",
+    )
     running = begun(operator, path)
-    assert eventually(lambda: count(database) > 500, within=30)
+    assert eventually(lambda: count(database) > 500, within=60)
     running.send_signal(how)
-    running.communicate(timeout=30)
+    running.communicate(timeout=60)
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    assert eventually(lambda: value_of(database.admin_url, others) == 0, within=30), "a last commit may be under way"
+    execute(database.admin_url, "DROP TRIGGER take_time ON lead")
     kept = count(database)
     assert kept < 4000
     if how is not signal.SIGKILL:
