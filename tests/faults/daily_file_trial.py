@@ -25,7 +25,7 @@ from service.storage.daily.daily_leads import DailyLeads, Days
 from tests.harness.daily_files import file_of, today
 from tests.harness.leads import somebody
 from tests.harness.postgres import own_postgres
-from tests.harness.processes import eventually
+from tests.harness.processes import eventually, until
 from tests.harness.running_service import RunningService
 
 CALLERS = 64
@@ -69,8 +69,10 @@ async def load(service: RunningService, acknowledged: dict[str, float], seconds:
                     acknowledged[made.id] = time.time()
                 await asyncio.sleep(pause)
 
+        before = len(acknowledged)
         callers = [asyncio.ensure_future(caller()) for _ in range(CALLERS)]
         await asyncio.sleep(seconds)
+        await until(lambda: len(acknowledged) > before + CALLERS // 2)  # a busy machine needs longer
         killed = True
         service.kill()
         for each in callers:

@@ -17,6 +17,9 @@ from tests.faults.chaos.load import CALLERS, Load, Mix
 A = TypeVar("A")
 B = TypeVar("B")
 
+AGAIN = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+"""What a caller repeats who only reads."""
+
 
 def _content(number: int) -> Content:
     """What is sent as `lead-NUMBER`, whoever sends it: with other fields a repeat is refused."""
@@ -88,7 +91,10 @@ class Callers:
         acknowledged = list(self._history.acknowledged())
 
         async def one(sent: Call) -> str:
-            call, lead = await self._client.get(sent.id, 5)
+            for _ in range(10):
+                call, lead = await self._client.get(sent.id, 5)
+                if call.code not in AGAIN:
+                    break
             assert sent.content is not None
             if lead is None:
                 # A person decides about it; what was sent lies in `lead_conflict`.
