@@ -24,6 +24,6 @@ def test_it_counts_what_a_real_grpc_server_answers_and_refuses(tmp_path: Path) -
 
 def test_an_open_loop_keeps_its_rate(tmp_path: Path) -> None:
     with contender_d(tmp_path) as empty:
-        result = run(empty.load(Operation.GET, callers=8, seconds=1.0, rate=200.0))
-    assert 120 < len(result.latencies) < 280
+        result = run(empty.load(Operation.GET, callers=8, seconds=2.0, rate=40.0))
+    assert 40 < len(result.latencies) < 120
     assert result.failures == 0

@@ -213,7 +213,7 @@ def test_killed_service_leaves_no_server_even_when_no_other_starts(own: Callable
     owner = own()
     pid = pid_of(owner)
     owner.kill()
-    assert eventually(lambda: gone(pid), within=10)
+    assert eventually(lambda: gone(pid), within=30)
 
 
 def test_orphan_that_got_no_signal_is_stopped_by_the_next_start(
@@ -543,7 +543,7 @@ def test_ordinary_user_keeps_everything_in_the_data_folder(folder: Path) -> None
         with psycopg.connect(url) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
         owner.kill()
-        assert eventually(lambda: gone(pid), within=10)
+        assert eventually(lambda: gone(pid), within=30)
     finally:
         owner.communicate()
 
