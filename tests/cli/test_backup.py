@@ -719,7 +719,7 @@ def test_pg_dump_ends_with_a_backup_that_was_killed(
         program = pg_dump_of(running)
         running.kill()
         running.wait()
-        assert eventually(lambda: not Path(f"/proc/{program}").exists(), within=10)
+        assert eventually(lambda: not Path(f"/proc/{program}").exists(), within=30)
 
 
 # Secrets on the command line

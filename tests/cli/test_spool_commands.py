@@ -88,7 +88,7 @@ def test_what_is_damaged_is_set_aside_and_reported_and_the_rest_drains(
     damage_one(waiting)
     waiting.start()
     server.postgres.start()
-    assert eventually(lambda: status(waiting)["waiting"] == 0, within=15)
+    assert eventually(lambda: status(waiting)["waiting"] == 0, within=30)
     assert [(entry["state"], entry["why"]) for entry in entries(waiting)] == [("set aside", "cannot be opened")]
     diagnosed = waiting.leadkeep("doctor", "--json")
     assert diagnosed.returncode == 3
@@ -103,5 +103,5 @@ def test_doctor_finds_leads_that_have_waited_too_long(waiting: RunningService) -
         return {check["check"]: check for check in json.loads(diagnosed.stdout)["checks"]}
 
     # The leads of a fast machine are younger than a second, the smallest age that can be set, at the first look.
-    assert eventually(lambda: "have waited in the spool" in checks()["spool"]["detail"], within=15)
+    assert eventually(lambda: "have waited in the spool" in checks()["spool"]["detail"], within=30)
     assert "degraded" in checks()["database"]["detail"]

@@ -35,18 +35,18 @@ NO_CONNECTION = Refusal(
     [LIMIT.format(-1)],
     "it has no connection left: raise max_connections",
 )
-NOT_CHANGED = {"STORAGE_UNAVAILABLE", "DEADLINE_TOO_SHORT"}
-"""The latter where its last attempt takes too long, on a busy machine."""
+NOT_CHANGED = {"STORAGE_UNAVAILABLE", "DEADLINE_TOO_SHORT", "DEADLINE_EXCEEDED"}
+"""The latter two where the call's own deadline ends its last attempt or the call, on a busy machine."""
 
 
 def change(service: RunningService, lead_id: str) -> str:
-    """The reason for which a lead cannot be changed; empty if it can."""
+    """The reason for which a lead cannot be changed, or the code of an answer without one; empty if it can."""
     request = pb.UpdateStatusRequest(id=lead_id, status=pb.LEAD_STATUS_CONTACTED)
     with service.channel() as channel:
         try:
             service.stub(channel).UpdateStatus(request, timeout=5, metadata=service.metadata())
         except grpc.RpcError as error:
-            return reason_of(error)
+            return reason_of(error) or str(error.code().name)
     return ""
 
 

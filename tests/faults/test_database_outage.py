@@ -154,7 +154,8 @@ def test_the_json_endpoint_answers_202_when_delayed(
     answer = httpx.post(
         f"{service.http_url}/api/leads/",
         json=lead,
-        headers={"authorization": f"Bearer {service.token()}", "request-timeout": "2"},
+        headers={"authorization": f"Bearer {service.token()}", "request-timeout": "20"},
+        timeout=30,
     )
     assert answer.status_code == 202
     assert answer.json()["state"] == "SAVE_STATE_DELAYED"

@@ -43,4 +43,4 @@ def memory_disk() -> str | None:
 def remount(folder: Path, option: str) -> None:
     """Mount the disk again with another option, such as `ro`: refused while somebody writes to a file on it."""
     command = ["mount", "-o", f"remount,{option}", str(folder)]
-    assert eventually(lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0, within=10)
+    assert eventually(lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0, within=30)

@@ -33,7 +33,7 @@ class ReplicatedServer(TestServer):
         self.ask(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
         self.ask("SELECT pg_reload_conf()")
         # Until this is seen, commits do not wait: walwriter and checkpointer spread the new setting.
-        assert eventually(lambda: self.ask("SHOW synchronous_standby_names") == names, within=10)
+        assert eventually(lambda: self.ask("SHOW synchronous_standby_names") == names, within=30)
 
     def url_of_all(self, url: str) -> str:
         """The URL of a database of this server, with the standbys as further hosts of it."""

@@ -93,8 +93,9 @@ class RunningService:
         raise AssertionError(f"serve was not ready after {START_SECONDS} s: {self.log()[-3000:]}")
 
     def log(self) -> str:
-        """Everything it has written to standard error."""
-        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        """Every line that it has written to standard error."""
+        written = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        return written[: written.rfind("\n") + 1]  # another line may be half written
 
     @property
     def pid(self) -> int:

@@ -37,7 +37,7 @@ ANSWERED_WITHIN = 2.0 if WHOLE else 4.0
 """Seconds after the service is back. A machine that runs other tests takes longer. Without `waitForReady`, or with
 gRPC's own waits in place of the reconnect settings, calls take five seconds and more."""
 
-REFUSED_WITHIN = 1.0 if WHOLE else 3.0
+REFUSED_WITHIN = 1.0 if WHOLE else 8.0
 """Seconds until a read fails while the database is known to be away. A client that repeats it takes ten."""
 
 DEADLINE = 15
@@ -190,7 +190,7 @@ def test_a_restart_fails_no_call(name: str, server: TestServer, tmp_path: Path) 
         print(f"{name}: {len(load.answers)} calls, gap {gap:.2f} s, slowest {slowest:.2f} s")  # noqa: T201 # with -s, the trial
         assert {answer.code for answer in load.answers} == {"OK"}
         assert slowest < gap + ANSWERED_WITHIN
-        assert eventually(lambda: leads(database) == len(load.answers) + 1, within=10)
+        assert eventually(lambda: leads(database) == len(load.answers) + 1, within=30)
     finally:
         service.stop()
 

@@ -147,7 +147,7 @@ def test_lock_timeouts_are_retried_until_the_lock_is_released(
             timeout=20,
         )
         retried = re.compile(rf'"event":"storage retried".*{request_id}|{request_id}.*"event":"storage retried"')
-        assert eventually(lambda: bool(retried.search(service.log())), within=10)
+        assert eventually(lambda: bool(retried.search(service.log())), within=30)
         holder.rollback()
         answer = posted.result()
     assert answer.status_code == 200
@@ -191,7 +191,7 @@ def test_hanging_up_does_not_cancel_the_work(service: RunningService, stub: Stub
     request = pb.CreateLeadRequest(lead=somebody(name=faults.SLOW), request_id=request_id)
     with faults.closed_gate(database.admin_url):
         call = stub.CreateLead.future(request, metadata=[*service.metadata(), ("x-request-id", request_id)], timeout=20)
-        assert eventually(lambda: faults.waits_at_gate(database.admin_url), within=10)
+        assert eventually(lambda: faults.waits_at_gate(database.admin_url), within=30)
         call.cancel()
         (line,) = lines_of(service, request_id, "call")
         assert line["code"] == "CANCELLED"
@@ -213,7 +213,7 @@ def test_hanging_up_at_the_json_endpoint_does_not_cancel_the_work(
                 f"content-type: application/json\r\nidempotency-key: {request_id}\r\n"
                 f"content-length: {len(body)}\r\n\r\n{body}".encode()
             )
-            assert eventually(lambda: faults.waits_at_gate(database.admin_url), within=10)
+            assert eventually(lambda: faults.waits_at_gate(database.admin_url), within=30)
         assert not stored(database, request_id)
     assert eventually(lambda: stored(database, request_id), within=20)
 

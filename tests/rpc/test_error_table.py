@@ -313,7 +313,8 @@ def internal(world: World) -> Iterator[Attempt]:
 
 @contextmanager
 def storage_unavailable(world: World) -> Iterator[Attempt]:
-    yield get(str(uuid4()), seconds=0.8)
+    assert eventually(lambda: "database_away" in world.service.readiness["reasons"], within=30)
+    yield get(str(uuid4()))
 
 
 @contextmanager

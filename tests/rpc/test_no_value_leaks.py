@@ -347,7 +347,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world = World(service, server, database.admin_url)
         with service.channel() as channel, httpx.Client(base_url=service.http_url, timeout=20) as http:
             go_through_everything(world, Caller(world, channel, http))
-            assert eventually(lambda: http.get("/readyz").status_code == 503, within=10)
+            assert eventually(lambda: http.get("/readyz").status_code == 503, within=30)
         yield world
         service.stop()
 

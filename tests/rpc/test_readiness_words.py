@@ -28,7 +28,7 @@ def server() -> Iterator[TestServer]:
 
 
 def comes_to(service: RunningService, reason: str) -> bool:
-    return eventually(lambda: reason in service.readiness["reasons"], within=15)
+    return eventually(lambda: reason in service.readiness["reasons"], within=30)
 
 
 def with_another_keyring(server: TestServer, start: StartService) -> RunningService:

@@ -70,6 +70,6 @@ def test_it_shows_for_a_while_that_a_change_was_refused(
     drops = dropping("DELETE", "lead")
     with refusing(service_database, drops), refused(StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE"):
         admin.call("EraseLead", pb.EraseLeadRequest(id=lead_id, reason="asked"))
-    assert eventually(lambda: service.readiness["reasons"] == ["statements_refused"], within=10)
+    assert eventually(lambda: service.readiness["reasons"] == ["statements_refused"], within=30)
     assert admin.get(lead_id).id == lead_id
     assert eventually(lambda: service.is_well, within=20)

@@ -47,7 +47,7 @@ class Renewed:
         """Show a certificate of a new authority, trust that one only, and wait until it is so."""
         self._begin_with(Authority(folder, "authority"))
         client = TlsClient(self.authority.issue("first-client"))
-        assert eventually(lambda: all(self.takes(client, endpoint) for endpoint in ENDPOINTS), within=10)
+        assert eventually(lambda: all(self.takes(client, endpoint) for endpoint in ENDPOINTS), within=30)
         return self
 
     def _begin_with(self, authority: Authority) -> None:
