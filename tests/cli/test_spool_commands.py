@@ -28,7 +28,7 @@ def waiting(server: TestServer, database: TestDatabase, start_service: StartServ
     service = start_service(database_url=database.serve_url)
     server.postgres.stop()
     for _ in range(3):
-        assert service.create(timeout=2).state == pb.SAVE_STATE_DELAYED
+        assert service.create(timeout=20).state == pb.SAVE_STATE_DELAYED
     return service
 
 

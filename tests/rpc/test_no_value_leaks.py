@@ -53,7 +53,7 @@ SENT = {**SENSITIVE, "phone": "+880 1731-597246", "nid": "qzx-7793-156820"}
 """The same as a customer may write it."""
 
 POLICY = "Ornithologist Life 30-Year"
-DEADLINE = 2.0
+DEADLINE = 4.0
 
 
 def forms(value: str) -> set[str]:

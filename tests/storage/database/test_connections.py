@@ -144,7 +144,7 @@ async def test_what_the_work_raises_is_told_when_its_connection_was_lost_meanwhi
 
 
 async def test_what_hangs_in_a_rollback_is_left_behind(database: TestDatabase) -> None:
-    impatient = Database(database.serve_url, attempt_seconds=0.5)
+    impatient = Database(database.serve_url, attempt_seconds=2)
     pid = await impatient.read_once(process_id)
 
     async def freeze_and_fail(connection: AsyncConnection) -> None:
@@ -171,7 +171,7 @@ async def test_a_closed_database_keeps_nothing_open(database: TestDatabase) -> N
 
 
 async def test_a_hung_statement_takes_its_connection_with_it(database: TestDatabase) -> None:
-    impatient = Database(database.serve_url, attempt_seconds=0.5)
+    impatient = Database(database.serve_url, attempt_seconds=2)
     pid = await impatient.read_once(process_id)
 
     with frozen(pid), pytest.raises(DatabaseHungError):
@@ -185,7 +185,7 @@ async def test_the_host_that_hung_is_tried_last(database: TestDatabase, tmp_path
     first = str(conninfo_to_dict(database.serve_url)["host"])
     second = tmp_path / "second"
     second.symlink_to(first)
-    impatient = Database(make_conninfo(database.serve_url, host=f"{first},{second}"), attempt_seconds=0.5)
+    impatient = Database(make_conninfo(database.serve_url, host=f"{first},{second}"), attempt_seconds=2)
 
     async def host(connection: AsyncConnection) -> str:
         driver = (await connection.get_raw_connection()).driver_connection

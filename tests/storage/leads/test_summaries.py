@@ -67,7 +67,7 @@ async def test_one_that_takes_the_database_too_long_is_ended_and_the_next_one_is
     store: SubmissionStore,
     submit: Submit,
 ) -> None:
-    monkeypatch.setattr(summaries, "SUMMARY_SECONDS", 0.2)
+    monkeypatch.setattr(summaries, "SUMMARY_SECONDS", 1)
     await store.create(submit())
     counting, span = LeadSummaries(connected), (datetime.now(UTC) - timedelta(days=1), datetime.now(UTC))
     with endless_summaries(database.admin_url):
