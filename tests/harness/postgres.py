@@ -73,9 +73,9 @@ class TestServer:
         """A clone of the template."""
         return self._create("TEMPLATE leadkeep STRATEGY file_copy")
 
-    def empty_database(self) -> TestDatabase:
-        """A database without a schema."""
-        return self._create("TEMPLATE template0 STRATEGY file_copy")
+    def empty_database(self, locale: str = "") -> TestDatabase:
+        """A database without a schema, of another `locale` than the server's, as CREATE DATABASE takes it."""
+        return self._create(f"TEMPLATE template0 STRATEGY file_copy {locale}")
 
     def database_at(self, revision: str) -> TestDatabase:
         """An empty database of the schema of an earlier release."""

@@ -301,7 +301,8 @@ def connection_refusal(sqlstate: str) -> SessionRefusedError:
         "other clients"
         if sqlstate == _NO_CONNECTION_LEFT
         else "see its log; user, password, database name and options of LEADKEEP_DATABASE_URL must be such that it "
-        "takes them (PgBouncer takes options with ignore_startup_parameters = options, and drops them)"
+        "takes them (PgBouncer takes options with ignore_startup_parameters = options, and drops them; or its pool, or "
+        "max_client_conn, is too small)"
     )
     return SessionRefusedError(
         "connection_refused",

@@ -188,12 +188,13 @@ def _begins_with(prefix: str) -> ColumnElement[bool]:
 def _in_greek_too(prefix: str) -> list[str]:
     """A prefix as it may stand in a name in lower case, where a sigma has another form at the end of a word.
 
-    Of a name that was written in capitals the form in the middle is kept.
+    Of a name that was written in capitals the form in the middle is kept. libc's C lower-cases no sigma, and there only
+    the prefix itself is found.
     """
     middle = prefix.translate(_MIDDLE_SIGMA)
     ends = _END_OF_WORD.sub(_FINAL_SIGMA, middle)
     # The prefix may be the beginning of a longer word.
-    return list(dict.fromkeys((middle, ends, ends[:-1] + middle[-1:])))
+    return list(dict.fromkeys((prefix, middle, ends, ends[:-1] + middle[-1:])))
 
 
 _FINAL_SIGMA, _SIGMA = "\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}"

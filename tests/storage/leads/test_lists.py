@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import LeadValidationError, QueryTimeoutError
 from service.lead import LeadOrder, LeadStatus
-from service.storage import models
+from service.storage import models, schema
 from service.storage.database.database import Database
 from service.storage.database.pool import CONNECTIONS
 from service.storage.leads.queries import CONDITIONS, MOST_MATCHES, Filters, columns_of, find_page, index_columns
@@ -105,8 +105,7 @@ def rows(listed: TestDatabase, submit: Submit) -> list[Row]:
                 "updated_at": created if chance.random() < 0.4 else max(created, moment()),
                 "resubmitted_at": moment() if chance.random() < 0.2 else None,
             }
-            places = ", ".join(f"%({name})s" for name in row)
-            connection.execute(f"INSERT INTO lead ({', '.join(row)}) VALUES ({places})".encode(), row)
+            insert(connection, row)
             if indexes := submission.indexes.conversation:
                 connection.execute(
                     "INSERT INTO lead_conversation (lead_id, submission_id, conversation_id, conversation_index)"
@@ -115,6 +114,11 @@ def rows(listed: TestDatabase, submit: Submit) -> list[Row]:
                 )
             made.append({**row, "talk": talk})
     return made
+
+
+def insert(connection: psycopg.Connection, row: Row) -> None:
+    places = ", ".join(f"%({name})s" for name in row)
+    connection.execute(f"INSERT INTO lead ({', '.join(row)}) VALUES ({places})".encode(), row)
 
 
 @pytest.fixture
@@ -239,6 +243,25 @@ async def test_a_list_of_too_many_to_sort_is_refused_and_another_filter_helps(
     with pytest.raises(LeadValidationError) as refusal:
         await found(name_prefix="md")
     assert [each.field for each in refusal.value.violations] == [("name_prefix")]
+
+
+async def test_a_name_is_found_by_its_own_letters_where_only_ascii_has_two_cases(
+    postgres_server: TestServer, submit: Submit
+) -> None:
+    database = postgres_server.empty_database("LOCALE_PROVIDER libc LOCALE 'C'")
+    schema.migrate(database.admin_url)
+    names = {submit(name=name).id: name for name in NAMES}
+    with psycopg.connect(database.admin_url) as connection:
+        connection.execute("SET session_replication_role = replica")
+        for lead_id, name in names.items():
+            submission = submit(name=name)
+            row = {**columns_of(submission), **index_columns(submission.indexes)}
+            insert(connection, {**row, "id": lead_id, "created_by": submission.created_by})
+    connected = Database(database.serve_url)
+    for lead_id, name in names.items():
+        find = partial(find_page, wanted={"name_prefix": name}, order=LeadOrder.CREATED_DESC, after=None, limit=100)
+        assert lead_id in [lead.id for _, lead in await connected.read_within(60, find)], name
+    await connected.close()
 
 
 async def test_a_list_ends_at_its_time(leads: Database, rows: list[Row]) -> None:
