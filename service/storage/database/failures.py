@@ -132,26 +132,23 @@ class CommitNotDurableError(Exception):
     """
 
 
-_OWN_FAILURES: dict[type[BaseException], str] = {
+_WORDS: dict[type[BaseException], str] = {
     CommitNotDurableError: "not_durable",
     DatabaseHungError: "hung",
     LeftBehindError: "left_behind",
     NoStandbyError: "no_standby",
     NotConfirmedError: "not_confirmed",
+    NotStoredError: "not_stored",
+    PoolTimeoutError: "pool_timeout",
 }
+"""What errors without an SQLSTATE are called. All but NotStoredError may pass by themselves."""
 
 
 def cause_of(error: BaseException) -> str:
     """The SQLSTATE behind an error, or a fixed word where there is none. Holds no value, so it may be logged."""
-    if (word := _OWN_FAILURES.get(type(error))) is not None:
-        return word
     if isinstance(error, SessionRefusedError):
         return error.word
-    if isinstance(error, NotStoredError):
-        return "not_stored"
-    if isinstance(error, PoolTimeoutError):
-        return "pool_timeout"
-    return _sqlstate(error) or "connection"
+    return _WORDS.get(type(error)) or _sqlstate(error) or "connection"
 
 
 def _driver_error(error: BaseException) -> BaseException | None:
@@ -170,8 +167,8 @@ def is_driver_error(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later: nothing was stored, or what was stored is found by its id."""
-    if type(error) in _OWN_FAILURES or isinstance(error, SessionRefusedError | PoolTimeoutError | OSError):
-        return True
+    if type(error) in _WORDS or isinstance(error, SessionRefusedError | OSError):
+        return not isinstance(error, NotStoredError)
     driver_error = _driver_error(error)
     if not isinstance(driver_error, psycopg.Error):
         return False
