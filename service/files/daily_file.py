@@ -71,11 +71,17 @@ Identity = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Render:
-    """One finished render. `digest` is the SHA-256 of the lines of leads."""
+class Content:
+    """Content of a daily file: the number of leads, and the SHA-256 of their lines."""
 
     lead_count: int
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Render(Content):
+    """One finished render."""
+
     identity: Identity
     """Of the file as it was written, whatever became of it since."""
 
@@ -94,14 +100,6 @@ class Header:
     snapshot_at: datetime
     lead_count: int
     key_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Content of a daily file: the number of leads, and the SHA-256 of their lines."""
-
-    lead_count: int
-    digest: bytes
 
 
 @dataclass

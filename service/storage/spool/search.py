@@ -81,9 +81,9 @@ def _matched(row: SpoolRow | None, encryption: EncryptionService) -> MatchedLead
         return MatchedLead(row.id, "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchKeys:
-    """The digests of one submission's phone, nid and e-mail."""
+    """Digests of phones, nids and e-mails: those of one submission, or those that are sought."""
 
     phones: frozenset[bytes] = field(default=frozenset(), repr=False)
     nids: frozenset[bytes] = field(default=frozenset(), repr=False)
@@ -95,14 +95,11 @@ MakeKeys = Callable[[SealedSubmission, Sequence[IndexScheme]], SearchKeys]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sought:
+class Sought(SearchKeys):
     """What is sought: submissions with one of these ids or digests."""
 
     schemes: tuple[IndexScheme, ...] = ()
     """By which the digests of phone and nid were made. Those of e-mails name their key themselves."""
-    phones: frozenset[bytes] = field(default=frozenset(), repr=False)
-    nids: frozenset[bytes] = field(default=frozenset(), repr=False)
-    emails: frozenset[str] = field(default=frozenset(), repr=False)
     ids: frozenset[UUID] = frozenset()
     limit: int | None = None
     """How many matches of a spool are wanted at most, the oldest; None: all."""
@@ -112,7 +109,7 @@ class Sought:
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields whose digests are sought."""
-        return self.fields_of(SearchKeys(self.phones, self.nids, self.emails))
+        return self.fields_of(self)
 
     def fields_of(self, keys: SearchKeys) -> tuple[str, ...]:
         """The fields by which a submission with these digests matches."""
