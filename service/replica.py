@@ -7,9 +7,8 @@ the connections closed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -181,7 +180,7 @@ async def stop_tasks(supervisor: Supervisor, database: Database, seconds: float)
     if supervisor.idle:
         return
     answers = False
-    with contextlib.suppress(TimeoutError):
+    with suppress(TimeoutError):
         async with asyncio.timeout(min(ANSWER_SECONDS, seconds)):
             answers = (await diagnose(database)).reachable
     await supervisor.stop(seconds, in_order=answers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import contextlib
 import io
 import json
 import os
@@ -13,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn
@@ -246,7 +245,7 @@ def output_file(output: Path | None) -> Iterator[IO[str]]:
         except OSError as error:
             raise StartRefusedError(f"standard output cannot be written: {error.strerror}") from None
         finally:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 file.detach()
         return
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
@@ -264,7 +263,7 @@ def output_file(output: Path | None) -> Iterator[IO[str]]:
         temporary.unlink(missing_ok=True)
 
 
-class ProgressLine:
+class ProgressLine(AbstractContextManager["ProgressLine"]):
     """How far a long command is: a line on a terminal that is written over, and silence in a pipe.
 
     As a context manager it is taken away at the end.
@@ -285,9 +284,6 @@ class ProgressLine:
         """Take it away."""
         if self._terminal and self._shown_at:
             typer.echo("\r\033[K", err=True, nl=False)
-
-    def __enter__(self) -> ProgressLine:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         self.end()

@@ -26,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
-from math import inf
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -88,7 +87,7 @@ class Schedule:
         Days that failed, given with their times, come after all others, the one that failed last at the end.
         """
         rested = [day for day in changed if now >= self._rests_until[day == today]]
-        return min(rested, key=lambda day: (failed.get(day, -inf), day != today, changed[day], day), default=None)
+        return min(rested, key=lambda day: (failed.get(day, -math.inf), day != today, changed[day], day), default=None)
 
     def rendered(self, day: date, today: date, size: int, now: float) -> None:
         """A render of `day` ended now."""
@@ -121,7 +120,7 @@ class FileWorker:
         self._renders = False
         self._alarm: str | None = None
         self._retry_in = _FIRST_RETRY
-        self._reported_at = self._looked_at = float("-inf")
+        self._reported_at = self._looked_at = -math.inf
 
     def run(self) -> None:
         """Work until the order to stop."""

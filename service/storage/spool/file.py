@@ -8,12 +8,11 @@ put, is emptied. Not safe for two threads.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -128,7 +127,7 @@ class SpoolFile:
         self._loaded = 0
         self._growth = 0
         self._unsettled = True
-        with _translated_errors(self), contextlib.ExitStack() as undo:
+        with _translated_errors(self), ExitStack() as undo:
             self._create(folder)
             self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=1)
             undo.callback(self._connection.close)
@@ -164,7 +163,7 @@ class SpoolFile:
             except BaseException:
                 self._counted = before
                 if self._connection.in_transaction:
-                    with contextlib.suppress(sqlite3.Error):
+                    with suppress(sqlite3.Error):
                         self._connection.execute("ROLLBACK")
                 raise
         self._keep_log_short()
@@ -223,7 +222,7 @@ class SpoolFile:
         rows: list[SpoolRow] = []
         left_out: set[tuple[str, bytes]] = set()
         waiting = rows_of(self._connection, "WHERE damage IS NULL ORDER BY seq")
-        with _translated_errors(self), contextlib.closing(waiting):  # open, it would keep the log from being moved
+        with _translated_errors(self), closing(waiting):  # open, it would keep the log from being moved
             for row in waiting:
                 person = {("phone", row.phone)} | ({("nid", row.nid)} if row.nid is not None else set())
                 if row.id in held or person & left_out:
@@ -350,11 +349,11 @@ class SpoolFile:
             self._checkpoint()
             self._unsettled = False
         if ballast:
-            with contextlib.suppress(SpoolError):
+            with suppress(SpoolError):
                 self._load_ballast(CHECKPOINT_PAGES + INDEX_ROWS)
 
     def _keep_log_short(self) -> None:
-        with contextlib.suppress(SpoolError), _translated_errors(self):
+        with suppress(SpoolError), _translated_errors(self):
             if self._log.stat().st_size > CHECKPOINT_PAGES * PAGE_BYTES:
                 self._checkpoint()
 

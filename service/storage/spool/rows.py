@@ -5,14 +5,13 @@ Read by its owner, or by an operator while a service owns it.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import sqlite3
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -227,7 +226,7 @@ def take_back(folder: Path) -> None:
 def as_operator(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
     """The file of a spool, whoever owns it; `mode` is ro or rw. Raises StartRefusedError."""
     try:
-        with contextlib.closing(
+        with closing(
             sqlite3.connect(f"{(folder / FILE_NAME).absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
         ) as connection:
             yield connection
