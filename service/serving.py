@@ -16,7 +16,6 @@ from functools import partial
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry
 from uuid_utils import uuid7
 
 from service.config import Settings
@@ -90,8 +89,7 @@ async def _serve(
         tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     handle_signals(stop.set, [reload.set, tls.reload_now] if tls else [reload.set])
 
-    registry = CollectorRegistry()
-    metrics = Metrics(registry)
+    metrics = Metrics()
     supervisor = Supervisor(on_death=stop.set, on_failure=lambda task: metrics.task_failures.labels(task).inc())
     encryption = await first_encryption(settings, url)
     with closing(Spool(settings.spool_path, encryption, max_bytes=settings.spool_bytes)) as spool:
@@ -103,7 +101,6 @@ async def _serve(
                 url=url,
                 postgres=postgres,
                 tls=tls,
-                registry=registry,
                 metrics=metrics,
             )
             on_ready(*await serving.start(reload))
@@ -120,7 +117,7 @@ class Serving:
         url: the database, for the process that writes the daily files.
         postgres: the embedded PostgreSQL, if the service runs it.
         tls: the certificate of both endpoints; None serves in clear.
-        registry: what `/metrics` shows.
+        metrics: what `/metrics` shows.
 
     Raises StartRefusedError when an address cannot be used.
     """
@@ -135,7 +132,6 @@ class Serving:
         url: str,
         postgres: EmbeddedPostgres | None,
         tls: TlsFiles | None,
-        registry: CollectorRegistry,
         metrics: Metrics,
     ) -> None:
         self._settings, self._parts, self._supervisor = settings, parts, supervisor
@@ -170,7 +166,7 @@ class Serving:
             HttpEndpoint,
             tls=tls,
             readiness=self._readiness,
-            registry=registry,
+            registry=metrics.registry,
             required=parts.validation.required,
         )
         at, ops_at = settings.http_address, settings.ops_address

@@ -96,13 +96,11 @@ def _drained_here(settings: Settings) -> bool:
 
 async def _drain(settings: Settings, url: str, spool: Spool, encryption: EncryptionService) -> None:
     # Imported here: the use cases and their libraries, which `spool status` should not pay for.
-    from prometheus_client import CollectorRegistry
-
     from service.replica import ServiceParts, running_replica
     from service.rpc.metrics import Metrics
 
     supervisor = Supervisor(on_death=lambda: None)
-    parts = ServiceParts(settings, url, spool, encryption, Metrics(CollectorRegistry()))
+    parts = ServiceParts(settings, url, spool, encryption, Metrics())
     async with running_replica(parts, supervisor, settings.shutdown_grace):
         supervisor.start([Component(name="drain", run=parts.drain.run)])
         await _follow(lambda: spool.size.waiting, failing=lambda: "drain" in supervisor.failing)

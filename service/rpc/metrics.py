@@ -27,7 +27,8 @@ BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 class Metrics:
     """The metrics of one process, in a registry of their own."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
         self.calls = Counter(
             "leadkeep_calls", "Calls by rpc, door and status code.", ["rpc", "door", "code"], registry=registry
         )
@@ -71,7 +72,6 @@ class Metrics:
         )
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        self._registry = registry
 
     def set_readiness(self, ready: bool, degraded: bool) -> None:
         """Show whether the service can be used, and whether all is well."""
@@ -86,7 +86,7 @@ class Metrics:
 
     def watch_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
         """Count the loop's tasks whenever somebody asks; in that loop, for a set of tasks is not safe elsewhere."""
-        Gauge("leadkeep_tasks", "Tasks of the event loop.", registry=self._registry).set_function(
+        Gauge("leadkeep_tasks", "Tasks of the event loop.", registry=self.registry).set_function(
             lambda: len(asyncio.all_tasks(loop))
         )
 
@@ -107,4 +107,4 @@ class Metrics:
             ("log_lines_lost", "Lines that could not be written to the log.", lambda: log_stream().lost),
             ("files_alarm", "1 while the daily files cannot be rendered.", lambda: float(files.alarm is not None)),
         ):
-            Gauge(f"leadkeep_{name}", meaning, registry=self._registry).set_function(value)
+            Gauge(f"leadkeep_{name}", meaning, registry=self.registry).set_function(value)

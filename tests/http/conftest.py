@@ -90,18 +90,18 @@ def readiness() -> FixedReadiness:
 
 
 @pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
+def metrics() -> Metrics:
+    return Metrics()
 
 
 @pytest.fixture
-def methods(servicer: Servicer, registry: CollectorRegistry) -> Mapping[str, Handler]:
+def methods(servicer: Servicer, metrics: Metrics) -> Mapping[str, Handler]:
     chain = standard_chain(
         verify=verify,
         explain=ConfirmationService().explain,
         database_away=lambda: False,
         unmasking=unmasking_into(),
-        metrics=Metrics(registry),
+        metrics=metrics,
         max_concurrent_calls=64,
         default_deadline=10,
         work=Work(),
@@ -146,9 +146,9 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 
 @pytest_asyncio.fixture
 async def endpoint(
-    methods: Mapping[str, Handler], readiness: FixedReadiness, registry: CollectorRegistry
+    methods: Mapping[str, Handler], readiness: FixedReadiness, metrics: Metrics
 ) -> AsyncIterator[HttpEndpoint]:
-    async with serving(methods, readiness=readiness, registry=registry) as started:
+    async with serving(methods, readiness=readiness, registry=metrics.registry) as started:
         yield started
 
 

@@ -11,20 +11,20 @@ import httpx
 import pytest
 import pytest_asyncio
 from leadkeep.v1 import lead_service_pb2 as pb
-from prometheus_client import CollectorRegistry
 
 from service.http.endpoint import HttpEndpoint
 from service.rpc.call import Handler
+from service.rpc.metrics import Metrics
 from tests.http.conftest import LEAD_ID, STORY, Servicer, connected, serving
 
 
 @pytest_asyncio.fixture(params=["LEADKEEP_HTTP_ADDRESS", "LEADKEEP_OPS_ADDRESS"])
 async def any_endpoint(
-    request: pytest.FixtureRequest, methods: Mapping[str, Handler], registry: CollectorRegistry
+    request: pytest.FixtureRequest, methods: Mapping[str, Handler], metrics: Metrics
 ) -> AsyncIterator[HttpEndpoint]:
     """The endpoint of each setting that has the paths of operators."""
     given = methods if request.param == "LEADKEEP_HTTP_ADDRESS" else None
-    async with serving(given, registry=registry) as endpoint:
+    async with serving(given, registry=metrics.registry) as endpoint:
         yield endpoint
 
 

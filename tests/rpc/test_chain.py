@@ -19,7 +19,6 @@ import pytest
 from google.protobuf.message import Message
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
-from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from service.errors import LeadkeepError, LeadNotFoundError, QueueFullError, StorageUnavailableError
@@ -319,7 +318,7 @@ def standard(work: Work | None = None, limit: int = 10, default_deadline: float 
         explain=ConfirmationService().explain,
         database_away=lambda: False,
         unmasking=unmasking_into(),
-        metrics=Metrics(CollectorRegistry()),
+        metrics=Metrics(),
         max_concurrent_calls=limit,
         default_deadline=default_deadline,
         work=work or Work(),

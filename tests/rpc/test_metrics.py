@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import asyncio
 
-from prometheus_client import CollectorRegistry
-
 from service.rpc.metrics import Metrics
 
 
 async def test_tasks_are_counted_when_somebody_asks() -> None:
-    registry = CollectorRegistry()
-    Metrics(registry).watch_tasks(asyncio.get_running_loop())
+    metrics = Metrics()
+    metrics.watch_tasks(asyncio.get_running_loop())
+    registry = metrics.registry
     before = registry.get_sample_value("leadkeep_tasks")
     assert before is not None
     waiting = asyncio.create_task(asyncio.Event().wait())

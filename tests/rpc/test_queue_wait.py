@@ -16,7 +16,6 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from leadkeep.v1 import lead_service_pb2 as pb
 from leadkeep.v1 import lead_service_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from service.errors import LeadkeepError
 from service.rpc import interceptors
@@ -116,7 +115,7 @@ def served(leads: Leads) -> dict[str, Handler]:
         explain=ConfirmationService().explain,
         database_away=lambda: False,
         unmasking=unmasking_into(),
-        metrics=Metrics(CollectorRegistry()),
+        metrics=Metrics(),
         max_concurrent_calls=10_000,
         default_deadline=10,
         work=Work(),
