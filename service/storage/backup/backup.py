@@ -195,25 +195,20 @@ def require_empty_target(url: str, manifest: Manifest) -> None:
                       has_schema_privilege(current_user, 'public', 'CREATE')""",
             {"role": APPLICATION_ROLE},
         )
-    if objects:
-        raise StartRefusedError(
-            "the target database is not empty: restore goes into a new database only. Nothing was changed"
-        )
-    if major < manifest.postgres:
-        raise StartRefusedError(
-            f"the backup is of PostgreSQL {manifest.postgres}, the target is {major}: use a server that is not older. "
-            "Nothing was changed"
-        )
-    if not role_exists and not may_make_roles:
-        raise StartRefusedError(
-            f"the role {APPLICATION_ROLE} is missing and this role may not make it: as a superuser run CREATE ROLE "
-            f"{APPLICATION_ROLE} NOLOGIN. Nothing was changed"
-        )
-    if not may_create:
-        raise StartRefusedError(
-            "this role may not create tables in the target: set LEADKEEP_ADMIN_DATABASE_URL to the database's owner. "
-            "Nothing was changed"
-        )
+    obstacles = {
+        "the target database is not empty: restore goes into a new database only": objects,
+        f"the backup is of PostgreSQL {manifest.postgres}, the target is {major}: use a server that is not older": (
+            major < manifest.postgres
+        ),
+        f"the role {APPLICATION_ROLE} is missing and this role may not make it: as a superuser run CREATE ROLE "
+        f"{APPLICATION_ROLE} NOLOGIN": not (role_exists or may_make_roles),
+        "this role may not create tables in the target: set LEADKEEP_ADMIN_DATABASE_URL to the database's owner": (
+            not may_create
+        ),
+    }
+    for why, is_there in obstacles.items():
+        if is_there:
+            raise StartRefusedError(f"{why}. Nothing was changed")
 
 
 def restore_backup(url: str, dump: IO[bytes], manifest: Manifest) -> None:
