@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from service.factories import keyring_source, validation_of
 from service.files.daily_file import DailyFileError, read_header
 from service.keys.encryption import EncryptionService
 from service.keys.keyring import Keyring, KeyState, Purpose, RootKey, create_keyring
-from service.keys.secret_file import create_secret_file, replace_secret_file
+from service.keys.secret_file import create_secret_file, replace_secret_file, takes_lock
 from service.log import configure_logging
 from service.rotation.key_service import KeyService
 from service.rotation.workers import NICE
@@ -324,10 +323,8 @@ def _keyring_to_change(settings: Settings, output: Path | None) -> Iterator[tupl
         if path is not None and path.resolve().parent.is_dir():
             folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
             ending.callback(os.close, folder)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StartRefusedError(f"another leadkeep keys command is changing {path}; let it end") from None
+            if not takes_lock(folder):
+                raise StartRefusedError(f"another leadkeep keys command is changing {path}; let it end")
         yield source.load(), write
 
 

@@ -7,6 +7,7 @@ for. A pipe without a writer would hold up whoever opens it, and a device would 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -69,6 +70,15 @@ def _draft(path: Path, content: bytes) -> Iterator[Path]:
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def takes_lock(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed, unless another process has it; whether it is ours now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sync_folder(path: Path) -> None:

