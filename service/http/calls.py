@@ -116,7 +116,9 @@ def http_handler(method: MethodDescriptor, handle: Handler, form_of: Callable[[s
     """A method of the contract as a function of the HTTP request. `form_of`: the form of a Content-Type."""
     kind = message_factory.GetMessageClass(method.input_type)
 
-    async def called(request: Request, headers: Mapping[str, str], form: Form) -> Response:
+    async def answer(request: Request) -> Response:
+        headers = joined(request.headers.items())
+        form = form_of(headers.get("content-type", ""))
         message, seconds = kind(), None
         fault: LeadkeepError | None = None
         try:
@@ -129,6 +131,8 @@ def http_handler(method: MethodDescriptor, handle: Handler, form_of: Callable[[s
             form.read(request, headers, await form.body(request, headers), message)
         except LeadValidationError as error:
             fault = fault or error
+        except HttpProblemError as problem:
+            return form.refusal(problem)
         call = Call(
             rpc=method.name,
             transport="http",
@@ -141,16 +145,10 @@ def http_handler(method: MethodDescriptor, handle: Handler, form_of: Callable[[s
             return form.answer(call, await handle(call, message))
         except LeadkeepError as error:
             return form.failure(call, error)
-        finally:
-            request.state.connection.is_proven |= call.caller is not None
-
-    async def answer(request: Request) -> Response:
-        headers = joined(request.headers.items())
-        form = form_of(headers.get("content-type", ""))
-        try:
-            return await called(request, headers, form)
         except HttpProblemError as problem:
             return form.refusal(problem)
+        finally:
+            request.state.connection.is_proven |= call.caller is not None
 
     return answer
 

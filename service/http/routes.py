@@ -137,7 +137,8 @@ class RouteForm:
         """The JSON object of the body, where the route has one."""
         if not self._route.body:
             return b""
-        if _codings(headers.get("content-encoding", "")) - {"identity"}:
+        codings = headers.get("content-encoding", "").lower().split(",")
+        if not {"", "identity"}.issuperset(map(str.strip, codings)):
             # RFC 9110, 12.5.3: the header names what would have been taken.
             detail = "send the body as it is, without Content-Encoding"
             raise HttpProblemError(415, detail, {"accept-encoding": "identity"})
@@ -190,10 +191,6 @@ def route_handler(route: Route, handle: Handler, optional: Collection[str]) -> H
 def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer in JSON."""
     return Response(body, status, {**SAFE_HEADERS, **(headers or {})}, "application/json")
-
-
-def _codings(content_encoding: str) -> set[str]:
-    return {coding.strip().lower() for coding in content_encoding.split(",")} - {""}
 
 
 def _unquoted(value: str) -> str:
