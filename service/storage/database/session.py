@@ -218,22 +218,22 @@ def connect(url: str, name: str, *, identity: UUID | None = None, **more: Any) -
     """
     connection = open_unproven(url, name, autocommit=True, **more)
     try:
-        pid = connection.info.backend_pid
-        query = proof(pid, identity=identity is not None).encode()
-        session = session_of(connection.execute(query).fetchone(), pid, identity)
+        query = proof(connection.info.backend_pid, identity=identity is not None).encode()
+        _accepted(connection, connection.execute(query).fetchone(), identity)
     except BaseException:
         connection.close()
         raise
-    if session.behind_pooler:
-        connection.prepare_threshold = None
     return connection
 
 
 async def prove(connection: Driver, identity: UUID | None) -> Session:
     """Prove a new connection. Nothing is prepared on the server behind a pooler. Raises SessionRefusedError."""
-    pid = connection.info.backend_pid
-    cursor = await connection.execute(proof(pid, identity=identity is not None).encode())
-    session = session_of(await cursor.fetchone(), pid, identity)
+    cursor = await connection.execute(proof(connection.info.backend_pid, identity=identity is not None).encode())
+    return _accepted(connection, await cursor.fetchone(), identity)
+
+
+def _accepted(connection: psycopg.Connection | Driver, row: Sequence[Any] | None, identity: UUID | None) -> Session:
+    session = session_of(row, connection.info.backend_pid, identity)
     if session.behind_pooler:
         connection.prepare_threshold = None  # a prepared statement stays with one server
     return session
