@@ -297,12 +297,7 @@ class Rekeying:
             "UPDATE lead SET {phone} = NULL, {nid} = NULL, index_epoch = (SELECT epoch FROM key_canary)"
             " WHERE id = ANY(ARRAY(SELECT id FROM lead WHERE {phone} IS NOT NULL OR {nid} IS NOT NULL LIMIT {limit}))"
         ).format(phone=phone, nid=nid, limit=sql.Literal(BATCH_ROWS))
-        try:
-            return (await self.connection.execute(query)).rowcount
-        except psycopg.Error as error:
-            if error.sqlstate not in _LOCK_FAILURES:
-                raise
-            return 1  # at least one is left
+        return await self._changed(query, if_locked=1)  # at least one is left
 
     async def _update(
         self, table: SealedTable, assigned: sql.Composable, types: Sequence[str], given: list[dict[str, Any]]
@@ -318,12 +313,16 @@ class Rekeying:
             declared=sql.SQL(", ".join([*declared, "seen text", *types])),
             same=same,
         )
+        return await self._changed(query, [json.dumps(given, default=str)], if_locked=0)
+
+    async def _changed(self, query: sql.Composed, parameters: Sequence[str] | None = None, *, if_locked: int) -> int:
+        """How many rows a statement changed; `if_locked` where a live call held one of them for too long."""
         try:
-            return (await self.connection.execute(query, [json.dumps(given, default=str)])).rowcount
+            return (await self.connection.execute(query, parameters)).rowcount
         except psycopg.Error as error:
             if error.sqlstate not in _LOCK_FAILURES:
                 raise
-            return 0
+            return if_locked
 
 
 def _columns(pair: int) -> tuple[str, str]:
