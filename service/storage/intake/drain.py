@@ -228,7 +228,12 @@ class Drain:
             if not await self._concerns_an_entry(error):
                 return DrainRound.UNREACHABLE
             if is_refused(error) and not may_concern_content(error):
-                self._hold_refused(submission.id, cause_of(error))
+                self._leave(submission.id, LONGEST_HOLD_REFUSED, refused=cause_of(error))
+                self._log.error(
+                    "a spooled submission is refused by the database and stays",
+                    id=str(submission.id),
+                    cause=cause_of(error),
+                )
                 return DrainRound.DRAINED  # what is behind it may be the same person's
             if is_refused(error):
                 await self._spool.set_aside(submission.id, f"refused by the database ({cause_of(error)})")
@@ -260,10 +265,6 @@ class Drain:
             self._outage.began(cause_of(error), since=since)
             return False
         return True
-
-    def _hold_refused(self, lead_id: UUID, cause: str) -> None:
-        self._leave(lead_id, LONGEST_HOLD_REFUSED, refused=cause)
-        self._log.error("a spooled submission is refused by the database and stays", id=str(lead_id), cause=cause)
 
     def _hold(self, lead_id: UUID, error: Exception) -> None:
         """Leave a submission where it is for a while. Raises the error when another one failed just before it."""
