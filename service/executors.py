@@ -1,12 +1,17 @@
-"""Executors: threads that the end of the process does not wait for, and worker processes of a long command."""
+"""Executors: threads that the end of the process does not wait for, and worker processes of a long command.
+
+Such a command reads, works and stores batch by batch; what is stored next is worked on meanwhile.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -14,8 +19,12 @@ from typing import Any, ParamSpec, TypeVar
 MOST_WORKERS = 4
 """Processes of a pool, at most; else as many as there are cores."""
 
+BATCHES_AHEAD = 4
+"""Batches that are worked on while one is stored: two for each of two processes."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
+Batch = TypeVar("Batch")
 
 
 class DaemonThreads(ThreadPoolExecutor):
@@ -78,3 +87,17 @@ def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
+
+
+async def worked_ahead(
+    batches: AsyncIterator[Batch], begin: Callable[[Batch], Future[T]]
+) -> AsyncIterator[tuple[Batch, T]]:
+    """Each batch with the result of the work that `begin` starts on it, in their order, some of them ahead."""
+    at_work: deque[tuple[Batch, Future[T]]] = deque()
+    async for batch in batches:
+        at_work.append((batch, begin(batch)))
+        if len(at_work) > BATCHES_AHEAD:
+            first, working = at_work.popleft()
+            yield first, await asyncio.wrap_future(working)
+    for batch, working in at_work:
+        yield batch, await asyncio.wrap_future(working)

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from service.errors import FieldUnreadableError, LeadValidationError
-from service.executors import WorkerPool
+from service.executors import WorkerPool, worked_ahead
 from service.foreign_text import parse_json
 from service.importing.own_files import opened, require_form
 from service.importing.reports import Report, Result, RowResult
@@ -40,9 +39,6 @@ from service.validation import ValidationService
 
 BATCH_ROWS = 500
 """Rows a transaction: one fsync for all of them, and at most this many are undone when it fails."""
-
-BATCHES_AHEAD = 4
-"""Batches that are worked on while one is stored: two for each of two processes."""
 
 T = TypeVar("T")
 
@@ -93,25 +89,14 @@ class Pipeline:
         report: Report,
         on_progress: Callable[[int], None],
     ) -> None:
-        in_flight: deque[tuple[list[tuple[int, T]], Future[list[Ready | RowResult]]]] = deque()
-
-        async def finish_oldest() -> None:
-            batch, future = in_flight.popleft()
-            worked = await asyncio.wrap_future(future)
+        async for batch, worked in worked_ahead(_batches(items), begin):
+            if self.stopped.is_set():
+                return
             stored = await self._stored([each for each in worked if isinstance(each, Ready)], store)
             results = {each.number: each for each in (*worked, *stored) if isinstance(each, RowResult)}
             for number, item in batch:
                 report.add(results[number], item if isinstance(item, Row) else None)
             on_progress(report.rows)
-
-        for batch in _batches(items):
-            if self.stopped.is_set():
-                return
-            in_flight.append((batch, begin(batch)))
-            if len(in_flight) > BATCHES_AHEAD:
-                await finish_oldest()
-        while in_flight and not self.stopped.is_set():
-            await finish_oldest()
 
     async def _stored(
         self, ready: Sequence[Ready], store: Callable[[Sequence[Ready]], Awaitable[list[RowResult]]]
@@ -135,7 +120,7 @@ class Pipeline:
         return await self._stored(ready[:half], store) + await self._stored(ready[half:], store)
 
 
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+async def _batches(items: Iterable[T]) -> AsyncIterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, BATCH_ROWS)):
         yield batch

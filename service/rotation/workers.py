@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 from uuid import UUID
 
 from service.errors import FieldUnreadableError
-from service.executors import WorkerPool
+from service.executors import WorkerPool, worked_ahead
 from service.keys.encryption import EncryptionService, IndexScheme
 from service.keys.keyring import Keyring
 from service.lead import scheme_text
@@ -34,9 +33,6 @@ NICE = 10
 MOST_PASSES = 20
 """Each pass works on what was changed during the one before. More than a few happen only if a replica goes on sealing
 with the old key, which the report then shows."""
-
-BATCHES_AHEAD = 4
-"""Batches that are worked on while one is stored: two for each of two processes."""
 
 Tokens = dict[str, str]
 """Tokens by their field."""
@@ -226,21 +222,22 @@ class Passes:
         A result is None when a token does not open. With `pair`, leads come with their indexes of that pair.
         """
         began, done, total = time.monotonic(), 0, await self.rekeying.count(table, where)
-        read = partial(self.rekeying.read, table, where, pair=pair)
-        pending: deque[tuple[list[Stored], Future[list[T | None]]]] = deque()
         with self._workers(total) as workers:
-            rows = await read(None)
-            while rows or pending:
-                if rows:
-                    pending.append((rows, workers.submit(_work, task, [(row.bound_to, row.tokens) for row in rows])))
-                    rows = await read(rows[-1].key)
-                if not rows or len(pending) > BATCHES_AHEAD:
-                    batch, working = pending.popleft()
-                    results = await asyncio.wrap_future(working)
-                    yield list(zip(batch, results, strict=True))
-                    done += len(batch)
-                    self.on_progress(f"{done} of {max(done, total)} {table.plural}{' checked' if pair else ''}")
-                    await pace(done, began, rate=self.rate)
+
+            def begin(rows: list[Stored]) -> Future[list[T | None]]:
+                return workers.submit(_work, task, [(row.bound_to, row.tokens) for row in rows])
+
+            async for rows, results in worked_ahead(self._rows(table, where, pair), begin):
+                yield list(zip(rows, results, strict=True))
+                done += len(rows)
+                self.on_progress(f"{done} of {max(done, total)} {table.plural}{' checked' if pair else ''}")
+                await pace(done, began, rate=self.rate)
+
+    async def _rows(self, table: SealedTable, where: RowFilter, pair: int | None) -> AsyncIterator[list[Stored]]:
+        after: tuple[Any, ...] | None = None
+        while rows := await self.rekeying.read(table, where, after, pair=pair):
+            yield rows
+            after = rows[-1].key
 
     def _workers(self, rows: int) -> Executor:
         """The processes, or a thread of this one for so few rows that processes would take longer to start."""
