@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,14 +18,11 @@ from sqlalchemy import select
 
 from service.errors import StartRefusedError
 from service.keys.encryption import EncryptionService
-from service.keys.keyring import Keyring, Purpose, create_keyring
+from service.keys.keyring import Keyring, create_keyring
 from service.lead import CustomerFields
 from service.lead_sealer import LeadSealer
-from service.rotation.key_service import KeyService
 from service.storage import models, schema
 from service.storage.database.database import Database
-from service.storage.keys.canary import confirm_canary, plan_of
-from service.storage.keys.rekeying import rekeying
 from service.storage.leads.queries import CONDITIONS
 from service.storage.leads.submissions import SubmissionStore
 from service.validation import ValidationService
@@ -35,6 +31,7 @@ from tests.harness.faults import execute, value_of
 from tests.harness.leads import somebody
 from tests.harness.postgres import TestDatabase, TestServer
 from tests.harness.running_service import RunningService
+from tests.rotation.conftest import KeyRotation
 from tests.rpc.calls import Client, refused
 
 WITH, DAMAGED, OTHER_DAMAGED, WITHOUT = (UUID(f"01890a5d-ac96-774b-bcce-b302099a806{n}") for n in "1234")
@@ -100,12 +97,6 @@ def service(before: Before, start_service: StartService) -> RunningService:
     return start_service(database_url=before.database.serve_url, settings=settings)
 
 
-@pytest.fixture
-def admin(service: RunningService) -> Iterator[Client]:
-    with service.channel() as channel:
-        yield Client(service, channel)
-
-
 def checked(service: RunningService) -> dict[str, Any]:
     """What doctor finds about the index of e-mails."""
     done = service.leadkeep_here("doctor", "--json")
@@ -147,20 +138,11 @@ def test_the_step_is_resumed_where_it_was_stopped(before: Before, service: Runni
     assert admin.call("GetLead", pb.GetLeadRequest(id=str(WITH))).lead.version == 1
 
 
-class Rotation:
+class Rotation(KeyRotation):
     """A database with one lead, its keyring, and one with another primary index key."""
 
-    def __init__(self, database: TestDatabase, connected: Database, folder: Path) -> None:
-        self.database, self.connected, self.folder = database, connected, folder
-        keyring = Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC))
-        self.first = EncryptionService(keyring)
-        self.old = keyring.primary(Purpose.INDEX)
-        added, self.new = keyring.with_new_key(Purpose.INDEX, now=datetime(2026, 2, 1, tzinfo=UTC))
-        self.rotated = EncryptionService(added.with_primary(self.new.id))
-
     async def store(self) -> None:
-        identity = VALIDATION.normaliser_identity
-        self.first.plan = plan_of(await confirm_canary(self.connected, self.first, identity), self.first)
+        await self.begin(VALIDATION.normaliser_identity)
         sealer = LeadSealer(self.first, VALIDATION, transcript_url=None)
         made = sealer.seal(WITH, details(1, email=EMAIL), created_by="bot", request_id=None)
         await SubmissionStore(self.connected).create(made)
@@ -170,31 +152,15 @@ class Rotation:
         query = select(models.lead.c.id).where(CONDITIONS["email"](indexes))
         return [row.id for row in await self.connected.rows(query)]
 
-    @asynccontextmanager
-    async def keys(self, on_progress: Callable[[str], None] = lambda _: None) -> AsyncIterator[KeyService]:
-        async with rekeying(self.database.serve_url) as tables:
-            yield KeyService(
-                database=self.connected,
-                rekeying=tables,
-                encryption=self.rotated,
-                on_wait=lambda _: None,
-                on_progress=on_progress,
-                spool=self.folder,
-                timeout=1.0,
-                rate=0.0,
-            )
-
     def key_of_index(self) -> object:
         return value_of(self.database.admin_url, "SELECT split_part(email_index, '.', 1) FROM lead")
 
 
 @pytest.fixture
-async def rotation(database: TestDatabase, tmp_path: Path) -> AsyncIterator[Rotation]:
-    connected = Database(database.serve_url)
+async def rotation(database: TestDatabase, connected: Database, tmp_path: Path) -> Rotation:
     made = Rotation(database, connected, tmp_path)
     await made.store()
-    yield made
-    await connected.close()
+    return made
 
 
 async def test_a_reindex_replaces_the_index_of_every_email_and_the_old_key_can_be_retired(rotation: Rotation) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         waited.seconds += seconds
 
     time = SimpleNamespace(monotonic=lambda: waited.seconds)
-    monkeypatch.setattr(key_workers, "asyncio", SimpleNamespace(sleep=sleep, wrap_future=asyncio.wrap_future))
+    monkeypatch.setattr(key_workers, "asyncio", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(key_workers, "time", time)
     monkeypatch.setattr(key_service, "time", time)
     monkeypatch.setattr(storage_rekeying, "BATCH_ROWS", BATCH)

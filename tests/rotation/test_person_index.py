@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,20 +11,18 @@ import pytest
 
 from service.errors import IndexIncompleteError, StartRefusedError
 from service.factories import new_id
-from service.keys.encryption import EncryptionService
-from service.keys.keyring import Keyring, Purpose
 from service.lead import CustomerFields
 from service.lead_sealer import LeadSealer
-from service.rotation.key_service import KeyService
 from service.storage.database.database import Database
-from service.storage.keys.canary import confirm_canary, plan_of, read_key_state
-from service.storage.keys.rekeying import BATCH_ROWS, rekeying
+from service.storage.keys.canary import plan_of, read_key_state
+from service.storage.keys.rekeying import BATCH_ROWS
 from service.storage.leads.persons import Persons
 from service.storage.leads.submissions import SubmissionStore
 from service.validation import ValidationService
 from service.validation.nid import NidRule
 from tests.harness.faults import execute, value_of
 from tests.harness.postgres import TestDatabase
+from tests.rotation.conftest import KeyRotation
 
 LONG, SHORT = "19991234567890123", "1234567890123"
 """Two nids that are one person's under the rule BD."""
@@ -35,21 +31,14 @@ ANY, BANGLADESHI = ValidationService(), ValidationService(nid_rule=NidRule.BD)
 EMAIL = "rahima@example.com"
 
 
-class Rotation:
+class Rotation(KeyRotation):
     """A database with a lead, a resubmission and a conflict; its keyring, and one with another primary index key."""
 
-    def __init__(self, database: TestDatabase, connected: Database, folder: Path) -> None:
-        self.database, self.connected, self.folder = database, connected, folder
-        keyring = Keyring.generate(now=datetime(2026, 1, 31, tzinfo=UTC))
-        self.first = EncryptionService(keyring)
-        self.old = keyring.primary(Purpose.INDEX)
-        added, self.new = keyring.with_new_key(Purpose.INDEX, now=datetime(2026, 2, 1, tzinfo=UTC))
-        self.rotated = EncryptionService(added.with_primary(self.new.id))
-        self.kept: list[UUID] = []
+    kept: list[UUID]
 
     async def store(self) -> None:
-        identity = ANY.normaliser_identity
-        self.first.plan = plan_of(await confirm_canary(self.connected, self.first, identity), self.first)
+        await self.begin(ANY.normaliser_identity)
+        self.kept = []
         store = SubmissionStore(self.connected)
         await store.create(self._submission(nid="555666777", late=False))
         for late in (False, True):
@@ -76,31 +65,15 @@ class Rotation:
         matches = await persons.find(sealer.wanted(wanted), after=None, limit=100)
         return [each.id for each in matches if each.lead is None]
 
-    @asynccontextmanager
-    async def keys(self, on_progress: Callable[[str], None] = lambda _: None) -> AsyncIterator[KeyService]:
-        async with rekeying(self.database.serve_url) as tables:
-            yield KeyService(
-                database=self.connected,
-                rekeying=tables,
-                encryption=self.rotated,
-                on_wait=lambda _: None,
-                on_progress=on_progress,
-                spool=self.folder,
-                timeout=1.0,
-                rate=0.0,
-            )
-
     def keys_of(self, table: str) -> object:
         return value_of(self.database.admin_url, f"SELECT split_part(min(phone_index), '.', 1) FROM {table}")
 
 
 @pytest.fixture
-async def rotation(database: TestDatabase, tmp_path: Path) -> AsyncIterator[Rotation]:
-    connected = Database(database.serve_url)
+async def rotation(database: TestDatabase, connected: Database, tmp_path: Path) -> Rotation:
     made = Rotation(database, connected, tmp_path)
     await made.store()
-    yield made
-    await connected.close()
+    return made
 
 
 def forget_indexes(rotation: Rotation) -> None:

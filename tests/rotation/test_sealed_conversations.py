@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,25 +107,11 @@ def before(postgres_server: TestServer, tmp_path: Path) -> Before:
 
 
 @pytest.fixture
-async def connected(database: TestDatabase) -> AsyncIterator[Database]:
-    """An empty database of this schema."""
-    opened = Database(database.serve_url)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 def service(before: Before, start_service: StartService) -> RunningService:
     """A service on that database, migrated."""
     before.migrate()
     settings = {"LEADKEEP_KEYRING": str(before.keyring)}
     return start_service(database_url=before.database.serve_url, settings=settings)
-
-
-@pytest.fixture
-def admin(service: RunningService) -> Iterator[Client]:
-    with service.channel() as channel:
-        yield Client(service, channel)
 
 
 def dump(server: TestServer, database: TestDatabase) -> bytes:
