@@ -23,6 +23,7 @@ from bench.load.plan import Load, Requests
 from bench.operations import BY_HTTP, METHODS, Operation, grpc_requests, http_requests, known_numbers
 from service.storage.postgres.embedded import EmbeddedPostgres
 from service.storage.schema import OWN_LOGIN
+from tests.harness.ports import free_port
 from tests.harness.running_service import RunningService, clean_environment
 
 KNOWN = 2000
@@ -171,7 +172,7 @@ def contender_c(_folder: Path) -> Iterator[Contender]:
     """The story's own design: see bench/peer/app.py."""
     with fresh_postgres() as postgres:
         url = empty_database(postgres, "bench")
-        port = _free_port()
+        port = free_port()
         environment = clean_environment() | {
             "DATABASE_URL": url.replace("postgresql://", "postgresql+psycopg://", 1),
             "ENCRYPTION_KEY": "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
@@ -259,12 +260,6 @@ def _process(
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from hypothesis import HealthCheck, settings
 
+from service.storage.database.database import Database
 from tests.harness.certificates import Authority
 from tests.harness.disks import NoMountError, memory_disk, tiny_disk
 from tests.harness.postgres import TestDatabase, TestServer, own_postgres
@@ -112,6 +113,14 @@ def database(postgres_server: TestServer) -> Iterator[TestDatabase]:
     made = postgres_server.fresh_database()
     yield made
     postgres_server.drop(made)
+
+
+@pytest.fixture
+async def connected(database: TestDatabase) -> AsyncIterator[Database]:
+    """The test's database, as the role of `serve`; patient, because a test's machine may be busy."""
+    opened = Database(database.serve_url, attempt_seconds=10)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture

@@ -52,14 +52,6 @@ class KeyRotation:
 
 
 @pytest.fixture
-async def connected(database: TestDatabase) -> AsyncIterator[Database]:
-    """An empty database of this schema."""
-    opened = Database(database.serve_url)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 def admin(service: RunningService) -> Iterator[Client]:
     with service.channel() as channel:
         yield Client(service, channel)

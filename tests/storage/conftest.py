@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,6 @@ from service.storage.leads.repository import LeadRepository
 from service.storage.leads.submissions import SubmissionStore
 from service.storage.spool.spool import Spool
 from service.validation import ValidationService
-from tests.harness.postgres import TestDatabase
 
 Submit = Callable[..., SealedSubmission]
 
@@ -30,14 +29,6 @@ Talk = tuple[str, tuple[str, ...]]
 """A conversation id and its blind indexes."""
 
 _numbers = count(1)
-
-
-@pytest.fixture
-async def connected(database: TestDatabase) -> AsyncIterator[Database]:
-    """The test's database, as the role of `serve`; patient, because a test's machine may be busy."""
-    opened = Database(database.serve_url, attempt_seconds=10)
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture(scope="module")
