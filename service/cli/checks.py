@@ -6,7 +6,6 @@ Exit codes: 0 nothing found; 1 it could not be checked; 3 a fault was found.
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
@@ -403,9 +402,7 @@ def _record_lines(findings: Findings, *, with_heads: bool) -> Iterator[str]:
 
 
 def _opened(heads: Path | None) -> IO[str]:
-    if heads is None:
-        return io.StringIO()
     try:
-        return heads.open(encoding="utf-8", errors="replace")
+        return (heads or Path(os.devnull)).open(encoding="utf-8", errors="replace")
     except OSError as error:
         raise StartRefusedError(f"{heads} cannot be read: {error.strerror}") from None
