@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from service.errors import LeadNotFoundError
 from service.storage.database.failures import (
     CommitNotDurableError,
+    NotStoredError,
     StorageFaultError,
     cause_of,
     is_driver_error,
@@ -187,6 +188,7 @@ def test_what_may_pass(make: Callable[[], Exception], cause: str) -> None:
 @pytest.mark.parametrize(
     "error",
     [
+        NotStoredError(),
         errors.UniqueViolation(),
         errors.InsufficientPrivilege(),
         errors.UndefinedTable(),

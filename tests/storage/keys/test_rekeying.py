@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from service.keys.encryption import EncryptionService, IndexPlan, IndexScheme
@@ -15,6 +16,7 @@ from service.keys.keyring import Keyring, Purpose
 from service.lead_sealer import LeadSealer
 from service.storage.database.database import Database
 from service.storage.intake.drain import DrainRound
+from service.storage.keys.canary import confirm_canary
 from service.storage.keys.rekeying import EVERY_ROW, LEADS, Rekeying, rekeying, sealed_otherwise
 from service.storage.leads.decision import Delayed
 from service.storage.leads.submissions import SubmissionStore
@@ -93,6 +95,27 @@ async def test_a_resealed_lead_and_its_day_are_noted_and_its_version_stays(
     await tables.replace_tokens(LEADS, [(row, {**row.tokens, "phone": rotated.seal(lead.id, "phone", "+1")})])
     assert faults.value_of(database.admin_url, "SELECT count(*) FROM lead_touch") == 1
     assert faults.value_of(database.admin_url, "SELECT version || ' ' || updated_at FROM lead") == before
+
+
+async def test_a_pair_of_indexes_is_not_called_empty_while_a_live_call_holds_a_lead(
+    tables: Rekeying,
+    store: SubmissionStore,
+    submit: Submit,
+    encryption: EncryptionService,
+    connected: Database,
+    database: TestDatabase,
+) -> None:
+    await store.create(submit())
+    await confirm_canary(connected, encryption, ValidationService().normaliser_identity)
+    in_use = "phone_index_2 = phone_index, nid_index_2 = nid_index, index_epoch = (SELECT epoch FROM key_canary)"
+    faults.execute(database.admin_url, f"UPDATE lead SET {in_use}")
+    with psycopg.connect(database.admin_url) as call:
+        call.execute("SELECT FROM lead FOR UPDATE")
+        assert await tables.clear_indexes(2) > 0
+        assert faults.value_of(database.admin_url, "SELECT count(phone_index_2) FROM lead") == 1
+
+    assert [await tables.clear_indexes(2) for _ in range(2)] == [1, 0]
+    assert faults.value_of(database.admin_url, "SELECT count(phone_index_2) FROM lead") == 0
 
 
 async def test_a_lead_of_an_old_plan_and_a_retired_key_waits_in_the_spool_and_is_drained_as_it_should_be(
