@@ -246,9 +246,11 @@ def unlogged_tables(connection: psycopg.Connection) -> list[str]:
 
 
 def _content(connection: psycopg.Connection, table: str) -> TableContent:
-    query = sql.SQL("COPY (SELECT encode(sha256(convert_to(t::text, 'UTF8')), 'hex') FROM {} t ORDER BY 1) TO STDOUT")
+    # By code points, as every database can sort: that of a restore may have another locale.
+    row = sql.SQL("""encode(sha256(convert_to(t::text, 'UTF8')), 'hex') COLLATE "C" """)
+    query = sql.SQL("COPY (SELECT {} FROM {} t ORDER BY 1) TO STDOUT")
     digest, rows = hashlib.sha256(), 0
-    with connection.cursor() as cursor, cursor.copy(query.format(sql.Identifier("public", table))) as copy:
+    with connection.cursor() as cursor, cursor.copy(query.format(row, sql.Identifier("public", table))) as copy:
         for line in copy:
             digest.update(line)
             rows += 1
