@@ -47,7 +47,7 @@ _FOREIGN_OBJECTS = """
 
 UNREACHABLE_AT_START = (
     "the database cannot be reached: see that it runs, and that LEADKEEP_DATABASE_URL (for migrate: "
-    "LEADKEEP_ADMIN_DATABASE_URL), its user and its password are right"
+    "LEADKEEP_ADMIN_DATABASE_URL), its user, its password and its certificates (sslmode, sslrootcert) are right"
 )
 
 _CONNECT_SECONDS = 10
