@@ -65,6 +65,8 @@ def serving(database: TestDatabase, folder: Path, redirections: str) -> Iterator
         try:
             yield service
         finally:
+            # Shown beside a failure.
+            print(f"it had ended with {service.process.poll()}: {service.log()[-2000:]}")  # noqa: T201
             if service.process.poll() is None:
                 service.kill()
 
