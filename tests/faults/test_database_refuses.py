@@ -4,12 +4,13 @@ delay, and nothing that was acknowledged is lost, doubled or set aside."""
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import psycopg
@@ -31,6 +32,9 @@ SECONDS = times(1, whole=60)
 SHORT = ("no INSERT on lead_touch", "no INSERT on resubmission", "a trigger raises as for content", "lead renamed")
 """The kinds of a short run; the storage tests and those of `doctor` have them all, without load."""
 
+NOTICED_WITHIN = timedelta(seconds=3)
+"""How soon `/readyz` must show it."""
+
 PUT_OFF = {"STORAGE_UNAVAILABLE", "DEADLINE_TOO_SHORT"}
 """What is answered once the database takes leads again to those who share a phone with a submission that waits: only
 the database can decide, and a minute of load takes longer to drain than a caller waits."""
@@ -50,6 +54,12 @@ class Answers:
     outcomes: Counter[str] = field(default_factory=Counter)
     put_off_at: list[datetime] = field(default_factory=list)
     """When callers were told to come again."""
+
+
+def degraded_at(service: RunningService, after: datetime) -> datetime:
+    """When the service noticed it, by its log: the callers of this test keep the test itself busy."""
+    lines = [json.loads(line) for line in service.log().splitlines() if '"event":"degraded"' in line]
+    return next(when for line in lines if (when := datetime.fromisoformat(line["timestamp"])) >= after)
 
 
 def submit_until(service: RunningService, over: Callable[[], bool], answers: Answers, caller: int) -> None:
@@ -95,7 +105,9 @@ def test_under_load_every_lead_is_taken_and_stored_once_when_it_is_mended(
         try:
             assert eventually(lambda: len(answers.acknowledged) > CALLERS, within=60)
             with refusing(service_database, REFUSALS[name]):
+                began = datetime.now(UTC)
                 assert eventually(lambda: service.readiness["degraded"] is True, within=60), service.readiness
+                assert degraded_at(service, began) - began < NOTICED_WITHIN
                 time.sleep(SECONDS)
                 mended = datetime.now(UTC)
             time.sleep(0.5)  # some go on while it is mended
