@@ -65,7 +65,8 @@ class Pgbench:
                     *(f"--file={script}", "--host", query["host"][0], "--port", query["port"][0]),
                     *("--username", self._url.username or "", self._url.path.lstrip("/")),
                 ],
-                env={**os.environ, "PGDATABASE": ""},
+                # The role gives up a lock that takes long, and pgbench ends then.
+                env={**os.environ, "PGDATABASE": "", "PGOPTIONS": "-c lock_timeout=0"},
                 capture_output=True,
                 text=True,
                 check=True,
